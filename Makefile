@@ -1,0 +1,47 @@
+# make demo: the main job, from nothing. make test: all tests but the slow proofs. make help: the rest.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+EXTRAS ?= cpu,report,dev
+
+.PHONY: help install demo test test-all check format lock wheel clean
+
+help:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/'
+
+install: $(VENV)/.installed ## set up .venv with the locked versions
+
+$(VENV)/.installed: pyproject.toml requirements.lock
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed; {sys.executable} is {v[0]}.{v[1]} (make PYTHON=python3.12 ...)")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	PIP_CONSTRAINT=requirements.lock $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
+	touch $@
+
+demo: install ## fine-tune the pre-trained vit:mini on the embedded images (about 2 minutes)
+	$(BIN)/python -m scripts.finetune
+
+test: install ## all tests but the slow proofs
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
+
+test-all: install ## all tests, slow proofs included
+	$(BIN)/python -m pytest -n 2
+
+check: install ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install ## rewrite with ruff
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: install ## compute requirements.lock anew
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/python -m uv pip compile --universal --fork-strategy fewest --python-version 3.11 --no-header --no-annotate \
+	  --extra cpu --extra report --extra dev --output-file requirements.lock --upgrade pyproject.toml
+
+wheel: install ## build a wheel into dist/
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+clean: ## remove what was built
+	rm -rf $(VENV) build dist *.egg-info

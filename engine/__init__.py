@@ -1,0 +1,25 @@
+"""Frostline's engine: fine-tuning in TensorFlow 2 under explicit control of what moves.
+
+The way through it: ``select`` resolves a filter against a model; ``TrainStep`` trains that selection
+and nothing else; a ``FreezeProof`` shows it.
+"""
+
+from engine.filters import FilterError, blocks, group, layers, parse, path
+from engine.selection import FreezeProof, Selection, select
+from engine.step import TrainStep, Window
+from engine.variables import name_variables
+
+__all__ = [
+    "FilterError",
+    "FreezeProof",
+    "Selection",
+    "TrainStep",
+    "Window",
+    "blocks",
+    "group",
+    "layers",
+    "name_variables",
+    "parse",
+    "path",
+    "select",
+]

@@ -1,0 +1,100 @@
+"""Evaluation: exact means over a part, and the norm of what the frozen part puts out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from engine import graph, losses
+from engine.losses import LossFunction
+from engine.selection import Selection
+
+
+@dataclass(frozen=True)
+class Result:
+    """Means over all examples.
+
+    Attributes:
+        loss: sum of the terms' weighted means (no regulariser).
+        metrics: name -> weighted mean.
+        per_example: metric name -> float64 [n], in the part's order.
+        frozen_output_norm: mean over examples of the L2 norm of the tensors at the frost line; None
+            where nothing frozen lies between the images and the lowest trained variable.
+    """
+
+    loss: float
+    metrics: Mapping[str, float]
+    per_example: Mapping[str, np.ndarray]
+    frozen_output_norm: float | None
+
+
+class Evaluator:
+    """Evaluates a loss function; compiled once per selection (the frost line depends on it)."""
+
+    def __init__(self, loss_fn: LossFunction) -> None:
+        self.loss_fn = loss_fn
+        self._compiled: dict[Any, Any] = {}
+
+    def __call__(self, selection: Selection, batches: Iterable[Mapping[str, Any]]) -> Result:
+        """Runs over batches in inference mode; sums in float64."""
+        terms: dict[str, np.ndarray] = {}
+        metrics: dict[str, np.ndarray] = {}
+        examples: dict[str, list[np.ndarray]] = {}
+        norm = count = 0.0
+        below = False
+        for batch in batches:
+            tensors = {name: tf.convert_to_tensor(value) for name, value in batch.items() if name != "index"}
+            function, below = self._function(selection, tensors)
+            out = function(tensors)
+            for sums, found in ((terms, out["terms"]), (metrics, out["metrics"])):
+                for name, pair in found.items():
+                    sums[name] = sums.get(name, np.zeros(2)) + np.array([float(pair[0]), float(pair[1])])
+            for name, values in out["examples"].items():
+                examples.setdefault(name, []).append(values.numpy().astype(np.float64))
+            norm += float(out["norm"])
+            count += int(next(iter(tensors.values())).shape[0])
+        return Result(
+            loss=float(sum(total / weight if weight else 0.0 for total, weight in terms.values())),
+            metrics={name: float(total / weight) if weight else 0.0 for name, (total, weight) in metrics.items()},
+            per_example={name: np.concatenate(parts) for name, parts in examples.items()},
+            frozen_output_norm=norm / count if below and count else None,
+        )
+
+    def _function(self, selection: Selection, tensors: Mapping[str, Any]) -> tuple[Any, bool]:
+        key = (selection, tuple((name, t.dtype, tuple(t.shape[1:])) for name, t in sorted(tensors.items())))
+        if key not in self._compiled:
+            below = []
+
+            def evaluate(batch: Mapping[str, Any]) -> dict[str, Any]:
+                inputs = {name: value for name, value in batch.items() if name != "seeds"}
+                loss = self.loss_fn(inputs, training=False, seeds=batch.get("seeds"))
+                norm = _frozen_output_norm(selection, batch["image"])
+                below.append(norm is not None)
+                return {
+                    "terms": losses.weighted_sums(loss.terms),
+                    "metrics": losses.weighted_sums(loss.metrics),
+                    "examples": {name: values for name, (values, _) in loss.metrics.items()},
+                    "norm": tf.zeros([], tf.float64) if norm is None else norm,
+                }
+
+            specs = {name: tf.TensorSpec([None, *t.shape[1:]], t.dtype, name=name) for name, t in tensors.items()}
+            traced = tf.function(evaluate, autograph=False).get_concrete_function(specs)
+            self._compiled[key] = (traced, below[-1])
+        return self._compiled[key]
+
+
+def _frozen_output_norm(selection: Selection, images: Any) -> Any | None:
+    """Sum over examples of the L2 norm at the frost line, in the graph that is being traced."""
+    traced = tf.compat.v1.get_default_graph()
+    hot = graph.captured_handles(traced, [e.variable for e in (*selection.trained, *selection.moving)])
+    frozen = graph.dependents(traced, graph.captured_handles(traced, [e.variable for e in selection.frozen]))
+    tensors = graph.frontier(traced, hot=hot, inputs=[images])
+    tensors = [t for t in tensors if t.op in frozen and t.shape.rank and t.shape[0] is None]
+    if not tensors:
+        return None
+    squares = [tf.reduce_sum(tf.square(tf.cast(t, tf.float64)), axis=list(range(1, t.shape.rank))) for t in tensors]
+    return tf.reduce_sum(tf.sqrt(tf.add_n(squares)))

@@ -1,0 +1,62 @@
+"""Which groups (``@kernel``, ``@norm``, ...) a variable belongs to: a question of names and layer types."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+GROUPS = {
+    "all": "every variable",
+    "none": "no variable",
+    "kernel": "weights of dense and convolution layers",
+    "bias": "additive terms: bias, *_bias, and beta of norms",
+    "norm": "variables of normalisation layers",
+    "embedding": "position embeddings, class and register tokens, look-up tables",
+    "attention": "variables of attention layers",
+    "mlp": "variables of a block's MLP",
+    "head": "the classifier: what lies under head/, or a Keras model's last layer with weights",
+    "stats": "statistics: moving mean and variance",
+}
+
+_NORM_TYPE = re.compile(r"Normalization$|(Layer|Batch|Group|Instance|RMS)_?Norm|Norm$")
+_NORM_NAME = re.compile(r"(.*_)?(norm|ln|bn|layer_?norm|batch_?norm|normali[sz]ation)\d*(_\d+)?", re.IGNORECASE)
+_KERNEL = re.compile(r"(.*_)?kernel|weights?|w", re.IGNORECASE)
+_BIAS = re.compile(r"(.*_)?bias(es)?|beta|b", re.IGNORECASE)
+_EMBEDDING = re.compile(r"(.*_)?embeddings?|pos_?embed|(class|cls|mask|dist|register|reg)_?tokens?|cls", re.IGNORECASE)
+_ATTENTION = re.compile(r"(.*_)?(attention|attn|mha)(_\d+)?", re.IGNORECASE)
+_MLP = re.compile(r"(.*_)?(mlp|ffn|feed_?forward)(_\d+)?", re.IGNORECASE)
+_HEAD = re.compile(r"head|classifier|predictions|logits", re.IGNORECASE)
+_BLOCK = re.compile(r"(?:^|/)blocks/(\d+)/")
+
+
+def of_variable(path: str, owner: Any) -> set[str]:
+    """Names of the groups of a variable, "head" and "stats" excepted: those need the whole model.
+
+    ``owner`` is the layer or module that holds the variable (None in a list of variables).
+    """
+    *parents, last = re.sub(r"#\d+$", "", path).split("/")
+    parent = parents[-1] if parents else ""
+    kind = type(owner).__name__ if owner is not None else ""
+    found = set()
+    if _NORM_TYPE.search(kind) or _NORM_NAME.fullmatch(parent):
+        found.add("norm")
+    elif _EMBEDDING.fullmatch(last) or kind.endswith("Embedding"):
+        found.add("embedding")
+    elif _KERNEL.fullmatch(last):
+        found.add("kernel")
+    if _BIAS.fullmatch(last):
+        found.add("bias")
+    if any(_ATTENTION.fullmatch(part) for part in parents):
+        found.add("attention")
+    if any(_MLP.fullmatch(part) for part in parents):
+        found.add("mlp")
+    return found
+
+
+def in_head(path: str) -> bool:
+    return _HEAD.fullmatch(path.split("/", 1)[0]) is not None
+
+
+def block_number(path: str) -> int | None:
+    match = _BLOCK.search(path)
+    return int(match.group(1)) if match else None

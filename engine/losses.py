@@ -1,0 +1,169 @@
+"""The Loss contract, and the supervised losses by name.
+
+A loss function is ``loss_fn(batch, *, training, seeds) -> Loss``. Its terms hold one value and one
+weight per example; each term is summed over a window (micro-batches, replicas) and divided once by
+its own summed weights. That makes uneven and weighted batches exact; an average of averages is not.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import tensorflow as tf
+
+from engine.errors import InputError
+from engine.filters import nearest
+from engine.variables import is_keras, name_variables
+
+LOSSES = ("softmax", "sigmoid", "mse")
+
+
+class Loss(NamedTuple):
+    """What a loss function returns.
+
+    Attributes:
+        terms: name -> (values [B], weights [B] or None for ones). The window's loss is the sum over
+            terms of sum(values * weights) / sum(weights); a term whose weights are all 0 counts 0.
+        regulariser: a scalar that enters once a window, or {variable path: scalar}, of which only
+            the selection's enter (the path "" always does); or None.
+        metrics: name -> (values [B], weights [B] or None); averaged like terms, without gradient.
+    """
+
+    terms: Mapping[str, tuple[Any, Any]]
+    regulariser: Any = None
+    metrics: Mapping[str, tuple[Any, Any]] = {}
+
+
+class LossFunction(Protocol):
+    def __call__(self, batch: Mapping[str, Any], *, training: bool, seeds: Any) -> Loss: ...
+
+
+class LossError(InputError):
+    """A loss function, or a loss by name, that breaks the contract."""
+
+
+def weighted_sums(pairs: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
+    """name -> (sum of values * weights, sum of weights), scalars in the values' dtype.
+
+    Raises:
+        LossError: values are no vector, or weights are not of their shape.
+    """
+    sums = {}
+    for name, (values, weights) in pairs.items():
+        values = tf.convert_to_tensor(values)
+        if values.shape.rank != 1:
+            raise LossError(f"term {name!r}: values have shape {values.shape}; one value per example, [B], is wanted")
+        if weights is None:
+            count = tf.cast(tf.shape(values)[0], values.dtype)
+            sums[name] = (tf.reduce_sum(values), count)
+        else:
+            weights = tf.cast(weights, values.dtype)
+            if not weights.shape.is_compatible_with(values.shape):
+                raise LossError(f"term {name!r}: weights have shape {weights.shape}, values {values.shape}")
+            sums[name] = (tf.reduce_sum(values * weights), tf.reduce_sum(weights))
+    return sums
+
+
+def regulariser_of(loss: Loss, trained: frozenset[str], dtype: Any) -> Any:
+    """The regulariser's scalar: of a mapping by path, the selection's share alone."""
+    if loss.regulariser is None:
+        return tf.zeros([], dtype)
+    if isinstance(loss.regulariser, Mapping):
+        shares = [tf.cast(value, dtype) for path, value in loss.regulariser.items() if not path or path in trained]
+        return tf.add_n(shares) if shares else tf.zeros([], dtype)
+    return tf.cast(loss.regulariser, dtype)
+
+
+def supervised(model: Any, kind: str = "softmax", *, label_smoothing: float = 0.0) -> LossFunction:
+    """A loss function for batches {"image", "label"[, "weight"]} of a classifier or regressor.
+
+    Args:
+        model: ``model(images, training=, seeds=)`` of this project, or a Keras 3 model.
+        kind: "softmax" (labels int [B], logits [B, C]), "sigmoid" (labels 0/1, int or float [B] with
+            logits [B, 1], or [B, C] multi-label) or "mse" (targets [B] or [B, C]).
+        label_smoothing: share of the target spread over all classes, 0 <= s < 1; not for "mse".
+
+    Raises:
+        LossError: unknown kind, or a smoothing outside its range.
+    """
+    if kind not in LOSSES:
+        raise LossError(f"loss={kind!r}: known losses are {', '.join(LOSSES)}{nearest(kind, list(LOSSES))}")
+    if not 0.0 <= label_smoothing < 1.0:
+        raise LossError(f"label_smoothing={label_smoothing}: it lies in [0, 1)")
+    if kind == "mse" and label_smoothing:
+        raise LossError(f"label_smoothing={label_smoothing}: the loss mse has no classes to smooth over")
+    compute: Callable[..., tuple[Any, dict[str, Any]]] = {"softmax": _softmax, "sigmoid": _sigmoid, "mse": _mse}[kind]
+    penalties = _keras_penalties(model) if is_keras(model) else {}
+
+    def loss_fn(batch: Mapping[str, Any], *, training: bool, seeds: Any) -> Loss:
+        if is_keras(model):
+            outputs = model(batch["image"], training=training)
+        else:
+            outputs = model(batch["image"], training=training, seeds=seeds)
+        values, metrics = compute(outputs, batch["label"], label_smoothing)
+        weights = batch.get("weight")
+        regulariser = {path: penalty() for path, penalty in penalties.items()}
+        if is_keras(model):
+            added = [tf.reduce_sum(value) for layer in model._flatten_layers() for value in layer._get_own_losses()]
+            regulariser |= {"": tf.add_n(added)} if added else {}
+        return Loss(
+            terms={kind: (values, weights)},
+            regulariser=regulariser or None,
+            metrics={name: (metric, weights) for name, metric in metrics.items()},
+        )
+
+    return loss_fn
+
+
+def _keras_penalties(model: Any) -> dict[str, Callable[[], Any]]:
+    """Keras weight regularisers by variable path (``model.losses`` cannot tell whose each one is)."""
+    found: dict[str, Callable[[], Any]] = {}
+    by_id = {id(entry.variable): entry.path for entry in name_variables(model)}
+    for weight in model.weights:
+        regularizer = getattr(weight, "regularizer", None)
+        if regularizer is not None and id(weight.value) in by_id:
+            found[by_id[id(weight.value)]] = functools.partial(_penalty, regularizer, weight)
+    return found
+
+
+def _penalty(regularizer: Any, weight: Any) -> Any:
+    return regularizer(weight.value)
+
+
+def _softmax(logits: Any, labels: Any, smoothing: float) -> tuple[Any, dict[str, Any]]:
+    classes = logits.shape[-1]
+    if logits.shape.rank != 2 or classes < 2:
+        raise LossError(f"loss=softmax: the model's outputs have shape {logits.shape}; [B, classes >= 2] is wanted")
+    labels = tf.cast(labels, tf.int32)
+    values = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+    if smoothing:
+        spread = -tf.reduce_mean(tf.nn.log_softmax(logits), axis=-1)
+        values = (1.0 - smoothing) * values + smoothing * spread
+    hits = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), labels)
+    return values, {"accuracy": tf.cast(hits, logits.dtype)}
+
+
+def _sigmoid(logits: Any, labels: Any, smoothing: float) -> tuple[Any, dict[str, Any]]:
+    targets = _as_columns(tf.cast(labels, logits.dtype), logits, "sigmoid")
+    smooth = targets * (1.0 - smoothing) + 0.5 * smoothing
+    values = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=smooth, logits=logits), axis=-1)
+    hits = tf.equal(logits > 0, targets > 0.5)
+    return values, {"accuracy": tf.reduce_mean(tf.cast(hits, logits.dtype), axis=-1)}
+
+
+def _mse(outputs: Any, labels: Any, smoothing: float) -> tuple[Any, dict[str, Any]]:
+    targets = _as_columns(tf.cast(labels, outputs.dtype), outputs, "mse")
+    return tf.reduce_mean(tf.square(outputs - targets), axis=-1), {}
+
+
+def _as_columns(targets: Any, outputs: Any, kind: str) -> Any:
+    if targets.shape.rank == 1:
+        targets = targets[:, None]
+    if outputs.shape.rank != 2 or targets.shape.rank != 2 or targets.shape[1] != outputs.shape[1]:
+        raise LossError(
+            f"loss={kind}: labels have shape {targets.shape}, the model's outputs {outputs.shape}; "
+            "one output per label column is wanted"
+        )
+    return targets

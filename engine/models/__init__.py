@@ -1,0 +1,5 @@
+"""Models by name: ``vit:mini``, ``vit:S/16`` and their options, ``cnn:mini``."""
+
+from engine.models.factory import Model, ModelSpecError, build
+
+__all__ = ["Model", "ModelSpecError", "build"]

@@ -1,0 +1,48 @@
+"""A small convolutional network with BatchNorm: the model on which statistics are shown.
+
+stages/N/conv/kernel, stages/N/norm/{gamma,beta,moving_mean,moving_variance}, head/{kernel,bias}
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from engine.models import layers
+
+WIDTHS = (16, 32, 64, 64)
+
+
+class Stage(tf.Module):
+    """Convolution, BatchNorm, ReLU; halves height and width when ``stride`` is 2."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, *, rng: np.random.Generator, dtype: Any) -> None:
+        super().__init__()
+        self.conv = layers.Conv(inputs, outputs, 3, stride=stride, bias=False, rng=rng, dtype=dtype)
+        self.norm = layers.BatchNorm(outputs, dtype=dtype)
+
+    def __call__(self, x: Any, *, training: bool) -> Any:
+        return tf.nn.relu(self.norm(self.conv(x), training=training))
+
+
+class CNN(tf.Module):
+    """Images [B, height, width, channels], normalised, to logits [B, classes]; any image size."""
+
+    def __init__(self, channels: int, classes: int, *, seed: int = 0, dtype: Any = tf.float32) -> None:
+        super().__init__()
+        rng = np.random.default_rng(seed)
+        widths = (channels, *WIDTHS)
+        self.stages = [
+            Stage(inputs, outputs, 1 if index == 0 else 2, rng=rng, dtype=dtype)
+            for index, (inputs, outputs) in enumerate(itertools.pairwise(widths))
+        ]
+        self.head = layers.Dense(WIDTHS[-1], classes, rng=None, dtype=dtype)
+
+    def __call__(self, images: Any, *, training: bool = False, seeds: Any = None) -> Any:
+        x = tf.cast(images, self.head.kernel.dtype)
+        for stage in self.stages:
+            x = stage(x, training=training)
+        return self.head(tf.reduce_mean(x, axis=[1, 2]))

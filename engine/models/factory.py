@@ -1,0 +1,156 @@
+"""Builds a model from its name in a flag."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from engine.data import Normalise
+from engine.errors import InputError
+from engine.filters import nearest
+from engine.models import cnn, vit
+from engine.selection import Statistics
+
+NAMES = ("vit:mini", "vit:Ti/16", "vit:S/16", "vit:B/16", "vit:L/16", "cnn:mini")
+_SHIPPED = {"vit:mini": "vit_mini_fashion5.npz"}
+
+
+class ModelSpecError(InputError):
+    """A model name or option that does not exist, or does not suit the images."""
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A network, and what one must know to train it.
+
+    Attributes:
+        name: as given.
+        network: ``network(images, training=, seeds=)`` -> logits [B, outputs].
+        outputs: how many there are.
+        normalise: what its images should be.
+        upper: filter text for "the upper part", which the default second phase trains with the head.
+        statistics: what statistics of trained layers do by default ("follow" or "frozen").
+        shipped_weights: the file that ``--weights=auto`` loads, or None.
+    """
+
+    name: str
+    network: Any
+    outputs: int
+    normalise: Normalise
+    upper: str
+    statistics: Statistics = "follow"
+    shipped_weights: pathlib.Path | None = None
+
+
+def build(
+    spec: str, *, image_shape: tuple[int, int, int], outputs: int, seed: int = 0, dtype: Any = tf.float32
+) -> Model:
+    """Builds a model with random weights (the head's are zeros).
+
+    Args:
+        spec: ``vit:SIZE[/PATCH][,option...]`` with SIZE in mini, Ti, S, B, L and options
+            ``pool=token|mean``, ``gelu=exact|tanh``, ``layer_scale[=1e-5]``, ``dropout=R``,
+            ``drop_path=R``, ``depth=N``; or ``cnn:mini``. Both take ``classes=N``.
+        image_shape: (height, width, channels).
+        outputs: outputs of the head when ``classes`` does not say.
+        seed: of the initial weights.
+        dtype: of the variables, tf.float32 or tf.float64.
+
+    Raises:
+        ModelSpecError: unknown name or option, or images that the model cannot take.
+    """
+    name, *options = [part.strip() for part in spec.split(",")]
+    family, _, size = name.partition(":")
+    chosen = _options(spec, options)
+    outputs = int(_number(spec, "classes", chosen.pop("classes"), 1, 1_000_000)) if "classes" in chosen else outputs
+    if family == "vit":
+        return _vit(spec, size, chosen, image_shape, outputs, seed, dtype)
+    if name == "cnn:mini":
+        if chosen:
+            raise ModelSpecError(f"model={spec!r}: cnn:mini has no option `{next(iter(chosen))}`; it has classes")
+        if min(image_shape[:2]) < 8:
+            raise ModelSpecError(
+                f"model={spec!r}: images of {image_shape[0]}x{image_shape[1]} are too small; 8x8 at least"
+            )
+        network = cnn.CNN(image_shape[2], outputs, seed=seed, dtype=dtype)
+        return Model(spec, network, outputs, Normalise(), upper="stages/[23]/.*")
+    raise ModelSpecError(f"model={spec!r}: known models are {', '.join(NAMES)}{nearest(name, list(NAMES))}")
+
+
+def _vit(
+    spec: str, size: str, chosen: dict[str, str], image: tuple[int, int, int], outputs: int, seed: int, dtype: Any
+) -> Model:
+    match = re.fullmatch(r"([A-Za-z]+)(?:/(\d{1,4}))?", size)
+    if match is None or match.group(1) not in vit.SIZES or (match.group(1) != "mini" and match.group(2) is None):
+        raise ModelSpecError(
+            f"model={spec!r}: a ViT is vit:mini or vit:SIZE/PATCH with SIZE one of Ti, S, B, L"
+            + nearest(f"vit:{size}", list(NAMES))
+        )
+    width, depth, heads = vit.SIZES[match.group(1)]
+    patch = int(match.group(2) or 4)
+    if patch < 1 or image[0] % patch or image[1] % patch:
+        raise ModelSpecError(
+            f"model={spec!r}: images of {image[0]}x{image[1]} do not divide into patches of {patch}x{patch}"
+        )
+    settings: dict[str, Any] = {}
+    for option, value in chosen.items():
+        if option == "pool" and value in ("token", "mean"):
+            settings["pool"] = value
+        elif option == "gelu" and value in ("exact", "tanh"):
+            settings["gelu"] = value
+        elif option == "layer_scale":
+            settings["layer_scale"] = _number(spec, option, value or "1e-5", 0.0, 1e6)
+        elif option in ("dropout", "drop_path"):
+            settings[option] = _number(spec, option, value, 0.0, 0.99)
+        elif option == "depth":
+            depth = int(_number(spec, option, value, 1, 1000))
+        else:
+            known = [
+                "pool=token",
+                "pool=mean",
+                "gelu=exact",
+                "gelu=tanh",
+                "layer_scale",
+                "dropout=R",
+                "drop_path=R",
+                "depth=N",
+                "classes=N",
+            ]
+            written = f"{option}={value}" if value else option
+            raise ModelSpecError(
+                f"model={spec!r}: `{written}` is no option of a ViT; options: {', '.join(known)}{nearest(written, known)}"
+            )
+    config = vit.Config(width=width, depth=depth, heads=heads, patch=patch, image=image, classes=outputs, **settings)
+    shipped = _SHIPPED.get(f"vit:{size}")
+    return Model(
+        spec,
+        vit.ViT(config, seed=seed, dtype=dtype),
+        outputs,
+        Normalise(),
+        upper=f"@blocks[-{min(2, depth)}:]",
+        shipped_weights=pathlib.Path(__file__).parent / "weights" / shipped if shipped else None,
+    )
+
+
+def _options(spec: str, options: list[str]) -> dict[str, str]:
+    chosen: dict[str, str] = {}
+    for option in options:
+        key, _, value = option.partition("=")
+        if key in chosen:
+            raise ModelSpecError(f"model={spec!r}: `{key}` is given twice")
+        chosen[key] = value
+    return chosen
+
+
+def _number(spec: str, option: str, text: str, low: float, high: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:
+        raise ModelSpecError(f"model={spec!r}: {option}={text!r} is no number from {low:g} to {high:g}")
+    return value

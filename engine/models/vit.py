@@ -1,0 +1,179 @@
+"""Vision Transformer (arXiv:2010.11929) as tf.Module with explicit variable paths.
+
+patch/{kernel,bias}, class_token, position_embedding,
+blocks/N/{norm1,norm2}/{gamma,beta}, blocks/N/attention/{query,key,value,out}/{kernel,bias},
+blocks/N/mlp/{up,down}/{kernel,bias}, [blocks/N/{scale1,scale2},] norm/{gamma,beta}, head/{kernel,bias}
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from engine.models import layers
+
+# width, depth, heads, patch; sizes of the paper, "Ti" and "S" as in DeiT (arXiv:2012.12877)
+SIZES = {
+    "mini": (96, 6, 3),
+    "Ti": (192, 12, 3),
+    "S": (384, 12, 6),
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Shape and options of a ViT.
+
+    Attributes:
+        width, depth, heads: features of a token, blocks, attention heads.
+        patch: side of a patch in pixels.
+        image: (height, width, channels), height and width multiples of ``patch``.
+        classes: outputs of the head.
+        pool: "token" (class token) or "mean" (mean of the patch tokens, no class token).
+        gelu: "exact" (erf) or "tanh".
+        layer_scale: initial LayerScale (arXiv:2103.17239), or None for none.
+        dropout: rate after the embedding, attention output and MLP layers, in training.
+        drop_path: rate of the last block's branches; lower blocks have proportionally less.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    patch: int
+    image: tuple[int, int, int]
+    classes: int
+    pool: str = "token"
+    gelu: str = "exact"
+    layer_scale: float | None = None
+    dropout: float = 0.0
+    drop_path: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        height, width, _ = self.image
+        return (height // self.patch) * (width // self.patch) + (self.pool == "token")
+
+
+class ViT(tf.Module):
+    """Images [B, height, width, channels], normalised, to logits [B, classes]."""
+
+    def __init__(self, config: Config, *, seed: int = 0, dtype: Any = tf.float32) -> None:
+        super().__init__()
+        rng = np.random.default_rng(seed)
+        self.config = config
+        width, channels = config.width, config.image[2]
+        self.patch = layers.Dense(config.patch * config.patch * channels, width, rng=rng, dtype=dtype)
+        if config.pool == "token":
+            self.class_token = tf.Variable(tf.zeros([1, 1, width], dtype), name="class_token")
+        self.position_embedding = tf.Variable(
+            tf.cast(layers.truncated_normal(rng, (1, config.tokens, width), 0.02), dtype), name="position_embedding"
+        )
+        self.blocks = [Block(config, index, rng=rng, dtype=dtype) for index in range(config.depth)]
+        self.norm = layers.LayerNorm(width, dtype=dtype)
+        self.head = layers.Dense(width, config.classes, rng=None, dtype=dtype)
+
+    def __call__(self, images: Any, *, training: bool = False, seeds: Any = None) -> Any:
+        """Logits. ``seeds`` (int32 [B, 2]) are needed in training with dropout or drop path."""
+        x = self.features(images, training=training, seeds=seeds)
+        return self.head(x[:, 0] if self.config.pool == "token" else tf.reduce_mean(x, axis=1))
+
+    def features(self, images: Any, *, training: bool = False, seeds: Any = None) -> Any:
+        """Tokens after the last norm: [B, tokens, width], the class token first where there is one."""
+        config = self.config
+        if training and seeds is None and (config.dropout or config.drop_path):
+            raise ValueError("seeds=None: dropout and drop path in training draw from per-example seeds [B, 2]")
+        x = self.patch(_patches(tf.cast(images, self.patch.kernel.dtype), config))
+        if config.pool == "token":
+            token = tf.broadcast_to(self.class_token, [tf.shape(x)[0], 1, config.width])
+            x = tf.concat([token, x], axis=1)
+        x = x + self.position_embedding
+        if training and config.dropout:
+            x = layers.dropout(x, config.dropout, seeds=seeds, site=0)
+        for block in self.blocks:
+            x = block(x, training=training, seeds=seeds)
+        return self.norm(x)
+
+
+class Block(tf.Module):
+    """Pre-norm transformer block on tokens [B, N, width]."""
+
+    def __init__(self, config: Config, index: int, *, rng: np.random.Generator, dtype: Any) -> None:
+        super().__init__()
+        width = config.width
+        self.index = index
+        self.dropout_rate = config.dropout
+        self.drop_path_rate = config.drop_path * index / max(1, config.depth - 1)
+        self.norm1 = layers.LayerNorm(width, dtype=dtype)
+        self.attention = Attention(width, config.heads, rng=rng, dtype=dtype)
+        self.norm2 = layers.LayerNorm(width, dtype=dtype)
+        self.mlp = Mlp(width, 4 * width, gelu=config.gelu, rng=rng, dtype=dtype)
+        self.scale1 = self.scale2 = None
+        if config.layer_scale is not None:
+            self.scale1 = tf.Variable(tf.fill([width], tf.cast(config.layer_scale, dtype)), name="scale1")
+            self.scale2 = tf.Variable(tf.fill([width], tf.cast(config.layer_scale, dtype)), name="scale2")
+
+    def __call__(self, x: Any, *, training: bool, seeds: Any) -> Any:
+        x = x + self._branch(self.attention(self.norm1(x)), self.scale1, 0, training=training, seeds=seeds)
+        return x + self._branch(self.mlp(self.norm2(x)), self.scale2, 1, training=training, seeds=seeds)
+
+    def _branch(self, y: Any, scale: Any, which: int, *, training: bool, seeds: Any) -> Any:
+        site = 4 * self.index + 2 * which + 1  # site 0 is the embedding's dropout
+        if training and self.dropout_rate:
+            y = layers.dropout(y, self.dropout_rate, seeds=seeds, site=site)
+        if scale is not None:
+            y = y * scale
+        if training and self.drop_path_rate:
+            y = layers.drop_path(y, self.drop_path_rate, seeds=seeds, site=site + 1)
+        return y
+
+
+class Attention(tf.Module):
+    """Multi-head self-attention on tokens [B, N, width]."""
+
+    def __init__(self, width: int, heads: int, *, rng: np.random.Generator, dtype: Any) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = layers.Dense(width, width, rng=rng, dtype=dtype)
+        self.key = layers.Dense(width, width, rng=rng, dtype=dtype)
+        self.value = layers.Dense(width, width, rng=rng, dtype=dtype)
+        self.out = layers.Dense(width, width, rng=rng, dtype=dtype)
+
+    def __call__(self, x: Any) -> Any:
+        tokens, width = x.shape[1:]
+        size = width // self.heads
+        split = [-1, tokens, self.heads, size]
+        query = tf.transpose(tf.reshape(self.query(x), split), [0, 2, 1, 3])
+        key = tf.transpose(tf.reshape(self.key(x), split), [0, 2, 1, 3])
+        value = tf.transpose(tf.reshape(self.value(x), split), [0, 2, 1, 3])
+        query = query * tf.cast(1.0 / math.sqrt(size), query.dtype)
+        weights = tf.nn.softmax(tf.matmul(query, key, transpose_b=True), axis=-1)
+        mixed = tf.transpose(tf.matmul(weights, value), [0, 2, 1, 3])
+        return self.out(tf.reshape(mixed, [-1, tokens, width]))
+
+
+class Mlp(tf.Module):
+    """Two dense layers with GELU between, on tokens [B, N, width]."""
+
+    def __init__(self, width: int, hidden: int, *, gelu: str, rng: np.random.Generator, dtype: Any) -> None:
+        super().__init__()
+        self.approximate = gelu == "tanh"
+        self.up = layers.Dense(width, hidden, rng=rng, dtype=dtype)
+        self.down = layers.Dense(hidden, width, rng=rng, dtype=dtype)
+
+    def __call__(self, x: Any) -> Any:
+        return self.down(tf.nn.gelu(self.up(x), approximate=self.approximate))
+
+
+def _patches(images: Any, config: Config) -> Any:
+    """[B, height, width, channels] to [B, patches, patch * patch * channels], row by row."""
+    height, width, channels = config.image
+    rows, columns, side = height // config.patch, width // config.patch, config.patch
+    x = tf.reshape(images, [-1, rows, side, columns, side, channels])
+    x = tf.transpose(x, [0, 1, 3, 2, 4, 5])
+    return tf.reshape(x, [-1, rows * columns, side * side * channels])

@@ -1,0 +1,5 @@
+"""Weights from files into models, with a ledger of what came from where."""
+
+from engine.porting.load import Ledger, PortError, load_npz
+
+__all__ = ["Ledger", "PortError", "load_npz"]

@@ -1,0 +1,301 @@
+"""The run directory: the files of a run, kept up while it goes, as an action of the loop."""
+
+from __future__ import annotations
+
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from engine import checkpoint, graph, phases, report
+from engine.checkpoint import Checkpoint
+from engine.errors import InputError
+from engine.loop import Event, Outcome, Stage, State
+from engine.phases import Monitor
+from engine.step import TrainStep
+from engine.variables import ModelVariables
+
+_OURS = ("run.json", "metrics.jsonl", "checkpoints", "trained.npz", "curves.png", "tensorboard")
+
+
+class RunDirError(InputError):
+    """A folder that cannot be a run's, or a resume that contradicts it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keeping:
+    """What is written how often.
+
+    Attributes:
+        log_every: windows between lines of kind=train.
+        checkpoint_every: windows between checkpoints; phases end with one in any case.
+        keep: how many numbered checkpoints stay.
+        keep_best: also keep ``checkpoints/best.npz``, the best by evaluation.
+        histograms: of trained variables, at each evaluation, for TensorBoard.
+    """
+
+    log_every: int
+    checkpoint_every: int
+    keep: int = 2
+    keep_best: bool = False
+    histograms: bool = False
+
+
+def find_resumable(out: pathlib.Path, *, resume: bool, settings: Mapping[str, Any], warn: Any) -> Checkpoint | None:
+    """The checkpoint to go on from; None for a new run.
+
+    Raises:
+        RunDirError: the folder holds a run and ``resume`` is False; or a setting differs from the
+            checkpoint's (all such are listed); or the folder is a file.
+        CheckpointError: all checkpoints are damaged.
+    """
+    if out.exists() and not out.is_dir():
+        raise RunDirError(f"out={out}: it is a file; a folder is wanted")
+    held = [name for name in _OURS if (out / name).exists()]
+    if held and not resume:
+        raise RunDirError(
+            f"out={out}: it holds a run ({', '.join(held)}); go on with --resume, or choose another folder"
+        )
+    found = checkpoint.newest(out / "checkpoints", warn=warn) if resume else None
+    if found is None:
+        return None
+    saved = found.state["settings"]
+    differing = [
+        f"  --{key}: {saved.get(key)!r} in the checkpoint, {settings.get(key)!r} now"
+        for key in dict.fromkeys((*saved, *settings))
+        if saved.get(key) != settings.get(key)
+    ]
+    if differing:
+        raise RunDirError(f"resume={out}: flags contradict the checkpoint {found.path.name}:\n" + "\n".join(differing))
+    return found
+
+
+class RunDir:
+    """Writes a run's files; give ``action`` to the loop and call ``finish`` at the end.
+
+    Args:
+        out: the folder; made when missing.
+        step: its slots go into checkpoints.
+        variables: all of the model's.
+        settings: what a resume must not contradict; kept in each checkpoint.
+        keeping: what is written how often.
+        monitor: what "best" means.
+        from_step: windows trained before (a resume); later lines of metrics.jsonl are dropped.
+        say: called with a line when something is left out.
+    """
+
+    def __init__(
+        self,
+        out: pathlib.Path,
+        *,
+        step: TrainStep,
+        variables: ModelVariables,
+        settings: Mapping[str, Any],
+        keeping: Keeping,
+        monitor: Monitor,
+        from_step: int = 0,
+        say: Any = print,
+    ) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self.out = out
+        self._step = step
+        self._variables = variables
+        self._settings = dict(settings)
+        self._keeping = keeping
+        self._monitor = monitor
+        self._say = say
+        self._began = time.perf_counter()
+        self._metrics = report.Metrics(out / "metrics.jsonl", keep_to_step=from_step)
+        self._board = self._tensorboard()
+        self._seconds: list[float] = []
+        self._examples = 0
+        self._first: float | None = None
+        self._traces = step.traces
+        self._activations = 0
+        self._slot_bytes = 0
+        self._saved = -1
+
+    def action(self, event: Event) -> None:
+        """Takes part in the loop."""
+        if event.kind == "window":
+            self._window(event)
+        elif event.kind == "evaluation":
+            self._add(report.eval_row(event.state.evaluations[-1]))
+            if self._board is not None:
+                self._board.add_histograms(event.stage.selection, event.state.step)
+            if self._keeping.keep_best and self._is_best(event.state):
+                self._save(event.state, name="best.npz")
+        elif event.kind == "checkpoint":
+            due = event.force or event.state.step % self._keeping.checkpoint_every == 0
+            if due and event.state.step != self._saved:
+                self._save(event.state)
+                checkpoint.prune(self.out / "checkpoints", self._keeping.keep)
+
+    def _window(self, event: Event) -> None:
+        if self._step.traces != self._traces:  # the window's time was tracing
+            self._traces = self._step.traces
+            self._first = event.seconds if self._first is None else self._first
+        else:
+            self._seconds.append(event.seconds)
+            self._examples += event.examples
+        self._slot_bytes = max(self._slot_bytes, self._step.slots.bytes())
+        if event.state.step % self._keeping.log_every == 0:
+            self._add(report.train_row(event))
+
+    def _add(self, row: Mapping[str, Any]) -> None:
+        self._metrics.add(row)
+        if self._board is not None:
+            self._board.add(row)
+
+    def _is_best(self, state: State) -> bool:
+        best = phases.best(state.evaluations, self._monitor)
+        return best is not None and best.step == state.evaluations[-1].step
+
+    def _save(self, state: State, *, name: str | None = None) -> None:
+        checkpoint.save(
+            self.out / "checkpoints",
+            state.step,
+            variables=self._variables,
+            slots=self._step.slots.state(),
+            state={"settings": self._settings, "loop": state.to_json(), "windows": self._step.windows},
+            name=name,
+        )
+        if name is None:
+            self._saved = state.step
+
+    def _tensorboard(self) -> report.TensorBoard | None:
+        try:
+            import tensorboard  # noqa: F401  (tf.summary needs it)
+        except ImportError:
+            self._say("tensorboard/ is not written: the package tensorboard is missing (extra `report`)")
+            return None
+        return report.TensorBoard(self.out / "tensorboard", histograms=self._keeping.histograms)
+
+    def finish(
+        self,
+        outcome: Outcome,
+        *,
+        stages: Sequence[Stage],
+        per_epoch: int,
+        batch_size: int,
+        batch: Mapping[str, Any] | None,
+        facts: Mapping[str, Any],
+        final: Mapping[str, Any],
+        code: int,
+        reason: str,
+    ) -> dict[str, Any]:
+        """Writes trained.npz, curves.png and run.json; returns run.json's content.
+
+        Args:
+            outcome: how the loop ended.
+            stages, per_epoch, batch_size: what the loop ran.
+            batch: any batch, to look at the traced step; None skips the activations' size.
+            facts: ``flags``, ``versions``, ``model``, ``data``.
+            final: results that run.json's ``final`` adds.
+            code, reason: of ``exit``.
+        """
+        rows = self._phase_rows(outcome, stages, per_epoch)
+        begun = [stage for stage, _ in zip(stages, rows, strict=False)]
+        report.write_trained(self.out / "trained.npz", self._variables, [s.selection for s in begun])
+        self._draw(rows)
+        if self._board is not None:
+            self._board.close()
+        train = [row for row in self._metrics.rows if row["kind"] == "train"]
+        last = outcome.state.evaluations[-1] if outcome.state.evaluations else None
+        run = {
+            **facts,
+            "phases": rows,
+            "steps": outcome.state.step,
+            "final": {
+                "train_loss": train[-1]["loss"] if train else None,
+                "eval_loss": last.loss if last else None,
+                "eval_accuracy": last.accuracy if last else None,
+                **final,
+            },
+            "freeze_proof": {
+                "verified": all(row["freeze_proof"]["verified"] for row in rows),
+                "variables": max((row["freeze_proof"]["variables"] for row in rows), default=0),
+                "changed": sorted({path for row in rows for path in row["freeze_proof"]["changed"]}),
+            },
+            "timing": report.timing(time.perf_counter() - self._began, self._first, self._seconds, self._examples),
+            "memory": self._memory(begun, batch_size, batch),
+            "cache": {"used": False, "cut": [], "bytes": 0, "reason": "this version trains uncached"},
+            "skipped_windows": 0,
+            "exit": {"code": code, "reason": reason},
+        }
+        report.write_run(self.out / "run.json", run)
+        return run
+
+    def _phase_rows(self, outcome: Outcome, stages: Sequence[Stage], per_epoch: int) -> list[dict[str, Any]]:
+        state = outcome.state
+        where = phases.locate([s.phase for s in stages], per_epoch, state.step, state.evaluations, self._monitor)
+        rows: list[dict[str, Any]] = []
+        start = 0
+        for number, stage in enumerate(stages):
+            if number < len(where.ended):
+                stop, reason = where.ended[number]
+            elif number == where.phase and (state.proof is not None or number < len(state.proven)):
+                stop, reason = state.step, outcome.reason
+            else:
+                break
+            if number < len(state.proven):
+                changed = state.proven[number]
+            else:
+                changed = state.proof.changed(stage.selection) if state.proof is not None else []
+            rows.append(
+                report.phase_row(
+                    stage.selection,
+                    name=stage.phase.name,
+                    from_step=start,
+                    to_step=stop,
+                    reason=reason,
+                    changed=changed,
+                )
+            )
+            start = stop
+        return rows
+
+    def _draw(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        try:
+            report.draw_curves(
+                self.out / "curves.png", self._metrics.rows, [(row["name"], row["from_step"]) for row in rows]
+            )
+        except ImportError:
+            self._say("curves.png is not drawn: the package matplotlib is missing (extra `report`)")
+
+    def _memory(self, begun: Sequence[Stage], batch_size: int, batch: Mapping[str, Any] | None) -> dict[str, Any]:
+        trained = max((sum(e.bytes for e in s.selection.trained) for s in begun), default=0)
+        kept = 0
+        if batch is not None:
+            for stage in begun:
+                traced = self._step.concrete(stage.selection, batch, optimizer=stage.optimizer)
+                kept = max(kept, graph.saved_bytes(traced.graph, batch_size))
+        return {
+            "forecast_bytes": {
+                "weights": sum(entry.bytes for entry in self._variables),
+                "slots": trained * max((len(s.optimizer.slots) for s in begun), default=0),
+                "accumulators": 0,
+                "gradients": trained,
+                "activations": kept,
+            },
+            "slot_bytes": self._slot_bytes,
+            "peak_rss_bytes": report.peak_rss_bytes(),
+        }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a run's bits."""
+    import platform
+
+    import keras
+    import numpy
+
+    return {
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "numpy": numpy.__version__,
+    }

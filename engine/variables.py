@@ -1,0 +1,351 @@
+"""One naming of a model's variables: the only place that turns a model into variable paths.
+
+A path is the attribute path of a ``tf.Module`` (``blocks/10/mlp/up/kernel``), the layer names of
+a Keras 3 model from below the root to the layer and then the variable's own name
+(``mobilenetv2_1.00_96/Conv1/kernel``), or the name of a variable in a plain list. A variable that
+is reached twice is listed once: the first path is its path, later ones are aliases.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import tensorflow as tf
+
+from engine import groups
+from engine.errors import InputError
+
+Kind = Literal["weight", "statistic", "constant"]
+
+
+class ModelError(InputError):
+    """The object given is no model whose variables can be named."""
+
+
+@dataclass(frozen=True, eq=False)
+class NamedVariable:
+    """One variable of a model, and all that a filter may ask about it.
+
+    Attributes:
+        path: its first path in the model, the name used in files and filters.
+        aliases: further paths of the same variable (shared layers); filters match them too.
+        variable: the ``tf.Variable`` itself (of a Keras variable: its value).
+        kind: "weight" may be trained; "statistic" follows its layer (BatchNorm moments);
+            "constant" is never trained (integers, ``trainable=False`` at its making).
+        layer: path of the layer that owns it, "" when it stands alone.
+        groups: names of the groups it belongs to, such as "kernel" or "norm".
+        block: (index, number of blocks) when it lies in one of a ViT's blocks.
+        layers: (model name, index, number of layers) for every Keras model it lies in; the
+            name "" stands for the model that ``@layers`` without a name means.
+    """
+
+    path: str
+    aliases: tuple[str, ...]
+    variable: Any
+    kind: Kind
+    layer: str
+    groups: frozenset[str]
+    block: tuple[int, int] | None
+    layers: tuple[tuple[str, int, int], ...]
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return int(self.variable.shape.num_elements())
+
+    @property
+    def bytes(self) -> int:
+        return self.size * int(self.variable.dtype.size)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return (self.path, *self.aliases)
+
+
+@dataclass(frozen=True, eq=False)
+class StatisticsLayer:
+    """A layer that keeps statistics. ``switch`` is the attribute that puts it in inference mode."""
+
+    path: str
+    layer: Any
+    switch: Literal["trainable", "update_statistics"]
+
+
+@dataclass(frozen=True, eq=False)
+class ModelVariables:
+    """Every variable of a model, in model order, each once.
+
+    Attributes:
+        entries: the named variables.
+        statistics_layers: the layers whose statistics can be switched to inference mode.
+        generators: states of Keras seed generators by path. They are no weights: no filter sees
+            them, but a checkpoint needs them.
+    """
+
+    entries: tuple[NamedVariable, ...]
+    statistics_layers: tuple[StatisticsLayer, ...]
+    generators: Mapping[str, Any]
+
+    def __iter__(self) -> Iterator[NamedVariable]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters, statistics included."""
+        return sum(entry.size for entry in self.entries)
+
+    def by_path(self) -> dict[str, NamedVariable]:
+        return {entry.path: entry for entry in self.entries}
+
+
+class _Found(NamedTuple):
+    """One variable as the walk meets it."""
+
+    path: str
+    variable: Any
+    kind: Kind
+    owner: Any
+    layer: str
+    layers: tuple[tuple[int, int, int], ...]  # (id of the Keras model, index, number of layers)
+
+
+def is_keras(obj: Any) -> bool:
+    """True for a Keras 3 layer or model. Never imports Keras: a Keras object has done that."""
+    keras = sys.modules.get("keras")
+    return keras is not None and isinstance(obj, getattr(keras, "Layer", ()))
+
+
+def name_variables(model: Any) -> ModelVariables:
+    """Names every variable of a ``tf.Module``, a Keras 3 model or layer, or a list of variables.
+
+    Raises:
+        ModelError: the object is none of these, or holds no variable yet (an unbuilt Keras model).
+    """
+    if isinstance(model, ModelVariables):
+        return model
+    walk = _Walk()
+    if is_keras(model):
+        walk.keras_root(model, "")
+    elif isinstance(model, tf.Module):
+        walk.module(model, "", ())
+    elif isinstance(model, Mapping):
+        for key, value in model.items():
+            walk.add(str(key), _raw(value, f"model[{key!r}]"), _module_kind(None, "", value), None, "", ())
+    elif isinstance(model, Sequence) and not isinstance(model, str):
+        for position, value in enumerate(model):
+            raw = _raw(value, f"model[{position}]")
+            name = getattr(value, "path", None) or raw.name
+            walk.add(name.removesuffix(":0"), raw, _module_kind(None, "", value), None, "", ())
+    else:
+        raise ModelError(
+            f"model={type(model).__name__}: variables can be named of a tf.Module, a Keras 3 model, "
+            "or a list or dict of variables"
+        )
+    if not walk.found:
+        raise ModelError(
+            f"model={type(model).__name__}: it holds no variable; call it once on an input "
+            "(or model.build) so that its variables exist"
+        )
+    return _finish(walk, model)
+
+
+def _raw(value: Any, what: str) -> Any:
+    """The ``tf.Variable`` behind a variable of TensorFlow or of Keras."""
+    if isinstance(value, tf.Variable):
+        return value
+    keras = sys.modules.get("keras")
+    if keras is not None and isinstance(value, keras.Variable):
+        return value.value
+    raise ModelError(f"{what}={type(value).__name__}: a variable is wanted here")
+
+
+def _module_kind(owner: Any, attribute: str, variable: Any) -> Kind:
+    """A tf.Module names its statistics in a class attribute ``statistics``."""
+    if attribute in getattr(owner, "statistics", ()):
+        return "statistic"
+    if not tf.as_dtype(variable.dtype).is_floating or not variable.trainable:
+        return "constant"
+    return "weight"
+
+
+class _Walk:
+    """Collects variables in model order. ``stack`` holds the objects on the way, against cycles."""
+
+    def __init__(self) -> None:
+        self.found: list[_Found] = []
+        self.statistics_layers: dict[int, StatisticsLayer] = {}
+        self.generators: dict[str, Any] = {}
+        self.models: list[tuple[str, Any]] = []
+        self._used: dict[str, int] = {}
+        self._seen: dict[tuple[str, int], str] = {}
+        self._stack: set[int] = set()
+        self._names: dict[int, str] = {}
+
+    def add(self, path: str, variable: Any, kind: Kind, owner: Any, layer: str, layers: tuple[Any, ...]) -> None:
+        if (path, id(variable)) in self._seen:
+            return
+        count = self._used.get(path, 0) + 1
+        self._used[path] = count
+        unique = path if count == 1 else f"{path}#{count}"
+        self._seen[(path, id(variable))] = unique
+        self.found.append(_Found(unique, variable, kind, owner, layer, layers))
+
+    def module(self, module: tf.Module, path: str, layers: tuple[Any, ...]) -> None:
+        ignored = type(module)._TF_MODULE_IGNORED_PROPERTIES  # what tf.Module itself skips
+        for name, value in vars(module).items():
+            if name in ignored or name.startswith("_self_"):
+                continue
+            self.value(value, _join(path, name), module, name, path, layers)
+        if getattr(module, "statistics", ()) and hasattr(module, "update_statistics"):
+            self.statistics_layers[id(module)] = StatisticsLayer(path, module, "update_statistics")
+
+    def value(self, value: Any, path: str, owner: Any, name: str, layer: str, layers: tuple[Any, ...]) -> None:
+        if isinstance(value, tf.Variable):
+            self.add(path, value, _module_kind(owner, name, value), owner, layer, layers)
+            return
+        if id(value) in self._stack:
+            return
+        self._stack.add(id(value))
+        if is_keras(value):
+            self.keras_root(value, path)
+        elif isinstance(value, tf.Module):
+            self.module(value, path, layers)
+        elif isinstance(value, Mapping):
+            for key, item in value.items():
+                self.value(item, _join(path, str(key)), owner, name, layer, layers)
+        elif isinstance(value, (list, tuple)):
+            for index, item in enumerate(value):
+                self.value(item, _join(path, str(index)), owner, name, layer, layers)
+        self._stack.discard(id(value))
+
+    def keras_root(self, root: Any, path: str) -> None:
+        self._names.update(_stable_names(root))
+        self.models.append((path or root.name, root))
+        self.keras_layer(root, path, ())
+
+    def keras_layer(self, layer: Any, path: str, layers: tuple[Any, ...]) -> None:
+        import keras
+
+        within: dict[int, tuple[Any, ...]] = {}
+        if isinstance(layer, keras.Model):
+            children = list(layer.layers)
+            name = self._names.get(id(layer), layer.name)
+            if id(layer) not in {id(model) for _, model in self.models}:
+                self.models.append((name, layer))
+            for index, child in enumerate(children):
+                within[id(child)] = (*layers, (id(layer), index, len(children)))
+        weights, others = layer._trainable_variables, layer._non_trainable_variables
+        for names, kinds in ((weights, "weight"), (others, "statistic")):
+            for own, variable in zip(_variable_names(names), names, strict=True):
+                raw = _raw(variable, own)
+                kind: Kind = kinds if tf.as_dtype(raw.dtype).is_floating else "constant"  # type: ignore[assignment]
+                self.add(_join(path, own), raw, kind, layer, path, layers)
+                if kind == "statistic":
+                    self.statistics_layers.setdefault(id(layer), StatisticsLayer(path, layer, "trainable"))
+        for number, generator in enumerate(getattr(layer, "_seed_generators", ())):
+            self.generators.setdefault(_join(path, f"seed_generator/{number}"), _raw(generator.state, "seed"))
+        self._stack.add(id(layer))
+        for child in layer._layers:
+            if id(child) not in self._stack:
+                child_path = _join(path, self._names.get(id(child), child.name))
+                self.keras_layer(child, child_path, within.get(id(child), layers))
+        self._stack.discard(id(layer))
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}/{name}" if path else name
+
+
+def _stable_names(root: Any) -> dict[int, str]:
+    """Names of all layers below root, automatic ones numbered within the model.
+
+    Keras counts automatic names up within a process (``dense``, ``dense_1``, ...), in the order of
+    making. Numbered by rank of that count, a second build gets the names that a first one has.
+    """
+    from keras.src.utils.naming import to_snake_case
+
+    layers = list(root._flatten_layers(include_self=False))
+    automatic: dict[str, set[int]] = {}
+    numbers: dict[int, tuple[str, int]] = {}
+    for layer in layers:
+        stem = to_snake_case(type(layer).__name__)
+        match = re.fullmatch(re.escape(stem) + r"(?:_(\d+))?", layer.name)
+        if match:
+            number = int(match.group(1) or 0)
+            automatic.setdefault(stem, set()).add(number)
+            numbers[id(layer)] = (stem, number)
+    ranks = {stem: {n: rank for rank, n in enumerate(sorted(found))} for stem, found in automatic.items()}
+    names = {}
+    for layer in layers:
+        if id(layer) in numbers:
+            stem, number = numbers[id(layer)]
+            rank = ranks[stem][number]
+            names[id(layer)] = stem if rank == 0 else f"{stem}_{rank}"
+        else:
+            names[id(layer)] = layer.name
+    return names
+
+
+def _variable_names(variables: Sequence[Any]) -> list[str]:
+    """Own names of a layer's variables; an unnamed one ("variable_7") is numbered in its layer."""
+    names, unnamed = [], 0
+    for variable in variables:
+        name = variable.name.rsplit("/", 1)[-1]
+        if re.fullmatch(r"variable(_\d+)?", name):
+            name = "variable" if unnamed == 0 else f"variable_{unnamed}"
+            unnamed += 1
+        names.append(name)
+    return names
+
+
+def _finish(walk: _Walk, model: Any) -> ModelVariables:
+    """Merges what is shared, and adds groups, blocks and layer positions."""
+    merged: dict[int, list[_Found]] = {}
+    for found in walk.found:
+        merged.setdefault(id(found.variable), []).append(found)
+    numbers = sorted({n for found in walk.found if (n := groups.block_number(found.path)) is not None})
+    names: dict[int, set[str]] = {}
+    for name, keras_model in walk.models:
+        names.setdefault(id(keras_model), set()).add(name)
+    inner = [keras_model for _, keras_model in walk.models if keras_model is not model]
+    default = inner[0] if len(inner) == 1 else model
+    names.setdefault(id(default), set()).add("")
+    head_layer = walk.found[-1].layer if is_keras(model) else None
+    named_head = any(groups.in_head(found.path) for found in walk.found)
+    entries = []
+    for same in merged.values():
+        first = same[0]
+        memberships: set[str] = set()
+        for found in same:
+            memberships |= groups.of_variable(found.path, found.owner)
+            if groups.in_head(found.path) or (not named_head and found.layer == head_layer):
+                memberships.add("head")
+        if first.kind == "statistic":
+            memberships.add("stats")
+        number = next((n for found in same if (n := groups.block_number(found.path)) is not None), None)
+        positions = {
+            (name, index, count)
+            for found in same
+            for owner, index, count in found.layers
+            for name in names.get(owner, set())
+        }
+        entries.append(
+            NamedVariable(
+                path=first.path,
+                aliases=tuple(found.path for found in same[1:]),
+                variable=first.variable,
+                kind=first.kind,
+                layer=first.layer,
+                groups=frozenset(memberships),
+                block=None if number is None else (numbers.index(number), len(numbers)),
+                layers=tuple(sorted(positions)),
+            )
+        )
+    return ModelVariables(tuple(entries), tuple(walk.statistics_layers.values()), walk.generators)

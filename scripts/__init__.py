@@ -1,0 +1,1 @@
+"""Frostline's programs: ``python -m scripts.NAME``, or ``frostline-NAME`` once installed."""

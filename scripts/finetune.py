@@ -1,0 +1,321 @@
+"""Fine-tune a model under an explicit filter: what the filter names trains, nothing else moves.
+
+Without flags: vit:mini with its pre-trained weights on the embedded Fashion-MNIST, in two phases,
+first the head, then the head and the last two blocks. The run directory gets run.json,
+metrics.jsonl, curves.png, tensorboard/, checkpoints/ and trained.npz.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import pathlib
+from typing import Any
+
+from absl import flags
+
+from scripts import finetune_flags, program
+
+F = flags.FLAGS
+
+# A resume may change these; all other flags decide the course of the run.
+_FREE = {"out", "resume", "log_every", "checkpoint_every", "keep", "keep_best", "histograms", "traceback"}
+
+
+def main() -> int:
+    import tensorflow as tf
+
+    from engine import checkpoint, data, evaluate, losses, models, porting, rundir
+    from engine.data import augment
+    from engine.loop import Loop, LoopError, Outcome, State
+    from engine.phases import Evaluation
+    from engine.progress import Progress
+    from engine.step import TrainStep
+    from engine.variables import name_variables
+
+    finetune_flags.check_numbers()
+    stop = program.StopSignal()
+    tf.keras.utils.set_random_seed(F.seed)
+    if F.deterministic:
+        tf.config.experimental.enable_op_determinism()
+
+    # ---- data, model, loss
+    source = data.open_source(F.data, eval_fraction=F.eval_fraction, train_examples=F.train_examples)
+    outputs = source.outputs(F.loss)
+    model = models.build(F.model, image_shape=source.image_shape, outputs=outputs, seed=F.seed)
+    variables = name_variables(model.network)
+    loss_fn = losses.supervised(model.network, F.loss, label_smoothing=F.label_smoothing)
+    _check_outputs(source, model)
+    batches = data.TrainBatches(
+        source.train,
+        batch_size=F.batch_size,
+        seed=F.seed,
+        augment=augment.parse(F.augment),
+        normalise=model.normalise,
+    )
+    per_epoch = batches.per_epoch
+
+    # ---- what trains: every filter is resolved before anything runs
+    stages = _stages(model, variables, per_epoch)
+    step = TrainStep(loss_fn, stages[0].optimizer, seed=F.seed)
+    settings = _settings(source)
+
+    # ---- weights: a checkpoint, else the flag
+    out = pathlib.Path(
+        F.out
+        or f"runs/{datetime.datetime.now():%Y%m%d-%H%M%S}-{F.model.replace(':', '-').replace('/', '-').split(',')[0]}"
+    )
+    if F.resume and F.out is None:
+        raise rundir.RunDirError("resume: --out=FOLDER says which run")
+    found = rundir.find_resumable(out, resume=F.resume, settings=settings, warn=print)
+    state = State()
+    if found is not None:
+        checkpoint.restore(found, variables)
+        step.slots.restore(variables, stages[0].optimizer, found.arrays)
+        step.windows = found.state["windows"]
+        state = State.from_json(found.state["loop"])
+        print(f"weights: {found.path}, {state.step} windows trained")
+    elif F.weights == "none" or (F.weights == "auto" and model.shipped_weights is None):
+        print("weights: random" + ("" if F.weights == "none" else f" (none ship with {F.model})"))
+    else:
+        file = model.shipped_weights if F.weights == "auto" and model.shipped_weights else pathlib.Path(F.weights)
+        ledger = porting.load_npz(variables, file)
+        head = f"; new head: {', '.join(ledger.fresh)}" if ledger.fresh else ""
+        print(f"weights: {file.name}, {len(ledger.loaded)} variables loaded{head}")
+    if F.resume and found is None:
+        print(f"resume: {out} holds no checkpoint; starting at step 0")
+
+    print(f"model:   {F.model}, {variables.parameters:,} parameters in {len(variables)} variables")
+    test = f", {len(source.test)} test" if source.test else ""
+    print(f"data:    {source.name}, {len(source.train)} train, {len(source.eval)} evaluation{test} examples")
+    for stage in stages:
+        print(
+            f"\nphase {stage.phase.name}: {stage.phase.windows(per_epoch)} windows, learning rate {stage.learning_rate:g}"
+        )
+        print(stage.selection.table())
+    print()
+
+    # ---- the loop
+    evaluator = evaluate.Evaluator(loss_fn)
+    eval_batches = data.EvalBatches(source.eval, batch_size=max(F.batch_size, 64), normalise=model.normalise)
+
+    def record(stage: Any, windows: int) -> Evaluation:
+        result = evaluator(stage.selection, eval_batches)
+        return Evaluation(
+            windows, stage.phase.name, result.loss, result.metrics.get("accuracy"), result.frozen_output_norm
+        )
+
+    keeping = rundir.Keeping(
+        log_every=F.log_every,
+        checkpoint_every=F.checkpoint_every or per_epoch,
+        keep=F.keep,
+        keep_best=F.keep_best,
+        histograms=F.histograms,
+    )
+    directory = rundir.RunDir(
+        out, step=step, variables=variables, settings=settings, keeping=keeping, monitor=F.monitor, from_step=state.step
+    )
+    total = sum(stage.phase.windows(per_epoch) for stage in stages)
+    progress = Progress(total, start=state.step, log_every=F.log_every)
+    loop = Loop(
+        step=step,
+        stages=stages,
+        batches=batches.between,
+        per_epoch=per_epoch,
+        evaluate=record,
+        eval_every=F.eval_every or per_epoch,
+        actions=(directory.action, progress),
+        early_stop=F.early_stop,
+        monitor=F.monitor,
+        stop=stop,
+    )
+    code, reason = program.DONE, ""
+    try:
+        outcome = loop.run(state)
+        reason = outcome.reason
+        if reason == "stopped":
+            code, reason = program.STOPPED, f"stopped by {stop.name}; --resume goes on"
+    except LoopError as error:
+        code, reason = program.FAILED, str(error)
+        outcome = Outcome("failed", state)
+    finally:
+        progress.close()
+
+    # ---- the end: the test part, the proof, the files
+    final = _test(evaluator, stages, source, model) if code == program.DONE else {}
+    facts = {
+        "flags": program.own_flags(finetune_flags.__name__),
+        "versions": rundir.versions() | {"deterministic": str(F.deterministic)},
+        "model": {"name": F.model, "parameters": variables.parameters},
+        "data": {
+            "name": source.name,
+            "train_examples": len(source.train),
+            "eval_examples": len(source.eval),
+            "classes": len(source.classes),
+            "class_names": list(source.classes),
+        },
+    }
+    proof_broken = any(outcome.state.proven)
+    if proof_broken and code == program.DONE:
+        code, reason = program.FAILED, "frozen variables changed"
+    run = directory.finish(
+        outcome,
+        stages=stages,
+        per_epoch=per_epoch,
+        batch_size=F.batch_size,
+        batch=batches.at(0),
+        facts=facts,
+        final=final,
+        code=code,
+        reason=reason,
+    )
+    _print_end(run, outcome, out)
+    return code
+
+
+def _stages(model: Any, variables: Any, per_epoch: int) -> list[Any]:
+    """The phases with everything resolved: selections, optimizers, schedules."""
+    import dataclasses
+
+    from engine import filters, optimizers, schedules, selection
+    from engine.loop import Stage
+
+    given = {name: F[name].value for name in ("momentum", "nesterov", "weight_decay", "layer_decay", "clip_norm")}
+    if F.decay is not None:
+        given["decay"] = filters.parse(F.decay)
+        selection.matching(variables, given["decay"])
+    base = optimizers.by_name(F.optimizer, **{name: value for name, value in given.items() if value is not None})
+    stages = []
+    for phase in _phases(model.upper, per_epoch):
+        own = {
+            n: getattr(phase, n) for n in ("weight_decay", "layer_decay", "clip_norm") if getattr(phase, n) is not None
+        }
+        try:
+            selected = selection.select(variables, phase.train, statistics=model.statistics)
+        except filters.FilterError as error:
+            raise filters.FilterError(f"phase {phase.name!r}, train='{phase.train}': {error}") from None
+        stages.append(
+            Stage(
+                phase=phase,
+                selection=selected,
+                optimizer=dataclasses.replace(base, **own),
+                schedule=schedules.parse(phase.schedule or F.schedule),
+                learning_rate=phase.learning_rate or F.learning_rate,
+            )
+        )
+    return stages
+
+
+def _phases(upper: str, per_epoch: int) -> list[Any]:
+    """--phase, else --train as one phase, else the two default phases."""
+    from engine import phases
+    from engine.errors import InputError
+
+    length = {"steps": F.steps, "epochs": F.epochs if F.steps or F.epochs else 8.0}
+    if F.phase:
+        found = [phases.parse(text, train=F.train, **length) for text in F.phase]
+        if F.train is not None and all("train=" in text for text in F.phase):
+            raise InputError(f"train={F.train!r}: each --phase has a train= of its own")
+        for name in ("steps", "epochs"):
+            if F[name].value is not None and all(
+                any(f"{k}=" in t for k in ("steps", "epochs", "until")) for t in F.phase
+            ):
+                raise InputError(f"{name}={F[name].value}: each --phase says how long it is")
+        if len({phase.name for phase in found}) < len(found):
+            raise InputError("phase: two phases have the same name; name= tells them apart")
+        return found
+    if F.train is not None:
+        return [phases.Phase(name="train", train=F.train, **length)]
+    windows = F.steps or max(1, round(length["epochs"] * per_epoch))
+    head = max(1, windows // 4)
+    return [
+        phases.Phase(name="head", train="@head", steps=head),
+        phases.Phase(
+            name="upper", train=f"@head {upper}", steps=max(1, windows - head), learning_rate=F.learning_rate / 2
+        ),
+    ]
+
+
+def _settings(source: Any) -> dict[str, Any]:
+    """What decides the course of a run: a resume must not contradict it."""
+    hasher = hashlib.sha256()
+    for part in (source.train, source.eval):
+        hasher.update(part.index.tobytes())
+    hasher.update(source.train.images.data if source.train.images.flags.c_contiguous else source.train.images.tobytes())
+    hasher.update(source.train.labels.tobytes())
+    own = {name: value for name, value in program.own_flags(finetune_flags.__name__).items() if name not in _FREE}
+    return own | {"data (SHA-256)": hasher.hexdigest()}
+
+
+def _check_outputs(source: Any, model: Any) -> None:
+    """The labels must be classes, or columns, that the model has."""
+    from engine.data.source import DataError, check_labels
+
+    if F.loss == "softmax":
+        for name in ("train", "eval", "test"):
+            part = getattr(source, name)
+            if part is not None:
+                check_labels(source.name, f"{name}_labels", part.labels, model.outputs)
+    elif model.outputs != (wanted := source.outputs(F.loss)):
+        raise DataError(
+            f"model={F.model!r}: it has {model.outputs} outputs; loss {F.loss} on {source.name} wants {wanted}"
+        )
+
+
+def _test(evaluator: Any, stages: Any, source: Any, model: Any) -> dict[str, Any]:
+    """Touches the test part, once."""
+    import numpy as np
+
+    from engine import data
+
+    if source.test is None:
+        return {}
+    part = source.test
+    result = evaluator(
+        stages[-1].selection, data.EvalBatches(part, batch_size=max(F.batch_size, 64), normalise=model.normalise)
+    )
+    final: dict[str, Any] = {"test_loss": result.loss, "test_accuracy": result.metrics.get("accuracy")}
+    if F.loss == "softmax":
+        labels, hits = part.labels[part.index], result.per_example["accuracy"]
+        final["test_class_accuracy"] = {
+            name: float(np.mean(hits[labels == number]))
+            for number, name in enumerate(source.classes)
+            if (labels == number).any()
+        }
+    return final
+
+
+def _print_end(run: dict[str, Any], outcome: Any, out: pathlib.Path) -> None:
+    """Accuracy before and after, the freeze proof, where the files are."""
+    evaluations, final, proof = outcome.state.evaluations, run["final"], run["freeze_proof"]
+    print()
+    if evaluations:
+        first, last = evaluations[0], evaluations[-1]
+        if last.accuracy is not None:
+            print(f"evaluation accuracy: {first.accuracy:.4f} before, {last.accuracy:.4f} after {run['steps']} windows")
+        print(f"evaluation loss:     {first.loss:.4f} before, {last.loss:.4f} after")
+    if final.get("test_accuracy") is not None:
+        print(f"test accuracy:       {final['test_accuracy']:.4f}")
+        classes = final.get("test_class_accuracy", {})
+        if 0 < len(classes) <= 20:
+            print("  " + ", ".join(f"{name} {value:.2f}" for name, value in classes.items()))
+    if proof["verified"]:
+        print(f"freeze proof:        verified; {proof['variables']} frozen variables kept every bit in their phase")
+    else:
+        print(
+            f"freeze proof:        FAILED; {len(proof['changed'])} frozen variables changed: {', '.join(proof['changed'][:5])}"
+        )
+    print(
+        f"time:                {run['timing']['total_seconds']:.0f} s, peak memory {run['memory']['peak_rss_bytes'] / 2**20:.0f} MiB"
+    )
+    print(f"run directory:       {out}")
+    if run["exit"]["code"]:
+        print(f"exit code {run['exit']['code']}: {run['exit']['reason']}")
+
+
+def run() -> None:
+    program.run(main, about=__doc__ or "", flags_in=finetune_flags.__name__)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,112 @@
+"""The flags of finetune, each with its unit, and the checks that no room of the engine makes."""
+
+from __future__ import annotations
+
+import math
+
+from absl import flags
+
+F = flags.FLAGS
+
+# ---- what is trained on what
+flags.DEFINE_string(
+    "model",
+    "vit:mini",
+    "vit:mini, vit:Ti/16, vit:S/16, vit:B/16, vit:L/16 (any patch size; options after a comma: pool=mean, gelu=tanh, layer_scale, dropout=R, drop_path=R, depth=N, classes=N), or cnn:mini.",
+)
+flags.DEFINE_string(
+    "weights",
+    "auto",
+    "auto (those that ship with the model, if any), none (random), or an .npz file of variable path -> array, such as a run's checkpoint or trained.npz of a full training. The head may differ: it then starts at zero.",
+)
+flags.DEFINE_string(
+    "data",
+    "fashion_mnist_mini",
+    "fashion_mnist_mini (embedded) or npz:FILE with train_images, train_labels [, val_*, test_*].",
+)
+flags.DEFINE_float(
+    "eval_fraction",
+    None,
+    "Share of train held out for evaluation where the data have no evaluation part (0.1 unless given).",
+)
+flags.DEFINE_integer("train_examples", None, "Use only so many training examples.")
+flags.DEFINE_string(
+    "augment", "", "Comma-separated: flip, crop, color, rotate, zoom, contrast; drawn by (seed, epoch, example)."
+)
+flags.DEFINE_string("loss", "softmax", "softmax, sigmoid (one output, or several labels) or mse.")
+flags.DEFINE_float("label_smoothing", 0.0, "Share of the target spread over all classes, from 0 to below 1.")
+# ---- what trains, and how long
+flags.DEFINE_string("train", None, "Filter: what trains, e.g. 'head/.* @blocks[-2:] !@norm'. Alone it means one phase.")
+flags.DEFINE_multi_string(
+    "phase",
+    [],
+    "A phase, repeatable: 'name=head steps=200 train=\"head/.*\" learning_rate=1e-3'. Keys: name, train, steps | epochs | until=plateau (patience, min_delta, max_steps), learning_rate, schedule, weight_decay, layer_decay, clip_norm.",
+)
+flags.DEFINE_integer(
+    "steps", None, "Windows (optimizer updates) in all; of the default phases the first takes a quarter."
+)
+flags.DEFINE_float("epochs", None, "Passes over the training part, instead of --steps (8 unless given).")
+flags.DEFINE_integer(
+    "early_stop", None, "End the run after so many evaluations in a row that are no better than the best."
+)
+flags.DEFINE_enum(
+    "monitor",
+    "eval_loss",
+    ["eval_loss", "eval_accuracy"],
+    "What 'better' means for plateau, --early_stop and --keep_best.",
+)
+# ---- the optimizer
+flags.DEFINE_string("optimizer", "adamw", "sgd, momentum, adam or adamw.")
+flags.DEFINE_float("learning_rate", 1e-3, "Learning rate; the default phases use a half of it in the second.")
+flags.DEFINE_string(
+    "schedule",
+    "cosine",
+    "Of the learning rate within a phase: constant, cosine, linear or exponential [,warmup=N] (windows).",
+)
+flags.DEFINE_float("momentum", None, "Momentum of --optimizer=momentum (0.9 unless given).")
+flags.DEFINE_bool("nesterov", None, "Nesterov's form of --optimizer=momentum.")
+flags.DEFINE_float(
+    "weight_decay", None, "Decoupled weight decay per window, times the learning rate (adamw: 0.01 unless given)."
+)
+flags.DEFINE_string(
+    "decay", None, "Filter: which of the trained variables decay (unless given: all but @bias @norm @embedding)."
+)
+flags.DEFINE_float(
+    "layer_decay", None, "Factor on the learning rate per layer below the output, above 0 and at most 1."
+)
+flags.DEFINE_float("clip_norm", None, "Largest global norm of the selection's gradient (unless given, no clipping).")
+flags.DEFINE_integer("batch_size", 64, "Examples per window.")
+# ---- what is kept
+flags.DEFINE_string("out", None, "Run directory (unless given: runs/DATE-TIME-MODEL, a new one).")
+flags.DEFINE_bool("resume", False, "Go on from the newest whole checkpoint in --out, with the same flags.")
+flags.DEFINE_integer("eval_every", None, "Windows between evaluations (unless given, an epoch).")
+flags.DEFINE_integer("log_every", 10, "Windows between lines in metrics.jsonl.")
+flags.DEFINE_integer("checkpoint_every", None, "Windows between checkpoints (unless given, an epoch).")
+flags.DEFINE_integer("keep", 2, "How many checkpoints stay.")
+flags.DEFINE_bool("keep_best", False, "Also keep checkpoints/best.npz, by --monitor.")
+flags.DEFINE_bool("histograms", False, "Histograms of trained variables in tensorboard/.")
+flags.DEFINE_integer("seed", 0, "Of initial weights, order, augmentation and dropout.")
+flags.DEFINE_bool("deterministic", True, "Deterministic ops: the same flags give the same bits on the same machine.")
+
+
+def check_numbers() -> None:
+    """Flags that no room checks by itself."""
+    from engine.errors import InputError
+
+    for name in (
+        "steps",
+        "epochs",
+        "learning_rate",
+        "early_stop",
+        "eval_every",
+        "log_every",
+        "checkpoint_every",
+        "keep",
+    ):
+        value = F[name].value
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise InputError(f"{name}={value}: it must be above 0")
+    if F.seed < 0:
+        raise InputError(f"seed={F.seed}: it must be at least 0")
+    if F.steps is not None and F.epochs is not None:
+        raise InputError(f"steps={F.steps}, epochs={F.epochs}: give one of them")

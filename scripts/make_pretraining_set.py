@@ -1,0 +1,53 @@
+"""Make the set that the shipped weights of vit:mini are trained on: 5 classes of Fashion-MNIST.
+
+Reads the four files of the Debian package dataset-fashion-mnist, leaves out the other 5 classes and
+every image that is in the embedded set (compared byte by byte), and writes an .npz for
+--data=npz:FILE. BUILD.md has the whole recipe.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+from absl import flags
+
+from scripts import program
+
+F = flags.FLAGS
+
+flags.DEFINE_string("source", "/usr/share/datasets/fashion-mnist", "Folder with the four idx files of Fashion-MNIST.")
+flags.DEFINE_list("classes", ["0", "1", "4", "5", "8"], "Classes that are kept, renumbered from 0 in this order.")
+flags.DEFINE_string("out", None, "The .npz file to write.", required=True)
+
+
+def main() -> int:
+    import numpy as np
+
+    from engine import data
+    from engine.data.idx import read_idx
+    from engine.files import write_npz
+
+    embedded = data.open_source("fashion_mnist_mini")
+    assert embedded.test is not None
+    known = {image.tobytes() for part in (embedded.train, embedded.test) for image in part.images}
+    classes = [int(word) for word in F.classes]
+    folder = pathlib.Path(F.source)
+    arrays = {"class_names": np.array([embedded.classes[number] for number in classes])}
+    for prefix, stem in (("train", "train"), ("test", "t10k")):
+        images = read_idx(folder / f"{stem}-images-idx3-ubyte.gz")
+        labels = read_idx(folder / f"{stem}-labels-idx1-ubyte.gz")
+        kept = [i for i in range(len(images)) if labels[i] in classes and images[i].tobytes() not in known]
+        arrays[f"{prefix}_images"] = images[kept]
+        arrays[f"{prefix}_labels"] = np.array([classes.index(label) for label in labels[kept]], np.int64)
+        print(f"{prefix}: {len(kept)} of {len(images)} images kept")
+    write_npz(F.out, arrays.items())
+    print(f"written: {F.out}")
+    return program.DONE
+
+
+def run() -> None:
+    program.run(main, about=__doc__ or "", flags_in=__name__)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,129 @@
+"""What every program here does alike: flags, exit codes, signals, and errors without tracebacks.
+
+Exit codes: 0 done (--help too), 1 the work failed, 2 bad flags or input, 3 stopped by a signal.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+
+DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 3
+
+flags.DEFINE_bool("traceback", False, "On an error, print Python's traceback too.")
+
+
+def run(main: Callable[[], int], *, about: str, flags_in: str) -> None:
+    """Parses flags, runs ``main`` and exits with its code.
+
+    Args:
+        main: the program; returns an exit code.
+        about: what --help says first.
+        flags_in: ``__name__`` of the module that defines the program's flags.
+    """
+    sys.exit(_run(main, about, flags_in))
+
+
+def _run(main: Callable[[], int], about: str, flags_in: str) -> int:
+    asked = {"-h", "-help", "--help", "--helpshort", "--helpfull"} & set(sys.argv[1:])
+    if asked:
+        print(about.strip(), _help(flags_in, full="--helpfull" in asked), sep="\n\n")
+        return DONE
+    name = os.path.basename(sys.argv[0]).removesuffix(".py")
+    try:
+        rest = flags.FLAGS(sys.argv)
+        if len(rest) > 1:
+            raise flags.Error(f"{rest[1]!r}: every argument is a --flag")
+    except flags.Error as error:
+        return _fail(name, error, BAD_INPUT, "--help lists the flags")
+    import_tensorflow()
+    from engine.errors import InputError
+
+    try:
+        return main()
+    except InputError as error:
+        return _fail(name, error, BAD_INPUT)
+    except KeyboardInterrupt:
+        return _fail(name, "stopped before anything was trained", STOPPED)
+    except MemoryError:
+        return _fail(name, "out of memory: a smaller --batch_size needs less", FAILED)
+    except Exception as error:  # whatever it is, a user gets a sentence
+        return _fail(name, f"{type(error).__name__}: {error}", FAILED, "--traceback shows where")
+
+
+def _fail(name: str, error: object, code: int, hint: str = "") -> int:
+    if "traceback" in flags.FLAGS and flags.FLAGS.is_parsed() and flags.FLAGS.traceback and sys.exc_info()[0]:
+        import traceback
+
+        traceback.print_exc()
+    print(f"{name}: {error}" + (f"\n({hint})" if hint else ""), file=sys.stderr)
+    return code
+
+
+def own_flags(module: str) -> dict[str, Any]:
+    """Name -> value of the flags that a program defines itself (``module`` is its ``__name__``)."""
+    defined = flags.FLAGS.flags_by_module_dict()
+    return {flag.name: flag.value for flag in defined.get(_registered(module), [])}
+
+
+def _registered(module: str) -> str:
+    return sys.argv[0] if module == "__main__" else module  # absl's name for the main module
+
+
+def _help(module: str, *, full: bool) -> str:
+    """The program's own flags; with ``full``, those of libraries too."""
+    defined = flags.FLAGS.flags_by_module_dict()
+    own = [_registered(module), __name__]
+    others = [name for name in sorted(defined) if name not in own] if full else []
+    found: list[str] = []
+    for name in (*own, *others):
+        for flag in defined.get(name, []):
+            default = "" if flag.default is None or flag.default == [] else f" (default: {flag.default_as_str})"
+            found.append(f"  --{flag.name}\n      {flag.help}{default}")
+    return "flags:\n" + "\n".join(found)
+
+
+def import_tensorflow() -> Any:
+    """Imports TensorFlow without its start-up messages, which no setting silences."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.stderr.flush()
+    before = os.dup(2)
+    with tempfile.TemporaryFile() as hidden:
+        os.dup2(hidden.fileno(), 2)
+        try:
+            import tensorflow as tf
+
+            tf.constant(0)
+        except BaseException:
+            hidden.seek(0)
+            os.write(before, hidden.read())
+            raise
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+    return tf
+
+
+class StopSignal:
+    """SIGINT and SIGTERM ask the loop to stop after this window; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._take)
+
+    def __call__(self) -> bool:
+        return self.name is not None
+
+    def _take(self, number: int, _frame: object) -> None:
+        if self.name is not None:
+            os.write(2, b"\nstopped at once; the last checkpoint stands\n")
+            os._exit(STOPPED)
+        self.name = signal.Signals(number).name
+        os.write(2, f"\n{self.name}: stopping after this window (again: at once)\n".encode())

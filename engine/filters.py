@@ -215,6 +215,8 @@ class _Slices:
             if index.step == 0:
                 raise FilterError("index=[::0]: a slice's step cannot be 0")
             return self._kind(index.start, index.stop, index.step, **self._options)
+        if not isinstance(index, int):
+            raise FilterError(f"index={index!r}: it takes a whole number or a slice")
         # [-1] is the last one: as a slice it has no end
         return self._kind(index, index + 1 if index != -1 else None, None, **self._options)
 

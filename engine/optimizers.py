@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
 
-from engine import filters, selection
+from engine import filters
 from engine.errors import InputError
 from engine.filters import Filter
 from engine.selection import Selection
@@ -161,11 +161,10 @@ def by_name(name: str, **hyperparameters: Any) -> Optimizer:
         known = list(OPTIMIZERS)
         raise OptimizerError(f"optimizer={name!r}: known are {', '.join(known)}{filters.nearest(name, known)}")
     made = OPTIMIZERS[name]
+    has = [entry.name for entry in fields(made)]
     for key in hyperparameters:
-        if key not in made.__dataclass_fields__:
-            raise OptimizerError(
-                f"{key}: the optimizer {name} has no such hyperparameter; it has {', '.join(made.__dataclass_fields__)}"
-            )
+        if key not in has:
+            raise OptimizerError(f"{key}: the optimizer {name} has no such hyperparameter; it has {', '.join(has)}")
     return made(**hyperparameters)
 
 
@@ -252,7 +251,7 @@ def apply(
         handles: resource handles of the slots, as ``Slots.handles`` orders them.
         powers: float64 [n, k], as ``Optimizer.powers`` gives them.
     """
-    decayed = selection.matching(chosen.variables, optimizer.decay) if optimizer.weight_decay else frozenset()
+    decayed = {e.path for e in chosen.trained if optimizer.weight_decay and optimizer.decay(e)}
     factors = layer_factors(chosen.variables, optimizer.layer_decay)
     for number, (entry, gradient) in enumerate(zip(chosen.trained, gradients, strict=True)):
         variable, dtype = entry.variable, entry.variable.dtype

@@ -55,6 +55,8 @@ def parse(text: str) -> Schedule:
     kind, *options = [part.strip() for part in text.split(",")]
     if kind not in KINDS:
         raise ScheduleError(f"schedule={text!r}: known schedules are {', '.join(KINDS)}{nearest(kind, list(KINDS))}")
+    if len(options) > 1:
+        raise ScheduleError(f"schedule={text!r}: it takes one option, warmup=N")
     warmup = 0
     for option in options:
         match = re.fullmatch(r"warmup=(\d{1,9})", option)

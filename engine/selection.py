@@ -111,16 +111,16 @@ class Selection:
             yield
 
 
-def _read_mode(layer: StatisticsLayer) -> tuple[bool, list[tuple[Any, bool]]]:
-    """The switch, and for Keras the flags of the layer's variables, which the switch overwrites."""
-    own = getattr(layer.layer, "weights", ()) if layer.switch == "trainable" else ()
-    return getattr(layer.layer, layer.switch), [(variable, variable.trainable) for variable in own]
+def _read_mode(layer: StatisticsLayer) -> list[tuple[Any, bool]]:
+    """The switch; in Keras also those of the layers inside and all their variables, which the switch overwrites."""
+    if layer.switch != "trainable":
+        return [(layer.layer, getattr(layer.layer, layer.switch))]
+    return [(owner, owner.trainable) for owner in (*layer.layer._flatten_layers(), *layer.layer.weights)]
 
 
-def _restore(layer: StatisticsLayer, before: tuple[bool, list[tuple[Any, bool]]]) -> None:
-    setattr(layer.layer, layer.switch, before[0])
-    for variable, flag in before[1]:
-        variable.trainable = flag
+def _restore(layer: StatisticsLayer, before: list[tuple[Any, bool]]) -> None:
+    for owner, value in before:  # a layer before the layers inside it
+        setattr(owner, layer.switch, value)
 
 
 def select(model: Any, filter: Filter | str, *, statistics: Statistics = "follow") -> Selection:
@@ -254,6 +254,14 @@ def _moving(
         else:
             rules[entry.path] = f"follows its layer: {layer_trains[entry.layer]}"
             moving.append(entry)
+    moves = {entry.layer: entry.path for entry in moving}
+    for entry in variables:
+        if entry.kind == "statistic" and entry.layer in moves and entry not in moving:
+            other = moves[entry.layer]
+            raise FilterError(
+                f"`{rule}`: {entry.path} is to stay ({rules[entry.path]}) and {other} to move ({rules[other]}); "
+                "a layer's statistics move together: name all of them, as @stats and !@stats do"
+            )
     return moving
 
 

@@ -131,10 +131,8 @@ def name_variables(model: Any) -> ModelVariables:
     if isinstance(model, ModelVariables):
         return model
     walk = _Walk()
-    if is_keras(model):
-        walk.keras_root(model, "")
-    elif isinstance(model, tf.Module):
-        walk.module(model, "", ())
+    if is_keras(model) or isinstance(model, tf.Module):
+        walk.value(model, "", None, "", "", ())
     elif isinstance(model, Mapping):
         for key, value in model.items():
             walk.add(str(key), _raw(value, f"model[{key!r}]"), _module_kind(None, "", value), None, "", ())
@@ -156,12 +154,16 @@ def name_variables(model: Any) -> ModelVariables:
     return _finish(walk, model)
 
 
+def _is_keras_variable(value: Any) -> bool:
+    keras = sys.modules.get("keras")
+    return keras is not None and isinstance(value, getattr(keras, "Variable", ()))
+
+
 def _raw(value: Any, what: str) -> Any:
     """The ``tf.Variable`` behind a variable of TensorFlow or of Keras."""
     if isinstance(value, tf.Variable):
         return value
-    keras = sys.modules.get("keras")
-    if keras is not None and isinstance(value, keras.Variable):
+    if _is_keras_variable(value):
         return value.value
     raise ModelError(f"{what}={type(value).__name__}: a variable is wanted here")
 
@@ -183,19 +185,23 @@ class _Walk:
         self.statistics_layers: dict[int, StatisticsLayer] = {}
         self.generators: dict[str, Any] = {}
         self.models: list[tuple[str, Any]] = []
-        self._used: dict[str, int] = {}
-        self._seen: dict[tuple[str, int], str] = {}
+        self._used: dict[tuple[str, str], int] = {}
+        self._seen: dict[tuple[str, str, int], str] = {}
         self._stack: set[int] = set()
         self._names: dict[int, str] = {}
 
     def add(self, path: str, variable: Any, kind: Kind, owner: Any, layer: str, layers: tuple[Any, ...]) -> None:
-        if (path, id(variable)) in self._seen:
-            return
-        count = self._used.get(path, 0) + 1
-        self._used[path] = count
-        unique = path if count == 1 else f"{path}#{count}"
-        self._seen[(path, id(variable))] = unique
-        self.found.append(_Found(unique, variable, kind, owner, layer, layers))
+        if ("variable", path, id(variable)) not in self._seen:
+            unique = self._unique("variable", path, variable)
+            self.found.append(_Found(unique, variable, kind, owner, layer, layers))
+
+    def _unique(self, what: str, path: str, obj: Any) -> str:
+        """The path; with ``#2``, ``#3`` when other objects of its kind ("variable", "layer") have an equal one."""
+        key = (what, path, id(obj))
+        if key not in self._seen:
+            count = self._used[what, path] = self._used.get((what, path), 0) + 1
+            self._seen[key] = path if count == 1 else f"{path}#{count}"
+        return self._seen[key]
 
     def module(self, module: tf.Module, path: str, layers: tuple[Any, ...]) -> None:
         ignored = type(module)._TF_MODULE_IGNORED_PROPERTIES  # what tf.Module itself skips
@@ -204,11 +210,11 @@ class _Walk:
                 continue
             self.value(value, _join(path, name), module, name, path, layers)
         if getattr(module, "statistics", ()) and hasattr(module, "update_statistics"):
-            self.statistics_layers[id(module)] = StatisticsLayer(path, module, "update_statistics")
+            self.statistics_layers.setdefault(id(module), StatisticsLayer(path, module, "update_statistics"))
 
     def value(self, value: Any, path: str, owner: Any, name: str, layer: str, layers: tuple[Any, ...]) -> None:
-        if isinstance(value, tf.Variable):
-            self.add(path, value, _module_kind(owner, name, value), owner, layer, layers)
+        if isinstance(value, tf.Variable) or _is_keras_variable(value):
+            self.add(path, _raw(value, path), _module_kind(owner, name, value), owner, layer, layers)
             return
         if id(value) in self._stack:
             return
@@ -226,11 +232,15 @@ class _Walk:
         self._stack.discard(id(value))
 
     def keras_root(self, root: Any, path: str) -> None:
-        self._names.update(_stable_names(root))
-        self.models.append((path or root.name, root))
-        self.keras_layer(root, path, ())
+        import keras
 
-    def keras_layer(self, layer: Any, path: str, layers: tuple[Any, ...]) -> None:
+        self._names.update(_stable_names(root))
+        if isinstance(root, keras.Model):
+            self.models.append((path or root.name, root))
+        self.keras_layer(root, path, path, ())
+
+    def keras_layer(self, layer: Any, path: str, unique: str, layers: tuple[Any, ...]) -> None:
+        """``unique`` is the layer's own path: ``path`` with ``#2`` where layers of equal names lie side by side."""
         import keras
 
         within: dict[int, tuple[Any, ...]] = {}
@@ -246,16 +256,17 @@ class _Walk:
             for own, variable in zip(_variable_names(names), names, strict=True):
                 raw = _raw(variable, own)
                 kind: Kind = kinds if tf.as_dtype(raw.dtype).is_floating else "constant"  # type: ignore[assignment]
-                self.add(_join(path, own), raw, kind, layer, path, layers)
+                self.add(_join(path, own), raw, kind, layer, unique, layers)
                 if kind == "statistic":
-                    self.statistics_layers.setdefault(id(layer), StatisticsLayer(path, layer, "trainable"))
+                    self.statistics_layers.setdefault(id(layer), StatisticsLayer(unique, layer, "trainable"))
         for number, generator in enumerate(getattr(layer, "_seed_generators", ())):
-            self.generators.setdefault(_join(path, f"seed_generator/{number}"), _raw(generator.state, "seed"))
+            self.generators.setdefault(_join(unique, f"seed_generator/{number}"), _raw(generator.state, "seed"))
         self._stack.add(id(layer))
         for child in layer._layers:
             if id(child) not in self._stack:
-                child_path = _join(path, self._names.get(id(child), child.name))
-                self.keras_layer(child, child_path, within.get(id(child), layers))
+                name = self._names.get(id(child), child.name)
+                own = self._unique("layer", _join(unique, name), child)
+                self.keras_layer(child, _join(path, name), own, within.get(id(child), layers))
         self._stack.discard(id(layer))
 
 
@@ -314,7 +325,7 @@ def _finish(walk: _Walk, model: Any) -> ModelVariables:
     names: dict[int, set[str]] = {}
     for name, keras_model in walk.models:
         names.setdefault(id(keras_model), set()).add(name)
-    inner = [keras_model for _, keras_model in walk.models if keras_model is not model]
+    inner = list({id(inside): inside for _, inside in walk.models if inside is not model}.values())
     default = inner[0] if len(inner) == 1 else model
     names.setdefault(id(default), set()).add("")
     head_layer = walk.found[-1].layer if is_keras(model) else None

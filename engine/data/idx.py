@@ -39,6 +39,8 @@ def read_idx(path: PathLike) -> np.ndarray:
                 raise FileError(
                     f"{path}: its header promises {count} bytes, it has {'more' if len(data) == count else len(data)}"
                 )
-    except (OSError, EOFError, struct.error, zlib.error) as error:
+        return np.frombuffer(data, np.uint8).reshape(shape)
+    except FileError:
+        raise
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
         raise FileError(f"{path}: damaged or truncated ({error})") from None
-    return np.frombuffer(data, np.uint8).reshape(shape)

@@ -14,6 +14,8 @@ def permutation(seed: int, epoch: int, count: int, *, start: int = 0, stop: int 
     Source: ``tf.random.experimental.index_shuffle``, a keyed block cipher on the index.
     """
     wanted = np.arange(start, count if stop is None else min(stop, count), dtype=np.int64)
+    if not len(wanted):  # the kernel refuses an empty vector
+        return wanted
     key = np.array([seed & 0x7FFFFFFF, epoch], np.int32)
     return tf.random.experimental.index_shuffle(wanted, seed=key, max_index=np.int64(count - 1)).numpy()
 

@@ -147,7 +147,7 @@ def _from_npz(spec: str, file: pathlib.Path, classes: Sequence[str] | None) -> S
                 for prefix in ("train", "val", "test")
                 if f"{prefix}_images" in names or f"{prefix}_labels" in names
             }
-            named = [str(name) for name in npz.read("class_names")] if "class_names" in names else None
+            named = [str(name) for name in npz.read("class_names").ravel()] if "class_names" in names else None
     except FileError as error:
         raise DataError(f"data={spec}: {error}") from None
     parts = {prefix: _part(spec, prefix, *pair) for prefix, pair in arrays.items()}
@@ -158,6 +158,11 @@ def _from_npz(spec: str, file: pathlib.Path, classes: Sequence[str] | None) -> S
             raise DataError(
                 f"data={spec}: {prefix} has images {list(part.images.shape)} and labels {list(part.labels.shape)}, "
                 f"train {list(train.images.shape)} and {list(train.labels.shape)}"
+            )
+        if part.labels.dtype != train.labels.dtype:
+            raise DataError(
+                f"data={spec}: {prefix}_labels is {arrays[prefix][1].dtype}, train_labels {arrays['train'][1].dtype}; "
+                "both hold classes (integers) or both targets (floats)"
             )
         check_labels(spec, f"{prefix}_labels", part.labels, len(classes))
     return Source(spec, tuple(classes), train, parts.get("val", train), parts.get("test"))
@@ -178,7 +183,7 @@ def _part(spec: str, prefix: str, images: Any, labels: Any) -> Part:
         if not (np.isfinite(images).all() and images.min() >= 0.0 and images.max() <= 1.0):
             raise DataError(f"data={spec}: {prefix}_images is float and lies outside [0, 1]")
         images = images.astype(np.float32)
-    if labels.ndim not in (1, 2) or len(labels) != len(images):
+    if labels.ndim not in (1, 2) or len(labels) != len(images) or 0 in labels.shape:
         raise DataError(
             f"data={spec}: {prefix}_labels has shape {list(labels.shape)} for {len(images)} images; [n] or [n, C] is wanted"
         )

@@ -39,7 +39,7 @@ class CNN(tf.Module):
             Stage(inputs, outputs, 1 if index == 0 else 2, rng=rng, dtype=dtype)
             for index, (inputs, outputs) in enumerate(itertools.pairwise(widths))
         ]
-        self.head = layers.Dense(WIDTHS[-1], classes, rng=None, dtype=dtype)
+        self.head = layers.Dense(WIDTHS[-1], classes, rng=rng, scale=0.02, dtype=dtype)
 
     def __call__(self, images: Any, *, training: bool = False, seeds: Any = None) -> Any:
         x = tf.cast(images, self.head.kernel.dtype)

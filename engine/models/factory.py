@@ -49,7 +49,7 @@ class Model:
 def build(
     spec: str, *, image_shape: tuple[int, int, int], outputs: int, seed: int = 0, dtype: Any = tf.float32
 ) -> Model:
-    """Builds a model with random weights (the head's are zeros).
+    """Builds a model with random weights (the head's are small).
 
     Args:
         spec: ``vit:SIZE[/PATCH][,option...]`` with SIZE in mini, Ti, S, B, L and options
@@ -66,7 +66,7 @@ def build(
     name, *options = [part.strip() for part in spec.split(",")]
     family, _, size = name.partition(":")
     chosen = _options(spec, options)
-    outputs = int(_number(spec, "classes", chosen.pop("classes"), 1, 1_000_000)) if "classes" in chosen else outputs
+    outputs = _whole(spec, "classes", chosen.pop("classes"), 1_000_000) if "classes" in chosen else outputs
     if family == "vit":
         return _vit(spec, size, chosen, image_shape, outputs, seed, dtype)
     if name == "cnn:mini":
@@ -107,7 +107,7 @@ def _vit(
         elif option in ("dropout", "drop_path"):
             settings[option] = _number(spec, option, value, 0.0, 0.99)
         elif option == "depth":
-            depth = int(_number(spec, option, value, 1, 1000))
+            depth = _whole(spec, option, value, 1000)
         else:
             known = [
                 "pool=token",
@@ -144,6 +144,12 @@ def _options(spec: str, options: list[str]) -> dict[str, str]:
             raise ModelSpecError(f"model={spec!r}: `{key}` is given twice")
         chosen[key] = value
     return chosen
+
+
+def _whole(spec: str, option: str, text: str, high: int) -> int:
+    if not re.fullmatch(r"\d{1,9}", text) or not 1 <= int(text) <= high:
+        raise ModelSpecError(f"model={spec!r}: {option}={text!r} is no whole number from 1 to {high}")
+    return int(text)
 
 
 def _number(spec: str, option: str, text: str, low: float, high: float) -> float:

@@ -12,13 +12,21 @@ from engine import seeds as example_seeds
 
 
 class Dense(tf.Module):
-    """x @ kernel + bias; kernel [inputs, outputs], Glorot uniform (zeros when ``rng`` is None)."""
+    """x @ kernel + bias; kernel [inputs, outputs], Glorot uniform, or truncated normal of a given scale."""
 
-    def __init__(self, inputs: int, outputs: int, *, rng: np.random.Generator | None, dtype: Any = tf.float32) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        rng: np.random.Generator,
+        scale: float | None = None,
+        dtype: Any = tf.float32,
+    ) -> None:
         super().__init__()
         shape = (inputs, outputs)
         limit = math.sqrt(6.0 / (inputs + outputs))
-        value = np.zeros(shape, np.float32) if rng is None else _uniform(rng, shape, limit)
+        value = _uniform(rng, shape, limit) if scale is None else truncated_normal(rng, shape, scale)
         self.kernel = tf.Variable(tf.cast(value, dtype), name="kernel")
         self.bias = tf.Variable(tf.zeros([outputs], dtype), name="bias")
 

@@ -76,7 +76,8 @@ class ViT(tf.Module):
         )
         self.blocks = [Block(config, index, rng=rng, dtype=dtype) for index in range(config.depth)]
         self.norm = layers.LayerNorm(width, dtype=dtype)
-        self.head = layers.Dense(width, config.classes, rng=None, dtype=dtype)
+        # small, not zero: a frozen head of zeros would pass no gradient down
+        self.head = layers.Dense(width, config.classes, rng=rng, scale=0.02, dtype=dtype)
 
     def __call__(self, images: Any, *, training: bool = False, seeds: Any = None) -> Any:
         """Logits. ``seeds`` (int32 [B, 2]) are needed in training with dropout or drop path."""

@@ -1,0 +1,62 @@
+"""What tests of many rooms share: programs run as a user runs them, and tiny real data."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Tests run in parallel: more threads than cores only wait for one another.
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "2")
+
+Program = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def finetune() -> Program:
+    """Runs ``python -m scripts.finetune`` with flags; checks that no traceback reaches the user."""
+
+    def run(*flags: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "scripts.finetune", *flags]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+        assert "Traceback" not in done.stdout + done.stderr, done.stderr
+        assert done.returncode == code, f"exit code {done.returncode}, {code} is wanted:\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run
+
+
+@pytest.fixture
+def deterministic_ops() -> Iterator[None]:
+    """Op determinism on, for contracts that compare bits."""
+    import tensorflow as tf
+    from tensorflow.python.framework import config  # there is no public way to switch it off again
+
+    tf.keras.utils.set_random_seed(0)
+    tf.config.experimental.enable_op_determinism()
+    yield
+    config.disable_op_determinism()
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """An .npz of 60 real training and 20 test images in 3 classes, cut to 16x16 pixels."""
+    from engine import data
+
+    source = data.open_source("fashion_mnist_mini")
+    assert source.test is not None
+    arrays: dict[str, np.ndarray] = {}
+    for prefix, part, each in (("train", source.train, 20), ("test", source.test, 7)):
+        chosen = np.concatenate([np.flatnonzero(part.labels == label)[:each] for label in (0, 1, 5)])
+        arrays[f"{prefix}_images"] = part.images[chosen, 6:22, 6:22]
+        arrays[f"{prefix}_labels"] = np.repeat(np.arange(3), each)
+    path = tmp_path_factory.mktemp("data") / "small.npz"
+    np.savez(path, **arrays)
+    return path

@@ -1,0 +1,125 @@
+"""E1: frozen variables, statistics included, do not change; a planted write fails the proof."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from engine import FreezeProof, TrainStep, filters, losses, optimizers, select
+from engine.losses import Loss
+from engine.models import build
+from engine.selection import Selection, digests
+
+CLASSES = 10
+EVERYTHING_DECAYS = filters.group("all")
+OPTIMIZERS = {
+    "sgd": optimizers.SGD(weight_decay=0.1, clip_norm=0.5, decay=EVERYTHING_DECAYS),
+    "nesterov": optimizers.Momentum(nesterov=True, weight_decay=0.1, clip_norm=0.5, decay=EVERYTHING_DECAYS),
+    "adam": optimizers.Adam(clip_norm=0.5),
+    "adamw": optimizers.AdamW(weight_decay=0.1, layer_decay=0.8, clip_norm=0.5, decay=EVERYTHING_DECAYS),
+}
+
+
+def mobilenet() -> Any:
+    backbone = keras.applications.MobileNetV2(weights=None, include_top=False, input_shape=(32, 32, 3), alpha=0.35)
+    dense = keras.layers.Dense(CLASSES, kernel_regularizer="l2")
+    return keras.Sequential([backbone, keras.layers.GlobalAveragePooling2D(), keras.layers.Dropout(0.2), dense])
+
+
+def network(name: str) -> tuple[Any, tuple[int, int, int]]:
+    if name == "mobilenet":
+        return mobilenet(), (32, 32, 3)
+    if name == "cnn":
+        return build("cnn:mini", image_shape=(28, 28, 1), outputs=CLASSES).network, (28, 28, 1)
+    spec = "vit:mini,depth=3,dropout=0.1,drop_path=0.1"
+    return build(spec, image_shape=(28, 28, 1), outputs=CLASSES).network, (28, 28, 1)
+
+
+def batch(shape: tuple[int, int, int], seed: int) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.standard_normal((6, *shape), np.float32),
+        "label": rng.integers(0, CLASSES, 6),
+        "weight": rng.random(6, np.float32),
+    }
+
+
+def train(step: TrainStep, selection: Selection, shape: tuple[int, int, int], windows: int = 3) -> None:
+    for window in range(windows):
+        step(selection, batch(shape, window), learning_rate=0.05)
+
+
+CASES = [
+    ("vit", "head/.*", "adamw"),
+    ("vit", "@blocks[-1:] @head !@norm", "nesterov"),
+    ("vit", "patch/.* blocks/0/.*", "adam"),
+    ("vit", "@norm @bias", "sgd"),
+    ("cnn", "@head", "adamw"),
+    ("cnn", "stages/1/.* @head", "nesterov"),
+    ("cnn", "@all !@stats", "adam"),
+    ("mobilenet", "@head", "nesterov"),
+    ("mobilenet", "@layers[-20:] @head", "adamw"),
+    ("mobilenet", "@layers[-20:] @head !@stats", "sgd"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "optimizer"), CASES)
+@pytest.mark.usefixtures("deterministic_ops")
+def test_frozen_variables_keep_every_bit_and_trained_ones_move(name: str, text: str, optimizer: str) -> None:
+    model, shape = network(name)
+    selection = select(model, text)
+    step = TrainStep(losses.supervised(model), OPTIMIZERS[optimizer])
+    proof = FreezeProof.begin(selection)
+    before = digests([*selection.trained, *selection.moving])
+    train(step, selection, shape)
+    assert proof.changed(selection) == []
+    after = digests([*selection.trained, *selection.moving])
+    still = {path for path in before if after[path] == before[path]}
+    assert not still, f"selected, and did not move: {sorted(still)}"
+
+
+@pytest.mark.usefixtures("deterministic_ops")
+def test_frozen_variables_stay_through_a_sequence_of_selections() -> None:
+    model, shape = network("cnn")
+    step = TrainStep(losses.supervised(model), OPTIMIZERS["adamw"])
+    for text in ("@head", "@all", "stages/2/.*", "@all !@stats", "@head"):
+        selection = select(model, text)
+        proof = FreezeProof.begin(selection)
+        train(step, selection, shape, windows=2)
+        assert proof.changed(selection) == [], text
+
+
+def test_a_planted_write_to_a_frozen_variable_fails_the_proof() -> None:
+    model, shape = network("vit")
+    selection = select(model, "@head")
+    inner = losses.supervised(model)
+
+    def planted(batch: Mapping[str, Any], *, training: bool, seeds: Any) -> Loss:
+        beta = model.blocks[1].norm2.beta
+        beta.assign(tf.tensor_scatter_nd_add(beta, [[3]], [1e-7]))
+        return inner(batch, training=training, seeds=seeds)
+
+    step = TrainStep(planted, OPTIMIZERS["adamw"])
+    proof = FreezeProof.begin(selection)
+    train(step, selection, shape, windows=1)
+    assert proof.changed(selection) == ["blocks/1/norm2/beta"]
+
+
+def test_a_planted_write_to_frozen_statistics_fails_the_proof() -> None:
+    model, shape = network("mobilenet")
+    selection = select(model, "@head")
+    proof = FreezeProof.begin(selection)
+    inner = losses.supervised(model)
+
+    def planted(batch: Mapping[str, Any], *, training: bool, seeds: Any) -> Loss:
+        statistics = selection.variables.by_path()["mobilenetv2_0.35_32/bn_Conv1/moving_mean"].variable
+        statistics.assign_add(tf.fill(statistics.shape, 1e-3))
+        return inner(batch, training=training, seeds=seeds)
+
+    train(TrainStep(planted, OPTIMIZERS["sgd"]), selection, shape, windows=1)
+    assert proof.changed(selection) == ["mobilenetv2_0.35_32/bn_Conv1/moving_mean"]

@@ -11,7 +11,6 @@ import hashlib
 import json
 import pathlib
 import re
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from engine.errors import InputError
-from engine.files import FileError, Npz, PathLike, write_npz
+from engine.files import Npz, PathLike, write_npz
+from engine.selection import digest
 from engine.variables import ModelVariables
 
 _NAME = re.compile(r"step-(\d{8,})\.npz")
@@ -69,7 +69,7 @@ def save(
         yield from slots.items()
 
     for key, array in arrays():
-        digests[key] = _digest(key, array)
+        digests[key] = digest(key, array)
     body = {"format": _FORMAT, "step": step, "digests": digests, "state": dict(state)}
     text = json.dumps(body, sort_keys=True)
     signed = json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "body": text})
@@ -127,12 +127,12 @@ def read(path: PathLike) -> Checkpoint:
             if body["format"] != _FORMAT:
                 raise CheckpointError(f"{path}: format {body['format']}; this version reads format {_FORMAT}")
             arrays = {name: npz.read(name) for name in body["digests"]}
-    except (FileError, KeyError, TypeError, ValueError, AttributeError, struct.error) as error:
+            for name, array in arrays.items():
+                if digest(name, array) != body["digests"][name]:
+                    raise CheckpointError(f"{path}: {name} does not match its digest")
+            return Checkpoint(pathlib.Path(path), int(body["step"]), body["state"], arrays)
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise error if isinstance(error, CheckpointError) else CheckpointError(f"{path}: damaged ({error})") from None
-    for name, array in arrays.items():
-        if _digest(name, array) != body["digests"][name]:
-            raise CheckpointError(f"{path}: {name} does not match its digest")
-    return Checkpoint(pathlib.Path(path), int(body["step"]), body["state"], arrays)
 
 
 def restore(checkpoint: Checkpoint, variables: ModelVariables) -> None:
@@ -157,10 +157,3 @@ def restore(checkpoint: Checkpoint, variables: ModelVariables) -> None:
             )
     for name, variable in wanted.items():
         variable.assign(checkpoint.arrays[name])
-
-
-def _digest(name: str, array: np.ndarray) -> str:
-    array = np.asarray(array)
-    hasher = hashlib.sha256(f"{name}\0{array.dtype.name}\0{list(array.shape)}\0".encode())
-    hasher.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return hasher.hexdigest()

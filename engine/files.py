@@ -184,4 +184,6 @@ class Npz:
         except KeyError:
             raise FileError(f"{self.path}: it has no {name}") from None
         except Exception as error:  # zipfile, its decompressors and numpy raise a dozen types on damaged bytes
-            raise FileError(f"{self.path}: {name}: damaged or truncated ({str(error) or type(error).__name__})") from None
+            raise FileError(
+                f"{self.path}: {name}: damaged or truncated ({str(error) or type(error).__name__})"
+            ) from None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -280,17 +281,18 @@ def _statistics_rule(
     return (not spoken[-1].negated, str(spoken[-1])) if spoken else default
 
 
-def digest(entry: NamedVariable) -> str:
-    """SHA-256 over path, dtype, shape and little-endian bytes of a variable, in hexadecimal."""
-    value = np.asarray(entry.variable.numpy())
-    value = value.astype(value.dtype.newbyteorder("<"), copy=False) if value.dtype.kind in "fiuc" else value
-    hasher = hashlib.sha256(f"{entry.path}\0{entry.variable.dtype.name}\0{list(value.shape)}\0".encode())
+def digest(path: str, value: np.ndarray) -> str:
+    """SHA-256 over path, dtype, shape and little-endian bytes of an array, in hexadecimal."""
+    value = np.asarray(value)
+    if value.dtype.byteorder == ">" or (value.dtype.byteorder == "=" and sys.byteorder == "big"):
+        value = value.astype(value.dtype.newbyteorder("<"))
+    hasher = hashlib.sha256(f"{path}\0{value.dtype.name}\0{list(value.shape)}\0".encode())
     hasher.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
     return hasher.hexdigest()
 
 
 def digests(entries: Sequence[NamedVariable]) -> dict[str, str]:
-    return {entry.path: digest(entry) for entry in entries}
+    return {entry.path: digest(entry.path, entry.variable.numpy()) for entry in entries}
 
 
 @dataclass(frozen=True)

@@ -236,7 +236,7 @@ class _Walk:
 
         self._names.update(_stable_names(root))
         if isinstance(root, keras.Model):
-            self.models.append((path or root.name, root))
+            self.models.append((path or _root_name(root), root))
         self.keras_layer(root, path, path, ())
 
     def keras_layer(self, layer: Any, path: str, unique: str, layers: tuple[Any, ...]) -> None:
@@ -304,6 +304,14 @@ def _stable_names(root: Any) -> dict[int, str]:
     return names
 
 
+def _root_name(root: Any) -> str:
+    """A root model's name, an automatic one without its number, which counts up within a process."""
+    from keras.src.utils.naming import to_snake_case
+
+    stem: str = to_snake_case(type(root).__name__)
+    return stem if re.fullmatch(re.escape(stem) + r"_\d+", root.name) else root.name
+
+
 def _variable_names(variables: Sequence[Any]) -> list[str]:
     """Own names of a layer's variables; an unnamed one ("variable_7") is numbered in its layer."""
     names, unnamed = [], 0
@@ -314,6 +322,13 @@ def _variable_names(variables: Sequence[Any]) -> list[str]:
             unnamed += 1
         names.append(name)
     return names
+
+
+def _same_layer(one: _Found, other: _Found) -> bool:
+    """True when both lie in the same of the innermost model's ``layers`` (or, without a model, layer)."""
+    if one.layers and other.layers:
+        return one.layers[-1] == other.layers[-1]
+    return one.layer == other.layer
 
 
 def _finish(walk: _Walk, model: Any) -> ModelVariables:
@@ -328,7 +343,7 @@ def _finish(walk: _Walk, model: Any) -> ModelVariables:
     inner = list({id(inside): inside for _, inside in walk.models if inside is not model}.values())
     default = inner[0] if len(inner) == 1 else model
     names.setdefault(id(default), set()).add("")
-    head_layer = walk.found[-1].layer if is_keras(model) else None
+    last = walk.found[-1] if is_keras(model) else None
     named_head = any(groups.in_head(found.path) for found in walk.found)
     entries = []
     for same in merged.values():
@@ -336,7 +351,7 @@ def _finish(walk: _Walk, model: Any) -> ModelVariables:
         memberships: set[str] = set()
         for found in same:
             memberships |= groups.of_variable(found.path, found.owner)
-            if groups.in_head(found.path) or (not named_head and found.layer == head_layer):
+            if groups.in_head(found.path) or (not named_head and last is not None and _same_layer(found, last)):
                 memberships.add("head")
         if first.kind == "statistic":
             memberships.add("stats")

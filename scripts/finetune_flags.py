@@ -17,7 +17,7 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "weights",
     "auto",
-    "auto (those that ship with the model, if any), none (random), or an .npz file of variable path -> array, such as a run's checkpoint or trained.npz of a full training. The head may differ: it then starts at zero.",
+    "auto (those that ship with the model, if any), none (random), or an .npz file of variable path -> array, such as a run's checkpoint or trained.npz of a full training. The head may differ: it then starts anew.",
 )
 flags.DEFINE_string(
     "data",

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -84,8 +85,9 @@ def _help(module: str, *, full: bool) -> str:
     found: list[str] = []
     for name in (*own, *others):
         for flag in defined.get(name, []):
-            default = "" if flag.default is None or flag.default == [] else f" (default: {flag.default_as_str})"
-            found.append(f"  --{flag.name}\n      {flag.help}{default}")
+            default = "" if flag.default in (None, [], "") else f" (default: {flag.default_as_str})"
+            text = textwrap.fill(f"{flag.help}{default}", 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
+            found.append(f"  --{flag.name}\n{text}")
     return "flags:\n" + "\n".join(found)
 
 

@@ -194,7 +194,7 @@ def test_a_trained_variable_without_gradient_is_named() -> None:
         return Loss({"t": (batch["x"] * used, None)})
 
     step = TrainStep(loss_fn, optimizers.SGD())
-    with pytest.raises(StepError, match="does not depend on 1 trained variable.*: unused"):
+    with pytest.raises(StepError, match=r"does not depend on 1 trained variable.*: unused"):
         step(select({"used": used, "unused": unused}, ".*"), {"x": np.ones(2, np.float32)}, learning_rate=1.0)
 
 

@@ -151,9 +151,10 @@ def restore(checkpoint: Checkpoint, variables: ModelVariables) -> None:
         )
     for name, variable in wanted.items():
         array = checkpoint.arrays[name]
-        if tuple(array.shape) != tuple(variable.shape):
+        if tuple(array.shape) != tuple(variable.shape) or array.dtype != variable.dtype.as_numpy_dtype:
             raise CheckpointError(
-                f"{checkpoint.path}: {name} has shape {list(array.shape)}, the model's {list(variable.shape)}"
+                f"{checkpoint.path}: {name} is {array.dtype.name} {list(array.shape)}, "
+                f"the model's {variable.dtype.name} {list(variable.shape)}"
             )
     for name, variable in wanted.items():
         variable.assign(checkpoint.arrays[name])

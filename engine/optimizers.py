@@ -253,15 +253,22 @@ def apply(
     """
     decayed = {e.path for e in chosen.trained if optimizer.weight_decay and optimizer.decay(e)}
     factors = layer_factors(chosen.variables, optimizer.layer_decay)
+    width = powers.shape[1]
+    # Scalars are made once for all variables that share them: a ViT has hundreds, each op costs time.
+    flat: dict[Any, list[Any]] = {}
+    rates: dict[Any, tuple[Any, Any]] = {}
     for number, (entry, gradient) in enumerate(zip(chosen.trained, gradients, strict=True)):
-        variable, dtype = entry.variable, entry.variable.dtype
-        rate = learning_rate if factors[entry.path] == 1.0 else learning_rate * factors[entry.path]
+        variable, dtype, factor = entry.variable, entry.variable.dtype, factors[entry.path]
+        if dtype not in flat:
+            flat[dtype] = tf.unstack(tf.reshape(tf.cast(powers, dtype), [-1]))
+        if (factor, dtype) not in rates:
+            rate = learning_rate if factor == 1.0 else learning_rate * factor
+            rates[factor, dtype] = tf.cast(rate, dtype), tf.cast(rate * optimizer.weight_decay, dtype)
+        rate, shrink = rates[factor, dtype]
         if entry.path in decayed:
-            shrink = tf.cast(rate * optimizer.weight_decay, dtype)
             tf.raw_ops.AssignSubVariableOp(resource=variable.handle, value=variable.read_value() * shrink)
         slots = dict(zip(optimizer.slots, handles[number], strict=True))
-        row = tf.unstack(tf.cast(powers[number], dtype), num=powers.shape[1]) if powers.shape[1] else []
-        optimizer.update(variable, gradient, tf.cast(rate, dtype), slots, row)
+        optimizer.update(variable, gradient, rate, slots, flat[dtype][number * width : (number + 1) * width])
 
 
 def layer_factors(variables: ModelVariables, decay: float | None) -> dict[str, float]:

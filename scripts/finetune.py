@@ -229,9 +229,9 @@ def _phases(upper: str, per_epoch: int) -> list[Any]:
     windows = F.steps or max(1, round(length["epochs"] * per_epoch))
     head = max(1, windows // 4)
     return [
-        phases.Phase(name="head", train="@head", steps=head),
+        phases.Phase(name="head", train="@head", steps=head, learning_rate=4 * F.learning_rate),
         phases.Phase(
-            name="upper", train=f"@head {upper}", steps=max(1, windows - head), learning_rate=F.learning_rate / 2
+            name="upper", train=f"@head {upper}", steps=max(1, windows - head), learning_rate=2 * F.learning_rate
         ),
     ]
 

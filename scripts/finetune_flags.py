@@ -57,7 +57,9 @@ flags.DEFINE_enum(
 )
 # ---- the optimizer
 flags.DEFINE_string("optimizer", "adamw", "sgd, momentum, adam or adamw.")
-flags.DEFINE_float("learning_rate", 1e-3, "Learning rate; the default phases use a half of it in the second.")
+flags.DEFINE_float(
+    "learning_rate", 1e-3, "Learning rate; of the default phases the first takes 4 times and the second 2 times it."
+)
 flags.DEFINE_string(
     "schedule",
     "cosine",
@@ -106,7 +108,7 @@ def check_numbers() -> None:
         value = F[name].value
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise InputError(f"{name}={value}: it must be above 0")
-    if F.seed < 0:
-        raise InputError(f"seed={F.seed}: it must be at least 0")
+    if not 0 <= F.seed < 2**31:
+        raise InputError(f"seed={F.seed}: it lies between 0 and {2**31 - 1}")
     if F.steps is not None and F.epochs is not None:
         raise InputError(f"steps={F.steps}, epochs={F.epochs}: give one of them")

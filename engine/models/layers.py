@@ -99,10 +99,21 @@ class BatchNorm(tf.Module):
         if training and self.update_statistics:
             mean, variance = tf.nn.moments(x, axes=list(range(x.shape.rank - 1)))
             for moving, now in ((self.moving_mean, mean), (self.moving_variance, variance)):
-                moving.assign_sub((moving - tf.stop_gradient(now)) * tf.cast(1.0 - self.momentum, now.dtype))
+                moving.assign_sub((moving - tf.stop_gradient(now)) * tf.constant(1.0 - self.momentum, now.dtype))
         else:
             mean, variance = self.moving_mean, self.moving_variance
         return tf.nn.batch_normalization(x, mean, variance, self.beta, self.gamma, self.epsilon)
+
+
+def gelu(x: Any, *, approximate: bool) -> Any:
+    """GELU (arXiv:1606.08415) with erf, or with tanh.
+
+    The operations of ``tf.nn.gelu``, which rounds its constants to float32 in float64 too.
+    """
+    if approximate:
+        cubic = tf.constant(0.044715, x.dtype) * tf.pow(x, 3)
+        return 0.5 * x * (1.0 + tf.tanh(math.sqrt(2.0 / math.pi) * (x + cubic)))
+    return 0.5 * x * tf.math.erfc(-x * tf.constant(math.sqrt(0.5), x.dtype))
 
 
 def dropout(x: Any, rate: float, *, seeds: Any, site: int) -> Any:

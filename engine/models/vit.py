@@ -116,8 +116,8 @@ class Block(tf.Module):
         self.mlp = Mlp(width, 4 * width, gelu=config.gelu, rng=rng, dtype=dtype)
         self.scale1 = self.scale2 = None
         if config.layer_scale is not None:
-            self.scale1 = tf.Variable(tf.fill([width], tf.cast(config.layer_scale, dtype)), name="scale1")
-            self.scale2 = tf.Variable(tf.fill([width], tf.cast(config.layer_scale, dtype)), name="scale2")
+            self.scale1 = tf.Variable(tf.constant(config.layer_scale, dtype, [width]), name="scale1")
+            self.scale2 = tf.Variable(tf.constant(config.layer_scale, dtype, [width]), name="scale2")
 
     def __call__(self, x: Any, *, training: bool, seeds: Any) -> Any:
         x = x + self._branch(self.attention(self.norm1(x)), self.scale1, 0, training=training, seeds=seeds)
@@ -152,7 +152,7 @@ class Attention(tf.Module):
         query = tf.transpose(tf.reshape(self.query(x), split), [0, 2, 1, 3])
         key = tf.transpose(tf.reshape(self.key(x), split), [0, 2, 1, 3])
         value = tf.transpose(tf.reshape(self.value(x), split), [0, 2, 1, 3])
-        query = query * tf.cast(1.0 / math.sqrt(size), query.dtype)
+        query = query * tf.constant(1.0 / math.sqrt(size), query.dtype)
         weights = tf.nn.softmax(tf.matmul(query, key, transpose_b=True), axis=-1)
         mixed = tf.transpose(tf.matmul(weights, value), [0, 2, 1, 3])
         return self.out(tf.reshape(mixed, [-1, tokens, width]))
@@ -168,7 +168,7 @@ class Mlp(tf.Module):
         self.down = layers.Dense(hidden, width, rng=rng, dtype=dtype)
 
     def __call__(self, x: Any) -> Any:
-        return self.down(tf.nn.gelu(self.up(x), approximate=self.approximate))
+        return self.down(layers.gelu(self.up(x), approximate=self.approximate))
 
 
 def _patches(images: Any, config: Config) -> Any:

@@ -1,0 +1,259 @@
+"""Time one training step: the engine against a hand-written loop, Keras' model.fit and PyTorch.
+
+engine is TrainStep with AdamW; hand is the tf.function that an expert would write for the same ViT,
+one selection and one batch shape, without the gradient norm that the engine reports. These two run
+in turn in one process, window by window, and their ratio is taken pair by pair. keras_fit and torch
+are equal ViTs with equal weights, each timed alone in a process of its own, so their times are not
+interleaved with the others'. Peak memory is always that of a process with one runner in it; it includes
+the interpreter and the libraries. The data are one random batch, so nothing is read or decoded.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from absl import flags
+
+from scripts import peers, program
+
+F = flags.FLAGS
+
+RUNNERS = ("engine", "hand", "keras_fit", "torch")
+LEARNING_RATE = 1e-4
+_PACKAGES = {"keras_fit": "keras", "torch": "torch"}
+_LIMITS = {"image_size": 4096, "batch_size": 65536, "classes": 1_000_000, "steps": 1_000_000, "warmup": 1_000_000}
+
+flags.DEFINE_string(
+    "model",
+    "vit:S/16",
+    "A plain ViT: vit:mini, vit:Ti/16, vit:S/16, vit:B/16, vit:L/16 (any patch size in pixels; options after a comma: depth=N blocks, gelu=tanh, classes=N).",
+)
+flags.DEFINE_integer("image_size", 224, "Height and width of the images in pixels, a multiple of the patch size.")
+flags.DEFINE_integer("batch_size", 16, "Examples per window (one optimizer update).")
+flags.DEFINE_integer("classes", 1000, "Outputs of the head, in classes, at least 2.")
+flags.DEFINE_multi_string("train", ["@head", "@all"], "Filter: what trains; repeatable, each is measured by itself.")
+flags.DEFINE_integer("steps", 10, "Windows that are counted, per runner and selection (for engine and hand: pairs).")
+flags.DEFINE_integer("warmup", 2, "Windows before them that are not counted, at least 1 (the first one compiles).")
+flags.DEFINE_list(
+    "runners",
+    list(RUNNERS),
+    "Comma-separated: engine, hand, keras_fit, torch. A runner whose library is missing is reported as not installed.",
+)
+flags.DEFINE_integer("seed", 0, "Of the initial weights, the images and the labels.")
+flags.DEFINE_string("out", None, "A .json file for the results (times in ms, memory in bytes); unless given, none.")
+flags.DEFINE_enum(
+    "child",
+    None,
+    ["pair", "engine", "hand", "keras_fit"],
+    "Internal: be the subprocess of these runners; reads a job in JSON from standard input.",
+)
+
+
+def main() -> int:
+    if F.child:
+        return _child(F.child)
+    _check_flags()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a child does not outlive this process
+    try:
+        with tempfile.TemporaryDirectory(prefix="benchmark_step-") as folder:
+            rows = [row for job in _jobs(pathlib.Path(folder)) for row in _measure(job)]
+    except peers.BenchmarkError as error:
+        print(f"benchmark_step: {error}", file=sys.stderr)
+        return program.FAILED
+    peers.print_table(rows)
+    if F.out:
+        from engine.files import write_json
+
+        write_json(F.out, rows)
+        print(f"\nwritten: {F.out}")
+    return program.DONE
+
+
+# ---- what is measured
+
+
+def _jobs(folder: pathlib.Path) -> list[peers.Job]:
+    """One job per selection; all start from the same weights, in a file in ``folder``."""
+    import dataclasses
+
+    from engine import models, selection
+    from engine.errors import InputError
+    from engine.files import write_npz
+    from engine.filters import FilterError
+    from engine.models import vit
+    from engine.optimizers import AdamW
+    from engine.variables import name_variables
+
+    model = models.build(F.model, image_shape=(F.image_size, F.image_size, 3), outputs=F.classes, seed=F.seed)
+    config = getattr(model.network, "config", None)
+    if not isinstance(config, vit.Config) or config != dataclasses.replace(
+        config, pool="token", layer_scale=None, dropout=0.0, drop_path=0.0
+    ):
+        raise InputError(
+            f"model={F.model!r}: the peers are plain ViTs; vit:SIZE/PATCH with the options depth, gelu, classes will do"
+        )
+    if model.outputs < 2:
+        raise InputError(f"model={F.model!r}: classes={model.outputs}: a softmax needs at least 2 classes")
+    variables = name_variables(model.network)
+    adamw = AdamW()
+    decayed = selection.matching(variables, adamw.decay)
+    weights = folder / "weights.npz"
+    jobs = []
+    for text in F.train:
+        try:
+            chosen = selection.select(variables, text)
+        except FilterError as error:
+            raise FilterError(f"train={text!r}: {error}") from None
+        trained = [entry.path for entry in chosen.trained]
+        jobs.append(
+            peers.Job(
+                model=F.model,
+                config=dataclasses.asdict(config),
+                train=text,
+                trained=trained,
+                decayed=[path for path in trained if path in decayed],
+                weights=str(weights),
+                batch_size=F.batch_size,
+                warmup=F.warmup,
+                steps=F.steps,
+                adamw={
+                    "learning_rate": LEARNING_RATE,
+                    **{name: getattr(adamw, name) for name in ("beta1", "beta2", "epsilon", "weight_decay")},
+                },
+                seed=F.seed,
+            )
+        )
+    write_npz(weights, ((entry.path, entry.variable.numpy()) for entry in variables))
+    print(
+        f"{F.model} at {F.image_size} px, {variables.parameters:,} parameters, batch {F.batch_size}, "
+        f"{F.steps} windows after {F.warmup}"
+    )
+    return jobs
+
+
+def _measure(job: peers.Job) -> list[dict[str, Any]]:
+    """All runners on one selection: one row each."""
+    results: dict[str, dict[str, Any]] = {}
+    paired = {"engine", "hand"} <= set(F.runners)
+    interleaved = _start("pair", job) if paired else {}
+    for runner in F.runners:
+        if importlib.util.find_spec(_PACKAGES.get(runner, "tensorflow")) is not None:
+            results[runner] = _start(runner, job)
+    for runner, result in interleaved.items():
+        results[runner]["seconds"] = result["seconds"]
+    peers.check_agreement(job, results, interleaved)
+    return [_row(job, runner, results, interleaved) for runner in F.runners]
+
+
+def _row(job: peers.Job, runner: str, results: dict[str, Any], interleaved: dict[str, Any]) -> dict[str, Any]:
+    result, hand = results.get(runner, {}), results.get("hand")
+    ratio = None
+    if runner == "engine" and interleaved:
+        one, other = (interleaved[name]["seconds"] for name in ("engine", "hand"))
+        ratio = peers.quantiles([a / b for a, b in zip(one, other, strict=True)])
+    return {
+        "selection": job.train,
+        "runner": runner,
+        "installed": bool(result),
+        "step_ms": peers.quantiles([1e3 * s for s in result["seconds"]]) if result else None,
+        "interleaved": runner in interleaved,
+        "ratio_to_hand": ratio,
+        "peak_rss_bytes": result.get("peak_rss_bytes"),
+        "rss_ratio_to_hand": result["peak_rss_bytes"] / hand["peak_rss_bytes"] if result and hand else None,
+        "slot_bytes": result.get("slot_bytes"),
+        "backward_ops": result.get("backward_ops"),
+        "trained_parameters": result.get("trained_parameters"),
+        "parameters": result.get("parameters"),
+        "first_loss": result.get("first_loss"),
+        "tape": result.get("tape"),
+    }
+
+
+# ---- subprocesses
+
+
+def _start(runner: str, job: peers.Job) -> dict[str, Any]:
+    """Runs one runner (or the pair) in a process of its own."""
+    # torch has its own module: this one imports TensorFlow, whose memory would count
+    words = ["scripts.peers_torch"] if runner == "torch" else ["scripts.benchmark_step", f"--child={runner}"]
+    what = "engine and hand in turn" if runner == "pair" else f"{runner} alone"
+    print(f"  {job.train}: {what} ...", end="", flush=True)
+    start = time.monotonic()
+    environment = os.environ | {"KERAS_BACKEND": "tensorflow"}
+    child = subprocess.run(
+        [sys.executable, "-m", *words], input=job.text(), capture_output=True, text=True, env=environment, check=False
+    )
+    print(f" {time.monotonic() - start:.0f} s")
+    if child.returncode:
+        said = child.stderr.strip().splitlines()[-3:]
+        reason = "; ".join(line.strip() for line in said) or f"exit code {child.returncode}"
+        if child.returncode == -signal.SIGKILL:
+            reason = "killed, as by a system out of memory; a smaller --batch_size needs less"
+        raise peers.BenchmarkError(f"{runner} on {job.train} failed: {reason}")
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+def _child(name: str) -> int:
+    from engine.errors import InputError
+
+    try:
+        job = peers.Job.read()
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"child={name}: it is started by benchmark_step with a job on standard input ({error})"
+        ) from None
+    if name == "keras_fit":
+        from scripts import peers_keras
+
+        result: Any = peers_keras.run(job)
+    else:
+        from scripts.peers_tensorflow import Engine, Hand
+
+        if name == "pair":
+            result = dict(zip(("engine", "hand"), peers.run_pair(Engine(job), Hand(job), job), strict=True))
+        else:
+            result = peers.run(Engine(job) if name == "engine" else Hand(job), job)
+    print(json.dumps(result))
+    return program.DONE
+
+
+# ---- what is asked
+
+
+def _check_flags() -> None:
+    from engine.errors import InputError
+    from engine.filters import nearest
+
+    for name, most in _LIMITS.items():
+        least = 2 if name == "classes" else 1
+        if not least <= F[name].value <= most:
+            raise InputError(f"{name}={F[name].value}: it must be from {least} to {most}")
+    if F.seed < 0:
+        raise InputError(f"seed={F.seed}: it must be at least 0")
+    for runner in F.runners:
+        if runner not in RUNNERS:
+            raise InputError(f"runners={runner!r}: known are {', '.join(RUNNERS)}{nearest(runner, list(RUNNERS))}")
+    for name in ("runners", "train"):
+        if not F[name].value or len(set(F[name].value)) < len(F[name].value):
+            raise InputError(f"{name}={','.join(F[name].value)!r}: at least one is wanted, and each once")
+    if F.out is not None:
+        folder = pathlib.Path(F.out).parent
+        if not folder.is_dir() or pathlib.Path(F.out).is_dir() or not os.access(folder, os.W_OK):
+            raise InputError(f"out={F.out!r}: it must be a file in an existing folder that can be written to")
+
+
+def run() -> None:
+    program.run(main, about=__doc__ or "", flags_in=__name__)
+
+
+if __name__ == "__main__":
+    run()

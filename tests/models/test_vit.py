@@ -1,0 +1,288 @@
+"""ViT: its variables, its sizes, its mathematics against numpy, and randomness by example."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from engine import name_variables
+from engine.models import build, layers
+from engine.models.vit import Config, ViT
+from engine.seeds import example_seeds
+
+SMALL = Config(width=12, depth=2, heads=3, patch=4, image=(8, 12, 2), classes=5)
+
+
+def vit(config: Config = SMALL, *, dtype: Any = tf.float64, **changes: Any) -> ViT:
+    """A small ViT with every variable random, so that no term is zero by chance."""
+    network = ViT(dataclasses.replace(config, **changes), dtype=dtype)
+    rng = np.random.default_rng(1)
+    for entry in name_variables(network):
+        entry.variable.assign(rng.standard_normal(entry.variable.shape) * 0.5 + 0.1)
+    return network
+
+
+def images(count: int = 3, image: tuple[int, int, int] = SMALL.image) -> np.ndarray:
+    return np.random.default_rng(2).standard_normal((count, *image))
+
+
+# --- variables ---
+
+
+def block(number: int) -> list[str]:
+    where = f"blocks/{number}"
+    return [
+        *(f"{where}/norm1/{name}" for name in ("gamma", "beta")),
+        *(
+            f"{where}/attention/{part}/{name}"
+            for part in ("query", "key", "value", "out")
+            for name in ("kernel", "bias")
+        ),
+        *(f"{where}/norm2/{name}" for name in ("gamma", "beta")),
+        *(f"{where}/mlp/{part}/{name}" for part in ("up", "down") for name in ("kernel", "bias")),
+    ]
+
+
+def test_the_variable_paths_are_exactly_these_in_this_order() -> None:
+    assert [entry.path for entry in name_variables(vit())] == [
+        "patch/kernel",
+        "patch/bias",
+        "class_token",
+        "position_embedding",
+        *block(0),
+        *block(1),
+        "norm/gamma",
+        "norm/beta",
+        "head/kernel",
+        "head/bias",
+    ]
+
+
+def test_options_add_and_remove_their_variables_alone() -> None:
+    plain = {entry.path for entry in name_variables(vit())}
+    assert plain - {e.path for e in name_variables(vit(pool="mean"))} == {"class_token"}
+    scaled = {entry.path for entry in name_variables(vit(layer_scale=0.1))}
+    assert scaled - plain == {f"blocks/{n}/scale{which}" for n in (0, 1) for which in (1, 2)}
+    assert {e.path for e in name_variables(vit(dropout=0.1, drop_path=0.1, gelu="tanh"))} == plain
+
+
+def test_shapes_are_those_of_the_configuration() -> None:
+    shapes = {entry.path: tuple(entry.variable.shape) for entry in name_variables(vit())}
+    assert shapes["patch/kernel"] == (4 * 4 * 2, 12)
+    assert shapes["class_token"] == (1, 1, 12)
+    assert shapes["position_embedding"] == (1, 2 * 3 + 1, 12)
+    assert shapes["blocks/0/attention/query/kernel"] == (12, 12)
+    assert shapes["blocks/1/mlp/up/kernel"] == (12, 48)
+    assert shapes["blocks/1/mlp/down/kernel"] == (48, 12)
+    assert shapes["head/kernel"] == (12, 5)
+    assert SMALL.tokens == 7
+    assert vit(pool="mean").position_embedding.shape == (1, 6, 12)
+
+
+@pytest.mark.parametrize(
+    ("size", "depth", "parameters"),
+    [("Ti", 12, 5_717_416), ("S", 12, 22_050_664), ("B", 12, 86_567_656), ("L", 24, 304_326_632)],
+)
+def test_sizes_have_the_published_number_of_parameters(size: str, depth: int, parameters: int) -> None:
+    """Blocks are all alike, so two small builds give the count of any depth."""
+
+    def count(blocks: int) -> int:
+        model = build(f"vit:{size}/16,depth={blocks}", image_shape=(224, 224, 3), outputs=1000)
+        return name_variables(model.network).parameters
+
+    one, two = count(1), count(2)
+    assert one + (depth - 1) * (two - one) == parameters
+
+
+def test_a_whole_model_of_a_size_has_its_parameters() -> None:
+    model = build("vit:Ti/16", image_shape=(224, 224, 3), outputs=1000)
+    assert name_variables(model.network).parameters == 5_717_416
+
+
+def test_the_seed_decides_the_initial_weights() -> None:
+    one, same, other = (ViT(SMALL, seed=seed) for seed in (0, 0, 1))
+    for a, b in zip(name_variables(one), name_variables(same), strict=True):
+        np.testing.assert_array_equal(a.variable, b.variable)
+    assert (one.patch.kernel.numpy() != other.patch.kernel.numpy()).any()
+
+
+def test_initial_weights_are_within_their_bounds() -> None:
+    network = ViT(SMALL)
+    limit = math.sqrt(6 / (12 + 48))
+    assert 0.8 * limit < np.abs(network.blocks[0].mlp.up.kernel.numpy()).max() <= limit
+    assert np.abs(network.position_embedding.numpy()).max() <= np.float32(2 * 0.02)
+    assert not network.class_token.numpy().any()
+    assert (network.norm.gamma.numpy() == 1).all()
+    scaled = ViT(dataclasses.replace(SMALL, layer_scale=1e-5))
+    assert (scaled.blocks[1].scale2.numpy() == np.float32(1e-5)).all()
+
+
+# --- the forward pass ---
+
+
+def norm(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray) -> np.ndarray:
+    mean = x.mean(-1, keepdims=True)
+    return (x - mean) / np.sqrt(((x - mean) ** 2).mean(-1, keepdims=True) + 1e-6) * gamma + beta
+
+
+def gelu(x: np.ndarray, kind: str) -> np.ndarray:
+    if kind == "tanh":
+        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def reference(network: ViT, batch: np.ndarray) -> np.ndarray:
+    """The paper's formulas, one image, one head and one patch at a time."""
+    config = network.config
+    w = {entry.path: entry.variable.numpy() for entry in name_variables(network)}
+
+    def dense(x: np.ndarray, path: str) -> np.ndarray:
+        return x @ w[f"{path}/kernel"] + w[f"{path}/bias"]
+
+    logits = []
+    for image in batch:
+        rows, columns = config.image[0] // config.patch, config.image[1] // config.patch
+        size = config.patch
+        patches = [
+            image[r * size : (r + 1) * size, c * size : (c + 1) * size].reshape(-1)
+            for r in range(rows)
+            for c in range(columns)
+        ]
+        x = dense(np.stack(patches), "patch")
+        if config.pool == "token":
+            x = np.concatenate([w["class_token"][0], x])
+        x = x + w["position_embedding"][0]
+        for n in range(config.depth):
+            where = f"blocks/{n}"
+            y = norm(x, w[f"{where}/norm1/gamma"], w[f"{where}/norm1/beta"])
+            query, key, value = (dense(y, f"{where}/attention/{part}") for part in ("query", "key", "value"))
+            heads = []
+            for part in np.split(np.arange(config.width), config.heads):
+                scores = query[:, part] @ key[:, part].T / math.sqrt(len(part))
+                weights = np.exp(scores - scores.max(-1, keepdims=True))
+                heads.append(weights / weights.sum(-1, keepdims=True) @ value[:, part])
+            x = x + dense(np.concatenate(heads, -1), f"{where}/attention/out") * w.get(f"{where}/scale1", 1.0)
+            y = norm(x, w[f"{where}/norm2/gamma"], w[f"{where}/norm2/beta"])
+            y = dense(gelu(dense(y, f"{where}/mlp/up"), config.gelu), f"{where}/mlp/down")
+            x = x + y * w.get(f"{where}/scale2", 1.0)
+        x = norm(x, w["norm/gamma"], w["norm/beta"])
+        logits.append(dense(x[0] if config.pool == "token" else x.mean(0), "head"))
+    return np.stack(logits)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"pool": "mean"}, {"gelu": "tanh"}, {"layer_scale": 0.3}, {"depth": 1, "heads": 1, "patch": 2}],
+    ids=str,
+)
+def test_the_forward_pass_equals_numpy(changes: dict[str, Any]) -> None:
+    network = vit(**changes)
+    # float64 on both sides: logits of order 10 after some hundred operations each
+    np.testing.assert_allclose(network(images()), reference(network, images()), atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize("approximate", [False, True])
+def test_gelu_has_the_bits_of_tensorflows_own_in_float32(approximate: bool) -> None:
+    x = tf.constant(np.linspace(-6, 6, 10_001), tf.float32)
+    np.testing.assert_array_equal(layers.gelu(x, approximate=approximate), tf.nn.gelu(x, approximate=approximate))
+
+
+def test_each_option_of_the_forward_pass_matters() -> None:
+    """Above, a wrong formula differs by more than the bound: the options' results are far apart."""
+    plain = vit()(images()).numpy()
+    for changes in ({"gelu": "tanh"}, {"layer_scale": 0.3}):
+        assert np.abs(vit(**changes)(images()).numpy() - plain).max() > 1e-5
+
+
+@pytest.mark.parametrize("pool", ["token", "mean"])
+def test_outputs_and_features_have_their_shapes(pool: str) -> None:
+    network = vit(pool=pool)
+    assert network(images(4)).shape == (4, 5)
+    assert network.features(images(4)).shape == (4, 7 if pool == "token" else 6, 12)
+    assert network(images(1)).shape == (1, 5)
+
+
+def test_a_compiled_pass_takes_any_number_of_images() -> None:
+    network = vit()
+    traced = tf.function(network, autograph=False).get_concrete_function(
+        tf.TensorSpec([None, *SMALL.image], tf.float64)
+    )
+    for count in (1, 3):
+        np.testing.assert_allclose(traced(tf.constant(images(count))), network(images(count)), atol=1e-12, rtol=0)
+
+
+def test_an_image_does_not_feel_the_others_in_its_batch() -> None:
+    network = vit()
+    whole = network(images(4)).numpy()
+    for n in range(4):
+        np.testing.assert_allclose(network(images(4)[n : n + 1])[0], whole[n], atol=1e-12, rtol=0)
+
+
+# --- dropout and drop path ---
+
+RANDOM = {"dropout": 0.3, "drop_path": 0.5}
+
+
+def test_dropout_and_drop_path_do_nothing_in_inference() -> None:
+    np.testing.assert_array_equal(vit(**RANDOM)(images()), vit()(images()))
+    seeds = example_seeds(0, 0, np.arange(3))
+    np.testing.assert_array_equal(vit(**RANDOM)(images(), training=False, seeds=seeds), vit()(images()))
+
+
+def test_training_without_dropout_needs_no_seeds_and_changes_nothing() -> None:
+    np.testing.assert_array_equal(vit()(images(), training=True), vit()(images()))
+
+
+@pytest.mark.parametrize("option", ["dropout", "drop_path"])
+def test_training_with_randomness_needs_seeds(option: str) -> None:
+    with pytest.raises(ValueError, match="seeds=None"):
+        vit(**{option: 0.5})(images(), training=True)
+
+
+@pytest.mark.parametrize("option", ["dropout", "drop_path"])
+def test_training_draws_from_the_examples_seeds_alone(option: str) -> None:
+    network = vit(**{option: 0.5})
+    batch = np.repeat(images(1), 8, axis=0)
+    seeds = example_seeds(0, 0, np.arange(8))
+    outputs = network(batch, training=True, seeds=seeds).numpy()
+    np.testing.assert_array_equal(network(batch, training=True, seeds=seeds), outputs)
+    assert len({row.tobytes() for row in outputs}) >= 3  # drop path has two branches to drop or keep: four results
+    assert (outputs != network(batch, training=True, seeds=example_seeds(0, 1, np.arange(8))).numpy()).any()
+
+
+def test_training_does_not_depend_on_how_the_batch_is_split() -> None:
+    network = vit(**RANDOM)
+    batch, seeds = images(6), example_seeds(4, 2, np.arange(6))
+    whole = network(batch, training=True, seeds=seeds).numpy()
+    parts = [network(batch[i:j], training=True, seeds=seeds[i:j]) for i, j in ((0, 1), (1, 4), (4, 6))]
+    # float64: a product of matrices of another height may be summed in another order, nothing more
+    np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-12, rtol=0)
+
+
+def test_drop_path_rises_from_nothing_to_its_rate() -> None:
+    network = ViT(dataclasses.replace(SMALL, depth=5, drop_path=0.4))
+    assert [b.drop_path_rate for b in network.blocks] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4], rel=1e-15)
+
+
+def test_drop_path_drops_whole_branches_at_its_rate_and_keeps_the_mean() -> None:
+    count, rate = 4000, 0.25
+    x = tf.ones([count, 3, 2], tf.float64)
+    found = layers.drop_path(x, rate, seeds=example_seeds(0, 0, np.arange(count)), site=2).numpy()
+    rows = found.reshape(count, -1)
+    assert (rows == rows[:, :1]).all()
+    assert set(rows[:, 0]) == {0.0, 1 / 0.75}
+    assert abs((rows[:, 0] == 0).mean() - rate) < 5 * math.sqrt(rate * (1 - rate) / count)
+
+
+def test_dropout_drops_elements_at_its_rate_and_keeps_the_mean() -> None:
+    count, rate = 500, 0.1
+    x = tf.ones([count, 10, 4], tf.float64)
+    found = layers.dropout(x, rate, seeds=example_seeds(0, 0, np.arange(count)), site=2).numpy()
+    assert set(found.ravel()) == {0.0, 1 / 0.9}
+    assert abs((found == 0).mean() - rate) < 5 * math.sqrt(rate * (1 - rate) / found.size)
+    assert len({row.tobytes() for row in found}) > 0.9 * count

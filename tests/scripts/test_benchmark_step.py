@@ -1,0 +1,120 @@
+"""benchmark_step as its user runs it: exact facts, no timed assertion."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+SMALL = [
+    "--model=vit:mini,depth=2",
+    "--image_size=28",
+    "--batch_size=4",
+    "--classes=10",
+    "--steps=2",
+    "--warmup=1",
+    "--runners=engine,hand",
+]
+HEAD = 97 * 10
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def run(*flags):
+    command = [sys.executable, "-m", "scripts.benchmark_step", *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_engine_and_hand_are_compared_on_equal_terms(tmp_path):
+    out = tmp_path / "results.json"
+    done = run(*SMALL, f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    rows = {(row["selection"], row["runner"]): row for row in json.loads(out.read_text())}
+    assert list(rows) == [("@head", "engine"), ("@head", "hand"), ("@all", "engine"), ("@all", "hand")]
+
+    for row in rows.values():
+        assert row["installed"]
+        assert row["interleaved"]
+        assert row["step_ms"]["p10"] <= row["step_ms"]["median"] <= row["step_ms"]["p90"]
+        assert row["peak_rss_bytes"] > 0
+        assert row["parameters"] == rows["@all", "engine"]["trained_parameters"]
+        assert row["slot_bytes"] == 2 * 4 * row["trained_parameters"]
+    for train in ("@head", "@all"):
+        engine, hand = rows[train, "engine"], rows[train, "hand"]
+        assert engine["first_loss"] == pytest.approx(hand["first_loss"], rel=1e-5)
+        assert set(engine["ratio_to_hand"]) == {"median", "p10", "p90"}
+        assert hand["ratio_to_hand"] is None
+        assert hand["rss_ratio_to_hand"] == 1.0
+    assert rows["@head", "engine"]["trained_parameters"] == HEAD
+    assert rows["@head", "engine"]["slot_bytes"] == 2 * 4 * HEAD
+    assert 0 < rows["@head", "engine"]["backward_ops"] < rows["@all", "engine"]["backward_ops"]
+    assert rows["@head", "engine"]["tape"]["watched_variables"] == 2
+    # a frozen backbone keeps nothing for the backward pass: the head's input, its logits, per-example losses
+    assert (
+        rows["@head", "engine"]["tape"]["activation_bytes"] < rows["@all", "engine"]["tape"]["activation_bytes"] / 100
+    )
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--runners=engine,hands", "runners='hands': known are engine, hand, keras_fit, torch"),
+        ("--train=heda/.*", "train='heda/.*': "),
+    ],
+)
+def test_a_bad_flag_is_named_with_its_rule(flag, said):
+    done = run(*SMALL, flag)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def _job(**changes):
+    from scripts.peers import Job
+
+    config = {"image": [8, 8, 3], "classes": 10}
+    fields = {"model": "", "config": config, "train": "@all", "trained": [], "decayed": [], "weights": "", "adamw": {}}
+    return Job(**(fields | {"batch_size": 4, "warmup": 1, "steps": 2, "seed": 0} | changes))
+
+
+def test_a_job_survives_its_way_to_a_subprocess(monkeypatch):
+    import io
+
+    from scripts.peers import Job
+
+    job = _job(adamw={"learning_rate": 1e-4})
+    monkeypatch.setattr("sys.stdin", io.StringIO(job.text()))
+    assert Job.read() == job
+
+
+def test_a_pair_swaps_its_order_and_leaves_out_the_warmup():
+    from scripts import peers
+
+    order = []
+
+    class Runner:
+        def __init__(self, name):
+            self.name = name
+
+        def window(self):
+            order.append(self.name)
+            return 1.0
+
+        def facts(self):
+            return {}
+
+    one, other = peers.run_pair(Runner("a"), Runner("b"), _job())
+    assert "".join(order) == "abbaab"
+    assert len(one["seconds"]) == len(other["seconds"]) == 2
+
+
+@pytest.mark.parametrize("wrong", [{"first_loss": 2.0001}, {"first_loss": float("nan")}, {"parameters": 11}])
+def test_runners_that_disagree_are_not_compared(wrong):
+    from scripts import peers
+
+    engine = {"first_loss": 2.0, "parameters": 10, "trained_parameters": 10}
+    peers.check_agreement(_job(), {"engine": engine, "hand": engine | {"first_loss": 2.00001}}, {})
+    with pytest.raises(peers.BenchmarkError):
+        peers.check_agreement(_job(), {"engine": engine, "hand": engine | wrong}, {})

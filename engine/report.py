@@ -137,7 +137,7 @@ def draw_curves(path: PathLike, rows: Sequence[Mapping[str, Any]], phases: Seque
                 )
             panel.set(title=title, xlabel="step (windows)")
             panel.grid(alpha=0.3)
-            if panel.lines:
+            if panel.get_legend_handles_labels()[0]:
                 panel.legend(loc="center right")
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=110)

@@ -25,7 +25,7 @@ from engine.variables import ModelVariables
 class Metrics:
     """metrics.jsonl: one JSON object a line, each written out at once."""
 
-    def __init__(self, path: PathLike, *, keep_to_step: int = 0) -> None:
+    def __init__(self, path: PathLike, *, keep_to_step: int = -1) -> None:
         """Opens a file; of an older one, keeps the lines up to ``keep_to_step`` (a resume)."""
         self.path = pathlib.Path(path)
         self.rows: list[dict[str, Any]] = []

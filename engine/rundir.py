@@ -83,7 +83,8 @@ class RunDir:
         settings: what a resume must not contradict; kept in each checkpoint.
         keeping: what is written how often.
         monitor: what "best" means.
-        from_step: windows trained before (a resume); later lines of metrics.jsonl are dropped.
+        from_step: windows trained before, of a resume: later lines of metrics.jsonl are dropped.
+            None is a new run: what one that was killed before its first checkpoint left is dropped.
         say: called with a line when something is left out.
     """
 
@@ -96,7 +97,7 @@ class RunDir:
         settings: Mapping[str, Any],
         keeping: Keeping,
         monitor: Monitor,
-        from_step: int = 0,
+        from_step: int | None = None,
         say: Any = print,
     ) -> None:
         out.mkdir(parents=True, exist_ok=True)
@@ -108,7 +109,7 @@ class RunDir:
         self._monitor = monitor
         self._say = say
         self._began = time.perf_counter()
-        self._metrics = report.Metrics(out / "metrics.jsonl", keep_to_step=from_step)
+        self._metrics = report.Metrics(out / "metrics.jsonl", keep_to_step=-1 if from_step is None else from_step)
         self._board = self._tensorboard()
         self._seconds: list[float] = []
         self._examples = 0

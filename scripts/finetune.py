@@ -113,7 +113,13 @@ def main() -> int:
         histograms=F.histograms,
     )
     directory = rundir.RunDir(
-        out, step=step, variables=variables, settings=settings, keeping=keeping, monitor=F.monitor, from_step=state.step
+        out,
+        step=step,
+        variables=variables,
+        settings=settings,
+        keeping=keeping,
+        monitor=F.monitor,
+        from_step=state.step if found is not None else None,
     )
     total = sum(stage.phase.windows(per_epoch) for stage in stages)
     progress = Progress(total, start=state.step, log_every=F.log_every)
@@ -228,12 +234,11 @@ def _phases(upper: str, per_epoch: int) -> list[Any]:
         return [phases.Phase(name="train", train=F.train, **length)]
     windows = F.steps or max(1, round(length["epochs"] * per_epoch))
     head = max(1, windows // 4)
-    return [
-        phases.Phase(name="head", train="@head", steps=head, learning_rate=4 * F.learning_rate),
-        phases.Phase(
-            name="upper", train=f"@head {upper}", steps=max(1, windows - head), learning_rate=2 * F.learning_rate
-        ),
-    ]
+    found = [phases.Phase(name="head", train="@head", steps=head, learning_rate=4 * F.learning_rate)]
+    if windows > head:
+        rate = 2 * F.learning_rate
+        found.append(phases.Phase(name="upper", train=f"@head {upper}", steps=windows - head, learning_rate=rate))
+    return found
 
 
 def _settings(source: Any) -> dict[str, Any]:

@@ -43,18 +43,20 @@ def _run(main: Callable[[], int], about: str, flags_in: str) -> int:
             raise flags.Error(f"{rest[1]!r}: every argument is a --flag")
     except flags.Error as error:
         return _fail(name, error, BAD_INPUT, "--help lists the flags")
-    import_tensorflow()
-    from engine.errors import InputError
-
     try:
+        import_tensorflow()
         return main()
-    except InputError as error:
-        return _fail(name, error, BAD_INPUT)
     except KeyboardInterrupt:
         return _fail(name, "stopped before anything was trained", STOPPED)
     except MemoryError:
         return _fail(name, "out of memory: a smaller --batch_size needs less", FAILED)
     except Exception as error:  # whatever it is, a user gets a sentence
+        if isinstance(error, ModuleNotFoundError) and error.name == "tensorflow":
+            return _fail(name, "TensorFlow is missing: pip install 'frostline[cpu]' (or [gpu])", FAILED)
+        from engine.errors import InputError
+
+        if isinstance(error, InputError):
+            return _fail(name, error, BAD_INPUT)
         return _fail(name, f"{type(error).__name__}: {error}", FAILED, "--traceback shows where")
 
 

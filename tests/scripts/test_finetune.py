@@ -173,6 +173,39 @@ def test_phases_end_by_steps_epochs_and_plateau(call: Any, small_data: pathlib.P
     assert phases[1]["moving"] == []
 
 
+def test_one_window_trains_the_first_default_phase_alone(
+    call: Any, small_data: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    words = ["--model=cnn:mini", "--weights=none", "--eval_fraction=0.2", "--batch_size=8", f"--data=npz:{small_data}"]
+    assert call(*words, "--steps=1", f"--out={tmp_path / 'r'}")[0] == 0
+    run = json.loads((tmp_path / "r/run.json").read_text())
+    assert [phase["name"] for phase in run["phases"]] == ["head"]
+    assert run["steps"] == 1
+
+
+def test_what_a_run_left_that_died_before_its_first_checkpoint_is_dropped(
+    call: Any, small_data: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    out = tmp_path / "r"
+    out.mkdir()
+    left = {
+        "kind": "eval",
+        "step": 0,
+        "phase": "train",
+        "eval_loss": 1.0,
+        "eval_accuracy": 0.5,
+        "frozen_output_norm": 1.0,
+    }
+    (out / "metrics.jsonl").write_text(json.dumps(left) + "\n")
+    assert call(*SMALL, f"--data=npz:{small_data}", f"--out={out}", "--train=@head", "--resume")[0] == 0
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["kind"], row["step"]) for row in rows] == [
+        ("eval", 0),
+        *(("train", n) for n in (1, 2, 3, 4)),
+        ("eval", 4),
+    ]
+
+
 def test_early_stop_ends_the_run(call: Any, small_data: pathlib.Path, tmp_path: pathlib.Path) -> None:
     flags_ = [
         "--model=cnn:mini",

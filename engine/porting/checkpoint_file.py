@@ -15,6 +15,7 @@ import tensorflow as tf
 from engine.files import FileError, PathLike
 
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+_SLICED = (tf.float32, tf.float64, tf.int32, tf.int64)  # what RestoreV2 restores slices of
 
 
 class Checkpoint:
@@ -77,6 +78,8 @@ class Checkpoint:
             raise FileError(f"{self.path}: {name}: rows {start} to {stop} of shape {list(shape)}")
         if start == stop:
             return np.empty((0, *shape[1:]), self.dtype(name))
+        if self._dtypes[name] not in _SLICED:
+            return self.read(name)[start:stop].copy()
         rest = "".join(":-" for _ in shape[1:])
         return self._restore(name, f"{' '.join(map(str, shape))} {start},{stop - start}{rest}")
 

@@ -94,7 +94,7 @@ class Safetensors:
                 if not count:
                     raise FileError(f"{self.path}: {name}: the file has become shorter since it was opened")
                 done += count
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise FileError(f"{self.path}: {name}: {error}") from None
         return array.view(dtype).reshape(shape)
 
@@ -111,6 +111,8 @@ class Safetensors:
         text = self._file.read(length)
         try:
             header = json.loads(text.decode(), object_pairs_hook=self._unique)
+        except FileError:  # which is a ValueError too
+            raise
         except (ValueError, RecursionError) as error:
             self._damaged(f"its header is no JSON ({str(error)[:100]})")
         if not isinstance(header, dict):

@@ -87,12 +87,14 @@ def _member(name: str) -> zipfile.ZipInfo:
 
 
 class Npz:
-    """An ``.npz`` file, opened for reading one array at a time.
+    """An ``.npz`` file, opened for reading one array at a time. A TensorSource (engine.porting.source).
 
     Raises:
         FileError: not there, no zip archive, truncated, an array with Python objects, or a header
             that promises another size than the file has.
     """
+
+    checksums = True
 
     def __init__(self, path: PathLike) -> None:
         self.path = pathlib.Path(path)
@@ -132,6 +134,35 @@ class Npz:
             if member.read(1):
                 raise FileError(f"{self.path}: {name}: bytes follow the array")
         return array.view(self.dtype(name)) if self.dtype(name) != array.dtype else array
+
+    def read_slice(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows ``start`` to ``stop`` along axis 0. Not checked against the archive's checksum."""
+        with self._damage(name):
+            shape, stored = self._headers[name]
+        if not shape or not 0 <= start <= stop <= shape[0]:
+            raise FileError(f"{self.path}: {name}: rows {start} to {stop} of shape {list(shape)}")
+        row = stored.itemsize
+        for length in shape[1:]:
+            row *= length
+        with self._damage(name), self._archive.open(self._members[name]) as member:
+            version = np.lib.format.read_magic(member)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            if read(member)[1] and len(shape) > 1:  # Fortran order: rows do not lie together
+                return self.read(name)[start:stop].copy()
+            member.seek(start * row, os.SEEK_CUR)
+            content = bytearray(row * (stop - start))
+            done = 0
+            while done < len(content):
+                piece = member.read(min(1 << 20, len(content) - done))
+                if not piece:
+                    raise FileError(f"{self.path}: {name}: truncated")
+                content[done : done + len(piece)] = piece
+                done += len(piece)
+        return np.frombuffer(content, stored).reshape(stop - start, *shape[1:]).view(self.dtype(name))
+
+    def others(self) -> list[str]:
+        """Members that are no arrays."""
+        return [info.filename for info in self._archive.infolist() if not info.filename.endswith(".npy")]
 
     def text(self, name: str) -> str:
         with self._damage(name):

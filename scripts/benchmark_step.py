@@ -96,7 +96,14 @@ def _jobs(folder: pathlib.Path) -> list[peers.Job]:
     model = models.build(F.model, image_shape=(F.image_size, F.image_size, 3), outputs=F.classes, seed=F.seed)
     config = getattr(model.network, "config", None)
     if not isinstance(config, vit.Config) or config != dataclasses.replace(
-        config, pool="token", layer_scale=None, dropout=0.0, drop_path=0.0
+        config,
+        pool="token",
+        class_token=None,
+        fc_norm=False,
+        norm_epsilon=vit.Config.norm_epsilon,
+        layer_scale=None,
+        dropout=0.0,
+        drop_path=0.0,
     ):
         raise InputError(
             f"model={F.model!r}: the peers are plain ViTs; vit:SIZE/PATCH with the options depth, gelu, classes will do"

@@ -79,9 +79,8 @@ def main() -> int:
         print("weights: random" + ("" if F.weights == "none" else f" (none ship with {F.model})"))
     else:
         file = model.shipped_weights if F.weights == "auto" and model.shipped_weights else pathlib.Path(F.weights)
-        ledger = porting.load_npz(variables, file)
-        head = f"; new head: {', '.join(ledger.fresh)}" if ledger.fresh else ""
-        print(f"weights: {file.name}, {len(ledger.loaded)} variables loaded{head}")
+        ledger = porting.load(model.network, file, F.rules)
+        print(f"weights: {file.name}, {ledger.summary()}")
     if F.resume and found is None:
         print(f"resume: {out} holds no checkpoint; starting at step 0")
 

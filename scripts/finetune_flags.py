@@ -12,12 +12,17 @@ F = flags.FLAGS
 flags.DEFINE_string(
     "model",
     "vit:mini",
-    "vit:mini, vit:Ti/16, vit:S/16, vit:B/16, vit:L/16 (any patch size; options after a comma: pool=mean, gelu=tanh, layer_scale, dropout=R, drop_path=R, depth=N, classes=N), or cnn:mini.",
+    "vit:mini, vit:Ti/16, vit:S/16, vit:B/16, vit:L/16 (any patch size; options after a comma: pool=mean, class_token, fc_norm, norm_epsilon=R, gelu=tanh, layer_scale, dropout=R, drop_path=R, depth=N, classes=N), or cnn:mini.",
 )
 flags.DEFINE_string(
     "weights",
     "auto",
-    "auto (those that ship with the model, if any), none (random), or an .npz file of variable path -> array, such as a run's checkpoint or trained.npz of a full training. The head may differ: it then starts anew.",
+    "auto (those that ship with the model, if any), none (random), or a file: .npz, safetensors, Keras HDF5, or a TensorFlow checkpoint's prefix or folder. AugReg, Hugging Face ViT and DINOv2, timm, and our own runs are known. The head may differ: it then starts anew.",
+)
+flags.DEFINE_string(
+    "rules",
+    None,
+    "Which tensor of --weights becomes which variable: a rule file, or frostline, vit_augreg, vit_hf, dinov2_hf, vit_timm (unless given, chosen by the names in the file).",
 )
 flags.DEFINE_string(
     "data",

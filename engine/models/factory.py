@@ -53,8 +53,9 @@ def build(
 
     Args:
         spec: ``vit:SIZE[/PATCH][,option...]`` with SIZE in mini, Ti, S, B, L and options
-            ``pool=token|mean``, ``gelu=exact|tanh``, ``layer_scale[=1e-5]``, ``dropout=R``,
-            ``drop_path=R``, ``depth=N``; or ``cnn:mini``. Both take ``classes=N``.
+            ``pool=token|mean``, ``class_token`` (with pool=mean too), ``fc_norm``, ``norm_epsilon=R``,
+            ``gelu=exact|tanh``, ``layer_scale[=1e-5]``, ``dropout=R``, ``drop_path=R``, ``depth=N``;
+            or ``cnn:mini``. Both take ``classes=N``.
         image_shape: (height, width, channels).
         outputs: outputs of the head when ``classes`` does not say.
         seed: of the initial weights.
@@ -102,6 +103,10 @@ def _vit(
             settings["pool"] = value
         elif option == "gelu" and value in ("exact", "tanh"):
             settings["gelu"] = value
+        elif option in ("class_token", "fc_norm") and not value:
+            settings[option] = True
+        elif option == "norm_epsilon":
+            settings[option] = _number(spec, option, value, 0.0, 1.0)
         elif option == "layer_scale":
             settings["layer_scale"] = _number(spec, option, value or "1e-5", 0.0, 1e6)
         elif option in ("dropout", "drop_path"):
@@ -112,6 +117,9 @@ def _vit(
             known = [
                 "pool=token",
                 "pool=mean",
+                "class_token",
+                "fc_norm",
+                "norm_epsilon=R",
                 "gelu=exact",
                 "gelu=tanh",
                 "layer_scale",

@@ -1,8 +1,9 @@
 """Vision Transformer (arXiv:2010.11929) as tf.Module with explicit variable paths.
 
-patch/{kernel,bias}, class_token, position_embedding,
+patch/{kernel,bias}, [class_token,] position_embedding,
 blocks/N/{norm1,norm2}/{gamma,beta}, blocks/N/attention/{query,key,value,out}/{kernel,bias},
-blocks/N/mlp/{up,down}/{kernel,bias}, [blocks/N/{scale1,scale2},] norm/{gamma,beta}, head/{kernel,bias}
+blocks/N/mlp/{up,down}/{kernel,bias}, [blocks/N/{scale1,scale2},] norm/{gamma,beta} or fc_norm/{gamma,beta},
+head/{kernel,bias}
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ class Config:
         patch: side of a patch in pixels.
         image: (height, width, channels), height and width multiples of ``patch``.
         classes: outputs of the head.
-        pool: "token" (class token) or "mean" (mean of the patch tokens, no class token).
+        pool: "token" (class token) or "mean" (mean of the patch tokens).
+        class_token: whether there is one; None: with pool "token" only. With "mean" it is attended to, not averaged.
+        fc_norm: the last norm comes after the pooling, not before (timm's ``fc_norm``).
+        norm_epsilon: of every LayerNorm.
         gelu: "exact" (erf) or "tanh".
         layer_scale: initial LayerScale (arXiv:2103.17239), or None for none.
         dropout: rate after the embedding, attention output and MLP layers, in training.
@@ -49,15 +53,28 @@ class Config:
     image: tuple[int, int, int]
     classes: int
     pool: str = "token"
+    class_token: bool | None = None
+    fc_norm: bool = False
+    norm_epsilon: float = 1e-6
     gelu: str = "exact"
     layer_scale: float | None = None
     dropout: float = 0.0
     drop_path: float = 0.0
 
     @property
-    def tokens(self) -> int:
+    def has_class_token(self) -> bool:
+        return self.pool == "token" or bool(self.class_token)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of patches."""
         height, width, _ = self.image
-        return (height // self.patch) * (width // self.patch) + (self.pool == "token")
+        return height // self.patch, width // self.patch
+
+    @property
+    def tokens(self) -> int:
+        rows, columns = self.grid
+        return rows * columns + self.has_class_token
 
 
 class ViT(tf.Module):
@@ -69,28 +86,40 @@ class ViT(tf.Module):
         self.config = config
         width, channels = config.width, config.image[2]
         self.patch = layers.Dense(config.patch * config.patch * channels, width, rng=rng, dtype=dtype)
-        if config.pool == "token":
+        if config.has_class_token:
             self.class_token = tf.Variable(tf.zeros([1, 1, width], dtype), name="class_token")
         self.position_embedding = tf.Variable(
             tf.cast(layers.truncated_normal(rng, (1, config.tokens, width), 0.02), dtype), name="position_embedding"
         )
         self.blocks = [Block(config, index, rng=rng, dtype=dtype) for index in range(config.depth)]
-        self.norm = layers.LayerNorm(width, dtype=dtype)
+        # under another name, so that weights of one kind never load into the other
+        norm = layers.LayerNorm(width, epsilon=config.norm_epsilon, dtype=dtype)
+        self.norm: layers.LayerNorm | None = None if config.fc_norm else norm
+        self.fc_norm: layers.LayerNorm | None = norm if config.fc_norm else None
         # small, not zero: a frozen head of zeros would pass no gradient down
         self.head = layers.Dense(width, config.classes, rng=rng, scale=0.02, dtype=dtype)
 
     def __call__(self, images: Any, *, training: bool = False, seeds: Any = None) -> Any:
         """Logits. ``seeds`` (int32 [B, 2]) are needed in training with dropout or drop path."""
         x = self.features(images, training=training, seeds=seeds)
-        return self.head(x[:, 0] if self.config.pool == "token" else tf.reduce_mean(x, axis=1))
+        if self.config.pool == "token":
+            x = x[:, 0]
+        else:
+            x = tf.reduce_mean(x[:, 1:] if self.config.has_class_token else x, axis=1)
+        return self.head(x if self.fc_norm is None else self.fc_norm(x))
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of patches: what a ported position embedding is resized to."""
+        return self.config.grid
 
     def features(self, images: Any, *, training: bool = False, seeds: Any = None) -> Any:
-        """Tokens after the last norm: [B, tokens, width], the class token first where there is one."""
+        """Tokens after the last norm (with ``fc_norm``: before it): [B, tokens, width], a class token first."""
         config = self.config
         if training and seeds is None and (config.dropout or config.drop_path):
             raise ValueError("seeds=None: dropout and drop path in training draw from per-example seeds [B, 2]")
         x = self.patch(_patches(tf.cast(images, self.patch.kernel.dtype), config))
-        if config.pool == "token":
+        if config.has_class_token:
             token = tf.broadcast_to(self.class_token, [tf.shape(x)[0], 1, config.width])
             x = tf.concat([token, x], axis=1)
         x = x + self.position_embedding
@@ -98,7 +127,7 @@ class ViT(tf.Module):
             x = layers.dropout(x, config.dropout, seeds=seeds, site=0)
         for block in self.blocks:
             x = block(x, training=training, seeds=seeds)
-        return self.norm(x)
+        return x if self.norm is None else self.norm(x)
 
 
 class Block(tf.Module):
@@ -110,9 +139,9 @@ class Block(tf.Module):
         self.index = index
         self.dropout_rate = config.dropout
         self.drop_path_rate = config.drop_path * index / max(1, config.depth - 1)
-        self.norm1 = layers.LayerNorm(width, dtype=dtype)
+        self.norm1 = layers.LayerNorm(width, epsilon=config.norm_epsilon, dtype=dtype)
         self.attention = Attention(width, config.heads, rng=rng, dtype=dtype)
-        self.norm2 = layers.LayerNorm(width, dtype=dtype)
+        self.norm2 = layers.LayerNorm(width, epsilon=config.norm_epsilon, dtype=dtype)
         self.mlp = Mlp(width, 4 * width, gelu=config.gelu, rng=rng, dtype=dtype)
         self.scale1 = self.scale2 = None
         if config.layer_scale is not None:

@@ -1,5 +1,9 @@
-"""Weights from files into models, with a ledger of what came from where."""
+"""Weights from files into models, by rules, with a ledger of what came from where."""
 
-from engine.porting.load import Ledger, PortError, load_npz
+from engine.porting.apply import load
+from engine.porting.errors import PortError
+from engine.porting.ledger import Ledger, Loaded, Skipped
+from engine.porting.rules import Rules
+from engine.porting.source import TensorSource, open_tensors
 
-__all__ = ["Ledger", "PortError", "load_npz"]
+__all__ = ["Ledger", "Loaded", "PortError", "Rules", "Skipped", "TensorSource", "load", "open_tensors"]

@@ -1,0 +1,72 @@
+"""--weights and --rules of finetune: any weights file, and bad ones named with exit code 2."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from engine import models, name_variables
+
+QUICK = ("--model=vit:mini,depth=1", "--eval_fraction=0.2", "--batch_size=16", "--steps=1", "--train=@head")
+
+
+@pytest.fixture
+def torch_like(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A file with names of its own, Linear weights [out, in], and the rules beside it."""
+    network = models.build("vit:mini,depth=1", image_shape=(16, 16, 1), outputs=9, seed=5).network
+    arrays = {}
+    for entry in name_variables(network):
+        value = entry.variable.numpy()
+        name = "net." + entry.path.replace("/", ".")
+        arrays[name] = np.ascontiguousarray(value.T) if entry.path.endswith("kernel") else value
+    save_file(arrays, tmp_path / "w.safetensors")
+    (tmp_path / "my.rules").write_text(
+        r"""
+        prefix net\.
+        (patch|head)/kernel                  <- \1.kernel | transpose(1, 0)
+        (patch|head)/bias                    <- \1.bias
+        blocks/0/(attention|mlp)/(\w+)/kernel <- blocks.0.\1.\2.kernel | transpose(1, 0)
+        blocks/0/(attention|mlp)/(\w+)/bias   <- blocks.0.\1.\2.bias
+        blocks/0/(norm1|norm2)/(\w+)          <- blocks.0.\1.\2
+        norm/(\w+)                            <- norm.\1
+        (class_token|position_embedding)      <- \1
+        """
+    )
+    return tmp_path / "w.safetensors"
+
+
+def test_weights_of_any_kind_with_rules_of_ones_own(
+    finetune: Any, small_data: pathlib.Path, torch_like: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    flags = (*QUICK, f"--data=npz:{small_data}", f"--weights={torch_like}", f"--out={tmp_path / 'run'}")
+    done = finetune(*flags, f"--rules={tmp_path / 'my.rules'}")
+    assert (
+        "weights: w.safetensors, 22 variables loaded by my.rules, 2 tensors skipped; fresh: head/kernel, head/bias"
+        in done.stdout
+    )
+    # without the rules, both sides and the way out are told; nothing is written
+    shutil.rmtree(tmp_path / "run")
+    done = finetune(*flags, code=2)
+    assert "no rule file fits its names; --rules=FILE says what becomes what" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["truncated safetensors", "pickled objects"])
+def test_bad_weights_are_named_with_exit_code_2(
+    finetune: Any, small_data: pathlib.Path, torch_like: pathlib.Path, tmp_path: pathlib.Path, kind: str
+) -> None:
+    path = torch_like
+    if kind == "truncated safetensors":
+        path.write_bytes(path.read_bytes()[:-1000])
+    else:
+        path = tmp_path / "w.npz"
+        np.savez(path, w=np.array([{}], object))
+    done = finetune(*QUICK, f"--data=npz:{small_data}", f"--weights={path}", f"--out={tmp_path / 'run'}", code=2)
+    assert str(path) in done.stderr
+    assert ("truncated?" if kind.startswith("truncated") else "never loaded") in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -17,7 +17,7 @@ from engine.data.header import BadImageError, Header, gif_frame, read_header, sk
 from engine.data.resize import Size, fit
 from engine.sizes import format_bytes
 
-LARGEST_FILE = 1 << 29  # bytes of a file that are read at all
+LARGEST_FILE = 1 << 28  # bytes of a file that are read at all
 LARGEST_DECODED = 1 << 28  # bytes that decoding one image may take: 89 megapixels of RGB
 _LARGE = 1 << 25  # from here on, images are decoded one at a time
 _one_large = threading.Lock()
@@ -57,19 +57,20 @@ def _decode(data: bytes, header: Header, size: Size) -> np.ndarray:
         with tf.device("CPU:0"):
             if header.kind == "JPEG":
                 ratio = _ratio(header, size)
-                image = tf.io.decode_jpeg(data, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE").numpy()
+                image = tf.io.decode_jpeg(data, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
             elif header.kind == "PNG":
-                image = tf.io.decode_png(data, channels=3).numpy()
+                image = tf.io.decode_png(data, channels=3)
             elif header.kind == "GIF":
-                image = tf.io.decode_gif(_first_frame(data)).numpy()[0]
+                image = tf.io.decode_gif(_first_frame(data))[0]
             else:
-                image = _bmp(data, header)
+                image = tf.constant(_bmp(data, header))
     except (tf.errors.OpError, struct.error, IndexError) as error:
         if isinstance(error, tf.errors.ResourceExhaustedError):
             raise
         raise BadImageError(f"a damaged or truncated {header.kind}") from None
     wanted = size if header.orientation < 5 else size[::-1]
-    return np.ascontiguousarray(_upright(fit(image[None], wanted)[0], header.orientation))
+    fitted = fit(tf.expand_dims(image, 0), wanted)[0]
+    return np.ascontiguousarray(_upright(fitted, header.orientation))
 
 
 def _ratio(header: Header, size: Size) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -33,17 +34,21 @@ def parse_image_size(text: str) -> Size:
     return height, width
 
 
-def fit(images: np.ndarray, size: Size) -> np.ndarray:
-    """Resizes uint8, or float32 in [0, 1], images [n, height, width, channels] to [n, *size, channels], same dtype."""
+def fit(images: Any, size: Size) -> np.ndarray:
+    """Resizes uint8, or float32 in [0, 1], images [n, height, width, channels] to [n, *size, channels], same dtype.
+
+    ``images`` is an array or a tensor; of a tensor no second copy is made.
+    """
     height, width = images.shape[1:3]
     if (height, width) == size:
-        return images
+        return np.asarray(images)
     scale = max(size[0] / height, size[1] / width)
-    # What the crop leaves out is not resized: in a panorama that is nearly everything.
+    # Of a panorama nearly everything is cropped, and need not be resized before.
     reach = max(1.0, 1.0 / scale) + 1.0
     top, left = (max(0, int((side - want / scale) / 2 - reach)) for side, want in ((height, size[0]), (width, size[1])))
-    images = images[:, top : height - top, left : width - left]
-    height, width = images.shape[1:3]
+    if 2 * top > height // 2 or 2 * left > width // 2:
+        images = images[:, top : height - top, left : width - left]
+        height, width = images.shape[1:3]
     offset = [(size[0] - height * scale) / 2, (size[1] - width * scale) / 2]
     with tf.device("CPU:0"):
         floats = tf.raw_ops.ScaleAndTranslate(
@@ -54,7 +59,7 @@ def fit(images: np.ndarray, size: Size) -> np.ndarray:
             kernel_type="triangle",
             antialias=True,
         ).numpy()
-    if images.dtype == np.uint8:
+    if tf.as_dtype(images.dtype) == tf.uint8:
         return np.clip(np.rint(floats), 0, 255).astype(np.uint8)
     return np.clip(floats, 0.0, 1.0)
 

@@ -165,6 +165,19 @@ def test_a_resume_on_changed_images_is_refused(call: Call, photos: pathlib.Path,
     assert "data (SHA-256)" in error
 
 
+def test_the_instructions_for_own_images_work_to_the_letter(
+    call: Call, photos: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = [path for path in (ROOT / "docs/own_images.md", ROOT / "README.md") if path.is_file()]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in places)
+    command = next(line for line in text.splitlines() if "scripts.finetune --data=folder:photos" in line)
+    (tmp_path / "photos").symlink_to(photos)
+    monkeypatch.chdir(tmp_path)
+    assert call(*command.split()[3:])[0] == 0
+    assert result(tmp_path / "runs/photos")["data"]["class_names"] == ["bags", "boots", "trousers"]
+    assert {"curves.png", "trained.npz"} <= {path.name for path in (tmp_path / "runs/photos").iterdir()}
+
+
 @pytest.mark.skipif(not CIFAR.is_file(), reason="cifar10_test_jpeg.tar is not beside the checkout")
 def test_colour_photographs_train(call: Call, tmp_path: pathlib.Path) -> None:
     wanted = {f"test/{name}/{number:04}.jpg" for name in ("airplane", "frog") for number in range(80)}

@@ -14,6 +14,8 @@ from absl.testing import flagsaver
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Runs finetune in this process: (exit code, stdout, stderr)."""
+    from tensorflow.python.framework import config  # there is no public way to switch determinism off again
+
     from scripts import finetune, finetune_flags, program
 
     def run(*words: str) -> tuple[int, str, str]:
@@ -22,6 +24,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         with flagsaver.flagsaver():
             flags.FLAGS.unparse_flags()
             code = program._run(finetune.main, finetune.__doc__ or "", finetune_flags.__name__)
+        config.disable_op_determinism()  # other tests look at the ops that are used without it
         for number, handler in handlers.items():
             signal.signal(number, handler)
         out = capsys.readouterr()

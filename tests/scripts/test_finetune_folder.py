@@ -178,7 +178,10 @@ def test_the_instructions_for_own_images_work_to_the_letter(
     assert {"curves.png", "trained.npz"} <= {path.name for path in (tmp_path / "runs/photos").iterdir()}
 
 
-@pytest.mark.skipif(not CIFAR.is_file(), reason="cifar10_test_jpeg.tar is not beside the checkout")
+@pytest.mark.skipif(
+    not CIFAR.is_file(),
+    reason="shared/data/cifar10_test_jpeg.tar is not beside the checkout; FROSTLINE_SHARED names another folder",
+)
 def test_colour_photographs_train(call: Call, tmp_path: pathlib.Path) -> None:
     wanted = {f"test/{name}/{number:04}.jpg" for name in ("airplane", "frog") for number in range(80)}
     with tarfile.open(CIFAR) as archive:

@@ -8,7 +8,6 @@ metrics.jsonl, curves.png, tensorboard/, checkpoints/ and trained.npz.
 from __future__ import annotations
 
 import datetime
-import hashlib
 import pathlib
 from typing import Any
 
@@ -19,13 +18,23 @@ from scripts import finetune_flags, program
 F = flags.FLAGS
 
 # A resume may change these; all other flags decide the course of the run.
-_FREE = {"out", "resume", "log_every", "checkpoint_every", "keep", "keep_best", "histograms", "traceback"}
+_FREE = {
+    "out",
+    "resume",
+    "log_every",
+    "checkpoint_every",
+    "keep",
+    "keep_best",
+    "histograms",
+    "image_cache",
+    "traceback",
+}
 
 
 def main() -> int:
     import tensorflow as tf
 
-    from engine import checkpoint, data, evaluate, losses, models, porting, rundir
+    from engine import checkpoint, data, evaluate, losses, models, porting, rundir, sizes
     from engine.data import augment
     from engine.loop import Loop, LoopError, Outcome, State
     from engine.phases import Evaluation
@@ -40,7 +49,15 @@ def main() -> int:
         tf.config.experimental.enable_op_determinism()
 
     # ---- data, model, loss
-    source = data.open_source(F.data, eval_fraction=F.eval_fraction, train_examples=F.train_examples)
+    source = data.open_source(
+        F.data,
+        eval_fraction=F.eval_fraction,
+        train_examples=F.train_examples,
+        image_size=data.parse_image_size(F.image_size) if F.image_size is not None else None,
+        folder_size=models.default_image_size(F.model),
+        bad_images=F.bad_images,
+        image_cache=sizes.parse_bytes(F.image_cache, name="image_cache"),
+    )
     outputs = source.outputs(F.loss)
     model = models.build(F.model, image_shape=source.image_shape, outputs=outputs, seed=F.seed)
     variables = name_variables(model.network)
@@ -86,7 +103,8 @@ def main() -> int:
 
     print(f"model:   {F.model}, {variables.parameters:,} parameters in {len(variables)} variables")
     test = f", {len(source.test)} test" if source.test else ""
-    print(f"data:    {source.name}, {len(source.train)} train, {len(source.eval)} evaluation{test} examples")
+    skipped = f"; {len(source.skipped)} bad images skipped" if source.skipped else ""
+    print(f"data:    {source.name}, {len(source.train)} train, {len(source.eval)} evaluation{test} examples{skipped}")
     for stage in stages:
         print(
             f"\nphase {stage.phase.name}: {stage.phase.windows(per_epoch)} windows, learning rate {stage.learning_rate:g}"
@@ -158,6 +176,9 @@ def main() -> int:
             "eval_examples": len(source.eval),
             "classes": len(source.classes),
             "class_names": list(source.classes),
+            "image_shape": list(source.image_shape),
+            "skipped_images": len(source.skipped),
+            "skipped": list(source.skipped[:20]),
         },
     }
     proof_broken = any(outcome.state.proven)
@@ -242,13 +263,8 @@ def _phases(upper: str, per_epoch: int) -> list[Any]:
 
 def _settings(source: Any) -> dict[str, Any]:
     """What decides the course of a run: a resume must not contradict it."""
-    hasher = hashlib.sha256()
-    for part in (source.train, source.eval):
-        hasher.update(part.index.tobytes())
-    hasher.update(source.train.images.data if source.train.images.flags.c_contiguous else source.train.images.tobytes())
-    hasher.update(source.train.labels.tobytes())
     own = {name: value for name, value in program.own_flags(finetune_flags.__name__).items() if name not in _FREE}
-    return own | {"data (SHA-256)": hasher.hexdigest()}
+    return own | {"data (SHA-256)": source.fingerprint()}
 
 
 def _check_outputs(source: Any, model: Any) -> None:
@@ -279,8 +295,8 @@ def _test(evaluator: Any, stages: Any, source: Any, model: Any) -> dict[str, Any
         stages[-1].selection, data.EvalBatches(part, batch_size=max(F.batch_size, 64), normalise=model.normalise)
     )
     final: dict[str, Any] = {"test_loss": result.loss, "test_accuracy": result.metrics.get("accuracy")}
-    if F.loss == "softmax":
-        labels, hits = part.labels[part.index], result.per_example["accuracy"]
+    if source.classes and part.labels.ndim == 1 and "accuracy" in result.per_example:
+        labels, hits = part.labels, result.per_example["accuracy"]
         final["test_class_accuracy"] = {
             name: float(np.mean(hits[labels == number]))
             for number, name in enumerate(source.classes)

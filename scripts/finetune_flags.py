@@ -27,12 +27,28 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "data",
     "fashion_mnist_mini",
-    "fashion_mnist_mini (embedded) or npz:FILE with train_images, train_labels [, val_*, test_*].",
+    "fashion_mnist_mini (embedded), fashion_mnist (Debian's package dataset-fashion-mnist, or a download), idx:DIR (four MNIST-style files, gzipped or not), npz:FILE with train_images, train_labels [, val_*, test_*], or folder:DIR (JPEG, PNG, GIF, BMP): DIR/train, DIR/val, DIR/test with a folder a class, or DIR with a folder a class.",
+)
+flags.DEFINE_string(
+    "image_size",
+    None,
+    "Pixels, N or HEIGHTxWIDTH: images are resized so that they cover it, then cropped about the centre (unless given: what the model is made for where the data are image files; other data stay as they are).",
+)
+flags.DEFINE_enum(
+    "bad_images",
+    "stop",
+    ["stop", "skip"],
+    "Image files of a folder that cannot be read: stop and name them, or skip (all files are decoded once at the start; run.json counts and names them).",
+)
+flags.DEFINE_string(
+    "image_cache",
+    "1GiB",
+    "Memory for decoded or resized images, in bytes or with a unit (512MiB, 2GB); what does not fit is decoded again at every reading. 0 keeps none.",
 )
 flags.DEFINE_float(
     "eval_fraction",
     None,
-    "Share of train held out for evaluation where the data have no evaluation part (0.1 unless given).",
+    "Share of train, from 0 to 1, held out for evaluation where the data have no evaluation part (0.1 unless given); in a folder by a hash of the file's name.",
 )
 flags.DEFINE_integer("train_examples", None, "Use only so many training examples.")
 flags.DEFINE_string(

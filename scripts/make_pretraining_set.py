@@ -7,8 +7,6 @@ every image that is in the embedded set (compared byte by byte), and writes an .
 
 from __future__ import annotations
 
-import pathlib
-
 from absl import flags
 
 from scripts import program
@@ -24,18 +22,16 @@ def main() -> int:
     import numpy as np
 
     from engine import data
-    from engine.data.idx import read_idx
+    from engine.data.idx import read_idx_folder
     from engine.files import write_npz
 
     embedded = data.open_source("fashion_mnist_mini")
     assert embedded.test is not None
-    known = {image.tobytes() for part in (embedded.train, embedded.test) for image in part.images}
+    parts = (embedded.train, embedded.eval, embedded.test)
+    known = {image.tobytes() for part in parts for image in part.read(np.arange(len(part)))["image"]}
     classes = [int(word) for word in F.classes]
-    folder = pathlib.Path(F.source)
     arrays = {"class_names": np.array([embedded.classes[number] for number in classes])}
-    for prefix, stem in (("train", "train"), ("test", "t10k")):
-        images = read_idx(folder / f"{stem}-images-idx3-ubyte.gz")
-        labels = read_idx(folder / f"{stem}-labels-idx1-ubyte.gz")
+    for prefix, (images, labels) in read_idx_folder(F.source).items():
         kept = [i for i in range(len(images)) if labels[i] in classes and images[i].tobytes() not in known]
         arrays[f"{prefix}_images"] = images[kept]
         arrays[f"{prefix}_labels"] = np.array([classes.index(label) for label in labels[kept]], np.int64)

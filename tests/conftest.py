@@ -55,7 +55,7 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     arrays: dict[str, np.ndarray] = {}
     for prefix, part, each in (("train", source.train, 20), ("test", source.test, 7)):
         chosen = np.concatenate([np.flatnonzero(part.labels == label)[:each] for label in (0, 1, 5)])
-        arrays[f"{prefix}_images"] = part.images[chosen, 6:22, 6:22]
+        arrays[f"{prefix}_images"] = part.read(chosen)["image"][:, 6:22, 6:22]
         arrays[f"{prefix}_labels"] = np.repeat(np.arange(3), each)
     path = tmp_path_factory.mktemp("data") / "small.npz"
     np.savez(path, **arrays)

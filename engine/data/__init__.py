@@ -1,6 +1,17 @@
 """Data: indexed sources, stateless order, augmentation by example, batches by window."""
 
 from engine.data.batches import EvalBatches, Normalise, TrainBatches
-from engine.data.source import DataError, Part, Source, open_source
+from engine.data.part import DataError, Part, Source
+from engine.data.resize import parse_image_size
+from engine.data.source import open_source
 
-__all__ = ["DataError", "EvalBatches", "Normalise", "Part", "Source", "TrainBatches", "open_source"]
+__all__ = [
+    "DataError",
+    "EvalBatches",
+    "Normalise",
+    "Part",
+    "Source",
+    "TrainBatches",
+    "open_source",
+    "parse_image_size",
+]

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from engine.data import order
 from engine.data.augment import augment
-from engine.data.source import DataError, Part
+from engine.data.part import DataError, Part
 from engine.seeds import example_seeds
 
 Batch = dict[str, Any]
@@ -113,7 +113,7 @@ class EvalBatches:
 
 def _preparation(part: Part, kinds: tuple[str, ...], normalise: Normalise) -> Any:
     """uint8 or float images to augmented, normalised float32, compiled once for any batch length."""
-    images = tf.TensorSpec([None, *part.images.shape[1:]], tf.as_dtype(part.images.dtype))
+    images = tf.TensorSpec([None, *part.image_shape], tf.as_dtype(part.image_dtype))
 
     @tf.function(autograph=False, input_signature=[images, tf.TensorSpec([None, 2], tf.int32)])
     def prepare(images: Any, seeds: Any) -> Any:

@@ -82,6 +82,11 @@ def build(
     raise ModelSpecError(f"model={spec!r}: known models are {', '.join(NAMES)}{nearest(name, list(NAMES))}")
 
 
+def default_image_size(spec: str) -> tuple[int, int]:
+    """(height, width) that image files are resized to for this model, when nothing else is said."""
+    return (28, 28) if spec.split(",")[0].strip().endswith(":mini") else (224, 224)
+
+
 def _vit(
     spec: str, size: str, chosen: dict[str, str], image: tuple[int, int, int], outputs: int, seed: int, dtype: Any
 ) -> Model:

@@ -1,0 +1,204 @@
+"""Image folders: a folder a class, in one of two layouts.
+
+    DIR/train/CLASS/...  DIR/val/CLASS/...  DIR/test/CLASS/...      (val and test may be missing)
+    DIR/CLASS/...                                                   (an evaluation part is held out)
+
+Whether a file is held out is decided by a hash of its own name (its path in the folder of its class), so
+adding or removing files moves no other file.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import os
+import pathlib
+
+import numpy as np
+
+from engine.data.header import SUFFIXES
+from engine.data.image_files import ImageFiles, Say, shown
+from engine.data.part import DataError, Part, Source
+from engine.data.resize import Size
+from engine.filters import nearest
+
+PARTS = ("train", "val", "test")
+_LOOK_LIKE_PARTS = {"train", "training", "val", "valid", "validation", "test", "testing", "eval", "evaluation", "dev"}
+_ARCHIVE_LEFTOVER = "__MACOSX"  # macOS adds it to zip files
+
+Ignored = collections.Counter[str]
+Listing = dict[str, dict[str, list[str]]]  # part -> class -> paths of files in DIR
+
+
+def open_folder(
+    spec: str, folder: pathlib.Path, *, size: Size, budget: int, skip_bad: bool, say: Say = print
+) -> Source:
+    """Opens an image folder. Where it has no val, ``eval`` is ``train``, whose ``hold_out`` says how to divide it.
+
+    Args:
+        spec: the source, for errors.
+        folder: DIR.
+        size, budget, skip_bad, say: see ``ImageFiles``.
+
+    Raises:
+        DataError: no such folder, no images, fewer than two classes, a class without training images, or
+            images that cannot be read.
+    """
+    ignored: Ignored = collections.Counter()
+    listing = _list(spec, folder, ignored)
+    if ignored:
+        say("data: left out: " + ", ".join(f"{what} ({count:,})" for what, count in sorted(ignored.items())))
+    classes = sorted(listing["train"])
+    _check_classes(spec, folder, listing, classes)
+    rows = [
+        (part, number, file)
+        for part in PARTS
+        for number, name in enumerate(classes)
+        for file in listing.get(part, {}).get(name, [])
+    ]
+    names = [file for _, _, file in rows]
+    shares = np.array([_share(part, classes[number], file) for part, number, file in rows])
+    belongs = np.array([PARTS.index(part) for part, _, _ in rows])
+    labels = np.array([number for _, number, _ in rows], np.int64)
+    images = ImageFiles(spec, folder, names, size=size, budget=budget, skip_bad=skip_bad, say=say)
+    belongs[list(images.bad)] = -1
+    parts: dict[str, Part] = {}
+    for part in listing:
+        index = np.flatnonzero(belongs == PARTS.index(part)).astype(np.int64)
+        if not len(index):
+            raise DataError(f"data={spec}: {part} has no image that can be read")
+        parts[part] = Part(images, labels[index], index, shares[index])
+    train = parts["train"]
+    for number in np.flatnonzero(np.bincount(train.labels, minlength=len(classes)) == 0):
+        raise DataError(f"data={spec}: class {shown(classes[number])!r} has no training image that can be read")
+    return Source(
+        spec,
+        tuple(shown(name) for name in classes),
+        train,
+        parts.get("val", train),
+        parts.get("test"),
+        skipped=tuple(shown(names[number]) for number in images.bad),
+    )
+
+
+def _share(part: str, name: str, file: str) -> float:
+    """A number in [0, 1) that belongs to a file's name in its class folder, whatever other files there are."""
+    own = file.removeprefix(f"{part}/{name}/").removeprefix(f"{name}/")
+    return int.from_bytes(hashlib.sha256(os.fsencode(own)).digest()[:6], "big") / 2**48
+
+
+def _check_classes(spec: str, folder: pathlib.Path, listing: Listing, classes: list[str]) -> None:
+    for part, found in listing.items():
+        for name in sorted(found):
+            if part == "train" and not found[name]:
+                raise DataError(
+                    f"data={spec}: class {shown(name)!r} has no image ({', '.join(SUFFIXES)}) to train on; "
+                    "put some there or remove the folder"
+                )
+            if name not in classes and found[name]:
+                raise DataError(
+                    f"data={spec}: {part}/{shown(name)}: train has no such class{nearest(name, classes)}; "
+                    f"its classes are {', '.join(shown(c) for c in classes[:20])}"
+                )
+    if len(classes) < 2:
+        hint = ""
+        if (folder / classes[0]).is_dir() and _folders(spec, folder / classes[0]):
+            hint = f"; {shown(classes[0])} has folders of its own: perhaps folder:{folder / shown(classes[0])} is meant"
+        raise DataError(
+            f"data={spec}: it has one class, {shown(classes[0])!r}; a classifier needs two or more, a folder each{hint}"
+        )
+
+
+def _list(spec: str, folder: pathlib.Path, ignored: Ignored) -> Listing:
+    if not folder.exists():
+        near = [entry.name for entry in _entries(spec, folder.parent)] if folder.parent.is_dir() else []
+        raise DataError(f"data={spec}: there is no folder {folder}{nearest(folder.name, near)}")
+    if not folder.is_dir():
+        raise DataError(f"data={spec}: {folder} is a file; a folder with a folder a class is wanted")
+    top = _folders(spec, folder)
+    if "train" in top:
+        roots = {part: f"{part}/" for part in PARTS if part in top}
+        for name in sorted(set(top) - set(PARTS)):
+            ignored[f"folder {shown(name)} beside train"] += 1
+    elif {"val", "test"} & set(top):
+        raise DataError(f"data={spec}: it has {' and '.join(sorted({'val', 'test'} & set(top)))}, but no folder train")
+    elif top and {name.lower() for name in top} <= _LOOK_LIKE_PARTS:
+        raise DataError(
+            f"data={spec}: its folders are {', '.join(sorted(top))}, which are no classes; the parts are named "
+            "train, val and test"
+        )
+    else:
+        roots = {"train": ""}
+    classes = {part: _folders(spec, folder / root) for part, root in roots.items()}
+    # Links that lead to these, or above them, would bring in images of other classes, or never end.
+    known = {_identity(path) for path in (folder.resolve(), *folder.resolve().parents)}
+    for part, root in roots.items():
+        known |= {_identity(folder / root), *(_identity(folder / root / name) for name in classes[part])}
+    listing: Listing = {}
+    for part, root in roots.items():
+        listing[part] = {name: _images_below(spec, folder, f"{root}{name}", known, ignored) for name in classes[part]}
+        loose = sum(_is_image(e.name) and not _is_folder(e) for e in _entries(spec, folder / root))
+        if not any(listing[part].values()):
+            where = shown(f"{folder}/{root}".rstrip("/"))
+            how = f"{loose} images lie directly in {where}" if loose else f"there are no images below {where}"
+            raise DataError(f"data={spec}: {how}; each class is a folder with its images ({', '.join(SUFFIXES)})")
+        if loose:
+            ignored["images in no class folder"] += loose
+    return listing
+
+
+def _images_below(
+    spec: str, folder: pathlib.Path, root: str, known: set[tuple[int, int]], ignored: Ignored
+) -> list[str]:
+    """Image files in a class's folder and the folders in it: paths relative to ``folder``, sorted."""
+    found: list[str] = []
+    seen = set(known)
+    left = [root]
+    while left:
+        inside = left.pop()
+        for entry in _entries(spec, folder / inside):
+            name = f"{inside}/{entry.name}"
+            if entry.name.startswith("."):
+                ignored["hidden files"] += 1
+            elif _is_folder(entry):
+                identity = _identity(folder / name)
+                if identity in seen:
+                    ignored["links to folders that are read anyway"] += 1
+                else:
+                    seen.add(identity)
+                    left.append(name)
+            elif _is_image(entry.name):
+                found.append(name)
+            else:
+                suffix = os.path.splitext(entry.name)[1].lower()
+                ignored[f"{shown(suffix)} files" if suffix else "files without suffix"] += 1
+    return sorted(found)
+
+
+def _entries(spec: str, folder: pathlib.Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"data={spec}: {folder} cannot be read ({error.strerror or error})") from None
+
+
+def _folders(spec: str, folder: pathlib.Path) -> list[str]:
+    names = [entry.name for entry in _entries(spec, folder) if _is_folder(entry)]
+    return [name for name in names if not name.startswith(".") and name != _ARCHIVE_LEFTOVER]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and name.lower().endswith(SUFFIXES)
+
+
+def _identity(path: pathlib.Path) -> tuple[int, int]:
+    facts = os.stat(path)
+    return facts.st_dev, facts.st_ino

@@ -1,0 +1,192 @@
+"""finetune on a person's own images: folders of files, through every flag that concerns them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import pathlib
+import tarfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engine.files import Npz
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SHARED = pathlib.Path(os.environ.get("FROSTLINE_SHARED") or ROOT.parent / "shared")
+CIFAR = SHARED / "data" / "cifar10_test_jpeg.tar"
+SMALL = ("--model=cnn:mini", "--weights=none", "--train=@all", "--batch_size=8", "--steps=6", "--log_every=1")
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """DIR/CLASS/*.jpg: 30 real images each of trousers, bags and boots, as JPEG files of 40x30 pixels."""
+    from engine import data
+
+    part = data.open_source("fashion_mnist_mini").train
+    folder = tmp_path_factory.mktemp("own") / "photos"
+    for name, label in (("trousers", 1), ("bags", 8), ("boots", 9)):
+        (folder / name).mkdir(parents=True)
+        for number, image in enumerate(part.read(np.flatnonzero(part.labels == label)[:30])["image"][..., 0]):
+            Image.fromarray(image).resize((40, 30)).save(folder / name / f"{name} {number}.jpg", quality=95)
+    return folder
+
+
+def two_classes(photos: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    folder.mkdir()
+    for name in ("trousers", "boots"):
+        (folder / name).symlink_to(photos / name)
+    return folder
+
+
+def result(out: pathlib.Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((out / "run.json").read_text())
+    return content
+
+
+def test_many_classes_train_with_softmax_from_a_folder(
+    call: Call, photos: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    out = tmp_path / "run"
+    code, printed, _ = call(*SMALL, f"--data=folder:{photos}", "--steps=30", "--learning_rate=0.01", f"--out={out}")
+    assert code == 0
+    run = result(out)
+    assert run["data"]["class_names"] == ["bags", "boots", "trousers"]
+    assert run["data"]["train_examples"] + run["data"]["eval_examples"] == 90
+    assert run["data"]["image_shape"] == [28, 28, 3]
+    assert (run["data"]["skipped_images"], run["data"]["skipped"]) == (0, [])
+    assert run["final"]["eval_accuracy"] >= 0.7
+    assert f"data:    folder:{photos}, " in printed
+
+
+def test_two_classes_train_with_one_sigmoid_output(call: Call, photos: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    folder = two_classes(photos, tmp_path / "two")
+    (folder / "train").mkdir()
+    for name in ("trousers", "boots"):
+        (folder / name).rename(folder / "train" / name)
+    (folder / "test").symlink_to(folder / "train")
+    flags_here = (*SMALL, f"--data=folder:{folder}", "--loss=sigmoid", "--steps=30", "--learning_rate=0.01")
+    assert call(*flags_here, f"--out={tmp_path / 'run'}")[0] == 0
+    run = result(tmp_path / "run")
+    assert run["final"]["eval_accuracy"] >= 0.8
+    assert set(run["final"]["test_class_accuracy"]) == {"boots", "trousers"}
+    with Npz(tmp_path / "run/trained.npz") as trained:
+        assert trained.shape("head/kernel") == (64, 1)
+
+
+def test_more_than_two_classes_are_refused_by_sigmoid(call: Call, photos: pathlib.Path) -> None:
+    code, _, error = call(*SMALL, f"--data=folder:{photos}", "--loss=sigmoid")
+    assert code == 2
+    assert "these are 3 classes (softmax is for those)" in error
+
+
+def test_image_size_reaches_the_model(call: Call, photos: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    sized = (*SMALL, "--steps=1", f"--data=folder:{photos}")
+    assert call(*sized, "--image_size=16x24", f"--out={tmp_path / 'a'}")[0] == 0
+    assert result(tmp_path / "a")["data"]["image_shape"] == [16, 24, 3]
+    vit = ("--model=vit:Ti/32,depth=1", "--weights=none", "--train=@head", "--steps=1", "--batch_size=2")
+    assert call(*vit, "--train_examples=2", f"--data=folder:{photos}", f"--out={tmp_path / 'b'}")[0] == 0
+    assert result(tmp_path / "b")["data"]["image_shape"] == [224, 224, 3], "what a ViT of this size is made for"
+    assert call(*SMALL, "--steps=1", "--image_size=20", f"--out={tmp_path / 'c'}")[0] == 0
+    assert result(tmp_path / "c")["data"]["image_shape"] == [20, 20, 1], "the embedded set is resized too"
+
+
+@pytest.mark.parametrize(
+    ("flag", "says"),
+    [
+        ("--image_size=large", "image_size='large': it is N or HEIGHTxWIDTH in pixels, such as 224 or 192x256"),
+        ("--image_cache=1 gig", "image_cache='1 gig': a size is a number and a unit"),
+        ("--bad_images=ignore", "should be one of <stop|skip>"),
+        ("--eval_fraction=1.5", "eval_fraction=1.5: it lies between 0 and 1"),
+    ],
+)
+def test_bad_values_are_bad_input(call: Call, photos: pathlib.Path, flag: str, says: str) -> None:
+    code, _, error = call(*SMALL, f"--data=folder:{photos}", flag)
+    assert code == 2
+    assert says in error
+
+
+def test_a_bad_image_stops_the_run_by_name_or_is_skipped_and_counted(
+    call: Call, photos: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    folder = tmp_path / "mixed"
+    for name in ("bags", "boots"):
+        (folder / name).mkdir(parents=True)
+        for file in sorted((photos / name).iterdir()):
+            (folder / name / file.name).symlink_to(file)
+    for number in range(25):
+        (folder / f"bags/page{number:02}.jpg").write_bytes(b"<html>moved</html>")
+    with_bad = (*SMALL, f"--data=folder:{folder}", "--eval_fraction=0.2")
+    code, _, error = call(*with_bad)
+    assert code == 2
+    assert "25 of 85 images cannot be read (--bad_images=skip goes on without them)" in error
+    assert "bags/page00.jpg: it is no JPEG, PNG, GIF or BMP; it begins with '<html>moved</html>'" in error
+    code, printed, _ = call(*with_bad, "--bad_images=skip", f"--out={tmp_path / 'run'}")
+    assert code == 0
+    assert "25 bad images skipped" in printed
+    found = result(tmp_path / "run")["data"]
+    assert found["skipped_images"] == 25
+    assert found["skipped"] == [f"bags/page{number:02}.jpg" for number in range(20)]
+    assert found["train_examples"] + found["eval_examples"] == 60
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_and_may_have_another_cache(
+    call: Call, photos: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scripts import program
+
+    own = (*SMALL, f"--data=folder:{photos}", "--augment=flip,crop", "--eval_every=4", "--checkpoint_every=1")
+    assert call(*own, f"--out={tmp_path / 'whole'}")[0] == 0
+    windows = itertools.count(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(program.StopSignal, "__call__", lambda _: next(windows) > 3)
+        assert call(*own, "--image_cache=0", f"--out={tmp_path / 'parts'}")[0] == 3
+    assert result(tmp_path / "parts")["steps"] == 3
+    assert call(*own, "--resume", "--image_cache=50KB", f"--out={tmp_path / 'parts'}")[0] == 0
+    with Npz(tmp_path / "whole/trained.npz") as one, Npz(tmp_path / "parts/trained.npz") as other:
+        for name in one.names():
+            np.testing.assert_array_equal(one.read(name), other.read(name), err_msg=name)
+
+
+def test_a_resume_on_changed_images_is_refused(call: Call, photos: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    folder = two_classes(photos, tmp_path / "two")
+    own = (*SMALL, "--steps=2", f"--data=folder:{folder}", f"--out={tmp_path / 'run'}")
+    assert call(*own)[0] == 0
+    (folder / "boots").unlink()
+    (folder / "boots").symlink_to(photos / "bags")
+    code, _, error = call(*own, "--resume")
+    assert code == 2
+    assert "data (SHA-256)" in error
+
+
+def test_the_instructions_for_own_images_work_to_the_letter(
+    call: Call, photos: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = [path for path in (ROOT / "docs/own_images.md", ROOT / "README.md") if path.is_file()]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in places)
+    command = next(line for line in text.splitlines() if "scripts.finetune --data=folder:photos" in line)
+    (tmp_path / "photos").symlink_to(photos)
+    monkeypatch.chdir(tmp_path)
+    assert call(*command.split()[3:])[0] == 0
+    assert result(tmp_path / "runs/photos")["data"]["class_names"] == ["bags", "boots", "trousers"]
+    assert {"curves.png", "trained.npz"} <= {path.name for path in (tmp_path / "runs/photos").iterdir()}
+
+
+@pytest.mark.skipif(
+    not CIFAR.is_file(),
+    reason="shared/data/cifar10_test_jpeg.tar is not beside the checkout; FROSTLINE_SHARED names another folder",
+)
+def test_colour_photographs_train(call: Call, tmp_path: pathlib.Path) -> None:
+    wanted = {f"test/{name}/{number:04}.jpg" for name in ("airplane", "frog") for number in range(80)}
+    with tarfile.open(CIFAR) as archive:
+        archive.extractall(tmp_path, [m for m in archive if m.name in wanted], filter="data")
+    (tmp_path / "test").rename(tmp_path / "photos")
+    own = (*SMALL, f"--data=folder:{tmp_path / 'photos'}", "--image_size=32", "--steps=40")
+    assert call(*own, "--learning_rate=3e-3", "--eval_fraction=0.25", f"--out={tmp_path / 'run'}")[0] == 0
+    assert result(tmp_path / "run")["final"]["eval_accuracy"] > 0.7

@@ -104,6 +104,14 @@ class ModelVariables:
     def by_path(self) -> dict[str, NamedVariable]:
         return {entry.path: entry for entry in self.entries}
 
+    def refresh(self) -> None:
+        """To be called after values were assigned: a Keras Normalization layer computes with constants made of its
+        statistics, which an assignment does not reach."""
+        for layer in self.statistics_layers:
+            finalize = getattr(layer.layer, "finalize_state", None)
+            if finalize is not None:
+                finalize()
+
 
 class _Found(NamedTuple):
     """One variable as the walk meets it."""
@@ -340,7 +348,9 @@ def _finish(walk: _Walk, model: Any) -> ModelVariables:
     names: dict[int, set[str]] = {}
     for name, keras_model in walk.models:
         names.setdefault(id(keras_model), set()).add(name)
-    inner = list({id(inside): inside for _, inside in walk.models if inside is not model}.values())
+    # a head made as a model of its own is not what "the last layers" means
+    inside = [found for name, found in walk.models if found is not model and not groups.in_head(name)]
+    inner = list({id(found): found for found in inside}.values())
     default = inner[0] if len(inner) == 1 else model
     names.setdefault(id(default), set()).add("")
     last = walk.found[-1] if is_keras(model) else None

@@ -82,6 +82,7 @@ def _load(model: Any, path: PathLike, npz: Npz) -> Ledger:
         npz.read(name)
     for entry, name in wanted:
         entry.variable.assign(npz.read(name).astype(entry.variable.dtype.as_numpy_dtype, copy=False))
+    variables.refresh()
     return Ledger(tuple(entry.path for entry, _ in wanted), fresh)
 
 

@@ -42,7 +42,9 @@ def main() -> int:
     # ---- data, model, loss
     source = data.open_source(F.data, eval_fraction=F.eval_fraction, train_examples=F.train_examples)
     outputs = source.outputs(F.loss)
-    model = models.build(F.model, image_shape=source.image_shape, outputs=outputs, seed=F.seed)
+    model = models.build(
+        F.model, image_shape=source.image_shape, outputs=outputs, head=F.head, logits=F.loss != "mse", seed=F.seed
+    )
     variables = name_variables(model.network)
     loss_fn = losses.supervised(model.network, F.loss, label_smoothing=F.label_smoothing)
     _check_outputs(source, model)
@@ -75,6 +77,8 @@ def main() -> int:
         step.windows = found.state["windows"]
         state = State.from_json(found.state["loop"])
         print(f"weights: {found.path}, {state.step} windows trained")
+    elif model.load is not None and (loaded := model.load(F.weights)) is not None:
+        print(f"weights: {loaded}")
     elif F.weights == "none" or (F.weights == "auto" and model.shipped_weights is None):
         print("weights: random" + ("" if F.weights == "none" else f" (none ship with {F.model})"))
     else:
@@ -86,6 +90,8 @@ def main() -> int:
         print(f"resume: {out} holds no checkpoint; starting at step 0")
 
     print(f"model:   {F.model}, {variables.parameters:,} parameters in {len(variables)} variables")
+    for note in model.notes:
+        print(f"         {note}")
     test = f", {len(source.test)} test" if source.test else ""
     print(f"data:    {source.name}, {len(source.train)} train, {len(source.eval)} evaluation{test} examples")
     for stage in stages:
@@ -231,7 +237,10 @@ def _phases(upper: str, per_epoch: int) -> list[Any]:
     return [
         phases.Phase(name="head", train="@head", steps=head),
         phases.Phase(
-            name="upper", train=f"@head {upper}", steps=max(1, windows - head), learning_rate=F.learning_rate / 2
+            name="upper",
+            train=f"{upper} @head".strip(),  # in this order: the upper layers of a saved model hold its head
+            steps=max(1, windows - head),
+            learning_rate=F.learning_rate / 2,
         ),
     ]
 

@@ -12,12 +12,17 @@ F = flags.FLAGS
 flags.DEFINE_string(
     "model",
     "vit:mini",
-    "vit:mini, vit:Ti/16, vit:S/16, vit:B/16, vit:L/16 (any patch size; options after a comma: pool=mean, gelu=tanh, layer_scale, dropout=R, drop_path=R, depth=N, classes=N), or cnn:mini.",
+    "vit:mini, vit:Ti/16, vit:S/16, vit:B/16, vit:L/16 (any patch size; options after a comma: pool=mean, gelu=tanh, layer_scale, dropout=R, drop_path=R, depth=N, classes=N), cnn:mini; keras:NAME of keras.applications, with its options, as in keras:MobileNetV2,alpha=0.35; file:X.keras, file:X.h5 (a saved Keras model, read in safe mode; preprocess=tf|torch|caffe|unit|pixels says what its images are); or py:module:factory (imports your code: factory(image_shape, outputs) returns a tf.Module or a Keras model). Keras models keep their BatchNorm statistics unless the filter says @stats.",
+)
+flags.DEFINE_string(
+    "head",
+    None,
+    "New head of a Keras model: pooling gap, gmp or flatten, then hidden layers (units) and dropout=R, as in gap,256,dropout=0.5 (keras: gap unless given; file: and py: keep their own).",
 )
 flags.DEFINE_string(
     "weights",
     "auto",
-    "auto (those that ship with the model, if any), none (random), or an .npz file of variable path -> array, such as a run's checkpoint or trained.npz of a full training. The head may differ: it then starts anew.",
+    "auto (those that the model brings, or ImageNet's where they are already on this machine), none (random), imagenet (keras: models; Keras downloads them), a .weights.h5, .h5 or .keras file for a Keras model, or an .npz file of variable path -> array, such as a run's checkpoint or trained.npz of a full training. The head may differ: it then starts anew.",
 )
 flags.DEFINE_string(
     "data",

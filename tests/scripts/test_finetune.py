@@ -10,38 +10,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from absl import flags
-from absl.testing import flagsaver
 
 from engine.files import Npz
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = ("--model=cnn:mini", "--eval_fraction=0.2", "--batch_size=8", "--steps=4", "--weights=none", "--log_every=1")
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Runs finetune in this process: (exit code, stdout, stderr). Much faster than a new process."""
-    from scripts import finetune, finetune_flags, program
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["finetune", *words])
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        with flagsaver.flagsaver():
-            flags.FLAGS.unparse_flags()
-            code = program._run(finetune.main, finetune.__doc__ or "", finetune_flags.__name__)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        out = capsys.readouterr()
-        assert "Traceback" not in out.out + out.err
-        return code, out.out, out.err
-
-    return run
 
 
 def test_a_run_directory_holds_the_whole_contract(call: Any, small_data: pathlib.Path, tmp_path: pathlib.Path) -> None:

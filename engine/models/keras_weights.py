@@ -148,7 +148,7 @@ def _load_legacy(path: str, parts: dict[str, Any]) -> str:
     for what, model in parts.items():
         try:
             _legacy(path, model)
-            return f"{pathlib.Path(path).name}, all of {what}"
+            return _said(path, what)
         except PortError as error:
             errors.append(f"\n  {what}: {error}")
     raise PortError(f"weights={path!r}: it fits neither the backbone nor the model" + "".join(errors))
@@ -225,9 +225,13 @@ def _first_fit(path: str, fits: dict[str, tuple[Differences, Callable[[], None]]
     for what, (difference, assign) in fits.items():
         if not difference:
             assign()
-            return f"{pathlib.Path(path).name}, all of {what}" + ("; new head" if what == "the backbone" else "")
+            return _said(path, what)
     what = min(fits, key=lambda each: len(fits[each][0]))
     raise PortError(f"weights={path!r}: it does not fit; nearest is {what}:{fits[what][0]}")
+
+
+def _said(path: str, what: str) -> str:
+    return f"{pathlib.Path(path).name}, all of {what}" + ("; new head" if what == "the backbone" else "")
 
 
 def _short(error: Exception) -> str:

@@ -24,7 +24,7 @@ def train(step: TrainStep, selection: Any, model: Any, windows: int) -> list[flo
     return [float(step(selection, batch, learning_rate=1e-3).loss) for _ in range(windows)]
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", ["MobileNetV2", pytest.param("ResNet50", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("deterministic_ops")
 def test_head_then_last_20_layers_with_statistics_still_unless_asked_for(name: str) -> None:
     model = build(SPECS[name], image_shape=(32, 32, 3), outputs=3)

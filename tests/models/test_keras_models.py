@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pathlib
-import socket
 import sys
 from typing import Any
 
@@ -16,8 +15,7 @@ import tensorflow as tf
 from engine import FreezeProof, TrainStep, losses, optimizers, select
 from engine.data import Normalise
 from engine.errors import InputError
-from engine.models import ModelSpecError, build, keras_head, keras_models, keras_weights
-from engine.porting import PortError
+from engine.models import ModelSpecError, build, keras_head, keras_models
 from engine.variables import name_variables
 
 ALL = ["ResNet50", "Xception", "VGG16", "MobileNetV2", "EfficientNetB0", "InceptionV3", "DenseNet121", "ConvNeXtTiny"]
@@ -420,158 +418,6 @@ def test_a_factory_without_arguments_may_get_a_new_head() -> None:
 def test_a_factory_without_a_usable_model_is_named(name: str, message: str) -> None:
     with pytest.raises(ModelSpecError, match=message):
         build(f"py:user_code:{name}", image_shape=(8, 8, 1), outputs=3)
-
-
-# ---- weights
-
-
-def test_a_weights_file_fits_the_backbone_or_the_model(tmp_path: pathlib.Path) -> None:
-    one = small(seed=1)
-    backbone = one.load.keywords["backbone"]
-    backbone.save_weights(tmp_path / "backbone.weights.h5")
-    one.network.save_weights(tmp_path / "whole.weights.h5")
-    backbone.save(tmp_path / "backbone.keras")
-    one.network.save(tmp_path / "whole.keras")
-    wanted = values(one.network)
-    other = small(seed=2)
-    for name in ("backbone.weights.h5", "whole.weights.h5", "backbone.keras", "whole.keras"):
-        for entry in name_variables(other.network):
-            entry.variable.assign(tf.ones_like(entry.variable))
-        before = values(other.network)
-        said = other.load(str(tmp_path / name))
-        what = name.split(".")[0].replace("whole", "model")
-        assert said.startswith(f"{name}, all of the {what}")
-        after = values(other.network)
-        assert same({p: wanted[p] for p in wanted if p.startswith("MobileNetV2/")}, after)
-        assert same(wanted if what == "model" else before, after, "head/")
-
-
-def test_a_model_file_with_another_head_gives_its_backbone(tmp_path: pathlib.Path) -> None:
-    one = build(SMALL, image_shape=(32, 32, 3), outputs=9, seed=1)
-    one.network.save(tmp_path / "nine.keras")
-    other = small(seed=2)
-    assert other.load(str(tmp_path / "nine.keras")) == "nine.keras, all of the backbone; new head"
-    assert same({p: v for p, v in values(one.network).items() if "head" not in p}, values(other.network))
-
-
-def test_weights_that_do_not_fit_name_both_sides_and_change_nothing(tmp_path: pathlib.Path) -> None:
-    other = build("keras:MobileNetV2,alpha=0.5", image_shape=(32, 32, 3), outputs=3)
-    other.network.save_weights(tmp_path / "m.weights.h5")
-    other.network.save(tmp_path / "m.keras")
-    plain([keras.layers.Dense(3)]).save_weights(tmp_path / "p.weights.h5")
-    (tmp_path / "t.weights.h5").write_bytes((tmp_path / "m.weights.h5").read_bytes()[:1000])
-    (tmp_path / "t.h5").write_bytes(b"no HDF5 at all")
-    model = small()
-    before = values(model.network)
-    for name, message in {
-        "m.weights.h5": r"(?s)does not fit; nearest is .*of another shape or type",
-        "m.keras": r"(?s)of another shape or type \(\d+\):\n    \S+: \[.*\] in the model, \[.*\] in the file",
-        "p.weights.h5": r"(?s)in the model, not in the file.*in the file, not in the model",
-        "t.weights.h5": "no HDF5 file, or damaged",
-        "t.h5": "fits neither the backbone nor the model",
-        "nowhere.weights.h5": "there is no such file",
-    }.items():
-        with pytest.raises(PortError, match=message):
-            model.load(str(tmp_path / name))  # type: ignore[misc]
-    assert same(before, values(model.network))
-    assert model.load("weights.npz") is None  # type: ignore[misc]
-
-
-def imagenet_file(model: Any, folder: pathlib.Path) -> pathlib.Path:
-    """A file as Keras' download would leave it, of the backbone's present weights."""
-    import h5py
-    from keras.src.legacy.saving import legacy_h5_format
-
-    path = folder / "models" / model.load.keywords["imagenet"].name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(path, "w") as file:
-        legacy_h5_format.save_weights_to_hdf5_group(file, model.load.keywords["backbone"])
-    return path
-
-
-@pytest.fixture
-def keras_home(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
-    """An empty Keras folder, and a network in which nothing answers."""
-    from keras.src.backend import config
-
-    monkeypatch.setattr(config, "_KERAS_DIR", str(tmp_path / "keras"))
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path / "keras"
-
-
-def test_imagenet_weights_are_used_where_the_file_is(keras_home: pathlib.Path) -> None:
-    one = small(seed=1)
-    path = imagenet_file(one, keras_home)
-    assert path.name == "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_224_no_top.h5"
-    for weights in ("imagenet", "auto"):
-        model = small(seed=2)
-        assert model.load(weights) == f"ImageNet ({path.name}); new head"
-        assert same({p: v for p, v in values(one.network).items() if "head" not in p}, values(model.network))
-    assert small().load("none").startswith("random; statistics stay as they are too")
-    path.write_bytes(b"damaged")
-    with pytest.raises(PortError, match="does not fit MobileNetV2, or is damaged"):
-        small().load("imagenet")
-
-
-def test_imagenet_weights_without_a_network_name_the_file_and_its_place(keras_home: pathlib.Path) -> None:
-    model = small()
-    path = keras_home / "models" / model.load.keywords["imagenet"].name
-    with pytest.raises(PortError) as raised:
-        model.load("imagenet")
-    message = str(raised.value)
-    assert "cannot be downloaded" in message
-    assert f"put it at\n  {path}" in message
-    assert f"get\n  https://storage.googleapis.com/tensorflow/keras-applications/mobilenet_v2/{path.name}" in message
-    assert model.load("auto") == f"random; --weights=imagenet gets {path.name}; statistics stay as they are too, unless the filter says @stats"  # fmt: skip
-    assert not path.exists()
-
-
-def test_a_server_that_never_answers_does_not_hang(keras_home: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        monkeypatch.setattr(keras_weights, "TIMEOUT", 0.5)
-        with pytest.raises(PortError, match="cannot be downloaded"):
-            small().load("imagenet")
-    assert socket.getdefaulttimeout() is None
-
-
-def test_a_file_with_another_digest_is_not_loaded(keras_home: pathlib.Path) -> None:
-    model = build("keras:VGG16", image_shape=(32, 32, 3), outputs=3)
-    path = keras_home / "models" / "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
-    path.parent.mkdir(parents=True)
-    path.write_bytes(b"something else")
-    with pytest.raises(PortError, match=r"digest is .*, 6d6bbae143d832006294945121d1f1fc is wanted"):
-        model.load("imagenet")  # type: ignore[misc]
-
-
-def test_networks_without_imagenet_weights_say_why() -> None:
-    model = build("keras:MobileNetV2,alpha=0.2", image_shape=(32, 32, 3), outputs=3)
-    with pytest.raises(PortError, match=r"there are none for .*alpha must be one of"):
-        model.load("imagenet")  # type: ignore[misc]
-
-
-def test_a_normalization_layer_computes_with_values_that_were_assigned(tmp_path: pathlib.Path) -> None:
-    from engine import checkpoint, porting
-
-    def make() -> Any:
-        return keras.Sequential(
-            [keras.Input((2, 2, 3)), keras.layers.Normalization(), keras.layers.Flatten(), keras.layers.Dense(2)]
-        )
-
-    source = make()
-    source.layers[0].adapt(np.random.default_rng(0).normal(3.0, 2.0, (64, 2, 2, 3)).astype(np.float32))
-    x = np.ones([1, 2, 2, 3], np.float32)
-    file = checkpoint.save(tmp_path, 1, variables=name_variables(source), slots={}, state={})
-    for restore in (
-        lambda network: checkpoint.restore(checkpoint.read(file), name_variables(network)),
-        lambda network: porting.restore_strict(network, tf.train.Checkpoint(source).save(str(tmp_path / "ckpt"))),
-    ):
-        network = make()
-        restore(network)
-        np.testing.assert_allclose(network(x), source(x), rtol=1e-6)
 
 
 # ---- the legacy file of FACTS.md

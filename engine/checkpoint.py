@@ -158,3 +158,4 @@ def restore(checkpoint: Checkpoint, variables: ModelVariables) -> None:
             )
     for name, variable in wanted.items():
         variable.assign(checkpoint.arrays[name])
+    variables.refresh()

@@ -8,6 +8,7 @@ its own summed weights. That makes uneven and weighted batches exact; an average
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -80,7 +81,8 @@ def supervised(model: Any, kind: str = "softmax", *, label_smoothing: float = 0.
     """A loss function for batches {"image", "label"[, "weight"]} of a classifier or regressor.
 
     Args:
-        model: ``model(images, training=, seeds=)`` of this project, or a Keras 3 model.
+        model: ``model(images, training=, seeds=)`` of this project, a Keras 3 model, or any callable
+            that takes images and, of these keywords, those that it names.
         kind: "softmax" (labels int [B], logits [B, C]), "sigmoid" (labels 0/1, int or float [B] with
             logits [B, 1], or [B, C] multi-label) or "mse" (targets [B] or [B, C]).
         label_smoothing: share of the target spread over all classes, 0 <= s < 1; not for "mse".
@@ -96,12 +98,11 @@ def supervised(model: Any, kind: str = "softmax", *, label_smoothing: float = 0.
         raise LossError(f"label_smoothing={label_smoothing}: the loss mse has no classes to smooth over")
     compute: Callable[..., tuple[Any, dict[str, Any]]] = {"softmax": _softmax, "sigmoid": _sigmoid, "mse": _mse}[kind]
     penalties = _keras_penalties(model) if is_keras(model) else {}
+    taken = keywords(model)
 
     def loss_fn(batch: Mapping[str, Any], *, training: bool, seeds: Any) -> Loss:
-        if is_keras(model):
-            outputs = model(batch["image"], training=training)
-        else:
-            outputs = model(batch["image"], training=training, seeds=seeds)
+        given = {"training": training, "seeds": seeds}
+        outputs = model(batch["image"], **{name: given[name] for name in taken})
         values, metrics = compute(outputs, batch["label"], label_smoothing)
         weights = batch.get("weight")
         regulariser = {path: penalty() for path, penalty in penalties.items()}
@@ -115,6 +116,18 @@ def supervised(model: Any, kind: str = "softmax", *, label_smoothing: float = 0.
         )
 
     return loss_fn
+
+
+def keywords(model: Any) -> tuple[str, ...]:
+    """Of "training" and "seeds", those that a model takes."""
+    if is_keras(model):
+        return ("training",)
+    try:
+        parameters = inspect.signature(model).parameters
+    except (TypeError, ValueError):
+        return ("training", "seeds")
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return tuple(name for name in ("training", "seeds") if anything or name in parameters)
 
 
 def _keras_penalties(model: Any) -> dict[str, Callable[[], Any]]:

@@ -104,6 +104,14 @@ class ModelVariables:
     def by_path(self) -> dict[str, NamedVariable]:
         return {entry.path: entry for entry in self.entries}
 
+    def refresh(self) -> None:
+        """To be called after values were assigned: a Keras Normalization layer computes with constants made of its
+        statistics, which an assignment does not reach."""
+        for layer in self.statistics_layers:
+            finalize = getattr(layer.layer, "finalize_state", None)
+            if finalize is not None:
+                finalize()
+
 
 class _Found(NamedTuple):
     """One variable as the walk meets it."""
@@ -130,7 +138,7 @@ def name_variables(model: Any) -> ModelVariables:
     """
     if isinstance(model, ModelVariables):
         return model
-    walk = _Walk()
+    walk = _Walk(model)
     if is_keras(model) or isinstance(model, tf.Module):
         walk.value(model, "", None, "", "", ())
     elif isinstance(model, Mapping):
@@ -180,11 +188,13 @@ def _module_kind(owner: Any, attribute: str, variable: Any) -> Kind:
 class _Walk:
     """Collects variables in model order. ``stack`` holds the objects on the way, against cycles."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: Any) -> None:
+        self.root = id(model)
         self.found: list[_Found] = []
         self.statistics_layers: dict[int, StatisticsLayer] = {}
         self.generators: dict[str, Any] = {}
         self.models: list[tuple[str, Any]] = []
+        self.inner: set[int] = set()  # models in models other than the root
         self._used: dict[tuple[str, str], int] = {}
         self._seen: dict[tuple[str, str, int], str] = {}
         self._stack: set[int] = set()
@@ -249,6 +259,8 @@ class _Walk:
             name = self._names.get(id(layer), layer.name)
             if id(layer) not in {id(model) for _, model in self.models}:
                 self.models.append((name, layer))
+                if {owner for owner, _, _ in layers} - {self.root}:
+                    self.inner.add(id(layer))
             for index, child in enumerate(children):
                 within[id(child)] = (*layers, (id(layer), index, len(children)))
         weights, others = layer._trainable_variables, layer._non_trainable_variables
@@ -340,7 +352,10 @@ def _finish(walk: _Walk, model: Any) -> ModelVariables:
     names: dict[int, set[str]] = {}
     for name, keras_model in walk.models:
         names.setdefault(id(keras_model), set()).add(name)
-    inner = list({id(inside): inside for _, inside in walk.models if inside is not model}.values())
+    # a head made as a model of its own is not what "the last layers" means, and a backbone's own parts are not either
+    inside = [found for name, found in walk.models if found is not model and not groups.in_head(name)]
+    inside = [found for found in inside if id(found) not in walk.inner]
+    inner = list({id(found): found for found in inside}.values())
     default = inner[0] if len(inner) == 1 else model
     names.setdefault(id(default), set()).add("")
     last = walk.found[-1] if is_keras(model) else None

@@ -59,7 +59,9 @@ def main() -> int:
         image_cache=sizes.parse_bytes(F.image_cache, name="image_cache"),
     )
     outputs = source.outputs(F.loss)
-    model = models.build(F.model, image_shape=source.image_shape, outputs=outputs, seed=F.seed)
+    model = models.build(
+        F.model, image_shape=source.image_shape, outputs=outputs, head=F.head, logits=F.loss != "mse", seed=F.seed
+    )
     variables = name_variables(model.network)
     loss_fn = losses.supervised(model.network, F.loss, label_smoothing=F.label_smoothing)
     _check_outputs(source, model)
@@ -92,6 +94,8 @@ def main() -> int:
         step.windows = found.state["windows"]
         state = State.from_json(found.state["loop"])
         print(f"weights: {found.path}, {state.step} windows trained")
+    elif model.load is not None and (loaded := model.load(F.weights)) is not None:
+        print(f"weights: {loaded}")
     elif F.weights == "none" or (F.weights == "auto" and model.shipped_weights is None):
         print("weights: random" + ("" if F.weights == "none" else f" (none ship with {F.model})"))
     else:
@@ -102,6 +106,8 @@ def main() -> int:
         print(f"resume: {out} holds no checkpoint; starting at step 0")
 
     print(f"model:   {F.model}, {variables.parameters:,} parameters in {len(variables)} variables")
+    for note in model.notes:
+        print(f"         {note}")
     test = f", {len(source.test)} test" if source.test else ""
     skipped = f"; {len(source.skipped)} bad images skipped" if source.skipped else ""
     print(f"data:    {source.name}, {len(source.train)} train, {len(source.eval)} evaluation{test} examples{skipped}")
@@ -256,8 +262,8 @@ def _phases(upper: str, per_epoch: int) -> list[Any]:
     head = max(1, windows // 4)
     found = [phases.Phase(name="head", train="@head", steps=head, learning_rate=4 * F.learning_rate)]
     if windows > head:
-        rate = 2 * F.learning_rate
-        found.append(phases.Phase(name="upper", train=f"@head {upper}", steps=windows - head, learning_rate=rate))
+        rate, train = 2 * F.learning_rate, f"{upper} @head".strip()  # in this order: upper layers may hold the head
+        found.append(phases.Phase(name="upper", train=train, steps=windows - head, learning_rate=rate))
     return found
 
 

@@ -12,12 +12,17 @@ F = flags.FLAGS
 flags.DEFINE_string(
     "model",
     "vit:mini",
-    "vit:mini, vit:Ti/16, vit:S/16, vit:B/16, vit:L/16 (any patch size; options after a comma: pool=mean, class_token, fc_norm, norm_epsilon=R, gelu=tanh, layer_scale, dropout=R, drop_path=R, depth=N, classes=N), or cnn:mini.",
+    "vit:mini, vit:Ti/16, vit:S/16, vit:B/16, vit:L/16 (any patch size; options after a comma: pool=mean, class_token, fc_norm, norm_epsilon=R, gelu=tanh, layer_scale, dropout=R, drop_path=R, depth=N, classes=N), cnn:mini; keras:NAME of keras.applications, with its options, as in keras:MobileNetV2,alpha=0.35; file:X.keras, file:X.h5 (a saved Keras model, read in safe mode; preprocess=tf|torch|caffe|unit|pixels says what its images are); or py:module:factory (imports your code: factory(image_shape, outputs) returns a tf.Module or a Keras model). Keras models keep their BatchNorm statistics unless the filter says @stats.",
+)
+flags.DEFINE_string(
+    "head",
+    None,
+    "New head of a Keras model: pooling gap, gmp or flatten, then hidden layers (units) and dropout=R, as in gap,256,dropout=0.5 (keras: gap unless given; file: and py: keep their own).",
 )
 flags.DEFINE_string(
     "weights",
     "auto",
-    "auto (those that ship with the model, if any), none (random), or a file: .npz, safetensors, Keras HDF5, or a TensorFlow checkpoint's prefix or folder. AugReg, Hugging Face ViT and DINOv2, timm, and our own runs are known. The head may differ: it then starts anew.",
+    "auto (those that the model brings, or ImageNet's where they are already on this machine), none (random), imagenet (keras: models; Keras downloads them), or a file: .npz (such as a run's checkpoint), safetensors, Keras HDF5 (.weights.h5, .h5) or .keras, or a TensorFlow checkpoint's prefix or folder. AugReg, Hugging Face ViT and DINOv2, timm, and our own runs are known. The head may differ: it then starts anew.",
 )
 flags.DEFINE_string(
     "rules",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -29,6 +30,29 @@ def finetune() -> Program:
         assert "Traceback" not in done.stdout + done.stderr, done.stderr
         assert done.returncode == code, f"exit code {done.returncode}, {code} is wanted:\n{done.stdout}\n{done.stderr}"
         return done
+
+    return run
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs finetune in this process: (exit code, stdout, stderr). Much faster than a new process."""
+    from absl import flags
+    from absl.testing import flagsaver
+
+    from scripts import finetune, finetune_flags, program
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["finetune", *words])
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        with flagsaver.flagsaver():
+            flags.FLAGS.unparse_flags()
+            code = program._run(finetune.main, finetune.__doc__ or "", finetune_flags.__name__)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        out = capsys.readouterr()
+        assert "Traceback" not in out.out + out.err
+        return code, out.out, out.err
 
     return run
 

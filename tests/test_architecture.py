@@ -59,6 +59,14 @@ print("imported")
     assert done.stdout.strip() == "imported", done.stderr
 
 
+def test_no_room_imports_keras_before_a_keras_model_is_asked_for() -> None:
+    for path in (ROOT / "engine").rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [name for name in names if name.split(".")[0] in {"keras", "h5py"}], path.name
+
+
 def test_no_file_is_longer_than_400_lines() -> None:
     for room in ("engine", "scripts"):
         for path in (ROOT / room).rglob("*.py"):

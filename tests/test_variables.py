@@ -536,3 +536,20 @@ def test_the_root_models_automatic_name_has_no_number() -> None:
         model = keras.Sequential([keras.Input((3,)), inner, keras.layers.Dense(2, name="top")])
         names = {name for e in name_variables(model) for name, _, _ in e.layers}
         assert names == {"", "in", "sequential"}
+
+
+def test_without_a_name_layers_means_the_backbone_whatever_models_it_is_made_of() -> None:
+    def dense(name: str) -> Any:
+        return keras.layers.Dense(2, name=name)
+
+    stem = keras.Sequential([dense("a"), dense("b")], name="stem")
+    backbone = keras.Sequential([stem, keras.Sequential([dense("c")], name="block"), dense("d")], name="backbone")
+    head = keras.Sequential([dense("e")], name="head")
+    model = keras.Sequential([keras.Input((2,)), backbone, head])
+    positions = {e.path: [(i, n) for name, i, n in e.layers if name == ""] for e in name_variables(model)}
+    assert positions["backbone/stem/b/kernel"] == [(0, 3)]
+    assert positions["backbone/block/c/kernel"] == [(1, 3)]
+    assert positions["backbone/d/kernel"] == [(2, 3)]
+    assert positions["head/e/kernel"] == []
+    held = {e.path: [(i, n) for name, i, n in e.layers if name == ""] for e in name_variables(Bag(net=backbone))}
+    assert held["net/stem/b/kernel"] == [(0, 3)]

@@ -21,10 +21,29 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Normalise:
-    """(image - mean) / std per channel, for images in [0, 1]."""
+    """What a model wants its images to be: (image - mean) / std per channel, for images in [0, 1].
+
+    Attributes:
+        mean, std: one value for all channels, or one a channel (in the reversed order, if ``reverse``).
+        channels: 3 repeats grayscale images, 1 makes colours gray (ITU-R BT.601 luma); None leaves them.
+        reverse: blue first, as networks want it whose weights come from Caffe.
+    """
 
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
+    channels: int | None = None
+    reverse: bool = False
+
+    def __call__(self, images: Any) -> Any:
+        """float32 [B, height, width, channels] -> float32 [B, height, width, channels that the model wants]."""
+        given = images.shape[-1]
+        if self.channels == 3 and given == 1:
+            images = tf.repeat(images, 3, axis=-1)
+        elif self.channels == 1 and given == 3:
+            images = tf.image.rgb_to_grayscale(images)
+        if self.reverse:
+            images = tf.reverse(images, axis=[-1])
+        return (images - tf.constant(self.mean, tf.float32)) / tf.constant(self.std, tf.float32)
 
 
 class TrainBatches:
@@ -118,8 +137,7 @@ def _preparation(part: Part, kinds: tuple[str, ...], normalise: Normalise) -> An
     @tf.function(autograph=False, input_signature=[images, tf.TensorSpec([None, 2], tf.int32)])
     def prepare(images: Any, seeds: Any) -> Any:
         images = tf.cast(images, tf.float32) / 255.0 if images.dtype == tf.uint8 else images
-        images = augment(images, seeds, kinds)
-        return (images - tf.constant(normalise.mean, tf.float32)) / tf.constant(normalise.std, tf.float32)
+        return normalise(augment(images, seeds, kinds))
 
     def call(images: np.ndarray, seeds: np.ndarray) -> Any:
         return prepare(tf.constant(images), tf.constant(seeds))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from engine.models import cnn, vit
 from engine.selection import Statistics
 
 NAMES = ("vit:mini", "vit:Ti/16", "vit:S/16", "vit:B/16", "vit:L/16", "cnn:mini")
+KERAS_NAMES = ("keras:NAME", "file:X.keras", "file:X.h5", "py:module:factory")
 _SHIPPED = {"vit:mini": "vit_mini_fashion5.npz"}
 
 
@@ -35,6 +37,9 @@ class Model:
         upper: filter text for "the upper part", which the default second phase trains with the head.
         statistics: what statistics of trained layers do by default ("follow" or "frozen").
         shipped_weights: the file that ``--weights=auto`` loads, or None.
+        notes: what was decided for the user about it, a sentence each.
+        load: loads weights by the name in a flag and says what it did; None for a file that is not
+            of the model's own kinds. Such files, or a model without it, are for engine.porting.
     """
 
     name: str
@@ -44,20 +49,32 @@ class Model:
     upper: str
     statistics: Statistics = "follow"
     shipped_weights: pathlib.Path | None = None
+    notes: tuple[str, ...] = ()
+    load: Callable[[str], str | None] | None = None
 
 
 def build(
-    spec: str, *, image_shape: tuple[int, int, int], outputs: int, seed: int = 0, dtype: Any = tf.float32
+    spec: str,
+    *,
+    image_shape: tuple[int, int, int],
+    outputs: int,
+    head: str | None = None,
+    logits: bool = True,
+    seed: int = 0,
+    dtype: Any = tf.float32,
 ) -> Model:
-    """Builds a model with random weights (the head's are small).
+    """Builds a model with random weights (the head's are small), or a saved one.
 
     Args:
         spec: ``vit:SIZE[/PATCH][,option...]`` with SIZE in mini, Ti, S, B, L and options
             ``pool=token|mean``, ``class_token`` (with pool=mean too), ``fc_norm``, ``norm_epsilon=R``,
             ``gelu=exact|tanh``, ``layer_scale[=1e-5]``, ``dropout=R``, ``drop_path=R``, ``depth=N``;
-            or ``cnn:mini``. Both take ``classes=N``.
+            ``cnn:mini``; ``keras:NAME`` of keras.applications with its options; ``file:X.keras``,
+            ``file:X.h5``; ``py:module:factory``. All take ``classes=N``.
         image_shape: (height, width, channels).
         outputs: outputs of the head when ``classes`` does not say.
+        head: a new head for a Keras model (engine.models.keras_head); None is its own, or ``gap``.
+        logits: whether the loss wants logits (mse does not): a saved model's last softmax is then taken off.
         seed: of the initial weights.
         dtype: of the variables, tf.float32 or tf.float64.
 
@@ -68,6 +85,10 @@ def build(
     family, _, size = name.partition(":")
     chosen = _options(spec, options)
     outputs = _whole(spec, "classes", chosen.pop("classes"), 1_000_000) if "classes" in chosen else outputs
+    if family in ("keras", "file", "py"):
+        return _keras(spec, family, size, chosen, image_shape, outputs, head, logits, seed, dtype)
+    if head is not None:
+        raise ModelSpecError(f"head={head!r}: {spec} has a head of its own; --head is for {', '.join(KERAS_NAMES)}")
     if family == "vit":
         return _vit(spec, size, chosen, image_shape, outputs, seed, dtype)
     if name == "cnn:mini":
@@ -79,7 +100,36 @@ def build(
             )
         network = cnn.CNN(image_shape[2], outputs, seed=seed, dtype=dtype)
         return Model(spec, network, outputs, Normalise(), upper="stages/[23]/.*")
-    raise ModelSpecError(f"model={spec!r}: known models are {', '.join(NAMES)}{nearest(name, list(NAMES))}")
+    known = [*NAMES, *KERAS_NAMES]
+    raise ModelSpecError(f"model={spec!r}: known models are {', '.join(known)}{nearest(name, known)}")
+
+
+def _keras(
+    spec: str,
+    family: str,
+    name: str,
+    chosen: dict[str, str],
+    image: tuple[int, int, int],
+    outputs: int,
+    head: str | None,
+    logits: bool,
+    seed: int,
+    dtype: Any,
+) -> Model:
+    # here, not above: these rooms import Keras, which other models do not need, and this one
+    from engine.models import keras_files, keras_models, user_models
+
+    if family == "keras":
+        return keras_models.build(
+            spec, name, chosen, image_shape=image, outputs=outputs, head=head, seed=seed, dtype=dtype
+        )
+    if family == "file":
+        return keras_files.build(
+            spec, name, chosen, image_shape=image, outputs=outputs, head=head, logits=logits, dtype=dtype
+        )
+    return user_models.build(
+        spec, name, chosen, image_shape=image, outputs=outputs, head=head, logits=logits, seed=seed, dtype=dtype
+    )
 
 
 def default_image_size(spec: str) -> tuple[int, int]:

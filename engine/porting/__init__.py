@@ -5,5 +5,16 @@ from engine.porting.errors import PortError
 from engine.porting.ledger import Ledger, Loaded, Skipped
 from engine.porting.rules import Rules
 from engine.porting.source import TensorSource, open_tensors
+from engine.porting.tf_checkpoint import restore_strict
 
-__all__ = ["Ledger", "Loaded", "PortError", "Rules", "Skipped", "TensorSource", "load", "open_tensors"]
+__all__ = [
+    "Ledger",
+    "Loaded",
+    "PortError",
+    "Rules",
+    "Skipped",
+    "TensorSource",
+    "load",
+    "open_tensors",
+    "restore_strict",
+]

@@ -64,6 +64,7 @@ def _load(
             source.read(name)
     for step in plan.steps:
         step.entry.variable.assign(_value(step, source))
+    variables.refresh()
     return _ledger(plan, source, chosen)
 
 

@@ -1,0 +1,145 @@
+"""``file:X.keras``, ``file:X.h5``: a saved Keras model, as it is or with a new head.
+
+Files are untrusted: they are loaded in Keras' safe mode, which runs no code that a file brings.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import tensorflow as tf
+
+from engine.data import Normalise
+from engine.filters import nearest
+from engine.models import keras_head, keras_models, keras_weights
+from engine.models.factory import Model, ModelSpecError
+from engine.models.keras_safe import load_model
+from engine.variables import name_variables
+
+
+def build(
+    spec: str,
+    path: str,
+    options: dict[str, str],
+    *,
+    image_shape: tuple[int, int, int],
+    outputs: int,
+    head: str | None = None,
+    logits: bool = True,
+    dtype: Any = tf.float32,
+) -> Model:
+    """Loads a saved model.
+
+    Args:
+        spec: as given, for messages.
+        path: a ``.keras`` file, or a legacy ``.h5`` or ``.hdf5``.
+        options: ``preprocess=tf|torch|caffe|unit|pixels`` says what its images should be.
+        image_shape: (height, width, channels) of the data.
+        outputs: wanted.
+        head: a new head instead of its last layer (engine.models.keras_head), or None.
+        logits: whether the loss wants logits: a last softmax or sigmoid is then taken off.
+        dtype: of the variables; a file keeps its own, so another is an error.
+
+    Raises:
+        ModelSpecError: no such file, no Keras model, unsafe content, or images or outputs that do not fit.
+        HeadError: no head can be put on it.
+    """
+    loaded = load_model(path, "model")
+    return adopt(spec, loaded, options, image_shape, outputs, head, logits, dtype, own=f"those of {path}")
+
+
+def adopt(
+    spec: str,
+    model: Any,
+    options: dict[str, str],
+    image_shape: tuple[int, int, int],
+    outputs: int,
+    head: str | None,
+    logits: bool,
+    dtype: Any,
+    *,
+    own: str,
+) -> Model:
+    """Makes a Keras model trainable here: input and outputs checked, a head or logits where wanted."""
+    _check_input(spec, model, image_shape)
+    model = _plain(model)
+    normalise, note = _preprocessing(spec, model, options)
+    notes = [note] if note else []
+    backbone = None
+    if head is not None:
+        parsed = keras_head.parse(head)
+        backbone = keras_head.cut(model, spec)
+        network = keras_head.compose(backbone, parsed, outputs)
+        notes.append(f"a new head of {outputs} outputs on {backbone.name}'s {_size(backbone.output_shape)} features")
+    else:
+        if model.output_shape != (None, outputs):
+            raise ModelSpecError(
+                f"model={spec!r}: its outputs have shape {_size(model.output_shape)}, the data want {outputs}; "
+                "--head=gap puts a new head in the place of its last layer"
+            )
+        network, note = keras_head.without_activation(model, spec) if logits else (model, "")
+        notes += [note] if note else []
+    other = {e.variable.dtype.name for e in name_variables(network) if e.kind == "weight"} - {tf.as_dtype(dtype).name}
+    if other:
+        raise ModelSpecError(f"model={spec!r}: its weights are {', '.join(other)}; {tf.as_dtype(dtype).name} is wanted")
+    return Model(
+        spec,
+        network,
+        outputs,
+        normalise,
+        upper=keras_head.upper(network),
+        statistics="frozen",
+        notes=(*notes, *keras_models.colour_notes(normalise, image_shape)),
+        load=functools.partial(keras_weights.load, spec=spec, network=network, backbone=backbone, own=own),
+    )
+
+
+def _plain(model: Any) -> Any:
+    """The model with a tensor for input and output: some are saved with lists of one."""
+    import keras
+
+    if isinstance(model, keras.Sequential) or not isinstance(model, keras.Model):
+        return model
+    if hasattr(model.input, "shape") and hasattr(model.output, "shape"):
+        return model
+    return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+
+
+def _check_input(spec: str, model: Any, image: tuple[int, int, int]) -> None:
+    shapes = [tuple(tensor.shape) for tensor in model.inputs], [tuple(tensor.shape) for tensor in model.outputs]
+    if len(shapes[0]) != 1 or len(shapes[1]) != 1:
+        raise ModelSpecError(
+            f"model={spec!r}: it has {len(shapes[0])} inputs and {len(shapes[1])} outputs; one of each is wanted"
+        )
+    wanted = shapes[0][0]
+    if len(wanted) != 4 or wanted[3] not in (1, 3):
+        raise ModelSpecError(f"model={spec!r}: its input has shape {_size(wanted)}; [height, width, 1 or 3] is wanted")
+    if any(size is not None and size != given for size, given in zip(wanted[1:3], image[:2], strict=True)):
+        raise ModelSpecError(
+            f"model={spec!r}: the images are {image[0]}x{image[1]}, its input is {wanted[1]}x{wanted[2]}; "
+            f"give it images of that size"
+        )
+
+
+def _preprocessing(spec: str, model: Any, options: dict[str, str]) -> tuple[Normalise, str]:
+    channels = model.input_shape[3]
+    mode = options.pop("preprocess", None)
+    if options:
+        raise ModelSpecError(f"model={spec!r}: no option `{next(iter(options))}`; it has preprocess and classes")
+    if mode is not None and mode not in keras_models.MODES:
+        raise ModelSpecError(
+            f"model={spec!r}: preprocess={mode!r} is none of {', '.join(keras_models.MODES)}"
+            + nearest(mode, list(keras_models.MODES))
+        )
+    if mode is None:
+        scaling = any(type(x).__name__ in ("Rescaling", "Normalization") for x in model._flatten_layers())
+        mode = "pixels" if scaling else "tf"
+        why = "it scales images itself" if scaling else "a file does not say what it was trained on"
+        note = f"images are given as {'0 to 255' if scaling else '-1 to 1'} ({why}; ,preprocess= says otherwise)"
+        return keras_models.preprocessing_by_name(mode, channels), note
+    return keras_models.preprocessing_by_name(mode, channels), ""
+
+
+def _size(shape: Any) -> str:
+    return "x".join("any" if size is None else str(size) for size in shape[1:])

@@ -1,0 +1,138 @@
+"""``py:module:factory``: a model from the user's own code, imported because the user names it.
+
+``factory(image_shape, outputs)``, or ``factory()``, returns a ``tf.Module`` or a Keras model. Its
+``__call__`` takes images, and ``training`` and ``seeds`` where it wants them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from typing import Any
+
+import tensorflow as tf
+
+from engine.data import Normalise
+from engine.filters import nearest
+from engine.losses import keywords
+from engine.models import keras_files, keras_head
+from engine.models.factory import Model, ModelSpecError
+from engine.models.keras_models import MODES, colour_notes, preprocessing_by_name, seeded
+from engine.variables import is_keras, name_variables
+
+
+def build(
+    spec: str,
+    name: str,
+    options: dict[str, str],
+    *,
+    image_shape: tuple[int, int, int],
+    outputs: int,
+    head: str | None = None,
+    logits: bool = True,
+    seed: int = 0,
+    dtype: Any = tf.float32,
+) -> Model:
+    """Imports ``module`` (the working folder is searched too) and calls ``factory``.
+
+    Args: as of keras_files.build; ``name`` is ``module:factory``. A new head, and the taking off of a
+    last softmax, are for Keras models alone.
+
+    Raises:
+        ModelSpecError: no such module or factory, it raises, returns no model, or one whose outputs do not fit.
+    """
+    factory = _factory(spec, name)
+    arguments: tuple[Any, ...] = (image_shape, outputs)
+    try:
+        inspect.signature(factory).bind(*arguments)
+    except TypeError:
+        arguments = ()
+    except ValueError:  # a callable without a signature
+        pass
+    with seeded(seed):
+        try:
+            network = factory(*arguments)
+        except Exception as error:
+            raise ModelSpecError(f"model={spec!r}: {name}{_shown(arguments)} raised {_text(error)}") from None
+    if (not isinstance(network, tf.Module) and not is_keras(network)) or not callable(network):
+        raise ModelSpecError(
+            f"model={spec!r}: {name}{_shown(arguments)} returned {type(network).__name__}; "
+            "a tf.Module with __call__ or a Keras model is wanted"
+        )
+    own = f"those that {name} gave"
+    if is_keras(network) and getattr(network, "inputs", None):  # a graph of layers knows its shapes uncalled
+        return keras_files.adopt(spec, network, options, image_shape, outputs, head, logits, dtype, own=own)
+    if head is not None:
+        raise ModelSpecError(f"head={head!r}: {name} returns no graph of Keras layers; let it make the head itself")
+    found = _outputs(spec, network, image_shape)
+    shape = tuple(found.outputs[0].shape)
+    if len(shape) != 2 or shape[1] != outputs:
+        raise ModelSpecError(
+            f"model={spec!r}: its outputs have shape {list(shape)}; [None, {outputs}] is wanted for these data"
+        )
+    kind = keras_head.output_operation(found)
+    if logits and kind in ("Softmax", "Sigmoid"):
+        raise ModelSpecError(f"model={spec!r}: it ends in {kind.lower()}; logits are wanted: leave that out")
+    mode = options.pop("preprocess", "tf")
+    if options or mode not in MODES:
+        wrong = next(iter(options), f"preprocess={mode}")
+        raise ModelSpecError(f"model={spec!r}: no option `{wrong}`; it has preprocess={'|'.join(MODES)} and classes")
+    normalise = Normalise() if mode == "tf" else preprocessing_by_name(mode, image_shape[2])
+    return Model(
+        spec,
+        network,
+        outputs,
+        normalise,
+        upper=keras_head.upper(network),
+        statistics="frozen" if is_keras(network) else "follow",
+        notes=colour_notes(normalise, image_shape),
+        load=lambda weights: own if weights in ("auto", "none") else None,
+    )
+
+
+def _factory(spec: str, name: str) -> Any:
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise ModelSpecError(f"model={spec!r}: it is written py:module:factory")
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())  # an installed program does not search there by itself
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # the user's code may raise anything
+        raise ModelSpecError(f"model={spec!r}: importing {module_name} raised {_text(error)}") from None
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        known = [each for each, value in vars(module).items() if callable(value) and not each.startswith("_")]
+        raise ModelSpecError(f"model={spec!r}: {module_name} has no function {attribute!r}{nearest(attribute, known)}")
+    return factory
+
+
+def _outputs(spec: str, network: Any, image_shape: tuple[int, int, int]) -> Any:
+    """The traced network; it has its variables then, also where they are made at the first call."""
+    try:
+        network(tf.zeros([1, *image_shape]), **_training(network))
+        traced = tf.function(lambda image: network(image, **_training(network)), autograph=False)
+        concrete = traced.get_concrete_function(tf.TensorSpec([None, *image_shape], tf.float32))
+        name_variables(network)
+    except Exception as error:
+        raise ModelSpecError(f"model={spec!r}: called on images {list(image_shape)} it raised {_text(error)}") from None
+    if len(concrete.outputs) != 1:
+        raise ModelSpecError(
+            f"model={spec!r}: it returns {len(concrete.outputs)} tensors; one, [B, outputs], is wanted"
+        )
+    return concrete
+
+
+def _training(network: Any) -> dict[str, bool]:
+    return {name: False for name in keywords(network) if name == "training"}
+
+
+def _shown(arguments: tuple[Any, ...]) -> str:
+    return f"({', '.join(map(str, arguments))})"
+
+
+def _text(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}"

@@ -1,0 +1,44 @@
+"""Compares what a file has with what a model wants, and says both sides of every difference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Attributes: missing, unused and wrong: lines for the user, each a name with its shape."""
+
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+    wrong: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.missing) + len(self.unused) + len(self.wrong)
+
+    def __str__(self) -> str:
+        return (
+            _listed("in the model, not in the file", self.missing)
+            + _listed("in the file, not in the model", self.unused)
+            + _listed("of another shape or type", self.wrong)
+        )
+
+
+def compare(wanted: Mapping[str, Sequence[int]], given: Mapping[str, Sequence[int]]) -> Differences:
+    """Name -> shape on both sides."""
+    shapes = [(name, list(wanted[name]), list(given[name])) for name in wanted if name in given]
+    return Differences(
+        missing=tuple(f"{name} {list(shape)}" for name, shape in wanted.items() if name not in given),
+        unused=tuple(f"{name} {list(shape)}" for name, shape in given.items() if name not in wanted),
+        wrong=tuple(
+            f"{name}: {ours} in the model, {theirs} in the file" for name, ours, theirs in shapes if ours != theirs
+        ),
+    )
+
+
+def _listed(title: str, lines: Sequence[str], *, most: int = 8) -> str:
+    if not lines:
+        return ""
+    rest = f"\n    ... and {len(lines) - most} more" if len(lines) > most else ""
+    return f"\n  {title} ({len(lines)}):\n    " + "\n    ".join(lines[:most]) + rest

@@ -134,6 +134,8 @@ def check_numbers() -> None:
         value = F[name].value
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise InputError(f"{name}={value}: it must be above 0")
+    if F.rules is not None and F.weights in ("auto", "none"):
+        raise InputError(f"rules={F.rules}: they say how a file is read; --weights={F.weights} names none")
     if not 0 <= F.seed < 2**31:
         raise InputError(f"seed={F.seed}: it lies between 0 and {2**31 - 1}")
     if F.steps is not None and F.epochs is not None:

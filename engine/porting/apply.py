@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from typing import Any
 
@@ -17,6 +18,8 @@ from engine.porting.plan import Plan, Step, resolve
 from engine.porting.rules import Rules
 from engine.porting.source import TensorSource, open_tensors
 from engine.variables import ModelVariables, name_variables
+
+_STRIP = 128  # rows of the source that are in the cache together
 
 
 def load(
@@ -63,12 +66,14 @@ def _load(
         for name in dict.fromkeys(name for step in plan.steps for name in step.sources):
             source.read(name)
     for step in plan.steps:
-        step.entry.variable.assign(_value(step, source))
+        with tf.device("CPU:0"):  # one copy, into TensorFlow's memory, which the old value frees; tf.constant makes two
+            value = tf.raw_ops.DeepCopy(x=_value(step, source))
+        step.entry.variable.assign(value, read_value=False)
     variables.refresh()
     return _ledger(plan, source, chosen)
 
 
-def _value(step: Step, source: TensorSource) -> Any:
+def _value(step: Step, source: TensorSource) -> np.ndarray:
     """The variable's new value: reads its tensors, of a leading split along axis 0 only the part."""
     steps = step.rule.transforms
     if steps and steps[0].name == "split" and steps[0].arguments[0] == 0:
@@ -82,20 +87,29 @@ def _value(step: Step, source: TensorSource) -> Any:
     else:
         arrays = [source.read(name) for name in step.sources]
     value = transforms.run(arrays, steps, step.target)
-    return _contiguous(value.astype(step.entry.variable.dtype.as_numpy_dtype, copy=False))
+    return _in_order(value.astype(step.entry.variable.dtype.as_numpy_dtype, copy=False))
 
 
-def _contiguous(array: np.ndarray) -> Any:
-    """The array's values in order. TensorFlow transposes several times faster than numpy.
+def _in_order(array: np.ndarray) -> np.ndarray:
+    """The array's values in C order.
 
-    The raw op reads numpy's memory; tf.constant would copy it first.
+    A transposed view is copied in strips that stay in the processor's cache: several times faster than
+    numpy.ascontiguousarray or tf.transpose on a [3072, 768] kernel.
     """
-    order = sorted(range(array.ndim), key=lambda axis: -array.strides[axis])
-    base = array.transpose(order)
-    if order != list(range(array.ndim)) and base.flags.c_contiguous:
-        with tf.device("CPU:0"):
-            return tf.raw_ops.Transpose(x=base, perm=np.argsort(order))
-    return np.ascontiguousarray(array).reshape(array.shape)
+    if array.flags.c_contiguous:
+        return array
+    ordered = _aligned(array.shape, array.dtype)
+    for start in range(0, array.shape[-1], _STRIP):
+        ordered[..., start : start + _STRIP] = array[..., start : start + _STRIP]
+    return ordered
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    """An empty array at a multiple of 64 bytes, which a TensorFlow op reads in place."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _ledger(plan: Plan, source: TensorSource, rules: Rules) -> Ledger:

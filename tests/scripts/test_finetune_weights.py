@@ -70,3 +70,8 @@ def test_bad_weights_are_named_with_exit_code_2(
     assert str(path) in done.stderr
     assert ("truncated?" if kind.startswith("truncated") else "never loaded") in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_rules_without_a_file_are_refused(finetune: Any) -> None:
+    done = finetune("--rules=vit_hf", code=2)
+    assert "rules=vit_hf: they say how a file is read; --weights=auto names none" in done.stderr

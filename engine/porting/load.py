@@ -34,7 +34,8 @@ def load_npz(model: Any, path: PathLike) -> Ledger:
 
     Every variable must be in the file with its shape, and every array of the file in the model;
     only variables of the head may be missing or have another shape, as with other classes: they
-    keep their initial values. ``optimizer/...`` arrays are not weights and are left alone. Nothing
+    keep their initial values. ``optimizer/...`` and ``generator/...`` arrays (of a
+    checkpoint) are not weights and are left alone. Nothing
     is assigned unless everything fits.
 
     Raises:
@@ -49,7 +50,7 @@ def load_npz(model: Any, path: PathLike) -> Ledger:
 
 def _load(model: Any, path: PathLike, npz: Npz) -> Ledger:
     variables = name_variables(model)
-    names = {name for name in npz.names() if not name.startswith("optimizer/")}
+    names = {name for name in npz.names() if not name.startswith(("optimizer/", "generator/"))}
     fresh: dict[str, str] = {}
     missing, wrong, wanted = [], [], []
     for entry in variables:

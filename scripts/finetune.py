@@ -94,7 +94,7 @@ def main() -> int:
         step.windows = found.state["windows"]
         state = State.from_json(found.state["loop"])
         print(f"weights: {found.path}, {state.step} windows trained")
-    elif model.load is not None and (loaded := model.load(F.weights)) is not None:
+    elif F.rules is None and model.load is not None and (loaded := model.load(F.weights)) is not None:
         print(f"weights: {loaded}")
     elif F.weights == "none" or (F.weights == "auto" and model.shipped_weights is None):
         print("weights: random" + ("" if F.weights == "none" else f" (none ship with {F.model})"))

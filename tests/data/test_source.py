@@ -223,7 +223,6 @@ def test_arrays_that_make_no_sense_are_refused_with_the_rule(
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("fashion_mnist", "known sources are fashion_mnist_mini, npz:FILE; nearest: fashion_mnist_mini"),
         ("npz:", "known sources are"),
         ("", "known sources are"),
         ("ftp:somewhere", "known sources are"),

@@ -99,6 +99,17 @@ def test_files_that_do_not_fit_name_both_sides_and_change_nothing(tmp_path: path
     assert model.load("weights.npz") is None  # for engine.porting
 
 
+def test_a_runs_checkpoint_is_a_weights_file_also_where_dropouts_have_a_state(tmp_path: pathlib.Path) -> None:
+    from engine import checkpoint, porting
+
+    one, other, nine = Tiny(), Tiny(), Tiny(outputs=9)
+    file = checkpoint.save(tmp_path, 1, variables=name_variables(one.network), slots={}, state={})
+    assert porting.load(other.network, file).fresh == {}
+    assert same(one.values(), other.values())
+    assert list(porting.load(nine.network, file).fresh) == ["head/logits/kernel", "head/logits/bias"]
+    assert same(one.values(head=False), nine.values())
+
+
 # ---- ImageNet's
 
 

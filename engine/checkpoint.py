@@ -1,7 +1,7 @@
 """Checkpoints: everything that is state, in one file each, written atomically and checked by digest.
 
 ``checkpoints/step-00000120.npz`` holds every variable under its path, optimizer slots under
-``optimizer/<path>/<slot>`` and the text member ``state.json``; so it is a weights file too. A
+``optimizer/<path>/<slot>``, averages under ``ema/<path>`` and the text member ``state.json``; so it is a weights file too. A
 damaged newest one is named and the one before it is used.
 """
 
@@ -11,7 +11,7 @@ import hashlib
 import json
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,29 +52,33 @@ def save(
     step: int,
     *,
     variables: ModelVariables,
-    slots: Mapping[str, np.ndarray],
+    arrays: Callable[[], Iterable[tuple[str, np.ndarray]]],
     state: Mapping[str, Any],
     name: str | None = None,
 ) -> pathlib.Path:
-    """Writes ``step-N.npz`` (or ``name``) into a folder and returns its path."""
+    """Writes ``step-N.npz`` (or ``name``) into a folder and returns its path.
+
+    Args:
+        arrays: called for the (name, array) pairs to save beside the variables: ``TrainStep.arrays``.
+    """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     digests: dict[str, str] = {}
 
-    def arrays() -> Any:
+    def everything() -> Iterator[tuple[str, np.ndarray]]:  # one at a time: together they may not fit
         for entry in variables:
             yield entry.path, entry.variable.numpy()
         for path, generator in variables.generators.items():
             yield f"generator/{path}", generator.numpy()
-        yield from slots.items()
+        yield from arrays()
 
-    for key, array in arrays():
+    for key, array in everything():
         digests[key] = digest(key, array)
     body = {"format": _FORMAT, "step": step, "digests": digests, "state": dict(state)}
     text = json.dumps(body, sort_keys=True)
     signed = json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "body": text})
     target = folder / (name or f"step-{step:08d}.npz")
-    write_npz(target, arrays(), texts={"state.json": signed})
+    write_npz(target, everything(), texts={"state.json": signed})
     return target
 
 
@@ -143,7 +147,7 @@ def restore(checkpoint: Checkpoint, variables: ModelVariables) -> None:
     """
     wanted = {entry.path: entry.variable for entry in variables}
     wanted |= {f"generator/{path}": state for path, state in variables.generators.items()}
-    have = {name for name in checkpoint.arrays if not name.startswith("optimizer/")}
+    have = {name for name in checkpoint.arrays if not name.startswith(("optimizer/", "ema/"))}
     if have != set(wanted):
         odd = sorted(have ^ set(wanted))
         raise CheckpointError(

@@ -49,7 +49,8 @@ class Evaluator:
         for batch in batches:
             tensors = {name: tf.convert_to_tensor(value) for name, value in batch.items() if name != "index"}
             function, below = self._function(selection, tensors)
-            out = function(tensors)
+            with losses.checked_weights():
+                out = function(tensors)
             for sums, found in ((terms, out["terms"]), (metrics, out["metrics"])):
                 for name, pair in found.items():
                     sums[name] = sums.get(name, np.zeros(2)) + np.array([float(pair[0]), float(pair[1])])

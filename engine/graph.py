@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
 
 
 def dependents(graph: Any, sources: Iterable[Any]) -> set[Any]:
@@ -24,8 +26,51 @@ def dependents(graph: Any, sources: Iterable[Any]) -> set[Any]:
     return found
 
 
+def ancestors(tensors: Iterable[Any]) -> set[Any]:
+    """All operations that the tensors depend on, by data or by control; their own included."""
+    found: set[Any] = set()
+    pending = [tensor.op for tensor in tensors]
+    while pending:
+        op = pending.pop()
+        if op not in found:
+            found.add(op)
+            pending.extend(tensor.op for tensor in op.inputs)
+            pending.extend(op.control_inputs)
+    return found
+
+
+def is_random(op: Any) -> bool:
+    """Whether an operation draws random numbers from a state of its own, not from seeds given to it."""
+    return "Random" in op.type and not op.type.startswith("Stateless")
+
+
+def copy(tensors: Sequence[Any], feeds: Mapping[int, Any]) -> list[Any]:
+    """Copies what the tensors need into the graph that is being built; returns the copies.
+
+    Args:
+        tensors: of another graph.
+        feeds: ``id`` of a tensor of that graph -> what takes its place here; its placeholders among
+            what is needed must have one.
+    """
+    needed = ancestors(tensors)
+    source = tensors[0].graph
+    definition = tf.compat.v1.graph_util.extract_sub_graph(
+        source.as_graph_def(), [tensor.op.name for tensor in tensors]
+    )
+    here = tf.compat.v1.get_default_graph()
+    fed = {
+        tensor.name: here.capture(feeds[id(tensor)]) if hasattr(here, "capture") else feeds[id(tensor)]
+        for op in needed
+        for tensor in op.outputs
+        if id(tensor) in feeds
+    }
+    return list(tf.graph_util.import_graph_def(definition, input_map=fed, return_elements=[t.name for t in tensors]))
+
+
 def frontier(graph: Any, *, hot: Iterable[Any], inputs: Iterable[Any]) -> list[Any]:
     """The tensors at the frost line: they depend on ``inputs`` but on nothing hot, and hot ops read them.
+
+    Of several that are one tensor in other shapes, the first is given.
 
     Args:
         hot: source tensors, such as the captured handles of trained variables.
@@ -42,8 +87,16 @@ def frontier(graph: Any, *, hot: Iterable[Any], inputs: Iterable[Any]) -> list[A
         for tensor in op.inputs:
             cold = tensor.op not in hot_ops and (tensor.op in warm or id(tensor) in sources)
             if cold and tensor.dtype.is_floating:
+                tensor = _viewed(tensor)
                 found.setdefault(id(tensor), tensor)
     return list(found.values())
+
+
+def _viewed(tensor: Any) -> Any:
+    """The tensor that this one shows in another shape or under another name: the same bytes."""
+    while tensor.op.type in ("Reshape", "Identity", "IdentityN"):
+        tensor = tensor.op.inputs[tensor.value_index]
+    return tensor
 
 
 def captured_handles(graph: Any, variables: Iterable[Any]) -> list[Any]:
@@ -52,28 +105,169 @@ def captured_handles(graph: Any, variables: Iterable[Any]) -> list[Any]:
     return [inner for outer, inner in graph.captures if id(outer) in wanted]
 
 
-def is_backward(op: Any) -> bool:
-    """True for an operation that tf.GradientTape added."""
-    return "gradient_tape/" in op.name
-
-
-def saved_bytes(graph: Any, batch_size: int) -> int:
-    """Bytes of forward tensors with a batch axis that the backward pass reads: the activations kept."""
+def saved_bytes(backward: Iterable[Any], batch_size: int) -> int:
+    """Bytes of tensors with a batch axis that the backward pass reads and did not make: what is kept for it."""
+    backward = set(backward)
     kept: dict[tuple[int, int], int] = {}
-    for op in graph.get_operations():
-        if not is_backward(op):
-            continue
+    for op in backward:
         for tensor in op.inputs:
             shape = tensor.shape
-            if (
-                is_backward(tensor.op)
-                or shape.rank in (None, 0)
-                or shape[0] is not None
-                or not tensor.dtype.is_floating
-            ):
+            if tensor.op in backward or shape.rank in (None, 0) or shape[0] is not None or not tensor.dtype.is_floating:
                 continue
             elements = batch_size
             for length in shape[1:]:
                 elements *= length or 1
             kept[(id(tensor.op), tensor.value_index)] = elements * tensor.dtype.size
     return sum(kept.values())
+
+
+# The same bytes under another name, or no bytes of their own.
+_VIEWS = frozenset(
+    [
+        "Reshape",
+        "Identity",
+        "IdentityN",
+        "ExpandDims",
+        "Squeeze",
+        "StopGradient",
+        "PreventGradient",
+        "ReadVariableOp",
+        "Placeholder",
+    ]
+)
+# Kernels that write their result over an operand that nobody else needs.
+_IN_PLACE = frozenset(
+    [
+        "Add",
+        "AddV2",
+        "AddN",
+        "Sub",
+        "Mul",
+        "RealDiv",
+        "Square",
+        "Neg",
+        "Exp",
+        "Tanh",
+        "TanhGrad",
+        "Erf",
+        "Erfc",
+        "Rsqrt",
+        "RsqrtGrad",
+        "Sqrt",
+        "Relu",
+        "ReluGrad",
+        "Sigmoid",
+        "SigmoidGrad",
+        "BiasAdd",
+        "Softmax",
+        "LogSoftmax",
+        "SelectV2",
+        "Select",
+        "MulNoNan",
+        "DivNoNan",
+        "Maximum",
+        "Minimum",
+        "SquaredDifference",
+        "Relu6",
+        "Relu6Grad",
+    ]
+)
+# A prime that is no dimension of any model: a size that it divides has the batch in it.
+_PRIME = 8191
+
+
+class Sizes(NamedTuple):
+    """Bytes of a tensor: ``each`` for every example of the batch, or ``fixed``."""
+
+    each: int
+    fixed: int
+
+    def at(self, batch_size: int) -> int:
+        return self.each * batch_size + self.fixed
+
+
+class Buffers:
+    """When the tensors of a traced function come and go: what they take at any batch size.
+
+    Operations are taken in the order in which they were traced, which is that of a sequential run;
+    a tensor goes when the last that reads it is done. Where an elementwise kernel can write over an
+    operand that goes, it does.
+
+    Args:
+        traced: the graph, its batch axis open.
+        inputs: its placeholders of examples.
+        results: tensors that it returns.
+        kept: whether results stay until the end; else each goes when it is made (it is added up elsewhere).
+    """
+
+    def __init__(self, traced: Any, inputs: Sequence[Any], results: Sequence[Any], *, kept: bool) -> None:
+        needed = ancestors(results)
+        self._ops = [op for op in traced.get_operations() if op in needed]
+        self._sizes = _sizes(traced, self._ops, inputs)
+        last: dict[Any, int] = {}
+        for number, op in enumerate(self._ops):
+            for tensor in op.inputs:
+                last[_buffer(tensor)] = number
+        if kept:
+            last |= {_buffer(tensor): len(self._ops) for tensor in results}
+        self._last = last
+
+    def peak(self, batch_size: int) -> int:
+        """The most bytes that are alive at once; variables are not counted."""
+        alive: dict[Any, int] = {}
+        going: dict[int, list[Any]] = {}
+        now = most = 0
+        for number, op in enumerate(self._ops):
+            mine = {_buffer(tensor) for tensor in op.inputs}
+            free = sorted((alive[key] for key in mine if key in alive and self._last[key] == number), reverse=True)
+            for tensor in op.outputs:
+                key = _buffer(tensor)
+                if key in alive or op.type in _VIEWS:
+                    continue
+                size = self._sizes[key].at(batch_size)
+                if not size:
+                    continue
+                alive[key] = size
+                now += size
+                going.setdefault(self._last.get(key, number), []).append(key)
+                if op.type in _IN_PLACE and size in free:
+                    now -= size  # counted once: the operand goes below
+                    free.remove(size)
+                    most = max(most, now)
+                    now += size
+                else:
+                    most = max(most, now)
+            for key in going.pop(number, ()):
+                now -= alive.pop(key)
+        return most
+
+
+def _buffer(tensor: Any) -> Any:
+    """The (operation, output) whose bytes a tensor shows."""
+    while tensor.op.type in _VIEWS and tensor.op.inputs and tensor.op.type != "ReadVariableOp":
+        tensor = tensor.op.inputs[tensor.value_index]
+    return tensor.op, tensor.value_index
+
+
+def _sizes(traced: Any, ops: Sequence[Any], inputs: Sequence[Any]) -> dict[Any, Sizes]:
+    """Bytes of every tensor: the graph's shapes are inferred again with a batch of ``_PRIME`` examples."""
+    definition = traced.as_graph_def()
+    with tf.Graph().as_default() as again:
+        fed = {tensor.name: tf.compat.v1.placeholder(tensor.dtype, [_PRIME, *tensor.shape[1:]]) for tensor in inputs}
+        for op in ops:  # reading a variable: its shape is known here, and not to a graph without the variable
+            if op.type == "ReadVariableOp":
+                fed[op.outputs[0].name] = tf.compat.v1.placeholder(op.outputs[0].dtype, op.outputs[0].shape)
+        tf.graph_util.import_graph_def(definition, input_map=fed, name="")
+    found: dict[Any, Sizes] = {}
+    for op in ops:
+        for tensor in op.outputs:
+            if tensor.dtype in (tf.resource, tf.variant, tf.string) or op.type == "ReadVariableOp":
+                found[op, tensor.value_index] = Sizes(0, 0)
+                continue
+            name = tensor.name
+            shape = tensor.shape if name in fed else again.get_tensor_by_name(name).shape
+            size = tensor.dtype.size
+            for length in shape.as_list() if shape.rank is not None else []:
+                size *= length if length is not None else 1
+            found[op, tensor.value_index] = Sizes(size // _PRIME, 0) if size % _PRIME == 0 else Sizes(0, size)
+    return found

@@ -6,7 +6,6 @@ a run that is killed and resumed takes the same course. Actions are callables gi
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from engine.optimizers import Optimizer
 from engine.phases import Evaluation, Monitor, Phase
 from engine.schedules import Schedule
 from engine.selection import FreezeProof, Selection
-from engine.step import TrainStep, Window
+from engine.step import NonFiniteError, TrainStep, Window
 
 
 @dataclass(frozen=True)
@@ -82,6 +81,7 @@ class Event(NamedTuple):
         learning_rate: of a "window".
         seconds: of a "window": its time, the batch included.
         examples: of a "window": how many examples it had.
+        skipped: of a "window": windows skipped so far, this one included.
         force: of a "checkpoint": save whether or not one is due.
     """
 
@@ -92,6 +92,7 @@ class Event(NamedTuple):
     learning_rate: float = 0.0
     seconds: float = 0.0
     examples: int = 0
+    skipped: int = 0
     force: bool = False
 
 
@@ -179,17 +180,16 @@ class Loop:
         started = time.perf_counter()
         batch = next(batches)
         rate = stage.learning_rate * stage.schedule.factor(number, length)
-        window = self.step(stage.selection, batch, learning_rate=rate, optimizer=stage.optimizer)
-        loss = float(window.loss)  # waits for the window, so that its time is its own
-        state.step += 1
-        if not math.isfinite(loss):
+        try:
+            window = self.step(stage.selection, batch, learning_rate=rate, optimizer=stage.optimizer)
+        except NonFiniteError as error:
             raise LoopError(
-                f"the loss of window {state.step} (phase {stage.phase.name!r}) is {loss}: lower the learning rate "
-                f"(now {rate:g}), warm up, or clip the gradient"
-            )
+                f"{error} (phase {stage.phase.name!r}): lower the learning rate (now {rate:g}), warm up, or clip the gradient"
+            ) from None
+        state.step += 1
         seconds = time.perf_counter() - started
         examples = len(batch["index"]) if "index" in batch else len(next(iter(batch.values())))
-        self._tell(Event("window", state, stage, window, rate, seconds, examples))
+        self._tell(Event("window", state, stage, window, rate, seconds, examples, self.step.skipped))
 
     def _evaluate(self, state: State, stage: Stage) -> None:
         state.evaluations.append(self.evaluate(stage, state.step))

@@ -7,18 +7,21 @@ its own summed weights. That makes uneven and weighted batches exact; an average
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
 
 from engine.errors import InputError
 from engine.filters import nearest
+from engine.precision import wide
 from engine.variables import is_keras, name_variables
 
 LOSSES = ("softmax", "sigmoid", "mse")
+_NEGATIVE = "loss term "
 
 
 class Loss(NamedTuple):
@@ -46,25 +49,45 @@ class LossError(InputError):
 
 
 def weighted_sums(pairs: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
-    """name -> (sum of values * weights, sum of weights), scalars in the values' dtype.
+    """name -> (sum of values * weights, sum of weights), scalars in the values' dtype (float32 for 16 bits).
+
+    Weights are constants: no gradient flows through them.
 
     Raises:
-        LossError: values are no vector, or weights are not of their shape.
+        LossError: values are no vector, or weights are not of their shape. That weights are not
+            negative is checked when the graph runs (``checked_weights``).
     """
     sums = {}
     for name, (values, weights) in pairs.items():
-        values = tf.convert_to_tensor(values)
+        values = wide(tf.convert_to_tensor(values))
         if values.shape.rank != 1:
             raise LossError(f"term {name!r}: values have shape {values.shape}; one value per example, [B], is wanted")
         if weights is None:
             count = tf.cast(tf.shape(values)[0], values.dtype)
             sums[name] = (tf.reduce_sum(values), count)
         else:
-            weights = tf.cast(weights, values.dtype)
+            weights = tf.stop_gradient(tf.cast(weights, values.dtype))
             if not weights.shape.is_compatible_with(values.shape):
                 raise LossError(f"term {name!r}: weights have shape {weights.shape}, values {values.shape}")
-            sums[name] = (tf.reduce_sum(values * weights), tf.reduce_sum(weights))
+            check = tf.debugging.assert_non_negative(weights, f"{_NEGATIVE}{name!r}: a weight is negative")
+            with tf.control_dependencies([check]):
+                weights = tf.identity(weights)
+            # an example without weight counts 0 whatever its value
+            sums[name] = (tf.reduce_sum(tf.math.multiply_no_nan(values, weights)), tf.reduce_sum(weights))
     return sums
+
+
+@contextlib.contextmanager
+def checked_weights() -> Iterator[None]:
+    """Surrounds the running of a graph with ``weighted_sums``: a negative weight is a LossError."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        text = error.message
+        if _NEGATIVE not in text:
+            raise
+        line = text[text.index(_NEGATIVE) :].splitlines()[0]
+        raise LossError(f"{line}; weights must be at least 0") from None
 
 
 def regulariser_of(loss: Loss, trained: frozenset[str], dtype: Any) -> Any:
@@ -102,7 +125,7 @@ def supervised(model: Any, kind: str = "softmax", *, label_smoothing: float = 0.
 
     def loss_fn(batch: Mapping[str, Any], *, training: bool, seeds: Any) -> Loss:
         given = {"training": training, "seeds": seeds}
-        outputs = model(batch["image"], **{name: given[name] for name in taken})
+        outputs = wide(model(batch["image"], **{name: given[name] for name in taken}))
         values, metrics = compute(outputs, batch["label"], label_smoothing)
         weights = batch.get("weight")
         regulariser = {path: penalty() for path, penalty in penalties.items()}

@@ -8,7 +8,7 @@ variable that is frozen loses its slots, one that is unfrozen starts with zeros 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -58,8 +58,22 @@ class Optimizer:
         """Per-variable numbers that depend on t (windows seen, this one included): float64 [n, k]."""
         return np.zeros((len(t), 0))
 
-    def update(self, variable: Any, gradient: Any, rate: Any, slots: Mapping[str, Any], powers: Any) -> None:
-        """Applies one gradient; ``slots`` are resource handles, ``powers`` a row of ``powers()``."""
+    def constants(self) -> tuple[float, ...]:
+        """Hyperparameters that ``update`` wants as tensors."""
+        return ()
+
+    def update(
+        self, variable: Any, gradient: Any, rate: Any, slots: Mapping[str, Any], powers: Any, constants: Any
+    ) -> None:
+        """Applies one gradient.
+
+        Args:
+            variable: what is updated.
+            gradient, rate: in its dtype.
+            slots: name -> resource handle.
+            powers: a row of ``powers()``.
+            constants: ``constants()`` in its dtype.
+        """
         raise TypeError(f"{type(self).__name__} must define update()")
 
 
@@ -67,7 +81,9 @@ class Optimizer:
 class SGD(Optimizer):
     """variable -= learning_rate * gradient (kernel ResourceApplyGradientDescent)."""
 
-    def update(self, variable: Any, gradient: Any, rate: Any, slots: Mapping[str, Any], powers: Any) -> None:
+    def update(
+        self, variable: Any, gradient: Any, rate: Any, slots: Mapping[str, Any], powers: Any, constants: Any
+    ) -> None:
         tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=rate, delta=gradient)
 
 
@@ -87,13 +103,18 @@ class Momentum(Optimizer):
         super().__post_init__()
         _check("momentum", self.momentum, 0.0, 1.0, open_high=True)
 
-    def update(self, variable: Any, gradient: Any, rate: Any, slots: Mapping[str, Any], powers: Any) -> None:
+    def constants(self) -> tuple[float, ...]:
+        return (self.momentum,)
+
+    def update(
+        self, variable: Any, gradient: Any, rate: Any, slots: Mapping[str, Any], powers: Any, constants: Any
+    ) -> None:
         tf.raw_ops.ResourceApplyMomentum(
             var=variable.handle,
             accum=slots["momentum"],
             lr=rate,
             grad=gradient,
-            momentum=tf.constant(self.momentum, variable.dtype),
+            momentum=constants[0],
             use_nesterov=self.nesterov,
         )
 
@@ -125,8 +146,13 @@ class Adam(Optimizer):
     def powers(self, t: np.ndarray) -> np.ndarray:
         return np.stack([self.beta1 ** t.astype(np.float64), self.beta2 ** t.astype(np.float64)], axis=1)
 
-    def update(self, variable: Any, gradient: Any, rate: Any, slots: Mapping[str, Any], powers: Any) -> None:
-        dtype = variable.dtype
+    def constants(self) -> tuple[float, ...]:
+        return (self.beta1, self.beta2, self.epsilon)
+
+    def update(
+        self, variable: Any, gradient: Any, rate: Any, slots: Mapping[str, Any], powers: Any, constants: Any
+    ) -> None:
+        beta1, beta2, epsilon = constants
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
             m=slots["m"],
@@ -134,9 +160,9 @@ class Adam(Optimizer):
             beta1_power=powers[0],
             beta2_power=powers[1],
             lr=rate,
-            beta1=tf.constant(self.beta1, dtype),
-            beta2=tf.constant(self.beta2, dtype),
-            epsilon=tf.constant(self.epsilon, dtype),
+            beta1=beta1,
+            beta2=beta2,
+            epsilon=epsilon,
             grad=gradient,
         )
 
@@ -207,13 +233,16 @@ class Slots:
         for entry in chosen.trained:
             self.t[entry.path] += 1
 
-    def state(self) -> dict[str, np.ndarray]:
-        """``optimizer/<path>/<slot>`` -> array, and ``optimizer/<path>/t``."""
-        arrays = {f"optimizer/{p}/{s}": v.numpy() for p, slots in self.values.items() for s, v in slots.items()}
-        return arrays | {f"optimizer/{path}/t": np.asarray(t, np.int64) for path, t in self.t.items()}
+    def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
+        """``optimizer/<path>/<slot>`` and ``optimizer/<path>/t`` with their values, one at a time."""
+        for path, slots in self.values.items():
+            for name, slot in slots.items():
+                yield f"optimizer/{path}/{name}", slot.numpy()
+        for path, t in self.t.items():
+            yield f"optimizer/{path}/t", np.asarray(t, np.int64)
 
     def restore(self, variables: ModelVariables, optimizer: Optimizer, arrays: Mapping[str, np.ndarray]) -> None:
-        """Takes over ``state()`` of a model's variables; those without saved slots have none.
+        """Takes over ``arrays()`` of a model's variables; those without saved slots have none.
 
         Raises:
             OptimizerError: a slot is missing or has another shape.
@@ -257,10 +286,12 @@ def apply(
     # Scalars are made once for all variables that share them: a ViT has hundreds, each op costs time.
     flat: dict[Any, list[Any]] = {}
     rates: dict[Any, tuple[Any, Any]] = {}
+    constants: dict[Any, list[Any]] = {}
     for number, (entry, gradient) in enumerate(zip(chosen.trained, gradients, strict=True)):
         variable, dtype, factor = entry.variable, entry.variable.dtype, factors[entry.path]
         if dtype not in flat:
             flat[dtype] = tf.unstack(tf.reshape(tf.cast(powers, dtype), [-1]))
+            constants[dtype] = [tf.constant(value, dtype) for value in optimizer.constants()]
         if (factor, dtype) not in rates:
             rate = learning_rate if factor == 1.0 else learning_rate * factor
             rates[factor, dtype] = tf.cast(rate, dtype), tf.cast(rate * optimizer.weight_decay, dtype)
@@ -268,7 +299,8 @@ def apply(
         if entry.path in decayed:
             tf.raw_ops.AssignSubVariableOp(resource=variable.handle, value=variable.read_value() * shrink)
         slots = dict(zip(optimizer.slots, handles[number], strict=True))
-        optimizer.update(variable, gradient, rate, slots, flat[dtype][number * width : (number + 1) * width])
+        row = flat[dtype][number * width : (number + 1) * width]
+        optimizer.update(variable, gradient, rate, slots, row, constants[dtype])
 
 
 def layer_factors(variables: ModelVariables, decay: float | None) -> dict[str, float]:

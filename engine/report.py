@@ -64,8 +64,8 @@ def train_row(event: Event) -> dict[str, Any]:
         "learning_rate": event.learning_rate,
         "examples_per_second": event.examples / event.seconds,
         "grad_norm": float(event.window.grad_norm),
-        "loss_scale": 1.0,
-        "skipped": 0,
+        "loss_scale": event.window.loss_scale,
+        "skipped": event.skipped,
     } | {name: float(value) for name, value in event.window.metrics.items()}
 
 

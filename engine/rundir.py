@@ -160,8 +160,8 @@ class RunDir:
             self.out / "checkpoints",
             state.step,
             variables=self._variables,
-            slots=self._step.slots.state(),
-            state={"settings": self._settings, "loop": state.to_json(), "windows": self._step.windows},
+            arrays=self._step.arrays,
+            state={"settings": self._settings, "loop": state.to_json(), "step": self._step.state()},
             name=name,
         )
         if name is None:
@@ -272,8 +272,8 @@ class RunDir:
         kept = 0
         if batch is not None:
             for stage in begun:
-                traced = self._step.concrete(stage.selection, batch, optimizer=stage.optimizer)
-                kept = max(kept, graph.saved_bytes(traced.graph, batch_size))
+                traced = self._step.micro_batch(stage.selection, batch)
+                kept = max(kept, graph.saved_bytes(traced.backward, batch_size))
         return {
             "forecast_bytes": {
                 "weights": sum(entry.bytes for entry in self._variables),

@@ -1,30 +1,34 @@
 """TrainStep: one compiled function per selection and optimizer. A window is one call of it.
 
-The tape watches the selection's variables and nothing else, so nothing below the lowest of them is
-recorded; gradients, slots, decay and the clipping norm exist for the selection alone. Slots are
+Gradients, slots, averages, decay and the clipping norm exist for the selection alone. Slots are
 passed to the compiled function by handle: it survives their being dropped, and going back to an
 old selection traces nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
 
-from engine import graph, losses, optimizers
-from engine.errors import InputError
+from engine import losses, microbatch, remat, window
+from engine.ema import Averages
 from engine.losses import LossFunction
+from engine.microbatch import MicroBatch, StepError
 from engine.optimizers import Optimizer, Slots
+from engine.precision import LossScale
 from engine.seeds import example_seeds
 from engine.selection import Selection
+from engine.variables import ModelVariables
+
+NonFinite = Literal["skip", "stop"]
 
 
-class StepError(InputError):
-    """A batch or a loss that the step cannot train on."""
+class NonFiniteError(RuntimeError):
+    """A window whose loss or gradient is not finite; it changed nothing."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,18 @@ class Window:
         terms: each term's weighted mean.
         metrics: each metric's weighted mean.
         grad_norm: global norm of the selection's gradient, before clipping.
+        skipped: nothing was updated: the loss or the gradient was not finite, or no example had a weight.
+        loss_scale: that this window was computed with (1.0 without one).
+        left_out: terms whose weights were all 0.
     """
 
     loss: Any
     terms: Mapping[str, Any]
     metrics: Mapping[str, Any]
     grad_norm: Any
+    skipped: bool = False
+    loss_scale: float = 1.0
+    left_out: tuple[str, ...] = ()
 
 
 class TrainStep:
@@ -51,20 +61,63 @@ class TrainStep:
         loss_fn: ``loss_fn(batch, *, training, seeds) -> Loss`` (engine.losses).
         optimizer: hyperparameters; ``__call__`` can be given another of the same kind.
         seed: base of the per-example seeds of batches that bring none.
+        micro_batch_size: examples per micro-batch: a window is computed in parts of so many (the last
+            may have fewer), with the same result up to rounding and the memory of one part. None
+            computes it in one piece.
+        remat: "none", "elementwise" or "blocks": what is computed again instead of kept (engine.remat).
+        loss_scale: dynamic loss scale, which a model that computes in float16 needs.
+        ema: decay of averages of the trained variables; None keeps none.
+        nonfinite: "stop" raises at the first window that is not finite; "skip" goes on without it.
+            None: skips with a loss scale, else stops. Such a window never changes anything.
+        give_up: windows skipped in a row after which it raises all the same.
 
     Attributes:
         slots: optimizer state of the current selection.
-        windows: windows trained so far.
+        averages: of the current selection, or None.
+        windows: windows trained so far, skipped ones included.
+        skipped: how many of them were skipped.
+        left_out: term -> windows in which all its weights were 0.
         traces: how many times a function was traced.
+
+    Raises:
+        StepError, RematError, EmaError: an argument outside its range.
     """
 
-    def __init__(self, loss_fn: LossFunction, optimizer: Optimizer, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        loss_fn: LossFunction,
+        optimizer: Optimizer,
+        *,
+        seed: int = 0,
+        micro_batch_size: int | None = None,
+        remat: str = "none",
+        loss_scale: LossScale | None = None,
+        ema: float | None = None,
+        nonfinite: NonFinite | None = None,
+        give_up: int = 20,
+    ) -> None:
+        if micro_batch_size is not None and micro_batch_size < 1:
+            raise StepError(f"micro_batch_size={micro_batch_size}: it must be at least 1")
+        if nonfinite not in (None, "skip", "stop"):
+            raise StepError(f"nonfinite={nonfinite!r}: it takes 'skip' or 'stop'")
+        if give_up < 1:
+            raise StepError(f"give_up={give_up}: it must be at least 1")
         self.loss_fn = loss_fn
         self.optimizer = optimizer
         self.seed = seed
+        self.micro_batch_size = micro_batch_size
+        self.remat = _remat_mode(remat)
+        self.loss_scale = loss_scale
+        self.nonfinite = nonfinite or ("skip" if loss_scale is not None else "stop")
+        self.give_up = give_up
         self.slots = Slots()
+        self.averages = Averages(ema) if ema is not None else None
         self.windows = 0
+        self.skipped = 0
+        self.left_out: dict[str, int] = {}
         self.traces = 0
+        self._skipped_in_row = 0
+        self._micro: dict[Any, MicroBatch] = {}
         self._compiled: dict[Any, Any] = {}
 
     def __call__(
@@ -86,97 +139,188 @@ class TrainStep:
 
         Raises:
             StepError: the batch is empty or uneven, or a trained variable has no gradient.
+            LossError: the loss breaks its contract, such as by a negative weight.
+            NonFiniteError: see ``nonfinite`` and ``give_up``; names the variables whose gradients were not finite.
         """
         optimizer = optimizer or self.optimizer
-        tensors = _tensors(batch)
+        tensors = self._tensors(batch)
+        self.slots.fit(selection, optimizer)
+        if self.averages is not None:
+            self.averages.fit(selection)
+        function = self._function(selection, optimizer, tensors)
+        scale = self.loss_scale.scale if self.loss_scale is not None else 1.0
+        with losses.checked_weights():
+            result = function(
+                tensors,
+                tf.constant(learning_rate, tf.float64),
+                tf.constant(scale, tf.float64),
+                self.slots.handles(selection),
+                tf.constant(optimizer.powers(self.slots.windows(selection) + 1)),
+                self.averages.handles(selection) if self.averages is not None else [],
+            )
+        applied = bool(result["applied"])
+        self._judge(selection, tensors, applied, bool(result["finite"]), scale)
+        if applied:
+            self.slots.advance(selection)
+        self.windows += 1
+        empty = tuple(name for name, weight in result["weights"].items() if not float(weight))
+        for name in empty:
+            self.left_out[name] = self.left_out.get(name, 0) + 1
+        return Window(
+            loss=result["loss"],
+            terms=result["terms"],
+            metrics=result["metrics"],
+            grad_norm=result["grad_norm"],
+            skipped=not applied,
+            loss_scale=scale,
+            left_out=empty,
+        )
+
+    def micro_batch(self, selection: Selection, batch: Mapping[str, Any]) -> MicroBatch:
+        """The traced forward and backward pass for a selection and batches like this one, without running it."""
+        return self._micro_batch(selection, self._tensors(batch))
+
+    def caveats(self, selection: Selection) -> list[str]:
+        """What micro-batches cannot keep exact for this selection, a sentence each; none without micro-batches."""
+        if self.micro_batch_size is None:
+            return []
+        found = []
+        if selection.moving:
+            names = list(dict.fromkeys(entry.layer for entry in selection.moving))
+            found.append(
+                f"{len(names)} BatchNorm layer(s) in training mode take their moments from a micro-batch, not from the "
+                f"window, and their statistics move once for each: {', '.join(names[:5])}; `!@stats` avoids it"
+            )
+        if generators := list(selection.variables.generators):
+            found.append(
+                f"{len(generators)} Keras layer(s) draw random numbers of their own, which depend on how a window is "
+                f"split: {', '.join(generators[:5])}"
+            )
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """What a resume needs beside variables and ``arrays``."""
+        scale = self.loss_scale
+        return {
+            "windows": self.windows,
+            "skipped": self.skipped,
+            "skipped_in_row": self._skipped_in_row,
+            "left_out": dict(self.left_out),
+            "loss_scale": None if scale is None else {"scale": scale.scale, "good": scale.good},
+        }
+
+    def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Slots (``optimizer/<path>/<slot>``) and averages (``ema/<path>``), one at a time."""
+        yield from self.slots.arrays()
+        if self.averages is not None:
+            yield from self.averages.arrays()
+
+    def restore(self, variables: ModelVariables, state: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        """Takes over ``state()`` and ``arrays()`` of a step with the same arguments.
+
+        Raises:
+            OptimizerError, EmaError: arrays do not fit the model.
+        """
+        self.slots.restore(variables, self.optimizer, arrays)
+        if self.averages is not None:
+            self.averages.restore(variables, arrays)
+        self.windows, self.skipped = state["windows"], state["skipped"]
+        self._skipped_in_row, self.left_out = state["skipped_in_row"], dict(state["left_out"])
+        if self.loss_scale is not None and state["loss_scale"] is not None:
+            self.loss_scale.scale, self.loss_scale.good = state["loss_scale"]["scale"], state["loss_scale"]["good"]
+
+    # ---- what is behind a call
+
+    def _judge(
+        self, selection: Selection, tensors: Mapping[str, Any], applied: bool, finite: bool, scale: float
+    ) -> None:
+        """Counts a window that was skipped and moves the loss scale, or raises."""
+        if not finite and self.nonfinite == "stop":
+            raise NonFiniteError(f"window {self.windows + 1} was not applied; {self._whose(selection, tensors, scale)}")
+        if self.loss_scale is not None:
+            self.loss_scale.update(finite)
+        if applied:
+            self._skipped_in_row = 0
+            return
+        self.skipped += 1
+        if finite:  # nothing had a weight
+            return
+        self._skipped_in_row += 1
+        if self._skipped_in_row >= self.give_up:
+            at = "" if self.loss_scale is None else f", the last with loss scale {scale:g}"
+            raise NonFiniteError(
+                f"{self._skipped_in_row} windows in a row were skipped{at}; {self._whose(selection, tensors, scale)}"
+            )
+
+    def _whose(self, selection: Selection, tensors: Mapping[str, Any], scale: float) -> str:
+        """Names the variables whose gradients are not finite, by computing them again."""
+        whose = window.whose_gradients(
+            self._micro_batch(selection, tensors), selection, micro_batch_size=self.micro_batch_size
+        )
+        bad = tf.function(whose, autograph=False)(dict(tensors), tf.constant(scale, tf.float64)).numpy()
+        names = [entry.path for entry, is_bad in zip(selection.trained, bad, strict=True) if is_bad]
+        if names:
+            return f"{len(names)} of {len(bad)} gradients are not finite: {_some(names)}"
+        return "each gradient is finite, but the loss or the gradient's norm is too large"
+
+    def _tensors(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        tensors = {name: tf.convert_to_tensor(value) for name, value in batch.items() if name != "index"}
+        lengths = {name: t.shape[0] if t.shape.rank else None for name, t in tensors.items()}
+        if not lengths or None in lengths.values() or len(set(lengths.values())) != 1 or 0 in lengths.values():
+            raise StepError(
+                f"batch: every array needs the same number of examples (at least 1) on its first axis; got {lengths}"
+            )
         if "seeds" not in tensors:
             count = int(next(iter(tensors.values())).shape[0])
             tensors["seeds"] = tf.constant(example_seeds(self.seed, self.windows, np.arange(count)))
-        self.slots.fit(selection, optimizer)
-        result = self._function(selection, optimizer, tensors)(
-            tensors,
-            tf.constant(learning_rate, tf.float64),
-            self.slots.handles(selection),
-            tf.constant(optimizer.powers(self.slots.windows(selection) + 1)),
-        )
-        self.slots.advance(selection)
-        self.windows += 1
-        return Window(**result)
+        return tensors
 
-    def concrete(self, selection: Selection, batch: Mapping[str, Any], *, optimizer: Optimizer | None = None) -> Any:
-        """The traced function for a selection and batches like this one, without running it."""
-        optimizer = optimizer or self.optimizer
-        tensors = _tensors(batch)
-        count = int(next(iter(tensors.values())).shape[0])
-        tensors.setdefault("seeds", tf.zeros([count, 2], tf.int32))
-        return self._function(selection, optimizer, tensors)
+    def _micro_batch(self, selection: Selection, tensors: Mapping[str, Any]) -> MicroBatch:
+        key = (selection, _signature(tensors))
+        if key not in self._micro:
+            found = microbatch.trace(
+                self.loss_fn, selection, _specs(tensors), whole=self.micro_batch_size is None, remat_mode=self.remat
+            )
+            if self.loss_scale is None and any(o.dtype == tf.float16 for op in found.forward for o in op.outputs):
+                raise StepError("loss_scale=None: the model computes in float16, whose gradients need one: LossScale()")
+            self._micro[key] = found
+        return self._micro[key]
 
     def _function(self, selection: Selection, optimizer: Optimizer, tensors: Mapping[str, Any]) -> Any:
-        signature = tuple((name, t.dtype, tuple(t.shape[1:])) for name, t in sorted(tensors.items()))
-        key = (selection, optimizer, signature)
+        key = (selection, optimizer, _signature(tensors))
         if key not in self._compiled:
-            specs = {name: tf.TensorSpec([None, *t.shape[1:]], t.dtype, name=name) for name, t in tensors.items()}
-            handle = tf.TensorSpec([], tf.resource)
-            handles = [[handle] * len(optimizer.slots) for _ in selection.trained]
-            powers = tf.TensorSpec([len(selection.trained), optimizer.powers(np.ones(1)).shape[1]], tf.float64)
-            traced = tf.function(self._window(selection, optimizer), autograph=False)
-            with selection.modes():
-                self._compiled[key] = traced.get_concrete_function(
-                    specs, tf.TensorSpec([], tf.float64), handles, powers
-                )
+            built = window.build(
+                self._micro_batch(selection, tensors),
+                selection,
+                optimizer,
+                micro_batch_size=self.micro_batch_size,
+                scaled=self.loss_scale is not None,
+                ema_decay=self.averages.decay if self.averages is not None else None,
+            )
+            scalar, handle = tf.TensorSpec([], tf.float64), tf.TensorSpec([], tf.resource)
+            self._compiled[key] = tf.function(built, autograph=False).get_concrete_function(
+                _specs(tensors),
+                scalar,
+                scalar,
+                [[handle] * len(optimizer.slots) for _ in selection.trained],
+                tf.TensorSpec([len(selection.trained), optimizer.powers(np.ones(1)).shape[1]], tf.float64),
+                [handle for _ in selection.trained] if self.averages is not None else [],
+            )
             self.traces += 1
         return self._compiled[key]
 
-    def _window(self, selection: Selection, optimizer: Optimizer) -> Any:
-        variables = [entry.variable for entry in selection.trained]
-        trained = frozenset(path for entry in selection.trained for path in entry.paths)
 
-        def window(batch: Mapping[str, Any], learning_rate: Any, handles: Any, powers: Any) -> dict[str, Any]:
-            inputs = {name: value for name, value in batch.items() if name != "seeds"}
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(variables)
-                loss = self.loss_fn(inputs, training=True, seeds=batch["seeds"])
-                means = _means(losses.weighted_sums(loss.terms))
-                if not means:
-                    raise StepError("the loss has no term: Loss.terms is empty")
-                total = tf.add_n(list(means.values()))
-                total += losses.regulariser_of(loss, trained, total.dtype)
-            gradients = tape.gradient(total, variables)
-            missing = [e.path for e, g in zip(selection.trained, gradients, strict=True) if g is None]
-            if missing:
-                raise StepError(
-                    f"the loss does not depend on {len(missing)} trained variable(s): {', '.join(missing[:5])}; "
-                    "leave them out of the filter"
-                )
-            gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
-            norm = tf.linalg.global_norm(gradients)
-            if optimizer.clip_norm is not None:
-                # 1 below the limit, so that an unclipped gradient keeps its bits
-                scale = optimizer.clip_norm / tf.maximum(norm, tf.constant(optimizer.clip_norm, norm.dtype))
-                gradients = [gradient * tf.cast(scale, gradient.dtype) for gradient in gradients]
-            optimizers.apply(
-                selection, optimizer, gradients, learning_rate=learning_rate, handles=handles, powers=powers
-            )
-            metrics = _means(losses.weighted_sums(loss.metrics))
-            return {"loss": total, "terms": means, "metrics": metrics, "grad_norm": norm}
-
-        return window
+def _signature(tensors: Mapping[str, Any]) -> Any:
+    return tuple((name, t.dtype, tuple(t.shape[1:])) for name, t in sorted(tensors.items()))
 
 
-def backward_ops(concrete: Any) -> int:
-    """How many operations the backward pass of a traced window has."""
-    return sum(1 for op in concrete.graph.get_operations() if graph.is_backward(op))
+def _specs(tensors: Mapping[str, Any]) -> dict[str, tf.TensorSpec]:
+    return {name: tf.TensorSpec([None, *t.shape[1:]], t.dtype, name=name) for name, t in tensors.items()}
 
 
-def _means(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
-    return {name: tf.math.divide_no_nan(total, weight) for name, (total, weight) in sums.items()}
+def _remat_mode(name: str) -> remat.Mode:
+    return remat.check(name)
 
 
-def _tensors(batch: Mapping[str, Any]) -> dict[str, Any]:
-    tensors = {name: tf.convert_to_tensor(value) for name, value in batch.items() if name != "index"}
-    lengths = {name: t.shape[0] if t.shape.rank else None for name, t in tensors.items()}
-    if not lengths or None in lengths.values() or len(set(lengths.values())) != 1 or 0 in lengths.values():
-        raise StepError(
-            f"batch: every array needs the same number of examples (at least 1) on its first axis; got {lengths}"
-        )
-    return tensors
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -90,8 +90,7 @@ def main() -> int:
     state = State()
     if found is not None:
         checkpoint.restore(found, variables)
-        step.slots.restore(variables, stages[0].optimizer, found.arrays)
-        step.windows = found.state["windows"]
+        step.restore(variables, found.state["step"], found.arrays)
         state = State.from_json(found.state["loop"])
         print(f"weights: {found.path}, {state.step} windows trained")
     elif F.rules is None and model.load is not None and (loaded := model.load(F.weights)) is not None:

@@ -45,18 +45,18 @@ class Engine:
         return float(self.step(self.selection, self.batch, learning_rate=self.learning_rate).loss)
 
     def facts(self) -> dict[str, Any]:
-        traced = self.step.concrete(self.selection, self.batch)
+        traced = self.step.micro_batch(self.selection, self.batch)
         examples = len(self.batch["label"])
         return {
             "parameters": self.selection.variables.parameters,
             "trained_parameters": self.selection.trained_parameters,
             "slot_bytes": self.step.slots.bytes(),
-            "backward_ops": step.backward_ops(traced),
+            "backward_ops": len(traced.backward),
             "tape": {
                 "watched_variables": len(self.selection.trained),
                 "all_variables": len(self.selection.variables),
-                "forward_ops": len(traced.graph.get_operations()) - step.backward_ops(traced),
-                "activation_bytes": graph.saved_bytes(traced.graph, examples),
+                "forward_ops": len(traced.forward),
+                "activation_bytes": graph.saved_bytes(traced.backward, examples),
                 "traces": self.step.traces,
             },
         }
@@ -90,7 +90,10 @@ class Hand:
             tape.watch(self.variables)
             logits = self.network(images, training=True)
             loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits))
+        traced = tf.compat.v1.get_default_graph()
+        forward_ops = len(traced.get_operations())
         gradients = tape.gradient(loss, self.variables)
+        self.backward_ops = len(traced.get_operations()) - forward_ops
 
         rate, beta1, beta2 = (self.adamw[name] for name in ("learning_rate", "beta1", "beta2"))
         t = self.t.assign_add(1.0)
@@ -123,5 +126,5 @@ class Hand:
             "parameters": self.parameters,
             "trained_parameters": sum(int(tf.size(variable)) for variable in self.variables),
             "slot_bytes": sum(int(tf.size(slot)) * slot.dtype.size for slot in (*self.m, *self.v)),
-            "backward_ops": step.backward_ops(self.step),
+            "backward_ops": self.backward_ops,
         }

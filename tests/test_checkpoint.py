@@ -38,7 +38,7 @@ def values(model: ModelVariables) -> dict[str, bytes]:
 
 
 def save(folder: pathlib.Path, step: int, model: ModelVariables | None = None, **more: Any) -> pathlib.Path:
-    return checkpoint.save(folder, step, variables=model or variables(step), slots=SLOTS, state=STATE, **more)
+    return checkpoint.save(folder, step, variables=model or variables(step), arrays=SLOTS.items, state=STATE, **more)
 
 
 def damage(path: pathlib.Path) -> None:
@@ -74,7 +74,7 @@ def test_a_checkpoint_is_a_weights_file_too(tmp_path: pathlib.Path) -> None:
 
     one = build("cnn:mini", image_shape=(8, 8, 1), outputs=3, seed=1).network
     two = build("cnn:mini", image_shape=(8, 8, 1), outputs=3, seed=2).network
-    path = checkpoint.save(tmp_path, 1, variables=name_variables(one), slots=SLOTS, state={})
+    path = checkpoint.save(tmp_path, 1, variables=name_variables(one), arrays=SLOTS.items, state={})
     porting.load(two, path)
     assert values(name_variables(two)) == values(name_variables(one))
 
@@ -82,7 +82,7 @@ def test_a_checkpoint_is_a_weights_file_too(tmp_path: pathlib.Path) -> None:
 def test_random_state_of_keras_layers_comes_back(tmp_path: pathlib.Path) -> None:
     model = keras.Sequential([keras.Input([3]), keras.layers.Dense(4), keras.layers.Dropout(0.5)])
     named = name_variables(model)
-    path = checkpoint.save(tmp_path, 1, variables=named, slots={}, state={})
+    path = checkpoint.save(tmp_path, 1, variables=named, arrays={}.items, state={})
     images = tf.ones([8, 3])
     first, second = model(images, training=True).numpy(), model(images, training=True).numpy()
     assert (first != second).any()

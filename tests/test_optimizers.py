@@ -365,7 +365,7 @@ def test_training_goes_on_after_a_restore_as_if_never_stopped(optimizer: Optimiz
     for model, step in ((whole, straight), (half, first)):
         train(model, step, "head/.*", range(3))
         train(model, step, "@all", range(3, 6))
-    state = {name: array.copy() for name, array in first.slots.state().items()}
+    state = {name: array.copy() for name, array in first.slots.arrays()}
     resumed = TrainStep(loss_of(half), optimizer)
     resumed.slots.restore(name_variables(half), optimizer, state)
     assert resumed.slots.t == straight.slots.t
@@ -379,7 +379,7 @@ def test_the_state_has_one_array_per_slot_and_one_t_per_variable() -> None:
     model = Tiny()
     step = TrainStep(loss_of(model), Adam())
     train(model, step, "head/.*", range(2))
-    state = step.slots.state()
+    state = dict(step.slots.arrays())
     assert set(state) == {f"optimizer/head/{v}/{s}" for v in ("kernel", "bias") for s in ("m", "v", "t")}
     assert state["optimizer/head/kernel/m"].shape == (2, 2)
     assert state["optimizer/head/bias/t"] == 2
@@ -391,7 +391,7 @@ def test_a_restore_forgets_what_was_there_and_takes_only_what_was_saved() -> Non
     one, two = Slots(), Slots()
     one.fit(select(model, "head/.*"), Adam())
     two.fit(select(model, "dense/.*"), Adam())
-    two.restore(name_variables(model), Adam(), one.state())
+    two.restore(name_variables(model), Adam(), dict(one.arrays()))
     assert set(two.t) == set(two.values) == {"head/kernel", "head/bias"}
 
 
@@ -400,7 +400,7 @@ def test_a_slot_that_is_missing_or_of_another_shape_is_refused(damage: np.ndarra
     model = Tiny()
     slots = Slots()
     slots.fit(select(model, "@all"), Adam())
-    state = slots.state()
+    state = dict(slots.arrays())
     if damage is None:
         del state["optimizer/head/kernel/v"]
     else:

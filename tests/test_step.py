@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from engine import TrainStep, graph, losses, optimizers, select
+from engine import TrainStep, losses, optimizers, select
 from engine.losses import Loss
 from engine.models import build
-from engine.step import StepError, backward_ops
+from engine.step import StepError
 
 
 def vit(options: str = "depth=3") -> Any:
@@ -60,7 +60,7 @@ def recorded_ops(model: Any, text: str) -> tuple[list[str], int]:
         found.extend(op.type for op in ops if op.inputs and record.should_record_backprop(list(op.inputs)))
         return loss
 
-    TrainStep(spying, optimizers.AdamW()).concrete(select(model, text), batch())
+    TrainStep(spying, optimizers.AdamW()).micro_batch(select(model, text), batch())
     return found, total[-1]
 
 
@@ -78,8 +78,7 @@ def test_the_tape_of_a_head_only_run_records_no_op_below_the_head() -> None:
 def test_the_backward_pass_of_a_head_only_run_is_one_product() -> None:
     model = vit()
     step = TrainStep(losses.supervised(model), optimizers.AdamW())
-    concrete = step.concrete(select(model, "@head"), batch())
-    kinds = [op.type for op in concrete.graph.get_operations() if graph.is_backward(op)]
+    kinds = [op.type for op in step.micro_batch(select(model, "@head"), batch()).backward]
     assert kinds.count("MatMul") == kinds.count("BiasAddGrad") == 1
     assert not {"BatchMatMulV2", "Softmax", "Erf", "Rsqrt", "RsqrtGrad", "ConcatV2"} & set(kinds)
 
@@ -87,7 +86,7 @@ def test_the_backward_pass_of_a_head_only_run_is_one_product() -> None:
 def test_the_backward_pass_grows_with_the_selection_only() -> None:
     model = vit("depth=4")
     step = TrainStep(losses.supervised(model), optimizers.SGD())
-    counts = [backward_ops(step.concrete(select(model, f"@blocks[{i}:]"), batch())) for i in (3, 2, 1, 0)]
+    counts = [len(step.micro_batch(select(model, f"@blocks[{i}:]"), batch()).backward) for i in (3, 2, 1, 0)]
     steps = np.diff(counts)
     assert (steps > 0).all()
     assert np.ptp(steps) <= 4  # each block adds its own backward pass and no more

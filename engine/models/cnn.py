@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from engine.models import layers
+from engine.precision import wide
 
 WIDTHS = (16, 32, 64, 64)
 
@@ -31,8 +32,11 @@ class Stage(tf.Module):
 class CNN(tf.Module):
     """Images [B, height, width, channels], normalised, to logits [B, classes]; any image size."""
 
-    def __init__(self, channels: int, classes: int, *, seed: int = 0, dtype: Any = tf.float32) -> None:
+    def __init__(
+        self, channels: int, classes: int, *, seed: int = 0, dtype: Any = tf.float32, compute: Any = None
+    ) -> None:
         super().__init__()
+        self.compute = compute or dtype  # what it computes in; the logits have 32 bits at least
         rng = np.random.default_rng(seed)
         widths = (channels, *WIDTHS)
         self.stages = [
@@ -42,7 +46,7 @@ class CNN(tf.Module):
         self.head = layers.Dense(WIDTHS[-1], classes, rng=rng, scale=0.02, dtype=dtype)
 
     def __call__(self, images: Any, *, training: bool = False, seeds: Any = None) -> Any:
-        x = tf.cast(images, self.head.kernel.dtype)
+        x = tf.cast(images, self.compute)
         for stage in self.stages:
             x = stage(x, training=training)
-        return self.head(tf.reduce_mean(x, axis=[1, 2]))
+        return wide(self.head(tf.reduce_mean(x, axis=[1, 2])))

@@ -1,4 +1,8 @@
-"""The few layers that the project's own models are made of. Shapes are [batch, ..., features]."""
+"""The few layers that the project's own models are made of. Shapes are [batch, ..., features].
+
+Layers compute in the dtype of what they are given, whatever their variables' is; norms and softmax of
+16-bit tensors are computed in float32.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from engine import seeds as example_seeds
+from engine.precision import wide
 
 
 class Dense(tf.Module):
@@ -31,7 +36,10 @@ class Dense(tf.Module):
         self.bias = tf.Variable(tf.zeros([outputs], dtype), name="bias")
 
     def __call__(self, x: Any) -> Any:
-        return tf.nn.bias_add(tf.matmul(x, self.kernel), self.bias)
+        # as one matrix: the kernel's gradient would else be made for each example, then summed
+        y = tf.matmul(tf.reshape(x, [-1, x.shape[-1]]), tf.cast(self.kernel, x.dtype))
+        y = tf.nn.bias_add(y, tf.cast(self.bias, x.dtype))
+        return tf.reshape(y, [-1, *x.shape[1:-1], y.shape[-1]])
 
 
 class Conv(tf.Module):
@@ -58,8 +66,8 @@ class Conv(tf.Module):
         self.bias = tf.Variable(tf.zeros([outputs], dtype), name="bias") if bias else None
 
     def __call__(self, x: Any) -> Any:
-        y = tf.nn.conv2d(x, self.kernel, self.stride, self.padding)
-        return y if self.bias is None else tf.nn.bias_add(y, self.bias)
+        y = tf.nn.conv2d(x, tf.cast(self.kernel, x.dtype), self.stride, self.padding)
+        return y if self.bias is None else tf.nn.bias_add(y, tf.cast(self.bias, x.dtype))
 
 
 class LayerNorm(tf.Module):
@@ -72,8 +80,7 @@ class LayerNorm(tf.Module):
         self.beta = tf.Variable(tf.zeros([features], dtype), name="beta")
 
     def __call__(self, x: Any) -> Any:
-        mean, variance = tf.nn.moments(x, axes=-1, keepdims=True)
-        return tf.nn.batch_normalization(x, mean, variance, self.beta, self.gamma, self.epsilon)
+        return tf.cast(_standardised(wide(x), self.epsilon) * self.gamma + self.beta, x.dtype)
 
 
 class BatchNorm(tf.Module):
@@ -96,24 +103,69 @@ class BatchNorm(tf.Module):
         self.moving_variance = tf.Variable(tf.ones([features], dtype), trainable=False, name="moving_variance")
 
     def __call__(self, x: Any, *, training: bool) -> Any:
+        given, x = x.dtype, wide(x)
         if training and self.update_statistics:
             mean, variance = tf.nn.moments(x, axes=list(range(x.shape.rank - 1)))
             for moving, now in ((self.moving_mean, mean), (self.moving_variance, variance)):
                 moving.assign_sub((moving - tf.stop_gradient(now)) * tf.constant(1.0 - self.momentum, now.dtype))
         else:
             mean, variance = self.moving_mean, self.moving_variance
-        return tf.nn.batch_normalization(x, mean, variance, self.beta, self.gamma, self.epsilon)
+        return tf.cast(tf.nn.batch_normalization(x, mean, variance, self.beta, self.gamma, self.epsilon), given)
+
+
+def _standardised(x: Any, epsilon: float) -> Any:
+    """x less its mean over the last axis, divided by its deviation. For the gradient only the result is kept.
+
+    With y the result and g the gradient that flows in: (g - mean(g) - y mean(g y)) / deviation
+    (arXiv:1607.06450, differentiated).
+    """
+
+    @tf.custom_gradient
+    def standardise(x: Any) -> Any:
+        centred = x - tf.reduce_mean(x, axis=-1, keepdims=True)
+        scale = tf.math.rsqrt(tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True) + epsilon)
+        y = centred * scale
+
+        def backward(g: Any) -> Any:
+            along = tf.reduce_mean(g * y, axis=-1, keepdims=True)
+            return (g - tf.reduce_mean(g, axis=-1, keepdims=True) - y * along) * scale
+
+        return y, backward
+
+    return standardise(x)
 
 
 def gelu(x: Any, *, approximate: bool) -> Any:
-    """GELU (arXiv:1606.08415) with erf, or with tanh.
+    """GELU (arXiv:1606.08415) with erf, or with tanh. For the gradient only ``x`` is kept."""
+    return _gelu_tanh(x) if approximate else _gelu_erf(x)
 
-    The operations of ``tf.nn.gelu``, which rounds its constants to float32 in float64 too.
-    """
-    if approximate:
-        cubic = tf.constant(0.044715, x.dtype) * tf.pow(x, 3)
-        return 0.5 * x * (1.0 + tf.tanh(math.sqrt(2.0 / math.pi) * (x + cubic)))
-    return 0.5 * x * tf.math.erfc(-x * tf.constant(math.sqrt(0.5), x.dtype))
+
+@tf.custom_gradient
+def _gelu_erf(x: Any) -> Any:
+    """x P(x), P the normal distribution function; its derivative is P(x) + x p(x), p the density."""
+    half = tf.constant(math.sqrt(0.5), x.dtype)
+
+    def backward(g: Any) -> Any:
+        density = tf.exp(-0.5 * tf.square(x)) * tf.constant(1.0 / math.sqrt(2.0 * math.pi), x.dtype)
+        return g * (0.5 * (1.0 + tf.math.erf(x * half)) + x * density)
+
+    return 0.5 * x * (1.0 + tf.math.erf(x * half)), backward
+
+
+@tf.custom_gradient
+def _gelu_tanh(x: Any) -> Any:
+    """x (1 + tanh u) / 2 with u = c (x + a x^3); its derivative is (1 + t + x (1 - t^2) c (1 + 3 a x^2)) / 2."""
+    c, a = tf.constant(math.sqrt(2.0 / math.pi), x.dtype), tf.constant(0.044715, x.dtype)
+
+    def inner() -> Any:
+        return tf.tanh(c * x * (1.0 + a * tf.square(x)))
+
+    def backward(g: Any) -> Any:
+        t = inner()
+        slope = c * (1.0 + 3.0 * a * tf.square(x))
+        return g * 0.5 * (1.0 + t + x * (1.0 - tf.square(t)) * slope)
+
+    return 0.5 * x * (1.0 + inner()), backward
 
 
 def dropout(x: Any, rate: float, *, seeds: Any, site: int) -> Any:

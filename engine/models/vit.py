@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from engine import remat
 from engine.models import layers
+from engine.precision import wide
 
 # width, depth, heads, patch; sizes of the paper, "Ti" and "S" as in DeiT (arXiv:2012.12877)
 SIZES = {
@@ -80,10 +82,11 @@ class Config:
 class ViT(tf.Module):
     """Images [B, height, width, channels], normalised, to logits [B, classes]."""
 
-    def __init__(self, config: Config, *, seed: int = 0, dtype: Any = tf.float32) -> None:
+    def __init__(self, config: Config, *, seed: int = 0, dtype: Any = tf.float32, compute: Any = None) -> None:
         super().__init__()
         rng = np.random.default_rng(seed)
         self.config = config
+        self.compute = compute or dtype  # what it computes in; the logits have 32 bits at least
         width, channels = config.width, config.image[2]
         self.patch = layers.Dense(config.patch * config.patch * channels, width, rng=rng, dtype=dtype)
         if config.has_class_token:
@@ -106,7 +109,7 @@ class ViT(tf.Module):
             x = x[:, 0]
         else:
             x = tf.reduce_mean(x[:, 1:] if self.config.has_class_token else x, axis=1)
-        return self.head(x if self.fc_norm is None else self.fc_norm(x))
+        return wide(self.head(x if self.fc_norm is None else self.fc_norm(x)))
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -118,11 +121,11 @@ class ViT(tf.Module):
         config = self.config
         if training and seeds is None and (config.dropout or config.drop_path):
             raise ValueError("seeds=None: dropout and drop path in training draw from per-example seeds [B, 2]")
-        x = self.patch(_patches(tf.cast(images, self.patch.kernel.dtype), config))
+        x = self.patch(_patches(tf.cast(images, self.compute), config))
         if config.has_class_token:
-            token = tf.broadcast_to(self.class_token, [tf.shape(x)[0], 1, config.width])
+            token = tf.broadcast_to(tf.cast(self.class_token, x.dtype), [tf.shape(x)[0], 1, config.width])
             x = tf.concat([token, x], axis=1)
-        x = x + self.position_embedding
+        x = x + tf.cast(self.position_embedding, x.dtype)
         if training and config.dropout:
             x = layers.dropout(x, config.dropout, seeds=seeds, site=0)
         for block in self.blocks:
@@ -149,15 +152,22 @@ class Block(tf.Module):
             self.scale2 = tf.Variable(tf.constant(config.layer_scale, dtype, [width]), name="scale2")
 
     def __call__(self, x: Any, *, training: bool, seeds: Any) -> Any:
-        x = x + self._branch(self.attention(self.norm1(x)), self.scale1, 0, training=training, seeds=seeds)
-        return x + self._branch(self.mlp(self.norm2(x)), self.scale2, 1, training=training, seeds=seeds)
+        def whole(x: Any) -> Any:
+            projected = remat.elementwise(lambda x: self.attention.project(self.norm1(x)), x)
+            mixed = self.attention.mix(*projected)
+            x = x + self._branch(mixed, self.scale1, 0, training=training, seeds=seeds)
+            hidden = remat.elementwise(lambda x: self.mlp.up(self.norm2(x)), x)
+            y = remat.elementwise(self.mlp.activate_and_down, hidden)
+            return x + self._branch(y, self.scale2, 1, training=training, seeds=seeds)
+
+        return remat.block(whole, x)
 
     def _branch(self, y: Any, scale: Any, which: int, *, training: bool, seeds: Any) -> Any:
         site = 4 * self.index + 2 * which + 1  # site 0 is the embedding's dropout
         if training and self.dropout_rate:
             y = layers.dropout(y, self.dropout_rate, seeds=seeds, site=site)
         if scale is not None:
-            y = y * scale
+            y = y * tf.cast(scale, y.dtype)
         if training and self.drop_path_rate:
             y = layers.drop_path(y, self.drop_path_rate, seeds=seeds, site=site + 1)
         return y
@@ -174,17 +184,23 @@ class Attention(tf.Module):
         self.value = layers.Dense(width, width, rng=rng, dtype=dtype)
         self.out = layers.Dense(width, width, rng=rng, dtype=dtype)
 
-    def __call__(self, x: Any) -> Any:
+    def project(self, x: Any) -> list[Any]:
+        """Query (scaled by 1 / sqrt(size)), key and value: [B, heads, N, size] each."""
         tokens, width = x.shape[1:]
         size = width // self.heads
         split = [-1, tokens, self.heads, size]
-        query = tf.transpose(tf.reshape(self.query(x), split), [0, 2, 1, 3])
-        key = tf.transpose(tf.reshape(self.key(x), split), [0, 2, 1, 3])
-        value = tf.transpose(tf.reshape(self.value(x), split), [0, 2, 1, 3])
-        query = query * tf.constant(1.0 / math.sqrt(size), query.dtype)
-        weights = tf.nn.softmax(tf.matmul(query, key, transpose_b=True), axis=-1)
+        query, key, value = (
+            tf.transpose(tf.reshape(dense(x), split), [0, 2, 1, 3]) for dense in (self.query, self.key, self.value)
+        )
+        return [query * tf.constant(1.0 / math.sqrt(size), query.dtype), key, value]
+
+    def mix(self, query: Any, key: Any, value: Any) -> Any:
+        """Attention's output [B, N, width]."""
+        _, heads, tokens, size = query.shape
+        scores = wide(tf.matmul(query, key, transpose_b=True))
+        weights = tf.cast(tf.nn.softmax(scores, axis=-1), query.dtype)
         mixed = tf.transpose(tf.matmul(weights, value), [0, 2, 1, 3])
-        return self.out(tf.reshape(mixed, [-1, tokens, width]))
+        return self.out(tf.reshape(mixed, [-1, tokens, heads * size]))
 
 
 class Mlp(tf.Module):
@@ -196,8 +212,9 @@ class Mlp(tf.Module):
         self.up = layers.Dense(width, hidden, rng=rng, dtype=dtype)
         self.down = layers.Dense(hidden, width, rng=rng, dtype=dtype)
 
-    def __call__(self, x: Any) -> Any:
-        return self.down(layers.gelu(self.up(x), approximate=self.approximate))
+    def activate_and_down(self, hidden: Any) -> Any:
+        """From what ``up`` gives, [B, N, hidden], to [B, N, width]."""
+        return self.down(layers.gelu(hidden, approximate=self.approximate))
 
 
 def _patches(images: Any, config: Config) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -65,12 +67,23 @@ def _load(
     if source.checksums:  # a first pass, so that a damaged file changes nothing
         for name in dict.fromkeys(name for step in plan.steps for name in step.sources):
             source.read(name)
-    for step in plan.steps:
+    for step, array in _ahead(plan.steps, source):
         with tf.device("CPU:0"):  # one copy, into TensorFlow's memory, which the old value frees; tf.constant makes two
-            value = tf.raw_ops.DeepCopy(x=_value(step, source))
+            value = tf.raw_ops.DeepCopy(x=array)
         step.entry.variable.assign(value, read_value=False)
     variables.refresh()
     return _ledger(plan, source, chosen)
+
+
+def _ahead(steps: Sequence[Step], source: TensorSource) -> Iterator[tuple[Step, np.ndarray]]:
+    """Each step with its new value; while it is assigned, one thread makes the next one."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = [thread.submit(_value, step, source) for step in steps[:1]]
+        for number, step in enumerate(steps):
+            value = coming.pop().result()
+            coming = [thread.submit(_value, after, source) for after in steps[number + 1 : number + 2]]
+            yield step, value
+            del value
 
 
 def _value(step: Step, source: TensorSource) -> np.ndarray:

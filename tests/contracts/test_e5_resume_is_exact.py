@@ -165,7 +165,7 @@ def test_checkpoints_hold_the_state_of_keras_seed_generators(tmp_path: pathlib.P
     first = model()
     step = TrainStep(losses.supervised(first), optimizers.Adam())
     train(first, step, batches[:2])
-    saved = checkpoint.save(tmp_path, 2, variables=name_variables(first), slots=step.slots.state(), state={})
+    saved = checkpoint.save(tmp_path, 2, variables=name_variables(first), arrays=step.arrays, state={})
     second = model()
     variables, found = name_variables(second), checkpoint.read(saved)
     checkpoint.restore(found, variables)

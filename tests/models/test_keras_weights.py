@@ -103,7 +103,7 @@ def test_a_runs_checkpoint_is_a_weights_file_also_where_dropouts_have_a_state(tm
     from engine import checkpoint, porting
 
     one, other, nine = Tiny(), Tiny(), Tiny(outputs=9)
-    file = checkpoint.save(tmp_path, 1, variables=name_variables(one.network), slots={}, state={})
+    file = checkpoint.save(tmp_path, 1, variables=name_variables(one.network), arrays={}.items, state={})
     assert porting.load(other.network, file).fresh == {}
     assert same(one.values(), other.values())
     assert list(porting.load(nine.network, file).fresh) == ["head/logits/kernel", "head/logits/bias"]
@@ -206,7 +206,7 @@ def test_a_normalization_layer_computes_with_values_that_were_assigned(tmp_path:
     source = make()
     source.layers[0].adapt(np.random.default_rng(0).normal(3.0, 2.0, (64, 2, 2, 3)).astype(np.float32))
     x = np.ones([1, 2, 2, 3], np.float32)
-    file = checkpoint.save(tmp_path, 1, variables=name_variables(source), slots={}, state={})
+    file = checkpoint.save(tmp_path, 1, variables=name_variables(source), arrays={}.items, state={})
     for restore in (
         lambda network: checkpoint.restore(checkpoint.read(file), name_variables(network)),
         lambda network: porting.restore_strict(network, tf.train.Checkpoint(source).save(str(tmp_path / "ckpt"))),

@@ -187,9 +187,41 @@ def test_the_forward_pass_equals_numpy(changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("approximate", [False, True])
-def test_gelu_has_the_bits_of_tensorflows_own_in_float32(approximate: bool) -> None:
-    x = tf.constant(np.linspace(-6, 6, 10_001), tf.float32)
-    np.testing.assert_array_equal(layers.gelu(x, approximate=approximate), tf.nn.gelu(x, approximate=approximate))
+def test_gelu_and_its_gradient_equal_tensorflows_own(approximate: bool) -> None:
+    x = tf.constant(np.linspace(-9, 9, 10_001), tf.float64)
+    ours, slope = value_and_slope(lambda x: layers.gelu(x, approximate=approximate), x)
+    theirs, their_slope = value_and_slope(lambda x: tf.nn.gelu(x, approximate=approximate), x)
+    # tf.nn.gelu rounds its constants to float32 (6e-8) in float64 too; values of up to 9
+    np.testing.assert_allclose(ours, theirs, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(slope, their_slope, atol=1e-6, rtol=0)
+    in_float32 = layers.gelu(tf.cast(x, tf.float32), approximate=approximate)
+    np.testing.assert_allclose(in_float32, ours, atol=2e-6, rtol=0)  # 2 units in the last place of 9
+
+
+@pytest.mark.parametrize("approximate", [False, True])
+def test_the_gradients_written_by_hand_are_those_of_the_values(approximate: bool) -> None:
+    rng = np.random.default_rng(0)
+    norm = layers.LayerNorm(6, dtype=tf.float64)
+    norm.gamma.assign(rng.standard_normal(6))
+    weights = rng.standard_normal((3, 6))
+
+    def loss(x: Any) -> Any:
+        return tf.reduce_sum(weights * layers.gelu(norm(x), approximate=approximate))
+
+    x = tf.constant(rng.standard_normal((3, 6)))
+    _, slope = value_and_slope(loss, x)
+    for place in np.ndindex(3, 6):
+        nudge = np.zeros((3, 6))
+        nudge[place] = 1e-6
+        # central differences: 1e-12 of truncation, 1e-10 of rounding
+        np.testing.assert_allclose((loss(x + nudge) - loss(x - nudge)) / 2e-6, slope[place], atol=1e-8, rtol=0)
+
+
+def value_and_slope(function: Any, x: Any) -> tuple[np.ndarray, np.ndarray]:
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = function(x)
+    return y.numpy(), tape.gradient(y, x).numpy()
 
 
 def test_each_option_of_the_forward_pass_matters() -> None:

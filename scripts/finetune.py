@@ -2,7 +2,7 @@
 
 Without flags: vit:mini with its pre-trained weights on the embedded Fashion-MNIST, in two phases,
 first the head, then the head and the last two blocks. The run directory gets run.json,
-metrics.jsonl, curves.png, tensorboard/, checkpoints/ and trained.npz.
+metrics.jsonl, curves.png, tensorboard/, checkpoints/, trained.npz and ledger.json.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def main() -> int:
     if F.resume and F.out is None:
         raise rundir.RunDirError("resume: --out=FOLDER says which run")
     found = rundir.find_resumable(out, resume=F.resume, settings=settings, warn=print)
-    state = State()
+    state, ledger = State(), None
     if found is not None:
         checkpoint.restore(found, variables)
         step.slots.restore(variables, stages[0].optimizer, found.arrays)
@@ -143,6 +143,7 @@ def main() -> int:
         keeping=keeping,
         monitor=F.monitor,
         from_step=state.step if found is not None else None,
+        ledger=None if ledger is None else ledger.to_json(target=F.model),
     )
     total = sum(stage.phase.windows(per_epoch) for stage in stages)
     progress = Progress(total, start=state.step, log_every=F.log_every)

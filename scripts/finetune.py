@@ -34,7 +34,7 @@ _FREE = {
 def main() -> int:
     import tensorflow as tf
 
-    from engine import checkpoint, data, evaluate, losses, models, porting, rundir, sizes
+    from engine import checkpoint, data, evaluate, losses, models, rundir, sizes
     from engine.data import augment
     from engine.loop import Loop, LoopError, Outcome, State
     from engine.phases import Evaluation
@@ -99,9 +99,7 @@ def main() -> int:
     elif F.weights == "none" or (F.weights == "auto" and model.shipped_weights is None):
         print("weights: random" + ("" if F.weights == "none" else f" (none ship with {F.model})"))
     else:
-        file = model.shipped_weights if F.weights == "auto" and model.shipped_weights else pathlib.Path(F.weights)
-        ledger = porting.load(model.network, file, F.rules)
-        print(f"weights: {file.name}, {ledger.summary()}")
+        ledger = _port(model, source)
     if F.resume and found is None:
         print(f"resume: {out} holds no checkpoint; starting at step 0")
 
@@ -204,6 +202,28 @@ def main() -> int:
     )
     _print_end(run, outcome, out)
     return code
+
+
+def _port(model: Any, source: Any) -> Any:
+    """Loads the shipped weights, or the file that --weights names; says so and returns the ledger."""
+    from engine import porting
+
+    shipped = F.weights == "auto"
+    file = model.shipped_weights if shipped else pathlib.Path(F.weights)
+    try:
+        ledger = porting.load(model.network, file, F.rules)
+    except porting.PortError as error:
+        if not shipped:
+            raise
+        height, width, channels = source.image_shape
+        raise porting.PortError(
+            f"weights='auto': the weights that ship with {F.model.split(',')[0]} are for {model.shipped_for}; they do "
+            f"not fit --model={F.model} on images of {height}x{width} with {channels} channel{'s'[: channels - 1]}. "
+            "--weights=none starts from random weights (--train=@all then trains all of them); --weights=FILE takes "
+            f"others, --model another network, such as keras:MobileNetV2.\n{error}"
+        ) from None
+    print(f"weights: {file.name}, {ledger.summary()}")
+    return ledger
 
 
 def _stages(model: Any, variables: Any, per_epoch: int) -> list[Any]:

@@ -18,7 +18,7 @@ from engine.selection import Statistics
 
 NAMES = ("vit:mini", "vit:Ti/16", "vit:S/16", "vit:B/16", "vit:L/16", "cnn:mini")
 KERAS_NAMES = ("keras:NAME", "file:X.keras", "file:X.h5", "py:module:factory")
-_SHIPPED = {"vit:mini": "vit_mini_fashion5.npz"}
+_SHIPPED = {"vit:mini": ("vit_mini_fashion5.npz", "grey images (one channel) of 28x28 pixels and 6 blocks")}
 
 
 class ModelSpecError(InputError):
@@ -37,6 +37,7 @@ class Model:
         upper: filter text for "the upper part", which the default second phase trains with the head.
         statistics: what statistics of trained layers do by default ("follow" or "frozen").
         shipped_weights: the file that ``--weights=auto`` loads, or None.
+        shipped_for: what that file was made for, in words.
         notes: what was decided for the user about it, a sentence each.
         load: loads weights by the name in a flag and says what it did; None for a file that is not
             of the model's own kinds. Such files, or a model without it, are for engine.porting.
@@ -49,6 +50,7 @@ class Model:
     upper: str
     statistics: Statistics = "follow"
     shipped_weights: pathlib.Path | None = None
+    shipped_for: str = ""
     notes: tuple[str, ...] = ()
     load: Callable[[str], str | None] | None = None
 
@@ -188,7 +190,7 @@ def _vit(
                 f"model={spec!r}: `{written}` is no option of a ViT; options: {', '.join(known)}{nearest(written, known)}"
             )
     config = vit.Config(width=width, depth=depth, heads=heads, patch=patch, image=image, classes=outputs, **settings)
-    shipped = _SHIPPED.get(f"vit:{size}")
+    shipped, made_for = _SHIPPED.get(f"vit:{size}", (None, ""))
     return Model(
         spec,
         vit.ViT(config, seed=seed, dtype=dtype),
@@ -196,6 +198,7 @@ def _vit(
         Normalise(),
         upper=f"@blocks[-{min(2, depth)}:]",
         shipped_weights=pathlib.Path(__file__).parent / "weights" / shipped if shipped else None,
+        shipped_for=made_for,
     )
 
 

@@ -65,6 +65,19 @@ def test_many_classes_train_with_softmax_from_a_folder(
     assert f"data:    folder:{photos}, " in printed
 
 
+def test_the_default_models_grey_weights_are_refused_for_photos_with_the_ways_out(
+    call: Call, photos: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    flags = (f"--data=folder:{photos}", "--steps=1", "--batch_size=8", f"--out={tmp_path / 'run'}")
+    code, _, error = call(*flags)
+    assert code == 2
+    assert "the weights that ship with vit:mini are for grey images (one channel) of 28x28 pixels" in error
+    assert "they do not fit --model=vit:mini on images of 28x28 with 3 channels. --weights=none starts from" in error
+    assert "patch/kernel: [16, 96] in the file, [48, 96] in the model" in error
+    assert not (tmp_path / "run").exists()
+    assert call(*flags, "--weights=none", "--train=@head")[0] == 0
+
+
 def test_two_classes_train_with_one_sigmoid_output(call: Call, photos: pathlib.Path, tmp_path: pathlib.Path) -> None:
     folder = two_classes(photos, tmp_path / "two")
     (folder / "train").mkdir()

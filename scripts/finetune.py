@@ -49,12 +49,14 @@ def main() -> int:
         tf.config.experimental.enable_op_determinism()
 
     # ---- data, model, loss
+    size = None if F.image_size is None else data.parse_image_size(F.image_size)
+    if size is None and F.data.startswith("folder:"):
+        size = models.default_image_size(F.model)
     source = data.open_source(
         F.data,
         eval_fraction=F.eval_fraction,
         train_examples=F.train_examples,
-        image_size=data.parse_image_size(F.image_size) if F.image_size is not None else None,
-        folder_size=models.default_image_size(F.model),
+        image_size=size,
         bad_images=F.bad_images,
         image_cache=sizes.parse_bytes(F.image_cache, name="image_cache"),
     )

@@ -18,6 +18,7 @@ from engine.selection import Statistics
 
 NAMES = ("vit:mini", "vit:Ti/16", "vit:S/16", "vit:B/16", "vit:L/16", "cnn:mini")
 KERAS_NAMES = ("keras:NAME", "file:X.keras", "file:X.h5", "py:module:factory")
+ANY_SIZE = (224, 224)
 _SHIPPED = {"vit:mini": ("vit_mini_fashion5.npz", "grey images (one channel) of 28x28 pixels and 6 blocks")}
 
 
@@ -135,8 +136,27 @@ def _keras(
 
 
 def default_image_size(spec: str) -> tuple[int, int]:
-    """(height, width) that image files are resized to for this model, when nothing else is said."""
-    return (28, 28) if spec.split(",")[0].strip().endswith(":mini") else (224, 224)
+    """(height, width) in pixels that image files are resized to for this model, when nothing else is said.
+
+    ``:mini`` models have 28, an application its native size, a saved model that of its input (the file
+    is read for it), and all others 224.
+
+    Raises:
+        ModelSpecError: a saved model that cannot be read.
+    """
+    name = spec.split(",")[0].strip()
+    family, _, rest = name.partition(":")
+    if name.endswith(":mini"):
+        return 28, 28
+    if family == "keras":
+        from engine.models import keras_models
+
+        return keras_models.native_size(rest)
+    if family == "file":
+        from engine.models import keras_files
+
+        return keras_files.input_size(rest) or ANY_SIZE
+    return ANY_SIZE
 
 
 def _vit(

@@ -49,6 +49,19 @@ def build(
     return adopt(spec, loaded, options, image_shape, outputs, head, logits, dtype, own=f"those of {path}")
 
 
+def input_size(path: str) -> tuple[int, int] | None:
+    """(height, width) in pixels of a saved model's only input; None where it takes any.
+
+    Raises:
+        ModelSpecError: no such file, no Keras model, or unsafe content.
+    """
+    inputs = getattr(load_model(path, "model"), "inputs", None) or ()
+    shape = tuple(inputs[0].shape) if len(inputs) == 1 else ()
+    if len(shape) != 4 or (shape[1] is None and shape[2] is None):
+        return None
+    return shape[1] or shape[2], shape[2] or shape[1]
+
+
 def adopt(
     spec: str,
     model: Any,
@@ -117,8 +130,8 @@ def _check_input(spec: str, model: Any, image: tuple[int, int, int]) -> None:
         raise ModelSpecError(f"model={spec!r}: its input has shape {_size(wanted)}; [height, width, 1 or 3] is wanted")
     if any(size is not None and size != given for size, given in zip(wanted[1:3], image[:2], strict=True)):
         raise ModelSpecError(
-            f"model={spec!r}: the images are {image[0]}x{image[1]}, its input is {wanted[1]}x{wanted[2]}; "
-            f"give it images of that size"
+            f"model={spec!r}: the images are {image[0]}x{image[1]}, its input is {_size(wanted[:3])}; "
+            "--image_size makes them so"
         )
 
 

@@ -31,6 +31,11 @@ MODES = ("tf", "torch", "caffe", "unit", "pixels")
 # What the engine decides: it sets these itself, or they would change what ImageNet weights mean.
 _RESERVED = {"include_top", "weights", "input_tensor", "input_shape", "pooling", "classes", "classifier_activation"}
 _RESERVED |= {"name", "weights_name", "include_preprocessing", "model_name", "default_size"}
+# Side in pixels of the images that an application was made for, where that is not 224 (Keras: default_size).
+_NATIVE = {"xception": 299, "inceptionv3": 299, "inceptionresnetv2": 299, "nasnetlarge": 331}
+_NATIVE |= {f"efficientnetb{n}": side for n, side in enumerate((224, 240, 260, 300, 380, 456, 528, 600))}
+_NATIVE |= {f"efficientnetv2b{n}": side for n, side in enumerate((224, 240, 260, 300))}
+_NATIVE |= {"efficientnetv2s": 384, "efficientnetv2m": 480, "efficientnetv2l": 480}
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,12 @@ def applications() -> dict[str, Callable[..., Any]]:
     keras = import_keras()
     found = {name: getattr(keras.applications, name) for name in dir(keras.applications) if name[0].isupper()}
     return {name: function for name, function in found.items() if inspect.isfunction(function)}
+
+
+def native_size(name: str) -> tuple[int, int]:
+    """(height, width) in pixels of the images that an application was made for; its name in any case."""
+    side = _NATIVE.get(name.lower(), 224)
+    return side, side
 
 
 def build(

@@ -15,7 +15,7 @@ import tensorflow as tf
 from engine import FreezeProof, TrainStep, losses, optimizers, select
 from engine.data import Normalise
 from engine.errors import InputError
-from engine.models import ModelSpecError, build, keras_head, keras_models
+from engine.models import ModelSpecError, build, default_image_size, keras_head, keras_models
 from engine.variables import name_variables
 
 ALL = ["ResNet50", "Xception", "VGG16", "MobileNetV2", "EfficientNetB0", "InceptionV3", "DenseNet121", "ConvNeXtTiny"]
@@ -125,6 +125,42 @@ def test_names_are_found_in_any_case_and_options_are_keras_own() -> None:
 
 
 # ---- heads
+
+
+def test_image_files_get_the_size_that_each_application_was_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from keras.src.applications import imagenet_utils
+
+    class NativeSizeError(Exception):
+        """Takes the size out of Keras' function before it builds anything."""
+
+    def told(input_shape: Any = None, *, default_size: int, **_: Any) -> None:
+        raise NativeSizeError(default_size)
+
+    monkeypatch.setattr(imagenet_utils, "obtain_input_shape", told)
+    sides = {}
+    for name, function in keras_models.applications().items():
+        if not name.startswith("MobileNetV3"):  # made for 224, and Keras does not ask for it
+            with pytest.raises(NativeSizeError) as told_here:
+                function(weights=None)
+            sides[name] = told_here.value.args[0]
+    assert len(sides) > 30
+    assert {name: default_image_size(f"keras:{name}") for name in sides} == {n: (s, s) for n, s in sides.items()}
+    assert default_image_size("keras:XCEPTION,classes=3") == (299, 299)
+    assert default_image_size("keras:MobileNetV3Small") == (224, 224)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [((20, 24, 3), (20, 24)), ((None, None, 3), (224, 224)), ((None, 24, 1), (24, 24))]
+)
+def test_image_files_get_the_size_that_a_saved_model_was_saved_with(
+    tmp_path: pathlib.Path, shape: tuple[int | None, ...], size: tuple[int, int]
+) -> None:
+    path = tmp_path / "m.keras"
+    layers = [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(2)]
+    keras.Sequential([keras.Input(shape), *layers]).save(path)
+    assert default_image_size(f"file:{path},preprocess=unit") == size
+    with pytest.raises(ModelSpecError, match="there is no such file"):
+        default_image_size(f"file:{tmp_path / 'other.keras'}")
 
 
 def test_heads_are_read_as_written() -> None:

@@ -110,6 +110,19 @@ def test_image_size_reaches_the_model(call: Call, photos: pathlib.Path, tmp_path
     assert result(tmp_path / "c")["data"]["image_shape"] == [20, 20, 1], "the embedded set is resized too"
 
 
+def test_a_saved_model_gets_photos_of_the_size_of_its_input(
+    call: Call, photos: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    import keras
+
+    layers = [keras.layers.Conv2D(4, 3), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3)]
+    keras.Sequential([keras.Input((20, 24, 3)), *layers]).save(tmp_path / "m.keras")
+    own = ("--train=@head", "--steps=1", "--batch_size=8", f"--data=folder:{photos}", f"--out={tmp_path / 'run'}")
+    code, _, error = call(f"--model=file:{tmp_path / 'm.keras'}", *own)
+    assert code == 0, error
+    assert result(tmp_path / "run")["data"]["image_shape"] == [20, 24, 3]
+
+
 @pytest.mark.parametrize(
     ("flag", "says"),
     [

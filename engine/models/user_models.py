@@ -18,31 +18,21 @@ from engine.data import Normalise
 from engine.filters import nearest
 from engine.losses import keywords
 from engine.models import keras_files, keras_head
-from engine.models.factory import Model, ModelSpecError
-from engine.models.keras_models import MODES, colour_notes, preprocessing_by_name, seeded
+from engine.models.factory import Model, ModelSpecError, Request
+from engine.models.keras_models import chosen_mode, colour_notes, preprocessing_by_name, seeded
 from engine.variables import is_keras, name_variables
 
 
-def build(
-    spec: str,
-    name: str,
-    options: dict[str, str],
-    *,
-    image_shape: tuple[int, int, int],
-    outputs: int,
-    head: str | None = None,
-    logits: bool = True,
-    seed: int = 0,
-    dtype: Any = tf.float32,
-) -> Model:
+def build(request: Request) -> Model:
     """Imports ``module`` (the working folder is searched too) and calls ``factory``.
 
-    Args: as of keras_files.build; ``name`` is ``module:factory``. A new head, and the taking off of a
-    last softmax, are for Keras models alone.
+    The request's name is ``module:factory``. A new head, and the taking off of a last softmax, are
+    for Keras models alone.
 
     Raises:
         ModelSpecError: no such module or factory, it raises, returns no model, or one whose outputs do not fit.
     """
+    spec, name, image_shape, outputs = request.spec, request.name, request.image_shape, request.outputs
     factory = _factory(spec, name)
     arguments: tuple[Any, ...] = (image_shape, outputs)
     try:
@@ -51,7 +41,7 @@ def build(
         arguments = ()
     except ValueError:  # a callable without a signature
         pass
-    with seeded(seed):
+    with seeded(request.seed):
         try:
             network = factory(*arguments)
         except Exception as error:
@@ -63,9 +53,11 @@ def build(
         )
     own = f"those that {name} gave"
     if is_keras(network) and getattr(network, "inputs", None):  # a graph of layers knows its shapes uncalled
-        return keras_files.adopt(spec, network, options, image_shape, outputs, head, logits, dtype, own=own)
-    if head is not None:
-        raise ModelSpecError(f"head={head!r}: {name} returns no graph of Keras layers; let it make the head itself")
+        return keras_files.adopt(request, network, own=own)
+    if request.head is not None:
+        raise ModelSpecError(
+            f"head={request.head!r}: {name} returns no graph of Keras layers; let it make the head itself"
+        )
     found = _outputs(spec, network, image_shape)
     shape = tuple(found.outputs[0].shape)
     if len(shape) != 2 or shape[1] != outputs:
@@ -73,12 +65,9 @@ def build(
             f"model={spec!r}: its outputs have shape {list(shape)}; [None, {outputs}] is wanted for these data"
         )
     kind = keras_head.output_operation(found)
-    if logits and kind in ("Softmax", "Sigmoid"):
+    if request.logits and kind in ("Softmax", "Sigmoid"):
         raise ModelSpecError(f"model={spec!r}: it ends in {kind.lower()}; logits are wanted: leave that out")
-    mode = options.pop("preprocess", "tf")
-    if options or mode not in MODES:
-        wrong = next(iter(options), f"preprocess={mode}")
-        raise ModelSpecError(f"model={spec!r}: no option `{wrong}`; it has preprocess={'|'.join(MODES)} and classes")
+    mode = chosen_mode(request) or "tf"
     normalise = Normalise() if mode == "tf" else preprocessing_by_name(mode, image_shape[2])
     return Model(
         spec,

@@ -36,7 +36,7 @@ def input_size(path: str) -> tuple[int, int] | None:
     Raises:
         ModelSpecError: no such file, no Keras model, or unsafe content.
     """
-    inputs = getattr(load_model(path, "model"), "inputs", None) or ()
+    inputs = getattr(load_model(path, "model"), "inputs", None) or []
     shape = list(inputs[0].shape) if len(inputs) == 1 else []
     if len(shape) != 4 or (shape[1] is None and shape[2] is None):
         return None
@@ -57,7 +57,8 @@ def adopt(request: Request, model: Any, *, own: str) -> Model:
     if request.head is not None:
         parsed = keras_head.parse(request.head)
         backbone = keras_head.cut(model, spec)
-        network = keras_head.compose(backbone, parsed, outputs)
+        with keras_models.seeded(request.seed):
+            network = keras_head.compose(backbone, parsed, outputs)
         notes.append(f"a new head of {outputs} outputs on {backbone.name}'s {_size(backbone.output_shape)} features")
     else:
         if model.output_shape != (None, outputs):

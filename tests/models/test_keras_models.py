@@ -262,6 +262,17 @@ def test_a_new_head_takes_the_place_of_the_last_layer_and_keeps_the_rest(tmp_pat
         build(f"file:{path}", image_shape=(8, 8, 1), outputs=3)
 
 
+def test_a_new_head_on_a_saved_model_starts_from_the_seed_alone(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "m.keras"
+    keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(3)]).save(path)
+    one, same_seed, other = (
+        values(build(f"file:{path}", image_shape=(8, 8, 3), outputs=2, head="gap,4", seed=seed).network)
+        for seed in (1, 1, 2)
+    )
+    assert same(one, same_seed)
+    assert not same(one, other, under="head/")
+
+
 def test_a_model_that_scales_its_images_is_given_pixels(tmp_path: pathlib.Path) -> None:
     layers = [keras.layers.Rescaling(1 / 255), keras.layers.Flatten(), keras.layers.Dense(3)]
     keras.Sequential([keras.Input((8, 8, 1)), *layers]).save(tmp_path / "m.keras")

@@ -4,7 +4,8 @@ engine is the first window of TrainStep with AdamW; keras is the first train_on_
 of keras.layers with equal weights. All variables train. Each measurement is a process of its own, in
 turn: engine, keras, keras, engine, and so on. The clock starts when the model with its weights and
 the batch are ready, and stops when the update is done and the loss is on the host; importing,
-building and model.compile are not counted. The data are one random batch.
+building and model.compile are not counted. The data are one random batch. Keras decides itself about
+XLA (jit_compile="auto": not on a machine without accelerators); what it decided is reported.
 """
 
 from __future__ import annotations
@@ -34,12 +35,6 @@ flags.DEFINE_integer("image_size", 224, "Height and width of the images in pixel
 flags.DEFINE_integer("batch_size", 4, "Examples in the batch.")
 flags.DEFINE_integer("classes", 1000, "Outputs of the head, in classes, at least 2.")
 flags.DEFINE_integer("repeats", 5, "Pairs of measurements, one of each runner in a process of its own.")
-flags.DEFINE_enum(
-    "keras_jit",
-    "auto",
-    ["auto", "off"],
-    "Keras' jit_compile: auto (its default, which compiles with XLA where it can) or off.",
-)
 flags.DEFINE_integer("seed", 0, "Of the initial weights, the images and the labels.")
 flags.DEFINE_string("out", None, "A .json file for the results (seconds, bytes); unless given, none.")
 flags.DEFINE_enum("child", None, RUNNERS, "Internal: be the process that measures this; reads a job in JSON.")
@@ -83,7 +78,7 @@ def _pair(job: peers.Job, number: int) -> dict[str, Any]:
     """Both runners once, the order swapped every pair."""
     found = {}
     for runner in RUNNERS if number % 2 == 0 else RUNNERS[::-1]:
-        words = ["scripts.benchmark_first_step", f"--child={runner}", f"--keras_jit={F.keras_jit}"]
+        words = ["scripts.benchmark_first_step", f"--child={runner}"]
         found[runner] = peers.start(words, job, runner)
         print(f"  {number + 1} of {F.repeats}, {runner}: {found[runner]['seconds'][0]:.2f} s", flush=True)
     peers.check_agreement(job, {runner: found[runner] for runner in RUNNERS}, {})
@@ -125,7 +120,7 @@ def _child(name: str) -> int:
     if name == "keras":
         from scripts import peers_keras
 
-        result = peers_keras.run_first(job, jit="auto" if F.keras_jit == "auto" else False)
+        result = peers_keras.run_first(job)
     else:
         from scripts.peers_tensorflow import Engine
 

@@ -97,7 +97,7 @@ class Stopwatch(keras.callbacks.Callback):
         self.seconds.append(time.perf_counter() - self._start)
 
 
-def compiled(job: Job, *, jit: str | bool = "auto") -> Any:
+def compiled(job: Job) -> Any:
     """The job's model with its weights, what does not train frozen, compiled with the job's AdamW; nothing traced."""
     model = build(job.config)
     variables = paths(model)
@@ -117,7 +117,7 @@ def compiled(job: Job, *, jit: str | bool = "auto") -> Any:
     if undecayed:
         optimizer.exclude_from_weight_decay(var_list=undecayed)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=jit)
+    model.compile(optimizer, loss, metrics=["accuracy"])
     return model
 
 
@@ -137,9 +137,9 @@ def run(job: Job) -> dict[str, Any]:
     }
 
 
-def run_first(job: Job, *, jit: str | bool) -> dict[str, Any]:
+def run_first(job: Job) -> dict[str, Any]:
     """Times the first ``train_on_batch``; reports as scripts.peers.run does, and whether XLA compiled it."""
-    model = compiled(job, jit=jit)
+    model = compiled(job)
     images, labels = (tf.constant(array) for array in job.batch())
     start = time.perf_counter()
     loss = float(model.train_on_batch(images, labels, return_dict=True)["loss"])

@@ -44,7 +44,7 @@ def build(request: Request) -> Model:
     with seeded(request.seed):
         try:
             network = factory(*arguments)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ModelSpecError(f"model={spec!r}: {name}{_shown(arguments)} raised {_text(error)}") from None
     if (not isinstance(network, tf.Module) and not is_keras(network)) or not callable(network):
         raise ModelSpecError(
@@ -89,7 +89,7 @@ def _factory(spec: str, name: str) -> Any:
         sys.path.insert(0, os.getcwd())  # an installed program does not search there by itself
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may do anything, such as end the program
         raise ModelSpecError(f"model={spec!r}: importing {module_name} raised {_text(error)}") from None
     factory = getattr(module, attribute, None)
     if not callable(factory):
@@ -105,7 +105,7 @@ def _outputs(spec: str, network: Any, image_shape: tuple[int, int, int]) -> Any:
         traced = tf.function(lambda image: network(image, **_training(network)), autograph=False)
         concrete = traced.get_concrete_function(tf.TensorSpec([None, *image_shape], tf.float32))
         name_variables(network)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelSpecError(f"model={spec!r}: called on images {list(image_shape)} it raised {_text(error)}") from None
     if len(concrete.outputs) != 1:
         raise ModelSpecError(
@@ -122,6 +122,6 @@ def _shown(arguments: tuple[Any, ...]) -> str:
     return f"({', '.join(map(str, arguments))})"
 
 
-def _text(error: Exception) -> str:
+def _text(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}"

@@ -419,6 +419,7 @@ def subclass(image_shape, outputs): return Sub(outputs)
 def nothing(image_shape, outputs): return None
 def empty(): return tf.Module()
 def raises(image_shape, outputs): raise KeyError("boom")
+def ends(image_shape, outputs): raise SystemExit(0)
 def wrong_input(image_shape, outputs): return Net(5, outputs)
 """
 
@@ -456,6 +457,7 @@ def test_a_factory_without_arguments_may_get_a_new_head() -> None:
         ("nothing", "returned NoneType; a tf.Module with __call__ or a Keras model is wanted"),
         ("empty", "returned Module; a tf.Module with __call__"),
         ("raises", r"user_code:raises\(\(8, 8, 1\), 3\) raised KeyError: 'boom'"),
+        ("ends", r"user_code:ends\(\(8, 8, 1\), 3\) raised SystemExit: 0"),
         ("nine", "outputs have shape 9, the data want 3"),
         ("probabilities", "it ends in softmax; logits are wanted"),
         ("wrong_input", r"called on images \[8, 8, 1\] it raised"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from engine import checkpoint, graph, phases, report
+from engine import checkpoint, files, graph, phases, report
 from engine.checkpoint import Checkpoint
 from engine.errors import InputError
 from engine.loop import Event, Outcome, Stage, State
@@ -18,7 +18,7 @@ from engine.phases import Monitor
 from engine.step import TrainStep
 from engine.variables import ModelVariables
 
-_OURS = ("run.json", "metrics.jsonl", "checkpoints", "trained.npz", "curves.png", "tensorboard")
+_OURS = ("run.json", "metrics.jsonl", "checkpoints", "trained.npz", "ledger.json", "curves.png", "tensorboard")
 
 
 class RunDirError(InputError):
@@ -85,6 +85,7 @@ class RunDir:
         monitor: what "best" means.
         from_step: windows trained before, of a resume: later lines of metrics.jsonl are dropped.
             None is a new run: what one that was killed before its first checkpoint left is dropped.
+        ledger: content of ledger.json where a new run's weights were ported; a resume keeps the file that is there.
         say: called with a line when something is left out.
     """
 
@@ -98,9 +99,15 @@ class RunDir:
         keeping: Keeping,
         monitor: Monitor,
         from_step: int | None = None,
+        ledger: Mapping[str, Any] | None = None,
         say: Any = print,
     ) -> None:
         out.mkdir(parents=True, exist_ok=True)
+        if from_step is None:
+            if ledger is None:
+                (out / "ledger.json").unlink(missing_ok=True)
+            else:
+                files.write_json(out / "ledger.json", ledger)
         self.out = out
         self._step = step
         self._variables = variables

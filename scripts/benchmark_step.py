@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import pathlib
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,7 +26,6 @@ from scripts import peers, program
 F = flags.FLAGS
 
 RUNNERS = ("engine", "hand", "keras_fit", "torch")
-LEARNING_RATE = 1e-4
 _PACKAGES = {"keras_fit": "keras", "torch": "torch"}
 _LIMITS = {"image_size": 4096, "batch_size": 65536, "classes": 1_000_000, "steps": 1_000_000, "warmup": 1_000_000}
 
@@ -61,11 +58,24 @@ flags.DEFINE_enum(
 def main() -> int:
     if F.child:
         return _child(F.child)
+    from scripts import peers_jobs
+
     _check_flags()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a child does not outlive this process
     try:
         with tempfile.TemporaryDirectory(prefix="benchmark_step-") as folder:
-            rows = [row for job in _jobs(pathlib.Path(folder)) for row in _measure(job)]
+            jobs = peers_jobs.make(
+                pathlib.Path(folder),
+                model=F.model,
+                image_size=F.image_size,
+                classes=F.classes,
+                train=F.train,
+                batch_size=F.batch_size,
+                warmup=F.warmup,
+                steps=F.steps,
+                seed=F.seed,
+            )
+            rows = [row for job in jobs for row in _measure(job)]
     except peers.BenchmarkError as error:
         print(f"benchmark_step: {error}", file=sys.stderr)
         return program.FAILED
@@ -79,72 +89,6 @@ def main() -> int:
 
 
 # ---- what is measured
-
-
-def _jobs(folder: pathlib.Path) -> list[peers.Job]:
-    """One job per selection; all start from the same weights, in a file in ``folder``."""
-    import dataclasses
-
-    from engine import models, selection
-    from engine.errors import InputError
-    from engine.files import write_npz
-    from engine.filters import FilterError
-    from engine.models import vit
-    from engine.optimizers import AdamW
-    from engine.variables import name_variables
-
-    model = models.build(F.model, image_shape=(F.image_size, F.image_size, 3), outputs=F.classes, seed=F.seed)
-    config = getattr(model.network, "config", None)
-    if not isinstance(config, vit.Config) or config != dataclasses.replace(
-        config,
-        pool="token",
-        class_token=None,
-        fc_norm=False,
-        norm_epsilon=vit.Config.norm_epsilon,
-        layer_scale=None,
-        dropout=0.0,
-        drop_path=0.0,
-    ):
-        raise InputError(
-            f"model={F.model!r}: the peers are plain ViTs; vit:SIZE/PATCH with the options depth, gelu, classes will do"
-        )
-    if model.outputs < 2:
-        raise InputError(f"model={F.model!r}: classes={model.outputs}: a softmax needs at least 2 classes")
-    variables = name_variables(model.network)
-    adamw = AdamW()
-    decayed = selection.matching(variables, adamw.decay)
-    weights = folder / "weights.npz"
-    jobs = []
-    for text in F.train:
-        try:
-            chosen = selection.select(variables, text)
-        except FilterError as error:
-            raise FilterError(f"train={text!r}: {error}") from None
-        trained = [entry.path for entry in chosen.trained]
-        jobs.append(
-            peers.Job(
-                model=F.model,
-                config=dataclasses.asdict(config),
-                train=text,
-                trained=trained,
-                decayed=[path for path in trained if path in decayed],
-                weights=str(weights),
-                batch_size=F.batch_size,
-                warmup=F.warmup,
-                steps=F.steps,
-                adamw={
-                    "learning_rate": LEARNING_RATE,
-                    **{name: getattr(adamw, name) for name in ("beta1", "beta2", "epsilon", "weight_decay")},
-                },
-                seed=F.seed,
-            )
-        )
-    write_npz(weights, ((entry.path, entry.variable.numpy()) for entry in variables))
-    print(
-        f"{F.model} at {F.image_size} px, {variables.parameters:,} parameters, batch {F.batch_size}, "
-        f"{F.steps} windows after {F.warmup}"
-    )
-    return jobs
 
 
 def _measure(job: peers.Job) -> list[dict[str, Any]]:
@@ -195,29 +139,15 @@ def _start(runner: str, job: peers.Job) -> dict[str, Any]:
     what = "engine and hand in turn" if runner == "pair" else f"{runner} alone"
     print(f"  {job.train}: {what} ...", end="", flush=True)
     start = time.monotonic()
-    environment = os.environ | {"KERAS_BACKEND": "tensorflow"}
-    child = subprocess.run(
-        [sys.executable, "-m", *words], input=job.text(), capture_output=True, text=True, env=environment, check=False
-    )
+    found = peers.start(words, job, runner)
     print(f" {time.monotonic() - start:.0f} s")
-    if child.returncode:
-        said = child.stderr.strip().splitlines()[-3:]
-        reason = "; ".join(line.strip() for line in said) or f"exit code {child.returncode}"
-        if child.returncode == -signal.SIGKILL:
-            reason = "killed, as by a system out of memory; a smaller --batch_size needs less"
-        raise peers.BenchmarkError(f"{runner} on {job.train} failed: {reason}")
-    return json.loads(child.stdout.splitlines()[-1])
+    return found
 
 
 def _child(name: str) -> int:
-    from engine.errors import InputError
+    from scripts import peers_jobs
 
-    try:
-        job = peers.Job.read()
-    except (ValueError, TypeError) as error:
-        raise InputError(
-            f"child={name}: it is started by benchmark_step with a job on standard input ({error})"
-        ) from None
+    job = peers_jobs.read(name)
     if name == "keras_fit":
         from scripts import peers_keras
 
@@ -252,10 +182,7 @@ def _check_flags() -> None:
     for name in ("runners", "train"):
         if not F[name].value or len(set(F[name].value)) < len(F[name].value):
             raise InputError(f"{name}={','.join(F[name].value)!r}: at least one is wanted, and each once")
-    if F.out is not None:
-        folder = pathlib.Path(F.out).parent
-        if not folder.is_dir() or pathlib.Path(F.out).is_dir() or not os.access(folder, os.W_OK):
-            raise InputError(f"out={F.out!r}: it must be a file in an existing folder that can be written to")
+    program.check_out(F.out)
 
 
 def run() -> None:

@@ -2,7 +2,7 @@
 
 Without flags: vit:mini with its pre-trained weights on the embedded Fashion-MNIST, in two phases,
 first the head, then the head and the last two blocks. The run directory gets run.json,
-metrics.jsonl, curves.png, tensorboard/, checkpoints/ and trained.npz.
+metrics.jsonl, curves.png, tensorboard/, checkpoints/, trained.npz and ledger.json.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _FREE = {
 def main() -> int:
     import tensorflow as tf
 
-    from engine import checkpoint, data, evaluate, losses, models, porting, rundir, sizes
+    from engine import checkpoint, data, evaluate, losses, models, rundir, sizes
     from engine.data import augment
     from engine.loop import Loop, LoopError, Outcome, State
     from engine.phases import Evaluation
@@ -49,12 +49,14 @@ def main() -> int:
         tf.config.experimental.enable_op_determinism()
 
     # ---- data, model, loss
+    size = None if F.image_size is None else data.parse_image_size(F.image_size)
+    if size is None and F.data.startswith("folder:"):
+        size = models.default_image_size(F.model)
     source = data.open_source(
         F.data,
         eval_fraction=F.eval_fraction,
         train_examples=F.train_examples,
-        image_size=data.parse_image_size(F.image_size) if F.image_size is not None else None,
-        folder_size=models.default_image_size(F.model),
+        image_size=size,
         bad_images=F.bad_images,
         image_cache=sizes.parse_bytes(F.image_cache, name="image_cache"),
     )
@@ -87,7 +89,7 @@ def main() -> int:
     if F.resume and F.out is None:
         raise rundir.RunDirError("resume: --out=FOLDER says which run")
     found = rundir.find_resumable(out, resume=F.resume, settings=settings, warn=print)
-    state = State()
+    state, ledger = State(), None
     if found is not None:
         checkpoint.restore(found, variables)
         step.restore(variables, found.state["step"], found.arrays)
@@ -98,9 +100,7 @@ def main() -> int:
     elif F.weights == "none" or (F.weights == "auto" and model.shipped_weights is None):
         print("weights: random" + ("" if F.weights == "none" else f" (none ship with {F.model})"))
     else:
-        file = model.shipped_weights if F.weights == "auto" and model.shipped_weights else pathlib.Path(F.weights)
-        ledger = porting.load(model.network, file, F.rules)
-        print(f"weights: {file.name}, {ledger.summary()}")
+        ledger = _port(model, source)
     if F.resume and found is None:
         print(f"resume: {out} holds no checkpoint; starting at step 0")
 
@@ -142,6 +142,7 @@ def main() -> int:
         keeping=keeping,
         monitor=F.monitor,
         from_step=state.step if found is not None else None,
+        ledger=None if ledger is None else ledger.to_json(target=F.model),
     )
     total = sum(stage.phase.windows(per_epoch) for stage in stages)
     progress = Progress(total, start=state.step, log_every=F.log_every)
@@ -202,6 +203,28 @@ def main() -> int:
     )
     _print_end(run, outcome, out)
     return code
+
+
+def _port(model: Any, source: Any) -> Any:
+    """Loads the shipped weights, or the file that --weights names; says so and returns the ledger."""
+    from engine import porting
+
+    shipped = F.weights == "auto"
+    file = model.shipped_weights if shipped else pathlib.Path(F.weights)
+    try:
+        ledger = porting.load(model.network, file, F.rules)
+    except porting.PortError as error:
+        if not shipped:
+            raise
+        height, width, channels = source.image_shape
+        raise porting.PortError(
+            f"weights='auto': the weights that ship with {F.model.split(',')[0]} are for {model.shipped_for}; they do "
+            f"not fit --model={F.model} on images of {height}x{width} with {channels} channel{'s'[: channels - 1]}. "
+            "--weights=none starts from random weights (--train=@all then trains all of them); --weights=FILE takes "
+            f"others, --model another network, such as keras:MobileNetV2.\n{error}"
+        ) from None
+    print(f"weights: {file.name}, {ledger.summary()}")
+    return ledger
 
 
 def _stages(model: Any, variables: Any, per_epoch: int) -> list[Any]:

@@ -1,4 +1,4 @@
-"""What all runners of benchmark_step share: the job they are given, how they are timed, compared and shown.
+"""What the runners of the benchmarks share: the job they are given, how they are started, timed, compared and shown.
 
 Imports no framework, so that the torch runner's memory is torch's alone.
 """
@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
 import resource
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,8 +20,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-# relative difference of the first window's loss; keras_fit and torch sum in another order
-AGREEMENT = {"hand": 1e-5, "keras_fit": 1e-4, "torch": 1e-4}
+# relative difference of the first window's loss; Keras and torch sum in another order
+AGREEMENT = {"hand": 1e-5, "keras": 1e-4, "keras_fit": 1e-4, "torch": 1e-4}
 
 
 class BenchmarkError(Exception):
@@ -106,6 +109,30 @@ def run_pair(one: Runner, other: Runner, job: Job) -> tuple[dict[str, Any], dict
         report(one, losses[0], times[0][job.warmup :]),
         report(other, losses[1], times[1][job.warmup :]),
     )
+
+
+def start(words: list[str], job: Job, runner: str) -> dict[str, Any]:
+    """Runs ``python -m`` of these words on a job in a process of its own; what it prints last.
+
+    Raises:
+        BenchmarkError: it failed; names the runner and the end of what it said.
+    """
+    child = subprocess.run(
+        [sys.executable, "-m", *words],
+        input=job.text(),
+        capture_output=True,
+        text=True,
+        env=os.environ | {"KERAS_BACKEND": "tensorflow"},
+        check=False,
+    )
+    if child.returncode:
+        said = child.stderr.strip().splitlines()[-3:]
+        reason = "; ".join(line.strip() for line in said) or f"exit code {child.returncode}"
+        if child.returncode == -signal.SIGKILL:
+            reason = "killed, as by a system out of memory; a smaller --batch_size needs less"
+        raise BenchmarkError(f"{runner} on {job.train} failed: {reason}")
+    found: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
+    return found
 
 
 def timed(window: Callable[[], float], losses: list[float], seconds: list[float]) -> None:

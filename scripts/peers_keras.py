@@ -1,4 +1,4 @@
-"""The runner keras_fit: an equal ViT in plain keras.layers, trained by Keras 3's model.fit."""
+"""An equal ViT in plain keras.layers, trained by Keras 3's model.fit (the runner keras_fit) or train_on_batch."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ class Stopwatch(keras.callbacks.Callback):
         self.seconds.append(time.perf_counter() - self._start)
 
 
-def run(job: Job) -> dict[str, Any]:
-    """Builds, freezes, compiles and fits; reports as scripts.peers.run does."""
+def compiled(job: Job) -> Any:
+    """The job's model with its weights, what does not train frozen, compiled with the job's AdamW; nothing traced."""
     model = build(job.config)
     variables = paths(model)
     for path, value in job.arrays():
@@ -116,18 +116,47 @@ def run(job: Job) -> dict[str, Any]:
     undecayed = [variables[path] for path in job.trained if path not in set(job.decayed)]
     if undecayed:
         optimizer.exclude_from_weight_decay(var_list=undecayed)
-    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss, metrics=["accuracy"])
+    return model
 
+
+def run(job: Job) -> dict[str, Any]:
+    """Builds, freezes, compiles and fits; reports as scripts.peers.run does."""
+    model = compiled(job)
     windows = job.warmup + job.steps
     watch = Stopwatch()
     data = tf.data.Dataset.from_tensors(job.batch()).repeat(windows)
     model.fit(data, epochs=1, steps_per_epoch=windows, verbose=0, callbacks=[watch])
-    slots = [v for v in optimizer.variables if v.path.endswith(("_momentum", "_velocity"))]
     return {
         "first_loss": watch.losses[0],
         "last_loss": watch.losses[-1],
         "seconds": watch.seconds[job.warmup :],
         "peak_rss_bytes": peak_rss_bytes(),
+        **facts(model),
+    }
+
+
+def run_first(job: Job) -> dict[str, Any]:
+    """Times the first ``train_on_batch``; reports as scripts.peers.run does, and whether XLA compiled it."""
+    model = compiled(job)
+    images, labels = (tf.constant(array) for array in job.batch())
+    start = time.perf_counter()
+    loss = float(model.train_on_batch(images, labels, return_dict=True)["loss"])
+    seconds = time.perf_counter() - start
+    return {
+        "first_loss": loss,
+        "seconds": [seconds],
+        "peak_rss_bytes": peak_rss_bytes(),
+        "xla": bool(model.jit_compile),
+        **facts(model),
+    }
+
+
+def facts(model: Any) -> dict[str, Any]:
+    """parameters, trained_parameters, and slot_bytes of a model that has trained."""
+    slots = [v for v in model.optimizer.variables if v.path.endswith(("_momentum", "_velocity"))]
+    return {
         "parameters": sum(int(np.prod(v.shape)) for v in model.weights),
         "trained_parameters": sum(int(np.prod(v.shape)) for v in model.trainable_weights),
         "slot_bytes": sum(int(np.prod(v.shape)) * 4 for v in slots),

@@ -69,6 +69,16 @@ def _fail(name: str, error: object, code: int, hint: str = "") -> int:
     return code
 
 
+def check_out(out: str | None) -> None:
+    """Raises InputError unless ``--out`` can be written as a file, or is not given."""
+    from engine.errors import InputError
+
+    if out is not None:
+        folder = os.path.dirname(out) or "."
+        if not os.path.isdir(folder) or os.path.isdir(out) or not os.access(folder, os.W_OK):
+            raise InputError(f"out={out!r}: it must be a file in an existing folder that can be written to")
+
+
 def own_flags(module: str) -> dict[str, Any]:
     """Name -> value of the flags that a program defines itself (``module`` is its ``__name__``)."""
     defined = flags.FLAGS.flags_by_module_dict()

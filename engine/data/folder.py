@@ -111,7 +111,7 @@ def _check_classes(spec: str, folder: pathlib.Path, listing: Listing, classes: l
 
 def _list(spec: str, folder: pathlib.Path, ignored: Ignored) -> Listing:
     if not folder.exists():
-        near = [entry.name for entry in _entries(spec, folder.parent)] if folder.parent.is_dir() else []
+        near = _folders(spec, folder.parent) if folder.parent.is_dir() else []
         raise DataError(f"data={spec}: there is no folder {folder}{nearest(folder.name, near)}")
     if not folder.is_dir():
         raise DataError(f"data={spec}: {folder} is a file; a folder with a folder a class is wanted")

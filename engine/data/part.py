@@ -34,18 +34,36 @@ class Images(Protocol):
 class Part:
     """Examples that are read by position.
 
+    Labels belong to positions, not to images: ``labels[p]`` is that of ``images[index[p]]``.
+
     Attributes:
         images: an array, or anything else that has ``Images``; other parts may share it.
         labels: int64 [m] classes, or float32 [m] or [m, C] targets, one for each position.
         index: int64 [m], the number in ``images`` for each position: the part has m examples.
         hold_out: float64 [m] in [0, 1), or None: an evaluation part of a share f takes the examples below f.
             None leaves the choice to a fixed permutation.
+
+    Raises:
+        DataError: arrays of another length than ``index``, or an index that is no image's number.
     """
 
     images: Images
     labels: np.ndarray
     index: np.ndarray
     hold_out: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        index, count = self.index, self.images.shape[0]
+        if index.ndim != 1 or index.dtype.kind != "i":
+            raise DataError(f"index: {index.dtype} {list(index.shape)}; int64 [m] is wanted, an image's number each")
+        for name, array in (("labels", self.labels), ("hold_out", self.hold_out)):
+            if array is not None and (array.ndim < 1 or len(array) != len(index)):
+                raise DataError(
+                    f"{name}: shape {list(array.shape)} for an index of {len(index)}; one for each position is wanted "
+                    f"({name} of all images: {name}[index])"
+                )
+        if len(wrong := np.flatnonzero((index < 0) | (index >= count))):
+            raise DataError(f"index[{wrong[0]}]={index[wrong[0]]}: there are {count} images, numbered from 0")
 
     def __len__(self) -> int:
         return len(self.index)

@@ -30,7 +30,6 @@ def open_source(
     eval_fraction: float | None = None,
     train_examples: int | None = None,
     image_size: Size | None = None,
-    folder_size: Size = FOLDER_SIZE,
     bad_images: str = "stop",
     image_cache: int = IMAGE_CACHE,
     say: Say = print,
@@ -44,8 +43,7 @@ def open_source(
             permutation, whatever the run's seed.
         train_examples: use only so many training examples, chosen by a fixed permutation.
         image_size: (height, width) that images are resized to (engine.data.resize); None leaves arrays
-            as they are and takes ``folder_size`` for image files.
-        folder_size: see ``image_size``.
+            as they are and makes 224x224 of image files.
         bad_images: what is done with image files that cannot be read, "stop" or "skip"; they are named.
         image_cache: bytes of memory for decoded or resized images; what does not fit is decoded or
             resized again at every reading, with the same result.
@@ -72,7 +70,7 @@ def open_source(
     elif kind == "idx" and rest:
         source = arrays.from_idx(spec, pathlib.Path(rest), size=image_size, budget=image_cache)
     elif kind == "folder" and rest:
-        size, skip = image_size or folder_size, bad_images == "skip"
+        size, skip = image_size or FOLDER_SIZE, bad_images == "skip"
         source = open_folder(spec, pathlib.Path(rest), size=size, budget=image_cache, skip_bad=skip, say=say)
     else:
         raise DataError(f"data={spec!r}: known sources are {', '.join(SOURCES)}{nearest(spec, list(SOURCES))}")

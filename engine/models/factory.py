@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,39 @@ from engine.selection import Statistics
 
 NAMES = ("vit:mini", "vit:Ti/16", "vit:S/16", "vit:B/16", "vit:L/16", "cnn:mini")
 KERAS_NAMES = ("keras:NAME", "file:X.keras", "file:X.h5", "py:module:factory")
-_SHIPPED = {"vit:mini": "vit_mini_fashion5.npz"}
+ANY_SIZE = (224, 224)
+_SHIPPED = {"vit:mini": ("vit_mini_fashion5.npz", "grey images (one channel) of 28x28 pixels and 6 blocks")}
 
 
 class ModelSpecError(InputError):
     """A model name or option that does not exist, or does not suit the images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is asked of a model's builder, one for every family.
+
+    Attributes:
+        spec: as given, for messages.
+        name: the part of it after the family, without the options.
+        options: text of each option of the spec but ``classes``.
+        image_shape: (height, width, channels) of the data.
+        outputs: of the head.
+        head: a new head for a Keras model (engine.models.keras_head), or None.
+        logits: whether the loss wants logits: a last softmax or sigmoid is then taken off.
+        seed: of the initial weights.
+        dtype: of the variables.
+    """
+
+    spec: str
+    name: str
+    options: Mapping[str, str]
+    image_shape: tuple[int, int, int]
+    outputs: int
+    head: str | None
+    logits: bool
+    seed: int
+    dtype: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +65,7 @@ class Model:
         upper: filter text for "the upper part", which the default second phase trains with the head.
         statistics: what statistics of trained layers do by default ("follow" or "frozen").
         shipped_weights: the file that ``--weights=auto`` loads, or None.
+        shipped_for: what that file was made for, in words.
         notes: what was decided for the user about it, a sentence each.
         load: loads weights by the name in a flag and says what it did; None for a file that is not
             of the model's own kinds. Such files, or a model without it, are for engine.porting.
@@ -49,6 +78,7 @@ class Model:
     upper: str
     statistics: Statistics = "follow"
     shipped_weights: pathlib.Path | None = None
+    shipped_for: str = ""
     notes: tuple[str, ...] = ()
     load: Callable[[str], str | None] | None = None
 
@@ -82,64 +112,76 @@ def build(
         ModelSpecError: unknown name or option, or images that the model cannot take.
     """
     name, *options = [part.strip() for part in spec.split(",")]
-    family, _, size = name.partition(":")
+    family, _, rest = name.partition(":")
     chosen = _options(spec, options)
-    outputs = _whole(spec, "classes", chosen.pop("classes"), 1_000_000) if "classes" in chosen else outputs
+    if "classes" in chosen:
+        outputs = _whole(spec, "classes", chosen.pop("classes"), 1_000_000)
+    request = Request(
+        spec=spec,
+        name=rest,
+        options=chosen,
+        image_shape=image_shape,
+        outputs=outputs,
+        head=head,
+        logits=logits,
+        seed=seed,
+        dtype=dtype,
+    )
     if family in ("keras", "file", "py"):
-        return _keras(spec, family, size, chosen, image_shape, outputs, head, logits, seed, dtype)
+        return _keras(family, request)
     if head is not None:
         raise ModelSpecError(f"head={head!r}: {spec} has a head of its own; --head is for {', '.join(KERAS_NAMES)}")
     if family == "vit":
-        return _vit(spec, size, chosen, image_shape, outputs, seed, dtype)
+        return _vit(request)
     if name == "cnn:mini":
-        if chosen:
-            raise ModelSpecError(f"model={spec!r}: cnn:mini has no option `{next(iter(chosen))}`; it has classes")
-        if min(image_shape[:2]) < 8:
-            raise ModelSpecError(
-                f"model={spec!r}: images of {image_shape[0]}x{image_shape[1]} are too small; 8x8 at least"
-            )
-        network = cnn.CNN(image_shape[2], outputs, seed=seed, dtype=dtype)
-        return Model(spec, network, outputs, Normalise(), upper="stages/[23]/.*")
+        return _cnn(request)
     known = [*NAMES, *KERAS_NAMES]
     raise ModelSpecError(f"model={spec!r}: known models are {', '.join(known)}{nearest(name, known)}")
 
 
-def _keras(
-    spec: str,
-    family: str,
-    name: str,
-    chosen: dict[str, str],
-    image: tuple[int, int, int],
-    outputs: int,
-    head: str | None,
-    logits: bool,
-    seed: int,
-    dtype: Any,
-) -> Model:
+def _keras(family: str, request: Request) -> Model:
     # here, not above: these rooms import Keras, which other models do not need, and this one
     from engine.models import keras_files, keras_models, user_models
 
-    if family == "keras":
-        return keras_models.build(
-            spec, name, chosen, image_shape=image, outputs=outputs, head=head, seed=seed, dtype=dtype
-        )
-    if family == "file":
-        return keras_files.build(
-            spec, name, chosen, image_shape=image, outputs=outputs, head=head, logits=logits, dtype=dtype
-        )
-    return user_models.build(
-        spec, name, chosen, image_shape=image, outputs=outputs, head=head, logits=logits, seed=seed, dtype=dtype
-    )
+    return {"keras": keras_models, "file": keras_files, "py": user_models}[family].build(request)
 
 
 def default_image_size(spec: str) -> tuple[int, int]:
-    """(height, width) that image files are resized to for this model, when nothing else is said."""
-    return (28, 28) if spec.split(",")[0].strip().endswith(":mini") else (224, 224)
+    """(height, width) in pixels that image files are resized to for this model, when nothing else is said.
+
+    ``:mini`` models have 28, an application its native size, a saved model that of its input (the file
+    is read for it), and all others 224.
+
+    Raises:
+        ModelSpecError: a saved model that cannot be read.
+    """
+    name = spec.split(",")[0].strip()
+    family, _, rest = name.partition(":")
+    if name.endswith(":mini"):
+        return 28, 28
+    if family == "keras":
+        from engine.models import keras_models
+
+        return keras_models.native_size(rest)
+    if family == "file":
+        from engine.models import keras_files
+
+        return keras_files.input_size(rest) or ANY_SIZE
+    return ANY_SIZE
 
 
-def _vit(
-    spec: str, size: str, chosen: dict[str, str], image: tuple[int, int, int], outputs: int, seed: int, dtype: Any
-) -> Model:
+def _cnn(request: Request) -> Model:
+    spec, (height, width, channels) = request.spec, request.image_shape
+    if request.options:
+        raise ModelSpecError(f"model={spec!r}: cnn:mini has no option `{next(iter(request.options))}`; it has classes")
+    if min(height, width) < 8:
+        raise ModelSpecError(f"model={spec!r}: images of {height}x{width} are too small; 8x8 at least")
+    network = cnn.CNN(channels, request.outputs, seed=request.seed, dtype=request.dtype)
+    return Model(spec, network, request.outputs, Normalise(), upper="stages/[23]/.*")
+
+
+def _vit(request: Request) -> Model:
+    spec, size, image = request.spec, request.name, request.image_shape
     match = re.fullmatch(r"([A-Za-z]+)(?:/(\d{1,4}))?", size)
     if match is None or match.group(1) not in vit.SIZES or (match.group(1) != "mini" and match.group(2) is None):
         raise ModelSpecError(
@@ -153,7 +195,7 @@ def _vit(
             f"model={spec!r}: images of {image[0]}x{image[1]} do not divide into patches of {patch}x{patch}"
         )
     settings: dict[str, Any] = {}
-    for option, value in chosen.items():
+    for option, value in request.options.items():
         if option == "pool" and value in ("token", "mean"):
             settings["pool"] = value
         elif option == "gelu" and value in ("exact", "tanh"):
@@ -187,15 +229,18 @@ def _vit(
             raise ModelSpecError(
                 f"model={spec!r}: `{written}` is no option of a ViT; options: {', '.join(known)}{nearest(written, known)}"
             )
-    config = vit.Config(width=width, depth=depth, heads=heads, patch=patch, image=image, classes=outputs, **settings)
-    shipped = _SHIPPED.get(f"vit:{size}")
+    config = vit.Config(
+        width=width, depth=depth, heads=heads, patch=patch, image=image, classes=request.outputs, **settings
+    )
+    shipped, made_for = _SHIPPED.get(f"vit:{size}", (None, ""))
     return Model(
         spec,
-        vit.ViT(config, seed=seed, dtype=dtype),
-        outputs,
+        vit.ViT(config, seed=request.seed, dtype=request.dtype),
+        request.outputs,
         Normalise(),
         upper=f"@blocks[-{min(2, depth)}:]",
         shipped_weights=pathlib.Path(__file__).parent / "weights" / shipped if shipped else None,
+        shipped_for=made_for,
     )
 
 

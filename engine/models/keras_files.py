@@ -11,66 +11,54 @@ from typing import Any
 import tensorflow as tf
 
 from engine.data import Normalise
-from engine.filters import nearest
 from engine.models import keras_head, keras_models, keras_weights
-from engine.models.factory import Model, ModelSpecError
+from engine.models.factory import Model, ModelSpecError, Request
 from engine.models.keras_safe import load_model
 from engine.variables import name_variables
 
 
-def build(
-    spec: str,
-    path: str,
-    options: dict[str, str],
-    *,
-    image_shape: tuple[int, int, int],
-    outputs: int,
-    head: str | None = None,
-    logits: bool = True,
-    dtype: Any = tf.float32,
-) -> Model:
-    """Loads a saved model.
+def build(request: Request) -> Model:
+    """Loads a saved model: the request's name is a ``.keras`` file, or a legacy ``.h5`` or ``.hdf5``.
 
-    Args:
-        spec: as given, for messages.
-        path: a ``.keras`` file, or a legacy ``.h5`` or ``.hdf5``.
-        options: ``preprocess=tf|torch|caffe|unit|pixels`` says what its images should be.
-        image_shape: (height, width, channels) of the data.
-        outputs: wanted.
-        head: a new head instead of its last layer (engine.models.keras_head), or None.
-        logits: whether the loss wants logits: a last softmax or sigmoid is then taken off.
-        dtype: of the variables; a file keeps its own, so another is an error.
+    The option ``preprocess=tf|torch|caffe|unit|pixels`` says what its images should be. A file keeps
+    the dtype of its variables, so another is an error.
 
     Raises:
         ModelSpecError: no such file, no Keras model, unsafe content, or images or outputs that do not fit.
         HeadError: no head can be put on it.
     """
-    loaded = load_model(path, "model")
-    return adopt(spec, loaded, options, image_shape, outputs, head, logits, dtype, own=f"those of {path}")
+    return adopt(request, load_model(request.name, "model"), own=f"those of {request.name}")
 
 
-def adopt(
-    spec: str,
-    model: Any,
-    options: dict[str, str],
-    image_shape: tuple[int, int, int],
-    outputs: int,
-    head: str | None,
-    logits: bool,
-    dtype: Any,
-    *,
-    own: str,
-) -> Model:
-    """Makes a Keras model trainable here: input and outputs checked, a head or logits where wanted."""
-    _check_input(spec, model, image_shape)
+def input_size(path: str) -> tuple[int, int] | None:
+    """(height, width) in pixels of a saved model's only input; None where it takes any.
+
+    Raises:
+        ModelSpecError: no such file, no Keras model, or unsafe content.
+    """
+    inputs = getattr(load_model(path, "model"), "inputs", None) or []
+    shape = list(inputs[0].shape) if len(inputs) == 1 else []
+    if len(shape) != 4 or (shape[1] is None and shape[2] is None):
+        return None
+    return shape[1] or shape[2], shape[2] or shape[1]
+
+
+def adopt(request: Request, model: Any, *, own: str) -> Model:
+    """Makes a Keras model trainable here: input and outputs checked, a head or logits where wanted.
+
+    ``own`` says where its weights come from. Raises as ``build`` does.
+    """
+    spec, outputs, dtype = request.spec, request.outputs, tf.as_dtype(request.dtype).name
+    _check_input(spec, model, request.image_shape)
     model = _plain(model)
-    normalise, note = _preprocessing(spec, model, options)
+    normalise, note = _preprocessing(request, model)
     notes = [note] if note else []
     backbone = None
-    if head is not None:
-        parsed = keras_head.parse(head)
+    if request.head is not None:
+        parsed = keras_head.parse(request.head)
         backbone = keras_head.cut(model, spec)
-        network = keras_head.compose(backbone, parsed, outputs)
+        with keras_models.seeded(request.seed):
+            network = keras_head.compose(backbone, parsed, outputs)
         notes.append(f"a new head of {outputs} outputs on {backbone.name}'s {_size(backbone.output_shape)} features")
     else:
         if model.output_shape != (None, outputs):
@@ -78,11 +66,11 @@ def adopt(
                 f"model={spec!r}: its outputs have shape {_size(model.output_shape)}, the data want {outputs}; "
                 "--head=gap puts a new head in the place of its last layer"
             )
-        network, note = keras_head.without_activation(model, spec) if logits else (model, "")
+        network, note = keras_head.without_activation(model, spec) if request.logits else (model, "")
         notes += [note] if note else []
-    other = {e.variable.dtype.name for e in name_variables(network) if e.kind == "weight"} - {tf.as_dtype(dtype).name}
+    other = {e.variable.dtype.name for e in name_variables(network) if e.kind == "weight"} - {dtype}
     if other:
-        raise ModelSpecError(f"model={spec!r}: its weights are {', '.join(other)}; {tf.as_dtype(dtype).name} is wanted")
+        raise ModelSpecError(f"model={spec!r}: its weights are {', '.join(other)}; {dtype} is wanted")
     return Model(
         spec,
         network,
@@ -90,7 +78,7 @@ def adopt(
         normalise,
         upper=keras_head.upper(network),
         statistics="frozen",
-        notes=(*notes, *keras_models.colour_notes(normalise, image_shape)),
+        notes=(*notes, *keras_models.colour_notes(normalise, request.image_shape)),
         load=functools.partial(keras_weights.load, spec=spec, network=network, backbone=backbone, own=own),
     )
 
@@ -117,28 +105,20 @@ def _check_input(spec: str, model: Any, image: tuple[int, int, int]) -> None:
         raise ModelSpecError(f"model={spec!r}: its input has shape {_size(wanted)}; [height, width, 1 or 3] is wanted")
     if any(size is not None and size != given for size, given in zip(wanted[1:3], image[:2], strict=True)):
         raise ModelSpecError(
-            f"model={spec!r}: the images are {image[0]}x{image[1]}, its input is {wanted[1]}x{wanted[2]}; "
-            f"give it images of that size"
+            f"model={spec!r}: the images are {image[0]}x{image[1]}, its input is {_size(wanted[:3])}; "
+            "--image_size makes them so"
         )
 
 
-def _preprocessing(spec: str, model: Any, options: dict[str, str]) -> tuple[Normalise, str]:
+def _preprocessing(request: Request, model: Any) -> tuple[Normalise, str]:
     channels = model.input_shape[3]
-    mode = options.pop("preprocess", None)
-    if options:
-        raise ModelSpecError(f"model={spec!r}: no option `{next(iter(options))}`; it has preprocess and classes")
-    if mode is not None and mode not in keras_models.MODES:
-        raise ModelSpecError(
-            f"model={spec!r}: preprocess={mode!r} is none of {', '.join(keras_models.MODES)}"
-            + nearest(mode, list(keras_models.MODES))
-        )
-    if mode is None:
-        scaling = any(type(x).__name__ in ("Rescaling", "Normalization") for x in model._flatten_layers())
-        mode = "pixels" if scaling else "tf"
-        why = "it scales images itself" if scaling else "a file does not say what it was trained on"
-        note = f"images are given as {'0 to 255' if scaling else '-1 to 1'} ({why}; ,preprocess= says otherwise)"
-        return keras_models.preprocessing_by_name(mode, channels), note
-    return keras_models.preprocessing_by_name(mode, channels), ""
+    mode = keras_models.chosen_mode(request)
+    if mode is not None:
+        return keras_models.preprocessing_by_name(mode, channels), ""
+    scaling = any(type(x).__name__ in ("Rescaling", "Normalization") for x in model._flatten_layers())
+    why = "it scales images itself" if scaling else "a file does not say what it was trained on"
+    note = f"images are given as {'0 to 255' if scaling else '-1 to 1'} ({why}; ,preprocess= says otherwise)"
+    return keras_models.preprocessing_by_name("pixels" if scaling else "tf", channels), note
 
 
 def _size(shape: Any) -> str:

@@ -13,7 +13,7 @@ import inspect
 import random
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ import tensorflow as tf
 from engine.data import Normalise
 from engine.filters import nearest
 from engine.models import keras_head, keras_weights
-from engine.models.factory import Model, ModelSpecError
+from engine.models.factory import Model, ModelSpecError, Request
 from engine.models.keras_safe import import_keras
 from engine.models.keras_weights import ImagenetFile
 
@@ -31,6 +31,11 @@ MODES = ("tf", "torch", "caffe", "unit", "pixels")
 # What the engine decides: it sets these itself, or they would change what ImageNet weights mean.
 _RESERVED = {"include_top", "weights", "input_tensor", "input_shape", "pooling", "classes", "classifier_activation"}
 _RESERVED |= {"name", "weights_name", "include_preprocessing", "model_name", "default_size"}
+# Side in pixels of the images that an application was made for, where that is not 224 (Keras: default_size).
+_NATIVE = {"xception": 299, "inceptionv3": 299, "inceptionresnetv2": 299, "nasnetlarge": 331}
+_NATIVE |= {f"efficientnetb{n}": side for n, side in enumerate((224, 240, 260, 300, 380, 456, 528, 600))}
+_NATIVE |= {f"efficientnetv2b{n}": side for n, side in enumerate((224, 240, 260, 300))}
+_NATIVE |= {"efficientnetv2s": 384, "efficientnetv2m": 480, "efficientnetv2l": 480}
 
 
 @dataclass(frozen=True)
@@ -45,52 +50,41 @@ def applications() -> dict[str, Callable[..., Any]]:
     return {name: function for name, function in found.items() if inspect.isfunction(function)}
 
 
-def build(
-    spec: str,
-    name: str,
-    options: dict[str, str],
-    *,
-    image_shape: tuple[int, int, int],
-    outputs: int,
-    head: str | None = None,
-    seed: int = 0,
-    dtype: Any = tf.float32,
-) -> Model:
-    """Builds an application without its top, and a new head.
+def native_size(name: str) -> tuple[int, int]:
+    """(height, width) in pixels of the images that an application was made for; its name in any case."""
+    side = _NATIVE.get(name.lower(), 224)
+    return side, side
 
-    Args:
-        spec: as given, for messages.
-        name: of the application, in any case.
-        options: what its function takes, such as ``{"alpha": "0.35"}``, as text.
-        image_shape: (height, width, channels); grayscale images are repeated to three channels.
-        outputs: of the head.
-        head: "gap" when None (engine.models.keras_head).
-        seed: of the initial weights.
-        dtype: of the variables.
+
+def build(request: Request) -> Model:
+    """Builds an application without its top, and a new head ("gap" unless one is asked for).
+
+    The application's name is taken in any case; options are what its function takes, such as
+    ``alpha=0.35``; grayscale images are repeated to three channels.
 
     Raises:
         ModelSpecError: no such application or option, or images too small for it.
         HeadError: a head that cannot be read.
     """
+    spec, name, image_shape = request.spec, request.name, request.image_shape
     known = applications()
     right = {each.lower(): each for each in known}.get(name.lower())
     if right is None:
         raise ModelSpecError(
             f"model={spec!r}: keras.applications has no {name!r}{nearest_name(name, list(known)) or _all(known)}"
         )
-    make = functools.partial(
-        known[right], include_top=False, input_shape=(*image_shape[:2], 3), **_options(spec, known[right], options)
-    )
-    parsed = keras_head.parse(head or "gap")
-    with seeded(seed), _dtype(dtype):
+    options = _options(spec, known[right], request.options)
+    make = functools.partial(known[right], include_top=False, input_shape=(*image_shape[:2], 3), **options)
+    parsed = keras_head.parse(request.head or "gap")
+    with seeded(request.seed), _dtype(request.dtype):
         backbone, file = _backbone(spec, make, image_shape)
         backbone.name = right  # Keras' own has the width, and the size of the weights that it would load
-        network = keras_head.compose(backbone, parsed, outputs)
+        network = keras_head.compose(backbone, parsed, request.outputs)
     normalise = preprocessing(inspect.getmodule(known[right]).preprocess_input)  # type: ignore[union-attr]
     return Model(
         spec,
         network,
-        outputs,
+        request.outputs,
         normalise,
         upper=keras_head.upper(network),
         statistics="frozen",
@@ -147,7 +141,7 @@ def _not_loading() -> Iterator[list[ImagenetFile]]:
         file_utils.get_file, keras.Model.load_weights = get_file, load_weights
 
 
-def _options(spec: str, function: Callable[..., Any], options: dict[str, str]) -> dict[str, Any]:
+def _options(spec: str, function: Callable[..., Any], options: Mapping[str, str]) -> dict[str, Any]:
     """Options as the function's own types, read from its defaults."""
     known = {
         name: parameter.default
@@ -192,6 +186,23 @@ def preprocessing(preprocess_input: Callable[[Any], Any]) -> Normalise:
         channels=3,
         reverse=reverse,
     )
+
+
+def chosen_mode(request: Request) -> str | None:
+    """The value of the option ``preprocess``, the only one of saved models and of a user's own; None if not given.
+
+    Raises:
+        ModelSpecError: another option, or no such preprocessing.
+    """
+    for option in request.options:
+        if option != "preprocess":
+            raise ModelSpecError(f"model={request.spec!r}: no option `{option}`; it has preprocess and classes")
+    mode = request.options.get("preprocess")
+    if mode is not None and mode not in MODES:
+        raise ModelSpecError(
+            f"model={request.spec!r}: preprocess={mode!r} is none of {', '.join(MODES)}{nearest(mode, list(MODES))}"
+        )
+    return mode
 
 
 def preprocessing_by_name(mode: str, channels: int) -> Normalise:

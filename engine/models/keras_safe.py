@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import warnings
+import zipfile
 from typing import Any
 
 from engine.models.factory import ModelSpecError
@@ -42,6 +43,8 @@ def load_model(path: str, flag: str) -> Any:
         raise ModelSpecError(
             f"{name}: it holds weights without a model; --model=keras:NAME --weights={path} loads them"
         )
+    if path.lower().endswith(".keras") and not zipfile.is_zipfile(path):
+        raise ModelSpecError(f"{name}: it is no Keras model, or damaged: a .keras file is a zip archive")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

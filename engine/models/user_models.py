@@ -18,31 +18,21 @@ from engine.data import Normalise
 from engine.filters import nearest
 from engine.losses import keywords
 from engine.models import keras_files, keras_head
-from engine.models.factory import Model, ModelSpecError
-from engine.models.keras_models import MODES, colour_notes, preprocessing_by_name, seeded
+from engine.models.factory import Model, ModelSpecError, Request
+from engine.models.keras_models import chosen_mode, colour_notes, preprocessing_by_name, seeded
 from engine.variables import is_keras, name_variables
 
 
-def build(
-    spec: str,
-    name: str,
-    options: dict[str, str],
-    *,
-    image_shape: tuple[int, int, int],
-    outputs: int,
-    head: str | None = None,
-    logits: bool = True,
-    seed: int = 0,
-    dtype: Any = tf.float32,
-) -> Model:
+def build(request: Request) -> Model:
     """Imports ``module`` (the working folder is searched too) and calls ``factory``.
 
-    Args: as of keras_files.build; ``name`` is ``module:factory``. A new head, and the taking off of a
-    last softmax, are for Keras models alone.
+    The request's name is ``module:factory``. A new head, and the taking off of a last softmax, are
+    for Keras models alone.
 
     Raises:
         ModelSpecError: no such module or factory, it raises, returns no model, or one whose outputs do not fit.
     """
+    spec, name, image_shape, outputs = request.spec, request.name, request.image_shape, request.outputs
     factory = _factory(spec, name)
     arguments: tuple[Any, ...] = (image_shape, outputs)
     try:
@@ -51,10 +41,10 @@ def build(
         arguments = ()
     except ValueError:  # a callable without a signature
         pass
-    with seeded(seed):
+    with seeded(request.seed):
         try:
             network = factory(*arguments)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ModelSpecError(f"model={spec!r}: {name}{_shown(arguments)} raised {_text(error)}") from None
     if (not isinstance(network, tf.Module) and not is_keras(network)) or not callable(network):
         raise ModelSpecError(
@@ -63,9 +53,11 @@ def build(
         )
     own = f"those that {name} gave"
     if is_keras(network) and getattr(network, "inputs", None):  # a graph of layers knows its shapes uncalled
-        return keras_files.adopt(spec, network, options, image_shape, outputs, head, logits, dtype, own=own)
-    if head is not None:
-        raise ModelSpecError(f"head={head!r}: {name} returns no graph of Keras layers; let it make the head itself")
+        return keras_files.adopt(request, network, own=own)
+    if request.head is not None:
+        raise ModelSpecError(
+            f"head={request.head!r}: {name} returns no graph of Keras layers; let it make the head itself"
+        )
     found = _outputs(spec, network, image_shape)
     shape = tuple(found.outputs[0].shape)
     if len(shape) != 2 or shape[1] != outputs:
@@ -73,12 +65,9 @@ def build(
             f"model={spec!r}: its outputs have shape {list(shape)}; [None, {outputs}] is wanted for these data"
         )
     kind = keras_head.output_operation(found)
-    if logits and kind in ("Softmax", "Sigmoid"):
+    if request.logits and kind in ("Softmax", "Sigmoid"):
         raise ModelSpecError(f"model={spec!r}: it ends in {kind.lower()}; logits are wanted: leave that out")
-    mode = options.pop("preprocess", "tf")
-    if options or mode not in MODES:
-        wrong = next(iter(options), f"preprocess={mode}")
-        raise ModelSpecError(f"model={spec!r}: no option `{wrong}`; it has preprocess={'|'.join(MODES)} and classes")
+    mode = chosen_mode(request) or "tf"
     normalise = Normalise() if mode == "tf" else preprocessing_by_name(mode, image_shape[2])
     return Model(
         spec,
@@ -100,7 +89,7 @@ def _factory(spec: str, name: str) -> Any:
         sys.path.insert(0, os.getcwd())  # an installed program does not search there by itself
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may do anything, such as end the program
         raise ModelSpecError(f"model={spec!r}: importing {module_name} raised {_text(error)}") from None
     factory = getattr(module, attribute, None)
     if not callable(factory):
@@ -116,7 +105,7 @@ def _outputs(spec: str, network: Any, image_shape: tuple[int, int, int]) -> Any:
         traced = tf.function(lambda image: network(image, **_training(network)), autograph=False)
         concrete = traced.get_concrete_function(tf.TensorSpec([None, *image_shape], tf.float32))
         name_variables(network)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelSpecError(f"model={spec!r}: called on images {list(image_shape)} it raised {_text(error)}") from None
     if len(concrete.outputs) != 1:
         raise ModelSpecError(
@@ -133,6 +122,6 @@ def _shown(arguments: tuple[Any, ...]) -> str:
     return f"({', '.join(map(str, arguments))})"
 
 
-def _text(error: Exception) -> str:
+def _text(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}"

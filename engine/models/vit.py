@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from engine import remat
+from engine.errors import InputError
 from engine.models import layers
 from engine.precision import wide
 
@@ -103,7 +104,11 @@ class ViT(tf.Module):
         self.head = layers.Dense(width, config.classes, rng=rng, scale=0.02, dtype=dtype)
 
     def __call__(self, images: Any, *, training: bool = False, seeds: Any = None) -> Any:
-        """Logits. ``seeds`` (int32 [B, 2]) are needed in training with dropout or drop path."""
+        """Logits. ``seeds`` (int32 [B, 2]) are needed in training with dropout or drop path.
+
+        Raises:
+            InputError: images of another static shape than the model's.
+        """
         x = self.features(images, training=training, seeds=seeds)
         if self.config.pool == "token":
             x = x[:, 0]
@@ -218,8 +223,19 @@ class Mlp(tf.Module):
 
 
 def _patches(images: Any, config: Config) -> Any:
-    """[B, height, width, channels] to [B, patches, patch * patch * channels], row by row."""
+    """[B, height, width, channels] to [B, patches, patch * patch * channels], row by row.
+
+    Raises:
+        InputError: images whose static shape is another; the reshape would mix their pixels.
+    """
     height, width, channels = config.image
+    if not images.shape.is_compatible_with([None, *config.image]):
+        first = images.shape.rank == 4 and images.shape[1:].is_compatible_with([channels, height, width])
+        hint = "; channels come last: tf.transpose(images, [0, 2, 3, 1])" if first else ""
+        raise InputError(
+            f"images: their shape is {images.shape.as_list()}; {[None, *config.image]} (height, width, channels) is "
+            f"wanted{hint}"
+        )
     rows, columns, side = height // config.patch, width // config.patch, config.patch
     x = tf.reshape(images, [-1, rows, side, columns, side, channels])
     x = tf.transpose(x, [0, 1, 3, 2, 4, 5])

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from engine import filters, name_variables, select
 from engine.data import Normalise
-from engine.models import Model, ModelSpecError, build
+from engine.models import Model, ModelSpecError, build, default_image_size
 from engine.models.cnn import CNN
 from engine.models.factory import NAMES
 from engine.models.vit import SIZES, ViT
@@ -182,3 +182,10 @@ def test_what_is_no_model_is_refused_with_the_rule(spec: str, message: str) -> N
 def test_images_that_a_model_cannot_take_are_refused(spec: str, shape: tuple[int, int, int], message: str) -> None:
     with pytest.raises(ModelSpecError, match=message):
         made(spec, shape=shape)
+
+
+@pytest.mark.parametrize(
+    ("spec", "side"), [("vit:mini", 28), ("cnn:mini,classes=3", 28), ("vit:S/14,depth=2", 224), ("py:a:b", 224)]
+)
+def test_image_files_get_the_size_that_a_model_is_made_for(spec: str, side: int) -> None:
+    assert default_image_size(spec) == (side, side)

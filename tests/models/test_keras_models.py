@@ -15,7 +15,7 @@ import tensorflow as tf
 from engine import FreezeProof, TrainStep, losses, optimizers, select
 from engine.data import Normalise
 from engine.errors import InputError
-from engine.models import ModelSpecError, build, keras_head, keras_models
+from engine.models import ModelSpecError, build, default_image_size, keras_head, keras_models
 from engine.variables import name_variables
 
 ALL = ["ResNet50", "Xception", "VGG16", "MobileNetV2", "EfficientNetB0", "InceptionV3", "DenseNet121", "ConvNeXtTiny"]
@@ -127,6 +127,42 @@ def test_names_are_found_in_any_case_and_options_are_keras_own() -> None:
 # ---- heads
 
 
+def test_image_files_get_the_size_that_each_application_was_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from keras.src.applications import imagenet_utils
+
+    class NativeSizeError(Exception):
+        """Takes the size out of Keras' function before it builds anything."""
+
+    def told(input_shape: Any = None, *, default_size: int, **_: Any) -> None:
+        raise NativeSizeError(default_size)
+
+    monkeypatch.setattr(imagenet_utils, "obtain_input_shape", told)
+    sides = {}
+    for name, function in keras_models.applications().items():
+        if not name.startswith("MobileNetV3"):  # made for 224, and Keras does not ask for it
+            with pytest.raises(NativeSizeError) as told_here:
+                function(weights=None)
+            sides[name] = told_here.value.args[0]
+    assert len(sides) > 30
+    assert {name: default_image_size(f"keras:{name}") for name in sides} == {n: (s, s) for n, s in sides.items()}
+    assert default_image_size("keras:XCEPTION,classes=3") == (299, 299)
+    assert default_image_size("keras:MobileNetV3Small") == (224, 224)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [((20, 24, 3), (20, 24)), ((None, None, 3), (224, 224)), ((None, 24, 1), (24, 24))]
+)
+def test_image_files_get_the_size_that_a_saved_model_was_saved_with(
+    tmp_path: pathlib.Path, shape: tuple[int | None, ...], size: tuple[int, int]
+) -> None:
+    path = tmp_path / "m.keras"
+    layers = [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(2)]
+    keras.Sequential([keras.Input(shape), *layers]).save(path)
+    assert default_image_size(f"file:{path},preprocess=unit") == size
+    with pytest.raises(ModelSpecError, match="there is no such file"):
+        default_image_size(f"file:{tmp_path / 'other.keras'}")
+
+
 def test_heads_are_read_as_written() -> None:
     assert keras_head.parse("gap") == keras_head.Head("gap", ())
     assert keras_head.parse("flatten, 512,dropout=0.5,64") == keras_head.Head("flatten", (512, 0.5, 64))
@@ -224,6 +260,17 @@ def test_a_new_head_takes_the_place_of_the_last_layer_and_keeps_the_rest(tmp_pat
     assert all(np.array_equal(array, new[f"backbone/{path}"]) for path, array in kept.items())
     with pytest.raises(ModelSpecError, match=r"outputs have shape 9, the data want 3; --head=gap puts a new head"):
         build(f"file:{path}", image_shape=(8, 8, 1), outputs=3)
+
+
+def test_a_new_head_on_a_saved_model_starts_from_the_seed_alone(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "m.keras"
+    keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(3)]).save(path)
+    one, same_seed, other = (
+        values(build(f"file:{path}", image_shape=(8, 8, 3), outputs=2, head="gap,4", seed=seed).network)
+        for seed in (1, 1, 2)
+    )
+    assert same(one, same_seed)
+    assert not same(one, other, under="head/")
 
 
 def test_a_model_that_scales_its_images_is_given_pixels(tmp_path: pathlib.Path) -> None:
@@ -372,6 +419,7 @@ def subclass(image_shape, outputs): return Sub(outputs)
 def nothing(image_shape, outputs): return None
 def empty(): return tf.Module()
 def raises(image_shape, outputs): raise KeyError("boom")
+def ends(image_shape, outputs): raise SystemExit(0)
 def wrong_input(image_shape, outputs): return Net(5, outputs)
 """
 
@@ -409,6 +457,7 @@ def test_a_factory_without_arguments_may_get_a_new_head() -> None:
         ("nothing", "returned NoneType; a tf.Module with __call__ or a Keras model is wanted"),
         ("empty", "returned Module; a tf.Module with __call__"),
         ("raises", r"user_code:raises\(\(8, 8, 1\), 3\) raised KeyError: 'boom'"),
+        ("ends", r"user_code:ends\(\(8, 8, 1\), 3\) raised SystemExit: 0"),
         ("nine", "outputs have shape 9, the data want 3"),
         ("probabilities", "it ends in softmax; logits are wanted"),
         ("wrong_input", r"called on images \[8, 8, 1\] it raised"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 from engine import name_variables
+from engine.errors import InputError
 from engine.models import build, layers
 from engine.models.vit import Config, ViT
 from engine.seeds import example_seeds
@@ -246,6 +248,28 @@ def test_a_compiled_pass_takes_any_number_of_images() -> None:
     )
     for count in (1, 3):
         np.testing.assert_allclose(traced(tf.constant(images(count))), network(images(count)), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ((3, 2, 8, 12), "[3, 2, 8, 12]; [None, 8, 12, 2] (height, width, channels) is wanted; channels come last"),
+        ((3, 12, 8, 2), "[3, 12, 8, 2]; [None, 8, 12, 2]"),
+        ((6, 8, 12, 1), "[6, 8, 12, 1]; [None, 8, 12, 2]"),
+        ((8, 12, 2), "[8, 12, 2]; [None, 8, 12, 2]"),
+    ],
+)
+def test_images_of_another_shape_are_refused_also_while_tracing(shape: tuple[int, ...], said: str) -> None:
+    network = vit()
+    with pytest.raises(InputError, match=re.escape(said)):
+        network(np.zeros(shape))
+    compiled = tf.function(network, autograph=False)  # autograph would wrap the error
+    with pytest.raises(InputError, match=re.escape(said)):
+        compiled.get_concrete_function(tf.TensorSpec(shape, tf.float64))
+    # what is not known while tracing is not refused
+    assert compiled(tf.ensure_shape(images(2), [2, 8, 12, 2])).shape == (2, 5)
+    unknown = tf.function(network, autograph=False, input_signature=[tf.TensorSpec([None, None, None, 2], tf.float64)])
+    np.testing.assert_array_equal(unknown(images(2)), compiled(images(2)))
 
 
 def test_an_image_does_not_feel_the_others_in_its_batch() -> None:

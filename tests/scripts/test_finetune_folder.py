@@ -65,6 +65,19 @@ def test_many_classes_train_with_softmax_from_a_folder(
     assert f"data:    folder:{photos}, " in printed
 
 
+def test_the_default_models_grey_weights_are_refused_for_photos_with_the_ways_out(
+    call: Call, photos: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    flags = (f"--data=folder:{photos}", "--steps=1", "--batch_size=8", f"--out={tmp_path / 'run'}")
+    code, _, error = call(*flags)
+    assert code == 2
+    assert "the weights that ship with vit:mini are for grey images (one channel) of 28x28 pixels" in error
+    assert "they do not fit --model=vit:mini on images of 28x28 with 3 channels. --weights=none starts from" in error
+    assert "patch/kernel: [16, 96] in the file, [48, 96] in the model" in error
+    assert not (tmp_path / "run").exists()
+    assert call(*flags, "--weights=none", "--train=@head")[0] == 0
+
+
 def test_two_classes_train_with_one_sigmoid_output(call: Call, photos: pathlib.Path, tmp_path: pathlib.Path) -> None:
     folder = two_classes(photos, tmp_path / "two")
     (folder / "train").mkdir()
@@ -95,6 +108,19 @@ def test_image_size_reaches_the_model(call: Call, photos: pathlib.Path, tmp_path
     assert result(tmp_path / "b")["data"]["image_shape"] == [224, 224, 3], "what a ViT of this size is made for"
     assert call(*SMALL, "--steps=1", "--image_size=20", f"--out={tmp_path / 'c'}")[0] == 0
     assert result(tmp_path / "c")["data"]["image_shape"] == [20, 20, 1], "the embedded set is resized too"
+
+
+def test_a_saved_model_gets_photos_of_the_size_of_its_input(
+    call: Call, photos: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    import keras
+
+    layers = [keras.layers.Conv2D(4, 3), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3)]
+    keras.Sequential([keras.Input((20, 24, 3)), *layers]).save(tmp_path / "m.keras")
+    own = ("--train=@head", "--steps=1", "--batch_size=8", f"--data=folder:{photos}", f"--out={tmp_path / 'run'}")
+    code, _, error = call(f"--model=file:{tmp_path / 'm.keras'}", *own)
+    assert code == 0, error
+    assert result(tmp_path / "run")["data"]["image_shape"] == [20, 24, 3]
 
 
 @pytest.mark.parametrize(

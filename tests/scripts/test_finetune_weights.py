@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import pathlib
 import shutil
 from typing import Any
@@ -70,6 +72,43 @@ def test_bad_weights_are_named_with_exit_code_2(
     assert str(path) in done.stderr
     assert ("truncated?" if kind.startswith("truncated") else "never loaded") in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_the_ledger_of_a_run_says_what_came_from_where_and_survives_a_resume(
+    call: Any, small_data: pathlib.Path, torch_like: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: Any
+) -> None:
+    from scripts import program
+
+    out = tmp_path / "run"
+    flags = [*QUICK, "--steps=3", f"--data=npz:{small_data}", f"--weights={torch_like}", f"--out={out}"]
+    flags.append(f"--rules={tmp_path / 'my.rules'}")
+    windows = itertools.count(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(program.StopSignal, "__call__", lambda _: next(windows) > 1)
+        assert call(*flags)[0] == 3
+    written = (out / "ledger.json").read_bytes()
+    ledger = json.loads(written)
+    assert set(ledger) >= {"source", "target", "loaded", "skipped", "unused", "missing", "slots", "parity"}
+    assert (ledger["source"], ledger["target"]) == ("w.safetensors", "vit:mini,depth=1")
+    by_target = {entry["target"]: entry for entry in ledger["loaded"]}
+    assert len(by_target) == 22
+    assert by_target["patch/kernel"] == {
+        "source": ["net.patch.kernel"],
+        "target": "patch/kernel",
+        "transforms": ["transpose(1, 0)"],
+        "shape": [16, 96],
+        "dtype": "float32",
+        "confidence": 1.0,
+    }
+    assert {entry["name"] for entry in ledger["skipped"]} == {"net.head.kernel", "net.head.bias"}
+    assert (ledger["unused"], ledger["missing"]) == ([], [])
+    assert set(ledger["fresh"]) == {"head/kernel", "head/bias"}
+    assert call(*flags, "--resume")[0] == 0
+    assert (out / "ledger.json").read_bytes() == written
+    # a run that died before its first checkpoint starts anew, and keeps no ledger of what it does not load
+    shutil.rmtree(out / "checkpoints")
+    assert call(*flags[:-3], "--weights=none", f"--out={out}", "--resume")[0] == 0
+    assert not (out / "ledger.json").exists()
 
 
 def test_rules_without_a_file_are_refused(finetune: Any) -> None:

@@ -1,0 +1,148 @@
+"""Time the first training step, tracing and compiling included: the engine against Keras.
+
+engine is the first window of TrainStep with AdamW; keras is the first train_on_batch of an equal ViT
+of keras.layers with equal weights. All variables train. Each measurement is a process of its own, in
+turn: engine, keras, keras, engine, and so on. The clock starts when the model with its weights and
+the batch are ready, and stops when the update is done and the loss is on the host; importing,
+building and model.compile are not counted. The data are one random batch. Keras decides itself about
+XLA (jit_compile="auto": not on a machine without accelerators); what it decided is reported.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import signal
+import sys
+import tempfile
+from typing import Any
+
+from absl import flags
+
+from scripts import peers, program
+
+F = flags.FLAGS
+
+RUNNERS = ("engine", "keras")
+_LIMITS = {"image_size": (1, 4096), "batch_size": (1, 65536), "classes": (2, 1_000_000), "repeats": (1, 1000)}
+
+flags.DEFINE_string(
+    "model",
+    "vit:B/16",
+    "A plain ViT: vit:mini, vit:Ti/16, vit:S/16, vit:B/16, vit:L/16 (any patch size in pixels; options after a comma: depth=N blocks, gelu=tanh, classes=N).",
+)
+flags.DEFINE_integer("image_size", 224, "Height and width of the images in pixels, a multiple of the patch size.")
+flags.DEFINE_integer("batch_size", 4, "Examples in the batch.")
+flags.DEFINE_integer("classes", 1000, "Outputs of the head, in classes, at least 2.")
+flags.DEFINE_integer("repeats", 5, "Pairs of measurements, one of each runner in a process of its own.")
+flags.DEFINE_integer("seed", 0, "Of the initial weights, the images and the labels.")
+flags.DEFINE_string("out", None, "A .json file for the results (seconds, bytes); unless given, none.")
+flags.DEFINE_enum("child", None, RUNNERS, "Internal: be the process that measures this; reads a job in JSON.")
+
+
+def main() -> int:
+    if F.child:
+        return _child(F.child)
+    from scripts import peers_jobs
+
+    _check_flags()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a child does not outlive this process
+    try:
+        with tempfile.TemporaryDirectory(prefix="benchmark_first_step-") as folder:
+            (job,) = peers_jobs.make(
+                pathlib.Path(folder),
+                model=F.model,
+                image_size=F.image_size,
+                classes=F.classes,
+                train=["@all"],
+                batch_size=F.batch_size,
+                warmup=0,
+                steps=1,
+                seed=F.seed,
+            )
+            pairs = [_pair(job, number) for number in range(F.repeats)]
+    except peers.BenchmarkError as error:
+        print(f"benchmark_first_step: {error}", file=sys.stderr)
+        return program.FAILED
+    results = _results(pairs)
+    _print(results)
+    if F.out:
+        from engine.files import write_json
+
+        write_json(F.out, results)
+        print(f"\nwritten: {F.out}")
+    return program.DONE
+
+
+def _pair(job: peers.Job, number: int) -> dict[str, Any]:
+    """Both runners once, the order swapped every pair."""
+    found = {}
+    for runner in RUNNERS if number % 2 == 0 else RUNNERS[::-1]:
+        words = ["scripts.benchmark_first_step", f"--child={runner}"]
+        found[runner] = peers.start(words, job, runner)
+        print(f"  {number + 1} of {F.repeats}, {runner}: {found[runner]['seconds'][0]:.2f} s", flush=True)
+    peers.check_agreement(job, {runner: found[runner] for runner in RUNNERS}, {})
+    return found
+
+
+def _results(pairs: list[dict[str, Any]]) -> dict[str, Any]:
+    seconds = {runner: [pair[runner]["seconds"][0] for pair in pairs] for runner in RUNNERS}
+    ratios = [one / other for one, other in zip(seconds["engine"], seconds["keras"], strict=True)]
+    return {
+        "model": F.model,
+        "image_size": F.image_size,
+        "batch_size": F.batch_size,
+        "parameters": pairs[0]["engine"]["parameters"],
+        "keras_xla": pairs[0]["keras"]["xla"],
+        "seconds": {runner: peers.quantiles(values) for runner, values in seconds.items()},
+        "ratio": peers.quantiles(ratios),
+        "each": seconds,
+        "peak_rss_bytes": {r: peers.quantiles([pair[r]["peak_rss_bytes"] for pair in pairs]) for r in RUNNERS},
+    }
+
+
+def _print(results: dict[str, Any]) -> None:
+    print(f"\n{'first step':28}{'median s':>10}{'p10':>8}{'p90':>8}{'peak MiB':>10}")
+    xla = "XLA" if results["keras_xla"] else "no XLA"
+    for runner, title in (("engine", "engine"), ("keras", f"keras train_on_batch ({xla})")):
+        row, peak = results["seconds"][runner], results["peak_rss_bytes"][runner]["median"] / 2**20
+        print(f"{title:28}{row['median']:>10.2f}{row['p10']:>8.2f}{row['p90']:>8.2f}{peak:>10.0f}")
+    ratio = results["ratio"]
+    print(
+        f"engine to keras, median of the pairs' ratios: {ratio['median']:.3f} ({ratio['p10']:.3f} to {ratio['p90']:.3f})"
+    )
+
+
+def _child(name: str) -> int:
+    from scripts import peers_jobs
+
+    job = peers_jobs.read(name)
+    if name == "keras":
+        from scripts import peers_keras
+
+        result = peers_keras.run_first(job)
+    else:
+        from scripts.peers_tensorflow import Engine
+
+        result = peers.run(Engine(job), job)
+    print(json.dumps(result))
+    return program.DONE
+
+
+def _check_flags() -> None:
+    from engine.errors import InputError
+
+    for name, (least, most) in _LIMITS.items():
+        if not least <= F[name].value <= most:
+            raise InputError(f"{name}={F[name].value}: it must be from {least} to {most}")
+    if F.seed < 0:
+        raise InputError(f"seed={F.seed}: it must be at least 0")
+    program.check_out(F.out)
+
+
+def run() -> None:
+    program.run(main, about=__doc__ or "", flags_in=__name__)
+
+
+if __name__ == "__main__":
+    run()

@@ -8,6 +8,10 @@ optimised graph is measured per operation (BUILD.md has the table that shows how
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import dataclasses
+import gc
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +26,9 @@ from engine.selection import Selection
 from engine.sizes import format_bytes
 from engine.step import TrainStep
 
-_BYTES_PER_OPERATION = 40_000  # of the traced micro-batch: TensorFlow's own copies of the window's graph
-_SLACK = 1.05  # the allocator's holes, of what comes and goes
+_BYTES_PER_OPERATION = 55_000  # of the traced micro-batch: TensorFlow's own copies of the window's graph
+_SLACK = 1.08  # the allocator's holes, of what comes and goes
+_IN_FLIGHT = 0.3  # of the gradients that are added up as they come: two threads run ahead of the adding
 _FEW = 4  # examples: smaller micro-batches make poor use of the processor
 _BATCHES_HELD = 3  # the window's, the next one's, and one on its way
 
@@ -40,11 +45,11 @@ class Forecast:
         weights: of all variables; they are in ``process`` already.
         slots, averages: optimizer state, and averages of the selection.
         accumulators: summed gradients, with micro-batches.
-        gradients: of the selection; with micro-batches each is added up as it comes and counts among ``activations``.
+        gradients: of the selection; with micro-batches only those that are not added up yet.
         activations: the largest set of forward and backward tensors alive at once, beside ``gradients``.
         batches: images and labels in memory.
         graph: what TensorFlow keeps of the compiled step.
-        process: the process before the step, weights and data included.
+        process: the process before the step: weights, data and what was traced for the forecast included.
     """
 
     weights: int
@@ -86,12 +91,9 @@ class Forecaster:
         step: its settings; its traced micro-batch is made here, and used again when it trains.
         selection, optimizer: as the step will be called.
         batch: any batch; shapes and dtypes count.
-        process: bytes of the process before anything is traced (``resident_bytes``).
     """
 
-    def __init__(
-        self, step: TrainStep, selection: Selection, optimizer: Optimizer, batch: Mapping[str, Any], *, process: int
-    ) -> None:
+    def __init__(self, step: TrainStep, selection: Selection, optimizer: Optimizer, batch: Mapping[str, Any]) -> None:
         micro = step.micro_batch(selection, batch)
         names = micro.function.structured_input_signature[0][0]
         inputs = micro.graph.inputs[: len(names)]
@@ -104,25 +106,27 @@ class Forecaster:
         self._weights = sum(entry.bytes for entry in selection.variables)
         self._slots = self._trained * len(optimizer.slots)
         self._averages = self._trained if step.averages is not None else 0
-        self._process = process
 
-    def at(self, batch_size: int, micro_batch_size: int | None) -> Forecast:
-        """The forecast for windows of ``batch_size``, in micro-batches or in one piece (None)."""
+    def at(self, batch_size: int, micro_batch_size: int | None, *, process: int) -> Forecast:
+        """The forecast for windows of ``batch_size``, in micro-batches or in one piece (None).
+
+        ``process`` is what the process holds now (``resident_bytes``), in bytes.
+        """
         whole = micro_batch_size is None
         if micro_batch_size is None:
             gradients, highest = self._trained, self._together.peak(batch_size)
         else:
-            gradients, highest = 0, self._apart.peak(micro_batch_size)
+            gradients, highest = int(_IN_FLIGHT * self._trained), self._apart.peak(micro_batch_size)
         return Forecast(
             weights=self._weights,
             slots=self._slots,
             averages=self._averages,
             accumulators=0 if whole else self._trained,
             gradients=gradients,
-            activations=int(_SLACK * max(0, highest - gradients)),
+            activations=int(_SLACK * max(0, highest - gradients if whole else highest)),
             batches=_BATCHES_HELD * self._each * batch_size,
             graph=_BYTES_PER_OPERATION * self._operations,
-            process=self._process,
+            process=process,
         )
 
 
@@ -148,6 +152,15 @@ class Plan:
     def total(self) -> int:
         return max(forecast.total for forecast in self.forecasts)
 
+    def to_json(self) -> dict[str, Any]:
+        """What run.json and checkpoints keep."""
+        return {
+            "micro_batch_size": self.micro_batch_size,
+            "remat": self.remat,
+            "blocks": self.blocks,
+            "reasons": list(self.reasons),
+        }
+
 
 @dataclass
 class Planner:
@@ -158,7 +171,6 @@ class Planner:
         batch: any batch.
         batch_size: examples per window.
         budget: bytes, of the whole process.
-        process: bytes of the process now.
         modes: kinds of rematerialisation that may be used, cheapest first.
     """
 
@@ -166,9 +178,10 @@ class Planner:
     batch: Mapping[str, Any]
     batch_size: int
     budget: int
-    process: int
     modes: Sequence[remat.Mode] = remat.MODES
     _known: dict[Any, Forecaster] = field(default_factory=dict)
+    _process: int = 0
+    _steps: dict[tuple[remat.Mode, bool], TrainStep] = field(default_factory=dict)
 
     def micro_batches(self, asked: Sequence[tuple[Selection, Optimizer]]) -> Plan:
         """The largest micro-batch that fits for all of (selection, optimizer); remat if it must be.
@@ -182,6 +195,8 @@ class Planner:
         reasons: list[str] = []
         for few, many in ((_FEW, self.batch_size), (1, _FEW - 1)):
             for mode in self.modes:
+                if not self._can(asked, mode):
+                    continue
                 if many == self.batch_size:
                     whole = self._forecasts(asked, None, mode)
                     if self._most(whole) <= self.budget:
@@ -195,35 +210,51 @@ class Planner:
         raise self._impossible(asked)
 
     def blocks(
-        self,
-        choices: Sequence[tuple[int, Selection, Optimizer]],
-        micro_batch_size: int | None,
-        mode: remat.Mode,
+        self, choices: Sequence[tuple[int, Sequence[tuple[Selection, Optimizer]]]], size: int | None, mode: remat.Mode
     ) -> tuple[Plan, int]:
-        """The first of (blocks, selection, optimizer), given with the most blocks first, that fits; and its place.
+        """The first of ``choices`` that fits, and its place.
+
+        Args:
+            choices: numbers of blocks, the most first, each with what would train.
+            size, mode: the micro-batch and remat, which stay.
 
         Raises:
             BudgetError: not even the last fits.
         """
-        low, high = 0, len(choices)  # what fits for n blocks fits for fewer
+
+        def needs(place: int) -> int:
+            return self._most(self._forecasts(choices[place][1], size, mode))
+
+        low, high = 0, len(choices)  # what fits for some blocks fits for fewer
         while low < high:
             middle = (low + high) // 2
-            fits = self._most(self._forecasts([choices[middle][1:]], micro_batch_size, mode)) <= self.budget
-            low, high = (low, middle) if fits else (middle + 1, high)
+            low, high = (low, middle) if needs(middle) <= self.budget else (middle + 1, high)
         if low == len(choices):
-            least = self._most(self._forecasts([choices[-1][1:]], micro_batch_size, mode))
             raise BudgetError(
-                f"memory_budget={format_bytes(self.budget)}: with {choices[-1][0]} block(s) trained it takes "
-                f"{format_bytes(least)}; micro-batches, or remat=blocks, need less"
+                f"memory_budget={format_bytes(self.budget)}: with {choices[-1][0]} block trained it takes "
+                f"{format_bytes(needs(-1))}; --micro_batches or --remat=blocks needs less"
             )
-        blocks, *chosen = choices[low]
-        reasons = []
-        if low:
-            more = self._most(self._forecasts([choices[low - 1][1:]], micro_batch_size, mode))
-            reasons.append(f"{choices[low - 1][0]} blocks would take {format_bytes(more)}")
-        forecasts = self._forecasts([tuple(chosen)], micro_batch_size, mode)
-        plan = self._plan(micro_batch_size, mode, forecasts, reasons)
-        return Plan(plan.micro_batch_size, plan.remat, plan.forecasts, plan.reasons, blocks), low
+        blocks, asked = choices[low]
+        above = [f"{choices[low - 1][0]} blocks would take {format_bytes(needs(low - 1))}"] if low else []
+        plan = self._plan(size, mode, self._forecasts(asked, size, mode), above)
+        return dataclasses.replace(plan, blocks=blocks), low
+
+    def as_asked(self, asked: Sequence[tuple[Selection, Optimizer]], size: int | None, mode: remat.Mode) -> Plan:
+        """A plan that nobody chose: the forecasts alone."""
+        return Plan(size, mode, self._forecasts(asked, size, mode, whole=size is None), ())
+
+    def step(self, plan: Plan) -> TrainStep:
+        """The step that trains by a plan; what was traced for the forecast is not traced again."""
+        whole = plan.micro_batch_size is None
+        step = self._step(plan.remat, whole)
+        step.micro_batch_size = plan.micro_batch_size
+        return step
+
+    def _step(self, mode: remat.Mode, whole: bool) -> TrainStep:
+        key = mode, whole
+        if key not in self._steps:
+            self._steps[key] = self.make_step(None if whole else self.batch_size, mode)
+        return self._steps[key]
 
     def _largest(self, asked: Any, mode: remat.Mode, low: int, high: int) -> int | None:
         """The largest micro-batch from ``low`` to ``high`` that fits."""
@@ -239,14 +270,20 @@ class Planner:
         parts = -(-self.batch_size // low)
         return -(-self.batch_size // parts)
 
-    def _forecasts(self, asked: Any, size: int | None, mode: remat.Mode) -> tuple[Forecast, ...]:
+    def _forecasts(
+        self, asked: Any, size: int | None, mode: remat.Mode, *, whole: bool = False
+    ) -> tuple[Forecast, ...]:
+        """By a micro-batch that was traced to be a part of a window, or the ``whole`` of it."""
         found = []
         for selection, optimizer in asked:
-            key = (selection, optimizer, mode)
+            key = (selection, optimizer, mode, whole)
             if key not in self._known:
-                step = self.make_step(self.batch_size, mode)
-                self._known[key] = Forecaster(step, selection, optimizer, self.batch, process=self.process)
-            found.append(self._known[key].at(self.batch_size, size))
+                step = self._step(mode, whole)
+                self._known[key] = Forecaster(step, selection, optimizer, self.batch)
+                self._process = resident_bytes()  # tracing takes memory itself
+        for selection, optimizer in asked:
+            forecaster = self._known[selection, optimizer, mode, whole]
+            found.append(forecaster.at(self.batch_size, size, process=self._process))
         return tuple(found)
 
     @staticmethod
@@ -259,8 +296,20 @@ class Planner:
         fits = f"{how} with remat={mode}: {format_bytes(self._most(found))} of {format_bytes(self.budget)}"
         return Plan(size, mode, found, (*reasons, fits))
 
+    def _can(self, asked: Any, mode: remat.Mode) -> bool:
+        """Whether the model can do that mode; one that was asked for by itself must."""
+        try:
+            for selection, _ in asked:
+                self._step(mode, whole=False).micro_batch(selection, self.batch)
+        except remat.RematError:
+            if len(self.modes) == 1:
+                raise
+            return False
+        return True
+
     def _impossible(self, asked: Any) -> BudgetError:
-        least, mode = min((self._most(self._forecasts(asked, 1, mode)), mode) for mode in self.modes)
+        able = [mode for mode in self.modes if self._can(asked, mode)]
+        least, mode = min((self._most(self._forecasts(asked, 1, mode)), mode) for mode in able)
         return BudgetError(
             f"memory_budget={format_bytes(self.budget)}: the smallest that would do is {format_bytes(least)} "
             f"(micro-batches of 1 example, remat={mode}); a smaller selection or model needs less"
@@ -268,7 +317,10 @@ class Planner:
 
 
 def resident_bytes() -> int:
-    """Memory that this process holds now."""
+    """Memory that this process holds now, what Python no longer needs given back."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc alone has it
+        ctypes.CDLL(None).malloc_trim(0)
     try:
         pages = int(pathlib.Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except (OSError, ValueError, IndexError):  # not Linux: the most it held so far

@@ -206,8 +206,9 @@ class Buffers:
         self._sizes = _sizes(traced, self._ops, inputs)
         last: dict[Any, int] = {}
         for number, op in enumerate(self._ops):
-            for tensor in op.inputs:
-                last[_buffer(tensor)] = number
+            if op.type not in _VIEWS:  # who reads the view reads the buffer
+                for tensor in op.inputs:
+                    last[_buffer(tensor)] = number
         if kept:
             last |= {_buffer(tensor): len(self._ops) for tensor in results}
         self._last = last

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -10,15 +11,25 @@ from typing import Any
 
 import tensorflow as tf
 
-from engine import checkpoint, files, graph, phases, report
+from engine import checkpoint, files, phases, report
 from engine.checkpoint import Checkpoint
 from engine.errors import InputError
+from engine.forecast import Forecast
 from engine.loop import Event, Outcome, Stage, State
 from engine.phases import Monitor
 from engine.step import TrainStep
 from engine.variables import ModelVariables
 
-_OURS = ("run.json", "metrics.jsonl", "checkpoints", "trained.npz", "ledger.json", "curves.png", "tensorboard")
+_OURS = (
+    "run.json",
+    "metrics.jsonl",
+    "checkpoints",
+    "trained.npz",
+    "ledger.json",
+    "ema.npz",
+    "curves.png",
+    "tensorboard",
+)
 
 
 class RunDirError(InputError):
@@ -83,6 +94,8 @@ class RunDir:
         settings: what a resume must not contradict; kept in each checkpoint.
         keeping: what is written how often.
         monitor: what "best" means.
+        decided: what was decided at the start and a resume does again: ``plan`` (``forecast.Plan.to_json``)
+            and ``images`` (``Ledger.images``).
         from_step: windows trained before, of a resume: later lines of metrics.jsonl are dropped.
             None is a new run: what one that was killed before its first checkpoint left is dropped.
         ledger: content of ledger.json where a new run's weights were ported; a resume keeps the file that is there.
@@ -98,6 +111,7 @@ class RunDir:
         settings: Mapping[str, Any],
         keeping: Keeping,
         monitor: Monitor,
+        decided: Mapping[str, Any],
         from_step: int | None = None,
         ledger: Mapping[str, Any] | None = None,
         say: Any = print,
@@ -112,6 +126,7 @@ class RunDir:
         self._step = step
         self._variables = variables
         self._settings = dict(settings)
+        self._decided = dict(decided)
         self._keeping = keeping
         self._monitor = monitor
         self._say = say
@@ -168,7 +183,12 @@ class RunDir:
             state.step,
             variables=self._variables,
             arrays=self._step.arrays,
-            state={"settings": self._settings, "loop": state.to_json(), "step": self._step.state()},
+            state={
+                "settings": self._settings,
+                "decided": self._decided,
+                "loop": state.to_json(),
+                "step": self._step.state(),
+            },
             name=name,
         )
         if name is None:
@@ -188,8 +208,7 @@ class RunDir:
         *,
         stages: Sequence[Stage],
         per_epoch: int,
-        batch_size: int,
-        batch: Mapping[str, Any] | None,
+        forecasts: Sequence[Forecast],
         facts: Mapping[str, Any],
         final: Mapping[str, Any],
         code: int,
@@ -199,15 +218,19 @@ class RunDir:
 
         Args:
             outcome: how the loop ended.
-            stages, per_epoch, batch_size: what the loop ran.
-            batch: any batch, to look at the traced step; None skips the activations' size.
+            stages, per_epoch: what the loop ran.
+            forecasts: of memory, one for each stage.
             facts: ``flags``, ``versions``, ``model``, ``data``.
             final: results that run.json's ``final`` adds.
             code, reason: of ``exit``.
         """
         rows = self._phase_rows(outcome, stages, per_epoch)
         begun = [stage for stage, _ in zip(stages, rows, strict=False)]
-        report.write_trained(self.out / "trained.npz", self._variables, [s.selection for s in begun])
+        selections = [stage.selection for stage in begun]
+        report.write_trained(self.out / "trained.npz", self._variables, selections)
+        if self._step.averages is not None:
+            with self._step.evaluating(self._variables):
+                report.write_trained(self.out / "ema.npz", self._variables, selections)
         self._draw(rows)
         if self._board is not None:
             self._board.close()
@@ -229,9 +252,10 @@ class RunDir:
                 "changed": sorted({path for row in rows for path in row["freeze_proof"]["changed"]}),
             },
             "timing": report.timing(time.perf_counter() - self._began, self._first, self._seconds, self._examples),
-            "memory": self._memory(begun, batch_size, batch),
+            "memory": self._memory(forecasts[: len(begun)]),
             "cache": {"used": False, "cut": [], "bytes": 0, "reason": "this version trains uncached"},
-            "skipped_windows": 0,
+            "skipped_windows": self._step.skipped,
+            "left_out_terms": dict(self._step.left_out),
             "exit": {"code": code, "reason": reason},
         }
         report.write_run(self.out / "run.json", run)
@@ -274,21 +298,12 @@ class RunDir:
         except ImportError:
             self._say("curves.png is not drawn: the package matplotlib is missing (extra `report`)")
 
-    def _memory(self, begun: Sequence[Stage], batch_size: int, batch: Mapping[str, Any] | None) -> dict[str, Any]:
-        trained = max((sum(e.bytes for e in s.selection.trained) for s in begun), default=0)
-        kept = 0
-        if batch is not None:
-            for stage in begun:
-                traced = self._step.micro_batch(stage.selection, batch)
-                kept = max(kept, graph.saved_bytes(traced.backward, batch_size))
+    def _memory(self, begun: Sequence[Forecast]) -> dict[str, Any]:
+        """run.json's ``memory``; of several phases the one that needs most is told."""
+        most = max(begun, key=lambda forecast: forecast.total, default=None)
         return {
-            "forecast_bytes": {
-                "weights": sum(entry.bytes for entry in self._variables),
-                "slots": trained * max((len(s.optimizer.slots) for s in begun), default=0),
-                "accumulators": 0,
-                "gradients": trained,
-                "activations": kept,
-            },
+            "forecast_bytes": None if most is None else dataclasses.asdict(most) | {"total": most.total},
+            "plan": self._decided["plan"],
             "slot_bytes": self._slot_bytes,
             "peak_rss_bytes": report.peak_rss_bytes(),
         }

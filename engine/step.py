@@ -7,6 +7,7 @@ old selection traces nothing.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -179,6 +180,10 @@ class TrainStep:
     def micro_batch(self, selection: Selection, batch: Mapping[str, Any]) -> MicroBatch:
         """The traced forward and backward pass for a selection and batches like this one, without running it."""
         return self._micro_batch(selection, self._tensors(batch))
+
+    def evaluating(self, variables: ModelVariables) -> contextlib.AbstractContextManager[None]:
+        """Surrounds an evaluation: with averages, they are in the model meanwhile."""
+        return contextlib.nullcontext() if self.averages is None else self.averages.in_place(variables)
 
     def caveats(self, selection: Selection) -> list[str]:
         """What micro-batches cannot keep exact for this selection, a sentence each; none without micro-batches."""

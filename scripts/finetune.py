@@ -34,13 +34,14 @@ _FREE = {
 def main() -> int:
     import tensorflow as tf
 
-    from engine import checkpoint, data, evaluate, losses, models, rundir, sizes
+    from engine import checkpoint, data, evaluate, losses, models, optimizers, precision, rundir, sizes
     from engine.data import augment
     from engine.loop import Loop, LoopError, Outcome, State
     from engine.phases import Evaluation
     from engine.progress import Progress
     from engine.step import TrainStep
     from engine.variables import name_variables
+    from scripts import finetune_plan
 
     finetune_flags.check_numbers()
     stop = program.StopSignal()
@@ -49,6 +50,7 @@ def main() -> int:
         tf.config.experimental.enable_op_determinism()
 
     # ---- data, model, loss
+    numbers = precision.parse(F.precision)
     size = None if F.image_size is None else data.parse_image_size(F.image_size)
     if size is None and F.data.startswith("folder:"):
         size = models.default_image_size(F.model)
@@ -62,23 +64,36 @@ def main() -> int:
     )
     outputs = source.outputs(F.loss)
     model = models.build(
-        F.model, image_shape=source.image_shape, outputs=outputs, head=F.head, logits=F.loss != "mse", seed=F.seed
+        F.model,
+        image_shape=source.image_shape,
+        outputs=outputs,
+        head=F.head,
+        logits=F.loss != "mse",
+        seed=F.seed,
+        dtype=numbers.variables,
+        compute=numbers.compute,
     )
     variables = name_variables(model.network)
     loss_fn = losses.supervised(model.network, F.loss, label_smoothing=F.label_smoothing)
     _check_outputs(source, model)
-    batches = data.TrainBatches(
-        source.train,
-        batch_size=F.batch_size,
-        seed=F.seed,
-        augment=augment.parse(F.augment),
-        normalise=model.normalise,
-    )
-    per_epoch = batches.per_epoch
+    per_epoch = data.TrainBatches(source.train, batch_size=F.batch_size).per_epoch
 
     # ---- what trains: every filter is resolved before anything runs
-    stages = _stages(model, variables, per_epoch)
-    step = TrainStep(loss_fn, stages[0].optimizer, seed=F.seed)
+    stages = _stages(variables, _phases(model.upper, per_epoch), model.statistics)
+
+    def make_step(micro_batch_size: int | None, remat: str) -> TrainStep:
+        return TrainStep(
+            loss_fn,
+            stages[0].optimizer,
+            seed=F.seed,
+            micro_batch_size=micro_batch_size,
+            remat=remat,
+            loss_scale=precision.LossScale() if numbers.scaled else None,
+            ema=F.ema,
+            nonfinite=F.nonfinite,
+        )
+
+    make_step(None, F.remat or "none")  # its complaints come before the weights are read
     settings = _settings(source)
 
     # ---- weights: a checkpoint, else the flag
@@ -90,10 +105,10 @@ def main() -> int:
         raise rundir.RunDirError("resume: --out=FOLDER says which run")
     found = rundir.find_resumable(out, resume=F.resume, settings=settings, warn=print)
     state, ledger = State(), None
+    images = None
     if found is not None:
         checkpoint.restore(found, variables)
-        step.restore(variables, found.state["step"], found.arrays)
-        state = State.from_json(found.state["loop"])
+        state, images = State.from_json(found.state["loop"]), found.state["decided"]["images"]
         print(f"weights: {found.path}, {state.step} windows trained")
     elif F.rules is None and model.load is not None and (loaded := model.load(F.weights)) is not None:
         print(f"weights: {loaded}")
@@ -101,12 +116,32 @@ def main() -> int:
         print("weights: random" + ("" if F.weights == "none" else f" (none ship with {F.model})"))
     else:
         ledger = _port(model, source)
+        images = None if model.images_chosen else ledger.images
     if F.resume and found is None:
         print(f"resume: {out} holds no checkpoint; starting at step 0")
+
+    normalise = model.normalise if images is None else models.IMAGES[images]
+    batches = data.TrainBatches(
+        source.train, batch_size=F.batch_size, seed=F.seed, augment=augment.parse(F.augment), normalise=normalise
+    )
+
+    # ---- how windows are computed
+    plan, step, stages = finetune_plan.make(
+        make_step,
+        stages,
+        batches.at(0),
+        saved=found.state["decided"]["plan"] if found is not None else None,
+        blocks=optimizers.entry_count(variables),
+        with_blocks=lambda number: _stages(variables, [_top(number, per_epoch)], model.statistics),
+    )
+    if found is not None:
+        step.restore(variables, found.state["step"], found.arrays)
 
     print(f"model:   {F.model}, {variables.parameters:,} parameters in {len(variables)} variables")
     for note in model.notes:
         print(f"         {note}")
+    if images is not None:
+        print(f"         images are given as such weights want them ({images}; the option preprocess= says otherwise)")
     test = f", {len(source.test)} test" if source.test else ""
     skipped = f"; {len(source.skipped)} bad images skipped" if source.skipped else ""
     print(f"data:    {source.name}, {len(source.train)} train, {len(source.eval)} evaluation{test} examples{skipped}")
@@ -116,13 +151,22 @@ def main() -> int:
         )
         print(stage.selection.table())
     print()
+    caveats = list(dict.fromkeys(caveat for stage in stages for caveat in step.caveats(stage.selection)))
+    finetune_plan.describe(plan, stages, caveats)
+    if F.dry_run:
+        return program.DONE
+    print()
 
     # ---- the loop
     evaluator = evaluate.Evaluator(loss_fn)
-    eval_batches = data.EvalBatches(source.eval, batch_size=max(F.batch_size, 64), normalise=model.normalise)
+    eval_size = plan.micro_batch_size or (F.batch_size if F.memory_budget is not None else max(F.batch_size, 64))
+
+    def measure(stage: Any, part: Any) -> Any:
+        with step.evaluating(variables):
+            return evaluator(stage.selection, data.EvalBatches(part, batch_size=eval_size, normalise=normalise))
 
     def record(stage: Any, windows: int) -> Evaluation:
-        result = evaluator(stage.selection, eval_batches)
+        result = measure(stage, source.eval)
         return Evaluation(
             windows, stage.phase.name, result.loss, result.metrics.get("accuracy"), result.frozen_output_norm
         )
@@ -141,6 +185,7 @@ def main() -> int:
         settings=settings,
         keeping=keeping,
         monitor=F.monitor,
+        decided={"plan": plan.to_json(), "images": images},
         from_step=state.step if found is not None else None,
         ledger=None if ledger is None else ledger.to_json(target=F.model),
     )
@@ -171,7 +216,7 @@ def main() -> int:
         progress.close()
 
     # ---- the end: the test part, the proof, the files
-    final = _test(evaluator, stages, source, model) if code == program.DONE else {}
+    final = _test(measure, stages, source) if code == program.DONE else {}
     facts = {
         "flags": program.own_flags(finetune_flags.__name__),
         "versions": rundir.versions() | {"deterministic": str(F.deterministic)},
@@ -194,8 +239,7 @@ def main() -> int:
         outcome,
         stages=stages,
         per_epoch=per_epoch,
-        batch_size=F.batch_size,
-        batch=batches.at(0),
+        forecasts=plan.forecasts,
         facts=facts,
         final=final,
         code=code,
@@ -227,8 +271,8 @@ def _port(model: Any, source: Any) -> Any:
     return ledger
 
 
-def _stages(model: Any, variables: Any, per_epoch: int) -> list[Any]:
-    """The phases with everything resolved: selections, optimizers, schedules."""
+def _stages(variables: Any, phases: list[Any], statistics: Any) -> list[Any]:
+    """Phases with everything resolved: selections, optimizers, schedules."""
     import dataclasses
 
     from engine import filters, optimizers, schedules, selection
@@ -240,12 +284,12 @@ def _stages(model: Any, variables: Any, per_epoch: int) -> list[Any]:
         selection.matching(variables, given["decay"])
     base = optimizers.by_name(F.optimizer, **{name: value for name, value in given.items() if value is not None})
     stages = []
-    for phase in _phases(model.upper, per_epoch):
+    for phase in phases:
         own = {
             n: getattr(phase, n) for n in ("weight_decay", "layer_decay", "clip_norm") if getattr(phase, n) is not None
         }
         try:
-            selected = selection.select(variables, phase.train, statistics=model.statistics)
+            selected = selection.select(variables, phase.train, statistics=statistics)
         except filters.FilterError as error:
             raise filters.FilterError(f"phase {phase.name!r}, train='{phase.train}': {error}") from None
         stages.append(
@@ -289,6 +333,14 @@ def _phases(upper: str, per_epoch: int) -> list[Any]:
     return found
 
 
+def _top(blocks: int, per_epoch: int) -> Any:
+    """The phase that trains the top blocks and the head, of --plan=depth."""
+    from engine import phases
+
+    length = {"steps": F.steps} if F.steps else {"epochs": F.epochs or 8.0}
+    return phases.Phase(name=f"top_{blocks}", train=f"@blocks[-{blocks}:] @head", **length)  # type: ignore[arg-type]
+
+
 def _settings(source: Any) -> dict[str, Any]:
     """What decides the course of a run: a resume must not contradict it."""
     own = {name: value for name, value in program.own_flags(finetune_flags.__name__).items() if name not in _FREE}
@@ -310,18 +362,14 @@ def _check_outputs(source: Any, model: Any) -> None:
         )
 
 
-def _test(evaluator: Any, stages: Any, source: Any, model: Any) -> dict[str, Any]:
+def _test(measure: Any, stages: Any, source: Any) -> dict[str, Any]:
     """Touches the test part, once."""
     import numpy as np
-
-    from engine import data
 
     if source.test is None:
         return {}
     part = source.test
-    result = evaluator(
-        stages[-1].selection, data.EvalBatches(part, batch_size=max(F.batch_size, 64), normalise=model.normalise)
-    )
+    result = measure(stages[-1], part)
     final: dict[str, Any] = {"test_loss": result.loss, "test_accuracy": result.metrics.get("accuracy")}
     if source.classes and part.labels.ndim == 1 and "accuracy" in result.per_example:
         labels, hits = part.labels, result.per_example["accuracy"]
@@ -357,6 +405,10 @@ def _print_end(run: dict[str, Any], outcome: Any, out: pathlib.Path) -> None:
         f"time:                {run['timing']['total_seconds']:.0f} s, peak memory {run['memory']['peak_rss_bytes'] / 2**20:.0f} MiB"
     )
     print(f"run directory:       {out}")
+    if run["skipped_windows"]:
+        print(f"skipped windows:     {run['skipped_windows']} of {run['steps']}, not finite or without any weight")
+    for name, windows in run["left_out_terms"].items():
+        print(f"left out:            term {name} in {windows} windows: no example had a weight")
     if run["exit"]["code"]:
         print(f"exit code {run['exit']['code']}: {run['exit']['reason']}")
 

@@ -104,6 +104,46 @@ flags.DEFINE_float(
 )
 flags.DEFINE_float("clip_norm", None, "Largest global norm of the selection's gradient (unless given, no clipping).")
 flags.DEFINE_integer("batch_size", 64, "Examples per window.")
+flags.DEFINE_float(
+    "ema",
+    None,
+    "Decay, above 0 and below 1, of averages of what trains, per window (0.9999 averages over some 10000 windows): they are evaluated, and written to ema.npz.",
+)
+# ---- numbers and memory
+flags.DEFINE_string(
+    "precision",
+    "float32",
+    "float32, mixed_bfloat16, mixed_float16 (variables in float32, computing in 16 bits; float16 with a dynamic loss scale) or float64.",
+)
+flags.DEFINE_enum(
+    "nonfinite",
+    None,
+    ["skip", "stop"],
+    "A window whose loss or gradient is not finite changes nothing; skip it and go on (after 20 in a row the run fails), or stop there. Unless given: skip with mixed_float16, whose loss scale needs it, else stop.",
+)
+flags.DEFINE_integer(
+    "micro_batches",
+    None,
+    "Parts in which a window is computed, one after the other: the same result in less memory (unless given, 1, or what --memory_budget asks for).",
+)
+flags.DEFINE_enum(
+    "remat",
+    None,
+    ["none", "elementwise", "blocks"],
+    "What a ViT computes again in the backward pass instead of keeping it: nothing, norms and GELU, or whole blocks (unless given, none, or what --memory_budget asks for).",
+)
+flags.DEFINE_string(
+    "memory_budget",
+    None,
+    "Memory of the whole process, in bytes or with a unit (3GB, 8GiB): the largest micro-batches that fit are chosen, --remat if it must be.",
+)
+flags.DEFINE_enum(
+    "plan",
+    "micro_batches",
+    ["micro_batches", "depth"],
+    "What --memory_budget decides: micro-batches and --remat; or depth: how many top blocks train, with the head.",
+)
+flags.DEFINE_bool("dry_run", False, "Print what would train and the forecast of memory, and end; nothing is written.")
 # ---- what is kept
 flags.DEFINE_string("out", None, "Run directory (unless given: runs/DATE-TIME-MODEL, a new one).")
 flags.DEFINE_bool("resume", False, "Go on from the newest whole checkpoint in --out, with the same flags.")
@@ -136,6 +176,21 @@ def check_numbers() -> None:
             raise InputError(f"{name}={value}: it must be above 0")
     if F.rules is not None and F.weights in ("auto", "none"):
         raise InputError(f"rules={F.rules}: they say how a file is read; --weights={F.weights} names none")
+    if F.micro_batches is not None and not 1 <= F.micro_batches <= F.batch_size:
+        raise InputError(
+            f"micro_batches={F.micro_batches}: a window of --batch_size={F.batch_size} examples has from 1 to "
+            f"{F.batch_size} parts"
+        )
+    if F.plan == "depth":
+        if F.memory_budget is None:
+            raise InputError("plan=depth: --memory_budget says what must fit")
+        if F.train is not None or F.phase:
+            raise InputError("plan=depth: it decides what trains; leave --train and --phase out")
+    elif F.memory_budget is not None and F.micro_batches is not None:
+        raise InputError(
+            f"micro_batches={F.micro_batches}, memory_budget={F.memory_budget}: the budget decides the micro-batches; "
+            "give one of them"
+        )
     if not 0 <= F.seed < 2**31:
         raise InputError(f"seed={F.seed}: it lies between 0 and {2**31 - 1}")
     if F.steps is not None and F.epochs is not None:

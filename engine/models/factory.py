@@ -19,6 +19,12 @@ from engine.selection import Statistics
 NAMES = ("vit:mini", "vit:Ti/16", "vit:S/16", "vit:B/16", "vit:L/16", "cnn:mini")
 KERAS_NAMES = ("keras:NAME", "file:X.keras", "file:X.h5", "py:module:factory")
 ANY_SIZE = (224, 224)
+# What a ViT's images can be, by the names that Keras has for it: -1 to 1; ImageNet's mean and deviation; 0 to 1.
+IMAGES = {
+    "tf": Normalise(),
+    "torch": Normalise(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    "unit": Normalise(mean=(0.0,), std=(1.0,)),
+}
 _SHIPPED = {"vit:mini": ("vit_mini_fashion5.npz", "grey images (one channel) of 28x28 pixels and 6 blocks")}
 
 
@@ -40,6 +46,7 @@ class Request:
         logits: whether the loss wants logits: a last softmax or sigmoid is then taken off.
         seed: of the initial weights.
         dtype: of the variables.
+        compute: dtype of the forward and backward pass.
     """
 
     spec: str
@@ -51,6 +58,13 @@ class Request:
     logits: bool
     seed: int
     dtype: Any
+    compute: Any
+
+    @property
+    def policy(self) -> str:
+        """The Keras dtype policy of the two dtypes."""
+        name = tf.as_dtype(self.compute).name
+        return name if self.compute == self.dtype else f"mixed_{name}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +76,7 @@ class Model:
         network: ``network(images, training=, seeds=)`` -> logits [B, outputs].
         outputs: how many there are.
         normalise: what its images should be.
+        images_chosen: whether the user said so; else weights may (Ledger.images).
         upper: filter text for "the upper part", which the default second phase trains with the head.
         statistics: what statistics of trained layers do by default ("follow" or "frozen").
         shipped_weights: the file that ``--weights=auto`` loads, or None.
@@ -77,6 +92,7 @@ class Model:
     normalise: Normalise
     upper: str
     statistics: Statistics = "follow"
+    images_chosen: bool = False
     shipped_weights: pathlib.Path | None = None
     shipped_for: str = ""
     notes: tuple[str, ...] = ()
@@ -92,13 +108,14 @@ def build(
     logits: bool = True,
     seed: int = 0,
     dtype: Any = tf.float32,
+    compute: Any = None,
 ) -> Model:
     """Builds a model with random weights (the head's are small), or a saved one.
 
     Args:
         spec: ``vit:SIZE[/PATCH][,option...]`` with SIZE in mini, Ti, S, B, L and options
             ``pool=token|mean``, ``class_token`` (with pool=mean too), ``fc_norm``, ``norm_epsilon=R``,
-            ``gelu=exact|tanh``, ``layer_scale[=1e-5]``, ``dropout=R``, ``drop_path=R``, ``depth=N``;
+            ``gelu=exact|tanh``, ``layer_scale[=1e-5]``, ``dropout=R``, ``drop_path=R``, ``depth=N``, ``preprocess=tf|torch|unit``;
             ``cnn:mini``; ``keras:NAME`` of keras.applications with its options; ``file:X.keras``,
             ``file:X.h5``; ``py:module:factory``. All take ``classes=N``.
         image_shape: (height, width, channels).
@@ -106,7 +123,8 @@ def build(
         head: a new head for a Keras model (engine.models.keras_head); None is its own, or ``gap``.
         logits: whether the loss wants logits (mse does not): a saved model's last softmax is then taken off.
         seed: of the initial weights.
-        dtype: of the variables, tf.float32 or tf.float64.
+        dtype: of the variables, tf.float32 or tf.float64 (engine.precision).
+        compute: dtype of the forward and backward pass; None is ``dtype``.
 
     Raises:
         ModelSpecError: unknown name or option, or images that the model cannot take.
@@ -126,6 +144,7 @@ def build(
         logits=logits,
         seed=seed,
         dtype=dtype,
+        compute=compute or dtype,
     )
     if family in ("keras", "file", "py"):
         return _keras(family, request)
@@ -176,7 +195,7 @@ def _cnn(request: Request) -> Model:
         raise ModelSpecError(f"model={spec!r}: cnn:mini has no option `{next(iter(request.options))}`; it has classes")
     if min(height, width) < 8:
         raise ModelSpecError(f"model={spec!r}: images of {height}x{width} are too small; 8x8 at least")
-    network = cnn.CNN(channels, request.outputs, seed=request.seed, dtype=request.dtype)
+    network = cnn.CNN(channels, request.outputs, seed=request.seed, dtype=request.dtype, compute=request.compute)
     return Model(spec, network, request.outputs, Normalise(), upper="stages/[23]/.*")
 
 
@@ -195,6 +214,7 @@ def _vit(request: Request) -> Model:
             f"model={spec!r}: images of {image[0]}x{image[1]} do not divide into patches of {patch}x{patch}"
         )
     settings: dict[str, Any] = {}
+    images: str | None = None
     for option, value in request.options.items():
         if option == "pool" and value in ("token", "mean"):
             settings["pool"] = value
@@ -210,6 +230,8 @@ def _vit(request: Request) -> Model:
             settings[option] = _number(spec, option, value, 0.0, 0.99)
         elif option == "depth":
             depth = _whole(spec, option, value, 1000)
+        elif option == "preprocess" and value in IMAGES:
+            images = value
         else:
             known = [
                 "pool=token",
@@ -223,6 +245,7 @@ def _vit(request: Request) -> Model:
                 "dropout=R",
                 "drop_path=R",
                 "depth=N",
+                *(f"preprocess={name}" for name in IMAGES),
                 "classes=N",
             ]
             written = f"{option}={value}" if value else option
@@ -235,9 +258,10 @@ def _vit(request: Request) -> Model:
     shipped, made_for = _SHIPPED.get(f"vit:{size}", (None, ""))
     return Model(
         spec,
-        vit.ViT(config, seed=request.seed, dtype=request.dtype),
+        vit.ViT(config, seed=request.seed, dtype=request.dtype, compute=request.compute),
         request.outputs,
-        Normalise(),
+        IMAGES[images or "tf"],
+        images_chosen=images is not None,
         upper=f"@blocks[-{min(2, depth)}:]",
         shipped_weights=pathlib.Path(__file__).parent / "weights" / shipped if shipped else None,
         shipped_for=made_for,

@@ -57,7 +57,7 @@ def adopt(request: Request, model: Any, *, own: str) -> Model:
     if request.head is not None:
         parsed = keras_head.parse(request.head)
         backbone = keras_head.cut(model, spec)
-        with keras_models.seeded(request.seed):
+        with keras_models.seeded(request.seed), keras_models.dtype_policy(request.policy):
             network = keras_head.compose(backbone, parsed, outputs)
         notes.append(f"a new head of {outputs} outputs on {backbone.name}'s {_size(backbone.output_shape)} features")
     else:
@@ -71,6 +71,8 @@ def adopt(request: Request, model: Any, *, own: str) -> Model:
     other = {e.variable.dtype.name for e in name_variables(network) if e.kind == "weight"} - {dtype}
     if other:
         raise ModelSpecError(f"model={spec!r}: its weights are {', '.join(other)}; {dtype} is wanted")
+    if request.compute != request.dtype:
+        compute_by(network, request.policy)
     return Model(
         spec,
         network,
@@ -81,6 +83,15 @@ def adopt(request: Request, model: Any, *, own: str) -> Model:
         notes=(*notes, *keras_models.colour_notes(normalise, request.image_shape)),
         load=functools.partial(keras_weights.load, spec=spec, network=network, backbone=backbone, own=own),
     )
+
+
+def compute_by(network: Any, policy: str) -> None:
+    """Makes the layers of a built Keras model compute by another dtype policy; their variables stay."""
+    import keras
+
+    for layer in network._flatten_layers():
+        if not isinstance(layer, keras.layers.InputLayer):
+            layer.dtype_policy = policy
 
 
 def _plain(model: Any) -> Any:

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from engine.data import Normalise
 from engine.filters import nearest
@@ -76,7 +75,7 @@ def build(request: Request) -> Model:
     options = _options(spec, known[right], request.options)
     make = functools.partial(known[right], include_top=False, input_shape=(*image_shape[:2], 3), **options)
     parsed = keras_head.parse(request.head or "gap")
-    with seeded(request.seed), _dtype(request.dtype):
+    with seeded(request.seed), dtype_policy(request.policy):
         backbone, file = _backbone(spec, make, image_shape)
         backbone.name = right  # Keras' own has the width, and the size of the weights that it would load
         network = keras_head.compose(backbone, parsed, request.outputs)
@@ -245,10 +244,11 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _dtype(dtype: Any) -> Iterator[None]:
+def dtype_policy(name: str) -> Iterator[None]:
+    """Keras layers made inside compute by the policy of that name."""
     keras = import_keras()
     before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(tf.as_dtype(dtype).name)
+    keras.config.set_dtype_policy(name)
     try:
         yield
     finally:

@@ -38,7 +38,10 @@ class Dense(tf.Module):
     def __call__(self, x: Any) -> Any:
         # as one matrix: the kernel's gradient would else be made for each example, then summed
         y = tf.matmul(tf.reshape(x, [-1, x.shape[-1]]), tf.cast(self.kernel, x.dtype))
-        y = tf.nn.bias_add(y, tf.cast(self.bias, x.dtype))
+        if x.dtype == tf.float16:  # TensorFlow would fuse product and bias into a kernel that is 100 times slower
+            y = tf.cast(wide(y) + wide(self.bias), x.dtype)
+        else:
+            y = tf.nn.bias_add(y, tf.cast(self.bias, x.dtype))
         return tf.reshape(y, [-1, *x.shape[1:-1], y.shape[-1]])
 
 

@@ -136,7 +136,9 @@ def _ledger(plan: Plan, source: TensorSource, rules: Rules) -> Ledger:
         )
         for step in plan.steps
     ]
-    return Ledger(source.path.name, rules.name, tuple(loaded), tuple(plan.skipped), fresh=plan.fresh)
+    return Ledger(
+        source.path.name, rules.name, tuple(loaded), tuple(plan.skipped), fresh=plan.fresh, images=rules.images
+    )
 
 
 def _grid_of(model: Any) -> tuple[int, int] | None:

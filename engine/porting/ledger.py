@@ -46,6 +46,7 @@ class Ledger:
         unused, missing: source tensors and variables without an explanation: none after a load that
             raised no error.
         fresh: variables that keep their initial values, with the reason: of the head, or by rule.
+        images: what images the weights were trained on, where the rules say so (engine.porting.rules).
     """
 
     source: str
@@ -55,6 +56,7 @@ class Ledger:
     unused: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     fresh: Mapping[str, str] = field(default_factory=dict)
+    images: str | None = None
 
     def summary(self) -> str:
         """One line for people."""
@@ -81,6 +83,7 @@ class Ledger:
             "unused": list(self.unused),
             "missing": list(self.missing),
             "fresh": dict(self.fresh),
+            "images": self.images,
             "slots": [],
             "parity": None,
         }

@@ -7,6 +7,8 @@ A line is one of
     fresh TARGET-PATTERN      variables that keep their initial values on purpose
     prefix SOURCE-PATTERN     cut off the front of every source name that has it, before all else
     detect SOURCE-PATTERN     the file is of this layout when, for every such line, a tensor fits
+    images NAME               what images such weights were trained on: tf (-1 to 1), torch (ImageNet's mean and
+                              deviation) or unit (0 to 1)
 
 TARGET and patterns are regular expressions of a whole variable path or source name. SOURCE is a
 literal name in which ``\1`` ... ``\9`` stand for the groups of TARGET and ``\0`` for the whole path. A
@@ -41,6 +43,7 @@ from engine.porting.transforms import Transform
 
 _WORD = re.compile(r'"(?:[^"\\]|\\.)*"|\S+')
 _KEYWORDS = ("skip", "fresh", "prefix", "detect")
+IMAGES = ("tf", "torch", "unit")
 _MOST_BYTES = 1 << 20
 
 
@@ -97,6 +100,7 @@ class Rules:
     fresh: tuple[PatternLine, ...] = ()
     prefix: tuple[PatternLine, ...] = ()
     detect: tuple[PatternLine, ...] = ()
+    images: str | None = None
 
     def without_prefix(self, name: str) -> str:
         """A source name as the rules see it."""
@@ -134,6 +138,7 @@ def parse(text: str, *, name: str = "rules") -> Rules:
     """
     rules: list[Rule] = []
     lines: dict[str, list[PatternLine]] = {keyword: [] for keyword in _KEYWORDS}
+    images: str | None = None
     for number, line in enumerate(text.splitlines(), 1):
         line = re.sub(r"(^|\s)#.*", "", line).strip()
         if not line:
@@ -147,13 +152,17 @@ def parse(text: str, *, name: str = "rules") -> Rules:
             if len(words) != 2:
                 _fail(where, f"`{line}`: `{words[0]}` takes one pattern")
             lines[keyword].append(PatternLine(where, _pattern(where, words[1]), optional))
+        elif words[0] == "images":
+            if len(words) != 2 or words[1] not in IMAGES or images is not None:
+                _fail(where, f"`{line}`: `images` takes one of {', '.join(IMAGES)}, once")
+            images = words[1]
         else:
             _fail(
                 where,
-                f"`{line}`: a line is `TARGET <- SOURCE | TRANSFORM` or begins with {', '.join(_KEYWORDS)}"
-                + nearest(keyword, list(_KEYWORDS)),
+                f"`{line}`: a line is `TARGET <- SOURCE | TRANSFORM` or begins with {', '.join((*_KEYWORDS, 'images'))}"
+                + nearest(keyword, [*_KEYWORDS, "images"]),
             )
-    return Rules(name, tuple(rules), **{keyword: tuple(found) for keyword, found in lines.items()})
+    return Rules(name, tuple(rules), **{keyword: tuple(found) for keyword, found in lines.items()}, images=images)
 
 
 def _rule(where: str, words: list[str]) -> Rule:

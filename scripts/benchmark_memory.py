@@ -1,0 +1,240 @@
+"""Measure peak memory of training against its forecast, and against Keras' model.fit.
+
+Each --run is a process of its own, one after the other: it builds the model with random weights, makes
+the forecast, trains some windows on one random batch and reports the largest memory that the process
+held, the interpreter and TensorFlow included. runner=keras_fit is an equal ViT of keras.layers in
+Keras' own fit; engine runs of the same model, batch and selection are compared with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from absl import flags
+
+from scripts import peers, program
+
+F = flags.FLAGS
+
+KEYS = {
+    "runner": "engine",
+    "model": "vit:B/16",
+    "image_size": "224",
+    "classes": "1000",
+    "train": "@all",
+    "batch_size": "32",
+    "micro_batches": "1",
+    "remat": "none",
+    "precision": "float32",
+    "optimizer": "adamw",
+    "ema": "0",
+    "memory_budget": "0",
+    "windows": "2",
+}
+RUNS = (
+    "model=vit:B/16 batch_size=4",
+    "model=vit:B/16 batch_size=64 memory_budget=3GB",
+    "model=vit:B/16 batch_size=32 micro_batches=4 remat=blocks ema=0.999",
+    "model=vit:B/16 batch_size=32 train='@head @blocks[-2:]'",
+    "model=vit:S/16 batch_size=32",
+    "model=vit:S/16 batch_size=32 remat=elementwise optimizer=momentum",
+    "model=vit:S/16 batch_size=32 micro_batches=2 precision=mixed_bfloat16",
+    "model=keras:ResNet50 batch_size=16",
+)
+
+flags.DEFINE_multi_string(
+    "run",
+    list(RUNS),
+    "What is measured, repeatable: keys and values as in 'model=vit:B/16 batch_size=64 memory_budget=3GB'. Keys: "
+    + ", ".join(f"{key} ({value})" for key, value in KEYS.items())
+    + ". runner is engine or keras_fit; the other keys are flags of finetune; windows are those trained; 0 is none.",
+)
+flags.DEFINE_string("out", None, "A .json file for the results (bytes, seconds); unless given, none.")
+flags.DEFINE_bool("child", False, "Internal: be the process of one run, in JSON on standard input.")
+
+
+def main() -> int:
+    if F.child:
+        print(json.dumps(_engine(json.load(sys.stdin))))
+        return program.DONE
+    runs = [_parse(text) for text in F.run]
+    program.check_out(F.out)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="benchmark_memory-") as folder:
+        for number, run in enumerate(runs, 1):
+            print(f"{number} of {len(runs)}: {_text(run)} ...", end="", flush=True)
+            try:
+                rows.append(run | (_keras(run, pathlib.Path(folder)) if run["runner"] == "keras_fit" else _start(run)))
+            except peers.BenchmarkError as error:
+                print(f"\nbenchmark_memory: {error}", file=sys.stderr)
+                return program.FAILED
+            print(f" {rows[-1]['peak_rss_bytes'] / 1e9:.2f} GB", flush=True)
+    _print(rows)
+    if F.out:
+        from engine.files import write_json
+
+        write_json(F.out, rows)
+        print(f"\nwritten: {F.out}")
+    return program.DONE
+
+
+def _parse(text: str) -> dict[str, str]:
+    from engine.errors import InputError
+    from engine.filters import nearest
+
+    run = dict(KEYS)
+    for word in shlex.split(text):
+        key, equals, value = word.partition("=")
+        if key not in KEYS or not equals:
+            raise InputError(
+                f"run={text!r}: `{word}` is no key=value; keys: {', '.join(KEYS)}{nearest(key, list(KEYS))}"
+            )
+        run[key] = value
+    for key in ("image_size", "classes", "batch_size", "micro_batches", "windows"):
+        if not run[key].isdecimal() or not 1 <= int(run[key]) <= 1_000_000:
+            raise InputError(f"run={text!r}: {key}={run[key]!r}: a whole number from 1 is wanted")
+    if run["runner"] not in ("engine", "keras_fit"):
+        raise InputError(f"run={text!r}: runner={run['runner']!r}: it is engine or keras_fit")
+    if int(run["micro_batches"]) > int(run["batch_size"]):
+        raise InputError(f"run={text!r}: more micro-batches than examples")
+    return run
+
+
+def _text(run: dict[str, str]) -> str:
+    return " ".join(f"{key}={run[key]}" for key in KEYS if run[key] != KEYS[key] or key == "model")
+
+
+def _start(run: dict[str, str]) -> dict[str, Any]:
+    child = subprocess.run(
+        [sys.executable, "-m", "scripts.benchmark_memory", "--child"],
+        input=json.dumps(run),
+        capture_output=True,
+        text=True,
+        env=os.environ | {"KERAS_BACKEND": "tensorflow"},
+        check=False,
+    )
+    if child.returncode:
+        raise peers.BenchmarkError("; ".join(child.stderr.strip().splitlines()[-2:]) or f"exit {child.returncode}")
+    found: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
+    return found
+
+
+def _keras(run: dict[str, str], folder: pathlib.Path) -> dict[str, Any]:
+    from scripts import peers_jobs
+
+    (job,) = peers_jobs.make(
+        folder,
+        model=run["model"],
+        image_size=int(run["image_size"]),
+        classes=int(run["classes"]),
+        train=[run["train"]],
+        batch_size=int(run["batch_size"]),
+        warmup=0,
+        steps=int(run["windows"]),
+        seed=0,
+    )
+    found = peers.start(["scripts.benchmark_step", "--child=keras_fit"], job, "keras_fit")
+    return {
+        "peak_rss_bytes": found["peak_rss_bytes"],
+        "seconds": found["seconds"],
+        "forecast_bytes": None,
+        "plan": None,
+    }
+
+
+def _engine(run: dict[str, str]) -> dict[str, Any]:
+    """The child: forecast first, then train and look at the peak."""
+    import numpy as np
+
+    from engine import forecast, losses, models, optimizers, precision, remat, select, sizes
+    from engine.step import TrainStep
+
+    numbers = precision.parse(run["precision"])
+    side, classes, batch_size = int(run["image_size"]), int(run["classes"]), int(run["batch_size"])
+    model = models.build(
+        run["model"],
+        image_shape=(side, side, 3),
+        outputs=classes,
+        dtype=numbers.variables,
+        compute=numbers.compute,
+    )
+    selection = select(model.network, run["train"], statistics=model.statistics)
+    optimizer = optimizers.by_name(run["optimizer"])
+    loss_fn = losses.supervised(model.network)
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.standard_normal((batch_size, side, side, 3), np.float32),
+        "label": rng.integers(0, classes, batch_size, np.int32),
+    }
+
+    def make_step(size: int | None, mode: remat.Mode) -> TrainStep:
+        scale = precision.LossScale() if numbers.scaled else None
+        ema = float(run["ema"]) or None
+        return TrainStep(loss_fn, optimizer, micro_batch_size=size, remat=mode, loss_scale=scale, ema=ema)
+
+    budget = sizes.parse_bytes(run["memory_budget"], name="memory_budget")
+    planner = forecast.Planner(
+        make_step=make_step,
+        batch=batch,
+        batch_size=batch_size,
+        budget=budget or 2**62,
+    )
+    parts = int(run["micro_batches"])
+    if budget:
+        plan = planner.micro_batches([(selection, optimizer)])
+    else:
+        plan = planner.as_asked(
+            [(selection, optimizer)], None if parts == 1 else -(-batch_size // parts), remat.check(run["remat"])
+        )
+    step = planner.step(plan)
+    seconds = []
+    for _ in range(int(run["windows"])):
+        start = time.perf_counter()
+        step(selection, batch, learning_rate=1e-4)
+        seconds.append(time.perf_counter() - start)
+    return {
+        "peak_rss_bytes": peers.peak_rss_bytes(),
+        "seconds": seconds,
+        "forecast_bytes": plan.total,
+        "forecast": plan.forecasts[0].text(),
+        "plan": plan.to_json(),
+    }
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    def kind(row: dict[str, Any]) -> tuple[str, ...]:
+        return tuple(row[key] for key in ("model", "image_size", "classes", "train", "batch_size"))
+
+    keras = {kind(row): row["peak_rss_bytes"] for row in rows if row["runner"] == "keras_fit"}
+    print(f"\n{'GB':>6}{'forecast':>10}{'ratio':>8}{'to keras':>10}{'window s':>10}  run")
+    for row in rows:
+        peak, forecast, other = row["peak_rss_bytes"], row["forecast_bytes"], keras.get(kind(row))
+        cells = [
+            f"{peak / 1e9:>6.2f}",
+            f"{forecast / 1e9:>10.2f}{forecast / peak:>8.2f}" if forecast else " " * 18,
+            f"{peak / other:>10.3f}" if other and row["runner"] == "engine" else " " * 10,
+            f"{row['seconds'][-1]:>10.1f}",
+        ]
+        plan = row["plan"]
+        how = (
+            f" -> micro-batches of {plan['micro_batch_size']}, remat {plan['remat']}"
+            if plan and plan["reasons"]
+            else ""
+        )
+        print("".join(cells) + f"  {_text(row)}{how}")
+
+
+def run() -> None:
+    program.run(main, about=__doc__ or "", flags_in=__name__)
+
+
+if __name__ == "__main__":
+    run()

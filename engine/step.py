@@ -149,15 +149,16 @@ class TrainStep:
             self.averages.fit(selection)
         function = self._function(selection, optimizer, tensors)
         scale = self.loss_scale.scale if self.loss_scale is not None else 1.0
-        with losses.checked_weights():
-            result = function(
-                tensors,
-                tf.constant(learning_rate, tf.float64),
-                tf.constant(scale, tf.float64),
-                self.slots.handles(selection),
-                tf.constant(optimizer.powers(self.slots.windows(selection) + 1)),
-                self.averages.handles(selection) if self.averages is not None else [],
-            )
+        result = function(
+            tensors,
+            tf.constant(learning_rate, tf.float64),
+            tf.constant(scale, tf.float64),
+            self.slots.handles(selection),
+            tf.constant(optimizer.powers(self.slots.windows(selection) + 1)),
+            self.averages.handles(selection) if self.averages is not None else [],
+        )
+        losses.check_weights(result["weights"])
+        losses.check_weights(result["metric_weights"])
         applied = bool(result["applied"])
         self._judge(selection, tensors, applied, bool(result["finite"]), scale)
         if applied:

@@ -30,7 +30,7 @@ def build(
     """The function ``window(batch, learning_rate, loss_scale, handles, powers, averages)`` to be traced.
 
     It returns the scalars ``loss``, ``grad_norm`` (before clipping), ``applied``, ``finite``; by name
-    ``terms``, ``weights`` (a term's sum) and ``metrics``. Finite means that the loss and the gradient's
+    ``terms``, ``weights`` (a term's sum), ``metrics`` and ``metric_weights``. Finite means that the loss and the gradient's
     norm are: in float32 a norm above 1.8e19, whose square is too large, is not.
 
     Args:
@@ -85,6 +85,7 @@ def build(
             "terms": terms,
             "weights": dict(zip(micro.terms, sums["weights"], strict=True)),
             "metrics": metrics,
+            "metric_weights": {n: weight for n, (_, weight) in zip(micro.metrics, sums["metrics"], strict=True)},
             "grad_norm": norm,
             "finite": finite,
             "applied": tf.cond(finite & weighed, apply, skip),

@@ -198,7 +198,9 @@ class Buffers:
         traced: the graph, its batch axis open.
         inputs: its placeholders of examples.
         results: tensors that it returns.
-        kept: whether results stay until the end; else each goes when it is made (it is added up elsewhere).
+        kept: whether results stay until the end; else each goes with the last operation that reads it. In a traced
+            function that is an Identity near the end: so gradients that are added up as they come are counted longer
+            than they live, which errs on the safe side.
     """
 
     def __init__(self, traced: Any, inputs: Sequence[Any], results: Sequence[Any], *, kept: bool) -> None:

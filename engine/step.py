@@ -282,7 +282,7 @@ class TrainStep:
             found = microbatch.trace(
                 self.loss_fn, selection, _specs(tensors), whole=self.micro_batch_size is None, remat_mode=self.remat
             )
-            if self.loss_scale is None and any(o.dtype == tf.float16 for op in found.forward for o in op.outputs):
+            if self.loss_scale is None and any(o.dtype == tf.float16 for op in found.backward for o in op.outputs):
                 raise StepError("loss_scale=None: the model computes in float16, whose gradients need one: LossScale()")
             self._micro[key] = found
         return self._micro[key]

@@ -159,6 +159,11 @@ class TrainStep:
         )
         losses.check_weights(result["weights"])
         losses.check_weights(result["metric_weights"])
+        if bool(result["finite"]) and not bool(result["exact"]):
+            raise losses.LossError(
+                "weights of micro-batches do not sum to those of the window: an example's weight must not depend on "
+                "the other examples of its batch; compute it from the example, or before the batch is given"
+            )
         applied = bool(result["applied"])
         self._judge(selection, tensors, applied, bool(result["finite"]), scale)
         if applied:

@@ -122,6 +122,17 @@ def test_weights_drawn_from_a_generators_state_are_refused_with_micro_batches() 
         TrainStep(loss_fn, optimizers.SGD(), micro_batch_size=2)(select([a], ".*"), {"x": X}, learning_rate=1.0)
 
 
+def test_weights_that_depend_on_the_rest_of_the_batch_are_an_error_that_changes_nothing() -> None:
+    a, loss_fn = line(lambda batch, seeds: batch["w"] / tf.reduce_max(batch["w"]))
+    given = {"x": X, "w": np.array([1, 2, 3, 4, 5], np.float32)}
+    step = TrainStep(loss_fn, optimizers.SGD(), micro_batch_size=2)
+    with pytest.raises(LossError, match="an example's weight must not depend on the other examples"):
+        step(select([a], ".*"), given, learning_rate=1.0)
+    assert (float(a), step.windows) == (1.0, 0)
+    TrainStep(loss_fn, optimizers.SGD())(select([a], ".*"), given, learning_rate=1.0)  # one piece is the whole batch
+    assert float(a) != 1.0
+
+
 @pytest.mark.parametrize("micro_batch_size", [None, 1, 2])
 def test_a_term_without_weight_in_a_window_is_left_out_and_counted(micro_batch_size: int | None) -> None:
     a = tf.Variable(1.0)

@@ -168,6 +168,37 @@ def test_skipping_can_be_asked_for_without_a_loss_scale() -> None:
     assert (float(a), float(b), step.skipped) == (1.0, 1.0, 1)
 
 
+def one_kind_of_infinity(values: Any) -> str:
+    """What the step says of a loss that is ``values(a, x)`` at a = 0 and x = 1."""
+    a = tf.Variable(0.0)
+
+    def loss_fn(batch: Mapping[str, Any], *, training: bool, seeds: Any) -> Loss:
+        return Loss({"t": (values(a, batch["x"]), None)})
+
+    with pytest.raises(NonFiniteError) as caught:
+        TrainStep(loss_fn, optimizers.SGD())(select({"a": a}, ".*"), GOOD, learning_rate=0.1)
+    assert float(a) == 0.0
+    return str(caught.value)
+
+
+def test_an_infinite_gradient_of_a_finite_loss_counts() -> None:
+    assert one_kind_of_infinity(lambda a, x: tf.sqrt(a * x)).endswith("1 of 1 gradients are not finite: a")
+
+
+def test_an_infinite_loss_with_a_finite_gradient_counts() -> None:
+    assert "each gradient is finite, but the loss" in one_kind_of_infinity(lambda a, x: a * x + np.float32(np.inf))
+
+
+def test_a_scale_too_large_for_float16_comes_down_until_windows_train() -> None:
+    network = model("cnn", tf.float16)
+    step = TrainStep(losses.supervised(network), optimizers.SGD(), loss_scale=LossScale(2.0**24))
+    skipped = [step(select(network, "@head"), batch(), learning_rate=1e-3).skipped for _ in range(15)]
+    assert skipped[0]
+    assert not skipped[-1]
+    assert skipped == sorted(skipped, reverse=True)
+    assert step.loss_scale.scale == 2.0 ** (24 - sum(skipped))
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [({"nonfinite": "skipp"}, "nonfinite='skipp': it takes 'skip' or 'stop'"), ({"give_up": 0}, "give_up=0")],

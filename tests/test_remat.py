@@ -113,10 +113,10 @@ def test_frozen_blocks_below_the_lowest_trained_variable_cost_nothing_in_the_bac
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_variables_outside_the_selection_get_no_gradient_ops(mode: str) -> None:
+def test_no_gradient_of_a_variable_outside_the_selection_is_computed(mode: str) -> None:
     model = vit("depth=1")
     everything, one = traced(model, "@all", mode), traced(model, "blocks/0/attention/query/kernel", mode)
-    # the gradient of a bias is one such op, and every bias is outside the selection
+    # the gradient of a bias is one such op, and every bias is outside the selection; what nothing needs is pruned
     assert count(everything, "BiasAddGrad") == 8  # patch, query, key, value, out, up, down, head
     assert count(one, "BiasAddGrad") == 0
     assert len(one.function.structured_outputs["gradients"]) == 1

@@ -39,10 +39,10 @@ def made(**settings: Any) -> tuple[Any, TrainStep]:
 
 
 def window(number: int) -> dict[str, Any]:
-    """Windows 1 and 2 are not finite; in even ones the second term has no weight."""
+    """Windows 1, 4 and 5 are not finite; in even ones the second term has no weight."""
     rng = np.random.default_rng(number)
     images = rng.standard_normal((5, 8, 8, 1), np.float32)
-    if number in (1, 2):
+    if number in (1, 4, 5):
         images[2] = np.inf
     sometimes = np.full(5, number % 2, np.float32)
     return {"image": images, "label": rng.integers(0, 3, 5), "sometimes": sometimes}
@@ -67,23 +67,23 @@ def test_a_restored_step_goes_on_with_the_same_bits_scale_averages_and_counts(tm
     expected = train(whole, step, 0, len(PHASES))
     assert {skipped for *_, skipped in expected} == {True, False}
     assert {scale for _, scale, _ in expected} == {256.0, 128.0, 64.0}
-    for stop in (2, 5):  # between two skipped windows; in the second phase
-        first, saving = made()
-        train(first, saving, 0, stop)
-        state = json.loads(json.dumps(saving.state()))  # as a checkpoint stores it
-        saved = checkpoint.save(tmp_path, stop, variables=name_variables(first), arrays=saving.arrays, state=state)
-        second, resumed = made()
-        found, variables = checkpoint.read(saved), name_variables(second)
-        checkpoint.restore(found, variables)
-        resumed.restore(variables, found.state, found.arrays)
-        assert resumed.state() == saving.state()
-        rest = train(second, resumed, stop, len(PHASES))
-        np.testing.assert_array_equal(np.array(rest), np.array(expected[stop:]))
-        assert everything(second, resumed) == everything(whole, step)
-        assert resumed.state() == step.state()
+    stop = 5  # in the second phase, between two skipped windows
+    first, saving = made()
+    train(first, saving, 0, stop)
+    state = json.loads(json.dumps(saving.state()))  # as a checkpoint stores it
+    saved = checkpoint.save(tmp_path, stop, variables=name_variables(first), arrays=saving.arrays, state=state)
+    second, resumed = made()
+    found, variables = checkpoint.read(saved), name_variables(second)
+    checkpoint.restore(found, variables)
+    resumed.restore(variables, found.state, found.arrays)
+    assert resumed.state() == saving.state()
+    rest = train(second, resumed, stop, len(PHASES))
+    np.testing.assert_array_equal(np.array(rest), np.array(expected[stop:]))
+    assert everything(second, resumed) == everything(whole, step)
+    assert resumed.state() == step.state()
     assert step.state() == {
         "windows": 7,
-        "skipped": 2,
+        "skipped": 3,
         "skipped_in_row": 0,
         "left_out": {"rarely": 4},
         "loss_scale": {"scale": step.loss_scale.scale, "good": step.loss_scale.good},

@@ -49,8 +49,9 @@ class Evaluator:
         for batch in batches:
             tensors = {name: tf.convert_to_tensor(value) for name, value in batch.items() if name != "index"}
             function, below = self._function(selection, tensors)
-            with losses.checked_weights():
-                out = function(tensors)
+            out = function(tensors)
+            for pairs in (out["terms"], out["metrics"]):
+                losses.check_weights({name: mass for name, (_, mass) in pairs.items()})
             for sums, found in ((terms, out["terms"]), (metrics, out["metrics"])):
                 for name, pair in found.items():
                     sums[name] = sums.get(name, np.zeros(2)) + np.array([float(pair[0]), float(pair[1])])

@@ -54,9 +54,10 @@ def copy(tensors: Sequence[Any], feeds: Mapping[int, Any]) -> list[Any]:
     """
     needed = ancestors(tensors)
     source = tensors[0].graph
-    definition = tf.compat.v1.graph_util.extract_sub_graph(
-        source.as_graph_def(), [tensor.op.name for tensor in tensors]
-    )
+    definition = source.as_graph_def()
+    names = {op.name for op in needed}
+    for number in reversed([n for n, node in enumerate(definition.node) if node.name not in names]):
+        del definition.node[number]
     here = tf.compat.v1.get_default_graph()
     fed = {
         tensor.name: here.capture(feeds[id(tensor)]) if hasattr(here, "capture") else feeds[id(tensor)]
@@ -197,7 +198,9 @@ class Buffers:
         traced: the graph, its batch axis open.
         inputs: its placeholders of examples.
         results: tensors that it returns.
-        kept: whether results stay until the end; else each goes when it is made (it is added up elsewhere).
+        kept: whether results stay until the end; else each goes with the last operation that reads it. In a traced
+            function that is an Identity near the end: so gradients that are added up as they come are counted longer
+            than they live, which errs on the safe side.
     """
 
     def __init__(self, traced: Any, inputs: Sequence[Any], results: Sequence[Any], *, kept: bool) -> None:

@@ -7,10 +7,10 @@ its own summed weights. That makes uneven and weighted batches exact; an average
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
@@ -21,7 +21,6 @@ from engine.precision import wide
 from engine.variables import is_keras, name_variables
 
 LOSSES = ("softmax", "sigmoid", "mse")
-_NEGATIVE = "loss term "
 
 
 class Loss(NamedTuple):
@@ -53,9 +52,11 @@ def weighted_sums(pairs: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, 
 
     Weights are constants: no gradient flows through them.
 
+    A negative weight, or one that is not a number, makes the sum of weights nan (``check_weights``): an
+    error raised by the graph itself would come after statistics had moved.
+
     Raises:
-        LossError: values are no vector, or weights are not of their shape. That weights are not
-            negative is checked when the graph runs (``checked_weights``).
+        LossError: values are no vector, or weights are not of their shape.
     """
     sums = {}
     for name, (values, weights) in pairs.items():
@@ -69,25 +70,22 @@ def weighted_sums(pairs: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, 
             weights = tf.stop_gradient(tf.cast(weights, values.dtype))
             if not weights.shape.is_compatible_with(values.shape):
                 raise LossError(f"term {name!r}: weights have shape {weights.shape}, values {values.shape}")
-            check = tf.debugging.assert_non_negative(weights, f"{_NEGATIVE}{name!r}: a weight is negative")
-            with tf.control_dependencies([check]):
-                weights = tf.identity(weights)
+            nan = tf.constant(float("nan"), weights.dtype)
+            mass = tf.where(tf.reduce_all(weights >= 0), tf.reduce_sum(weights), nan)
             # an example without weight counts 0 whatever its value
-            sums[name] = (tf.reduce_sum(tf.math.multiply_no_nan(values, weights)), tf.reduce_sum(weights))
+            sums[name] = (tf.reduce_sum(tf.math.multiply_no_nan(values, weights)), mass)
     return sums
 
 
-@contextlib.contextmanager
-def checked_weights() -> Iterator[None]:
-    """Surrounds the running of a graph with ``weighted_sums``: a negative weight is a LossError."""
-    try:
-        yield
-    except tf.errors.InvalidArgumentError as error:
-        text = error.message
-        if _NEGATIVE not in text:
-            raise
-        line = text[text.index(_NEGATIVE) :].splitlines()[0]
-        raise LossError(f"{line}; weights must be at least 0") from None
+def check_weights(sums: Mapping[str, Any]) -> None:
+    """Looks at sums of weights that a graph gave, by name.
+
+    Raises:
+        LossError: a weight among them was negative or not a number.
+    """
+    for name, mass in sums.items():
+        if math.isnan(float(mass)):
+            raise LossError(f"loss term {name!r}: a weight is negative or not a number; weights must be at least 0")
 
 
 def regulariser_of(loss: Loss, trained: frozenset[str], dtype: Any) -> Any:
@@ -126,8 +124,8 @@ def supervised(model: Any, kind: str = "softmax", *, label_smoothing: float = 0.
     def loss_fn(batch: Mapping[str, Any], *, training: bool, seeds: Any) -> Loss:
         given = {"training": training, "seeds": seeds}
         outputs = wide(model(batch["image"], **{name: given[name] for name in taken}))
-        values, metrics = compute(outputs, batch["label"], label_smoothing)
         weights = batch.get("weight")
+        values, metrics = compute(outputs, _present(batch["label"], weights), label_smoothing)
         regulariser = {path: penalty() for path, penalty in penalties.items()}
         if is_keras(model):
             added = [tf.reduce_sum(value) for layer in model._flatten_layers() for value in layer._get_own_losses()]
@@ -166,6 +164,15 @@ def _keras_penalties(model: Any) -> dict[str, Callable[[], Any]]:
 
 def _penalty(regularizer: Any, weight: Any) -> Any:
     return regularizer(weight.value)
+
+
+def _present(labels: Any, weights: Any) -> Any:
+    """Labels with 0 for those of no weight: a missing one may be nan, whose gradient is nan whatever its weight."""
+    labels = tf.convert_to_tensor(labels)
+    if weights is None or not labels.dtype.is_floating:
+        return labels
+    present = tf.reshape(tf.convert_to_tensor(weights) != 0, [-1] + [1] * (labels.shape.rank - 1))
+    return tf.where(present, labels, tf.zeros([], labels.dtype))
 
 
 def _softmax(logits: Any, labels: Any, smoothing: float) -> tuple[Any, dict[str, Any]]:

@@ -89,22 +89,22 @@ def _marked(function: Callable[[Any], Any], x: Any, modes: tuple[Mode, ...]) -> 
     if here is None or here.mode not in modes:
         return function(x)
     here.marks += 1
-    return _recomputed(function, x, here.variables)
+    return _recomputed(function, x, here)
 
 
-def _recomputed(function: Callable[[Any], Any], x: Any, wanted: frozenset[int]) -> Any:
+def _recomputed(function: Callable[[Any], Any], x: Any, here: _Scope) -> Any:
     @tf.custom_gradient
     def forward(x: Any) -> Any:
         outputs = function(x)
 
         def backward(*upstream: Any, variables: Any = ()) -> Any:
-            mine = [variable for variable in variables if id(variable) in wanted]
+            mine = [variable for variable in variables if id(variable) in here.variables]
             # waits for the gradient that flows in: otherwise it would run beside the forward pass
             with tf.control_dependencies(list(upstream)):
                 again = tf.identity(x)
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch([again, *mine])
-                outputs = tf.nest.flatten(function(again))
+                outputs = tf.nest.flatten(_with_marks(function, again, here))
             gradients = tape.gradient(outputs, [again, *mine], output_gradients=list(upstream))
             found = {id(variable): gradient for variable, gradient in zip(mine, gradients[1:], strict=True)}
             of_variables = [found.get(id(variable)) for variable in variables]
@@ -113,3 +113,12 @@ def _recomputed(function: Callable[[Any], Any], x: Any, wanted: frozenset[int]) 
         return outputs, backward
 
     return forward(x)
+
+
+def _with_marks(function: Callable[[Any], Any], x: Any, here: _Scope) -> Any:
+    """``function(x)`` with the marks inside it heeded: gradients are taken after the scope was left."""
+    token = _current.set(here)
+    try:
+        return function(x)
+    finally:
+        _current.reset(token)

@@ -150,14 +150,20 @@ class TrainStep:
             self.averages.fit(selection)
         function = self._function(selection, optimizer, tensors)
         scale = self.loss_scale.scale if self.loss_scale is not None else 1.0
-        with losses.checked_weights():
-            result = function(
-                tensors,
-                tf.constant(learning_rate, tf.float64),
-                tf.constant(scale, tf.float64),
-                self.slots.handles(selection),
-                tf.constant(optimizer.powers(self.slots.windows(selection) + 1)),
-                self.averages.handles(selection) if self.averages is not None else [],
+        result = function(
+            tensors,
+            tf.constant(learning_rate, tf.float64),
+            tf.constant(scale, tf.float64),
+            self.slots.handles(selection),
+            tf.constant(optimizer.powers(self.slots.windows(selection) + 1)),
+            self.averages.handles(selection) if self.averages is not None else [],
+        )
+        losses.check_weights(result["weights"])
+        losses.check_weights(result["metric_weights"])
+        if bool(result["finite"]) and not bool(result["exact"]):
+            raise losses.LossError(
+                "weights of micro-batches do not sum to those of the window: an example's weight must not depend on "
+                "the other examples of its batch; compute it from the example, or before the batch is given"
             )
         applied = bool(result["applied"])
         self._judge(selection, tensors, applied, bool(result["finite"]), scale)
@@ -286,7 +292,7 @@ class TrainStep:
             found = microbatch.trace(
                 self.loss_fn, selection, _specs(tensors), whole=self.micro_batch_size is None, remat_mode=self.remat
             )
-            if self.loss_scale is None and any(o.dtype == tf.float16 for op in found.forward for o in op.outputs):
+            if self.loss_scale is None and any(o.dtype == tf.float16 for op in found.backward for o in op.outputs):
                 raise StepError("loss_scale=None: the model computes in float16, whose gradients need one: LossScale()")
             self._micro[key] = found
         return self._micro[key]

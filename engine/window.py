@@ -17,6 +17,8 @@ from engine.microbatch import MicroBatch, window_weights
 from engine.optimizers import Optimizer
 from engine.selection import Selection
 
+_AGREE = 1e-3  # relative: sums in another order differ by far less, weights that depend on the batch by more
+
 
 def build(
     micro: MicroBatch,
@@ -29,8 +31,9 @@ def build(
 ) -> Any:
     """The function ``window(batch, learning_rate, loss_scale, handles, powers, averages)`` to be traced.
 
-    It returns the scalars ``loss``, ``grad_norm`` (before clipping), ``applied``, ``finite``; by name
-    ``terms``, ``weights`` (a term's sum) and ``metrics``. Finite means that the loss and the gradient's
+    It returns the scalars ``loss``, ``grad_norm`` (before clipping), ``applied``, ``finite`` and ``exact`` (weights
+    of micro-batches sum to those of the window, so that an example's does not depend on the others); by name
+    ``terms``, ``weights`` (a term's sum), ``metrics`` and ``metric_weights``. Finite means that the loss and the gradient's
     norm are: in float32 a norm above 1.8e19, whose square is too large, is not.
 
     Args:
@@ -61,6 +64,8 @@ def build(
         finite = tf.math.is_finite(norm) & tf.math.is_finite(loss)
         # a window in which nothing has a weight has no gradient: zeros would still move by momentum and decay
         weighed = tf.reduce_any(tf.stack([weight > 0 for weight in sums["weights"]]))
+        pairs = list(zip(sums["weights"], sums["divisors"], strict=True))
+        exact = tf.reduce_all(tf.stack([tf.abs(weight - divisor) <= _AGREE * divisor for weight, divisor in pairs]))
 
         def apply() -> Any:
             optimizers.apply(
@@ -84,10 +89,12 @@ def build(
             "loss": loss,
             "terms": terms,
             "weights": dict(zip(micro.terms, sums["weights"], strict=True)),
+            "exact": exact,
             "metrics": metrics,
+            "metric_weights": {n: weight for n, (_, weight) in zip(micro.metrics, sums["metrics"], strict=True)},
             "grad_norm": norm,
             "finite": finite,
-            "applied": tf.cond(finite & weighed, apply, skip),
+            "applied": tf.cond(finite & weighed & exact, apply, skip),
         }
 
     return window
@@ -96,11 +103,11 @@ def build(
 def _sums(
     micro: MicroBatch, selection: Selection, batch: Mapping[str, Any], loss_scale: Any, size: int | None
 ) -> dict[str, Any]:
-    """What ``micro.function`` returns, summed over the window's micro-batches, one after the other."""
+    """What ``micro.function`` returns, summed over the window's micro-batches, and what terms were divided by."""
     if size is None:
         none = tf.zeros([len(micro.terms)], tf.float64)
         whole_window: dict[str, Any] = micro.function(dict(batch), none, tf.ones([], tf.float64), loss_scale)
-        return whole_window
+        return whole_window | {"divisors": whole_window["weights"]}
     count = tf.shape(next(iter(batch.values())))[0]
     divisors = tf.stack(window_weights(micro, selection, batch, count))
     zeros = tf.nest.map_structure(lambda like: tf.zeros(like.shape, like.dtype), micro.function.structured_outputs)
@@ -118,7 +125,8 @@ def _sums(
         return stop, tf.nest.map_structure(tf.add, sums, found)
 
     _, sums = tf.while_loop(more, add, (tf.constant(0), zeros), parallel_iterations=1)
-    return sums
+    divided_by = [tf.cast(d, w.dtype) for d, w in zip(tf.unstack(divisors), sums["weights"], strict=True)]
+    return sums | {"divisors": divided_by}
 
 
 def whose_gradients(micro: MicroBatch, selection: Selection, *, micro_batch_size: int | None) -> Any:

@@ -13,6 +13,7 @@ import tensorflow as tf
 from engine import FreezeProof, TrainStep, filters, losses, optimizers, select
 from engine.losses import Loss
 from engine.models import build
+from engine.precision import LossScale
 from engine.selection import Selection, digests
 
 CLASSES = 10
@@ -123,3 +124,39 @@ def test_a_planted_write_to_frozen_statistics_fails_the_proof() -> None:
 
     train(TrainStep(planted, OPTIMIZERS["sgd"]), selection, shape, windows=1)
     assert proof.changed(selection) == ["mobilenetv2_0.35_32/bn_Conv1/moving_mean"]
+
+
+SPLIT_CASES = [
+    ("vit", "@blocks[-1:] @head !@norm", "adamw"),
+    ("cnn", "stages/[23]/.* @head", "nesterov"),
+    ("mobilenet", "@layers[-20:] @head !@stats", "adamw"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "optimizer"), SPLIT_CASES)
+@pytest.mark.usefixtures("deterministic_ops")
+def test_frozen_variables_stay_through_micro_batches_averages_and_skipped_windows(
+    name: str, text: str, optimizer: str
+) -> None:
+    model, shape = network(name)
+    selection = select(model, text)
+    step = TrainStep(
+        losses.supervised(model), OPTIMIZERS[optimizer], micro_batch_size=2, ema=0.9, loss_scale=LossScale()
+    )
+    proof = FreezeProof.begin(selection)
+    for window in range(5):  # 3 micro-batches each; windows 0 and 3 are not finite
+        given = batch(shape, window)
+        given["weight"] += 0.1
+        if window in (0, 3):
+            given["image"][3, 0, 0, 0] = np.inf  # reaches statistics; a relu6 makes it finite again
+            given["weight"][3] = np.inf
+        before = digests([*selection.trained, *selection.moving])
+        assert step(selection, given, learning_rate=0.05).skipped == (window in (0, 3))
+        after = digests([*selection.trained, *selection.moving])
+        same = {path for path in before if after[path] == before[path]}
+        assert same == (set(before) if window in (0, 3) else set())
+        assert proof.changed(selection) == []
+    with step.averages.in_place(selection.variables):
+        assert proof.changed(selection) == [], "averages of frozen variables"
+    assert set(step.averages.values) == {entry.path for entry in selection.trained}
+    assert step.skipped == 2

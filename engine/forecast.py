@@ -107,7 +107,7 @@ class Forecaster:
         self._slots = self._trained * len(optimizer.slots)
         self._averages = self._trained if step.averages is not None else 0
 
-    def at(self, batch_size: int, micro_batch_size: int | None, *, process: int) -> Forecast:
+    def at(self, batch_size: int, micro_batch_size: int | None, *, process: int = 0) -> Forecast:
         """The forecast for windows of ``batch_size``, in micro-batches or in one piece (None).
 
         ``process`` is what the process holds now (``resident_bytes``), in bytes.
@@ -171,6 +171,7 @@ class Planner:
         batch: any batch.
         batch_size: examples per window.
         budget: bytes, of the whole process.
+        process: tells what the process holds now, in bytes.
         modes: kinds of rematerialisation that may be used, cheapest first.
     """
 
@@ -178,9 +179,10 @@ class Planner:
     batch: Mapping[str, Any]
     batch_size: int
     budget: int
+    process: Callable[[], int] = field(default_factory=lambda: resident_bytes)
     modes: Sequence[remat.Mode] = remat.MODES
     _known: dict[Any, Forecaster] = field(default_factory=dict)
-    _process: int = 0
+    _now: int | None = None
     _steps: dict[tuple[remat.Mode, bool], TrainStep] = field(default_factory=dict)
 
     def micro_batches(self, asked: Sequence[tuple[Selection, Optimizer]]) -> Plan:
@@ -280,10 +282,12 @@ class Planner:
             if key not in self._known:
                 step = self._step(mode, whole)
                 self._known[key] = Forecaster(step, selection, optimizer, self.batch)
-                self._process = resident_bytes()  # tracing takes memory itself
+                self._now = None
+        if self._now is None:  # tracing takes memory itself
+            self._now = self.process()
         for selection, optimizer in asked:
             forecaster = self._known[selection, optimizer, mode, whole]
-            found.append(forecaster.at(self.batch_size, size, process=self._process))
+            found.append(forecaster.at(self.batch_size, size, process=self._now))
         return tuple(found)
 
     @staticmethod
@@ -299,8 +303,9 @@ class Planner:
     def _can(self, asked: Any, mode: remat.Mode) -> bool:
         """Whether the model can do that mode; one that was asked for by itself must."""
         try:
-            for selection, _ in asked:
-                self._step(mode, whole=False).micro_batch(selection, self.batch)
+            for selection, optimizer in asked:
+                if (selection, optimizer, mode, False) not in self._known:
+                    self._step(mode, whole=False).micro_batch(selection, self.batch)
         except remat.RematError:
             if len(self.modes) == 1:
                 raise

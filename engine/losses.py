@@ -169,7 +169,7 @@ def _penalty(regularizer: Any, weight: Any) -> Any:
 def _present(labels: Any, weights: Any) -> Any:
     """Labels with 0 for those of no weight: a missing one may be nan, whose gradient is nan whatever its weight."""
     labels = tf.convert_to_tensor(labels)
-    if weights is None or not labels.dtype.is_floating:
+    if weights is None or not labels.dtype.is_floating or len(weights.shape) != 1:
         return labels
     present = tf.reshape(tf.convert_to_tensor(weights) != 0, [-1] + [1] * (labels.shape.rank - 1))
     return tf.where(present, labels, tf.zeros([], labels.dtype))

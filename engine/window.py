@@ -33,8 +33,8 @@ def build(
 
     It returns the scalars ``loss``, ``grad_norm`` (before clipping), ``applied``, ``finite`` and ``exact`` (weights
     of micro-batches sum to those of the window, so that an example's does not depend on the others); by name
-    ``terms``, ``weights`` (a term's sum), ``metrics`` and ``metric_weights``. Finite means that the loss and the gradient's
-    norm are: in float32 a norm above 1.8e19, whose square is too large, is not.
+    ``terms``, ``weights`` (a term's sum), ``metrics`` and ``metric_weights``. Finite means that the loss and the
+    gradient's norm are: in float32 a norm above 1.8e19, whose square is too large, is not.
 
     Args:
         micro: the traced micro-batch; made with ``whole`` where ``micro_batch_size`` is None.
@@ -66,6 +66,8 @@ def build(
         weighed = tf.reduce_any(tf.stack([weight > 0 for weight in sums["weights"]]))
         pairs = list(zip(sums["weights"], sums["divisors"], strict=True))
         exact = tf.reduce_all(tf.stack([tf.abs(weight - divisor) <= _AGREE * divisor for weight, divisor in pairs]))
+        # a wrong weight of a metric alone is an error too, and an error changes nothing
+        measured = tf.reduce_all(tf.stack([True, *(weight >= 0 for _, weight in sums["metrics"])]))
 
         def apply() -> Any:
             optimizers.apply(
@@ -94,7 +96,7 @@ def build(
             "metric_weights": {n: weight for n, (_, weight) in zip(micro.metrics, sums["metrics"], strict=True)},
             "grad_norm": norm,
             "finite": finite,
-            "applied": tf.cond(finite & weighed & exact, apply, skip),
+            "applied": tf.cond(finite & weighed & exact & measured, apply, skip),
         }
 
     return window

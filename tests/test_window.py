@@ -183,6 +183,20 @@ def test_a_negative_weight_is_an_error_that_changes_nothing(micro_batch_size: in
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 2])
+def test_a_negative_weight_of_a_metric_alone_changes_nothing_either(micro_batch_size: int | None) -> None:
+    a = tf.Variable(1.0)
+
+    def loss_fn(batch: Mapping[str, Any], *, training: bool, seeds: Any) -> Loss:
+        return Loss({"t": (a * batch["x"], None)}, metrics={"m": (batch["x"], -batch["x"])})
+
+    with pytest.raises(LossError, match="'m': a weight is negative"):
+        TrainStep(loss_fn, optimizers.SGD(), micro_batch_size=micro_batch_size)(
+            select([a], ".*"), {"x": X}, learning_rate=1.0
+        )
+    assert float(a) == 1.0
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 2])
 def test_the_value_of_an_example_without_weight_does_not_matter(micro_batch_size: int | None) -> None:
     a = tf.Variable(1.0)
 

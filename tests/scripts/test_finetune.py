@@ -31,7 +31,7 @@ def test_a_run_directory_holds_the_whole_contract(call: Any, small_data: pathlib
     run = json.loads((out / "run.json").read_text())
     assert set(run) == {
         "flags", "versions", "model", "data", "phases", "steps", "final", "freeze_proof", "timing", "memory", "cache",
-        "skipped_windows", "exit",
+        "skipped_windows", "left_out_terms", "exit",
     }  # fmt: skip
     assert run["model"] == {"name": "cnn:mini", "parameters": 61_402 - 10 * 65 + 3 * 65}
     assert run["data"]["train_examples"] == 48
@@ -51,7 +51,10 @@ def test_a_run_directory_holds_the_whole_contract(call: Any, small_data: pathlib
     assert run["freeze_proof"] == {"verified": True, "variables": 15, "changed": []}
     assert run["steps"] == 4
     assert run["exit"] == {"code": 0, "reason": "done"}
-    assert set(run["memory"]["forecast_bytes"]) == {"weights", "slots", "accumulators", "gradients", "activations"}
+    assert (run["skipped_windows"], run["left_out_terms"]) == (0, {})
+    assert set(run["memory"]["forecast_bytes"]) == {
+        "weights", "slots", "averages", "accumulators", "gradients", "activations", "batches", "graph", "process", "total",
+    }  # fmt: skip
     assert all(isinstance(v, int) for v in run["memory"]["forecast_bytes"].values())
     assert (
         run["memory"]["slot_bytes"] == run["memory"]["forecast_bytes"]["slots"] == 2 * 4 * phase["trained_parameters"]

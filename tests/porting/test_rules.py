@@ -115,6 +115,30 @@ def test_an_optional_rule_is_passed_over_where_the_file_lacks_its_source(tmp_pat
     assert ledger.loaded[0].source == ("new",)
 
 
+@pytest.mark.parametrize("images", ["tf", "torch", "unit", None])
+def test_the_ledger_says_what_images_the_rules_name(tmp_path: pathlib.Path, images: str | None) -> None:
+    ledger = load(tmp_path, model(k=(2, 3)), {"w": ONE}, "k <- w" + (f"\nimages {images}" if images else ""))
+    assert ledger.images == images
+    assert ledger.to_json()["images"] == images
+
+
+def test_images_are_named_once() -> None:
+    with pytest.raises(PortError, match=r"^my.rules:2: `images unit`: `images` takes one of tf, torch, unit, once"):
+        rules.parse("images tf\nimages unit", name="my.rules")
+
+
+def test_every_kind_of_images_that_rules_know_is_one_that_models_know() -> None:
+    from engine import models
+
+    assert set(rules.IMAGES) == set(models.IMAGES)
+
+
+def test_of_the_shipped_rules_dinov2_alone_names_images() -> None:
+    assert {name: detect.named(name).images for name in detect.shipped() if detect.named(name).images} == {
+        "dinov2_hf": "torch"
+    }
+
+
 @pytest.mark.parametrize("name", list(detect.shipped()))
 def test_shipped_rules_are_parsed_and_can_be_named(name: str) -> None:
     assert detect.named(name).rules
@@ -129,10 +153,15 @@ def test_shipped_rules_are_parsed_and_can_be_named(name: str) -> None:
     [
         ("k", "a line is `TARGET <- SOURCE | TRANSFORM`"),
         ("k = w", "a line is `TARGET <- SOURCE | TRANSFORM`"),
-        ("skpi w", "or begins with skip, fresh, prefix, detect; nearest: skip"),
+        ("skpi w", "or begins with skip, fresh, prefix, detect, images; nearest: skip"),
         ("skip", "`skip` takes one pattern"),
         ("skip a b", "`skip` takes one pattern"),
         ("prefix? a", "a line is `TARGET <- SOURCE"),
+        ("image torch", "a line is `TARGET <- SOURCE.*nearest: images"),
+        ("images", "`images` takes one of tf, torch, unit, once"),
+        ("images caffe", "`images caffe`: `images` takes one of tf, torch, unit, once"),
+        ("images tf unit", "`images` takes one of"),
+        ("images? tf", "a line is `TARGET <- SOURCE"),
         ("<- w", "a rule is one target pattern, one `<-`"),
         ("k <- w <- v", "a rule is one target pattern, one `<-`"),
         ("a b <- w", "a rule is one target pattern, one `<-`"),
@@ -164,7 +193,7 @@ def test_a_rule_file_that_cannot_be_read_is_named(tmp_path: pathlib.Path) -> Non
             detect.named(tmp_path / f"{name}.rules")
 
 
-WORDS = [*"ab\\1 <-?|+()[]*.#\"'\n,{}^$", " <- ", " | ", "skip ", "transpose", "split(0, 1, 0)"]
+WORDS = [*"ab\\1 <-?|+()[]*.#\"'\n,{}^$", " <- ", " | ", "skip ", "images tf", "transpose", "split(0, 1, 0)"]
 
 
 @given(st.lists(st.sampled_from(WORDS), max_size=40))

@@ -41,7 +41,7 @@ def main() -> int:
     from engine.progress import Progress
     from engine.step import TrainStep
     from engine.variables import name_variables
-    from scripts import finetune_plan
+    from scripts import finetune_phases, finetune_plan
 
     finetune_flags.check_numbers()
     stop = program.StopSignal()
@@ -79,7 +79,7 @@ def main() -> int:
     per_epoch = data.TrainBatches(source.train, batch_size=F.batch_size).per_epoch
 
     # ---- what trains: every filter is resolved before anything runs
-    stages = _stages(variables, _phases(model.upper, per_epoch), model.statistics)
+    stages = finetune_phases.stages(variables, finetune_phases.asked(model.upper, per_epoch), model.statistics)
 
     def make_step(micro_batch_size: int | None, remat: str) -> TrainStep:
         return TrainStep(
@@ -120,7 +120,7 @@ def main() -> int:
     if F.resume and found is None:
         print(f"resume: {out} holds no checkpoint; starting at step 0")
 
-    normalise = model.normalise if images is None else models.IMAGES[images]
+    normalise = model.normalise if images is None else models.images_as(images, source.image_shape)
     batches = data.TrainBatches(
         source.train, batch_size=F.batch_size, seed=F.seed, augment=augment.parse(F.augment), normalise=normalise
     )
@@ -132,7 +132,9 @@ def main() -> int:
         batches.at(0),
         saved=found.state["decided"]["plan"] if found is not None else None,
         blocks=optimizers.entry_count(variables),
-        with_blocks=lambda number: _stages(variables, [_top(number, per_epoch)], model.statistics),
+        with_blocks=lambda number: finetune_phases.stages(
+            variables, [finetune_phases.top(number, per_epoch)], model.statistics
+        ),
     )
     if found is not None:
         step.restore(variables, found.state["step"], found.arrays)
@@ -269,76 +271,6 @@ def _port(model: Any, source: Any) -> Any:
         ) from None
     print(f"weights: {file.name}, {ledger.summary()}")
     return ledger
-
-
-def _stages(variables: Any, phases: list[Any], statistics: Any) -> list[Any]:
-    """Phases with everything resolved: selections, optimizers, schedules."""
-    import dataclasses
-
-    from engine import filters, optimizers, schedules, selection
-    from engine.loop import Stage
-
-    given = {name: F[name].value for name in ("momentum", "nesterov", "weight_decay", "layer_decay", "clip_norm")}
-    if F.decay is not None:
-        given["decay"] = filters.parse(F.decay)
-        selection.matching(variables, given["decay"])
-    base = optimizers.by_name(F.optimizer, **{name: value for name, value in given.items() if value is not None})
-    stages = []
-    for phase in phases:
-        own = {
-            n: getattr(phase, n) for n in ("weight_decay", "layer_decay", "clip_norm") if getattr(phase, n) is not None
-        }
-        try:
-            selected = selection.select(variables, phase.train, statistics=statistics)
-        except filters.FilterError as error:
-            raise filters.FilterError(f"phase {phase.name!r}, train='{phase.train}': {error}") from None
-        stages.append(
-            Stage(
-                phase=phase,
-                selection=selected,
-                optimizer=dataclasses.replace(base, **own),
-                schedule=schedules.parse(phase.schedule or F.schedule),
-                learning_rate=phase.learning_rate or F.learning_rate,
-            )
-        )
-    return stages
-
-
-def _phases(upper: str, per_epoch: int) -> list[Any]:
-    """--phase, else --train as one phase, else the two default phases."""
-    from engine import phases
-    from engine.errors import InputError
-
-    length = {"steps": F.steps, "epochs": F.epochs if F.steps or F.epochs else 8.0}
-    if F.phase:
-        found = [phases.parse(text, train=F.train, **length) for text in F.phase]
-        if F.train is not None and all("train=" in text for text in F.phase):
-            raise InputError(f"train={F.train!r}: each --phase has a train= of its own")
-        for name in ("steps", "epochs"):
-            if F[name].value is not None and all(
-                any(f"{k}=" in t for k in ("steps", "epochs", "until")) for t in F.phase
-            ):
-                raise InputError(f"{name}={F[name].value}: each --phase says how long it is")
-        if len({phase.name for phase in found}) < len(found):
-            raise InputError("phase: two phases have the same name; name= tells them apart")
-        return found
-    if F.train is not None:
-        return [phases.Phase(name="train", train=F.train, **length)]
-    windows = F.steps or max(1, round(length["epochs"] * per_epoch))
-    head = max(1, windows // 4)
-    found = [phases.Phase(name="head", train="@head", steps=head, learning_rate=4 * F.learning_rate)]
-    if windows > head:
-        rate, train = 2 * F.learning_rate, f"{upper} @head".strip()  # in this order: upper layers may hold the head
-        found.append(phases.Phase(name="upper", train=train, steps=windows - head, learning_rate=rate))
-    return found
-
-
-def _top(blocks: int, per_epoch: int) -> Any:
-    """The phase that trains the top blocks and the head, of --plan=depth."""
-    from engine import phases
-
-    length = {"steps": F.steps} if F.steps else {"epochs": F.epochs or 8.0}
-    return phases.Phase(name=f"top_{blocks}", train=f"@blocks[-{blocks}:] @head", **length)  # type: ignore[arg-type]
 
 
 def _settings(source: Any) -> dict[str, Any]:

@@ -158,6 +158,21 @@ def build(
     raise ModelSpecError(f"model={spec!r}: known models are {', '.join(known)}{nearest(name, known)}")
 
 
+def images_as(name: str, image_shape: tuple[int, int, int]) -> Normalise:
+    """What a ViT's images should be, by a name of IMAGES.
+
+    Raises:
+        ModelSpecError: that is of another number of channels than the images have.
+    """
+    found, channels = IMAGES[name], image_shape[2]
+    if len(found.mean) not in (1, channels):
+        raise ModelSpecError(
+            f"preprocess={name}: it is for images of {len(found.mean)} channels, these have {channels}; "
+            "preprocess=tf or preprocess=unit suits any"
+        )
+    return found
+
+
 def _keras(family: str, request: Request) -> Model:
     # here, not above: these rooms import Keras, which other models do not need, and this one
     from engine.models import keras_files, keras_models, user_models
@@ -260,7 +275,7 @@ def _vit(request: Request) -> Model:
         spec,
         vit.ViT(config, seed=request.seed, dtype=request.dtype, compute=request.compute),
         request.outputs,
-        IMAGES[images or "tf"],
+        images_as(images or "tf", image),
         images_chosen=images is not None,
         upper=f"@blocks[-{min(2, depth)}:]",
         shipped_weights=pathlib.Path(__file__).parent / "weights" / shipped if shipped else None,

@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from engine import models, name_variables
+from engine.files import Npz
 
 QUICK = ("--model=vit:mini,depth=1", "--eval_fraction=0.2", "--batch_size=16", "--steps=1", "--train=@head")
 
@@ -114,3 +115,104 @@ def test_the_ledger_of_a_run_says_what_came_from_where_and_survives_a_resume(
 def test_rules_without_a_file_are_refused(finetune: Any) -> None:
     done = finetune("--rules=vit_hf", code=2)
     assert "rules=vit_hf: they say how a file is read; --weights=auto names none" in done.stderr
+
+
+# --- what images weights want
+
+
+DINOV2 = {
+    "class_token": "embeddings.cls_token",
+    "position_embedding": "embeddings.position_embeddings",
+    "patch/bias": "embeddings.patch_embeddings.projection.bias",
+    "norm/gamma": "layernorm.weight",
+    "norm/beta": "layernorm.bias",
+    **{f"blocks/0/{norm}/gamma": f"encoder.layer.0.{norm}.weight" for norm in ("norm1", "norm2")},
+    **{f"blocks/0/{norm}/beta": f"encoder.layer.0.{norm}.bias" for norm in ("norm1", "norm2")},
+    **{
+        f"blocks/0/attention/{part}/{kind}": f"encoder.layer.0.attention.{theirs}.{name}"
+        for part, theirs in (
+            *((which, f"attention.{which}") for which in ("query", "key", "value")),
+            ("out", "output.dense"),
+        )
+        for kind, name in (("kernel", "weight"), ("bias", "bias"))
+    },
+    **{
+        f"blocks/0/mlp/{part}/{kind}": f"encoder.layer.0.mlp.{theirs}.{name}"
+        for part, theirs in (("up", "fc1"), ("down", "fc2"))
+        for kind, name in (("kernel", "weight"), ("bias", "bias"))
+    },
+}
+
+
+@pytest.fixture
+def dinov2(tmp_path: pathlib.Path) -> pathlib.Path:
+    """Weights of vit:mini,depth=1 on 16x16 colour images, as DINOv2's are written."""
+    network = models.build("vit:mini,depth=1", image_shape=(16, 16, 3), outputs=3, seed=5).network
+    arrays = {}
+    for entry in name_variables(network):
+        value = entry.variable.numpy()
+        if entry.path == "patch/kernel":
+            name = "embeddings.patch_embeddings.projection.weight"
+            arrays[name] = np.ascontiguousarray(value.reshape(4, 4, 3, -1).transpose(3, 2, 0, 1))
+        elif entry.path in DINOV2:
+            arrays[DINOV2[entry.path]] = np.ascontiguousarray(value.T) if entry.path.endswith("kernel") else value
+    save_file(arrays, tmp_path / "dinov2.safetensors")
+    return tmp_path / "dinov2.safetensors"
+
+
+@pytest.fixture
+def colour_data(small_data: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    with np.load(small_data) as npz:
+        arrays = {k: np.repeat(npz[k].reshape(-1, 16, 16, 1), 3, -1) if "images" in k else npz[k] for k in npz.files}
+    np.savez(tmp_path / "colour.npz", **arrays)
+    return tmp_path / "colour.npz"
+
+
+def test_images_are_given_as_the_weights_want_them_and_a_resume_keeps_that(
+    call: Any, colour_data: pathlib.Path, dinov2: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: Any
+) -> None:
+    from scripts import program
+
+    def start(name: str, *more: str, model: str = "vit:mini,depth=1", code: int = 0) -> tuple[str, list[Any]]:
+        flags = [*QUICK, f"--model={model}", f"--data=npz:{colour_data}", f"--weights={dinov2}", "--steps=3"]
+        done, printed, err = call(*flags, "--log_every=1", f"--out={tmp_path / name}", *more)
+        assert done == code, printed + err
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        return printed, [row["eval_loss"] if row["kind"] == "eval" else row["loss"] for row in rows]
+
+    said = "images are given as such weights want them (torch; the option preprocess= says otherwise)"
+    printed, whole = start("weights")
+    assert "loaded by dinov2_hf.rules" in printed
+    assert said in printed
+    assert json.loads((tmp_path / "weights/ledger.json").read_text())["images"] == "torch"
+    # said by hand, it is the same run; another is another
+    printed, asked = start("asked", model="vit:mini,depth=1,preprocess=torch")
+    assert said not in printed
+    assert asked == whole
+    printed, others = start("others", model="vit:mini,depth=1,preprocess=tf")
+    assert said not in printed
+    assert others[0] != whole[0]
+    # a resume reads no weights file, and keeps what it said
+    windows = itertools.count()
+    with monkeypatch.context() as patch:
+        patch.setattr(program.StopSignal, "__call__", lambda _: next(windows) >= 1)
+        start("parts", code=3)
+    printed, parts = start("parts", "--resume")
+    assert said in printed
+    assert parts == whole
+    with Npz(tmp_path / "weights/trained.npz") as one, Npz(tmp_path / "parts/trained.npz") as other:
+        assert one.read("head/kernel").tobytes() == other.read("head/kernel").tobytes()
+
+
+def test_images_of_three_channels_are_refused_where_the_data_are_grey(
+    call: Any, small_data: pathlib.Path, torch_like: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    flags = [*QUICK, f"--data=npz:{small_data}", f"--out={tmp_path / 'run'}"]
+    said = "preprocess=torch: it is for images of 3 channels, these have 1"
+    code, _, err = call(*flags, "--model=vit:mini,depth=1,preprocess=torch", "--weights=none")
+    assert (code, said in err) == (2, True), err
+    rules = tmp_path / "my.rules"
+    rules.write_text(rules.read_text() + "\nimages torch\n")
+    code, _, err = call(*flags, f"--weights={torch_like}", f"--rules={rules}")
+    assert (code, said in err) == (2, True), err
+    assert not (tmp_path / "run").exists()

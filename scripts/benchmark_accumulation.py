@@ -42,7 +42,7 @@ def main() -> int:
     for name in ("image_size", "batch_size", "micro_batch_size", "rounds"):
         if F[name].value < 1:
             raise InputError(f"{name}={F[name].value}: it must be at least 1")
-    if parts[0] != 1 or max(parts) > F.batch_size:
+    if parts[:1] != [1] or max(parts) > F.batch_size:
         raise InputError(f"parts={','.join(F.parts)}: 1 comes first, and a window of {F.batch_size} has no more parts")
     program.check_out(F.out)
 

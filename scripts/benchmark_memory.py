@@ -39,6 +39,7 @@ KEYS = {
     "memory_budget": "0",
     "windows": "2",
 }
+_OURS_ALONE = ("micro_batches", "remat", "precision", "optimizer", "ema", "memory_budget")
 RUNS = (
     "model=vit:B/16 batch_size=4",
     "model=vit:B/16 batch_size=64 memory_budget=3GB",
@@ -87,11 +88,17 @@ def main() -> int:
 
 
 def _parse(text: str) -> dict[str, str]:
+    from engine import optimizers, precision, remat, sizes
+    from engine.ema import Averages
     from engine.errors import InputError
     from engine.filters import nearest
 
     run = dict(KEYS)
-    for word in shlex.split(text):
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise InputError(f"run={text!r}: {error}") from None
+    for word in words:
         key, equals, value = word.partition("=")
         if key not in KEYS or not equals:
             raise InputError(
@@ -105,6 +112,25 @@ def _parse(text: str) -> dict[str, str]:
         raise InputError(f"run={text!r}: runner={run['runner']!r}: it is engine or keras_fit")
     if int(run["micro_batches"]) > int(run["batch_size"]):
         raise InputError(f"run={text!r}: more micro-batches than examples")
+    try:
+        precision.parse(run["precision"])
+        optimizers.by_name(run["optimizer"])
+        remat.check(run["remat"])
+        budget = sizes.parse_bytes(run["memory_budget"], name="memory_budget")
+        if decay := float(run["ema"]):
+            Averages(decay)
+    except InputError as error:
+        raise InputError(f"run={text!r}: {error}") from None
+    except ValueError:
+        raise InputError(f"run={text!r}: ema={run['ema']!r}: a number is wanted") from None
+    if budget and (run["micro_batches"], run["remat"]) != (KEYS["micro_batches"], KEYS["remat"]):
+        raise InputError(f"run={text!r}: memory_budget decides micro_batches and remat")
+    if run["runner"] == "keras_fit":
+        other = [key for key in _OURS_ALONE if run[key] != KEYS[key]]
+        if other:
+            raise InputError(
+                f"run={text!r}: keras_fit takes no {', '.join(other)}: it is AdamW in float32, in one piece"
+            )
     return run
 
 
@@ -113,6 +139,8 @@ def _text(run: dict[str, str]) -> str:
 
 
 def _start(run: dict[str, str]) -> dict[str, Any]:
+    from engine.errors import InputError
+
     child = subprocess.run(
         [sys.executable, "-m", "scripts.benchmark_memory", "--child"],
         input=json.dumps(run),
@@ -121,6 +149,8 @@ def _start(run: dict[str, str]) -> dict[str, Any]:
         env=os.environ | {"KERAS_BACKEND": "tensorflow"},
         check=False,
     )
+    if child.returncode == program.BAD_INPUT:
+        raise InputError(f"run={_text(run)!r}: {child.stderr.strip().removeprefix('benchmark_memory: ')}")
     if child.returncode:
         raise peers.BenchmarkError("; ".join(child.stderr.strip().splitlines()[-2:]) or f"exit {child.returncode}")
     found: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
@@ -224,11 +254,10 @@ def _print(rows: list[dict[str, Any]]) -> None:
             f"{row['seconds'][-1]:>10.1f}",
         ]
         plan = row["plan"]
-        how = (
-            f" -> micro-batches of {plan['micro_batch_size']}, remat {plan['remat']}"
-            if plan and plan["reasons"]
-            else ""
-        )
+        how = ""
+        if plan and plan["reasons"]:
+            size = plan["micro_batch_size"]
+            how = f" -> {'one piece' if size is None else f'micro-batches of {size}'}, remat {plan['remat']}"
         print("".join(cells) + f"  {_text(row)}{how}")
 
 

@@ -1,0 +1,65 @@
+"""benchmark_accumulation as its user runs it: exact facts, no timed assertion."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SMALL = [
+    "--model=vit:mini,depth=1",
+    "--image_size=28",
+    "--batch_size=4",
+    "--micro_batch_size=2",
+    "--rounds=2",
+    "--parts=1,2",
+]
+
+
+def run(*flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "scripts.benchmark_accumulation", *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_windows_in_parts_and_windows_of_equal_parts_are_timed(tmp_path: pathlib.Path) -> None:
+    out = tmp_path / "results.json"
+    done = run(*SMALL, "--parts=1,3", "--train=@head @blocks[-1:]", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    results = json.loads(out.read_text())
+    assert list(results) == ["split", "equal"]
+    for rows in results.values():
+        assert list(rows) == ["1", "3"]
+        for row in rows.values():
+            for kind in ("seconds", "ratio"):
+                assert 0 < row[kind]["p10"] <= row[kind]["median"] <= row[kind]["p90"]
+    assert results["split"]["1"]["ratio"]["median"] == results["equal"]["3"]["ratio"]["median"] == 1.0
+    assert "vit:mini,depth=1 at 28 px, train @head @blocks[-1:], remat none, 2 rounds" in done.stdout
+    assert "a window of 4 examples in k micro-batches, to k = 1" in done.stdout
+    assert "k micro-batches of 2 examples, each, to k = 3" in done.stdout
+    assert (
+        len(re.findall(r"^ +[13] +\d+\.\d{3} +\d+\.\d{3}  \d+\.\d{3} to \d+\.\d{3}$", done.stdout, re.MULTILINE)) == 4
+    )
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--parts=2,4", "parts=2,4: 1 comes first, and a window of 4 has no more parts"),
+        ("--parts=1,x", "parts='x': whole numbers from 1 are wanted"),
+        ("--parts=", "parts=: 1 comes first"),
+        ("--rounds=0", "rounds=0: it must be at least 1"),
+        ("--train=hed", "item 1 `hed` matches nothing"),
+        ("--remat=all", "remat='all'"),
+        ("--out=nowhere/results.json", "it must be a file in an existing folder"),
+    ],
+)
+def test_bad_input_is_named_with_its_rule(flag: str, said: str) -> None:
+    done = run(*SMALL, flag)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr

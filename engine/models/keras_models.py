@@ -205,8 +205,16 @@ def chosen_mode(request: Request) -> str | None:
 
 
 def preprocessing_by_name(mode: str, channels: int) -> Normalise:
-    """``tf`` ([-1, 1]), ``torch`` and ``caffe`` (as keras.applications), ``unit`` ([0, 1]), ``pixels`` ([0, 255])."""
-    if mode in ("torch", "caffe") and channels == 3:
+    """``tf`` ([-1, 1]), ``torch`` and ``caffe`` (as keras.applications), ``unit`` ([0, 1]), ``pixels`` ([0, 255]).
+
+    Raises:
+        ModelSpecError: torch or caffe, which are for colours, and a model of one channel.
+    """
+    if mode in ("torch", "caffe"):
+        if channels != 3:
+            raise ModelSpecError(
+                f"preprocess={mode}: it is for 3 channels, the model has {channels}; tf, unit and pixels suit any"
+            )
         keras = import_keras()
         return preprocessing(functools.partial(keras.applications.imagenet_utils.preprocess_input, mode=mode))
     mean, std = {"tf": (0.5, 0.5), "unit": (0.0, 1.0), "pixels": (0.0, 1.0 / 255.0)}[mode]

@@ -495,3 +495,9 @@ def test_the_last_layers_of_emotion_model_fine_tune() -> None:
             assert not selection.moving
             after = values(model.network)
             assert all(not np.array_equal(before[e.path], after[e.path]) for e in selection.trained)
+
+
+@pytest.mark.parametrize("mode", ["torch", "caffe"])
+def test_a_preprocessing_for_colours_is_refused_for_one_channel(mode: str) -> None:
+    with pytest.raises(ModelSpecError, match=f"preprocess={mode}: it is for 3 channels, the model has 1"):
+        keras_models.preprocessing_by_name(mode, 1)

@@ -156,7 +156,7 @@ def test_a_dry_run_prints_tables_and_memory_and_writes_nothing(run: Any, tmp_pat
     assert re.search(r"phase head: 2 windows.*phase upper: 6 windows", printed, re.DOTALL)
     assert printed.count("decided by") == 2
     for phase in ("head", "upper"):
-        assert re.search(rf"memory:  phase {phase}: about [\d.]+ MiB = process before .*averages .*graph", printed)
+        assert re.search(rf"memory:  phase {phase}: about [\d.]+ [MG]iB = process before .*averages .*graph", printed)
     assert "evaluation" not in printed.split("memory:")[-1]
     assert not list(tmp_path.iterdir())
 

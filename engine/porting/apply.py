@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import math
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -21,6 +23,7 @@ from engine.porting.rules import Rules
 from engine.porting.source import TensorSource, open_tensors
 from engine.variables import ModelVariables, name_variables
 
+_AHEAD = 2  # tensors that are made while one is assigned
 _STRIP = 128  # rows of the source that are in the cache together
 
 
@@ -76,29 +79,32 @@ def _load(
 
 
 def _ahead(steps: Sequence[Step], source: TensorSource) -> Iterator[tuple[Step, np.ndarray]]:
-    """Each step with its new value; while it is assigned, one thread makes the next one."""
-    with ThreadPoolExecutor(1) as thread:
-        coming = [thread.submit(_value, step, source) for step in steps[:1]]
+    """Each step with its new value; while it is assigned, two threads make the next two."""
+    reading = threading.Lock()  # a source reads for one at a time
+    with ThreadPoolExecutor(_AHEAD) as threads:
+        coming = collections.deque(threads.submit(_value, step, source, reading) for step in steps[:_AHEAD])
         for number, step in enumerate(steps):
-            value = coming.pop().result()
-            coming = [thread.submit(_value, after, source) for after in steps[number + 1 : number + 2]]
+            value = coming.popleft().result()
+            coming.extend(threads.submit(_value, after, source, reading) for after in steps[number + _AHEAD :][:1])
             yield step, value
             del value
 
 
-def _value(step: Step, source: TensorSource) -> np.ndarray:
+def _value(step: Step, source: TensorSource, reading: threading.Lock) -> np.ndarray:
     """The variable's new value: reads its tensors, of a leading split along axis 0 only the part."""
     steps = step.rule.transforms
     if steps and steps[0].name == "split" and steps[0].arguments[0] == 0:
         _, parts, index = steps[0].arguments
         each = [source.shape(name)[0] // parts for name in step.sources]
-        arrays = [
-            source.read_slice(name, index * rows, (index + 1) * rows)
-            for name, rows in zip(step.sources, each, strict=True)
-        ]
+        with reading:
+            arrays = [
+                source.read_slice(name, index * rows, (index + 1) * rows)
+                for name, rows in zip(step.sources, each, strict=True)
+            ]
         steps = steps[1:]
     else:
-        arrays = [source.read(name) for name in step.sources]
+        with reading:
+            arrays = [source.read(name) for name in step.sources]
     value = transforms.run(arrays, steps, step.target)
     return _in_order(value.astype(step.entry.variable.dtype.as_numpy_dtype, copy=False))
 

@@ -77,6 +77,23 @@ def weighted_sums(pairs: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, 
     return sums
 
 
+def objective(sums: Mapping[str, tuple[Any, Any]], regulariser: Any, *, divisors: Any = None, share: Any = None) -> Any:
+    """What is differentiated: of a whole window, or of one micro-batch, which sum to it.
+
+    Args:
+        sums: as ``weighted_sums`` gives them, at least one.
+        regulariser: of the window, a scalar.
+        divisors: [terms], the window's summed weights; None where these are the window's own sums.
+        share: the micro-batch's share of the regulariser; None is all of it.
+    """
+    parts = []
+    for number, (value, weight) in enumerate(sums.values()):
+        divisor = weight if divisors is None else tf.cast(divisors[number], value.dtype)
+        parts.append(tf.math.divide_no_nan(value, tf.stop_gradient(divisor)))
+    total = tf.add_n(parts)
+    return total + (regulariser if share is None else regulariser * tf.cast(share, total.dtype))
+
+
 def check_weights(sums: Mapping[str, Any]) -> None:
     """Looks at sums of weights that a graph gave, by name.
 

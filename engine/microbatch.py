@@ -84,13 +84,8 @@ def trace(
             sums = losses.weighted_sums(loss.terms)
             if not sums:
                 raise StepError("the loss has no term: Loss.terms is empty")
-            parts = []
-            for number, (value, weight) in enumerate(sums.values()):
-                divisor = weight if whole else tf.cast(divisors[number], value.dtype)
-                parts.append(tf.math.divide_no_nan(value, tf.stop_gradient(divisor)))
-            total = tf.add_n(parts)
-            regulariser = losses.regulariser_of(loss, trained, total.dtype)
-            total += regulariser if whole else regulariser * tf.cast(share, total.dtype)
+            regulariser = losses.regulariser_of(loss, trained, next(iter(sums.values()))[0].dtype)
+            total = losses.objective(sums, regulariser, **({} if whole else {"divisors": divisors, "share": share}))
             scaled = total * tf.cast(loss_scale, total.dtype)
         metrics = losses.weighted_sums(loss.metrics)
         here = tf.compat.v1.get_default_graph()

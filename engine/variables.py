@@ -162,6 +162,33 @@ def name_variables(model: Any) -> ModelVariables:
     return _finish(walk, model)
 
 
+def name_graph_variables(variables: Sequence[Any]) -> ModelVariables:
+    """Names the variables of a TF1 graph, such as its GLOBAL_VARIABLES: a path is the variable's ``op.name``.
+
+    Its layer is the scope around it. Moving means and variances, which TF1's layers make with
+    ``trainable=False``, are statistics; others made so are constants. A partition (``kernel/part_3``)
+    has the whole variable's name as an alias.
+
+    Raises:
+        ModelError: there is none.
+    """
+    walk = _Walk(None)
+    for variable in variables:
+        name = variable.op.name
+        layer, _, own = _PART.sub("", name).rpartition("/")
+        kind = _module_kind(None, "", variable)
+        if kind == "constant" and own in ("moving_mean", "moving_variance"):
+            kind = "statistic"
+        for path in dict.fromkeys((name, _PART.sub("", name))):
+            walk.found.append(_Found(path, variable, kind, None, layer, ()))
+    if not walk.found:
+        raise ModelError("variables=[]: the graph has no variables; build the model before they are named")
+    return _finish(walk, None)
+
+
+_PART = re.compile(r"/part_\d+$")
+
+
 def _is_keras_variable(value: Any) -> bool:
     keras = sys.modules.get("keras")
     return keras is not None and isinstance(value, getattr(keras, "Variable", ()))

@@ -83,7 +83,7 @@ class LayerNorm(tf.Module):
         self.beta = tf.Variable(tf.zeros([features], dtype), name="beta")
 
     def __call__(self, x: Any) -> Any:
-        return tf.cast(_standardised(wide(x), self.epsilon) * self.gamma + self.beta, x.dtype)
+        return tf.cast(standardised(wide(x), self.epsilon) * self.gamma + self.beta, x.dtype)
 
 
 class BatchNorm(tf.Module):
@@ -116,7 +116,7 @@ class BatchNorm(tf.Module):
         return tf.cast(tf.nn.batch_normalization(x, mean, variance, self.beta, self.gamma, self.epsilon), given)
 
 
-def _standardised(x: Any, epsilon: float) -> Any:
+def standardised(x: Any, epsilon: float) -> Any:
     """x less its mean over the last axis, divided by its deviation. For the gradient only the result is kept.
 
     With y the result and g the gradient that flows in: (g - mean(g) - y mean(g y)) / deviation

@@ -79,6 +79,10 @@ class Config:
         rows, columns = self.grid
         return rows * columns + self.has_class_token
 
+    def drop_path_rate(self, block: int) -> float:
+        """Of a block's branches, counted from 0."""
+        return self.drop_path * block / max(1, self.depth - 1)
+
 
 class ViT(tf.Module):
     """Images [B, height, width, channels], normalised, to logits [B, classes]."""
@@ -126,7 +130,7 @@ class ViT(tf.Module):
         config = self.config
         if training and seeds is None and (config.dropout or config.drop_path):
             raise ValueError("seeds=None: dropout and drop path in training draw from per-example seeds [B, 2]")
-        x = self.patch(_patches(tf.cast(images, self.compute), config))
+        x = self.patch(patches(tf.cast(images, self.compute), config))
         if config.has_class_token:
             token = tf.broadcast_to(tf.cast(self.class_token, x.dtype), [tf.shape(x)[0], 1, config.width])
             x = tf.concat([token, x], axis=1)
@@ -146,7 +150,7 @@ class Block(tf.Module):
         width = config.width
         self.index = index
         self.dropout_rate = config.dropout
-        self.drop_path_rate = config.drop_path * index / max(1, config.depth - 1)
+        self.drop_path_rate = config.drop_path_rate(index)
         self.norm1 = layers.LayerNorm(width, epsilon=config.norm_epsilon, dtype=dtype)
         self.attention = Attention(width, config.heads, rng=rng, dtype=dtype)
         self.norm2 = layers.LayerNorm(width, epsilon=config.norm_epsilon, dtype=dtype)
@@ -168,7 +172,7 @@ class Block(tf.Module):
         return remat.block(whole, x)
 
     def _branch(self, y: Any, scale: Any, which: int, *, training: bool, seeds: Any) -> Any:
-        site = 4 * self.index + 2 * which + 1  # site 0 is the embedding's dropout
+        site = branch_site(self.index, which)
         if training and self.dropout_rate:
             y = layers.dropout(y, self.dropout_rate, seeds=seeds, site=site)
         if scale is not None:
@@ -222,7 +226,15 @@ class Mlp(tf.Module):
         return self.down(layers.gelu(hidden, approximate=self.approximate))
 
 
-def _patches(images: Any, config: Config) -> Any:
+def branch_site(block: int, which: int) -> int:
+    """Where a block's branch (0 attention, 1 MLP) draws its dropout (engine.seeds); its drop path draws at the next.
+
+    Site 0 is the dropout of the embedding.
+    """
+    return 4 * block + 2 * which + 1
+
+
+def patches(images: Any, config: Config) -> Any:
     """[B, height, width, channels] to [B, patches, patch * patch * channels], row by row.
 
     Raises:

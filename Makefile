@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 EXTRAS ?= cpu,report,weights,dev
+# for tests of TF1's own layers; by its dependencies it would install TensorFlow a second time, under another name
+TF_KERAS = tf-keras==2.21.0
 
 .PHONY: help install demo test test-all check format lock wheel clean
 
@@ -15,6 +17,7 @@ $(VENV)/.installed: pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed; {sys.executable} is {v[0]}.{v[1]} (make PYTHON=python3.12 ...)")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	PIP_CONSTRAINT=requirements.lock $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(TF_KERAS)
 	touch $@
 
 demo: install ## fine-tune the pre-trained vit:mini on the embedded images (about 2 minutes)

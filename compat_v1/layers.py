@@ -119,9 +119,9 @@ def weight(name: str, shape: Sequence[int], initializer: Any, dtype: Any) -> Any
 
 
 def statistic(name: str, shape: Sequence[int], initializer: Any, dtype: Any) -> Any:
-    """A variable that no optimizer moves. It is not partitioned, so that it can be assigned."""
+    """A variable that no optimizer moves: neither partitioned, so that it can be assigned, nor regularised."""
     with _whole():
-        return v1.get_variable(name, shape, dtype, initializer, trainable=False)
+        return v1.get_variable(name, shape, dtype, initializer, v1.no_regularizer, trainable=False)
 
 
 @contextlib.contextmanager

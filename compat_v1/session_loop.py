@@ -84,7 +84,7 @@ class SessionLoop:
             self._finish()
             self.session = v1.Session()
             self.session.run(self._initialise)
-        self._writer = None if summaries is None else v1.summary.FileWriter(str(summaries), self.graph)
+            self._writer = None if summaries is None else v1.summary.FileWriter(str(summaries), self.graph)
 
     # ---- the graph
 
@@ -146,7 +146,7 @@ class SessionLoop:
         """The train op as TF1 programs have it: update ops, then the optimizer; nothing if a number is not finite."""
         norm = tf.linalg.global_norm([gradient for gradient, _ in pairs])
         finite = tf.math.is_finite(norm) & tf.math.is_finite(self._report["loss"])
-        check = v1.Assert(finite, [norm], name="finite")
+        check = tf.raw_ops.Assert(condition=finite, data=[norm], name="finite")
         with tf.control_dependencies([*self._updates, check]):
             self.train_op = self.optimizer.apply_gradients(pairs, global_step=self.steps, name="train")
         self._report["grad_norm"] = norm
@@ -207,13 +207,14 @@ class SessionLoop:
         statistics = [self.variables[entry.path] for entry in self.freezing.selection.moving]
         before = self.session.run(statistics)
         found = self._in_parts(arrays, learning_rate) if self._split else self._at_once(arrays, learning_rate)
-        finite = found is not None and np.isfinite(found["grad_norm"]) and np.isfinite(found["loss"])
+        finite = found is not None and _finite(found)
+        skipped = found is None or not found["applied"]
         scale = self.loss_scale.scale if self.loss_scale is not None else 1.0
         if self.loss_scale is not None:
-            self.loss_scale.update(bool(finite))
-        if not finite:
+            self.loss_scale.update(finite)
+        if skipped:
             self.assign({e.path: v for e, v in zip(self.freezing.selection.moving, before, strict=True)})
-            if self.loss_scale is None:
+            if self.loss_scale is None and not finite:
                 raise NonFiniteError("a window was not applied: its loss or its gradient is not finite")
             self.skipped += 1
         assert found is not None
@@ -224,7 +225,7 @@ class SessionLoop:
             terms={n: v / w if w else 0.0 for (n, w), v in zip(weights.items(), found["values"], strict=True)},
             metrics={name: value / mass if mass else 0.0 for name, (value, mass) in found["metrics"].items()},
             grad_norm=found["grad_norm"],
-            skipped=not finite,
+            skipped=skipped,
             loss_scale=scale,
         )
         self._summarise(window, learning_rate)
@@ -237,7 +238,7 @@ class SessionLoop:
             if error.op is not None and error.op.name.startswith("finite"):
                 return None
             raise
-        return dict(found)
+        return found | {"applied": True}
 
     def _in_parts(self, arrays: Mapping[str, np.ndarray], rate: float) -> dict[str, Any]:
         count = len(next(iter(arrays.values())))
@@ -255,7 +256,9 @@ class SessionLoop:
             _, more = self.session.run([self._add, self._report], feed)
             found = dict(more) if not found else tf.nest.map_structure(lambda a, b: a + b, found, dict(more))
         found["grad_norm"] = self.session.run(self._norm, {self._scale: scale})
-        if np.isfinite(found["grad_norm"]) and np.isfinite(found["loss"]):
+        # a window without any weight has no gradient: zeros would still move by momentum
+        found["applied"] = _finite(found) and any(divisors)
+        if found["applied"]:
             self.session.run(self.train_op, {self._rate: rate, self._scale: scale})
         return found
 
@@ -332,7 +335,8 @@ class SessionLoop:
         prefixes = [] if state is None else list(reversed(state.all_model_checkpoint_paths))
         for prefix in prefixes:
             try:
-                self._saver.restore(self.session, prefix)
+                with self.graph.as_default():
+                    self._saver.restore(self.session, prefix)
             except (tf.errors.OpError, ValueError, IndexError) as error:
                 warn(f"{prefix}: it cannot be restored ({str(error).splitlines()[0][:200]})")
                 continue
@@ -384,6 +388,10 @@ def optimizer_of(optimizer: Optimizer, rate: Any, dtypes: set[Any]) -> Any:
     raise SessionError(
         f"optimizer={type(optimizer).__name__}: tf.compat.v1.train has none; sgd, momentum and adam are known"
     )
+
+
+def _finite(found: Mapping[str, Any]) -> bool:
+    return bool(np.isfinite(found["grad_norm"]) and np.isfinite(found["loss"]))
 
 
 def _dense(gradient: Any) -> Any:

@@ -43,10 +43,20 @@ def of(network: Any, selection: Selection) -> Network:
         return _vit(network)
     if isinstance(network, engine_cnn.CNN):
         return _cnn(network, moving.__contains__)
-    raise ModelError(
-        f"model={type(network).__name__}: the TF1 path has vit:SIZE[/PATCH] and cnn:mini; "
-        "any other TF1 graph can be audited (scripts.audit_graph)"
-    )
+    raise ModelError(f"model={type(network).__name__}: {_HAVE}")
+
+
+def check_name(spec: str) -> None:
+    """Looks at a model's name in a flag.
+
+    Raises:
+        ModelError: it has no TF1 form here.
+    """
+    if not (spec.startswith("vit:") or spec.split(",")[0].strip() == "cnn:mini"):
+        raise ModelError(f"model={spec!r}: {_HAVE}")
+
+
+_HAVE = "the TF1 path has vit:SIZE[/PATCH] and cnn:mini; any other TF1 graph can be audited (scripts.audit_graph)"
 
 
 def vit(images: Any, config: engine_vit.Config, *, training: bool = False, seeds: Any = None) -> Any:

@@ -176,8 +176,12 @@ class SessionLoop:
     def _finish(self) -> None:
         """What needs all variables to be there: initialisers, ways to set values, the Saver, summaries."""
         v1.add_to_collection(v1.GraphKeys.TRAIN_OP, self.train_op)
-        mine = set(self.variables.values())
-        self.slots = [v.op.name for v in self.optimizer.variables() if v not in mine]
+        self.slots = [
+            slot.op.name
+            for name in self.optimizer.get_slot_names()
+            for variable in self.variables.values()
+            if (slot := self.optimizer.get_slot(variable, name)) is not None
+        ]
         # the loss scale lives on the host; here it is for the Saver alone
         self._scale_saved = v1.get_variable(
             "loss_scale_saved", [2], tf.float64, v1.zeros_initializer(), trainable=False, use_resource=True

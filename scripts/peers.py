@@ -111,7 +111,16 @@ def run_pair(one: Runner, other: Runner, job: Job) -> tuple[dict[str, Any], dict
     )
 
 
-def start(words: list[str], job: Job, runner: str) -> dict[str, Any]:
+class Asked(Protocol):
+    """A job as ``start`` needs it: as text, and what of the model trains, for messages."""
+
+    @property
+    def train(self) -> str: ...
+
+    def text(self) -> str: ...
+
+
+def start(words: list[str], job: Asked, runner: str) -> dict[str, Any]:
     """Runs ``python -m`` of these words on a job in a process of its own; what it prints last.
 
     Raises:

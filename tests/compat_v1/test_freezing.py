@@ -124,7 +124,7 @@ def test_contradictions_of_method_and_graph_are_errors() -> None:
             Freezing("var_list", selection).compute_gradients(optimizer, loss)
     with tf.Graph().as_default():  # built outside the scope
         loss = small()
-        with pytest.raises(FreezingError, match="outside Freezing.scope"):
+        with pytest.raises(FreezingError, match=r"outside Freezing\.scope"):
             Freezing("stop_gradient", selection).compute_gradients(optimizer, loss)
         Freezing("var_list", selection).compute_gradients(optimizer, loss)  # this one needs none
     with tf.Graph().as_default(), Freezing("var_list", selection).scope():

@@ -236,7 +236,9 @@ def test_text_is_no_tensor_and_is_listed(tmp_path: pathlib.Path) -> None:
 @pytest.fixture
 def three(tmp_path: pathlib.Path, save: Save) -> Callable[[int], pathlib.Path]:
     values = np.random.default_rng(0).standard_normal((3, 40)).astype(np.float32)
-    return lambda version: save(tmp_path / f"m{version}.ckpt", dict(zip("abc", values, strict=True)), write_version=version)
+    return lambda version: save(
+        tmp_path / f"m{version}.ckpt", dict(zip("abc", values, strict=True)), write_version=version
+    )
 
 
 def test_a_flipped_bit_is_found_in_that_tensor_alone(three: Callable[[int], pathlib.Path]) -> None:

@@ -42,11 +42,12 @@ class Merged:
     """A TensorSource whose partitioned tensors are whole. Memory: the tensor asked for and one part.
 
     Attributes:
+        source: what it reads from.
         parts: merged name -> what it is made of.
     """
 
     def __init__(self, source: TensorSource) -> None:
-        self._source = source
+        self.source = source
         self.path: pathlib.Path = source.path
         self.checksums: bool = source.checksums
         self.parts = find(source)
@@ -58,57 +59,57 @@ class Merged:
 
     def others(self) -> list[str]:
         """Entries that are no tensors of numbers."""
-        return list(getattr(self._source, "others", list)())
+        return list(getattr(self.source, "others", list)())
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self.parts[name].shape if name in self.parts else self._source.shape(name)
+        return self.parts[name].shape if name in self.parts else self.source.shape(name)
 
     def dtype(self, name: str) -> np.dtype[Any]:
-        return self._source.dtype(self.parts[name].names[0] if name in self.parts else name)
+        return self.source.dtype(self.parts[name].names[0] if name in self.parts else name)
 
     def read(self, name: str) -> np.ndarray:
         if name not in self.parts:
-            return self._source.read(name)
+            return self.source.read(name)
         whole, parts = np.empty(self.shape(name), self.dtype(name)), self.parts[name]
         at = 0
         for part in parts.names:
-            length = self._source.shape(part)[parts.axis]
-            whole[(slice(None),) * parts.axis + (slice(at, at + length),)] = self._source.read(part)
+            length = self.source.shape(part)[parts.axis]
+            whole[(slice(None),) * parts.axis + (slice(at, at + length),)] = self.source.read(part)
             at += length
         return whole
 
     def read_slice(self, name: str, start: int, stop: int) -> np.ndarray:
         if name not in self.parts:
-            return self._source.read_slice(name, start, stop)
+            return self.source.read_slice(name, start, stop)
         parts, shape = self.parts[name], self.shape(name)
         if not 0 <= start <= stop <= shape[0]:
             raise FileError(f"{self.path}: {name}: rows {start} to {stop} of shape {list(shape)}")
         rows = np.empty((stop - start, *shape[1:]), self.dtype(name))
         at = 0
         for part in parts.names:
-            length = self._source.shape(part)[parts.axis]
+            length = self.source.shape(part)[parts.axis]
             if parts.axis:
                 place = (slice(None),) * parts.axis + (slice(at, at + length),)
-                rows[place] = self._source.read_slice(part, start, stop)
+                rows[place] = self.source.read_slice(part, start, stop)
             elif (low := max(start, at)) < (high := min(stop, at + length)):
-                rows[low - start : high - start] = self._source.read_slice(part, low - at, high - at)
+                rows[low - start : high - start] = self.source.read_slice(part, low - at, high - at)
             at += length
         return rows
 
     def check(self, name: str) -> None:
         """Reads the tensor, or its parts one by one, and forgets it. Raises FileError naming the damaged part."""
         for part in self.parts[name].names if name in self.parts else (name,):
-            verify.check(self._source, part)
+            verify.check(self.source, part)
 
     def pieces(self, name: str) -> Sequence[Any]:
         """What the tensor is stored as (engine.porting.bundle_index.Piece), or the names of its parts."""
         if name in self.parts:
             return self.parts[name].names
-        stored = getattr(self._source, "pieces", None)
+        stored = getattr(self.source, "pieces", None)
         return () if stored is None else stored(name)
 
     def close(self) -> None:
-        self._source.close()
+        self.source.close()
 
     def __enter__(self) -> Merged:
         return self

@@ -26,7 +26,9 @@ flags.DEFINE_string(
     None,
     "A checkpoint's prefix, one of its files or its folder (TensorFlow 1 and 2, V1 and V2 format, SavedModel), or an .npz, safetensors or Keras HDF5 file.",
 )
-flags.DEFINE_string("filter", None, "Show only variables whose whole name matches this regular expression, as 'bert/.*'.")
+flags.DEFINE_string(
+    "filter", None, "Show only variables whose whole name matches this regular expression, as 'bert/.*'."
+)
 flags.DEFINE_bool("merge_parts", True, "Show NAME/part_0, NAME/part_1 ... as one tensor NAME.")
 flags.DEFINE_bool("verify", True, "Read every tensor to find damage; without it, only names and shapes are read.")
 flags.DEFINE_string("out", None, "A .json file for what is shown; unless given, none.")

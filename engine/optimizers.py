@@ -249,18 +249,27 @@ class Slots:
         """
         self.values, self.t = {}, {}
         for entry in variables:
-            if (t := arrays.get(f"optimizer/{entry.path}/t")) is None:
-                continue
-            self.values[entry.path] = {name: _zeros_like(entry) for name in optimizer.slots}
-            self.t[entry.path] = int(t)
-            for name, slot in self.values[entry.path].items():
-                array = arrays.get(f"optimizer/{entry.path}/{name}")
-                if array is None or tuple(array.shape) != tuple(slot.shape):
-                    found = "nothing" if array is None else f"shape {list(array.shape)}"
-                    raise OptimizerError(
-                        f"optimizer/{entry.path}/{name}: {found} saved, shape {list(slot.shape)} is wanted"
-                    )
-                slot.assign(array)
+            if (t := arrays.get(f"optimizer/{entry.path}/t")) is not None:
+                self.take(
+                    entry, {name: arrays.get(f"optimizer/{entry.path}/{name}") for name in optimizer.slots}, int(t)
+                )
+
+    def take(self, entry: NamedVariable, arrays: Mapping[str, np.ndarray | None], t: int) -> None:
+        """Gives one variable these slots (name -> array, in the optimizer's order) and t.
+
+        Raises:
+            OptimizerError: one is None or has another shape.
+        """
+        made = {name: _zeros_like(entry) for name in arrays}
+        for name, slot in made.items():
+            array = arrays[name]
+            if array is None or tuple(array.shape) != tuple(slot.shape):
+                found = "nothing" if array is None else f"shape {list(array.shape)}"
+                raise OptimizerError(
+                    f"optimizer/{entry.path}/{name}: {found} saved, shape {list(slot.shape)} is wanted"
+                )
+            slot.assign(array)
+        self.values[entry.path], self.t[entry.path] = made, t
 
 
 def apply(

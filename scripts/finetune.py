@@ -138,6 +138,8 @@ def main() -> int:
     )
     if found is not None:
         step.restore(variables, found.state["step"], found.arrays)
+    elif ledger is not None and F.slots == "continue":
+        _continue_slots(step, stages[0])
 
     print(f"model:   {F.model}, {variables.parameters:,} parameters in {len(variables)} variables")
     for note in model.notes:
@@ -271,6 +273,17 @@ def _port(model: Any, source: Any) -> Any:
         ) from None
     print(f"weights: {file.name}, {ledger.summary()}")
     return ledger
+
+
+def _continue_slots(step: Any, stage: Any) -> None:
+    """Takes over the optimizer slots that the file of --weights holds for the first phase, and says what it did."""
+    from engine import porting
+
+    if F.weights != "auto":
+        with porting.open_tensors(F.weights) as file:
+            said = porting.continue_from(file, step.slots, stage.selection, stage.optimizer)
+        if said is not None:
+            print(f"slots:   {said}")
 
 
 def _settings(source: Any) -> dict[str, Any]:

@@ -24,6 +24,12 @@ flags.DEFINE_string(
     "auto",
     "auto (those that the model brings, or ImageNet's where they are already on this machine), none (random), imagenet (keras: models; Keras downloads them), or a file: .npz (such as a run's checkpoint), safetensors, Keras HDF5 (.weights.h5, .h5) or .keras, or a TensorFlow checkpoint's prefix or folder. AugReg, Hugging Face ViT and DINOv2, timm, and our own runs are known. The head may differ: it then starts anew.",
 )
+flags.DEFINE_enum(
+    "slots",
+    "continue",
+    ["continue", "fresh"],
+    "Optimizer slots that the file of --weights holds (optimizer/<path>/<slot>, as port_checkpoint and a run's checkpoints write them): the first phase goes on from them where the optimizer keeps the same, or begins anew.",
+)
 flags.DEFINE_string(
     "rules",
     None,
@@ -93,6 +99,13 @@ flags.DEFINE_string(
 )
 flags.DEFINE_float("momentum", None, "Momentum of --optimizer=momentum (0.9 unless given).")
 flags.DEFINE_bool("nesterov", None, "Nesterov's form of --optimizer=momentum.")
+flags.DEFINE_float(
+    "beta1", None, "Decay of adam's and adamw's mean of gradients, from 0 to below 1 (0.9 unless given)."
+)
+flags.DEFINE_float(
+    "beta2", None, "Decay of adam's and adamw's mean of squares, from 0 to below 1 (0.999 unless given)."
+)
+flags.DEFINE_float("epsilon", None, "What adam and adamw add to the root of the mean of squares (1e-8 unless given).")
 flags.DEFINE_float(
     "weight_decay", None, "Decoupled weight decay per window, times the learning rate (adamw: 0.01 unless given)."
 )

@@ -17,7 +17,8 @@ F = flags.FLAGS
 
 def stages(variables: ModelVariables, chosen: list[Phase], statistics: selection.Statistics) -> list[Stage]:
     """Phases with everything resolved: selections, optimizers, schedules."""
-    given = {name: F[name].value for name in ("momentum", "nesterov", "weight_decay", "layer_decay", "clip_norm")}
+    names = ("momentum", "nesterov", "beta1", "beta2", "epsilon", "weight_decay", "layer_decay", "clip_norm")
+    given = {name: F[name].value for name in names}
     if F.decay is not None:
         given["decay"] = filters.parse(F.decay)
         selection.matching(variables, given["decay"])

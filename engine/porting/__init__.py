@@ -4,6 +4,7 @@ from engine.porting.apply import load
 from engine.porting.errors import PortError
 from engine.porting.ledger import Ledger, Loaded, Skipped
 from engine.porting.rules import Rules
+from engine.porting.slots import continue_from
 from engine.porting.source import TensorSource, open_tensors
 from engine.porting.tf_checkpoint import restore_strict
 
@@ -14,6 +15,7 @@ __all__ = [
     "Rules",
     "Skipped",
     "TensorSource",
+    "continue_from",
     "load",
     "open_tensors",
     "restore_strict",

@@ -15,10 +15,10 @@ import numpy as np
 import tensorflow as tf
 
 from engine.files import FileError, PathLike
-from engine.porting import detect, transforms
+from engine.porting import detect, transforms, verify
 from engine.porting.errors import PortError
 from engine.porting.ledger import Ledger, Loaded
-from engine.porting.plan import Plan, Step, resolve
+from engine.porting.plan import Plan, Step, listed, resolve
 from engine.porting.rules import Rules
 from engine.porting.source import TensorSource, open_tensors
 from engine.variables import ModelVariables, name_variables
@@ -68,12 +68,17 @@ def _load(
     plan = resolve(variables, source, chosen, grid=grid)
     plan.check(source, chosen)
     if source.checksums:  # a first pass, so that a damaged file changes nothing
-        for name in dict.fromkeys(name for step in plan.steps for name in step.sources):
-            source.read(name)
+        bad = verify.damaged(source, dict.fromkeys(name for step in plan.steps for name in step.sources))
+        if len(bad) == 1:
+            raise PortError(bad[0].reason)
+        if bad:
+            raise PortError(
+                f"{source.path}: {len(bad)} tensors are damaged" + listed("damaged", [d.reason for d in bad])
+            )
     for step, array in _ahead(plan.steps, source):
         with tf.device("CPU:0"):  # one copy, into TensorFlow's memory, which the old value frees; tf.constant makes two
-            value = tf.raw_ops.DeepCopy(x=array)
-        step.entry.variable.assign(value, read_value=False)
+            copied = tf.raw_ops.DeepCopy(x=array)
+        step.entry.variable.assign(copied, read_value=False)
     variables.refresh()
     return _ledger(plan, source, chosen)
 
@@ -82,16 +87,26 @@ def _ahead(steps: Sequence[Step], source: TensorSource) -> Iterator[tuple[Step, 
     """Each step with its new value; while it is assigned, two threads make the next two."""
     reading = threading.Lock()  # a source reads for one at a time
     with ThreadPoolExecutor(_AHEAD) as threads:
-        coming = collections.deque(threads.submit(_value, step, source, reading) for step in steps[:_AHEAD])
+        coming = collections.deque(threads.submit(value, step, source, reading) for step in steps[:_AHEAD])
         for number, step in enumerate(steps):
-            value = coming.popleft().result()
-            coming.extend(threads.submit(_value, after, source, reading) for after in steps[number + _AHEAD :][:1])
-            yield step, value
-            del value
+            made = coming.popleft().result()
+            coming.extend(threads.submit(value, after, source, reading) for after in steps[number + _AHEAD :][:1])
+            yield step, made
+            del made
 
 
-def _value(step: Step, source: TensorSource, reading: threading.Lock) -> np.ndarray:
-    """The variable's new value: reads its tensors, of a leading split along axis 0 only the part."""
+def value(
+    step: Step, source: TensorSource, reading: contextlib.AbstractContextManager[Any] | None = None
+) -> np.ndarray:
+    """The variable's new value, in its dtype: reads its tensors, of a leading split along axis 0 only the part.
+
+    Args:
+        reading: held while the source is read.
+
+    Raises:
+        FileError: a tensor cannot be read.
+    """
+    reading = reading or contextlib.nullcontext()
     steps = step.rule.transforms
     if steps and steps[0].name == "split" and steps[0].arguments[0] == 0:
         _, parts, index = steps[0].arguments
@@ -105,8 +120,8 @@ def _value(step: Step, source: TensorSource, reading: threading.Lock) -> np.ndar
     else:
         with reading:
             arrays = [source.read(name) for name in step.sources]
-    value = transforms.run(arrays, steps, step.target)
-    return _in_order(value.astype(step.entry.variable.dtype.as_numpy_dtype, copy=False))
+    result = transforms.run(arrays, steps, step.target)
+    return _in_order(result.astype(step.entry.variable.dtype.as_numpy_dtype, copy=False))
 
 
 def _in_order(array: np.ndarray) -> np.ndarray:

@@ -115,7 +115,7 @@ def _candidates(
         lacking = None
         for path in entry.paths:  # a shared variable has several
             if match := rule.pattern.fullmatch(path):
-                wanted = rule.expand(match)
+                wanted = rule.expand(match, names)
                 lacking = next((name for name in wanted if name not in names), None)
                 if lacking is None:
                     found.append((rule, tuple(names[name] for name in wanted)))

@@ -12,13 +12,15 @@ A line is one of
 
 TARGET and patterns are regular expressions of a whole variable path or source name. SOURCE is a
 literal name in which ``\1`` ... ``\9`` stand for the groups of TARGET and ``\0`` for the whole path. A
-name with white space goes into double quotes. Several sources are joined by ``concat``. Transforms
-(engine.porting.transforms) are applied from left to right. ``#`` at the start of a line or after
+name with white space goes into double quotes. ``\d+`` in a SOURCE stands for shards that were numbered by hand: all
+tensors with a number there, in numeric order, from the lowest without a gap. Several sources are joined by
+``concat``. Transforms (engine.porting.transforms) are applied from left to right. ``#`` at the start of a line or after
 white space begins a comment.
 
     blocks/(\d+)/norm1/gamma  <-  encoder.layer.\1.layernorm_before.weight
     patch/kernel              <-  embeddings.projection.weight | transpose(2, 3, 1, 0) | reshape(-1, d3)
     blocks/(\d+)/scale1       <-? encoder.layer.\1.layer_scale1.lambda1
+    table                     <-  shared/weights_\d+ | concat(0)
     skip? pooler\..*
 
 A rule must hold for some variable, a skip for some tensor. With ``?`` (``<-?``, ``skip?``, ``fresh?``)
@@ -32,6 +34,7 @@ from __future__ import annotations
 import itertools
 import pathlib
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -65,18 +68,26 @@ class Rule:
     transforms: tuple[Transform, ...]
     optional: bool
 
-    def expand(self, match: re.Match[str]) -> tuple[str, ...]:
-        """The source names for a target that the pattern matched."""
-        return tuple(
-            re.sub(r"\\([0-9\\])", lambda m: "\\" if m[1] == "\\" else match[int(m[1])] or "", template)
-            for template in self.sources
-        )
+    def expand(self, match: re.Match[str], names: Collection[str] = ()) -> tuple[str, ...]:
+        """The source names for a target that the pattern matched.
+
+        ``names`` are those of the source, which say what shards there are; of a gap the first that is missing is
+        among the result, and where there are none at all, the template.
+        """
+        wanted: list[str] = []
+        for template in self.sources:
+            ends = [
+                re.sub(r"\\([0-9\\])", lambda m: "\\" if m[1] == "\\" else match[int(m[1])] or "", part)
+                for part in _numbered(template)
+            ]
+            wanted += ends if len(ends) == 1 else _shards(ends[0], ends[1], names)
+        return tuple(wanted)
 
     def could_give(self, name: str) -> bool:
         """True when some target's expansion is this source name."""
         for template in self.sources:
-            parts = re.split(r"\\[0-9]", template)
-            if any(parts) and re.fullmatch(".+".join(map(re.escape, parts)), name):
+            ends = [".+".join(map(re.escape, re.split(r"\\[0-9]", part))) for part in _numbered(template)]
+            if any(end.strip(".+") for end in ends) and re.fullmatch(r"\d+".join(ends), name):
                 return True
         return False
 
@@ -176,7 +187,9 @@ def _rule(where: str, words: list[str]) -> Rule:
         _fail(where, f"`{' '.join(sources)}`: one source name is wanted after `<-`, or several with ` + ` between")
     templates = tuple(_name(word) for word in sources[::2])
     for template in templates:
-        for reference in re.findall(r"\\(.)", template):
+        if len(_numbered(template)) > 2:
+            _fail(where, f"`{template}`: one `\\d+` numbers the shards; several cannot")
+        for reference in re.findall(r"\\(.)", "".join(_numbered(template))):
             if not (reference == "\\" or (reference.isdigit() and int(reference) <= pattern.groups)):
                 _fail(
                     where,
@@ -189,9 +202,33 @@ def _rule(where: str, words: list[str]) -> Rule:
             steps.append(transforms.parse(" ".join(words[begin + 1 : end])))
         except ValueError as error:
             _fail(where, str(error))
+    if any(len(_numbered(template)) > 1 for template in templates) and not any(step.name == "concat" for step in steps):
+        _fail(where, "numbered shards (`\\d+`) need a `concat(axis)`")
     if len(templates) > 1 and not any(step.name == "concat" for step in steps):
         _fail(where, f"{len(templates)} sources need a `concat(axis)`")
     return Rule(where, pattern, templates, tuple(steps), words[1].endswith("?"))
+
+
+def _numbered(template: str) -> list[str]:
+    r"""What is before, between and after the ``\d+`` of a template; the template alone where it has none."""
+    cuts = [found.span() for found in re.finditer(r"\\\\|\\d\+", template) if found[0] != r"\\"]
+    edges = [0, *itertools.chain.from_iterable(cuts), len(template)]
+    return [template[start:stop] for start, stop in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def _shards(before: str, after: str, names: Collection[str]) -> list[str]:
+    """The numbered tensors in numeric order, and the first that is missing among them."""
+    pattern = re.compile(rf"{re.escape(before)}(\d{{1,9}}){re.escape(after)}")
+    found = sorted((int(match[1]), name) for name in names if (match := pattern.fullmatch(name)))
+    if not found:
+        return [rf"{before}\d+{after}"]
+    start = min(found[0][0], 1)
+    for number, (has, _) in enumerate(found, start):
+        if has > number:
+            return [name for _, name in found] + [f"{before}{number}{after}"]
+        if has < number:
+            return [name for _, name in found] + [f"{before}{has}{after} once only"]
+    return [name for _, name in found]
 
 
 def _pattern(where: str, word: str) -> re.Pattern[str]:

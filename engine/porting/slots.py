@@ -1,0 +1,90 @@
+"""Training goes on from the optimizer slots that a weights file holds beside the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from engine.optimizers import OPTIMIZERS, Optimizer, Slots
+from engine.porting.source import TensorSource
+from engine.selection import Selection
+from engine.variables import NamedVariable
+
+
+def continue_from(source: TensorSource, slots: Slots, chosen: Selection, optimizer: Optimizer) -> str | None:
+    """Takes over ``optimizer/<path>/<slot>`` and ``optimizer/<path>/t`` for the variables of a selection.
+
+    A variable goes on only if the file has just the slots that its optimizer keeps, in its shape, and their t. All
+    others begin with zeros and t = 0, as without a file.
+
+    Args:
+        source: a weights file of our own names (``.npz``).
+        slots: of a step that has not trained yet.
+        optimizer: that will train the selection.
+
+    Returns:
+        What was done, in a sentence or two; None for a file without slots.
+
+    Raises:
+        FileError: a slot is damaged.
+    """
+    held: dict[str, set[str]] = {}
+    for name in source.names():
+        path, _, slot = name.removeprefix("optimizer/").rpartition("/")
+        if name.startswith("optimizer/") and path:
+            held.setdefault(path, set()).add(slot)
+    kinds = {frozenset(names - {"t"}) for names in held.values()} - {frozenset()}
+    if not kinds:
+        return None
+    name = next((name for name, made in OPTIMIZERS.items() if type(optimizer) is made), type(optimizer).__name__)
+    wanted = frozenset(optimizer.slots)
+    if wanted not in kinds:
+        has = " and of ".join(", ".join(sorted(kind)) for kind in kinds)
+        able = [known for known, made in OPTIMIZERS.items() if frozenset(made.slots) in kinds]
+        keeps = f"keeps {', '.join(optimizer.slots)}" if wanted else "keeps none"
+        hint = f"; {' or '.join(able)} would go on from them" if able else ""
+        return f"{source.path.name} has slots {has}, but {name} {keeps}: it begins anew{hint}"
+    fresh: dict[str, str] = {}
+    taken: list[str] = []
+    for entry in chosen.trained:
+        if (reason := _unfit(source, entry, held, wanted)) is not None:
+            fresh[entry.path] = reason
+            continue
+        start, dtype = f"optimizer/{entry.path}/", entry.variable.dtype.as_numpy_dtype
+        arrays = {slot: source.read(start + slot).astype(dtype, copy=False) for slot in optimizer.slots}
+        slots.take(entry, arrays, int(source.read(start + "t")))
+        taken.append(entry.path)
+    steps = sorted({slots.t[path] for path in taken})
+    told = (
+        f"{name} goes on from {', '.join(optimizer.slots)} of {len(taken)} of {len(chosen.trained)} trained variables"
+    )
+    if steps:
+        told += f" (t = {steps[0]}{f' to {steps[-1]}' if len(steps) > 1 else ''})"
+    if fresh:
+        path, reason = next(iter(fresh.items()))
+        told += f"; {len(fresh)} begin anew, such as {path}: {reason}"
+    frozen = len(set(held) - {entry.path for entry in chosen.trained})
+    return told + (f"; slots of {frozen} others are dropped: they do not train at the start" if frozen else "")
+
+
+def _unfit(
+    source: TensorSource, entry: NamedVariable, held: Mapping[str, set[str]], wanted: frozenset[str]
+) -> str | None:
+    """Why the file's slots are not those of this variable, None if they are."""
+    names = held.get(entry.path)
+    if names is None:
+        return "the file has no slots of it"
+    if names != wanted | {"t"}:
+        return f"the file has {', '.join(sorted(names))}"
+    shape = tuple(entry.variable.shape)
+    for slot in sorted(wanted):
+        name = f"optimizer/{entry.path}/{slot}"
+        if source.shape(name) != shape:
+            return f"{slot} is {list(source.shape(name))}, the variable {list(shape)}"
+        if not np.can_cast(source.dtype(name), np.float64) or source.dtype(name).kind in "biu":
+            return f"{slot} is {source.dtype(name).name}"
+    t = f"optimizer/{entry.path}/t"
+    if source.shape(t) != () or source.dtype(t).kind not in "iu" or int(source.read(t)) < 0:
+        return "its t is no number of windows"
+    return None

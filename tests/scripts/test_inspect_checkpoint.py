@@ -1,0 +1,199 @@
+"""inspect_checkpoint shows what a file holds, names what is damaged, and never ends in a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl import flags
+from absl.testing import flagsaver
+
+from engine import files
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+v1 = tf.compat.v1
+Inspect = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def inspect(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Inspect:
+    """Runs the program in this process: (exit code, stdout, stderr)."""
+    from scripts import inspect_checkpoint, program
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["inspect_checkpoint", *map(str, words)])
+        with flagsaver.flagsaver():
+            flags.FLAGS.unparse_flags()
+            about = inspect_checkpoint.__doc__ or ""
+            code = program._run(inspect_checkpoint.main, about, inspect_checkpoint.__name__)
+        out = capsys.readouterr()
+        assert "Traceback" not in out.out + out.err
+        return code, out.out, out.err
+
+    return run
+
+
+@pytest.fixture
+def prefix(tmp_path: pathlib.Path) -> pathlib.Path:
+    """Two variables, one in parts, with Adam slots and averages after 3 steps, and a text."""
+    with tf.Graph().as_default(), v1.Session() as session:
+        table = v1.get_variable("emb/table", [10, 4], partitioner=v1.fixed_size_partitioner(3))
+        kernel = v1.get_variable("head/kernel", [4, 2])
+        loss = tf.reduce_sum((tf.convert_to_tensor(table) @ kernel) ** 2)
+        step = v1.train.get_or_create_global_step()
+        train = v1.train.AdamOptimizer(0.01).minimize(loss, global_step=step)
+        average = tf.train.ExponentialMovingAverage(0.9).apply([kernel])
+        words = v1.get_variable("words", initializer=tf.constant(["a", "b"]), trainable=False)
+        session.run(v1.global_variables_initializer())
+        for _ in range(3):
+            session.run([train, average])
+        named = {variable.op.name: variable for variable in v1.global_variables()}
+        v1.train.Saver(named | {"words": words}).save(session, str(tmp_path / "m"))
+    return tmp_path / "m"
+
+
+def test_variables_slots_averages_parts_and_scalars_are_shown(prefix: pathlib.Path, inspect: Inspect) -> None:
+    code, out, err = inspect(f"--source={prefix}", f"--out={prefix.parent / 'found.json'}")
+    assert (code, err) == (0, "")
+    lines = [line.split() for line in out.splitlines()]
+    assert ["emb/table", "10x4", "float32", "160", "3", "parts", "(emb/table/part_0", "...;", "axis", "0)"] in lines
+    assert ["head/kernel", "4x2", "float32", "32"] in lines
+    assert ["average:", "ExponentialMovingAverage", "float32", "32"] in lines
+    assert lines.count(["slots", "of", "Adam:", "m,", "v", "float32", "320"]) == 1
+    assert lines.count(["slots", "of", "Adam:", "m,", "v", "float32", "64"]) == 1
+    assert "beta1_power = 0.6561" in out
+    assert "global_step = 3  (int64)" in out
+    assert "2 variables of 48 elements, slots of Adam for 2, averages of 1; 10 tensors of 624 bytes" in out
+    assert "3 tensors were merged from 9 parts" in out
+    assert "skipped, no numbers: 1 (words)" in out
+    assert "damage: none; every tensor was read" in out
+    found = json.loads((prefix.parent / "found.json").read_text())
+    assert [entry["name"] for entry in found["variables"]] == ["emb/table", "head/kernel"]
+    assert found["variables"][1]["slots"] == {"Adam": {"m": "head/kernel/Adam", "v": "head/kernel/Adam_1"}}
+    assert (found["damaged"], found["verified"], found["state"]["global_step"]) == ({}, True, ["global_step"])
+
+
+def test_a_filter_shows_less_and_parts_can_stay_apart(prefix: pathlib.Path, inspect: Inspect) -> None:
+    code, out, _ = inspect(f"--source={prefix}", "--filter=head/.*")
+    assert code == 0
+    assert "head/kernel" in out
+    assert "emb/table" not in out
+    assert "1 shown" in out
+    code, out, _ = inspect(f"--source={prefix}", "--nomerge_parts")
+    assert code == 0
+    assert "emb/table/part_2 " in out
+    assert "4 variables of 48 elements" in out
+
+
+@pytest.mark.parametrize("name", ["m", "m.data-00000-of-00001"])
+def test_each_damaged_tensor_is_named_and_the_exit_code_is_1(prefix: pathlib.Path, inspect: Inspect, name: str) -> None:
+    data = prefix.parent / "m.data-00000-of-00001"
+    content = bytearray(data.read_bytes())
+    data.write_bytes(content[:-3])  # words, as written last, keeps its place; what is cut is a tensor or the text
+    content[9] ^= 64  # in beta2_power and so on: the first tensors lie first
+    data.write_bytes(content)
+    code, out, _ = inspect(f"--source={prefix.parent / name}", f"--out={prefix.parent / 'found.json'}")
+    assert code == 1
+    damaged = json.loads((prefix.parent / "found.json").read_text())["damaged"]
+    assert len(damaged) == 1
+    ((tensor, reason),) = damaged.items()
+    assert f"damage: 1 of 10 tensors cannot be read\n    {tensor}" in out
+    assert "Checksum does not match" in reason
+    data.unlink()
+    code, out, _ = inspect(f"--source={prefix}")
+    assert code == 1
+    assert "damage: 10 of 10 tensors cannot be read" in out
+    assert "cannot be read" in out
+    assert out.count("which is missing") == 10
+    assert out.count("DAMAGED") >= 4
+    code, out, _ = inspect(f"--source={prefix}", "--noverify")
+    assert code == 0
+    assert "damage: not looked for" in out
+
+
+def test_what_is_there_but_cannot_be_opened_is_damage(prefix: pathlib.Path, inspect: Inspect) -> None:
+    index = prefix.parent / "m.index"
+    content = index.read_bytes()
+    for damage in (content[:100], b"version https://git-lfs.github.com/spec/v1\n", content[:50] + b"X" + content[51:]):
+        index.write_bytes(damage)
+        code, out, err = inspect(f"--source={prefix}", f"--out={prefix.parent / 'found.json'}")
+        assert (code, out) == (1, "")
+        assert err.startswith(f"inspect_checkpoint: {prefix}")
+        assert not (prefix.parent / "found.json").exists()
+    (prefix.parent / "w.npz").write_bytes(b"PK\x03\x04 and no more")
+    assert inspect(f"--source={prefix.parent / 'w.npz'}")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "--source=PATH says which file"),
+        (("--source=absent/m",), "there is no such file"),
+        (("--source=README.md",), "no weights file of a known kind"),
+        (("--source=engine/models/weights/vit_mini_fashion5.npz", "--filter=("), "no regular expression"),
+        (("--source=engine/models/weights/vit_mini_fashion5.npz", "--filter=conv"), "it matches none of the 102"),
+        (
+            ("--source=engine/models/weights/vit_mini_fashion5.npz", "--out=absent/x.json"),
+            "a file in an existing folder",
+        ),
+        (("--source=engine",), "a folder with neither a checkpoint"),
+        (("engine",), "every argument is a --flag"),
+    ],
+)
+def test_bad_input_is_told_with_exit_code_2(
+    inspect: Inspect, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.chdir(ROOT)
+    code, _, err = inspect(*words)
+    assert code == 2
+    assert said in err
+
+
+def test_a_file_of_our_own_shows_its_slots(tmp_path: pathlib.Path, inspect: Inspect) -> None:
+    arrays = {"w": np.ones((2, 3), np.float32), "optimizer/w/m": np.ones((2, 3), np.float32)}
+    arrays |= {"optimizer/w/v": np.ones((2, 3), np.float32), "optimizer/w/t": np.array(7)}
+    files.write_npz(tmp_path / "w.npz", [*arrays.items(), ("ema/w", arrays["w"])])
+    code, out, _ = inspect(f"--source={tmp_path / 'w.npz'}")
+    assert code == 0
+    assert "1 variables of 6 elements, slots of Adam for 1, averages of 1; 5 tensors" in out
+
+
+def real_cases() -> list[tuple[str, int, str]]:
+    """What each real checkpoint must show; worked out from its README, names and file size."""
+    return [
+        ("mtcnn_PNet_landmark", 0, "slots of Momentum for 15; 31 tensors of 55,700 bytes"),
+        ("made_v1format_pnet/pnet.ckpt", 0, "slots of Momentum for 15; 31 tensors of 55,700 bytes"),
+        ("musicnn_MTT_vgg/", 0, "36 variables"),
+        ("musicnn_MTT_vgg/checkpoint", 0, "slots of Adam for 24; 86 tensors of 7,274,112 bytes"),
+        ("t2t_transformer", 0, "slots of Adam for 81; 250 tensors of 1,670,432 bytes"),
+        ("serving_half_plus_two_v1format", 0, "2 variables of 2 elements"),
+        ("tf2onnx_regression", 0, "2 variables of 2 elements"),
+        ("made_ema_bn_momentum", 0, "slots of Momentum for 8, averages of 12; 33 tensors of 18,404 bytes"),
+        ("made_partitioned_adam/sliced.ckpt-3", 0, "3 slices"),
+        ("made_partitioned_adam/part_keys.ckpt-3", 0, "3 tensors were merged from 9 parts"),
+        ("bleurt_index_only", 1, "damage: 42 of 42 tensors cannot be read"),
+        ("made_corrupt/data_bitflip", 1, "damage: 1 of 31 tensors cannot be read\n    conv3/weights: damaged"),
+        ("made_corrupt/data_truncated", 1, "damage: 14 of 31 tensors cannot be read"),
+        ("made_corrupt/data_missing", 1, "damage: 31 of 31 tensors cannot be read"),
+        ("made_corrupt/index_bitflip", 1, "block checksum mismatch"),
+        ("made_corrupt/index_truncated", 1, "a truncated one: its end is missing"),
+        ("made_corrupt/lfs_pointer", 1, "a Git LFS pointer"),
+    ]
+
+
+@pytest.mark.parametrize(("name", "code", "said"), real_cases(), ids=[name for name, _, _ in real_cases()])
+def test_every_real_checkpoint_is_shown_rightly(inspect: Inspect, name: str, code: int, said: str) -> None:
+    real = pathlib.Path(os.environ.get("FROSTLINE_SHARED", ROOT.parent / "shared")) / "tf1_checkpoints"
+    if not real.is_dir():
+        pytest.skip("the real checkpoints (tf1_checkpoints) are neither in $FROSTLINE_SHARED nor in ../shared")
+    before = {file: file.stat().st_mtime_ns for file in real.rglob("*")}
+    got, out, err = inspect(f"--source={real}/{name}")
+    assert got == code
+    assert said in out + err
+    assert before == {file: file.stat().st_mtime_ns for file in real.rglob("*")}

@@ -160,14 +160,14 @@ class V1Runner:
         return float(self.loop.step(_arrays(batch), learning_rate=self.setting.job.learning_rate).loss)
 
     def facts(self) -> dict[str, Any]:
-        collection = [variable.op.name for variable in self.loop.graph.get_collection("trainable_variables")]
+        collection = [variable.op.name for variable in self.loop.built.graph.get_collection("trainable_variables")]
         return {
             "weights_sha256": weights_sha256(self.loop.values()),
             "trainable_collection": collection,
-            "in_compute_gradients": self.loop.gradients.listed,
-            "slots": self.loop.slots,
-            "saver_would_lose": [path for path in self.loop.variables if path not in collection],
-            "backward_ops": self.loop.backward_ops,
+            "in_compute_gradients": self.loop.built.gradients.listed,
+            "slots": self.loop.built.slots,
+            "saver_would_lose": [path for path in self.loop.built.variables if path not in collection],
+            "backward_ops": self.loop.built.backward_ops,
         }
 
     def weights(self) -> dict[str, np.ndarray]:

@@ -11,8 +11,10 @@ import pytest
 import tensorflow as tf
 
 from compat_v1 import models as v1_models
+from compat_v1.errors import SessionError
 from compat_v1.freezing import Freezing
-from compat_v1.session_loop import SessionError, SessionLoop, optimizer_of
+from compat_v1.session_loop import SessionLoop
+from compat_v1.training_graph import optimizer_of
 from engine import TrainStep, data, losses, optimizers, select
 from engine.losses import Loss
 from engine.models import build
@@ -94,7 +96,7 @@ def test_a_window_that_is_not_finite_changes_nothing(scaled: bool) -> None:
 
 
 def saved(loop: SessionLoop) -> list[Any]:
-    with loop.graph.as_default():
+    with loop.built.graph.as_default():
         return list(v1.global_variables())
 
 

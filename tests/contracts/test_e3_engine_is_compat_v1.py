@@ -93,11 +93,11 @@ class Sides:
             loop.assign(self.start)
             found = [float(loop.step(batch, learning_rate=self.rate).loss) for batch in batches]
             slots = {
-                name.replace("/Momentum", "/momentum"): loop.session.run(loop.optimizer.get_slot(v, "momentum"))
+                name.replace("/Momentum", "/momentum"): loop.session.run(loop.built.optimizer.get_slot(v, "momentum"))
                 for name, v in (
-                    (f"optimizer/{e.path}/Momentum", loop.variables[e.path]) for e in self.selection.trained
+                    (f"optimizer/{e.path}/Momentum", loop.built.variables[e.path]) for e in self.selection.trained
                 )
-                if loop.optimizer.get_slot_names() == ["momentum"]
+                if loop.built.optimizer.get_slot_names() == ["momentum"]
             }
             return Run(found, dict(loop.values()) | slots)
 

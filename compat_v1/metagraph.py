@@ -73,7 +73,7 @@ class MetaGraph:
         """
         entries = [*self._entries("variables"), *self._entries("local_variables")]
         initial = {entry.variable_name.partition(":")[0]: entry.initial_value_name for entry in entries}
-        trainable = self.variable_names("trainable_variables")
+        trainable = frozenset(self.variable_names("trainable_variables"))
         return of_nodes(self.definition.graph_def.node, trainable=trainable, initial=initial)
 
     def graph(self) -> tf.Graph:

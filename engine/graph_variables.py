@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ class GraphVariable:
         shape: None of unknown rank; a length of unknown size is None.
         dtype: of its values.
         is_resource: made with ``use_resource=True``.
+        statistic: a moving mean or variance, which follows its layer.
     """
 
     name: str
@@ -33,9 +34,24 @@ class GraphVariable:
     shape: tuple[int | None, ...] | None
     dtype: Any
     is_resource: bool
+    statistic: bool = False
 
 
-def of_nodes(nodes: Iterable[Any], *, trainable: Iterable[str], initial: dict[str, str]) -> list[GraphVariable]:
+def of_node(node: Any, *, name: str, trainable: bool, initial: str = "") -> GraphVariable:
+    """The variable that a NodeDef of ``HOLDERS`` holds."""
+    shape = node.attr["shape"].shape
+    return GraphVariable(
+        name=name,
+        node=name,
+        initial=initial,
+        trainable=trainable,
+        shape=None if shape.unknown_rank else tuple(d.size if d.size >= 0 else None for d in shape.dim),
+        dtype=tf.as_dtype(node.attr["dtype"].type or tf.float32),
+        is_resource=node.op == "VarHandleOp",
+    )
+
+
+def of_nodes(nodes: Iterable[Any], *, trainable: Collection[str], initial: Mapping[str, str]) -> list[GraphVariable]:
     """The variables that the nodes of a GraphDef hold, in its order.
 
     Args:
@@ -43,21 +59,8 @@ def of_nodes(nodes: Iterable[Any], *, trainable: Iterable[str], initial: dict[st
         trainable: names of nodes whose variables are in the collection of trainable variables.
         initial: node -> name of the tensor of its initial value, where known.
     """
-    wanted = frozenset(trainable)
-    found = []
-    for node in nodes:
-        if node.op not in HOLDERS:
-            continue
-        shape = node.attr["shape"].shape
-        found.append(
-            GraphVariable(
-                name=node.name,
-                node=node.name,
-                initial=initial.get(node.name, ""),
-                trainable=node.name in wanted,
-                shape=None if shape.unknown_rank else tuple(d.size if d.size >= 0 else None for d in shape.dim),
-                dtype=tf.as_dtype(node.attr["dtype"].type),
-                is_resource=node.op == "VarHandleOp",
-            )
-        )
-    return found
+    return [
+        of_node(node, name=node.name, trainable=node.name in trainable, initial=initial.get(node.name, ""))
+        for node in nodes
+        if node.op in HOLDERS
+    ]

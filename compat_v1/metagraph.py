@@ -21,6 +21,7 @@ from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 from tensorflow.python.framework import op_def_registry  # the one place that knows which ops exist
 
 from engine.errors import InputError
+from engine.graph_facts import GraphFacts
 from engine.graph_variables import GraphVariable, of_nodes
 
 _LARGEST = 2**31 - 1  # bytes of a protocol buffer message
@@ -75,6 +76,24 @@ class MetaGraph:
         initial = {entry.variable_name.partition(":")[0]: entry.initial_value_name for entry in entries}
         trainable = frozenset(self.variable_names("trainable_variables"))
         return of_nodes(self.definition.graph_def.node, trainable=trainable, initial=initial)
+
+    def facts(self) -> GraphFacts:
+        """What an audit asks of a graph.
+
+        Raises:
+            MetaGraphError: a collection of variables is damaged.
+        """
+        saver = self.definition.saver_def.save_tensor_name
+        return GraphFacts(
+            source=str(self.path),
+            definition=self.definition.graph_def,
+            variables=frozenset(self.variable_names("variables")),
+            trainable=frozenset(self.variable_names("trainable_variables")),
+            update_ops=self.names("update_ops"),
+            losses=self.names("losses"),
+            train_ops=tuple(dict.fromkeys(self.names("train_op"))),
+            savers=(saver,) if saver else (),
+        )
 
     def graph(self) -> tf.Graph:
         """The graph, imported as it is into a new one. Runs nothing, but for shapes computed from constants.

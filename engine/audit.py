@@ -135,16 +135,10 @@ def audit(
     running = flat.runs(roots)
     run = [write for write in everywhere if write.node in running]
     updates = [write for write in everywhere if write.is_apply and write.position == 0]
-    weights = {write.variable for write in updates if write.variable} | {
-        name for name, variable in holders.variables.items() if variable.trainable
-    }
-    gradients = [tensor for write in updates for tensor in gradient_inputs(write.node)]
-    paths = GradientPaths(
-        flat,
-        holders,
-        losses=find_losses(flat, gradients, facts.losses),
-        weights=weights,
-    )
+    weights = {write.variable for write in updates if write.variable}
+    weights |= {name for name, variable in holders.variables.items() if variable.trainable}
+    assigned = [tensor for write in everywhere for tensor in write.node.inputs]
+    paths = GradientPaths(flat, holders, losses=find_losses(flat, assigned, facts.losses), weights=weights)
     kinds = Kinds(flat, holders, paths, writes=everywhere, update_ops=facts.update_ops)
     slots = _slots(everywhere, holders, paths)
     rows = []

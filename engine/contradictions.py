@@ -144,7 +144,13 @@ def _against_itself(row: Any, evidence: Evidence, rows: Sequence[Any]) -> Iterat
             f"only a regulariser moves it: the loss's gradient is {row.gradient}",
             _FIXES["regulariser path"],
         )
-    zero = [write for write in updates if write.node in evidence.zero and write.node.op not in _WITHOUT_STATE]
+    # an optimizer's op for a weight whose every path is cut: the gradient that it gets was made up, of zeros
+    made_up = evidence.paths.known and row.gradient.startswith("cut") and "regulariser path" not in kinds
+    zero = [
+        write
+        for write in updates
+        if (made_up or write.node in evidence.zero) and write.is_apply and write.node.op not in _WITHOUT_STATE
+    ]
     if zero:
         yield Finding(
             row.path,

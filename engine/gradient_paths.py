@@ -178,15 +178,15 @@ class GradientPaths:
         return (data, [term for term in terms if term not in data]) if data else (terms, [])
 
 
-def find_losses(flat: FlatGraph, gradients: Iterable[Tensor], collected: Iterable[str]) -> list[Tensor]:
+def find_losses(flat: FlatGraph, assigned: Iterable[Tensor], collected: Iterable[str]) -> list[Tensor]:
     """The tensors whose gradient was taken, as far as names or the collection of losses tell.
 
     Args:
-        gradients: that the optimizer applies.
+        assigned: what ops that write variables take: gradients whose loss is looked for are among what these depend on.
         collected: names in the collection of losses, used where the names of gradients tell nothing.
     """
     found: dict[Tensor, None] = {}
-    for node in data_ancestors(gradients):
+    for node in data_ancestors(assigned):
         match = _SEED.fullmatch(node.name)
         if match is None:
             continue

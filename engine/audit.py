@@ -1,7 +1,7 @@
 """Audit of a training graph: what may be written when the train op is fetched, by which op, and why.
 
-The graph is read as data; nothing of it is run. ``audit`` is for v1 graphs and MetaGraphs, ``audit_step`` for a step of
-the engine, ``audit_run`` for a run directory; ``moved`` adds what did move, by digest.
+The graph is read as data; nothing of it is run. ``audit`` is for v1 graphs and MetaGraphs, ``with_moved`` adds what did
+move, by digest. For the engine's own steps and runs see ``audit_training``.
 
 Known limits, each told in ``notes`` where it matters: Python functions (py_func) can write what they like; a dataset's
 function counts as run as soon as anything takes from an iterator; an iterator's or queue's own threads are not part of
@@ -140,7 +140,7 @@ def audit(
     assigned = [tensor for write in everywhere for tensor in write.node.inputs]
     paths = GradientPaths(flat, holders, losses=find_losses(flat, assigned, facts.losses), weights=weights)
     kinds = Kinds(flat, holders, paths, writes=everywhere, update_ops=facts.update_ops)
-    slots = _slots(everywhere, holders, paths)
+    slots = owned_slots(everywhere, holders, paths)
     rows = []
     for name, variable in holders.variables.items():
         mine = [write for write in run if write.variable == name]
@@ -180,6 +180,23 @@ def audit(
     return Audit(facts.source, ", ".join(names), tuple(rows), tuple(found), tuple(notes))
 
 
+def with_moved(found: Audit, before: Mapping[str, str], after: Mapping[str, str]) -> Audit:
+    """The audit with its dynamic side: what moved between two moments around real training.
+
+    Args:
+        before, after: path -> digest (``engine.selection.digest``) of the variables; rows without one are left as is.
+    """
+    rows = []
+    added = []
+    for row in found.variables:
+        if row.path in before and row.path in after:
+            row = dataclasses.replace(row, moved=before[row.path] != after[row.path])
+        if row.moved and not row.written:
+            added.append(contradictions.moved_though_not_written(row.path, "in training"))
+        rows.append(row)
+    return dataclasses.replace(found, variables=tuple(rows), findings=(*found.findings, *added))
+
+
 def train_op_candidates(flat: FlatGraph, facts: GraphFacts) -> list[str]:
     """Ops that may be the train op: those of the collection of that name; else all that an optimizer's op runs for
     and that nothing waits for."""
@@ -198,7 +215,10 @@ def train_op_candidates(flat: FlatGraph, facts: GraphFacts) -> list[str]:
 
 
 def _train_ops(flat: FlatGraph, facts: GraphFacts, wanted: str | Sequence[str] | None) -> list[str]:
-    candidates = train_op_candidates(flat, facts) if wanted is None or isinstance(wanted, str) else []
+    names = [wanted] if isinstance(wanted, str) else list(wanted or ())
+    if wanted is not None and names and all(_named(flat, name) for name in names):
+        return names
+    candidates = train_op_candidates(flat, facts)
     listed = ", ".join(candidates[:10]) + (f" and {len(candidates) - 10} more" if len(candidates) > 10 else "")
     if wanted is None:
         if len(candidates) == 1:
@@ -206,14 +226,11 @@ def _train_ops(flat: FlatGraph, facts: GraphFacts, wanted: str | Sequence[str] |
         if not candidates:
             raise AuditError(f"{facts.source}: no train op: no optimizer's op is in the graph; name what is fetched")
         raise AuditError(f"{facts.source}: train_op=None: {len(candidates)} ops may be it; name one of: {listed}")
-    names = [wanted] if isinstance(wanted, str) else list(wanted)
     if not names:
         raise AuditError("train_op=[]: at least one op is fetched")
-    for name in names:
-        if not _named(flat, name):
-            hint = f"; candidates: {listed}" if listed else filters.nearest(name, list(flat.top))
-            raise AuditError(f"train_op={name!r}: {facts.source} has no such op{hint}")
-    return names
+    missing = next(name for name in names if not _named(flat, name))
+    hint = f"; candidates: {listed}" if listed else filters.nearest(missing, list(flat.top))
+    raise AuditError(f"train_op={missing!r}: {facts.source} has no such op{hint}")
 
 
 def _named(flat: FlatGraph, name: str) -> list[Node]:
@@ -222,7 +239,7 @@ def _named(flat: FlatGraph, name: str) -> list[Node]:
     return [] if node is None else [node, *node.results]
 
 
-def _slots(everywhere: Iterable[Write], holders: Holders, paths: GradientPaths) -> dict[str, tuple[str, ...]]:
+def owned_slots(everywhere: Iterable[Write], holders: Holders, paths: GradientPaths) -> dict[str, tuple[str, ...]]:
     """Variable -> its slots: what an optimizer's op takes after the weight, and what is named like it."""
     found: dict[str, dict[str, None]] = {}
     by_node: dict[Node, list[Write]] = {}

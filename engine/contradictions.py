@@ -6,7 +6,7 @@ Each rule is meant to be silent on an ordinary training graph; RULES lists them 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from engine.filters import Filter, FilterError
 from engine.flatgraph import FlatGraph, Node, data_ancestors
 from engine.gradient_paths import GradientPaths
 from engine.graph_facts import GraphFacts
+from engine.graph_variables import GraphVariable
 from engine.selection import matching
 from engine.write_kinds import Kinds
 from engine.writes import Holders, Write
@@ -92,7 +93,9 @@ def find(rows: Sequence[Any], evidence: Evidence, *, expect_frozen: Filter | Non
                     row.path, f"would be lost: {lost[row.path]} does not save it", "make the Saver over all variables"
                 )
             )
-    found += _unseen(evidence, expected=bool(frozen))
+    found += unseen_writes(evidence.run)
+    if expect_frozen is not None:
+        found += _python(evidence.running)
     return list(dict.fromkeys(found))
 
 
@@ -106,22 +109,30 @@ def frozen_but_written(row: Any) -> Iterator[Finding]:
 
 
 def _expected(evidence: Evidence, wanted: Filter | None) -> frozenset[str]:
-    if wanted is None:
-        return frozenset()
     model = {
         name: dataclasses.replace(variable, statistic=evidence.kinds.is_statistic(name))
         for name, variable in evidence.holders.variables.items()
         if name not in evidence.states
     }
+    return expected_frozen(model, wanted, source=evidence.facts.source)
+
+
+def expected_frozen(model: Mapping[str, GraphVariable], wanted: Filter | str | None, *, source: str) -> frozenset[str]:
+    """Names of the model's variables that a filter expects to be frozen.
+
+    Raises:
+        FilterError: an item matches nothing, or there is no variable.
+    """
+    if wanted is None:
+        return frozenset()
     if not model:
-        raise FilterError(f"expect_frozen: {evidence.facts.source} has no variable of a model")
+        raise FilterError(f"expect_frozen: {source} has no variable of a model")
     try:
         return matching(model, wanted)
     except InputError as error:
-        hint = (
-            "; state of optimizers, step counters and averages are no variables of the model" if evidence.states else ""
-        )
-        raise FilterError(f"expect_frozen: {error}{hint}") from None
+        raise FilterError(
+            f"expect_frozen: {error}; optimizers' state, step counters and averages are no variables of the model"
+        ) from None
 
 
 def _against_itself(row: Any, evidence: Evidence, rows: Sequence[Any]) -> Iterator[Finding]:
@@ -255,21 +266,32 @@ def _lost(evidence: Evidence) -> dict[str, str]:
     }
 
 
-def _unseen(evidence: Evidence, *, expected: bool) -> Iterator[Finding]:
-    for write in evidence.run:
+def unseen_writes(run: Iterable[Write]) -> Iterator[Finding]:
+    """A finding for each op that writes a variable which cannot be told."""
+    for write in run:
         if write.variable is None:
             yield Finding(
                 write.node.name,
                 f"unseen write: {write.node.op} writes a variable that cannot be told from the graph",
                 "give the op the variable itself, not a handle that comes out of a list, a queue or an argument",
             )
-    if expected:
-        for node in sorted((n for n in evidence.running if "PyFunc" in n.op), key=lambda n: n.name):
-            yield Finding(
-                node.name,
-                "unseen write: Python code runs, and can write what is expected to be frozen",
-                "feed its result instead, or compare digests before and after training",
-            )
+
+
+def _python(running: Iterable[Node]) -> Iterator[Finding]:
+    for node in sorted((n for n in running if "PyFunc" in n.op), key=lambda n: n.name):
+        yield Finding(
+            node.name,
+            "unseen write: Python code runs, and can write what is expected to be frozen",
+            "feed its result instead, or compare digests before and after training",
+        )
+
+
+def moved_though_not_written(path: str, when: str) -> Finding:
+    return Finding(
+        path,
+        f"moved though not written: its bytes changed {when}, and nothing that runs writes it",
+        "look for an assignment outside of training (a restored checkpoint, another fetch, a callback)",
+    )
 
 
 def _some(names: Sequence[str]) -> str:

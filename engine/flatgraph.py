@@ -18,7 +18,7 @@ from tensorflow.python.framework import op_def_registry  # the one place that kn
 
 from engine.errors import InputError
 
-_MOST_NODES = 4_000_000
+MOST_NODES = 300_000  # beyond those of the graph itself: what functions may come to, one copy for each call
 _CALLS = frozenset(["PartitionedCall", "StatefulPartitionedCall"])
 _BRANCHES = {"If": 1, "StatelessIf": 1, "Case": 1, "StatelessCase": 1}
 _LOOPS = frozenset(["While", "StatelessWhile"])
@@ -101,6 +101,7 @@ class FlatGraph:
         self.nodes: list[Node] = []
         self._functions = {function.signature.name: function for function in definition.library.function}
         self._pending: list[tuple[Node, tuple[str, ...]]] = []
+        self._own = len(definition.node)
         self.top = self._wire(definition.node, "", {}, ())
         while self._pending:
             self._expand(*self._pending.pop())
@@ -152,8 +153,8 @@ class FlatGraph:
             if one.name in made:
                 raise FlatGraphError(f"{prefix}{one.name}: two nodes have this name")
             made[one.name] = self._node(one, prefix)
-        if len(self.nodes) > _MOST_NODES:
-            raise FlatGraphError(f"with its functions written out, the graph has more than {_MOST_NODES} nodes")
+        if within and len(self.nodes) > self._own + MOST_NODES:
+            raise FlatGraphError(f"its functions, written out for each call, are more than {MOST_NODES} nodes")
         for one in made.values():
             for source in one.definition.input:
                 if source.startswith("^"):
@@ -331,10 +332,10 @@ def _types(definition: Any, signature: Any, arguments: Iterable[Any]) -> tuple[l
 def _attr(definition: Any, signature: Any, name: str) -> Any:
     if name in definition.attr:
         return definition.attr[name]
-    default = next((one.default_value for one in signature.attr if one.name == name), None)
-    if default is None:
-        raise FlatGraphError(f"{definition.name}: {definition.op} needs the attribute {name}")
-    return default
+    for one in signature.attr:
+        if one.name == name and one.HasField("default_value"):
+            return one.default_value
+    raise FlatGraphError(f"{definition.name}: {definition.op} needs the attribute {name}")
 
 
 def argument_names(node: Node) -> Iterator[str]:

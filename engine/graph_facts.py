@@ -20,7 +20,7 @@ class GraphFacts:
         definition: the GraphDef.
         variables: nodes of the variables in the collection of global variables.
         trainable: nodes of those in the collection of trainable variables.
-        update_ops, losses, regularisers, train_ops: collections of these.
+        update_ops, losses, train_ops: collections of these.
         savers: for each saver the tensor that saves.
     """
 
@@ -30,7 +30,6 @@ class GraphFacts:
     trainable: frozenset[str] = frozenset()
     update_ops: tuple[str, ...] = ()
     losses: tuple[str, ...] = ()
-    regularisers: tuple[str, ...] = ()
     train_ops: tuple[str, ...] = ()
     savers: tuple[str, ...] = ()
 
@@ -44,7 +43,6 @@ class GraphFacts:
             trainable=frozenset(_holders(graph.get_collection(_KEYS.TRAINABLE_VARIABLES))),
             update_ops=_names(graph.get_collection(_KEYS.UPDATE_OPS)),
             losses=_names(graph.get_collection(_KEYS.LOSSES)),
-            regularisers=_names(graph.get_collection(_KEYS.REGULARIZATION_LOSSES)),
             train_ops=_names(graph.get_collection(_KEYS.TRAIN_OP)),
             savers=_savers(graph),
         )

@@ -41,7 +41,7 @@ class Kinds:
         flat, holders, paths: the graph, its variables and its gradients.
         writes: all that are asked about.
         update_ops: names in the collection UPDATE_OPS.
-        statistics: names of variables known to be statistics.
+        statistics, averages: names of variables known to be such, beside those that are named like it.
     """
 
     def __init__(
@@ -53,9 +53,10 @@ class Kinds:
         writes: Iterable[Write],
         update_ops: Iterable[str],
         statistics: Collection[str] = (),
+        averages: Collection[str] = (),
     ) -> None:
         self._paths = paths
-        self._statistics = statistics
+        self._statistics, self._averages = statistics, averages
         members = (flat.node(name.partition(":")[0]) for name in update_ops)
         self._update_ops = _gathered(node for node in members if node is not None)
         self._writes = list(writes)
@@ -67,7 +68,7 @@ class Kinds:
             read = weight not in self._paths.reached and weight in self._paths.regularised
             return "regulariser path" if self._paths.known and read else "optimizer apply"
         name = write.variable or ""
-        if _SHADOW.fullmatch(name):
+        if self.is_shadow(name):
             return "EMA"
         if write.node in self._update_ops or self.is_statistic(name):
             return "UPDATE_OPS"
@@ -78,10 +79,10 @@ class Kinds:
         return write.is_apply or (write.node in self._from_gradients and write.variable in self._paths.read_by_losses)
 
     def is_statistic(self, name: str) -> bool:
-        return name in self._statistics or _STATISTIC.fullmatch(name) is not None
+        return name in self._statistics or is_statistic(name)
 
     def is_shadow(self, name: str) -> bool:
-        return _SHADOW.fullmatch(name) is not None
+        return name in self._averages or _SHADOW.fullmatch(name) is not None
 
     def _weight(self, write: Write) -> str | None:
         """The weight that an optimizer's op updates; write may be that of a slot."""
@@ -103,6 +104,11 @@ class Kinds:
             states |= new
             found |= forward(flat, (node for node, name in holders.nodes().items() if name in new))
         return found
+
+
+def is_statistic(name: str) -> bool:
+    """Whether a variable is named as moving moments are."""
+    return _STATISTIC.fullmatch(name) is not None
 
 
 def _gathered(nodes: Iterable[Node]) -> set[Node]:

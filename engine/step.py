@@ -55,6 +55,22 @@ class Window:
     left_out: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class TracedWindow:
+    """A compiled window as a graph, to be read.
+
+    Attributes:
+        graph: its function graph.
+        handles: the graph's inputs that are handles -> names of their variables: a path of the model,
+            ``optimizer/<path>/<slot>`` or ``ema/<path>`` as in checkpoints.
+        micro_batch: the micro-batch that it is made of.
+    """
+
+    graph: Any
+    handles: Mapping[str, str]
+    micro_batch: MicroBatch
+
+
 class TrainStep:
     """Trains on one window a call.
 
@@ -186,6 +202,21 @@ class TrainStep:
     def micro_batch(self, selection: Selection, batch: Mapping[str, Any]) -> MicroBatch:
         """The traced forward and backward pass for a selection and batches like this one, without running it."""
         return self._micro_batch(selection, self._tensors(batch))
+
+    def traced(self, selection: Selection, batch: Mapping[str, Any]) -> TracedWindow:
+        """The compiled window for a selection and batches like this one, without running it."""
+        tensors = self._tensors(batch)
+        graph = self._function(selection, self.optimizer, tensors).graph
+        first = len(tensors) + 2  # after the batch, the learning rate and the loss scale
+        names = [f"optimizer/{e.path}/{slot}" for e in selection.trained for slot in self.optimizer.slots]
+        handles = dict(zip((tensor.op.name for tensor in graph.inputs[first:]), names, strict=False))
+        if self.averages is not None:
+            inputs = graph.inputs[first + len(names) + 1 :]
+            paths = [f"ema/{entry.path}" for entry in selection.trained]
+            handles |= dict(zip((tensor.op.name for tensor in inputs), paths, strict=False))
+        own = {id(entry.variable.handle): entry.path for entry in selection.variables}
+        handles |= {inner.op.name: own[id(outer)] for outer, inner in graph.captures if id(outer) in own}
+        return TracedWindow(graph, handles, self._micro_batch(selection, tensors))
 
     def evaluating(self, variables: ModelVariables) -> contextlib.AbstractContextManager[None]:
         """Surrounds an evaluation: with averages, they are in the model meanwhile."""

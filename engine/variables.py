@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from engine import groups
 from engine.errors import InputError
+from engine.graph_variables import GraphVariable
 
 Kind = Literal["weight", "statistic", "constant"]
 
@@ -131,7 +132,7 @@ def is_keras(obj: Any) -> bool:
 
 
 def name_variables(model: Any) -> ModelVariables:
-    """Names every variable of a ``tf.Module``, a Keras 3 model or layer, or a list of variables.
+    """Names every variable of a ``tf.Module``, a Keras 3 model or layer, or a list or dict of variables.
 
     Raises:
         ModelError: the object is none of these, or holds no variable yet (an unbuilt Keras model).
@@ -195,8 +196,8 @@ def _is_keras_variable(value: Any) -> bool:
 
 
 def _raw(value: Any, what: str) -> Any:
-    """The ``tf.Variable`` behind a variable of TensorFlow or of Keras."""
-    if isinstance(value, tf.Variable):
+    """The ``tf.Variable`` behind a variable of TensorFlow or of Keras; a graph's variable has none."""
+    if isinstance(value, (tf.Variable, GraphVariable)):
         return value
     if _is_keras_variable(value):
         return value.value
@@ -205,7 +206,7 @@ def _raw(value: Any, what: str) -> Any:
 
 def _module_kind(owner: Any, attribute: str, variable: Any) -> Kind:
     """A tf.Module names its statistics in a class attribute ``statistics``."""
-    if attribute in getattr(owner, "statistics", ()):
+    if attribute in getattr(owner, "statistics", ()) or (isinstance(variable, GraphVariable) and variable.statistic):
         return "statistic"
     if not tf.as_dtype(variable.dtype).is_floating or not variable.trainable:
         return "constant"

@@ -11,16 +11,42 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_library_example_is_ten_lines_and_works_as_printed() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len([line for line in code.splitlines() if line]) == 10
-    assert "scripts" not in code
+def python_blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def run(code: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "item 2 `@blocks[-2:]`" in done.stdout
-    assert re.search(r"loss [01]\.\d{3}, frozen variables that changed: \[\]", done.stdout), done.stdout
+    return done.stdout
+
+
+def test_the_library_example_is_ten_lines_and_works_as_printed() -> None:
+    (code,) = [block for block in python_blocks() if "compat_v1" not in block]
+    assert len([line for line in code.splitlines() if line]) == 10
+    assert "scripts" not in code
+    out = run(code)
+    assert "item 2 `@blocks[-2:]`" in out
+    assert re.search(r"loss [01]\.\d{3}, frozen variables that changed: \[\]", out), out
+
+
+def test_the_tf1_example_works_as_printed() -> None:
+    (code,) = [block for block in python_blocks() if "compat_v1" in block]
+    before = """
+import tensorflow as tf
+from compat_v1 import layers
+def build():
+    x = layers.layer_norm(layers.dense(tf.ones([2, 3]), 4, name="body"), name="head/norm")
+    return tf.reduce_mean(tf.square(layers.dense(x, 2, name="head")))
+optimizer = tf.compat.v1.train.AdamOptimizer(0.1)
+with tf.Graph().as_default():
+"""
+    body = "\n".join(f"    {line}" for line in code.splitlines())
+    assert (
+        run(f"{before}{body}\n    print([v.op.name for _, v in gradients.applied])") == "['head/kernel', 'head/bias']\n"
+    )
 
 
 def test_the_commands_of_the_first_screen_exist() -> None:
@@ -31,15 +57,20 @@ def test_the_commands_of_the_first_screen_exist() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
 
 
+def flags_of(program: str) -> set[str]:
+    files = [ROOT / f"scripts/{program}{end}.py" for end in ("", "_flags")]
+    text = "".join(file.read_text(encoding="utf-8") for file in files if file.is_file())
+    return set(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", text)) | {"help", "helpfull"}
+
+
 def test_every_flag_that_the_readme_names_exists() -> None:
-    from absl import flags
-
-    from scripts import finetune_flags
-
-    known = {flag.name for flag in flags.FLAGS.flags_by_module_dict()[finetune_flags.__name__]}
-    named = set(re.findall(r"--([a-z_]+)", README)) - {"helpfull"}
-    assert named <= known
-    assert len(named) > 5
+    commands = re.findall(r"python -m scripts\.(\w+)((?:[^\n`]|\\\\\n)*)", README.replace("\\\n", " "))
+    assert len(commands) > 12
+    for program, words in commands:
+        named = set(re.findall(r"--([a-z_]+)", words))
+        assert named <= flags_of(program), program
+    every = set().union(*(flags_of(program) for program, _ in commands))
+    assert set(re.findall(r"--([a-z_]+)", README)) <= every
 
 
 def test_files_that_the_readme_shows_are_there() -> None:

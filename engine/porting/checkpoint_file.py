@@ -81,8 +81,11 @@ class Checkpoint:
         return np.asarray(self._restore(name).__array__())  # numpy() would make a second copy
 
     def check(self, name: str) -> None:
-        """Reads the tensor and forgets it. Raises FileError where it is damaged."""
-        self._restore(name)
+        """Reads the tensor, or its slices one by one, and forgets it. Raises FileError where it is damaged."""
+        pieces, shape = self.pieces(name), " ".join(map(str, self.shape(name)))
+        for piece in pieces:
+            extents = ":".join(f"{start},{length}" for start, length in zip(piece.start, piece.shape, strict=True))
+            self._restore(name, f"{shape} {extents}" if len(pieces) > 1 else "")
 
     def read_slice(self, name: str, start: int, stop: int) -> np.ndarray:
         shape, dtype = self.shape(name), self.dtype(name)
@@ -119,12 +122,12 @@ class Checkpoint:
         array = content.view(dtype).reshape(stop - start, *piece.shape[1:])
         return array.byteswap(inplace=True) if self._big_endian else array
 
-    def _restore(self, name: str) -> Any:
+    def _restore(self, name: str, part: str = "") -> Any:
         self._check_files(name)
         key = self._key(name)
         with self._damage(name), tf.device("CPU:0"):
             (value,) = tf.raw_ops.RestoreV2(
-                prefix=self._prefix, tensor_names=[key], shape_and_slices=[""], dtypes=[self._entries[key].dtype]
+                prefix=self._prefix, tensor_names=[key], shape_and_slices=[part], dtypes=[self._entries[key].dtype]
             )
         return value
 

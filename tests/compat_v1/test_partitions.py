@@ -128,6 +128,19 @@ def test_a_damaged_part_is_named(tmp_path: pathlib.Path, save: Save) -> None:
             source.read("a")
 
 
+def test_each_slice_is_verified_alone(tmp_path: pathlib.Path) -> None:
+    trained(tmp_path, shape=[4, 10], axis=1, parts=3, keys=False, version=V2)
+    data = tmp_path / "m.data-00000-of-00001"
+    content = data.read_bytes()
+    found = set()
+    for at in range(0, len(content), 5):
+        data.write_bytes(content[:at] + bytes([content[at] ^ 8]) + content[at + 1 :])
+        with open_checkpoint(tmp_path / "m") as source:
+            (bad,) = damaged(source)
+            found.add(bad.name)
+    assert found == {"emb/table", "emb/table/Adam", "emb/table/Adam_1", "beta1_power", "beta2_power"}
+
+
 def test_both_real_partitioned_checkpoints_are_equal(real: pathlib.Path) -> None:
     with (
         open_checkpoint(real / "made_partitioned_adam/sliced.ckpt-3") as sliced,

@@ -130,8 +130,9 @@ def judge_layout(
             continue
         straight, moved = bare(shape), bare(tuple(shape[axis] for axis in _FROM_TORCH[len(shape)]))
         if straight != moved:
-            scores["tf"] += (straight in wanted) + 2 * (bias == shape[-1] != shape[0])
-            scores["torch"] += (moved in wanted) + 2 * (bias == shape[0] != shape[-1])
+            fits = (straight in wanted) - (moved in wanted)
+            scores["tf"] += (fits > 0) + 2 * (bias == shape[-1] != shape[0])
+            scores["torch"] += (fits < 0) + 2 * (bias == shape[0] != shape[-1])
     lead = scores["torch"] - scores["tf"]
     if lead == 0:
         if named_as_torch:

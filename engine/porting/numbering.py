@@ -81,7 +81,7 @@ class Numbers:
                 key = unit.tokens[:place]
                 if isinstance(token, int):
                     found.append(Place(key, token))
-                elif place in unit.ends and key in explicit and 0 not in explicit[key]:
+                elif place in unit.ends and key in explicit and 0 not in explicit[key] and isinstance(key[-1], str):
                     found.append(Place(key, 0))
             for at in found:
                 members[at.key][at.value].append(number)

@@ -16,6 +16,7 @@ from engine.porting.similarity import Likeness, belief, mutual, word_weights
 from engine.porting.units import Item, Unit
 
 _APART = 10.0  # log odds against units whose numbers disagree
+_UNNUMBERED = 1.5  # for a number that only one of two names has
 _MOST_CELLS = 30_000_000  # of one group of equal shapes; beyond that nobody would read the candidates
 _LONE = frozenset({"lone", "gamma", "alpha", "other"})
 
@@ -39,12 +40,12 @@ class Pair(NamedTuple):
     rivals: tuple[tuple[int, float], ...]
 
 
-Shapes = tuple[tuple[str, Shape, str, bool], ...]
+Shapes = tuple[tuple[str, Shape, str, bool, bool], ...]
 
 
 def shapes_of(unit: Unit) -> Shapes:
     """All that decides with what a unit can be paired."""
-    return tuple(sorted((i.role, i.shape, i.type, i.table) for i in unit.items.values()))
+    return tuple(sorted((i.role, i.shape, i.type, i.table, i.still) for i in unit.items.values()))
 
 
 def roles(one: Sequence[str], other: Sequence[str]) -> list[tuple[str, str]]:
@@ -66,14 +67,15 @@ def item_fit(source: Item, target: Item, layout: Layout) -> Fit | None:
     """How one variable becomes another; None when it cannot."""
     if source.type != target.type or math.prod(source.shape) != math.prod(target.shape):
         return None
-    role = "kernel" if source.role == "kernel" and target.role == "kernel" else ""
+    kernels = source.role == target.role == "kernel" and not source.still and not (target.still and target.table)
+    role = "kernel" if kernels else ""
     return fit(source.shape, target.shape, role, layout, table=source.table or target.table)
 
 
 def _cost(one: Shapes, other: Shapes, layout: Layout) -> float | None:
     """Log odds lost by what does not fit quite; None when it cannot be."""
-    left = {role: Item("", shape, kind, role, table) for role, shape, kind, table in one}
-    right = {role: Item("", shape, kind, role, table) for role, shape, kind, table in other}
+    left = {role: Item("", shape, kind, role, table, still) for role, shape, kind, table, still in one}
+    right = {role: Item("", shape, kind, role, table, still) for role, shape, kind, table, still in other}
     pairs = roles(list(left), list(right))
     if not pairs:
         return None
@@ -155,7 +157,7 @@ def _pair_group(
     score = alike.score - _costs([sources[n] for n in rows], [targets[n] for n in columns], groups.costs)
     apart, trust = _numbers(rows, columns, left, right)
     by_words = belief(score)
-    by_both = belief(score - _APART * apart) if apart.any() else by_words
+    by_both = belief(score - apart) if apart.any() else by_words
     shares = trust * by_both + (1 - trust) * by_words
     pairs = []
     for row, column in mutual(shares):
@@ -186,24 +188,24 @@ def _numbered(keys: Sequence) -> tuple[list, np.ndarray]:
 
 
 def _numbers(rows: list[int], columns: list[int], left: Numbers, right: Numbers) -> tuple[np.ndarray, np.ndarray]:
-    """How many numbers of each two names disagree, and the trust in the comparison."""
+    """Log odds against each two units by their numbers, and the trust in the comparison."""
     apart = np.zeros((len(rows), len(columns)), np.float32)
     trust = np.ones((len(rows), len(columns)), np.float32)
     one, at_row, values_row = _series(rows, left)
     other, at_column, values_column = _series(columns, right)
+    counts = [[sum(not series.automatic for series in key) for key in side] for side in (one, other)]
     for a, first in enumerate(one):
         for b, second in enumerate(other):
-            if not first or not second:
-                continue
-            found = numbering.align(first, second)
             here, there = np.flatnonzero(at_row == a), np.flatnonzero(at_column == b)
-            block = np.zeros((len(here), len(there)), np.float32)
-            for i, j, link in found.links:
-                mine = np.array([link.partner.get(values_row[n][i], -1) for n in here])
-                theirs = np.array([values_column[n][j] for n in there])
-                block += mine[:, None] != theirs[None, :]
+            block = np.full((len(here), len(there)), _UNNUMBERED * abs(counts[0][a] - counts[1][b]), np.float32)
+            if first and second:
+                found = numbering.align(first, second)
+                for i, j, link in found.links:
+                    mine = np.array([link.partner.get(values_row[n][i], -1) for n in here])
+                    theirs = np.array([values_column[n][j] for n in there])
+                    block += _APART * (mine[:, None] != theirs[None, :])
+                trust[np.ix_(here, there)] = found.trust
             apart[np.ix_(here, there)] = block
-            trust[np.ix_(here, there)] = found.trust
     return apart, trust
 
 
@@ -212,11 +214,13 @@ def _series(
 ) -> tuple[list[tuple[Series, ...]], np.ndarray, list[tuple[int, ...]]]:
     among = frozenset(places)
     known: dict[tuple, Series] = {}
-    keys = []
+    keys, values = [], []
     for place in places:
         for at in side.places[place]:
             if at.key not in known:
                 known[at.key] = side.series(at.key, among)
-        keys.append(tuple(known[at.key] for at in side.places[place]))
+        telling = [at for at in side.places[place] if len(known[at.key].here) > 1]
+        keys.append(tuple(known[at.key] for at in telling))
+        values.append(tuple(at.value for at in telling))
     different, numbers = _numbered(keys)
-    return different, numbers, [tuple(at.value for at in side.places[place]) for place in places]
+    return different, numbers, values

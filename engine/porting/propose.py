@@ -138,8 +138,8 @@ class _Port:
         leftover = [
             sum(len(bare(u.main.shape)) > 1 for u in units) - sum(len(bare(units[n].main.shape)) > 1 for n in taken)
             for units, taken in (
-                (self.sources, {pair.source for pair in believed}),
-                (self.targets, {pair.target for pair in believed}),
+                (self.sources, {pair.source for pair in pairs if pair.certainty > 0.5}),
+                (self.targets, {pair.target for pair in pairs if pair.certainty > 0.5}),
             )
         ]
         usual = float(np.median([pair.shared for pair in believed])) if believed else 0.0
@@ -267,10 +267,10 @@ class _Port:
 
 def _least(one: Unit, other: Unit) -> float:
     """How plausible a pair is whose names have nothing in common, when nothing else has these shapes."""
+    if one.kind == other.kind == "norm":
+        return (0.6, 0.84, 0.86, 0.87)[min(len(one.items), len(other.items)) - 1]
     if one.kind != other.kind or one.size < 2:
         return 0.5
-    if other.kind == "norm":
-        return (0.6, 0.84, 0.86, 0.87)[min(len(one.items), len(other.items)) - 1]
     return {"linear": 0.87, "alpha": 0.86}.get(other.kind, 0.6)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from engine.porting.words import EXCLUSIVE, MARKED
 
 _FUZZY_WORDS = 300  # beyond that many unknown words on a side, only equal ones count
-_MATCH, _LACK = 2.4, 0.5  # log odds for a word that both have, and for one that only one has, of weight 1
+_MATCH, _LACK = 3.8, 0.8  # log odds for a word that both have, and for one that only one has, of weight 1
 _CONFLICT = 6.0
 _MARK = 3.0
 

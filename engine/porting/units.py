@@ -20,6 +20,7 @@ class Item(NamedTuple):
         name, shape, type: ``type`` is "f" for floating point, else the dtype's name.
         role: within its layer: "kernel", "bias", "gamma", "beta", "mean", "variance", "alpha", "lone" or "other".
         table: its name speaks of an embedding.
+        still: it is named as an embedding itself, not as a kernel: its axes are never those of a kernel.
         part: (axis, which of three) when it is a part of query, key and value in one.
     """
 
@@ -28,6 +29,7 @@ class Item(NamedTuple):
     type: str
     role: str
     table: bool = False
+    still: bool = False
     part: tuple[int, int] | None = None
 
 
@@ -86,7 +88,7 @@ def make_units(entries: Iterable[tuple[str, Shape, str]], *, statistics: frozens
             role = "other"
         elif apart.role == "table" and not tokens:
             tokens, end = ("embed",), frozenset({1})
-        scopes[tokens].append(Item(name, shape, kind, role, table))
+        scopes[tokens].append(Item(name, shape, kind, role, table, apart.role == "table"))
         ends[tokens] = end
     units: list[Unit] = []
     for tokens, items in scopes.items():

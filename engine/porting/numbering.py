@@ -1,7 +1,7 @@
 """How the numbers in names of two sides correspond: ``conv1 .. conv5`` and ``conv2d, conv2d_1 .. conv2d_4``.
 
 Numbers at one place of a name (all that follow one beginning) are a series. A name without a number where
-others have one counts as 0. Two series correspond by value when they hold the same numbers, by rank when they
+others have one counts as the number before theirs (``conv2d`` as 0, ``block`` before ``block2`` as 1). Two series correspond by value when they hold the same numbers, by rank when they
 are shifted; how far that is to be trusted depends on what else fits: the layers under each number, the
 order in the model, and whether numbers are missing.
 """
@@ -72,6 +72,11 @@ class Numbers:
             for place, token in enumerate(unit.tokens):
                 if isinstance(token, int):
                     explicit[unit.tokens[:place]].add(token)
+        stripped = {
+            (unit.tokens[:place], unit.tokens[place + 1 :])
+            for unit in units for place, token in enumerate(unit.tokens) if isinstance(token, int)
+        }  # fmt: skip
+        least = {key: min(values) for key, values in explicit.items() if key and isinstance(key[-1], str)}
         self.places: list[tuple[Place, ...]] = []
         members: dict[tuple[Token, ...], dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
         for number, unit in enumerate(units):
@@ -81,8 +86,8 @@ class Numbers:
                 key = unit.tokens[:place]
                 if isinstance(token, int):
                     found.append(Place(key, token))
-                elif place in unit.ends and key in explicit and 0 not in explicit[key] and isinstance(key[-1], str):
-                    found.append(Place(key, 0))
+                elif least.get(key, 0) > 0 and (place in unit.ends or (key, unit.tokens[place:]) in stripped):
+                    found.append(Place(key, least[key] - 1))
             for at in found:
                 members[at.key][at.value].append(number)
             self.places.append(tuple(found))
@@ -137,7 +142,7 @@ class Numbers:
 
 def _automatic(key: tuple[Token, ...]) -> bool:
     """True when the words before the number are a name that Keras or TensorFlow gives by itself."""
-    words = []
+    words: list[str] = []
     for token in reversed(key):
         if not isinstance(token, str):
             break
@@ -189,7 +194,9 @@ def _by_numbers(one: Series, other: Series) -> Link | None:
     if len(here) == len(there) > 1:
         common = set(here) & set(there)
         if _shifted(here, there):
-            return Link(dict(zip(here, there, strict=True)), 0.88 if not common or one.automatic or other.automatic else 0.7)
+            return Link(
+                dict(zip(here, there, strict=True)), 0.88 if not common or one.automatic or other.automatic else 0.7
+            )
         if all(here.index(value) == there.index(value) for value in common):
             return Link(dict(zip(here, there, strict=True)), 0.75)
         return Link({value: value for value in common}, 0.4)
@@ -219,9 +226,7 @@ class Aligned(NamedTuple):
 def align(one: tuple[Series, ...], other: tuple[Series, ...]) -> Aligned:
     """Which numbers in two names mean the same, in their order."""
     scored: list[tuple[float, tuple[tuple[int, int, Link], ...]]] = [(0.0, ())]
-    links = {
-        (i, j): found for i, a in enumerate(one) for j, b in enumerate(other) if (found := link(a, b)) is not None
-    }
+    links = {(i, j): found for i, a in enumerate(one) for j, b in enumerate(other) if (found := link(a, b)) is not None}
     most = min(len(one), len(other), 3)
     for count in range(1, most + 1):
         for left in combinations(range(len(one)), count):
@@ -244,4 +249,3 @@ def _affinity(one: Series, other: Series, found: Link) -> float:
     score = 2 * found.trust
     score += 0.6 * (one.before == other.before != "") + 0.3 * (one.raw == other.raw) + 0.3 * (one.after == other.after)
     return score
-

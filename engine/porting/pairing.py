@@ -17,7 +17,7 @@ from engine.porting.units import Item, Unit
 
 _APART = 10.0  # log odds against units whose numbers disagree
 _UNNUMBERED = 1.5  # for a number that only one of two names has
-_MOST_CELLS = 30_000_000  # of one group of equal shapes; beyond that nobody would read the candidates
+_MOST_CELLS = 26_000_000  # of one group of equal shapes; beyond that nobody would read the candidates
 _LONE = frozenset({"lone", "gamma", "alpha", "other"})
 
 
@@ -175,14 +175,14 @@ def _pair_group(
 def _costs(left: list[Unit], right: list[Unit], costs: dict[tuple[Shapes, Shapes], float]) -> np.ndarray:
     one, rows = _numbered([shapes_of(unit) for unit in left])
     other, columns = _numbered([shapes_of(unit) for unit in right])
-    table = np.array([[costs.get((a, b), np.inf) for b in other] for a in one])
+    table = np.array([[costs.get((a, b), np.inf) for b in other] for a in one], np.float32)
     found: np.ndarray = table[np.ix_(rows, columns)]
     return found
 
 
 def _numbered(keys: Sequence) -> tuple[list, np.ndarray]:
     """The different keys, and for each entry the number of its key."""
-    different = {key: None for key in keys}
+    different = dict.fromkeys(keys)
     places = {key: place for place, key in enumerate(different)}
     return list(different), np.array([places[key] for key in keys], np.int64)
 
@@ -193,6 +193,7 @@ def _numbers(rows: list[int], columns: list[int], left: Numbers, right: Numbers)
     trust = np.ones((len(rows), len(columns)), np.float32)
     one, at_row, values_row = _series(rows, left)
     other, at_column, values_column = _series(columns, right)
+    strong = _APART + math.log(max(len(rows), len(columns)))
     counts = [[sum(not series.automatic for series in key) for key in side] for side in (one, other)]
     for a, first in enumerate(one):
         for b, second in enumerate(other):
@@ -203,24 +204,29 @@ def _numbers(rows: list[int], columns: list[int], left: Numbers, right: Numbers)
                 for i, j, link in found.links:
                     mine = np.array([link.partner.get(values_row[n][i], -1) for n in here])
                     theirs = np.array([values_column[n][j] for n in there])
-                    block += _APART * (mine[:, None] != theirs[None, :])
+                    block += strong * (mine[:, None] != theirs[None, :])
                 trust[np.ix_(here, there)] = found.trust
             apart[np.ix_(here, there)] = block
-    return apart, trust
+    # a pair that no number speaks of is left over by pairs that numbers made: it is no surer than they are
+    silent = trust == 1
+    least = np.minimum(trust.min(axis=1, keepdims=True), trust.min(axis=0, keepdims=True))
+    return apart, np.where(silent, least, trust)
 
 
-def _series(
-    places: list[int], side: Numbers
-) -> tuple[list[tuple[Series, ...]], np.ndarray, list[tuple[int, ...]]]:
+def _series(places: list[int], side: Numbers) -> tuple[list[tuple[Series, ...]], np.ndarray, list[tuple[int, ...]]]:
     among = frozenset(places)
-    known: dict[tuple, Series] = {}
+    found: list[Series] = []
+    known: dict[tuple, int] = {}  # a key's series by number: equal series have one, and are compared once
+    series: dict[Series, int] = {}
     keys, values = [], []
     for place in places:
         for at in side.places[place]:
             if at.key not in known:
-                known[at.key] = side.series(at.key, among)
-        telling = [at for at in side.places[place] if len(known[at.key].here) > 1]
+                known[at.key] = series.setdefault(side.series(at.key, among), len(series))
+                if len(series) > len(found):
+                    found.append(next(reversed(series)))
+        telling = [at for at in side.places[place] if len(found[known[at.key]].here) > 1]
         keys.append(tuple(known[at.key] for at in telling))
         values.append(tuple(at.value for at in telling))
     different, numbers = _numbered(keys)
-    return different, numbers, values
+    return [tuple(found[n] for n in key) for key in different], numbers, values

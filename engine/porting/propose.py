@@ -60,9 +60,7 @@ def propose(sources: Iterable[SourceEntry], variables: Iterable[NamedVariable]) 
     left = make_units((called.get(e.name, e.name), tuple(e.shape), _type(e.dtype)) for e in kept)
     right = make_units((v.path, tuple(v.variable.shape), _type(v.variable.dtype)) for v in variables)
     real = {short: name for name, short in called.items()}
-    judged = judge_layout(
-        _kernels(left), (shape for shape, _ in _kernels(right)), named_as_torch=_named_as_torch(kept)
-    )
+    judged = judge_layout(_kernels(left), (shape for shape, _ in _kernels(right)), named_as_torch=_named_as_torch(kept))
     fused = [any("qkv" in unit.words for unit in side) for side in (left, right)]
     if fused[0] and not fused[1]:
         left = divided(left, judged.layout)
@@ -143,7 +141,9 @@ class _Port:
             )
         ]
         usual = float(np.median([pair.shared for pair in believed])) if believed else 0.0
-        stranger = 0.25 * min(max((usual - 0.5) / 0.4, 0), 1)  # names of this file mostly agree: who does not is strange
+        stranger = 0.25 * min(
+            max((usual - 0.5) / 0.4, 0), 1
+        )  # names of this file mostly agree: who does not is strange
         for pair in pairs:
             one, other = self.sources[pair.source], self.targets[pair.target]
             plausible = _least(one, other)

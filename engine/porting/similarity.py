@@ -10,6 +10,7 @@ import numpy as np
 
 from engine.porting.words import EXCLUSIVE, MARKED
 
+_MANY = 250_000
 _FUZZY_WORDS = 300  # beyond that many unknown words on a side, only equal ones count
 _MATCH, _LACK = 3.8, 0.8  # log odds for a word that both have, and for one that only one has, of weight 1
 _CONFLICT = 6.0
@@ -36,8 +37,11 @@ class Likeness:
     ) -> None:
         """``general``: weights of words among all units, not only those compared."""
         weights = word_weights(sources, targets)
-        columns = {word: place for place, word in enumerate(sorted(weights))}
         links = _alike(sources, targets)
+        # a word of one side alone counts in the sums, but needs no column
+        telling = {word for link in links for word in link[:2]} | set().union(*EXCLUSIVE) | MARKED
+        telling |= set().union(*sources) & set().union(*targets) if sources and targets else set()
+        columns = {word: place for place, word in enumerate(sorted(telling & set(weights)))}
         weight = np.array([weights[word] for word in columns], np.float32)
         extra = np.array([share * min(weights[a], weights[b]) for a, b, share in links], np.float32)
         left, right = _incidence(sources, columns), _incidence(targets, columns)
@@ -45,7 +49,7 @@ class Likeness:
         other = _joined(right, [columns[b] for _, b, _ in links])
         both = np.concatenate([weight, extra])
         match = (one * both) @ other.T
-        total = (left @ weight)[:, None] + (right @ weight)[None, :]
+        total = _sums(sources, weights)[:, None] + _sums(targets, weights)[None, :]
         clash = np.zeros(match.shape, np.float32)
         for group in EXCLUSIVE:
             places = [columns[word] for word in group if word in columns]
@@ -59,16 +63,20 @@ class Likeness:
         weight = np.array([general[word] for word in columns], np.float32)
         extra = np.array([share * min(general[a], general[b]) for a, b, share in links], np.float32)
         match = (one * np.concatenate([weight, extra])) @ other.T
-        total = (left @ weight)[:, None] + (right @ weight)[None, :]
+        total = _sums(sources, general)[:, None] + _sums(targets, general)[None, :]
         self.shared = np.where(clash + marked > 0, 0, np.clip(2 * match / np.maximum(total, 1e-6), 0, 1))
 
 
 def _incidence(units: Sequence[frozenset[str]], columns: dict[str, int]) -> np.ndarray:
     found = np.zeros((len(units), len(columns)), np.float32)
     for row, words in enumerate(units):
-        for word in words:
+        for word in words & columns.keys():
             found[row, columns[word]] = 1
     return found
+
+
+def _sums(units: Sequence[frozenset[str]], weights: dict[str, float]) -> np.ndarray:
+    return np.array([sum(weights[word] for word in words) for words in units], np.float32)
 
 
 def _joined(matrix: np.ndarray, places: Sequence[int]) -> np.ndarray:
@@ -111,11 +119,11 @@ def belief(score: np.ndarray, *, rounds: int = 60) -> np.ndarray:
     if not score.size:
         return np.zeros(score.shape)
     top = np.max(score, axis=1, keepdims=True)
-    kernel = np.exp(score - np.where(np.isfinite(top), top, 0), dtype=np.float64)
+    kernel = np.exp(score - np.where(np.isfinite(top), top, 0), dtype=np.float32)
     peak = kernel.max(axis=0, keepdims=True)
     kernel = kernel / np.where(peak > 0, peak, 1)
-    slack = 0.003
-    down, right = np.ones(score.shape[0]), np.ones(score.shape[1])
+    slack = np.float32(0.003)
+    down, right = np.ones(score.shape[0], np.float32), np.ones(score.shape[1], np.float32)
     for _ in range(rounds):
         down = 1 / (kernel @ right + slack)
         right = 1 / (kernel.T @ down + slack)
@@ -127,7 +135,14 @@ def mutual(shares: np.ndarray) -> Iterable[tuple[int, int]]:
     """Pairs in order of falling belief, each row and each column once."""
     if not shares.size:
         return []
-    rows, columns = np.nonzero(shares > 1e-4)
+    if shares.size > _MANY:  # the best of each row and column alone
+        few = 16
+        best = np.zeros(shares.shape, bool)
+        np.put_along_axis(best, np.argpartition(-shares, few, axis=1)[:, :few], True, axis=1)
+        np.put_along_axis(best, np.argpartition(-shares, few, axis=0)[:few], True, axis=0)
+        rows, columns = np.nonzero(best & (shares > 1e-4))
+    else:
+        rows, columns = np.nonzero(shares > 1e-4)
     order = np.lexsort((columns, rows, -shares[rows, columns].round(9)))
     used_rows, used_columns, found = set(), set(), []
     for at in order:

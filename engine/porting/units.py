@@ -68,7 +68,7 @@ class Unit:
         return size
 
 
-def make_units(entries: Iterable[tuple[str, Shape, str]], *, statistics: frozenset[str] = frozenset()) -> list[Unit]:
+def make_units(entries: Iterable[tuple[str, Shape, str]]) -> list[Unit]:
     """Groups (name, shape, type) by layer.
 
     Names of one scope go together: by role, and where a role is ambiguous, by what else the scope holds
@@ -92,9 +92,10 @@ def make_units(entries: Iterable[tuple[str, Shape, str]], *, statistics: frozens
         ends[tokens] = end
     units: list[Unit] = []
     for tokens, items in scopes.items():
-        for group in _groups(_resolved(items, words_of(tokens))):
-            words = frozenset(words_of(tokens))
-            units.append(Unit(tokens, ends[tokens], words, {item.role: item for item in group}, len(units)))
+        said = words_of(tokens)
+        for group in _groups(_resolved(items, said)):
+            by_role = {item.role: item for item in group}
+            units.append(Unit(tokens, ends[tokens], frozenset(said), by_role, len(units)))
     return units
 
 

@@ -63,9 +63,12 @@ _ONE = {tuple(word.split("_")): canonical for canonical, text in _SYNONYMS.items
 _LONGEST = max(map(len, _ONE))
 _ORDINALS = {
     word: number
-    for number, words in enumerate("zeroth first second third fourth fifth sixth seventh eighth ninth tenth".split())
-    for word in [words]
-} | {word: n for n, word in enumerate("zero one two three four five six seven eight nine ten".split())}
+    for line in (
+        "zero one two three four five six seven eight nine ten",
+        "zeroth first second third fourth fifth sixth seventh eighth ninth tenth",
+    )
+    for number, word in enumerate(line.split())
+}
 
 # At most one of each line is meant by a name: names that have different ones are of different things.
 EXCLUSIVE = tuple(
@@ -98,10 +101,12 @@ EXCLUSIVE = tuple(
     )
 )
 # A thing that only one side's name speaks of is hardly the other side's.
-MARKED = frozenset("auxiliary teacher student target average shadow old backup copy discriminator critic cross".split())
+_MARKED = "auxiliary teacher student target average shadow old backup copy discriminator critic cross"
+MARKED = frozenset(_MARKED.split())
 
 # Words for a kind of layer: a name of these alone does not say which layer is meant, and contradicts no other name.
-GENERIC = frozenset("conv dense norm embed prelu layer model network net module variable batch separable".split())
+_GENERIC = "conv dense norm embed prelu layer model network net module variable batch separable"
+GENERIC = frozenset(_GENERIC.split())
 
 _ROLES = {
     "kernel": "kernel kernels weight weights w filter filters matrix",

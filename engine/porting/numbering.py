@@ -24,6 +24,8 @@ _AUTOMATIC = re.compile(
     r"((separable_|depthwise_)?conv[123]d(_transpose)?|dense|(batch|layer|group)_normalization|embedding|p_re_lu|multi_head_attention)"
 )
 
+_DOUBT = 0.5  # where another reading of the numbers is about as good: with two candidates, 0.75 at most comes of it
+
 
 class Series(NamedTuple):
     """The numbers at one place of names.
@@ -173,12 +175,12 @@ def link(one: Series, other: Series) -> Link | None:
     told = len({a for a, _ in pairs}) > 1 and float(np.mean(fits)) > 0.99
     for series, far in ((one, other), (other, one)):
         if series.parallel:
-            trust = min(trust, 0.75)
+            trust = min(trust, _DOUBT)
         if series.by_model is not None and list(series.by_model) != sorted(series.by_model):
             shuffled = [series.profile[place] for place in series.by_model]
             if not (told and len(shuffled) == len(far.profile) and any(
                 not a & b for a, b in zip(shuffled, far.profile, strict=True))):  # fmt: skip
-                trust = min(trust, 0.75)  # numbers say one order, the model another
+                trust = min(trust, _DOUBT)  # numbers say one order, the model another
     return Link(partner, trust)
 
 
@@ -198,7 +200,7 @@ def _by_numbers(one: Series, other: Series) -> Link | None:
                 dict(zip(here, there, strict=True)), 0.88 if not common or one.automatic or other.automatic else 0.7
             )
         if all(here.index(value) == there.index(value) for value in common):
-            return Link(dict(zip(here, there, strict=True)), 0.75)
+            return Link(dict(zip(here, there, strict=True)), _DOUBT)
         return Link({value: value for value in common}, 0.4)
     few, many = sorted((set(a), set(b)), key=len)
     if few < many:
@@ -206,8 +208,8 @@ def _by_numbers(one: Series, other: Series) -> Link | None:
         if min(few) == min(many) and max(few) == max(many):
             return Link(same, 0.92)
         if min(few) == min(many) and one.raw == other.raw:
-            return Link(same, 0.85 if one.before == other.before else 0.7)
-        return Link(same, 0.7)
+            return Link(same, 0.85 if one.before == other.before else _DOUBT)
+        return Link(same, _DOUBT)
     return None
 
 
@@ -241,7 +243,7 @@ def align(one: tuple[Series, ...], other: tuple[Series, ...]) -> Aligned:
         return Aligned((), 1.0)
     trust = min(found.trust for _, _, found in best[1])
     if len(scored) > 1 and best[0] - scored[1][0] < 0.25 and len(scored[1][1]) == len(best[1]):
-        trust = min(trust, 0.6)  # another reading is as good
+        trust = min(trust, _DOUBT)  # another reading is as good
     return Aligned(best[1], trust)
 
 

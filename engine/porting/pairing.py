@@ -28,6 +28,7 @@ class Pair(NamedTuple):
         source, target: their places.
         certainty: belief in this pairing against others, in [0, 1].
         shared: share of what the words tell that both names have, in [0, 1].
+        clash: the names speak of different things, such as a query and a key.
         alone: no other unit of either side could have been meant.
         rivals: places of other sources, with the belief in each.
     """
@@ -36,6 +37,7 @@ class Pair(NamedTuple):
     target: int
     certainty: float
     shared: float
+    clash: bool
     alone: bool
     rivals: tuple[tuple[int, float], ...]
 
@@ -165,6 +167,7 @@ def _pair_group(
         pairs.append(
             Pair(
                 rows[row], columns[column], float(min(shares[row, column], 1)), float(alike.shared[row, column]),
+                bool(alike.clash[row, column]),
                 len(rows) == len(columns) == 1,
                 tuple((rows[n], float(shares[n, column])) for n in others),
             )

@@ -151,6 +151,7 @@ class _Port:
             if pair.shared < 0.34 and one.words - GENERIC and other.words - GENERIC:
                 plausible -= stranger
             plausible += (0.99 - plausible) * pair.shared**0.5
+            plausible *= 0.5 if pair.clash else 1
             for a, b in roles(list(one.items), list(other.items)):
                 self._line(one.items[a], other.items[b], pair, plausible * factor)
 

@@ -30,6 +30,7 @@ class Likeness:
     Attributes:
         score: [sources, targets], larger is more alike; differences are log odds, roughly.
         shared: [sources, targets], share of what the words tell that both have, in [0, 1].
+        clash: [sources, targets], True where the names speak of different things.
     """
 
     def __init__(
@@ -64,7 +65,8 @@ class Likeness:
         extra = np.array([share * min(general[a], general[b]) for a, b, share in links], np.float32)
         match = (one * np.concatenate([weight, extra])) @ other.T
         total = _sums(sources, general)[:, None] + _sums(targets, general)[None, :]
-        self.shared = np.where(clash + marked > 0, 0, np.clip(2 * match / np.maximum(total, 1e-6), 0, 1))
+        self.clash = clash + marked > 0
+        self.shared = np.where(self.clash, 0, np.clip(2 * match / np.maximum(total, 1e-6), 0, 1))
 
 
 def _incidence(units: Sequence[frozenset[str]], columns: dict[str, int]) -> np.ndarray:

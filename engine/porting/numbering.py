@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -95,6 +95,7 @@ class Numbers:
             self.places.append(tuple(found))
         self.members = {key: values for key, values in members.items() if len(values) > 1}
         self.places = [tuple(at for at in found if at.key in self.members) for found in self.places]
+        self._known: dict[tuple[Token, ...], Series] = {}
         self._branches = self._parallel()
 
     def _parallel(self) -> frozenset[tuple[Token, ...]]:
@@ -116,24 +117,27 @@ class Numbers:
                 width = shape[-1]
         return frozenset(found)
 
-    def series(self, key: tuple[Token, ...], among: frozenset[int]) -> Series:
-        """One series, ``here`` being the numbers of the units ``among``."""
+    def series(self, key: tuple[Token, ...], here: Iterable[int]) -> Series:
+        """One series, ``here`` being the numbers of the units in question."""
+        if key not in self._known:
+            self._known[key] = self._series(key)
+        return self._known[key]._replace(here=tuple(sorted(set(here))))
+
+    def _series(self, key: tuple[Token, ...]) -> Series:
         values = self.members[key]
         numbers = tuple(sorted(values))
         words = words_of(tuple(token for token in key if isinstance(token, str)))
-        after = ""
-        for unit in (self.units[n] for n in next(iter(values.values()))):
-            rest = words_of(unit.tokens[len(key) + 1 :])
-            after = rest[0] if rest else ""
+        first = self.units[next(iter(values.values()))[0]]
+        after = words_of(first.tokens[len(key) + 1 :])
         by_model = None
         if self.ordered:
-            first = [min(self.units[n].position for n in values[value]) for value in numbers]
-            by_model = tuple(int(place) for place in np.argsort(first))
+            places = [min(self.units[n].position for n in values[value]) for value in numbers]
+            by_model = tuple(int(place) for place in np.argsort(places))
         return Series(
             values=numbers,
-            here=tuple(value for value in numbers if any(n in among for n in values[value])),
+            here=(),
             before=words[-1] if words else "",
-            after=after,
+            after=after[0] if after else "",
             raw=str(key[-1]) if key else "",
             profile=tuple(frozenset(self.shapes[n] for n in values[value]) for value in numbers),
             by_model=by_model,

@@ -157,7 +157,8 @@ def _pair_group(
 ) -> list[Pair]:
     alike = Likeness([sources[n].words for n in rows], [targets[n].words for n in columns], general)
     score = alike.score - _costs([sources[n] for n in rows], [targets[n] for n in columns], groups.costs)
-    apart, trust = _numbers(rows, columns, left, right)
+    none = np.zeros(score.shape, np.float32)  # numbers tell nothing where there is one of each
+    apart, trust = _numbers(rows, columns, left, right) if score.size > 1 else (none, none + 1)
     by_words = belief(score)
     by_both = belief(score - apart) if apart.any() else by_words
     shares = trust * by_both + (1 - trust) * by_words
@@ -217,17 +218,20 @@ def _numbers(rows: list[int], columns: list[int], left: Numbers, right: Numbers)
 
 
 def _series(places: list[int], side: Numbers) -> tuple[list[tuple[Series, ...]], np.ndarray, list[tuple[int, ...]]]:
-    among = frozenset(places)
+    here: dict[tuple, list[int]] = defaultdict(list)
+    for place in places:
+        for at in side.places[place]:
+            here[at.key].append(at.value)
     found: list[Series] = []
     known: dict[tuple, int] = {}  # a key's series by number: equal series have one, and are compared once
     series: dict[Series, int] = {}
+    for key, those in here.items():
+        one = side.series(key, those)
+        known[key] = series.setdefault(one, len(series))
+        if len(series) > len(found):
+            found.append(one)
     keys, values = [], []
     for place in places:
-        for at in side.places[place]:
-            if at.key not in known:
-                known[at.key] = series.setdefault(side.series(at.key, among), len(series))
-                if len(series) > len(found):
-                    found.append(next(reversed(series)))
         telling = [at for at in side.places[place] if len(found[known[at.key]].here) > 1]
         keys.append(tuple(known[at.key] for at in telling))
         values.append(tuple(at.value for at in telling))

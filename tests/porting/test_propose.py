@@ -15,8 +15,8 @@ from test_layouts import LAYOUTS, values, vit
 
 from engine import name_variables, porting
 from engine.porting import detect, plan
-from engine.porting.propose import SourceEntry, propose
 from engine.porting.proposal import Line, Proposal
+from engine.porting.propose import SourceEntry, propose
 from engine.porting.rules import parse
 from engine.variables import NamedVariable
 
@@ -384,7 +384,7 @@ def test_thousands_of_names_take_seconds_and_a_rule_file_keeps_its_limit() -> No
     proposal = proposed(source, target)
     assert sure(proposal)["encoder/block11/attn/k/kernel"] == ("bert/encoder/layer_10/attention/key/kernel",)
     assert proposal.sure() == 1.0
-    long = {f"{'x' * 150}{i}/kernel": (i + 1, 2) for i in range(2500)}
+    long = {f"{'x' * 250}{i}/kernel": (i + 1, 2) for i in range(1500)}
     assert len(proposed(long, long).rules_text(at_least=0).encode()) <= 1 << 20
 
 

@@ -33,11 +33,8 @@ class Slice:
 
     @property
     def spec(self) -> str:
-        """As RestoreV2 and SaveV2 write it: ``4 3 0,2:-``."""
-        parts = [
-            "-" if start == 0 and length == whole else f"{start},{length}"
-            for whole, start, length in zip(self.full, self.begin, self.shape, strict=True)
-        ]
+        """As RestoreV2 and SaveV2 take it: ``4 3 0,2:0,3``. Lengths are written out, as TensorFlow's Saver does."""
+        parts = (f"{start},{length}" for start, length in zip(self.begin, self.shape, strict=True))
         return f"{' '.join(map(str, self.full))} {':'.join(parts)}"
 
 

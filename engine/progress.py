@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from engine.loop import Event
@@ -57,6 +59,31 @@ class Progress:
             self._bar.console.print(line, highlight=False, markup=False)
         else:
             print(line, flush=True)
+
+
+@contextlib.contextmanager
+def counting(total: int, what: str) -> Iterator[Callable[[str], None]]:
+    """Shows how many of many things are done: a bar on a terminal, else a line every ten seconds.
+
+    Gives a function to be called with each one's name.
+    """
+    bar, task = _bar(total, 0)
+    done, said = 0, time.monotonic()
+
+    def tell(name: str) -> None:
+        nonlocal done, said
+        done += 1
+        if bar is not None:
+            bar.update(task, completed=done, description=f"{what} | {name}")
+        elif time.monotonic() - said > 10:
+            said = time.monotonic()
+            print(f"{what} | {done}/{total} | {name}", flush=True)
+
+    try:
+        yield tell
+    finally:
+        if bar is not None:
+            bar.stop()
 
 
 def _bar(total: int, start: int) -> tuple[Any, Any]:

@@ -75,22 +75,29 @@ def _load(
             raise PortError(
                 f"{source.path}: {len(bad)} tensors are damaged" + listed("damaged", [d.reason for d in bad])
             )
-    for step, array in _ahead(plan.steps, source):
+    for step, array in values(plan.steps, source):
         with tf.device("CPU:0"):  # one copy, into TensorFlow's memory, which the old value frees; tf.constant makes two
             copied = tf.raw_ops.DeepCopy(x=array)
         step.entry.variable.assign(copied, read_value=False)
     variables.refresh()
-    return _ledger(plan, source, chosen)
+    return ledger(plan, source, chosen)
 
 
-def _ahead(steps: Sequence[Step], source: TensorSource) -> Iterator[tuple[Step, np.ndarray]]:
-    """Each step with its new value; while it is assigned, two threads make the next two."""
+def values(steps: Sequence[Step], source: TensorSource, *, ahead: int = _AHEAD) -> Iterator[tuple[Step, np.ndarray]]:
+    """Each step with its variable's new value; while that is used, threads make the next ones.
+
+    Args:
+        ahead: how many: so many more tensors are in memory.
+
+    Raises:
+        FileError: a tensor cannot be read.
+    """
     reading = threading.Lock()  # a source reads for one at a time
-    with ThreadPoolExecutor(_AHEAD) as threads:
-        coming = collections.deque(threads.submit(value, step, source, reading) for step in steps[:_AHEAD])
+    with ThreadPoolExecutor(ahead) as threads:
+        coming = collections.deque(threads.submit(value, step, source, reading) for step in steps[:ahead])
         for number, step in enumerate(steps):
             made = coming.popleft().result()
-            coming.extend(threads.submit(value, after, source, reading) for after in steps[number + _AHEAD :][:1])
+            coming.extend(threads.submit(value, after, source, reading) for after in steps[number + ahead :][:1])
             yield step, made
             del made
 
@@ -146,7 +153,8 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def _ledger(plan: Plan, source: TensorSource, rules: Rules) -> Ledger:
+def ledger(plan: Plan, source: TensorSource, rules: Rules) -> Ledger:
+    """What carrying out the plan does."""
     loaded = [
         Loaded(
             step.sources,

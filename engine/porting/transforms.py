@@ -55,6 +55,8 @@ class Transform:
         infer: (spec, target) -> spec of the result; raises ValueError with the reason.
         run: (array, target) -> the result, where possible a view.
         tell: (spec, target) -> what it does there, "" for nothing; None: its text says it.
+        inverse: (result, spec of what came in) -> what came in; None: something is lost, or (split, concat) several
+            tensors are concerned (engine.porting.inverse).
     """
 
     name: str
@@ -62,6 +64,7 @@ class Transform:
     infer: Callable[[Spec, Target], Spec]
     run: Callable[[np.ndarray, Target], np.ndarray]
     tell: Callable[[Spec, Target], str] | None = None
+    inverse: Callable[[np.ndarray, Spec], np.ndarray] | None = None
 
     def __str__(self) -> str:
         return f"{self.name}({', '.join(map(str, self.arguments))})" if self.arguments else self.name
@@ -163,6 +166,7 @@ def _transpose(words: list[str]) -> Transform:
         "transpose", axes,
         lambda spec, _: Spec(tuple(spec.shape[axis] for axis in order(len(spec.shape))), spec.dtype),
         lambda array, _: array.transpose(order(array.ndim)),
+        inverse=lambda array, _: array.transpose(np.argsort(order(array.ndim))),
     )  # fmt: skip
 
 
@@ -200,6 +204,7 @@ def _reshape(words: list[str]) -> Transform:
         "reshape", tuple(words),
         lambda spec, target: Spec(dims(spec.shape, target), spec.dtype),
         lambda array, target: array.reshape(dims(array.shape, target)),
+        inverse=lambda array, spec: array.reshape(spec.shape),
     )  # fmt: skip
 
 
@@ -218,6 +223,7 @@ def _squeeze(words: list[str]) -> Transform:
         "squeeze", axes,
         lambda spec, _: Spec(kept(spec.shape), spec.dtype),
         lambda array, _: array.reshape(kept(array.shape)),
+        inverse=lambda array, spec: array.reshape(spec.shape),
     )  # fmt: skip
 
 
@@ -252,8 +258,11 @@ def _cast(words: list[str]) -> Transform:
         raise ValueError(f"`cast({', '.join(words)})`: one of {', '.join(_DTYPES)} is wanted")
     dtype = _DTYPES[words[0]]
     return Transform(
-        "cast", tuple(words), lambda spec, _: Spec(spec.shape, dtype), lambda array, _: array.astype(dtype, copy=False)
-    )
+        "cast", tuple(words),
+        lambda spec, _: Spec(spec.shape, dtype),
+        lambda array, _: array.astype(dtype, copy=False),
+        inverse=lambda array, spec: array.astype(spec.dtype, copy=False),
+    )  # fmt: skip
 
 
 def _resize_grid(words: list[str]) -> Transform:

@@ -1,0 +1,33 @@
+"""The VGG of musicnn (Pons and Serra 2019): tags of music from 3 seconds of log-mel spectrogram.
+
+``musicnn_vgg.rules`` ports the TensorFlow 1 checkpoints of github.com/jordipons/musicnn (MTT_vgg, MSD_vgg); the output
+is that of ``model/Sigmoid``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.models.keras_safe import import_keras
+
+_EPSILON = 0.001  # of tf.layers.batch_normalization
+_DROPOUT = 0.25
+_FILTERS = 128
+
+
+def build(image_shape: tuple[int, int, int] = (187, 96, 1), outputs: int = 50) -> Any:
+    """The Keras model, spectrograms [B, frames, mels, 1] or [B, frames, mels] -> probabilities of the tags [B, outputs]."""
+    keras = import_keras()
+    layers = keras.layers
+    spectrograms = keras.Input(image_shape, name="spectrograms")
+    features = layers.BatchNormalization(epsilon=_EPSILON, name="norm0")(spectrograms)
+    for number, (window, strides) in enumerate((((4, 1), 2), (2, 2), (2, 2), (2, 2), (4, 4)), 1):
+        features = layers.Conv2D(_FILTERS, 3, padding="same", activation="relu", name=f"conv{number}")(features)
+        features = layers.BatchNormalization(epsilon=_EPSILON, name=f"norm{number}")(features)
+        features = layers.MaxPooling2D(window, strides, name=f"pool{number}")(features)
+        if number < 5:
+            features = layers.Dropout(_DROPOUT, name=f"dropout{number}")(features)
+    features = layers.Flatten(name="flat")(features)
+    features = layers.Dropout(2 * _DROPOUT, name="dropout5")(features)
+    tags = layers.Dense(outputs, activation="sigmoid", name="head")(features)
+    return keras.Model(spectrograms, tags, name="musicnn_vgg")

@@ -66,15 +66,25 @@ flags.DEFINE_string("feed", None, "An .npz file with values for --inputs by name
 flags.DEFINE_integer("examples", 4, "Batch size of the seeded input.")
 flags.DEFINE_integer("seed", 0, "Of the seeded input.")
 flags.DEFINE_float("bound", 1e-5, "Largest difference that --verify_graph allows, absolute on outputs of unit scale.")
-flags.DEFINE_bool("dry_run", False, "Decide and print everything; write nothing but ledger.json (and proposed rules), where --out says.")
-flags.DEFINE_bool("reverse", False, "Write --source (weights of --target) into a checkpoint of TensorFlow 1, by the same rules backwards.")
+flags.DEFINE_bool(
+    "dry_run",
+    False,
+    "Decide and print everything; write nothing but ledger.json (and proposed rules), where --out says.",
+)
+flags.DEFINE_bool(
+    "reverse",
+    False,
+    "Write --source (weights of --target) into a checkpoint of TensorFlow 1, by the same rules backwards.",
+)
 flags.DEFINE_string(
     "base",
     None,
     "With --reverse: the old checkpoint. What did not change, and what no rule touches, is copied from it bit for bit.",
 )
 flags.DEFINE_enum("format", "V2", ["V1", "V2"], "With --reverse: the checkpoint's format.")
-flags.DEFINE_string("out", None, "FILE.npz or FILE.weights.h5; with --reverse, a checkpoint's prefix. ledger.json goes into its folder.")
+flags.DEFINE_string(
+    "out", None, "FILE.npz or FILE.weights.h5; with --reverse, a checkpoint's prefix. ledger.json goes into its folder."
+)
 
 
 def main() -> int:
@@ -173,7 +183,9 @@ def _check_flags() -> pathlib.Path | None:
         raise InputError(f"examples={F.examples}, seed={F.seed}, channels={F.channels}: out of range")
     if F.out is None:
         if F.reverse or not (F.dry_run or F.verify_graph):
-            raise InputError("out: --out=FILE.npz (or .weights.h5) is needed, unless --dry_run or --verify_graph is asked for")
+            raise InputError(
+                "out: --out=FILE.npz (or .weights.h5) is needed, unless --dry_run or --verify_graph is asked for"
+            )
         return None
     out = pathlib.Path(F.out)
     if not F.reverse and out.suffix != ".npz" and not out.name.endswith(".weights.h5"):

@@ -259,9 +259,13 @@ def test_skip_counts_such_windows_and_fails_after_20_in_a_row(run: Any, tmp_path
     assert (end["steps"], end["skipped_windows"]) == (6, 5)
     assert "skipped windows:     5 of 6, not finite or without any weight" in printed
     assert [row["skipped"] for row in rows(tmp_path / "few", "train")] == [0, 1, 2, 3, 4, 5]
-    printed = run("many", *OVERFLOW, "--steps=30", "--nonfinite=skip", code=1)
+    # the last of them is a phase's last window: the phase has failed, and the next one never began
+    phases = ("--phase=name=one steps=21", "--phase=name=two train=@head steps=2")
+    printed = run("many", *OVERFLOW, *phases, "--nonfinite=skip", code=1)
     assert "20 windows in a row were skipped" in printed
-    assert facts(tmp_path / "many")["skipped_windows"] == 20
+    end = facts(tmp_path / "many")
+    assert (end["steps"], end["skipped_windows"]) == (21, 20)
+    assert [(phase["name"], phase["to_step"], phase["reason"]) for phase in end["phases"]] == [("one", 21, "failed")]
     # what was skipped changed nothing
     few, many = arrays(tmp_path / "few/trained.npz"), arrays(tmp_path / "many/trained.npz")
     for path in few:
@@ -297,7 +301,8 @@ def test_a_resume_counts_skipped_windows_on(run: Any, tmp_path: pathlib.Path, mo
     stopped(run, monkeypatch, "run", *flags, after=8)
     assert facts(tmp_path / "run")["skipped_windows"] == 7
     assert "20 windows in a row were skipped" in run("run", *flags, "--resume", code=1)
-    assert facts(tmp_path / "run")["skipped_windows"] == 20
+    end = facts(tmp_path / "run")
+    assert (end["steps"], end["skipped_windows"]) == (21, 20)
 
 
 def test_a_resume_keeps_the_plan_whatever_memory_there_is_now(

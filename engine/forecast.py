@@ -95,8 +95,7 @@ class Forecaster:
 
     def __init__(self, step: TrainStep, selection: Selection, optimizer: Optimizer, batch: Mapping[str, Any]) -> None:
         micro = step.micro_batch(selection, batch)
-        names = micro.function.structured_input_signature[0][0]
-        inputs = micro.graph.inputs[: len(names)]
+        inputs = list(micro.inputs.values())
         self._each = sum(t.dtype.size * (t.shape[1:].num_elements() or 1) for t in inputs)
         results = micro.graph.outputs
         self._apart = graph.Buffers(micro.graph, inputs, results, kept=False)

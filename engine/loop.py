@@ -35,7 +35,7 @@ class State:
     """What a resume needs beside variables and slots.
 
     Attributes:
-        step: windows trained.
+        step: windows trained, skipped ones included.
         evaluations: all evaluations so far.
         proof: digests of the current phase's frozen variables at its start; None between phases.
         proven: for each ended phase, the frozen variables that changed (none, if all is well).
@@ -180,9 +180,11 @@ class Loop:
         started = time.perf_counter()
         batch = next(batches)
         rate = stage.learning_rate * stage.schedule.factor(number, length)
+        before = self.step.windows
         try:
             window = self.step(stage.selection, batch, learning_rate=rate, optimizer=stage.optimizer)
         except NonFiniteError as error:
+            state.step += self.step.windows - before  # the last of too many skipped windows is counted
             raise LoopError(
                 f"{error} (phase {stage.phase.name!r}): lower the learning rate (now {rate:g}), warm up, or clip the gradient"
             ) from None

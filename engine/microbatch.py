@@ -46,6 +46,12 @@ class MicroBatch:
     def graph(self) -> Any:
         return self.function.graph
 
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Name -> placeholder of the batch's arrays, which come first among the graph's inputs."""
+        names = sorted(self.function.structured_input_signature[0][0])  # as tf.nest flattens a dict
+        return dict(zip(names, self.graph.inputs, strict=False))
+
 
 def trace(
     loss_fn: LossFunction,
@@ -154,12 +160,6 @@ def window_weights(micro: MicroBatch, selection: Selection, batch: Mapping[str, 
         wanted[name] = weight
     found: dict[str, Any] = {}
     if wanted:
-        inputs = micro.function.structured_input_signature[0][0]
-        placeholders = dict(zip(sorted(inputs), _flat_inputs(micro, len(inputs)), strict=True))
-        feeds = {id(placeholder): batch[name] for name, placeholder in placeholders.items()} | outer
+        feeds = {id(placeholder): batch[name] for name, placeholder in micro.inputs.items()} | outer
         found = dict(zip(wanted, graph.copy(list(wanted.values()), feeds), strict=True))
     return [tf.cast(found.get(name, count), tf.float64) for name in micro.terms]
-
-
-def _flat_inputs(micro: MicroBatch, count: int) -> list[Any]:
-    return list(micro.graph.inputs[:count])

@@ -266,14 +266,10 @@ class RunDir:
         where = phases.locate([s.phase for s in stages], per_epoch, state.step, state.evaluations, self._monitor)
         rows: list[dict[str, Any]] = []
         start = 0
-        for number, stage in enumerate(stages):
-            if number < len(where.ended):
-                stop, reason = where.ended[number]
-            elif number == where.phase and (state.proof is not None or number < len(state.proven)):
-                stop, reason = state.step, outcome.reason
-            else:
-                break
-            if number < len(state.proven):
+        for number, stage in enumerate(stages[: len(state.proven) + (state.proof is not None)]):
+            ended = number < len(state.proven)  # a run that fails at a phase's last window does not end it
+            stop, reason = where.ended[number] if ended and number < len(where.ended) else (state.step, outcome.reason)
+            if ended:
                 changed = state.proven[number]
             else:
                 changed = state.proof.changed(stage.selection) if state.proof is not None else []

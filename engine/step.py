@@ -15,12 +15,13 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
-from engine import losses, microbatch, remat, window
+from engine import losses, microbatch, window
 from engine.ema import Averages
 from engine.losses import LossFunction
 from engine.microbatch import MicroBatch, StepError
 from engine.optimizers import Optimizer, Slots
 from engine.precision import LossScale
+from engine.remat import check as check_remat
 from engine.seeds import example_seeds
 from engine.selection import Selection
 from engine.variables import ModelVariables
@@ -91,7 +92,7 @@ class TrainStep:
     Attributes:
         slots: optimizer state of the current selection.
         averages: of the current selection, or None.
-        windows: windows trained so far, skipped ones included.
+        windows: windows trained so far, skipped ones included; not one that "stop" raised at.
         skipped: how many of them were skipped.
         left_out: term -> windows in which all its weights were 0.
         traces: how many times a function was traced.
@@ -123,7 +124,7 @@ class TrainStep:
         self.optimizer = optimizer
         self.seed = seed
         self.micro_batch_size = micro_batch_size
-        self.remat = _remat_mode(remat)
+        self.remat = check_remat(remat)
         self.loss_scale = loss_scale
         self.nonfinite = nonfinite or ("skip" if loss_scale is not None else "stop")
         self.give_up = give_up
@@ -185,7 +186,6 @@ class TrainStep:
         self._judge(selection, tensors, applied, bool(result["finite"]), scale)
         if applied:
             self.slots.advance(selection)
-        self.windows += 1
         empty = tuple(name for name, weight in result["weights"].items() if not float(weight))
         for name in empty:
             self.left_out[name] = self.left_out.get(name, 0) + 1
@@ -276,9 +276,10 @@ class TrainStep:
     def _judge(
         self, selection: Selection, tensors: Mapping[str, Any], applied: bool, finite: bool, scale: float
     ) -> None:
-        """Counts a window that was skipped and moves the loss scale, or raises."""
+        """Counts a window and moves the loss scale, or raises; the skipped window that is one too many is counted."""
         if not finite and self.nonfinite == "stop":
             raise NonFiniteError(f"window {self.windows + 1} was not applied; {self._whose(selection, tensors, scale)}")
+        self.windows += 1
         if self.loss_scale is not None:
             self.loss_scale.update(finite)
         if applied:
@@ -358,10 +359,6 @@ def _signature(tensors: Mapping[str, Any]) -> Any:
 
 def _specs(tensors: Mapping[str, Any]) -> dict[str, tf.TensorSpec]:
     return {name: tf.TensorSpec([None, *t.shape[1:]], t.dtype, name=name) for name, t in tensors.items()}
-
-
-def _remat_mode(name: str) -> remat.Mode:
-    return remat.check(name)
 
 
 def _some(names: list[str]) -> str:

@@ -45,7 +45,8 @@ def main() -> int:
         return _child(F.child)
     from scripts import peers_jobs
 
-    _check_flags()
+    program.check_numbers(_LIMITS)
+    program.check_out(F.out)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a child does not outlive this process
     try:
         with tempfile.TemporaryDirectory(prefix="benchmark_first_step-") as folder:
@@ -127,17 +128,6 @@ def _child(name: str) -> int:
         result = peers.run(Engine(job), job)
     print(json.dumps(result))
     return program.DONE
-
-
-def _check_flags() -> None:
-    from engine.errors import InputError
-
-    for name, (least, most) in _LIMITS.items():
-        if not least <= F[name].value <= most:
-            raise InputError(f"{name}={F[name].value}: it must be from {least} to {most}")
-    if F.seed < 0:
-        raise InputError(f"seed={F.seed}: it must be at least 0")
-    program.check_out(F.out)
 
 
 def run() -> None:

@@ -27,7 +27,13 @@ F = flags.FLAGS
 
 RUNNERS = ("engine", "hand", "keras_fit", "torch")
 _PACKAGES = {"keras_fit": "keras", "torch": "torch"}
-_LIMITS = {"image_size": 4096, "batch_size": 65536, "classes": 1_000_000, "steps": 1_000_000, "warmup": 1_000_000}
+_LIMITS = {
+    "image_size": (1, 4096),
+    "batch_size": (1, 65536),
+    "classes": (2, 1_000_000),
+    "steps": (1, 1_000_000),
+    "warmup": (1, 1_000_000),
+}
 
 flags.DEFINE_string(
     "model",
@@ -170,12 +176,7 @@ def _check_flags() -> None:
     from engine.errors import InputError
     from engine.filters import nearest
 
-    for name, most in _LIMITS.items():
-        least = 2 if name == "classes" else 1
-        if not least <= F[name].value <= most:
-            raise InputError(f"{name}={F[name].value}: it must be from {least} to {most}")
-    if F.seed < 0:
-        raise InputError(f"seed={F.seed}: it must be at least 0")
+    program.check_numbers(_LIMITS)
     for runner in F.runners:
         if runner not in RUNNERS:
             raise InputError(f"runners={runner!r}: known are {', '.join(RUNNERS)}{nearest(runner, list(RUNNERS))}")

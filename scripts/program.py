@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl import flags
@@ -67,6 +67,17 @@ def _fail(name: str, error: object, code: int, hint: str = "") -> int:
         traceback.print_exc()
     print(f"{name}: {error}" + (f"\n({hint})" if hint else ""), file=sys.stderr)
     return code
+
+
+def check_numbers(limits: Mapping[str, tuple[int, int]]) -> None:
+    """Raises InputError unless each flag lies between its least and its most value, and ``--seed`` is no less than 0."""
+    from engine.errors import InputError
+
+    for name, (least, most) in limits.items():
+        if not least <= flags.FLAGS[name].value <= most:
+            raise InputError(f"{name}={flags.FLAGS[name].value}: it must be from {least} to {most}")
+    if flags.FLAGS.seed < 0:
+        raise InputError(f"seed={flags.FLAGS.seed}: it must be at least 0")
 
 
 def check_out(out: str | None) -> None:

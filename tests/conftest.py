@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -18,6 +20,16 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "2")
 
 Program = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def libraries() -> None:
+    """Imports the large libraries, and has no garbage collection look through them again: a fifth of all time."""
+    import keras  # noqa: F401
+    import tensorflow  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -34,14 +46,60 @@ def finetune() -> Program:
     return run
 
 
+EACH = """
+import contextlib, importlib, io, json, sys
+from absl import flags
+from absl.testing import flagsaver
+from scripts import program
+module, asked = importlib.import_module(sys.argv[1]), json.load(sys.stdin)
+for words in asked:
+    sys.argv = [module.__name__, *words]
+    out, err = io.StringIO(), io.StringIO()
+    with flagsaver.flagsaver(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        flags.FLAGS.unparse_flags()
+        code = program._run(module.main, module.__doc__, module.__name__)
+    print(json.dumps([code, out.getvalue(), err.getvalue()]))
+"""
+
+
+@pytest.fixture(scope="session")
+def run_each() -> Callable[[str, Sequence[Sequence[str]]], list[tuple[int, str, str]]]:
+    """Runs a program with each of these flags: (exit code, stdout, stderr) of each; checks that none has a traceback.
+
+    All in one process, since each would take seconds to start; not in this one, because programs share names of flags.
+    """
+
+    def run(program: str, asked: Sequence[Sequence[str]]) -> list[tuple[int, str, str]]:
+        command, lines = [sys.executable, "-c", EACH, program], json.dumps([list(words) for words in asked])
+        done = subprocess.run(command, cwd=ROOT, input=lines, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        found = [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+        assert len(found) == len(asked)
+        assert not [err for _, out, err in found if "Traceback" in out + err]
+        return found
+
+    return run
+
+
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def curves() -> None:
+    """Asked for by tests whose runs draw curves.png; others leave it out, which halves the time of a short run."""
+
+
+@pytest.fixture
+def call(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
     """Runs finetune in this process: (exit code, stdout, stderr). Much faster than a new process."""
     from absl import flags
     from absl.testing import flagsaver
     from tensorflow.python.framework import config  # there is no public way to switch it off again
 
+    from engine import report
     from scripts import finetune, finetune_flags, program
+
+    if "curves" not in request.fixturenames:
+        monkeypatch.setattr(report, "draw_curves", lambda *_: None)
 
     def run(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["finetune", *words])

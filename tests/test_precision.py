@@ -147,6 +147,7 @@ def test_too_many_skipped_windows_in_a_row_end_the_run_and_name_the_variables(mi
     assert str(caught.value) == (
         "3 windows in a row were skipped, the last with loss scale 4; 1 of 2 gradients are not finite: b"
     )
+    assert (step.windows, step.skipped) == (6, 5)
 
 
 @pytest.mark.parametrize(

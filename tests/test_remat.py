@@ -67,7 +67,7 @@ def kept(micro: MicroBatch) -> int:
 
 
 def peak(micro: MicroBatch, examples: int = 256) -> int:
-    inputs = micro.graph.inputs[: len(micro.function.structured_input_signature[0][0])]
+    inputs = list(micro.inputs.values())
     return graph.Buffers(micro.graph, inputs, micro.graph.outputs, kept=False).peak(examples)
 
 

@@ -14,7 +14,7 @@ from engine.data import Normalise
 from engine.models import keras_head, keras_models, keras_weights
 from engine.models.factory import Model, ModelSpecError, Request
 from engine.models.keras_safe import load_model
-from engine.variables import name_variables
+from engine.variables import is_keras, name_variables
 
 
 def build(request: Request) -> Model:
@@ -48,7 +48,7 @@ def adopt(request: Request, model: Any, *, own: str) -> Model:
 
     ``own`` says where its weights come from. Raises as ``build`` does.
     """
-    spec, outputs, dtype = request.spec, request.outputs, tf.as_dtype(request.dtype).name
+    spec, outputs = request.spec, request.outputs
     _check_input(spec, model, request.image_shape)
     model = _plain(model)
     normalise, note = _preprocessing(request, model)
@@ -68,11 +68,7 @@ def adopt(request: Request, model: Any, *, own: str) -> Model:
             )
         network, note = keras_head.without_activation(model, spec) if request.logits else (model, "")
         notes += [note] if note else []
-    other = {e.variable.dtype.name for e in name_variables(network) if e.kind == "weight"} - {dtype}
-    if other:
-        raise ModelSpecError(f"model={spec!r}: its weights are {', '.join(other)}; {dtype} is wanted")
-    if request.compute != request.dtype:
-        compute_by(network, request.policy)
+    follow_precision(request, network)
     return Model(
         spec,
         network,
@@ -85,13 +81,28 @@ def adopt(request: Request, model: Any, *, own: str) -> Model:
     )
 
 
-def compute_by(network: Any, policy: str) -> None:
-    """Makes the layers of a built Keras model compute by another dtype policy; their variables stay."""
+def follow_precision(request: Request, network: Any) -> None:
+    """Makes the layers of a built Keras model compute as the request wants; their variables stay as they are.
+
+    Raises:
+        ModelSpecError: weights of another dtype than the request's, or no Keras model that should compute in another.
+    """
+    wanted = tf.as_dtype(request.dtype).name
+    other = {entry.variable.dtype.name for entry in name_variables(network) if entry.kind == "weight"} - {wanted}
+    if other:
+        raise ModelSpecError(f"model={request.spec!r}: its weights are {', '.join(sorted(other))}; {wanted} is wanted")
+    if request.compute == request.dtype:
+        return
+    if not is_keras(network):
+        raise ModelSpecError(
+            f"precision={request.policy}: {request.name} returns a tf.Module, which decides itself what it computes in; "
+            "vit:, cnn: and Keras models follow --precision"
+        )
     import keras
 
     for layer in network._flatten_layers():
         if not isinstance(layer, keras.layers.InputLayer):
-            layer.dtype_policy = policy
+            layer.dtype_policy = request.policy
 
 
 def _plain(model: Any) -> Any:

@@ -67,16 +67,7 @@ def build(request: Request) -> Model:
     kind = keras_head.output_operation(found)
     if request.logits and kind in ("Softmax", "Sigmoid"):
         raise ModelSpecError(f"model={spec!r}: it ends in {kind.lower()}; logits are wanted: leave that out")
-    wrong = {e.variable.dtype.name for e in name_variables(network) if e.kind == "weight"} - {request.dtype.name}
-    if wrong:
-        raise ModelSpecError(f"model={spec!r}: its weights are {', '.join(wrong)}; {request.dtype.name} is wanted")
-    if request.compute != request.dtype:
-        if not is_keras(network):
-            raise ModelSpecError(
-                f"precision={request.policy}: {name} returns a tf.Module, which decides itself what it computes in; "
-                "vit:, cnn: and Keras models follow --precision"
-            )
-        keras_files.compute_by(network, request.policy)
+    keras_files.follow_precision(request, network)
     mode = chosen_mode(request) or "tf"
     normalise = Normalise() if mode == "tf" else preprocessing_by_name(mode, image_shape[2])
     return Model(

@@ -1,4 +1,4 @@
-"""Carries a port out: resolve on shapes, then read, transform and assign one tensor at a time."""
+"""Carries a port out: resolve on shapes, then read, transform and assign; three tensors are under way at most."""
 
 from __future__ import annotations
 

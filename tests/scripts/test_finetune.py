@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pathlib
@@ -9,7 +10,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = ("--model=cnn:mini", "--eval_fraction=0.2", "--batch_size=8", "--steps=4", "--weights=none", "--log_every=1")
 
 
+@pytest.mark.usefixtures("curves")
 def test_a_run_directory_holds_the_whole_contract(call: Any, small_data: pathlib.Path, tmp_path: pathlib.Path) -> None:
     out = tmp_path / "run"
     code, printed, _ = call(
@@ -112,29 +116,30 @@ def test_sigmoid_and_mse_losses_train(call: Any, small_data: pathlib.Path, tmp_p
     assert json.loads((tmp_path / "m/run.json").read_text())["final"]["eval_accuracy"] is None
 
 
-@pytest.mark.parametrize(
-    "more",
-    [
-        ("--optimizer=sgd", "--schedule=linear,warmup=1", "--clip_norm=0.1", "--weight_decay=0.1"),
-        ("--optimizer=momentum", "--momentum=0.5", "--nesterov", "--schedule=exponential", "--layer_decay=0.5"),
-        ("--optimizer=adam", "--schedule=constant", "--label_smoothing=0.1", "--nodeterministic"),
-        ("--decay=@all", "--weight_decay=0.5", "--monitor=eval_accuracy", "--train_examples=20", "--seed=5"),
-        ("--augment=flip,crop,color,rotate,zoom,contrast", "--checkpoint_every=1", "--keep=3", "--log_every=2"),
-    ],
+FLAGS = (
+    ("--optimizer=sgd", "--schedule=linear,warmup=1", "--clip_norm=0.1", "--weight_decay=0.1"),
+    ("--optimizer=momentum", "--momentum=0.5", "--nesterov", "--schedule=exponential", "--layer_decay=0.5"),
+    ("--optimizer=adam", "--schedule=constant", "--label_smoothing=0.1", "--nodeterministic"),
+    ("--decay=@all", "--weight_decay=0.5", "--monitor=eval_accuracy", "--train_examples=20", "--seed=5"),
+    ("--augment=flip,crop,color,rotate,zoom,contrast", "--checkpoint_every=1", "--keep=3", "--log_every=2"),
 )
-def test_what_a_flag_offers_changes_the_run(
-    call: Any, small_data: pathlib.Path, tmp_path: pathlib.Path, more: Any
-) -> None:
-    data = f"--data=npz:{small_data}"
-    code, _, err = call(*SMALL, data, "--train=@all", f"--out={tmp_path / 'flags'}", *more)
-    assert code == 0, err
-    assert call(*SMALL, data, "--train=@all", f"--out={tmp_path / 'plain'}")[0] == 0
-    with Npz(tmp_path / "flags/trained.npz") as a, Npz(tmp_path / "plain/trained.npz") as b:
-        assert not np.array_equal(a.read("stages/1/conv/kernel"), b.read("stages/1/conv/kernel"))
-    if "--keep=3" in more:
-        assert len(list((tmp_path / "flags/checkpoints").iterdir())) == 3
 
 
+def test_what_a_flag_offers_changes_the_run(call: Any, small_data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    kernels = []
+    for number, more in enumerate(((), *FLAGS)):
+        out = tmp_path / str(number)
+        code, _, err = call(*SMALL, f"--data=npz:{small_data}", "--train=@all", f"--out={out}", *more)
+        assert code == 0, err
+        with Npz(out / "trained.npz") as npz:
+            kernels.append(npz.read("stages/1/conv/kernel"))
+        if "--keep=3" in more:
+            assert len(list((out / "checkpoints").iterdir())) == 3
+    for (one, kernel), (other, another) in itertools.combinations(enumerate(kernels), 2):
+        assert not np.array_equal(kernel, another), (one, other)
+
+
+@pytest.mark.usefixtures("curves")
 def test_phases_end_by_steps_epochs_and_plateau(call: Any, small_data: pathlib.Path, tmp_path: pathlib.Path) -> None:
     out = tmp_path / "run"
     code, _, err = call(
@@ -316,6 +321,7 @@ def test_resume_with_all_checkpoints_damaged_is_an_error(
     assert "all 1 checkpoints are damaged" in err
 
 
+@pytest.mark.usefixtures("curves")
 def test_a_loss_that_explodes_fails_with_a_hint(call: Any, small_data: pathlib.Path, tmp_path: pathlib.Path) -> None:
     code, printed, _ = call(
         "--model=cnn:mini", "--weights=none", "--eval_fraction=0.2", "--batch_size=8", f"--data=npz:{small_data}",
@@ -352,31 +358,43 @@ def test_a_planted_write_fails_the_run_with_exit_code_1(
     assert proof["changed"] == ["stages/0/norm/moving_mean"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def kill_at_work(process: int, number: signal.Signals, out: pathlib.Path, running: Callable[[], bool]) -> None:
+    """Sends a signal when some windows are trained."""
+    metrics, deadline = out / "metrics.jsonl", time.monotonic() + 120
+    while running() and time.monotonic() < deadline:
+        if metrics.exists() and len(metrics.read_text().splitlines()) > 3:
+            os.kill(process, number)
+            return
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("number", "apart"), [(signal.SIGINT, False), (signal.SIGTERM, True)])
 def test_a_signal_checkpoints_writes_run_json_and_exits_3(
-    small_data: pathlib.Path, tmp_path: pathlib.Path, number: signal.Signals
+    call: Any, small_data: pathlib.Path, tmp_path: pathlib.Path, number: signal.Signals, apart: bool
 ) -> None:
     out = tmp_path / "a"
     line = [
-        sys.executable,
-        "-m",
-        "scripts.finetune",
         *SMALL,
         f"--data=npz:{small_data}",
         f"--out={out}",
         "--train=@head",
+        "--steps=100000",
+        "--eval_every=100000",
     ]
-    line = [*line[:-2], f"--out={out}", "--train=@head", "--steps=100000", "--eval_every=100000"]
-    with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        metrics = out / "metrics.jsonl"
-        deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
-            if metrics.exists() and len(metrics.read_text().splitlines()) > 3:
-                os.kill(process.pid, number)
-                break
-            time.sleep(0.01)
-        printed, err = process.communicate(timeout=120)
-    assert process.returncode == 3, printed + err
+    if apart:
+        command = [sys.executable, "-m", "scripts.finetune", *line]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            kill_at_work(process.pid, number, out, lambda: process.poll() is None)
+            printed, err = process.communicate(timeout=120)
+        code = process.returncode
+    else:
+        ended = threading.Event()
+        killer = threading.Thread(target=kill_at_work, args=(os.getpid(), number, out, lambda: not ended.is_set()))
+        killer.start()
+        code, printed, err = call(*line)
+        ended.set()
+        killer.join()
+    assert code == 3, printed + err
     assert "Traceback" not in printed + err
     run = json.loads((out / "run.json").read_text())
     assert run["exit"]["code"] == 3

@@ -191,6 +191,7 @@ def test_a_resume_on_changed_images_is_refused(call: Call, photos: pathlib.Path,
     assert "data (SHA-256)" in error
 
 
+@pytest.mark.usefixtures("curves")
 def test_the_instructions_for_own_images_work_to_the_letter(
     call: Call, photos: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,24 +44,26 @@ def torch_like(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def test_weights_of_any_kind_with_rules_of_ones_own(
-    finetune: Any, small_data: pathlib.Path, torch_like: pathlib.Path, tmp_path: pathlib.Path
+    call: Any, small_data: pathlib.Path, torch_like: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     flags = (*QUICK, f"--data=npz:{small_data}", f"--weights={torch_like}", f"--out={tmp_path / 'run'}")
-    done = finetune(*flags, f"--rules={tmp_path / 'my.rules'}")
+    code, printed, error = call(*flags, f"--rules={tmp_path / 'my.rules'}")
+    assert code == 0, error
     assert (
         "weights: w.safetensors, 22 variables loaded by my.rules, 2 tensors skipped; fresh: head/kernel, head/bias"
-        in done.stdout
+        in printed
     )
     # without the rules, both sides and the way out are told; nothing is written
     shutil.rmtree(tmp_path / "run")
-    done = finetune(*flags, code=2)
-    assert "no rule file fits its names; --rules=FILE says what becomes what" in done.stderr
+    code, _, error = call(*flags)
+    assert code == 2, error
+    assert "no rule file fits its names; --rules=FILE says what becomes what" in error
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("kind", ["truncated safetensors", "pickled objects"])
 def test_bad_weights_are_named_with_exit_code_2(
-    finetune: Any, small_data: pathlib.Path, torch_like: pathlib.Path, tmp_path: pathlib.Path, kind: str
+    call: Any, small_data: pathlib.Path, torch_like: pathlib.Path, tmp_path: pathlib.Path, kind: str
 ) -> None:
     path = torch_like
     if kind == "truncated safetensors":
@@ -69,9 +71,10 @@ def test_bad_weights_are_named_with_exit_code_2(
     else:
         path = tmp_path / "w.npz"
         np.savez(path, w=np.array([{}], object))
-    done = finetune(*QUICK, f"--data=npz:{small_data}", f"--weights={path}", f"--out={tmp_path / 'run'}", code=2)
-    assert str(path) in done.stderr
-    assert ("truncated?" if kind.startswith("truncated") else "never loaded") in done.stderr
+    code, _, error = call(*QUICK, f"--data=npz:{small_data}", f"--weights={path}", f"--out={tmp_path / 'run'}")
+    assert code == 2, error
+    assert str(path) in error
+    assert ("truncated?" if kind.startswith("truncated") else "never loaded") in error
     assert not (tmp_path / "run").exists()
 
 
@@ -112,9 +115,10 @@ def test_the_ledger_of_a_run_says_what_came_from_where_and_survives_a_resume(
     assert not (out / "ledger.json").exists()
 
 
-def test_rules_without_a_file_are_refused(finetune: Any) -> None:
-    done = finetune("--rules=vit_hf", code=2)
-    assert "rules=vit_hf: they say how a file is read; --weights=auto names none" in done.stderr
+def test_rules_without_a_file_are_refused(call: Any) -> None:
+    code, _, error = call("--rules=vit_hf")
+    assert code == 2, error
+    assert "rules=vit_hf: they say how a file is read; --weights=auto names none" in error
 
 
 # --- what images weights want

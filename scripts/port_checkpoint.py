@@ -7,6 +7,7 @@ model on the same input. --reverse goes back: weights into a checkpoint that the
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import re
 from typing import Any
@@ -25,12 +26,12 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "target",
     None,
-    "The model, as finetune's --model: vit:SIZE/PATCH, cnn:mini, keras:NAME, file:X.keras, py:module:factory; its option classes=N says how many outputs it has (1000 unless given).",
+    "The model, as finetune's --model: vit:SIZE/PATCH, cnn:mini, keras:NAME, file:X.keras, py:module:factory (any Keras model or tf.Module, with several outputs too); the option classes=N says how many outputs a head has (1000 unless given; a py: factory's own).",
 )
 flags.DEFINE_string(
     "image_size",
     None,
-    "Of the model's images, in pixels: N or HEIGHTxWIDTH (unless given, what the model is made for; 224 for py: models).",
+    "Of the model's images, in pixels: N or HEIGHTxWIDTH (unless given, what the model is made for).",
 )
 flags.DEFINE_integer("channels", 3, "Of the model's images.")
 flags.DEFINE_string("rules", None, "Which tensor becomes which variable: a rule file, or the name of a shipped one.")
@@ -81,6 +82,9 @@ flags.DEFINE_string(
     None,
     "With --reverse: the old checkpoint. What did not change, and what no rule touches, is copied from it bit for bit.",
 )
+flags.DEFINE_string(
+    "graph", None, "With --reverse: the old graph (.meta); every key that its Saver restores must be in the checkpoint."
+)
 flags.DEFINE_enum("format", "V2", ["V1", "V2"], "With --reverse: the checkpoint's format.")
 flags.DEFINE_string(
     "out", None, "FILE.npz or FILE.weights.h5; with --reverse, a checkpoint's prefix. ledger.json goes into its folder."
@@ -90,7 +94,7 @@ flags.DEFINE_string(
 def main() -> int:
     from compat_v1 import port
     from compat_v1.reader import open_source
-    from engine import models
+    from engine import data, models
     from engine.files import write_json
     from engine.models.outline import outline
     from engine.progress import counting
@@ -106,19 +110,16 @@ def main() -> int:
     with open_source(F.source) as source:
         # ---- the model, without memory where it is not run; then what becomes of what
         weights = port.Weights(source, averages=F.take_ema)
-        arguments = {"image_shape": _image_shape(), "outputs": 1000}
-        if real:
-            model = models.build(F.target, **arguments)
-        else:
-            with outline():
-                model = models.build(F.target, **arguments)
-        variables = name_variables(model.network)
+        size = data.parse_image_size(F.image_size) if F.image_size else None
+        with contextlib.nullcontext() if real else outline():
+            network = models.network(F.target, image_size=size, channels=F.channels)
+        variables = name_variables(network)
         rules, confidence = _rules(weights, variables, out)
         decided = port.make(
             weights,
             variables,
             rules,
-            grid=getattr(model.network, "grid", None),
+            grid=getattr(network, "grid", None),
             slots=F.slots,
             adam_step=F.adam_step,
             betas=(F.beta1, F.beta2),
@@ -133,15 +134,15 @@ def main() -> int:
 
             with counting(len(decided.plan.steps) + _slot_count(decided), "checked") as tell:
                 decided.check(tell)
-            porting.load(model.network, weights, decided.rules)
+            porting.load(network, weights, decided.rules)
         if F.verify_graph is not None:
-            parity = _verify(source, model.network)
+            parity = _verify(source, network)
         ledger = decided.ledger(target=F.target, parity=None if parity is None else parity.to_json())
 
         # ---- the files
         if out is not None and not F.dry_run:
             if keras_file:
-                _save_keras(model.network, out)
+                _save_keras(network, out)
             else:
                 with counting(len(decided.plan.steps) + 2 * _slot_count(decided), "written") as tell:
                     decided.write_npz(out, tell)
@@ -168,8 +169,8 @@ def _check_flags() -> pathlib.Path | None:
         raise InputError("yes: it goes with --auto")
     if F.verify_graph is None and (F.inputs or F.outputs or F.feed):
         raise InputError("inputs, outputs, feed: they go with --verify_graph")
-    if not F.reverse and (F.base is not None or F["format"].value != "V2"):
-        raise InputError("base, format: they go with --reverse")
+    if not F.reverse and (F.base is not None or F.graph is not None or F["format"].value != "V2"):
+        raise InputError("base, graph, format: they go with --reverse")
     if F.reverse and (F.slots or F.take_ema or F.verify_graph or F.auto):
         raise InputError("reverse: --slots, --take_ema, --verify_graph and --auto are for the way there")
     if F.slots is None and F.adam_step is not None:
@@ -196,13 +197,6 @@ def _check_flags() -> pathlib.Path | None:
         raise InputError(f"out={F.out!r}: the folder cannot be made ({error.strerror})") from None
     program.check_out(str(out))
     return out
-
-
-def _image_shape() -> tuple[int, int, int]:
-    from engine import data, models
-
-    size = data.parse_image_size(F.image_size) if F.image_size else models.default_image_size(F.target)
-    return (*size, F.channels)
 
 
 def _rules(weights: Any, variables: Any, out: pathlib.Path | None) -> tuple[Any, dict[str, float]]:

@@ -158,6 +158,39 @@ def build(
     raise ModelSpecError(f"model={spec!r}: known models are {', '.join(known)}{nearest(name, known)}")
 
 
+def network(spec: str, *, image_size: tuple[int, int] | None = None, channels: int = 3, seed: int = 0) -> Any:
+    """A bare network to put weights into: no head is made, nothing is taken off, outputs may be several.
+
+    Args:
+        spec: as ``build``. A ``py:`` factory is called without arguments, unless ``image_size`` or ``classes=N`` is
+            given; it may return anything whose variables can be named.
+        image_size: (height, width) in pixels; None is what the model is made for.
+        channels: of the images.
+        seed: of the initial weights.
+
+    Raises:
+        ModelSpecError: as ``build``.
+    """
+    name, *options = (part.strip() for part in spec.split(","))
+    family, _, rest = name.partition(":")
+    chosen = _options(spec, options)
+    if family == "py":
+        from engine.models import user_models
+
+        outputs = _whole(spec, "classes", chosen.pop("classes"), 1_000_000) if "classes" in chosen else None
+        if chosen:
+            raise ModelSpecError(f"model={spec!r}: `{next(iter(chosen))}` is no option here; classes=N is")
+        given = image_size is not None or outputs is not None
+        arguments = ((*(image_size or ANY_SIZE), channels), outputs or 1000) if given else ()
+        return user_models.make(spec, rest, arguments, seed=seed)[0]
+    if family == "file":
+        from engine.models.keras_safe import load_model
+
+        return load_model(rest, "model")
+    size = image_size or default_image_size(spec)
+    return build(spec, image_shape=(*size, channels), outputs=1000, logits=False, seed=seed).network
+
+
 def images_as(name: str, image_shape: tuple[int, int, int]) -> Normalise:
     """What a ViT's images should be, by a name of IMAGES.
 

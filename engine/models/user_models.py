@@ -33,19 +33,7 @@ def build(request: Request) -> Model:
         ModelSpecError: no such module or factory, it raises, returns no model, or one whose outputs do not fit.
     """
     spec, name, image_shape, outputs = request.spec, request.name, request.image_shape, request.outputs
-    factory = _factory(spec, name)
-    arguments: tuple[Any, ...] = (image_shape, outputs)
-    try:
-        inspect.signature(factory).bind(*arguments)
-    except TypeError:
-        arguments = ()
-    except ValueError:  # a callable without a signature
-        pass
-    with seeded(request.seed):
-        try:
-            network = factory(*arguments)
-        except (Exception, SystemExit) as error:
-            raise ModelSpecError(f"model={spec!r}: {name}{_shown(arguments)} raised {_text(error)}") from None
+    network, arguments = make(spec, name, (image_shape, outputs), seed=request.seed)
     if (not isinstance(network, tf.Module) and not is_keras(network)) or not callable(network):
         raise ModelSpecError(
             f"model={spec!r}: {name}{_shown(arguments)} returned {type(network).__name__}; "
@@ -80,6 +68,30 @@ def build(request: Request) -> Model:
         notes=colour_notes(normalise, image_shape),
         load=lambda weights: own if weights in ("auto", "none") else None,
     )
+
+
+def make(spec: str, name: str, arguments: tuple[Any, ...], *, seed: int) -> tuple[Any, tuple[Any, ...]]:
+    """Imports and calls a factory: what it returns, and the arguments that it took (none, if it takes no such).
+
+    Args:
+        spec: for messages.
+        name: ``module:factory``.
+
+    Raises:
+        ModelSpecError: no such module or factory, or it raises.
+    """
+    factory = _factory(spec, name)
+    try:
+        inspect.signature(factory).bind(*arguments)
+    except TypeError:
+        arguments = ()
+    except ValueError:  # a callable without a signature
+        pass
+    with seeded(seed):
+        try:
+            return factory(*arguments), arguments
+        except (Exception, SystemExit) as error:
+            raise ModelSpecError(f"model={spec!r}: {name}{_shown(arguments)} raised {_text(error)}") from None
 
 
 def _factory(spec: str, name: str) -> Any:

@@ -46,7 +46,8 @@ class Checkpoint:
         self._others: list[str] = []
         _check_kind(pathlib.Path(f"{self._prefix}.index"))
         with self._damage(""):  # TensorFlow's reader verifies the index
-            tf.compat.v1.train.NewCheckpointReader(self._prefix).get_variable_to_shape_map()
+            self._reader = tf.compat.v1.train.NewCheckpointReader(self._prefix)
+            self._reader.get_variable_to_shape_map()
         self._entries, self._big_endian = bundle_index.read(self._prefix)
         for key in sorted(self._entries):
             dtype = self._entries[key].dtype
@@ -78,14 +79,27 @@ class Checkpoint:
         return self._entries[self._key(name)].pieces
 
     def read(self, name: str) -> np.ndarray:
-        return np.asarray(self._restore(name).__array__())  # numpy() would make a second copy
+        self._check_files(name)
+        with self._damage(name):
+            return np.asarray(self._reader.get_tensor(self._key(name)))
 
     def check(self, name: str) -> None:
         """Reads the tensor, or its slices one by one, and forgets it. Raises FileError where it is damaged."""
-        pieces, shape = self.pieces(name), " ".join(map(str, self.shape(name)))
+        pieces = self.pieces(name)
+        if len(pieces) == 1:
+            self.read(name)
+            return
+        self._check_files(name)
+        shape, dtype = " ".join(map(str, self.shape(name))), self._entries[self._key(name)].dtype
         for piece in pieces:
             extents = ":".join(f"{start},{length}" for start, length in zip(piece.start, piece.shape, strict=True))
-            self._restore(name, f"{shape} {extents}" if len(pieces) > 1 else "")
+            with self._damage(name), tf.device("CPU:0"):
+                tf.raw_ops.RestoreV2(
+                    prefix=self._prefix,
+                    tensor_names=[self._key(name)],
+                    shape_and_slices=[f"{shape} {extents}"],
+                    dtypes=[dtype],
+                )
 
     def read_slice(self, name: str, start: int, stop: int) -> np.ndarray:
         shape, dtype = self.shape(name), self.dtype(name)
@@ -102,7 +116,7 @@ class Checkpoint:
         return rows
 
     def close(self) -> None:
-        pass  # every read opens and closes the files itself
+        pass  # TensorFlow's reader closes its files when it is forgotten
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -121,15 +135,6 @@ class Checkpoint:
                 raise FileError(f"{self.path}: {name}: {piece.file.name} is truncated")
         array = content.view(dtype).reshape(stop - start, *piece.shape[1:])
         return array.byteswap(inplace=True) if self._big_endian else array
-
-    def _restore(self, name: str, part: str = "") -> Any:
-        self._check_files(name)
-        key = self._key(name)
-        with self._damage(name), tf.device("CPU:0"):
-            (value,) = tf.raw_ops.RestoreV2(
-                prefix=self._prefix, tensor_names=[key], shape_and_slices=[part], dtypes=[self._entries[key].dtype]
-            )
-        return value
 
     def _check_files(self, name: str) -> None:
         """The bytes that the index promises for a tensor are there. Raises FileError before memory is allocated."""

@@ -19,6 +19,7 @@ from compat_v1.harmless_ops import VARIABLES
 from engine.filters import nearest
 
 PLACEHOLDERS = ("Placeholder", "PlaceholderV2")  # one with a default need not be fed
+_MOST_OUTPUTS = 1 << 20  # of one operation
 _FED = re.compile(r"Dequeue|IteratorGetNext|ReaderRead|Unstage")
 _TRAINING = re.compile(r"(^|/)(gradients(_\d+)?|[^/]*(loss|xentropy)[^/]*)/")  # scopes that are no network
 _ENDS = re.compile(r"^(Assign|Apply|Resource(Apply|Scatter|Sparse)|Scatter(Add|Sub|Update)|Save|Assert|Print|NoOp)")
@@ -34,6 +35,20 @@ def tensor_name(name: str) -> str:
     return name if re.search(r":\d+$", name) else f"{name}:0"
 
 
+def dtype_of(number: int) -> tf.DType:
+    """A type from its number in a file, without "ref".
+
+    Raises:
+        GraphError: there is no such type.
+    """
+    try:
+        return tf.as_dtype(number).base_dtype
+    except TypeError:
+        raise GraphError(
+            f"a tensor of the type {number}, which TensorFlow does not know; the graph is damaged"
+        ) from None
+
+
 def types_of(node: Any, functions: Mapping[str, Any]) -> list[tf.DType]:
     """Types of a node's outputs, without "ref"; [] for an operation that is not known."""
     definition = op_def_registry.get(node.op)
@@ -43,13 +58,15 @@ def types_of(node: Any, functions: Mapping[str, Any]) -> list[tf.DType]:
     for output in definition.output_arg if definition is not None else ():
         listed = node.attr[output.type_list_attr].list.type if output.type_list_attr in node.attr else ()
         if output.type_list_attr:
-            found += [tf.as_dtype(each).base_dtype for each in listed]
+            found += [dtype_of(each) for each in listed]
             continue
         number = output.type or (node.attr[output.type_attr].type if output.type_attr in node.attr else 0)
         if not number:
             number = next((a.default_value.type for a in definition.attr if a.name == output.type_attr), 0)
         repeats = node.attr[output.number_attr].i if output.number_attr in node.attr else 1
-        found += [tf.as_dtype(number).base_dtype if number else tf.variant] * int(repeats)
+        if repeats > _MOST_OUTPUTS:
+            raise GraphError(f"{node.name} ({node.op}) says that it has {repeats:,} outputs; the graph is damaged")
+        found += [dtype_of(number) if number else tf.variant] * int(repeats)
     return found
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from compat_v1 import fold, safety, saver_keys, subgraph
-from compat_v1.endpoints import PLACEHOLDERS, Graph, producer, shape_of
+from compat_v1.endpoints import PLACEHOLDERS, Graph, dtype_of, producer, shape_of
 from compat_v1.errors import GraphError
 from compat_v1.harmless_ops import FILLS_TABLE, RANDOM, TABLES, VARIABLES
 from compat_v1.saver_keys import Wanted
@@ -241,7 +241,7 @@ def _variables(meta: Any, graph: Graph, names: set[str]) -> tuple[OldVariable, .
     found = []
     for name, node in graph.nodes.items():
         if name in names and node.op in VARIABLES:
-            dtype = tf.as_dtype(node.attr["dtype"].type)
+            dtype = dtype_of(node.attr["dtype"].type)
             place = saved.get(name, Wanted(name, None, None, name))
             found.append(OldVariable(name, dtype, shape_of(node), node.op == "VarHandleOp", place))
     return tuple(found)

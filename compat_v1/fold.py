@@ -14,6 +14,8 @@ import tensorflow as tf
 
 from compat_v1.endpoints import producer, tensor_name
 
+_FARTHEST = 64  # operations between a condition and what is known
+
 
 def branches(definition: Any, fixed: Mapping[str, np.ndarray]) -> None:
     """Changes a GraphDef in place: a Merge, or an If, whose condition is known becomes the branch taken.
@@ -44,7 +46,7 @@ def branches(definition: Any, fixed: Mapping[str, np.ndarray]) -> None:
 def _condition(name: str, nodes: Mapping[str, Any], known: Mapping[str, bool]) -> bool | None:
     """The value of a boolean tensor, where it follows from what is known."""
     inverted = False
-    for _ in range(len(nodes)):
+    for _ in range(_FARTHEST):
         if tensor_name(name) in known:
             return known[tensor_name(name)] != inverted
         node = nodes.get(producer(name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from engine.porting import transforms
 from engine.porting.transforms import Spec, Target, Transform
 from engine.variables import is_keras
 
+_MOST_ELEMENTS = 1 << 28  # of an input that is drawn
 BOUND = 1e-5  # contract E6: absolute, on outputs of unit scale
 
 
@@ -153,6 +155,8 @@ def make_feeds(
     feeds = {}
     for each in inputs:
         shape = given.get(each.name) or _closed(each, examples)
+        if math.prod(shape) > _MOST_ELEMENTS:
+            raise GraphError(f"inputs={each.name}: its shape is {list(shape)}; give the values in an .npz file")
         if each.dtype.is_floating:
             value: Any = generator.standard_normal(shape)
         elif each.dtype.is_integer:

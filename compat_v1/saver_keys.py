@@ -13,6 +13,8 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.core.framework import variable_pb2
 
+from compat_v1.endpoints import dtype_of
+
 _RESTORES = ("RestoreV2", "RestoreSlice", "Restore")
 _PASSES = ("Identity", "Reshape", "Cast", "Squeeze")
 _ASSIGNS = ("Assign", "AssignVariableOp")
@@ -121,7 +123,7 @@ def _of(node: Any, nodes: dict[str, Any], assigned: dict[tuple[str, int], str]) 
         Wanted(
             key,
             parse_slice(specs[number]) if number < len(specs) else None,
-            tf.as_dtype(types[number]) if number < len(types) and types[number] else None,
+            dtype_of(types[number]) if number < len(types) and types[number] else None,
             assigned.get((node.name, number), ""),
         )
         for number, key in enumerate(names)

@@ -352,6 +352,21 @@ def test_a_saved_model_says_itself_what_goes_in_and_out(tmp_path: pathlib.Path) 
     np.testing.assert_array_equal(found["one/add:0"], wanted)
 
 
+@pytest.mark.parametrize(("attribute", "message"), [("dtype", "of the type 0"), ("num", "says that it has")])
+def test_damaged_attributes_are_said(attribute: str, message: str) -> None:
+    with tf.Graph().as_default() as graph:
+        v1.get_variable("w", [2], use_resource=True)
+        tf.unstack(placeholder([2]), name="parts")
+    meta = v1.MetaGraphDef(graph_def=graph.as_graph_def())
+    for node in meta.graph_def.node:
+        if node.op == "VarHandleOp" and attribute == "dtype":
+            del node.attr["dtype"]
+        elif node.op == "Unpack" and attribute == "num":
+            node.attr["num"].i = 1 << 60
+    with pytest.raises(GraphError, match=message):
+        extract.extract(meta, path="m", outputs=["w/Read/ReadVariableOp" if attribute == "dtype" else "parts"])
+
+
 def test_inputs_are_parsed_from_text() -> None:
     assert extract.parse_inputs("a/b, c:1=False,d=0.5,e=3") == {"a/b": None, "c:1": False, "d": 0.5, "e": 3}
     assert extract.parse_inputs("") == {}

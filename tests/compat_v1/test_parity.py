@@ -159,6 +159,8 @@ def test_drawn_inputs_are_seeded_and_follow_the_rule() -> None:
     assert 1 < one["d:0"].max() < 100
     with pytest.raises(GraphError, match=r"inputs=d:0: its shape is \['\?', '\?'\]"):
         parity.make_feeds(inputs)
+    with pytest.raises(GraphError, match=r"give the values in an .npz file"):
+        parity.make_feeds([Input("huge:0", tf.float32, (1 << 40,))])
     with pytest.raises(GraphError, match=r"inputs=flag:0: no value is drawn for bool; inputs=flag:0=False"):
         parity.make_feeds([Input("flag:0", tf.bool, ())])
 

@@ -82,7 +82,7 @@ def slots_back(
         arrays = {path: source.read(f"optimizer/{path}/{slot}") for path in by_path}
         model = name_variables({path: tf.Variable(array, trainable=True) for path, array in arrays.items()})
         if base is None or held is None:
-            back = Reverse(model, chosen, Known.rules(model, chosen))
+            back = Reverse(model, chosen, Known.rules(model, detect.named(rules)))
             found |= {f"{name}/{suffix}": back.read(name) for name in back.names()}
             continue
         view = _Slot(base, held, kind, slot)

@@ -74,8 +74,8 @@ class MetaGraph:
         """
         entries = [*self._entries("variables"), *self._entries("local_variables")]
         initial = {entry.variable_name.partition(":")[0]: entry.initial_value_name for entry in entries}
-        trainable = frozenset(self.variable_names("trainable_variables"))
-        return of_nodes(self.definition.graph_def.node, trainable=trainable, initial=initial)
+        collected = frozenset(self.variable_names("trainable_variables"))
+        return of_nodes(self.definition.graph_def.node, collected=collected, initial=initial)
 
     def facts(self) -> GraphFacts:
         """What an audit asks of a graph.
@@ -88,7 +88,7 @@ class MetaGraph:
             source=str(self.path),
             definition=self.definition.graph_def,
             variables=frozenset(self.variable_names("variables")),
-            trainable=frozenset(self.variable_names("trainable_variables")),
+            collected=frozenset(self.variable_names("trainable_variables")),
             update_ops=self.names("update_ops"),
             losses=self.names("losses"),
             train_ops=tuple(dict.fromkeys(self.names("train_op"))),

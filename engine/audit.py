@@ -130,13 +130,13 @@ def audit(
     flat = FlatGraph(facts.definition)
     names = _train_ops(flat, facts, train_op)
     roots = [node for name in names for node in _named(flat, name)]
-    holders = Holders(flat, trainable=facts.trainable)
+    holders = Holders(flat, collected=facts.collected)
     everywhere = writes(flat.nodes, holders)
     running = flat.runs(roots)
     run = [write for write in everywhere if write.node in running]
     updates = [write for write in everywhere if write.is_apply and write.position == 0]
     weights = {write.variable for write in updates if write.variable}
-    weights |= {name for name, variable in holders.variables.items() if variable.trainable}
+    weights |= {name for name, variable in holders.variables.items() if variable.collected}
     assigned = [tensor for write in everywhere for tensor in write.node.inputs]
     paths = GradientPaths(flat, holders, losses=find_losses(flat, assigned, facts.losses), weights=weights)
     kinds = Kinds(flat, holders, paths, writes=everywhere, update_ops=facts.update_ops)
@@ -150,7 +150,7 @@ def audit(
                 written=bool(mine),
                 by=tuple(dict.fromkeys((write.node.name, kinds.of(write)) for write in mine)),
                 gradient=_gradient(name, paths, flat, holders, updates),
-                trainable_collection=variable.trainable,
+                trainable_collection=variable.collected,
                 slots=slots.get(name, ()),
             )
         )
@@ -266,7 +266,7 @@ def _states(
     found = set()
     for row in rows:
         variable: GraphVariable = holders.variables[row.path]
-        if variable.trainable or row.path in paths.read_by_losses:
+        if variable.collected or row.path in paths.read_by_losses:
             continue
         counter = variable.shape == () and not kinds.is_statistic(row.path)
         average = bool(row.by) and all(kind == "EMA" for _, kind in row.by)

@@ -28,7 +28,9 @@ _LARGEST = 2**31 - 1  # bytes of a protocol buffer message
 _VERSION = re.compile(r"\d+\.\d+\.\d+(-[0-9A-Za-z.+-]+)?")
 _REPAIRED_VERSION = "1.15.0"
 # Stateless, so that importing may evaluate them, and no mere arithmetic.
-_REACHES_OUT = re.compile(r"File|PyFunc|Debug|Abort|ImmutableConst|Proto|Remote|Rpc|Send|Recv|Print|Record|Sql|Xla|TPU")
+_REACHES_OUT = re.compile(
+    r"ReadFile|WriteFile|MatchingFiles|PyFunc|Debug|Abort|ImmutableConst|Proto|Remote|Rpc|Send|Recv|Print|Record|Sql|Xla|TPU"
+)
 
 
 class MetaGraphError(InputError):

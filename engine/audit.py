@@ -141,9 +141,12 @@ def audit(
     paths = GradientPaths(flat, holders, losses=find_losses(flat, assigned, facts.losses), weights=weights)
     kinds = Kinds(flat, holders, paths, writes=everywhere, update_ops=facts.update_ops)
     slots = owned_slots(everywhere, holders, paths)
+    by_variable: dict[str | None, list[Write]] = {}
+    for write in run:
+        by_variable.setdefault(write.variable, []).append(write)
     rows = []
     for name, variable in holders.variables.items():
-        mine = [write for write in run if write.variable == name]
+        mine = by_variable.get(name, [])
         rows.append(
             Row(
                 path=name,

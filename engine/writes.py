@@ -37,7 +37,9 @@ _READS = frozenset(
     ]
 )
 # Where a handle can come from that is not seen here.
-_HANDLES_FROM_ELSEWHERE = re.compile(r"Placeholder|TensorList|TensorArray|GetNext|Dequeue|Unstage|PyFunc|_Arg|Optional")
+_HANDLES_FROM_ELSEWHERE = re.compile(
+    r"Placeholder|TensorList(Get|Pop|Gather|Stack)|TensorArray(Read|Gather|Concat|Pack)|GetNext|Dequeue|Unstage|PyFunc|_Arg|Optional"
+)
 _ANONYMOUS = (
     "cd2c89b7-88b7-44c8-ad83-06c2a9158347"  # a shared name that is not shared (tensorflow/core: ResourceHandle)
 )

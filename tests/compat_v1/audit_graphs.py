@@ -424,6 +424,31 @@ def a_write_in_a_loop_of_version_2() -> Known:
     return written_in_a_loop(2)
 
 
+def recurrent(version: int) -> Known:
+    """A network over time, its steps in TensorArrays."""
+    x, y = inputs()
+    mix, head = weight("mix", [2, 1]), weight("head", [1, 1])
+    with control_flow(version):
+        steps = tf.TensorArray(tf.float32, 3).unstack(tf.transpose(x)[:, :, None])
+        _, state = tf.while_loop(
+            lambda number, _: number < 3,
+            lambda number, state: (number + 1, tf.tanh(tf.concat([steps.read(number), state], 1) @ mix)),
+            (tf.constant(0), tf.zeros([6, 1])),
+        )
+        train = v1.train.MomentumOptimizer(0.1, 0.9).minimize(mean_square(state @ head, y))
+    return Known(train, slots("mix", "head", "mix/Momentum", "head/Momentum"), {"mix": "yes", "head": "yes"})
+
+
+@graph
+def recurrent_of_version_1() -> Known:
+    return recurrent(1)
+
+
+@graph
+def recurrent_of_version_2() -> Known:
+    return recurrent(2)
+
+
 def stopped_in_a_loop(version: int) -> Known:
     x, y = inputs()
     mix, head = weight("mix", [3, 3]), weight("head", [3, 1])

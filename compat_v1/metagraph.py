@@ -28,7 +28,9 @@ _LARGEST = 2**31 - 1  # bytes of a protocol buffer message
 _VERSION = re.compile(r"\d+\.\d+\.\d+(-[0-9A-Za-z.+-]+)?")
 _REPAIRED_VERSION = "1.15.0"
 # Stateless, so that importing may evaluate them, and no mere arithmetic.
-_REACHES_OUT = re.compile(r"File|PyFunc|Debug|Abort|ImmutableConst|Proto|Remote|Rpc|Send|Recv|Print|Record|Sql|Xla|TPU")
+_REACHES_OUT = re.compile(
+    r"ReadFile|WriteFile|MatchingFiles|PyFunc|Debug|Abort|ImmutableConst|Proto|Remote|Rpc|Send|Recv|Print|Record|Sql|Xla|TPU"
+)
 
 
 class MetaGraphError(InputError):
@@ -74,8 +76,8 @@ class MetaGraph:
         """
         entries = [*self._entries("variables"), *self._entries("local_variables")]
         initial = {entry.variable_name.partition(":")[0]: entry.initial_value_name for entry in entries}
-        trainable = frozenset(self.variable_names("trainable_variables"))
-        return of_nodes(self.definition.graph_def.node, trainable=trainable, initial=initial)
+        collected = frozenset(self.variable_names("trainable_variables"))
+        return of_nodes(self.definition.graph_def.node, collected=collected, initial=initial)
 
     def facts(self) -> GraphFacts:
         """What an audit asks of a graph.
@@ -88,7 +90,7 @@ class MetaGraph:
             source=str(self.path),
             definition=self.definition.graph_def,
             variables=frozenset(self.variable_names("variables")),
-            trainable=frozenset(self.variable_names("trainable_variables")),
+            collected=frozenset(self.variable_names("trainable_variables")),
             update_ops=self.names("update_ops"),
             losses=self.names("losses"),
             train_ops=tuple(dict.fromkeys(self.names("train_op"))),

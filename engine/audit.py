@@ -130,27 +130,30 @@ def audit(
     flat = FlatGraph(facts.definition)
     names = _train_ops(flat, facts, train_op)
     roots = [node for name in names for node in _named(flat, name)]
-    holders = Holders(flat, trainable=facts.trainable)
+    holders = Holders(flat, collected=facts.collected)
     everywhere = writes(flat.nodes, holders)
     running = flat.runs(roots)
     run = [write for write in everywhere if write.node in running]
     updates = [write for write in everywhere if write.is_apply and write.position == 0]
     weights = {write.variable for write in updates if write.variable}
-    weights |= {name for name, variable in holders.variables.items() if variable.trainable}
+    weights |= {name for name, variable in holders.variables.items() if variable.collected}
     assigned = [tensor for write in everywhere for tensor in write.node.inputs]
     paths = GradientPaths(flat, holders, losses=find_losses(flat, assigned, facts.losses), weights=weights)
     kinds = Kinds(flat, holders, paths, writes=everywhere, update_ops=facts.update_ops)
     slots = owned_slots(everywhere, holders, paths)
+    by_variable: dict[str | None, list[Write]] = {}
+    for write in run:
+        by_variable.setdefault(write.variable, []).append(write)
     rows = []
     for name, variable in holders.variables.items():
-        mine = [write for write in run if write.variable == name]
+        mine = by_variable.get(name, [])
         rows.append(
             Row(
                 path=name,
                 written=bool(mine),
                 by=tuple(dict.fromkeys((write.node.name, kinds.of(write)) for write in mine)),
                 gradient=_gradient(name, paths, flat, holders, updates),
-                trainable_collection=variable.trainable,
+                trainable_collection=variable.collected,
                 slots=slots.get(name, ()),
             )
         )
@@ -266,7 +269,7 @@ def _states(
     found = set()
     for row in rows:
         variable: GraphVariable = holders.variables[row.path]
-        if variable.trainable or row.path in paths.read_by_losses:
+        if variable.collected or row.path in paths.read_by_losses:
             continue
         counter = variable.shape == () and not kinds.is_statistic(row.path)
         average = bool(row.by) and all(kind == "EMA" for _, kind in row.by)

@@ -40,7 +40,7 @@ def audit_step(step: TrainStep, selection: Selection, batch: Mapping[str, Any]) 
     flat = FlatGraph(traced.graph.as_graph_def())
     trained = {entry.path for entry in selection.trained}
     given = _given(traced.graph, traced.handles, selection, trained)
-    holders = Holders(flat, trainable=(), given=given)
+    holders = Holders(flat, collected=(), given=given)
     run = writes(flat.nodes, holders)
     paths = _gradient_paths(traced.micro_batch, selection, trained)
     kinds = Kinds(
@@ -91,7 +91,7 @@ def _given(
             name=name,
             node=node,
             initial="",
-            trainable=name in trained,
+            collected=name in trained,
             shape=None if like is None else tuple(like.variable.shape),
             dtype=tf.float32 if like is None else like.variable.dtype,
             is_resource=True,
@@ -110,7 +110,7 @@ def _gradient_paths(micro: Any, selection: Selection, trained: set[str]) -> Grad
     flat = FlatGraph(micro.graph.as_graph_def())
     own = {id(entry.variable.handle): entry.path for entry in selection.variables}
     names = {inner.op.name: own[id(outer)] for outer, inner in micro.graph.captures if id(outer) in own}
-    holders = Holders(flat, trainable=(), given=_given(micro.graph, names, selection, trained))
+    holders = Holders(flat, collected=(), given=_given(micro.graph, names, selection, trained))
     results = micro.graph.structured_outputs
 
     def flattened(tensor: Any) -> list[Tensor]:
@@ -166,7 +166,7 @@ def audit_run(folder: PathLike, *, expect_frozen: Filter | str | None = None) ->
             name=path,
             node=path,
             initial="",
-            trainable=True,
+            collected=True,
             shape=last[path].shape,
             dtype=tf.as_dtype(last[path].dtype),
             is_resource=True,

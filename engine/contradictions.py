@@ -142,7 +142,7 @@ def _against_itself(row: Any, evidence: Evidence, rows: Sequence[Any]) -> Iterat
     ]
     updates = [write for write in updates if evidence.kinds.is_update(write)]
     kinds = {kind for _, kind in row.by}
-    if updates and not row.trainable_collection and evidence.facts.trainable:
+    if updates and not row.trainable_collection and evidence.facts.collected:
         yield Finding(
             row.path,
             f"trains outside the collection: {_some([w.node.name for w in updates])} updates it, though it was made "

@@ -221,23 +221,23 @@ class FlatGraph:
             start += len(_types(node.definition, signature, [argument])[0])
         raise ValueError(output)
 
-    def _bodies(self, node: Node) -> list[str]:
-        """Names of the library functions that a node calls."""
-        names = [node.op] if node.op in self._functions else []
-        for value in node.definition.attr.values():
+    def _bodies(self, node: Node) -> list[tuple[str, str]]:
+        """(attribute, library function) of the functions that a node calls; a function used as an op has no attribute."""
+        found = [("", node.op)]
+        for name in sorted(node.definition.attr):  # a map has no order of its own
+            value = node.definition.attr[name]
             kind = value.WhichOneof("value")
-            names += [value.func.name] if kind == "func" else []
-            names += [one.name for one in value.list.func] if kind == "list" else []
-        return [name for name in names if name in self._functions]
+            found += [(name, value.func.name)] if kind == "func" else []
+            found += [(f"{name} {n}", f.name) for n, f in enumerate(value.list.func)] if kind == "list" else []
+        return [(label, name) for label, name in found if name in self._functions]
 
     def _expand(self, call: Node, within: tuple[str, ...]) -> None:
         if call.op in _LOOPS:
             self._expand_loop(call, within)
             return
         first = _BRANCHES.get(call.op, 0)
-        for number, name in enumerate(self._bodies(call)):
-            if name in within:  # a recursion: once written out, nothing new is in it
-                continue
+        bodies = self._bodies(call)
+        for label, name in bodies:
             wanted = self._functions[name].signature.input_arg
             if self._is_call(call):
                 if len(wanted) != len(call.inputs) - first:
@@ -248,7 +248,7 @@ class FlatGraph:
                     [t for t, kind in zip(call.inputs, call.takes, strict=True) if (kind == RESOURCE) == is_handle]
                     for is_handle in (argument.type == RESOURCE for argument in wanted)
                 ]
-            label = f"{call.name}:" if len(self._bodies(call)) == 1 else f"{call.name}:{number}:"
+            label = f"{call.name}:" if len(bodies) == 1 else f"{call.name}:{label}:"
             arguments = [self._pass(f"{label}argument {n}", "_Arg", tensors, []) for n, tensors in enumerate(sources)]
             returned = self._body(call, name, label, arguments, within)
             for result, tensor in zip(call.results, returned, strict=False):
@@ -258,8 +258,8 @@ class FlatGraph:
         state = [self._pass(f"{call.name}:variable {n}", "_Loop", [tensor], []) for n, tensor in enumerate(call.inputs)]
         for label in ("cond", "body"):
             name = call.definition.attr[label].func.name
-            if name in within or name not in self._functions:
-                continue
+            if name not in self._functions:
+                raise FlatGraphError(f"{call.name}: its function {name!r} is not in the graph")
             if len(self._functions[name].signature.input_arg) != len(state):
                 raise FlatGraphError(f"{call.name}: {name} takes another number of arguments")
             returned = self._body(call, name, f"{call.name}:{label}:", state, within)
@@ -271,6 +271,8 @@ class FlatGraph:
 
     def _body(self, call: Node, name: str, label: str, arguments: list[Node], within: tuple[str, ...]) -> list[Tensor]:
         """Writes a function out for one call; returns its results."""
+        if name in within:
+            raise FlatGraphError(f"{call.name}: {name} calls itself; such functions are not audited")
         function = self._functions[name]
         signature = function.signature
         given = {argument.name: node for argument, node in zip(signature.input_arg, arguments, strict=True)}

@@ -8,6 +8,7 @@ that depends on no example is a regulariser. Whether a gradient passes an op is 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
@@ -79,6 +80,12 @@ class GradientPaths:
         losses: tensors of the losses, as ``find_losses`` gives them; none: nothing can be said.
         regularisers: tensors known to be regularisers.
         weights: names of variables that may train: what a loss is taken apart by.
+
+    Attributes:
+        known: whether there is a loss at all.
+        reached: names of variables with a way for the gradient of a loss, regularisers left out.
+        regularised: with a way for the gradient of a regulariser.
+        read_by_losses: whose values are in a loss or regulariser.
     """
 
     def __init__(
@@ -97,31 +104,25 @@ class GradientPaths:
         data, norms = self._sorted(terms)
         self.known = bool(terms)
         norms += regularisers
-        self._reached = _back(data, stopping=True)
         self._connected = _back(data, stopping=False)
-        self._regularised = _back(norms, stopping=True)
+        self._ways: dict[str, list[Node]] = {}
+        for node, name in holders.nodes().items():
+            if node in self._connected:
+                self._ways.setdefault(name, []).append(node)
+        self.reached = self._names(_back(data, stopping=True))
+        self.regularised = self._names(_back(norms, stopping=True))
         self.read_by_losses = self._names(data_ancestors([*data, *norms]))
 
     def _names(self, nodes: Iterable[Node]) -> frozenset[str]:
         held = self._holders.nodes()
         return frozenset(held[node] for node in nodes if node in held)
 
-    @property
-    def reached(self) -> frozenset[str]:
-        """Variables with a path for the gradient of a loss, regularisers left out."""
-        return self._names(self._reached)
-
-    @property
-    def regularised(self) -> frozenset[str]:
-        """Variables with a path for the gradient of a regulariser."""
-        return self._names(self._regularised)
-
     def cuts(self, name: str) -> list[Node]:
         """The ops that cut every way from a variable to the losses; none when there is no way or one is open."""
         if name in self.reached:
             return []
         found: dict[Node, None] = {}
-        pending = [node for node, held in self._holders.nodes().items() if held == name and node in self._connected]
+        pending = list(self._ways.get(name, ()))
         seen: set[Node] = set()
         while pending:
             node = pending.pop()
@@ -264,10 +265,15 @@ def _stops(node: Node, position: int) -> bool:
         return True
     if node.op.startswith("FusedBatchNorm") and not node.op.endswith(("Grad", "GradV2", "GradV3")) and position > 2:
         return True  # moving moments are constants to it
+    return not _has_gradient(node.op)
+
+
+@functools.cache
+def _has_gradient(op: str) -> bool:
     try:
-        return ops.gradient_registry.lookup(node.op) is None
+        return ops.gradient_registry.lookup(op) is not None
     except LookupError:
-        return True
+        return False
 
 
 def is_zero(tensor: Tensor) -> bool:

@@ -19,7 +19,7 @@ class GraphFacts:
         source: what it is, for the report.
         definition: the GraphDef.
         variables: nodes of the variables in the collection of global variables.
-        trainable: nodes of those in the collection of trainable variables.
+        collected: nodes of those in the collection of trainable variables.
         update_ops, losses, train_ops: collections of these.
         savers: for each saver the tensor that saves.
     """
@@ -27,7 +27,7 @@ class GraphFacts:
     source: str
     definition: Any
     variables: frozenset[str] = frozenset()
-    trainable: frozenset[str] = frozenset()
+    collected: frozenset[str] = frozenset()
     update_ops: tuple[str, ...] = ()
     losses: tuple[str, ...] = ()
     train_ops: tuple[str, ...] = ()
@@ -40,7 +40,7 @@ class GraphFacts:
             source=source,
             definition=graph.as_graph_def(),
             variables=frozenset(_holders(graph.get_collection(_KEYS.GLOBAL_VARIABLES))),
-            trainable=frozenset(_holders(graph.get_collection(_KEYS.TRAINABLE_VARIABLES))),
+            collected=frozenset(_holders(graph.get_collection(_KEYS.TRAINABLE_VARIABLES))),
             update_ops=_names(graph.get_collection(_KEYS.UPDATE_OPS)),
             losses=_names(graph.get_collection(_KEYS.LOSSES)),
             train_ops=_names(graph.get_collection(_KEYS.TRAIN_OP)),

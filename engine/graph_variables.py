@@ -20,7 +20,7 @@ class GraphVariable:
         name: its path, the op's name without ``:0``.
         node: the node that holds it: a VarHandleOp (its handle) or a VariableV2 (a reference).
         initial: name of the node or tensor that gives the initial value, "" where none is known.
-        trainable: whether it is in the collection of trainable variables.
+        collected: whether it is in the collection of trainable variables.
         shape: None of unknown rank; a length of unknown size is None.
         dtype: of its values.
         is_resource: made with ``use_resource=True``.
@@ -30,37 +30,37 @@ class GraphVariable:
     name: str
     node: str
     initial: str
-    trainable: bool
+    collected: bool
     shape: tuple[int | None, ...] | None
     dtype: Any
     is_resource: bool
     statistic: bool = False
 
 
-def of_node(node: Any, *, name: str, trainable: bool, initial: str = "") -> GraphVariable:
+def of_node(node: Any, *, name: str, collected: bool, initial: str = "") -> GraphVariable:
     """The variable that a NodeDef of ``HOLDERS`` holds."""
     shape = node.attr["shape"].shape
     return GraphVariable(
         name=name,
         node=name,
         initial=initial,
-        trainable=trainable,
+        collected=collected,
         shape=None if shape.unknown_rank else tuple(d.size if d.size >= 0 else None for d in shape.dim),
         dtype=tf.as_dtype(node.attr["dtype"].type or tf.float32),
         is_resource=node.op == "VarHandleOp",
     )
 
 
-def of_nodes(nodes: Iterable[Any], *, trainable: Collection[str], initial: Mapping[str, str]) -> list[GraphVariable]:
+def of_nodes(nodes: Iterable[Any], *, collected: Collection[str], initial: Mapping[str, str]) -> list[GraphVariable]:
     """The variables that the nodes of a GraphDef hold, in its order.
 
     Args:
         nodes: NodeDefs.
-        trainable: names of nodes whose variables are in the collection of trainable variables.
+        collected: names of nodes whose variables are in the collection of trainable variables.
         initial: node -> name of the tensor of its initial value, where known.
     """
     return [
-        of_node(node, name=node.name, trainable=node.name in trainable, initial=initial.get(node.name, ""))
+        of_node(node, name=node.name, collected=node.name in collected, initial=initial.get(node.name, ""))
         for node in nodes
         if node.op in HOLDERS
     ]

@@ -206,7 +206,9 @@ def _raw(value: Any, what: str) -> Any:
 
 def _module_kind(owner: Any, attribute: str, variable: Any) -> Kind:
     """A tf.Module names its statistics in a class attribute ``statistics``."""
-    if attribute in getattr(owner, "statistics", ()) or (isinstance(variable, GraphVariable) and variable.statistic):
+    if isinstance(variable, GraphVariable):
+        return "statistic" if variable.statistic else "weight"
+    if attribute in getattr(owner, "statistics", ()):
         return "statistic"
     if not tf.as_dtype(variable.dtype).is_floating or not variable.trainable:
         return "constant"

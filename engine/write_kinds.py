@@ -60,6 +60,7 @@ class Kinds:
         members = (flat.node(name.partition(":")[0]) for name in update_ops)
         self._update_ops = _gathered(node for node in members if node is not None)
         self._writes = list(writes)
+        self._weights = {write.node: write.variable for write in self._writes if write.position == 0}
         self._from_gradients = self._fed(flat, holders)
 
     def of(self, write: Write) -> Kind:
@@ -86,8 +87,7 @@ class Kinds:
 
     def _weight(self, write: Write) -> str | None:
         """The weight that an optimizer's op updates; write may be that of a slot."""
-        same = (other for other in self._writes if other.node is write.node and other.position == 0)
-        return next((other.variable for other in same), write.variable) if write.is_apply else write.variable
+        return self._weights.get(write.node, write.variable) if write.is_apply else write.variable
 
     def _fed(self, flat: FlatGraph, holders: Holders) -> set[Node]:
         """Nodes computed from a gradient, also by way of a state that no loss reads, such as Adam's m."""

@@ -37,7 +37,9 @@ _READS = frozenset(
     ]
 )
 # Where a handle can come from that is not seen here.
-_HANDLES_FROM_ELSEWHERE = re.compile(r"Placeholder|TensorList|TensorArray|GetNext|Dequeue|Unstage|PyFunc|_Arg|Optional")
+_HANDLES_FROM_ELSEWHERE = re.compile(
+    r"Placeholder|TensorList(Get|Pop|Gather|Stack)|TensorArray(Read|Gather|Concat|Pack)|GetNext|Dequeue|Unstage|PyFunc|_Arg|Optional"
+)
 _ANONYMOUS = (
     "cd2c89b7-88b7-44c8-ad83-06c2a9158347"  # a shared name that is not shared (tensorflow/core: ResourceHandle)
 )
@@ -69,12 +71,12 @@ class Holders:
 
     Args:
         flat: the graph.
-        trainable: names of the nodes in the collection of trainable variables.
+        collected: names of the nodes in the collection of trainable variables.
         given: node -> variable, for handles that are arguments of the graph.
     """
 
     def __init__(
-        self, flat: FlatGraph, *, trainable: Collection[str], given: Mapping[str, GraphVariable] | None = None
+        self, flat: FlatGraph, *, collected: Collection[str], given: Mapping[str, GraphVariable] | None = None
     ) -> None:
         self._of: dict[Node, str] = {}
         self.variables: dict[str, GraphVariable] = {}
@@ -85,7 +87,7 @@ class Holders:
             if variable is None:
                 if node.op not in HOLDERS:
                     continue
-                variable = of_node(node.definition, name=node.name, trainable=node.name in trainable)
+                variable = of_node(node.definition, name=node.name, collected=node.name in collected)
             # two nodes of one container and shared name hold one variable
             name = first.setdefault(_resource(node), variable.name)
             self._of[node] = name
@@ -167,7 +169,7 @@ def slots_by_name(variables: Mapping[str, GraphVariable]) -> list[tuple[str, str
     """(variable, slot) by names and equal shapes alone: for optimizers that have no kernel."""
     found = []
     for name, variable in variables.items():
-        if variable.trainable:
+        if variable.collected:
             continue
         owner, _, last = name.rpartition("/")
         parts = owner.split("/")

@@ -231,13 +231,14 @@ def test_functions_that_would_fill_memory_when_written_out_are_refused(monkeypat
         FlatGraph(definition)
 
 
-def test_a_recursive_function_is_written_out_once() -> None:
+def test_a_recursive_function_is_refused() -> None:
     definition = tf.Graph().as_graph_def()
     function = definition.library.function.add()
     function.signature.name = "again"
     function.node_def.add(name="call", op="again")
     definition.node.add(name="start", op="again")
-    assert [node.name for node in FlatGraph(definition).nodes] == ["start", "start:call"]
+    with pytest.raises(FlatGraphError, match="start:call: again calls itself"):
+        FlatGraph(definition)
 
 
 # --- the engine's steps

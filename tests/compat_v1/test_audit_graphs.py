@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import audit_flow  # noqa: F401  (adds its graphs)
 import audit_graphs
+import audit_leaks  # noqa: F401  (adds its graphs)
 import pytest
 import tensorflow as tf
 from audit_graphs import BUILDERS, NOT_BY_REFERENCE, X, Y
 
-from engine.audit import Audit, audit
+from engine.audit import audit
 from engine.graph_facts import GraphFacts
 from engine.selection import digest
 
@@ -76,7 +78,3 @@ def test_the_audit_of_a_known_graph_is_exact_and_agrees_with_a_run(name: str, us
             apart = audit(GraphFacts.of_graph(graph), other.name)
             assert {row.path for row in apart.variables if row.written} == set(names)
             assert moved(graph, known, other) == set(names)
-
-
-def findings(found: Audit) -> list[tuple[str, str]]:
-    return [(f.path, f.rule.partition(":")[0]) for f in found.findings]

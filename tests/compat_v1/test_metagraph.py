@@ -47,7 +47,7 @@ def written(folder: pathlib.Path, content: Any, name: str = "model.meta") -> pat
 @pytest.mark.parametrize("use_resource", [True, False])
 def test_variables_are_known_by_name_shape_dtype_and_collection(tmp_path: pathlib.Path, use_resource: bool) -> None:
     found = metagraph.read(written(tmp_path, definition(use_resource=use_resource))).variables()
-    assert [(v.name, v.node, v.trainable, v.shape, v.dtype, v.is_resource) for v in found] == [
+    assert [(v.name, v.node, v.collected, v.shape, v.dtype, v.is_resource) for v in found] == [
         ("layer/kernel", "layer/kernel", True, (3, 2), tf.float32, use_resource),
         ("layer/frozen", "layer/frozen", False, (2,), tf.float32, use_resource),
         ("count", "count", False, (), tf.float32, use_resource),
@@ -193,6 +193,6 @@ def test_real_graphs_are_read_and_imported(
     listed = found.variables()
     assert len(found.variable_names("variables")) == variables
     assert {v.name for v in listed} >= set(found.variable_names("variables"))
-    assert sum(v.trainable for v in listed) == trainable
+    assert sum(v.collected for v in listed) == trainable
     assert len(found.repairs) == repaired
     assert len(found.graph().get_operations()) == len(found.definition.graph_def.node)

@@ -29,13 +29,15 @@ def shared(*parts: str) -> pathlib.Path:
 # One process for all: the flags of two programs cannot be defined in one, and TensorFlow is slow to start.
 SERVER = """
 import contextlib, io, json, sys
-from absl import flagsfor line in sys.stdin:
+from absl import flags
+from absl.testing import flagsaver
+from scripts import audit_graph, program
+
+for line in sys.stdin:
     out, error = io.StringIO(), io.StringIO()
     sys.argv = ["audit_graph", *json.loads(line)]
-    flags.FLAGS.unparse_flags()
-    for flag in program.own_flags(audit_graph.__name__):
-        flags.FLAGS[flag].unparse()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+    with flagsaver.flagsaver(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        flags.FLAGS.unparse_flags()
         code = program._run(audit_graph.main, audit_graph.__doc__, audit_graph.__name__)
     print(json.dumps([code, out.getvalue(), error.getvalue()]), flush=True)
 """
@@ -179,7 +181,7 @@ def test_no_flipped_byte_or_cut_leads_to_a_traceback(run: Call, tmp_path: pathli
 
 
 def test_a_run_directory_is_audited_and_takes_no_train_op(
-    run: Call, tmp_path: pathlib.Path, small_data: pathlib.Path, call: Any
+    run: Call, tmp_path: pathlib.Path, small_data: pathlib.Path, finetune: Any
 ) -> None:
     out = tmp_path / "run"
     finetune(

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import tensorflow as tf
 
-from engine import groups
+from engine import groups, keras_names
 from engine.errors import InputError
 from engine.graph_variables import GraphVariable
 
@@ -274,9 +274,9 @@ class _Walk:
     def keras_root(self, root: Any, path: str) -> None:
         import keras
 
-        self._names.update(_stable_names(root))
+        self._names.update(keras_names.stable_names(root))
         if isinstance(root, keras.Model):
-            self.models.append((path or _root_name(root), root))
+            self.models.append((path or keras_names.root_name(root), root))
         self.keras_layer(root, path, path, ())
 
     def keras_layer(self, layer: Any, path: str, unique: str, layers: tuple[Any, ...]) -> None:
@@ -295,7 +295,7 @@ class _Walk:
                 within[id(child)] = (*layers, (id(layer), index, len(children)))
         weights, others = layer._trainable_variables, layer._non_trainable_variables
         for names, kinds in ((weights, "weight"), (others, "statistic")):
-            for own, variable in zip(_variable_names(names), names, strict=True):
+            for own, variable in zip(keras_names.variable_names(names), names, strict=True):
                 raw = _raw(variable, own)
                 kind: Kind = kinds if tf.as_dtype(raw.dtype).is_floating else "constant"  # type: ignore[assignment]
                 self.add(_join(path, own), raw, kind, layer, unique, layers)
@@ -314,56 +314,6 @@ class _Walk:
 
 def _join(path: str, name: str) -> str:
     return f"{path}/{name}" if path else name
-
-
-def _stable_names(root: Any) -> dict[int, str]:
-    """Names of all layers below root, automatic ones numbered within the model.
-
-    Keras counts automatic names up within a process (``dense``, ``dense_1``, ...), in the order of
-    making. Numbered by rank of that count, a second build gets the names that a first one has.
-    """
-    from keras.src.utils.naming import to_snake_case
-
-    layers = list(root._flatten_layers(include_self=False))
-    automatic: dict[str, set[int]] = {}
-    numbers: dict[int, tuple[str, int]] = {}
-    for layer in layers:
-        stem = to_snake_case(type(layer).__name__)
-        match = re.fullmatch(re.escape(stem) + r"(?:_(\d+))?", layer.name)
-        if match:
-            number = int(match.group(1) or 0)
-            automatic.setdefault(stem, set()).add(number)
-            numbers[id(layer)] = (stem, number)
-    ranks = {stem: {n: rank for rank, n in enumerate(sorted(found))} for stem, found in automatic.items()}
-    names = {}
-    for layer in layers:
-        if id(layer) in numbers:
-            stem, number = numbers[id(layer)]
-            rank = ranks[stem][number]
-            names[id(layer)] = stem if rank == 0 else f"{stem}_{rank}"
-        else:
-            names[id(layer)] = layer.name
-    return names
-
-
-def _root_name(root: Any) -> str:
-    """A root model's name, an automatic one without its number, which counts up within a process."""
-    from keras.src.utils.naming import to_snake_case
-
-    stem: str = to_snake_case(type(root).__name__)
-    return stem if re.fullmatch(re.escape(stem) + r"_\d+", root.name) else root.name
-
-
-def _variable_names(variables: Sequence[Any]) -> list[str]:
-    """Own names of a layer's variables; an unnamed one ("variable_7") is numbered in its layer."""
-    names, unnamed = [], 0
-    for variable in variables:
-        name = variable.name.rsplit("/", 1)[-1]
-        if re.fullmatch(r"variable(_\d+)?", name):
-            name = "variable" if unnamed == 0 else f"variable_{unnamed}"
-            unnamed += 1
-        names.append(name)
-    return names
 
 
 def _same_layer(one: _Found, other: _Found) -> bool:

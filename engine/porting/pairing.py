@@ -21,6 +21,7 @@ _UNNUMBERED = 1.5  # for a number that only one of two names has
 _SURE = 0.8  # belief that others may build on
 _STEP, _FAR = 1.2, 5  # log odds for each unit of distance in the model's order, and where distance ends to count
 _IN_ORDER = 0.9  # trust in nearness
+_FEW = 8  # layers in a scope that say where it lies; a scope of more is most of the model
 _MANY = 1_000_000
 _MOST_CELLS = 26_000_000  # of one group of equal shapes; beyond that nobody would read the candidates
 
@@ -83,12 +84,12 @@ def _neighbours(sources: Sequence[Unit], targets: Sequence[Unit], sure: Sequence
     places: dict[tuple, list[int]] = defaultdict(list)
     for source, target in sure:
         tokens = sources[source].tokens
-        for end in range(1, len(tokens) + 1):
+        for end in sources[source].ends:
             places[tokens[:end]].append(targets[target].position)
     found = {}
     for number, unit in enumerate(sources):
-        end = next((e for e in range(len(unit.tokens), 0, -1) if unit.tokens[:e] in places), 0)
-        if end:
+        end = next((end for end in sorted(unit.ends, reverse=True) if unit.tokens[:end] in places), 0)
+        if end and len(places[unit.tokens[:end]]) <= _FEW:
             found[number] = float(np.median(places[unit.tokens[:end]]))
     return found
 

@@ -133,6 +133,7 @@ class _Port:
         self.used: dict[tuple[str, int | None], float] = {}
         self.candidates: dict[str, tuple[Candidate, ...]] = {}
         widths = {s.main.shape[0] for s in sources if s.kind == "linear" and len(s.main.shape) > 2}
+        self.wanted = {bare(i.shape) for t in targets for i in t.items.values() if len(bare(i.shape)) == 2}
         # torch counts channels first when it flattens an image: a transpose alone would mix up the rows
         self.image_widths = frozenset(widths) if layout == "torch" else frozenset()
         self.widths = frozenset(length for s in sources for i in s.items.values() if i.shape for length in i.shape[:1])
@@ -179,8 +180,8 @@ class _Port:
             confidence *= self.sure
             how = "transposed as all kernels of torch" if self.layout == "torch" else "kept as it is"
             reasons.append(f"the shape does not tell whether to transpose: {how}")
-        elif len(source.shape) > 1 and source.role == "kernel" and self.sure < 0.8:
-            confidence *= 0.9
+        elif source.role == "kernel" and bare(source.shape)[::-1] in self.wanted:
+            confidence *= max(self.sure, 0.9) if self.sure >= 0.8 else self.sure  # transposed it would fit another
         if self.layout == "torch" and len(source.shape) == 2 and "transpose" in "".join(found.transforms):
             rows = source.shape[1]
             if rows not in self.widths and any(rows % w == 0 and w > 1 for w in self.image_widths):

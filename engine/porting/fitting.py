@@ -111,7 +111,7 @@ class Judged(NamedTuple):
 
 
 def judge_layout(
-    kernels: Iterable[tuple[Shape, int | None]], targets: Iterable[Shape], *, named_as_torch: bool
+    kernels: Iterable[tuple[Shape, int | None]], targets: Iterable[Shape], *, named: Layout | None
 ) -> Judged:
     """Which order of axes the kernels of a source have.
 
@@ -121,7 +121,7 @@ def judge_layout(
     Args:
         kernels: shapes, and the length of the bias beside each.
         targets: shapes of the model's kernels.
-        named_as_torch: what the names suggest.
+        named: what the names suggest, None for nothing.
     """
     wanted = {bare(shape) for shape in targets}
     scores = {"tf": 0, "torch": 0}
@@ -135,10 +135,12 @@ def judge_layout(
             scores["torch"] += (fits < 0) + 2 * (bias == shape[0] != shape[-1])
     lead = scores["torch"] - scores["tf"]
     if lead == 0:
-        if named_as_torch:
+        if named == "torch":
             return Judged("torch", 0.7, "names of torch; no shape tells the order of axes")
-        return Judged("tf", 0.95, "names of TensorFlow; no shape tells the order of axes")
+        if named == "tf":
+            return Judged("tf", 0.95, "names of TensorFlow; no shape tells the order of axes")
+        return Judged("tf", 0.78, "neither names nor shapes tell the order of axes")
     layout: Layout = "torch" if lead > 0 else "tf"
     clear = abs(lead) >= 3 * min(scores.values())
-    sure = (0.99 if (lead > 0) == named_as_torch else 0.85) if clear else 0.6
+    sure = (0.99 if named in (layout, None) else 0.85) if clear else 0.6
     return Judged(layout, sure, f"shapes have axes as {'torch' if lead > 0 else 'TensorFlow'} orders them")

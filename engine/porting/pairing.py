@@ -10,15 +10,20 @@ from typing import NamedTuple
 import numpy as np
 
 from engine.porting import numbering
-from engine.porting.fitting import Fit, Layout, Shape, fit
+from engine.porting.fitting import Layout
+from engine.porting.grouping import Groups, Shapes, group, shapes_of
 from engine.porting.numbering import Numbers, Series
 from engine.porting.similarity import Likeness, belief, mutual, word_weights
-from engine.porting.units import Item, Unit
+from engine.porting.units import Unit
 
 _APART = 10.0  # log odds against units whose numbers disagree
 _UNNUMBERED = 1.5  # for a number that only one of two names has
+_SURE = 0.8  # belief that others may build on
+_STEP, _FAR = 1.2, 5  # log odds for each unit of distance in the model's order, and where distance ends to count
+_IN_ORDER = 0.9  # trust in nearness
+_FEW = 8  # layers in a scope that say where it lies; a scope of more is most of the model
+_MANY = 1_000_000
 _MOST_CELLS = 26_000_000  # of one group of equal shapes; beyond that nobody would read the candidates
-_LONE = frozenset({"lone", "gamma", "alpha", "other"})
 
 
 class Pair(NamedTuple):
@@ -42,92 +47,6 @@ class Pair(NamedTuple):
     rivals: tuple[tuple[int, float], ...]
 
 
-Shapes = tuple[tuple[str, Shape, str, bool, bool], ...]
-
-
-def shapes_of(unit: Unit) -> Shapes:
-    """All that decides with what a unit can be paired."""
-    return tuple(sorted((i.role, i.shape, i.type, i.table, i.still) for i in unit.items.values()))
-
-
-def roles(one: Sequence[str], other: Sequence[str]) -> list[tuple[str, str]]:
-    """Which roles of two units correspond; empty when the units are of different kinds."""
-    common = sorted(set(one) & set(other))
-    if "kernel" in one or "kernel" in other:
-        if "kernel" in common:
-            return [(role, role) for role in common]
-        lone = len(one) == len(other) == 1 and "other" in (*one, *other)
-        return [(one[0], other[0])] if lone else []
-    if len(common) >= min(2, max(len(one), len(other))):
-        return [(role, role) for role in common]
-    if len(one) == len(other) == 1 and {one[0], other[0]} <= _LONE:
-        return [(one[0], other[0])]
-    return []
-
-
-def item_fit(source: Item, target: Item, layout: Layout) -> Fit | None:
-    """How one variable becomes another; None when it cannot."""
-    if source.type != target.type or math.prod(source.shape) != math.prod(target.shape):
-        return None
-    kernels = source.role == target.role == "kernel" and not source.still and not (target.still and target.table)
-    role = "kernel" if kernels else ""
-    return fit(source.shape, target.shape, role, layout, table=source.table or target.table)
-
-
-def _cost(one: Shapes, other: Shapes, layout: Layout) -> float | None:
-    """Log odds lost by what does not fit quite; None when it cannot be."""
-    left = {role: Item("", shape, kind, role, table, still) for role, shape, kind, table, still in one}
-    right = {role: Item("", shape, kind, role, table, still) for role, shape, kind, table, still in other}
-    pairs = roles(list(left), list(right))
-    if not pairs:
-        return None
-    cost = 0.8 * (len(left) + len(right) - 2 * len(pairs))
-    for a, b in pairs:
-        found = item_fit(left[a], right[b], layout)
-        if found is None:
-            return None
-        cost += 3 * (1 - found.quality) + 0.7 * (a != b) + 1.5 * (left[a].table != right[b].table)
-    return cost
-
-
-class Groups(NamedTuple):
-    """Units that may correspond by shape: for each unit of either side the number of its group."""
-
-    sources: list[int]
-    targets: list[int]
-    costs: dict[tuple[Shapes, Shapes], float]
-
-
-def group(sources: Sequence[Unit], targets: Sequence[Unit], layout: Layout) -> Groups:
-    """Connects what can be paired, by number of elements first and then by all shapes of a unit."""
-    left = [shapes_of(unit) for unit in sources]
-    right = [shapes_of(unit) for unit in targets]
-    by_size: dict[int, set[Shapes]] = defaultdict(set)
-    for shapes, unit in zip(right, targets, strict=True):
-        by_size[unit.size].add(shapes)
-    costs: dict[tuple[Shapes, Shapes], float] = {}
-    parent: dict[tuple[str, Shapes], tuple[str, Shapes]] = {}
-
-    def root(node: tuple[str, Shapes]) -> tuple[str, Shapes]:
-        while parent.setdefault(node, node) != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
-    for shapes, size in {(shapes, unit.size) for shapes, unit in zip(left, sources, strict=True)}:
-        for other in by_size.get(size, ()):
-            cost = _cost(shapes, other, layout)
-            if cost is not None:
-                costs[shapes, other] = cost
-                parent[root(("source", shapes))] = root(("target", other))
-    numbers: dict[tuple[str, Shapes], int] = {}
-    found = [
-        [numbers.setdefault(root((side, shapes)), len(numbers)) for shapes in units]
-        for side, units in (("source", left), ("target", right))
-    ]
-    return Groups(found[0], found[1], costs)
-
-
 def pair_units(sources: Sequence[Unit], targets: Sequence[Unit], layout: Layout) -> list[Pair]:
     """The likeliest partner of each unit, each unit once; time grows with the square of a group of equal shapes."""
     groups = group(sources, targets, layout)
@@ -138,14 +57,72 @@ def pair_units(sources: Sequence[Unit], targets: Sequence[Unit], layout: Layout)
     for side, numbers in enumerate((groups.sources, groups.targets)):
         for place, number in enumerate(numbers):
             members[number][side].append(place)
-    pairs: list[Pair] = []
+    found: list[tuple[list[int], list[int], Likeness, _Belief]] = []
+    sure: list[tuple[int, int]] = []
     for rows, columns in members.values():
         if rows and columns and len(rows) * len(columns) <= _MOST_CELLS:
-            pairs += _pair_group(sources, targets, rows, columns, groups, left, right, general)
+            alike, so_far = _believe(sources, targets, rows, columns, groups, left, right, general)
+            found.append((rows, columns, alike, so_far))
+            sure += [(rows[i], columns[j]) for i, j in mutual(so_far.shares) if so_far.shares[i, j] > _SURE]
+    near = _neighbours(sources, targets, sure)
+    pairs: list[Pair] = []
+    for rows, columns, alike, so_far in found:
+        pairs += _pairs(rows, columns, alike, _by_neighbours(so_far, near, rows, columns, targets))
     return pairs
 
 
-def _pair_group(
+class _Belief(NamedTuple):
+    """Of each pairing of a group: log odds by words and numbers, trust in the numbers, and the belief."""
+
+    score: np.ndarray
+    trust: np.ndarray
+    shares: np.ndarray
+
+
+def _neighbours(sources: Sequence[Unit], targets: Sequence[Unit], sure: Sequence[tuple[int, int]]) -> dict[int, float]:
+    """For each source unit the place in the model of what lies in the same scope, as far as that is sure."""
+    places: dict[tuple, list[int]] = defaultdict(list)
+    for source, target in sure:
+        tokens = sources[source].tokens
+        for end in sources[source].ends:
+            places[tokens[:end]].append(targets[target].position)
+    found = {}
+    for number, unit in enumerate(sources):
+        end = next((end for end in sorted(unit.ends, reverse=True) if unit.tokens[:end] in places), 0)
+        if end and len(places[unit.tokens[:end]]) <= _FEW:
+            found[number] = float(np.median(places[unit.tokens[:end]]))
+    return found
+
+
+def _by_neighbours(
+    so_far: _Belief,
+    near: dict[int, float],
+    rows: list[int],
+    columns: list[int],
+    targets: Sequence[Unit],
+) -> np.ndarray:
+    """Belief moved, where words and numbers leave it open, to units that lie near in the model's order.
+
+    ``attention/output/LayerNorm`` lies beside ``attention/output/dense``: of two norms it is the one that the
+    model has near that layer's partner.
+    """
+    shares = so_far.shares
+    if shares.size < 2 or shares.size > _MANY:
+        return shares
+    doubtful = (shares.max(axis=1, keepdims=True) < _SURE) & (shares.max(axis=0, keepdims=True) < _SURE)
+    if not doubtful.any():
+        return shares
+    places = np.array([targets[n].position for n in columns], np.float32)
+    apart = np.zeros(shares.shape, np.float32)
+    for row, number in enumerate(rows):
+        if number in near:
+            apart[row] = _STEP * np.minimum(np.abs(places - near[number]), _FAR)
+    moved = _IN_ORDER * belief(so_far.score - apart) + (1 - _IN_ORDER) * shares
+    result: np.ndarray = np.where(doubtful & (so_far.trust > _SURE), moved, shares)
+    return result
+
+
+def _believe(
     sources: Sequence[Unit],
     targets: Sequence[Unit],
     rows: list[int],
@@ -154,25 +131,33 @@ def _pair_group(
     left: Numbers,
     right: Numbers,
     general: dict[str, float],
-) -> list[Pair]:
+) -> tuple[Likeness, _Belief]:
+    """What words and numbers say of a group."""
     alike = Likeness([sources[n].words for n in rows], [targets[n].words for n in columns], general)
     score = alike.score - _costs([sources[n] for n in rows], [targets[n] for n in columns], groups.costs)
-    none = np.zeros(score.shape, np.float32)  # numbers tell nothing where there is one of each
-    apart, trust = _numbers(rows, columns, left, right) if score.size > 1 else (none, none + 1)
     by_words = belief(score)
+    if score.size == 1:  # numbers tell nothing where there is one of each
+        return alike, _Belief(score, np.ones(score.shape, np.float32), by_words)
+    apart, trust = _numbers(rows, columns, left, right)
     by_both = belief(score - apart) if apart.any() else by_words
-    shares = trust * by_both + (1 - trust) * by_words
+    return alike, _Belief(score - apart, trust, trust * by_both + (1 - trust) * by_words)
+
+
+def _pairs(rows: list[int], columns: list[int], alike: Likeness, shares: np.ndarray) -> list[Pair]:
     pairs = []
     for row, column in mutual(shares):
         others = [n for n in np.argsort(-shares[:, column])[:4] if n != row and shares[n, column] > 0.02][:3]
         pairs.append(
             Pair(
-                rows[row], columns[column], float(min(shares[row, column], 1)), float(alike.shared[row, column]),
-                bool(alike.clash[row, column]),
-                len(rows) == len(columns) == 1,
-                tuple((rows[n], float(shares[n, column])) for n in others),
+                source=rows[row],
+                target=columns[column],
+                certainty=float(min(shares[row, column], 1)),
+                shared=float(alike.shared[row, column]),
+                clash=bool(alike.clash[row, column]),
+                alone=shares.size == 1,
+                rivals=tuple((rows[n], float(shares[n, column])) for n in others),
             )
-        )  # fmt: skip
+        )
     return pairs
 
 

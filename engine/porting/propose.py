@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from engine.porting.fitting import Layout, Shape, bare, judge_layout
-from engine.porting.pairing import Pair, item_fit, pair_units, roles
+from engine.porting.fitting import Judged, Layout, Shape, bare, judge_layout
+from engine.porting.grouping import item_fit, roles
+from engine.porting.pairing import Pair, pair_units
 from engine.porting.proposal import Candidate, Left, Line, Missing, Proposal
 from engine.porting.source import TensorSource
 from engine.porting.units import Item, Unit, divided, make_units
@@ -38,7 +39,9 @@ def entries_of(source: TensorSource) -> list[SourceEntry]:
     return [SourceEntry(name, tuple(source.shape(name)), source.dtype(name)) for name in source.names()]
 
 
-def propose(sources: Iterable[SourceEntry], variables: Iterable[NamedVariable]) -> Proposal:
+def propose(
+    sources: Iterable[SourceEntry], variables: Iterable[NamedVariable], *, layout: Layout | None = None
+) -> Proposal:
     """Proposes for every variable the tensor it is made of, and skips for what is left.
 
     Names and shapes are all that is asked. Optimizer slots, averages beside their variable and step counters are
@@ -48,6 +51,8 @@ def propose(sources: Iterable[SourceEntry], variables: Iterable[NamedVariable]) 
     Args:
         sources: the tensors, names unique.
         variables: the model's, in model order.
+        layout: the order of axes where the kind of file says it ("tf" for TensorFlow's checkpoints); None: it is
+            judged by shapes and names.
 
     Returns:
         The proposal. A confidence of 0.9 says that nine of ten such lines are right; it falls when other tensors
@@ -60,7 +65,8 @@ def propose(sources: Iterable[SourceEntry], variables: Iterable[NamedVariable]) 
     left = make_units((called.get(e.name, e.name), tuple(e.shape), _type(e.dtype)) for e in kept)
     right = make_units((v.path, tuple(v.variable.shape), _type(v.variable.dtype)) for v in variables)
     real = {short: name for name, short in called.items()}
-    judged = judge_layout(_kernels(left), (shape for shape, _ in _kernels(right)), named_as_torch=_named_as_torch(kept))
+    kernels = (shape for shape, _ in _kernels(right))
+    judged = Judged(layout, 1.0, "as given") if layout else judge_layout(_kernels(left), kernels, named=_named(kept))
     fused = [any("qkv" in unit.words for unit in side) for side in (left, right)]
     if fused[0] and not fused[1]:
         left = divided(left, judged.layout)
@@ -86,11 +92,12 @@ def _kernels(units: Sequence[Unit]) -> Iterable[tuple[Shape, int | None]]:
             yield item.shape, bias.shape[0] if bias is not None and len(bias.shape) == 1 else None
 
 
-def _named_as_torch(entries: Sequence[SourceEntry]) -> bool:
-    """torch says ``weight`` behind a dot; TensorFlow ``kernel`` or ``weights`` behind a slash."""
-    wide = [e.name for e in entries if len(e.shape) > 1]
-    torch = sum(bool(re.search(r"\.(\w+_)?weight$", name)) for name in wide)
-    return 2 * torch > len(wide)
+def _named(entries: Sequence[SourceEntry]) -> Layout | None:
+    """torch says ``weight`` behind a dot; TensorFlow ``kernel`` or ``weights``. None: neither."""
+    wide = [entry.name for entry in entries if len(entry.shape) > 1]
+    if 2 * sum(bool(re.search(r"\.(\w+_)?weight$", name)) for name in wide) > len(wide):
+        return "torch"
+    return "tf" if 2 * sum(bool(re.search(r"(kernel|weights)(_\d+)?$", name)) for name in wide) > len(wide) else None
 
 
 def _set_aside(entries: Sequence[SourceEntry]) -> tuple[dict[str, Left], dict[str, str]]:
@@ -126,6 +133,7 @@ class _Port:
         self.used: dict[tuple[str, int | None], float] = {}
         self.candidates: dict[str, tuple[Candidate, ...]] = {}
         widths = {s.main.shape[0] for s in sources if s.kind == "linear" and len(s.main.shape) > 2}
+        self.wanted = {bare(i.shape) for t in targets for i in t.items.values() if len(bare(i.shape)) == 2}
         # torch counts channels first when it flattens an image: a transpose alone would mix up the rows
         self.image_widths = frozenset(widths) if layout == "torch" else frozenset()
         self.widths = frozenset(length for s in sources for i in s.items.values() if i.shape for length in i.shape[:1])
@@ -172,8 +180,8 @@ class _Port:
             confidence *= self.sure
             how = "transposed as all kernels of torch" if self.layout == "torch" else "kept as it is"
             reasons.append(f"the shape does not tell whether to transpose: {how}")
-        elif len(source.shape) > 1 and source.role == "kernel" and self.sure < 0.8:
-            confidence *= 0.9
+        elif source.role == "kernel" and bare(source.shape)[::-1] in self.wanted:
+            confidence *= max(self.sure, 0.9) if self.sure >= 0.8 else self.sure  # transposed it would fit another
         if self.layout == "torch" and len(source.shape) == 2 and "transpose" in "".join(found.transforms):
             rows = source.shape[1]
             if rows not in self.widths and any(rows % w == 0 and w > 1 for w in self.image_widths):

@@ -194,6 +194,8 @@ def _words(tokens: tuple[str, ...]) -> tuple[str, ...]:
     while place < len(tokens):
         for length in range(min(_LONGEST, len(tokens) - place), 0, -1):
             canonical = _ONE.get(tokens[place : place + length])
+            if len(tokens[place]) == length == 1 and tokens[place + 1 : place + 2] == ("",):
+                canonical = None  # the v of resnet_v1 is no value
             if canonical is not None or length == 1:
                 found.append(canonical or tokens[place])
                 place += length

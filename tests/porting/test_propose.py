@@ -161,6 +161,12 @@ def test_words_that_exclude_each_other_are_never_paired_surely() -> None:
     assert sure(proposed(source, target)) == {"mha/key/kernel": ("att/key/kernel",)}
 
 
+def test_a_version_in_a_name_is_no_value_of_attention() -> None:
+    source = {f"resnet_v1_50/att/{w}/kernel": (8, 8) for w in ("key", "value", "query")}
+    found = sure(proposed(source, {f"mha/{w}/kernel": (8, 8) for w in ("query", "key", "value")}))
+    assert found == {f"mha/{w}/kernel": (f"resnet_v1_50/att/{w}/kernel",) for w in ("query", "key", "value")}
+
+
 # --- roles and layers ---
 
 

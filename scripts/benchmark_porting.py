@@ -63,7 +63,7 @@ def main() -> int:
                     flush=True,
                 )
     base = [run["seconds"] for run in found["tensorflow"]]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "runner": name,
             "seconds": peers.quantiles([run["seconds"] for run in runs]),

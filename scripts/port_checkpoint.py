@@ -206,12 +206,14 @@ def _rules(weights: Any, variables: Any, out: pathlib.Path | None) -> tuple[Any,
 
     if not F.auto:
         return (detect.choose(weights, variables) if F.rules is None else detect.named(F.rules)), {}
+    from compat_v1.locate import locate
     from engine.errors import InputError
     from engine.files import write_bytes
     from engine.porting.proposal import SURE
     from engine.porting.propose import entries_of, propose
 
-    proposal = propose(entries_of(weights), variables)
+    # TensorFlow's own files have TensorFlow's order of axes: square kernels are certain then
+    proposal = propose(entries_of(weights), variables, layout="tf" if locate(F.source) is not None else None)
     least = 0.0 if F.yes else SURE
     text = proposal.rules_text(at_least=least)
     print(proposal.table(), end="\n\n")

@@ -15,7 +15,7 @@ def outline() -> contextlib.AbstractContextManager[None]:
     """Surrounds the building of a model: its large variables get a handle, a shape and a dtype, but no value.
 
     Initial values are still drawn, one variable at a time, and forgotten. Such a model can be named,
-    selected from and ported into a file; reading a variable's value is an error of TensorFlow.
+    selected from and ported into a file; reading a large variable's value gives an empty array.
     """
     return tf.variable_creator_scope(_without_value)
 

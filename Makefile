@@ -24,10 +24,10 @@ demo: install ## fine-tune the pre-trained vit:mini on the embedded images (abou
 	$(BIN)/python -m scripts.finetune
 
 test: install ## all tests but the slow proofs
-	$(BIN)/python -m pytest -n 2 -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist=worksteal -m 'not slow'
 
 test-all: install ## all tests, slow proofs included
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist=worksteal
 
 check: install ## ruff and mypy
 	$(BIN)/ruff check .

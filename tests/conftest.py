@@ -47,30 +47,45 @@ def finetune() -> Program:
 
 
 EACH = """
-import contextlib, importlib, io, json, sys
+import contextlib, importlib, io, json, subprocess, sys
 from absl import flags
 from absl.testing import flagsaver
 from scripts import program
-module, asked = importlib.import_module(sys.argv[1]), json.load(sys.stdin)
-for words in asked:
-    sys.argv = [module.__name__, *words]
-    out, err = io.StringIO(), io.StringIO()
+
+module, asked, start = importlib.import_module(sys.argv[1]), json.load(sys.stdin), subprocess.run
+
+def run(words, given=""):
+    before, out, err = (sys.argv, sys.stdin), io.StringIO(), io.StringIO()
+    sys.argv, sys.stdin = [module.__name__.split(".")[-1], *words], io.StringIO(given)
     with flagsaver.flagsaver(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         flags.FLAGS.unparse_flags()
         code = program._run(module.main, module.__doc__, module.__name__)
-    print(json.dumps([code, out.getvalue(), err.getvalue()]))
+    sys.argv, sys.stdin = before
+    return code, out.getvalue(), err.getvalue()
+
+def here(command, **options):
+    if command[1:3] != ["-m", module.__name__]:
+        return start(command, **options)
+    return subprocess.CompletedProcess(command, *run(command[3:], options["input"]))
+
+if sys.argv[2] == "here":
+    subprocess.run = here
+for words in asked:
+    print(json.dumps(run(words)))
 """
 
 
 @pytest.fixture(scope="session")
-def run_each() -> Callable[[str, Sequence[Sequence[str]]], list[tuple[int, str, str]]]:
+def run_each() -> Callable[..., list[tuple[int, str, str]]]:
     """Runs a program with each of these flags: (exit code, stdout, stderr) of each; checks that none has a traceback.
 
-    All in one process, since each would take seconds to start; not in this one, because programs share names of flags.
+    All in one process, since each would take seconds to start; not in the tests' own, because programs share names
+    of flags. What the program starts as a process of its own runs there too, unless ``apart``.
     """
 
-    def run(program: str, asked: Sequence[Sequence[str]]) -> list[tuple[int, str, str]]:
-        command, lines = [sys.executable, "-c", EACH, program], json.dumps([list(words) for words in asked])
+    def run(program: str, asked: Sequence[Sequence[str]], *, apart: bool = False) -> list[tuple[int, str, str]]:
+        command = [sys.executable, "-c", EACH, program, "apart" if apart else "here"]
+        lines = json.dumps([list(words) for words in asked])
         done = subprocess.run(command, cwd=ROOT, input=lines, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
         found = [tuple(json.loads(line)) for line in done.stdout.splitlines()]

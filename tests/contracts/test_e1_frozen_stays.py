@@ -37,7 +37,7 @@ def network(name: str) -> tuple[Any, tuple[int, int, int]]:
         return mobilenet(), (32, 32, 3)
     if name == "cnn":
         return build("cnn:mini", image_shape=(28, 28, 1), outputs=CLASSES).network, (28, 28, 1)
-    spec = "vit:mini,depth=3,dropout=0.1,drop_path=0.1"
+    spec = "vit:mini,depth=2,dropout=0.1,drop_path=0.1"
     return build(spec, image_shape=(28, 28, 1), outputs=CLASSES).network, (28, 28, 1)
 
 

@@ -20,12 +20,15 @@ BAD = [
 ]
 
 
+@pytest.mark.parametrize(
+    "apart", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["one process", "each its own"]
+)
 def test_engine_and_keras_are_measured_in_turn_on_equal_terms_and_bad_input_is_named(
-    run_each: Any, tmp_path: pathlib.Path
+    run_each: Any, tmp_path: pathlib.Path, apart: bool
 ) -> None:
     out = tmp_path / "results.json"
     (code, printed, error), *others = run_each(
-        "scripts.benchmark_first_step", [[*SMALL, f"--out={out}"], *([*SMALL, flag] for flag, _ in BAD)]
+        "scripts.benchmark_first_step", [[*SMALL, f"--out={out}"], *([*SMALL, flag] for flag, _ in BAD)], apart=apart
     )
     for (flag, said), (bad_code, _, bad_error) in zip(BAD, others, strict=True):
         assert (bad_code, said in bad_error) == (2, True), (flag, bad_error)

@@ -38,8 +38,11 @@ UNFIT = [
 ]
 
 
+@pytest.mark.parametrize(
+    "apart", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["one process", "each its own"]
+)
 def test_runs_are_measured_against_their_forecasts_and_against_keras_and_bad_ones_are_named(
-    run_each: Any, tmp_path: pathlib.Path
+    run_each: Any, tmp_path: pathlib.Path, apart: bool
 ) -> None:
     out = tmp_path / "results.json"
     runs = [
@@ -54,13 +57,13 @@ def test_runs_are_measured_against_their_forecasts_and_against_keras_and_bad_one
         *([f"--run={TINY}", f"--run={text}"] for text, _ in BAD),
         *([f"--run={text}"] for text, _ in UNFIT),
     ]
-    (code, printed, error), (no_code, _, no_folder), *others = run_each("scripts.benchmark_memory", asked)
+    (code, printed, error), (no_code, _, no_folder), *others = run_each("scripts.benchmark_memory", asked, apart=apart)
     assert no_code == 2
     assert "out='nowhere/results.json': it must be a file in an existing folder" in no_folder
     for (text, said), (bad_code, bad_printed, bad_error) in zip([*BAD, *UNFIT], others, strict=True):
         assert (bad_code, said in bad_error) == (2, True), (text, bad_error)
         if (text, said) in BAD:
-            assert bad_error.startswith("scripts.benchmark_memory: run=")
+            assert bad_error.startswith("benchmark_memory: run=")
             assert bad_printed == "", "it is named before anything starts"
     assert code == 0, error
     plain, parts, budget, keras = json.loads(out.read_text())

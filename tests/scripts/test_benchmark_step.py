@@ -27,10 +27,13 @@ BAD = [
 ]
 
 
-def test_engine_and_hand_are_compared_on_equal_terms_and_bad_flags_are_named(run_each, tmp_path):
+@pytest.mark.parametrize(
+    "apart", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["one process", "each its own"]
+)
+def test_engine_and_hand_are_compared_on_equal_terms_and_bad_flags_are_named(run_each, tmp_path, apart):
     out = tmp_path / "results.json"
     (code, _, error), *others = run_each(
-        "scripts.benchmark_step", [[*SMALL, f"--out={out}"], *([*SMALL, flag] for flag, _ in BAD)]
+        "scripts.benchmark_step", [[*SMALL, f"--out={out}"], *([*SMALL, flag] for flag, _ in BAD)], apart=apart
     )
     for (flag, said), (bad_code, _, bad_error) in zip(BAD, others, strict=True):
         assert (bad_code, said in bad_error) == (2, True), (flag, bad_error)

@@ -48,6 +48,9 @@ def _run(main: Callable[[], int], about: str, flags_in: str) -> int:
         return main()
     except KeyboardInterrupt:
         return _fail(name, "stopped before anything was trained", STOPPED)
+    except BrokenPipeError:  # who read our output has enough, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return FAILED
     except MemoryError:
         return _fail(name, "out of memory: a smaller --batch_size needs less", FAILED)
     except Exception as error:  # whatever it is, a user gets a sentence

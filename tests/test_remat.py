@@ -72,7 +72,7 @@ def peak(micro: MicroBatch, examples: int = 256) -> int:
 
 
 def test_each_mode_keeps_less_than_the_one_before() -> None:
-    model = vit("depth=4")
+    model = vit("depth=3")
     found = [traced(model, "@all", mode) for mode in MODES]
     for measure in (kept, peak):
         none, elementwise, blocks = map(measure, found)

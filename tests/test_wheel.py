@@ -62,7 +62,7 @@ def fine_tune(environment: pathlib.Path, folder: pathlib.Path) -> None:
     clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     program = environment / "bin/frostline-finetune"
     done = subprocess.run(
-        [program, "--steps=4", "--train_examples=128", "--batch_size=32", "--out=run"],
+        [program, "--train=@head", "--steps=4", "--train_examples=128", "--batch_size=32", "--out=run"],
         cwd=folder, env=clean, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -70,7 +70,7 @@ def fine_tune(environment: pathlib.Path, folder: pathlib.Path) -> None:
     run = json.loads((folder / "run/run.json").read_text())
     assert run["freeze_proof"]["verified"] is True
     where = subprocess.run(
-        [environment / "bin/python", "-c", "import engine; print(engine.__file__)"], cwd=folder, env=clean, capture_output=True, text=True, check=True
+        [environment / "bin/python", "-c", "from importlib.util import find_spec; print(find_spec('engine').origin)"], cwd=folder, env=clean, capture_output=True, text=True, check=True
     )  # fmt: skip
     assert str(environment) in where.stdout
 

@@ -4,34 +4,33 @@ from __future__ import annotations
 
 import json
 import pathlib
-import subprocess
-import sys
+from typing import Any
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 ROW = {
     "runner", "losses", "weights_sha256", "trainable_collection", "in_compute_gradients", "slots", "saver_would_lose",
     "backward_ops", "step_ms", "peak_rss_bytes",
 }  # fmt: skip
 
 
-def run(program: str, *flags: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", f"scripts.{program}", *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
-    assert "Traceback" not in done.stdout + done.stderr, done.stderr
-    assert done.returncode == code, f"{done.returncode}:\n{done.stdout}\n{done.stderr}"
-    return done
+BAD = [
+    (["--train=haed/.*"], "item 1 `haed/.*` matches nothing"),
+    (["--model=keras:MobileNetV2"], "the TF1 path has vit:SIZE"),
+    (["--micro_batches=100"], "micro_batches=100"),
+    (["--model=vit:mini,depth=1"], "--weights=none starts from random ones"),
+]
 
 
 def test_the_methods_are_identical_agree_with_the_engine_and_the_leaks_are_shown(
-    small_data: pathlib.Path, tmp_path: pathlib.Path
+    run_each: Any, small_data: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    done = run(
-        "compare_v1", "--model=cnn:mini", f"--data=npz:{small_data}", "--train=head/.* stages/[13]/.*", "--steps=4",
+    (code, printed, error), *others = run_each("scripts.compare_v1", [[
+        "--model=cnn:mini", f"--data=npz:{small_data}", "--train=head/.* stages/[13]/.*", "--steps=4",
         "--batch_size=8", "--micro_batches=2", "--precision=float64", "--optimizer=momentum", "--show=leaks",
         f"--out={tmp_path / 'new'}",
-    )  # fmt: skip
+    ], *(flags for flags, _ in BAD)])  # fmt: skip
+    assert code == 0, error
     found = json.loads((tmp_path / "new/compare.json").read_text())
     assert (found["model"], found["steps"], found["optimizer"], found["identical"]) == ("cnn:mini", 4, "momentum", True)
     rows = {row["runner"]: row for row in found["rows"]}
@@ -53,31 +52,23 @@ def test_the_methods_are_identical_agree_with_the_engine_and_the_leaks_are_shown
     assert all(row["weights"] < 1e-10 for row in found["differences"])
     assert len(found["leaks"]) == 9
     assert all(leak["moved"] and leak["size"] > 0 for leak in found["leaks"])
-    assert "are bit-identical" in done.stdout
+    assert "are bit-identical" in printed
+    for (code, _, error), (flags, message) in zip(others, BAD, strict=True):
+        assert code == 2, flags
+        assert message in error
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--train=haed/.*"], "item 1 `haed/.*` matches nothing"),
-        (["--model=keras:MobileNetV2"], "the TF1 path has vit:SIZE"),
-        (["--micro_batches=100"], "micro_batches=100"),
-        (["--model=vit:mini,depth=1"], "--weights=none starts from random ones"),
-    ],
-)
-def test_bad_flags_are_named(flags: list[str], message: str) -> None:
-    done = run("compare_v1", *flags, code=2)
-    assert message in done.stderr
-
-
-def test_windows_are_timed_in_turn(tmp_path: pathlib.Path) -> None:
+def test_windows_are_timed_in_turn(run_each: Any, tmp_path: pathlib.Path) -> None:
     out = tmp_path / "times.json"
-    run(
-        "benchmark_v1", "--model=cnn:mini", "--image_size=16", "--classes=3", "--batch_size=4", "--steps=2", "--warmup=1",
+    asked = [
+        "--model=cnn:mini", "--image_size=16", "--classes=3", "--batch_size=4", "--steps=2", "--warmup=1",
         "--train=@head", f"--out={out}",
-    )  # fmt: skip
+    ]  # fmt: skip
+    (code, _, error), (bad, _, message) = run_each("scripts.benchmark_v1", [asked, ["--image_size=4"]])
+    assert code == 0, error
+    assert bad == 2
+    assert "image_size=4" in message
     rows = json.loads(out.read_text())
     assert [row["runner"] for row in rows] == ["engine", "v1_trainable", "v1_stop_gradient", "v1_var_list"]
     assert all(row["ratio_to_engine"]["median"] > 0 for row in rows)
     assert rows[0]["ratio_to_engine"] == {"median": 1.0, "p10": 1.0, "p90": 1.0}
-    assert "image_size=4" in run("benchmark_v1", "--image_size=4", code=2).stderr

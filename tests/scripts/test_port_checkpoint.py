@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import os
 import pathlib
-import subprocess
-import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +14,6 @@ import tensorflow as tf
 from engine.files import Npz
 
 v1 = tf.compat.v1
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 MODEL = """
 import keras
@@ -70,27 +67,79 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Old:
     return Old(folder, pathlib.Path(prefix), "py:small_model:build", folder / "small.rules")
 
 
-def port(old: Old, *flags: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "scripts.port_checkpoint", f"--target={old.target}", *flags]
-    environment = os.environ | {"PYTHONPATH": str(old.folder)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert "Traceback" not in done.stdout + done.stderr, done.stderr
-    assert done.returncode == code, f"{done.returncode}:\n{done.stdout}\n{done.stderr}"
-    return done
+class Ran(NamedTuple):
+    """What all commands did, run one after the other in one process: (exit code, stdout, stderr) by name."""
+
+    out: pathlib.Path
+    said: dict[str, tuple[int, str, str]]
+
+    def ok(self, name: str, code: int = 0) -> str:
+        found, printed, error = self.said[name]
+        assert found == code, f"{found}:\n{printed}\n{error}"
+        return printed if code < 2 else error
+
+
+@pytest.fixture(scope="module")
+def ran(old: Old, run_each: Any, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    out = tmp_path_factory.mktemp("out")
+    bad = out / "bad"
+    bad.mkdir()
+    index, numbers = ".index", ".data-00000-of-00001"
+    (bad / f"m{index}").write_bytes(pathlib.Path(f"{old.prefix}{index}").read_bytes())
+    (bad / f"m{numbers}").write_bytes(bytes(byte ^ 1 for byte in pathlib.Path(f"{old.prefix}{numbers}").read_bytes()))
+    np.savez(out / "changed.npz", **changed(old))
+    source, rules, graph = f"--source={old.prefix}", f"--rules={old.rules}", f"{old.prefix}.meta"
+    commands = {
+        "there": [source, "--auto", "--slots=Adam", f"--verify_graph={graph}", "--outputs=logits", f"--out={out}/new/small.npz"],
+        "back": [
+            "--reverse", f"--source={out}/new/small.npz", f"--rules={out}/new/small.rules", f"--base={old.prefix}",
+            f"--graph={graph}", f"--out={out}/back/model.ckpt-3",
+        ],
+        "averages": [f"--source={old.folder}", rules, "--take_ema", "--slots=auto", f"--out={out}/averages/a.npz"],
+        "no base": ["--reverse", f"--source={out}/changed.npz", rules, f"--out={out}/v1/old", "--format=V1"],
+        "changed": [
+            "--reverse", f"--source={out}/changed.npz", rules, f"--base={old.prefix}", f"--out={out}/changed/model",
+        ],
+        "dry": [source, rules, "--dry_run", f"--out={out}/dry/a.npz"],
+        "damaged": [f"--source={bad}/m", rules, f"--out={out}/damaged/a.npz"],
+        "name": [source, f"--out={out}/refused/a.txt"],
+        "kind": [source, rules, "--slots=Momentum", f"--out={out}/refused/a.npz"],
+        "rules": [source, f"--out={out}/refused/a.npz"],
+        "itself": ["--reverse", f"--source={out}/new/small.npz", rules, f"--base={old.prefix}", f"--out={old.prefix}"],
+        "wrong": [
+            source, rules, f"--verify_graph={graph}", "--outputs=logits", f"--out={out}/keras/small.weights.h5",
+            "--target=py:wrong_model:build",
+        ],
+    }  # fmt: skip
+    (old.folder / "wrong_model.py").write_text(MODEL.replace('"relu"', '"tanh"'))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(old.folder))
+        asked = [[f"--target={old.target}", *words] for words in commands.values()]
+        found = run_each("scripts.port_checkpoint", asked)
+    return Ran(out, dict(zip(commands, found, strict=True)))
+
+
+def changed(old: Old) -> dict[str, np.ndarray]:
+    """Weights and slots as a run would leave them, each number another than the checkpoint's."""
+    file = reader(old.prefix)
+    found: dict[str, np.ndarray] = {}
+    for layer in ("hidden", "head"):
+        for new, name in (("kernel", "weights"), ("bias", "biases")):
+            found[f"{layer}/{new}"] = file.get_tensor(f"net/{layer}/{name}") + 1
+            for slot, end in (("m", "Adam"), ("v", "Adam_1")):
+                found[f"optimizer/{layer}/{new}/{slot}"] = file.get_tensor(f"net/{layer}/{name}/{end}") + 2
+            found[f"optimizer/{layer}/{new}/t"] = np.asarray(7, np.int64)
+    return found
 
 
 def reader(prefix: pathlib.Path) -> Any:
     return tf.train.load_checkpoint(str(prefix))
 
 
-def test_there_with_slots_and_proof_and_back_byte_for_byte(old: Old, tmp_path: pathlib.Path) -> None:
-    out = tmp_path / "new" / "small.npz"
-    done = port(
-        old, f"--source={old.prefix}", "--auto", "--slots=Adam", f"--verify_graph={old.prefix}.meta",
-        "--outputs=logits", f"--out={out}",
-    )  # fmt: skip
-    assert "after 3 steps (told by beta1_power" in done.stdout
-    ledger = json.loads((out.parent / "ledger.json").read_text())
+def test_there_with_slots_and_proof_and_back_byte_for_byte(old: Old, ran: Ran) -> None:
+    printed = ran.ok("there")
+    assert "after 3 steps (told by beta1_power" in printed
+    ledger = json.loads((ran.out / "new/ledger.json").read_text())
     assert set(ledger) >= {"source", "target", "loaded", "skipped", "unused", "missing", "slots", "parity"}
     assert ledger["parity"]["max_abs_difference"] <= 1e-6
     assert [output["name"] for output in ledger["parity"]["outputs"]] == ["logits:0"]
@@ -100,7 +149,7 @@ def test_there_with_slots_and_proof_and_back_byte_for_byte(old: Old, tmp_path: p
     assert explained == set(reader(old.prefix).get_variable_to_shape_map())
     assert ledger["unused"] == ledger["missing"] == []
     assert all(0.8 <= entry["confidence"] < 1 for entry in ledger["loaded"])
-    with Npz(out) as file:
+    with Npz(ran.out / "new/small.npz") as file:
         assert len(file.names()) == 4 + 8 + 4
         for path, name in (("hidden/kernel", "net/hidden/weights"), ("head/bias", "net/head/biases")):
             np.testing.assert_array_equal(file.read(path), reader(old.prefix).get_tensor(name))
@@ -108,98 +157,64 @@ def test_there_with_slots_and_proof_and_back_byte_for_byte(old: Old, tmp_path: p
                 file.read(f"optimizer/{path}/v"), reader(old.prefix).get_tensor(f"{name}/Adam_1")
             )
             assert file.read(f"optimizer/{path}/t") == 3
-    rules = out.with_suffix(".rules")
-    assert "# 0.9" in rules.read_text()  # a confidence on every line
-
-    back = tmp_path / "back" / "model.ckpt-3"
-    port(
-        old, "--reverse", f"--source={out}", f"--rules={rules}", f"--base={old.prefix}", f"--graph={old.prefix}.meta",
-        f"--out={back}",
-    )  # fmt: skip
+    assert "# 0.9" in (ran.out / "new/small.rules").read_text()  # a confidence on every line
+    ran.ok("back")
     for end in (".index", ".data-00000-of-00001"):
-        assert pathlib.Path(f"{back}{end}").read_bytes() == pathlib.Path(f"{old.prefix}{end}").read_bytes()
+        assert (ran.out / f"back/model.ckpt-3{end}").read_bytes() == pathlib.Path(f"{old.prefix}{end}").read_bytes()
 
 
-def test_averages_are_taken_and_changed_weights_go_back_without_a_base(old: Old, tmp_path: pathlib.Path) -> None:
-    out = tmp_path / "averages.npz"
-    port(old, f"--source={old.folder}", f"--rules={old.rules}", "--take_ema", "--slots=auto", f"--out={out}")
-    with Npz(out) as file:
-        arrays = {name: file.read(name) for name in file.names()}
-    shadow = reader(old.prefix).get_tensor("net/hidden/weights/ExponentialMovingAverage")
-    np.testing.assert_array_equal(arrays["hidden/kernel"], shadow)
-    assert not np.array_equal(shadow, reader(old.prefix).get_tensor("net/hidden/weights"))
-    arrays = {name: value + 1 if value.dtype == np.float32 else value for name, value in arrays.items()}
-    changed = tmp_path / "changed.npz"
-    np.savez(changed, **arrays)
-    back = tmp_path / "back"
-    port(old, "--reverse", f"--source={changed}", f"--rules={old.rules}", f"--out={back}", "--format=V1")
-    assert not pathlib.Path(f"{back}.index").exists()
-    found = reader(back)
-    np.testing.assert_array_equal(found.get_tensor("net/hidden/weights"), arrays["hidden/kernel"])
-    np.testing.assert_array_equal(found.get_tensor("net/head/biases/Adam"), arrays["optimizer/head/bias/m"])
-    assert found.get_tensor("beta1_power") == pytest.approx(0.9**4)
+def test_averages_are_taken(old: Old, ran: Ran) -> None:
+    ran.ok("averages")
+    with Npz(ran.out / "averages/a.npz") as file:
+        kernel = file.read("hidden/kernel")
+    np.testing.assert_array_equal(kernel, reader(old.prefix).get_tensor("net/hidden/weights/ExponentialMovingAverage"))
+    assert not np.array_equal(kernel, reader(old.prefix).get_tensor("net/hidden/weights"))
 
 
-def test_keras_weights_and_a_proof_that_fails(old: Old, tmp_path: pathlib.Path) -> None:
-    (old.folder / "wrong_model.py").write_text(MODEL.replace('"relu"', '"tanh"'))
-    wrong = old._replace(target="py:wrong_model:build")
-    out = tmp_path / "small.weights.h5"
-    done = port(
-        wrong, f"--source={old.prefix}", f"--rules={old.rules}", f"--verify_graph={old.prefix}.meta", "--outputs=logits",
-        f"--out={out}", code=1,
-    )  # fmt: skip
-    assert "NOT EQUAL" in done.stdout
-    assert json.loads((tmp_path / "ledger.json").read_text())["parity"]["max_abs_difference"] > 1e-3
-    import keras
+def test_what_changed_goes_back_with_its_slots(old: Old, ran: Ran) -> None:
+    ran.ok("no base")
+    ran.ok("changed")
+    assert not (ran.out / "v1/old.index").exists()
+    arrays, before = changed(old), reader(old.prefix)
+    for prefix in (ran.out / "v1/old", ran.out / "changed/model"):
+        found = reader(prefix)
+        np.testing.assert_array_equal(found.get_tensor("net/hidden/weights"), arrays["hidden/kernel"])
+        np.testing.assert_array_equal(found.get_tensor("net/head/biases/Adam"), arrays["optimizer/head/bias/m"])
+        assert found.get_tensor("beta1_power") == pytest.approx(0.9**8)
+    average = "net/head/biases/ExponentialMovingAverage"  # no rule touches it
+    np.testing.assert_array_equal(found.get_tensor(average), before.get_tensor(average))
 
-    sys.path.insert(0, str(old.folder))
-    try:
-        from small_model import build  # type: ignore[import-not-found]
-    finally:
-        sys.path.remove(str(old.folder))
-    model = build()
-    assert isinstance(model, keras.Model)
-    model.load_weights(out)
+
+def test_keras_weights_and_a_proof_that_fails(old: Old, ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "NOT EQUAL" in ran.ok("wrong", code=1)
+    assert json.loads((ran.out / "keras/ledger.json").read_text())["parity"]["max_abs_difference"] > 1e-3
+    monkeypatch.syspath_prepend(str(old.folder))
+    model = importlib.import_module("small_model").build()
+    model.load_weights(ran.out / "keras/small.weights.h5")
     np.testing.assert_array_equal(
         model.get_layer("head").kernel.numpy(), reader(old.prefix).get_tensor("net/head/weights")
     )
 
 
-def test_a_dry_run_writes_the_ledger_alone_and_damage_writes_nothing(old: Old, tmp_path: pathlib.Path) -> None:
-    done = port(old, f"--source={old.prefix}", f"--rules={old.rules}", "--dry_run", f"--out={tmp_path / 'x' / 'a.npz'}")
-    assert sorted(file.name for file in (tmp_path / "x").iterdir()) == ["ledger.json"]
-    assert "4 variables by small.rules" in done.stdout
-    bad = tmp_path / "bad"
-    bad.mkdir()
-    for end in (".index", ".data-00000-of-00001"):
-        content = bytearray(pathlib.Path(f"{old.prefix}{end}").read_bytes())
-        if end.startswith(".data"):
-            content = bytearray(byte ^ 1 for byte in content)
-        (bad / f"m{end}").write_bytes(content)
-    done = port(old, f"--source={bad / 'm'}", f"--rules={old.rules}", f"--out={tmp_path / 'y' / 'a.npz'}", code=2)
-    assert "4 tensors are damaged" in done.stderr
-    assert "net/head/biases" in done.stderr
-    assert list((tmp_path / "y").iterdir()) == []
+def test_a_dry_run_writes_the_ledger_alone_and_damage_writes_nothing(ran: Ran) -> None:
+    assert "4 variables by small.rules" in ran.ok("dry")
+    assert [file.name for file in (ran.out / "dry").iterdir()] == ["ledger.json"]
+    error = ran.ok("damaged", code=2)
+    assert "4 tensors are damaged" in error
+    assert "net/head/biases" in error
+    assert list((ran.out / "damaged").iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("name", "message"),
     [
-        (["--source=PREFIX", "--out=OUT/a.txt"], "it ends in .npz or .weights.h5"),
-        (
-            ["--source=PREFIX", "--rules=RULES", "--slots=Momentum", "--out=OUT/a.npz"],
-            "the checkpoint has slots of Adam",
-        ),
-        (["--source=PREFIX", "--out=OUT/a.npz"], "no rule file fits"),
-        (
-            ["--reverse", "--source=OUT/a.npz", "--rules=RULES", "--base=PREFIX", "--out=PREFIX"],
-            "it is the base itself",
-        ),
+        ("name", "it ends in .npz or .weights.h5"),
+        ("kind", "the checkpoint has slots of Adam"),
+        ("rules", "no rule file fits"),
+        ("itself", "it is the base itself"),
     ],
 )
-def test_bad_flags_are_named(old: Old, tmp_path: pathlib.Path, flags: list[str], message: str) -> None:
-    names = {"PREFIX": str(old.prefix), "RULES": str(old.rules), "OUT": str(tmp_path)}
-    for word, value in names.items():
-        flags = [flag.replace(word, value) for flag in flags]
-    assert message in port(old, *flags, code=2).stderr
-    assert list(tmp_path.iterdir()) == []
+def test_bad_flags_are_named_and_write_nothing(ran: Ran, name: str, message: str) -> None:
+    assert message in ran.ok(name, code=2)
+    folder = ran.out / "refused"
+    assert not folder.exists() or list(folder.iterdir()) == []

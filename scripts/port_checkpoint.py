@@ -139,8 +139,9 @@ def main() -> int:
             parity = _verify(source, network)
         ledger = decided.ledger(target=F.target, parity=None if parity is None else parity.to_json())
 
-        # ---- the files
-        if out is not None and not F.dry_run:
+        # ---- the files; weights that are not proven are not written
+        equal = parity is None or parity.holds(F.bound)
+        if out is not None and not F.dry_run and equal:
             if keras_file:
                 _save_keras(network, out)
             else:
@@ -150,8 +151,11 @@ def main() -> int:
     if out is not None:
         write_json(out.parent / "ledger.json", ledger)
         print(f"written: {out.parent / 'ledger.json'}")
-    if parity is not None and not parity.holds(F.bound):
-        print(f"NOT EQUAL: the largest difference is {parity.max_abs_difference:.3g}, {F.bound:g} is allowed")
+    if parity is not None and not equal:
+        print(
+            f"NOT EQUAL: the largest difference is {parity.max_abs_difference:.3g}, {F.bound:g} is allowed (--bound): "
+            "no weights are written; is the model's architecture the old graph's?"
+        )
         return program.FAILED
     return program.DONE
 

@@ -36,3 +36,5 @@ def test_what_is_no_size_is_refused_with_examples(text: str) -> None:
 def test_a_size_is_shown_with_three_digits() -> None:
     shown = [format_bytes(size) for size in (0, 999, 1024, 376_320_000, 1 << 30, 1010 << 20, 5 << 40)]
     assert shown == ["0 bytes", "999 bytes", "1 KiB", "359 MiB", "1 GiB", "1010 MiB", "5 TiB"]
+    assert format_bytes(int(999.4 * 2**20)) == "999 MiB"
+    assert format_bytes(int(999.7 * 2**20)) == "1000 MiB"  # not 1e+03

@@ -108,8 +108,12 @@ def _powers(
             return {}
     except SlotError:
         pass  # nothing told: what is written now does
+    tiny = np.finfo(np.float32).tiny  # below it both say the same: so many steps that the power is gone
     return {
-        name: np.asarray(value, base.dtype(name)) for role, value in values.items() for name in held.state.get(role, ())
+        name: np.asarray(value, base.dtype(name))
+        for role, value in values.items()
+        for name in held.state.get(role, ())
+        if value > tiny or base.read(name) > tiny
     }
 
 

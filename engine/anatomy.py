@@ -13,7 +13,7 @@ import tensorflow as tf
 from engine import graph
 from engine.batch_shapes import SHAPES, BatchShapes
 from engine.errors import InputError
-from engine.heat import SPEAKS, Cause, Heat
+from engine.heat import Cause, Heat
 from engine.mincut import UNBOUNDED, Network
 from engine.selection import Selection
 
@@ -225,7 +225,7 @@ class Anatomy:
 
         def compute(images: Any) -> list[Any]:
             feeds = self.outside() | {id(self.images): images}
-            speaks = [op for op in self.live if op in self.warm and op.type in SPEAKS]
+            speaks = [op for op in self.live if op in self.warm and self.heat.speaks(op)]
             return graph.copy(tensors, feeds, effects=speaks, name="prefix")
 
         return compute
@@ -234,11 +234,14 @@ class Anatomy:
         """Hot operations with effects: a copy of what is above must not lose them."""
         return [op for op in self.live if op in self.heat.hot and self.heat.effect(op)]
 
-    def shape_values(self, batch_size: Any, without: Set[Any]) -> dict[int, Any]:
-        """``id`` of a tensor that holds a cold tensor's shape -> that shape, for a batch of this size."""
+    def shape_values(self, batch_size: Any, without: Set[Any] | None) -> dict[int, Any]:
+        """``id`` of a tensor that holds a cold tensor's shape -> that shape, for a batch of this size.
+
+        Those of tensors that come from ``without``, which are not there to be asked; None: all.
+        """
         found = {}
         for op in self._sizes:
-            if not any(tensor.op in without for tensor in op.inputs):
+            if without is not None and not any(tensor.op in without for tensor in op.inputs):
                 continue
             kind = op.outputs[0].dtype
             size = tf.cast(batch_size, kind)
@@ -322,8 +325,9 @@ class Anatomy:
         return [op for op in self.live if op in self.warm and op in self._tainted and op not in self._by_tainted]
 
     def _mixed(self) -> set[Any]:
-        """Warm operations with a result that has no batch axis any more, and all that reads their results."""
-        starts = [op for op in self.live if op in self.warm and self._mixes(op)]
+        """Warm operations that mix examples by their shapes alone, and all that reads their results."""
+        sized = self._counting()
+        starts = [op for op in self.live if op in self.warm and (self._mixes(op) or sized & {t.op for t in op.inputs})]
         self._by_tainted: set[Any] = set()
         pending = list(starts)
         while pending:
@@ -338,7 +342,27 @@ class Anatomy:
         if op.type in _MIXING:
             return bool(op.get_attr("is_training"))
         read = [output for output in op.outputs if output.consumers()]
-        return any(not self.shapes.follows(output) for output in read)
+        return any(not self.shapes.follows(output) or self.shapes.crossed(output) for output in read)
+
+    def _counting(self) -> set[Any]:
+        """Operations that give numbers computed from the batch size: what reads them depends on how many examples there are."""
+        after = graph.dependents(self.graph, [output for op in self._sizes for output in op.outputs])
+        casts = [op for op in self.live if op in after and op.type == "Cast" and op not in self.warm | self.heat.hot]
+        casts = [op for op in casts if op.outputs[0].dtype.is_floating]
+        if not casts:
+            return set()
+
+        def counted(size: int) -> list[np.ndarray]:
+            def compute() -> list[Any]:
+                feeds = self.outside() | self.shape_values(tf.constant(size), None)
+                return graph.copy([op.outputs[0] for op in casts], feeds)
+
+            return [value.numpy() for value in tf.function(compute, autograph=False)()]
+
+        pairs = zip(casts, counted(2), counted(3), strict=True)
+        found = {op for op, two, three in pairs if not np.array_equal(two, three)}
+        reached = graph.dependents(self.graph, [op.outputs[0] for op in found], but=self.warm | self.heat.hot)
+        return found | reached
 
 
 def _words(cause: Cause) -> str:

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 _SIZES = (8191, 7919)  # primes that are no dimension of any model
 SHAPES = frozenset(["Shape", "ShapeN", "Size", "Rank"])
+_ELEMENT = 0.02  # of a multiply-add: so little that it decides between equal bytes alone
 _CONTROL_FLOW_MACS = 10**9  # dear: a loop or a branch is computed again only where nothing else can be cut
 
 
@@ -71,6 +72,10 @@ class BatchShapes:
         shape = self(tensor)
         return shape is None or any(length.each for length in shape)
 
+    def crossed(self, tensor: Any) -> bool:
+        """Whether two lengths of the tensor grow with the batch, as where each example meets each."""
+        return sum(bool(length.each) for length in self(tensor) or ()) > 1
+
     def elements(self, tensor: Any) -> int:
         """Elements for each further example, about; 0 where it is not known."""
         return math.prod(self.lengths(tensor)) // _SIZES[0] if self(tensor) is not None else 0
@@ -85,11 +90,11 @@ class BatchShapes:
         except (IndexError, ValueError):  # an operand whose shape nobody knows
             return 0
 
-    def work(self, op: Any) -> int:
-        """What doing an operation again costs for an example, in multiply-adds: an element made counts as one."""
+    def work(self, op: Any) -> float:
+        """What doing an operation again costs for an example, in multiply-adds."""
         if has_functions(op):
             return _CONTROL_FLOW_MACS
-        return self.macs(op) + sum(self.elements(output) for output in op.outputs)
+        return self.macs(op) + _ELEMENT * sum(self.elements(output) for output in op.outputs)
 
     def lengths(self, tensor: Any) -> list[int]:
         """Lengths at a large batch size.

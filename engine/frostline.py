@@ -101,7 +101,7 @@ class FrostLine:
 
     def prefix(self, images: Any) -> tuple[Any, ...]:
         """The tensors [B, *shape] of images [B, ...]; compiled, for any B."""
-        values = zip(self._prefix(images), self._crossing, strict=True)
+        values = zip(self._prefix(tf.convert_to_tensor(images)), self._crossing, strict=True)
         return tuple(tf.reshape(value, [-1, *c.shape]) if c.rows > 1 else value for value, c in values)
 
     def below(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -252,7 +252,7 @@ def _checked(anatomy: Anatomy, crossing: Sequence[Crossing]) -> tuple[Any, list[
     """images -> the tensors, compiled; and those of them that mix examples."""
     spec = tf.TensorSpec(anatomy.images.shape, anatomy.images.dtype)
     compute = anatomy.function_of([c.tensor for c in crossing])
-    function = tf.function(compute, autograph=False, input_signature=[spec])
+    function = tf.function(compute, autograph=False).get_concrete_function(spec)
     bad = purity.mixing(function, [c.rows for c in crossing], spec)
     return function, [crossing[number].tensor for number in bad]
 

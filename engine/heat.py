@@ -97,14 +97,20 @@ class Heat:
 
     def effect(self, op: Any) -> bool:
         """Whether an operation has an effect that a run of the function must not lose."""
-        return bool(self.writes(op)) or op.type in SPEAKS or self._effect(op)
+        return bool(self.writes(op)) or self.speaks(op) or self._effect(op)
 
     def _effect(self, op: Any) -> bool:
         if op.type in _READS or not op.op_def.is_stateful or _is_draw(op.type):
             return False
         if names := list(_functions(op.node_def)):
-            return any(self._has(name, lambda n: _unknown_effect(n) or n.op in SPEAKS, set()) for name in names)
+            return any(self._has(name, _unknown_effect, set()) for name in names)
         return op.type not in _HARMLESS
+
+    def speaks(self, op: Any) -> bool:
+        """Whether an operation, or one in its functions, asserts or prints: no effect that would make it hot."""
+        return op.type in SPEAKS or any(
+            self._has(name, lambda node: node.op in SPEAKS, set()) for name in _functions(op.node_def)
+        )
 
     def _draws(self, op: Any) -> bool:
         return _is_draw(op.type) or any(
@@ -137,11 +143,11 @@ class Heat:
             yield Cause("input", name, (placeholder,))
         written: dict[int, Any] = {}
         for op in self.graph.get_operations():
-            for handle in self.writes(op):
-                written[id(handle)] = handle
+            handles = self.writes(op)
+            written |= {id(handle): handle for handle in handles}
             if self._draws(op):
                 yield Cause("random", op.type, ops=(op,))
-            elif self._effect(op):
+            elif not handles and self._effect(op):
                 yield Cause("effect", op.type, ops=(op,))
         for key, handle in written.items():
             if key not in moves:

@@ -93,11 +93,14 @@ class TrainBatches:
         """The images of these numbers as that epoch sees them: float32 [B, height, width, channels]."""
         return self._prepare(self.part.images[index], example_seeds(self.seed, epoch, index))
 
-    def place(self, window: int) -> tuple[int, np.ndarray]:
-        """The epoch of a window, counted over all epochs, and the positions of its examples."""
+    def place(self, window: int, count: int = 1) -> tuple[int, np.ndarray]:
+        """The epoch of a window, counted over all epochs, and the positions of its examples.
+
+        With ``count``, those of so many windows one after the other, as far as the epoch goes.
+        """
         epoch, number = divmod(window, self.per_epoch)
-        start = number * self.batch_size
-        return epoch, order.permutation(self.seed, epoch, len(self.part), start=start, stop=start + self.batch_size)
+        start, stop = number * self.batch_size, (number + count) * self.batch_size
+        return epoch, order.permutation(self.seed, epoch, len(self.part), start=start, stop=stop)
 
     def at(self, window: int) -> Batch:
         """The batch of a window, counted over all epochs: "image", "label", "seeds", "index"."""

@@ -13,7 +13,7 @@ import tensorflow as tf
 from engine import graph
 from engine.batch_shapes import SHAPES, BatchShapes
 from engine.errors import InputError
-from engine.heat import Cause, Heat
+from engine.heat import Heat
 from engine.mincut import UNBOUNDED, Network
 from engine.selection import Selection
 
@@ -61,6 +61,8 @@ class Anatomy:
         images: the placeholder of the images.
         live: operations that a run of the function needs, in the order of the trace.
         warm: cold operations that depend on the images' values.
+        tainted: warm operations whose results mix examples, as far as shapes tell.
+        forbidden: tensors by ``id`` that were found to mix them.
         heat: what is hot, and why.
 
     Raises:
@@ -88,8 +90,8 @@ class Anatomy:
         self._sizes = {op for op in cold if op.type in SHAPES and all(self.shapes.certain(t) for t in op.inputs)}
         reached = graph.dependents(self.graph, [self.images], but=self._sizes)
         self.warm = {op for op in cold if op in reached}
-        self._forbidden: dict[int, Any] = {}
-        self._tainted = self._mixed()
+        self.forbidden: dict[int, Any] = {}
+        self.tainted = self._mixed()
         self._again: set[Any] = set()
 
     # ---- names and values
@@ -139,7 +141,7 @@ class Anatomy:
 
     def crossing(self, tensor: Any) -> Crossing | None:
         """How a tensor would cross; None where it must not, as far as shapes tell."""
-        if tensor.op in self._tainted or id(tensor) in self._forbidden:
+        if tensor.op in self.tainted or id(tensor) in self.forbidden:
             return None
         if not (tensor.dtype.is_floating or tensor.dtype.is_integer or tensor.dtype.is_bool):
             return None
@@ -166,7 +168,7 @@ class Anatomy:
 
     def forbid(self, tensors: Iterable[Any]) -> None:
         """These do not cross."""
-        self._forbidden |= {id(tensor): tensor for tensor in tensors}
+        self.forbidden |= {id(tensor): tensor for tensor in tensors}
 
     def wanted(self) -> list[tuple[Any, Any]]:
         """(warm tensor, hot operation that reads it, or None for a result)."""
@@ -257,86 +259,25 @@ class Anatomy:
                 found[id(output)] = value
         return found
 
-    # ---- words
-
-    def why_not(self, chosen: Sequence[Crossing] | None) -> tuple[str, ...]:
-        """Why there is no cut, or only one at the images."""
-        reasons = list(self.lowered_by())
-        if not reasons and self._mixing_ops():
-            reasons = [self._mixing_words()]
-        if not reasons:
-            reads = [
-                op for tensor, op in self.wanted() if tensor is self.images or tensor.op.type in ("Cast", "Reshape")
-            ]
-            first = reads[0] if reads else next((op for _, op in self.wanted()), None)
-            why = [c for c in (self.heat.of(first) if first is not None else []) if c.kind == "trained"]
-            name = f": {why[0].name} trains, and reads them" if why else ""
-            if chosen is None:
-                reasons = [
-                    "what trains reads the images by ways on which no tensor has one row for each example" + name
-                ]
-            else:
-                reasons = [
-                    f"nothing frozen lies between the images and what trains that is cheaper to keep than they are{name}; "
-                    "train fewer of the lower layers"
-                ]
-        return tuple(reasons)
-
-    def lowered_by(self) -> tuple[str, ...]:
-        """What keeps the line below where training alone would have it, a sentence each."""
-        words: dict[str, list[Any]] = {}
-        for tensor, op in self.wanted():
-            if op is None or op in self.heat.by_training or op.type in SHAPES:
-                continue
-            for cause in self.heat.of(op):
-                if not self.heat.changes(cause):
-                    words.setdefault(_words(cause), []).append(tensor)
-        found = []
-        for text, tensors in words.items():
-            path = self.after(tensors[0])
-            where = f" (the first after {path})" if path else ""
-            found.append(text.format(count=len(tensors), where=where))
-        return tuple(found) + ((self._mixing_words(),) if found == [] and self._blocked() else ())
-
-    def _blocked(self) -> bool:
-        """Whether a tensor that hot operations read must not cross because it mixes examples."""
-        return any(tensor.op in self._tainted or id(tensor) in self._forbidden for tensor, _ in self.wanted())
-
-    def _mixing_words(self) -> str:
-        ops = self._mixing_ops()
-        forbidden = list(self._forbidden.values())
-        if ops:
-            tensor = ops[0].inputs[0]
-            what = f"{ops[0].name} ({ops[0].type}){self._where(tensor)} takes what it gives from the whole batch"
-        elif forbidden:
-            tensor = forbidden[0]
-            what = f"{tensor.op.name} ({tensor.op.type}){self._where(tensor)} gave an example other values in another batch"
-        else:
-            return "what trains reads tensors without a row for each example"
-        return f"{what}: what depends on the other examples cannot be kept (BatchNorm: run it in inference mode, `!@stats`)"
-
-    def _where(self, tensor: Any) -> str:
-        path = self.after(tensor)
-        return f" after {path}" if path else ""
-
     # ---- tensors that mix examples, by their shapes
 
-    def _mixing_ops(self) -> list[Any]:
-        return [op for op in self.live if op in self.warm and op in self._tainted and op not in self._by_tainted]
+    def mixing_ops(self) -> list[Any]:
+        """Where examples are mixed first, as far as shapes tell."""
+        return [op for op in self.live if op in self.warm and op in self.tainted and op not in self._bytainted]
 
     def _mixed(self) -> set[Any]:
         """Warm operations that mix examples by their shapes alone, and all that reads their results."""
         sized = self._counting()
         starts = [op for op in self.live if op in self.warm and (self._mixes(op) or sized & {t.op for t in op.inputs})]
-        self._by_tainted: set[Any] = set()
+        self._bytainted: set[Any] = set()
         pending = list(starts)
         while pending:
             for output in pending.pop().outputs:
                 for reader in output.consumers():
-                    if reader in self.warm and reader not in self._by_tainted:
-                        self._by_tainted.add(reader)
+                    if reader in self.warm and reader not in self._bytainted:
+                        self._bytainted.add(reader)
                         pending.append(reader)
-        return self._by_tainted | set(starts)
+        return self._bytainted | set(starts)
 
     def _mixes(self, op: Any) -> bool:
         if op.type in _MIXING:
@@ -363,20 +304,3 @@ class Anatomy:
         found = {op for op, two, three in pairs if not np.array_equal(two, three)}
         reached = graph.dependents(self.graph, [op.outputs[0] for op in found], but=self.warm | self.heat.hot)
         return found | reached
-
-
-def _words(cause: Cause) -> str:
-    if cause.kind == "input":
-        return (
-            "{count} operation(s) below what trains draw from the examples' seeds, which are others in every epoch{where}: "
-            "dropout or drop path; without them in the frozen part the line would lie higher"
-        )
-    if cause.kind == "random":
-        return f"{cause.name} draws random numbers of its own below what trains{{where}}; without it the line would lie higher"
-    if cause.kind == "written":
-        name = cause.name.replace("{", "{{").replace("}", "}}")
-        what = "a random layer" if "seed_generator" in name else "state that the step itself changes"
-        return (
-            f"{name} is {what} below what trains{{where}}; without it, or in inference mode, the line would lie higher"
-        )
-    return f"{cause.name} has an effect below what trains{{where}}; it must run in every window"

@@ -15,7 +15,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from engine import graph, purity
+from engine import graph, obstacles, purity
 from engine.anatomy import Anatomy, Crossing
 from engine.canonical import Digests
 from engine.errors import InputError
@@ -234,7 +234,7 @@ def _pure_cut(anatomy: Anatomy, price: float) -> tuple[Sequence[Crossing], Any] 
         chosen = anatomy.cut(price)
         # below a line before the first product there is nothing worth keeping: it would be the images again
         if chosen is None or not anatomy.macs(anatomy.below() & graph.ancestors([c.tensor for c in chosen])):
-            return Refused(anatomy.why_not(chosen))
+            return Refused(obstacles.why_not(anatomy, chosen))
         try:
             prefix, bad = _checked(anatomy, chosen)
             if not bad:
@@ -288,7 +288,7 @@ def _line(
         suffix=suffix,
         forward_share=kept / forward if forward else 0.0,
         step_share=kept / whole if whole else 0.0,
-        notes=anatomy.lowered_by(),
+        notes=obstacles.lowered_by(anatomy),
         selection=selection,
         _anatomy=anatomy,
         _crossing=tuple(chosen),

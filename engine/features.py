@@ -18,12 +18,13 @@ from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
+import tensorflow as tf
 
 from engine import files
 from engine.data.batches import ahead
 from engine.data.part import Part
 from engine.errors import InputError
-from engine.frostline import FrostLine
+from engine.frostline import FrostLine, Refused
 from engine.shards import VERSION, Column, ShardError, Shards
 from engine.sizes import format_bytes
 
@@ -151,6 +152,7 @@ class Features:
         budget: int | None = None,
         stop: Callable[[], bool] = lambda: False,
         progress: Callable[[int, int], None] = lambda done, rows: None,
+        lower: Features | None = None,
     ) -> bool:
         """Computes and writes what is missing; True when the cache is whole.
 
@@ -159,6 +161,8 @@ class Features:
             budget: bytes that the whole cache may take on disk.
             stop: asked after each shard; True ends it, and what is written stays.
             progress: told rows that are there, and all rows.
+            lower: a whole cache at a lower line of the same examples and views: what is missing is computed from it
+                instead of from the images, unless it keeps fewer bits or does not suffice.
 
         Raises:
             FeaturesError: the cache is over the budget, or the disk full; values that the stored type cannot hold.
@@ -180,8 +184,9 @@ class Features:
                 raise FeaturesError(
                     f"{self.folder}: {format_bytes(needed)} are to be written, {format_bytes(free)} are free"
                 )
+            source = self._source(lower)
             for shard in shards.missing:
-                arrays = self._computed(shard, batch_size)
+                arrays = self._computed(shard, batch_size, *source)
                 shards.write(shard, arrays)
                 self.computed += shards.rows_of(shard)
                 progress(self.rows - self.missing_rows, self.rows)
@@ -210,7 +215,23 @@ class Features:
         tensors = zip(self._line.tensors, self._dtypes, found, strict=True)
         return {tensor.key: values.astype(dtype, copy=False) for tensor, dtype, values in tensors}
 
-    def _computed(self, shard: int, batch_size: int) -> list[np.ndarray]:
+    def _source(self, lower: Features | None) -> tuple[Callable[[np.ndarray, int], Any], Callable[[Any], Any]]:
+        """How a piece is loaded, on another thread, and what is then computed from it."""
+        if lower is not None and lower.missing_rows == 0 and lower.views == self.views:
+            same = np.array_equal(lower._numbers, self._numbers) and lower._parts["data"] == self._parts["data"]
+            exact = all(column.dtype == own for column, own in zip(lower._shards.columns, lower._dtypes, strict=True))
+            prepared = lower._parts["preparation"] == self._parts["preparation"]
+            if same and exact and prepared and not isinstance(found := self._line.after(lower._line), Refused):
+
+                def load(numbers: np.ndarray, view: int) -> Any:
+                    return {name: tf.constant(value) for name, value in lower.read(numbers, view=view).items()}
+
+                return load, found
+        return self._batches.prepared, self._line.prefix
+
+    def _computed(
+        self, shard: int, batch_size: int, load: Callable[[np.ndarray, int], Any], compute: Callable[[Any], Any]
+    ) -> list[np.ndarray]:
         """The rows of a shard."""
         rows, count = self._shards.rows_of(shard), len(self._numbers)
         first = shard * self._shards.each
@@ -225,10 +246,10 @@ class Features:
 
         def prepared(piece: tuple[int, np.ndarray, int]) -> tuple[int, int, Any]:
             start, numbers, view = piece
-            return start, start + len(numbers), self._batches.prepared(numbers, view)
+            return start, start + len(numbers), load(numbers, view)
 
-        for start, stop, images in ahead(prepared, pieces):
-            values = self._line.prefix(images)
+        for start, stop, given in ahead(prepared, pieces):
+            values = compute(given)
             for tensor, array, value in zip(self._line.tensors, arrays, values, strict=True):
                 array[start:stop] = _narrowed(tensor.name, np.asarray(value), array.dtype)
         return arrays

@@ -164,6 +164,44 @@ class FrostLine:
             very tensors (dropout or batch moments differ between training and inference), or needs the images besides.
         """
         other = Anatomy(function, self.selection, self.images)
+        same = self._found_in(other)
+        if isinstance(same, str):
+            return Refused((f"in evaluation the frozen part computes no {same}: it differs by mode",))
+        try:
+            return _suffix(other, self.tensors, same, without={other.images.op}).function
+        except ValueError:
+            return Refused((f"evaluation needs the images ({self.images}) above the line too",))
+
+    def after(self, lower: FrostLine) -> Any:
+        """The function from the tensors of a lower line, [B, ...] by their keys, to those of this one, [B, ...].
+
+        For a later phase of the same model whose line lies higher. Refused where a tensor of the lower line is not
+        computed below this one, or does not suffice.
+        """
+        same = lower._found_in(self._anatomy)
+        if isinstance(same, str):
+            return Refused((f"{same} of the lower line is not computed below the higher one",))
+
+        def between(values: Mapping[str, Any]) -> list[Any]:
+            feeds = self._anatomy.outside() | _feeds(lower.tensors, same, values)
+            count = tf.shape(values[lower.tensors[0].key])[0]
+            feeds |= self._anatomy.shape_values(count, None)
+            wanted = [crossing.tensor for crossing in self._crossing]
+            found = graph.copy(wanted, feeds, without={self._anatomy.images.op}, name="between")
+            pairs = zip(found, self._crossing, strict=True)
+            return [tf.reshape(value, [-1, *c.shape]) if c.rows > 1 else value for value, c in pairs]
+
+        specs = {t.key: tf.TensorSpec([None, *t.shape], t.dtype, name=t.key) for t in lower.tensors}
+        try:
+            return tf.function(between, autograph=False).get_concrete_function(specs)
+        except ValueError:
+            return Refused(("the higher line needs the images besides what the lower one keeps",))
+
+    def _found_in(self, other: Anatomy) -> dict[int, tuple[int, Crossing]] | str:
+        """``id`` of each tensor of another graph that is one of the line's -> which, and its shape there.
+
+        Or the name of a tensor that the other graph does not compute.
+        """
 
         def which(anatomy: Anatomy) -> Digests:
             captured = {id(inner): outer for outer, inner in anatomy.graph.captures}
@@ -183,17 +221,13 @@ class FrostLine:
         found: dict[str, list[Crossing]] = {}
         for crossing, name in zip(cold, which(other).of([c.tensor for c in cold]), strict=True):
             found.setdefault(name, []).append(crossing)
-        for tensor, name in zip(self.tensors, wanted, strict=True):
-            if name not in found:
-                return Refused((f"in evaluation the frozen part computes no {tensor.name}: it differs by mode",))
         same: dict[int, tuple[int, Crossing]] = {}
-        for number, name in enumerate(wanted):
+        for number, (tensor, name) in enumerate(zip(self.tensors, wanted, strict=True)):
+            if name not in found:
+                return tensor.name
             for crossing in found[name]:
                 same |= {id(c.tensor): (number, c) for c in other.views(crossing)}
-        try:
-            return _suffix(other, self.tensors, same, without={other.images.op}).function
-        except ValueError:
-            return Refused((f"evaluation needs the images ({self.images}) above the line too",))
+        return same
 
 
 def cut(
@@ -329,10 +363,7 @@ def _suffix(
     kept: dict[str, Any] = {}
 
     def suffix(batch: Mapping[str, Any], *others: Any) -> Any:
-        feeds = anatomy.outside()
-        for key, (number, crossing) in same.items():
-            value, shape = batch[tensors[number].key], crossing.shape[1:] if crossing.rows > 1 else crossing.shape
-            feeds[key] = value if tuple(value.shape[1:]) == shape else tf.reshape(value, [-1, *shape])
+        feeds = anatomy.outside() | _feeds(tensors, same, batch)
         feeds |= {id(anatomy.inputs[name]): value for name, value in batch.items() if name in anatomy.inputs}
         feeds |= {id(placeholder): value for placeholder, value in zip(anatomy.others, others, strict=True)}
         feeds |= anatomy.shape_values(tf.shape(batch[tensors[0].key])[0], without)
@@ -347,6 +378,17 @@ def _suffix(
     ops = {op.name.removeprefix("suffix/"): op for op in function.graph.get_operations()}
     named = {} if micro is None else {name: kept.get(name) for name in micro.weights}
     return _Suffix(function, named, ops)
+
+
+def _feeds(
+    tensors: Sequence[FrostTensor], same: Mapping[int, tuple[int, Crossing]], values: Mapping[str, Any]
+) -> dict[int, Any]:
+    """``id`` of a tensor -> what is given for it, in the shape that it has in its graph."""
+    found = {}
+    for key, (number, crossing) in same.items():
+        value, shape = values[tensors[number].key], crossing.shape[1:] if crossing.rows > 1 else crossing.shape
+        found[key] = value if tuple(value.shape[1:]) == shape else tf.reshape(value, [-1, *shape])
+    return found
 
 
 def _keys(anatomy: Anatomy, count: int) -> list[str]:

@@ -21,7 +21,7 @@ from engine.data.batches import Normalise
 from engine.data.part import Part
 from engine.feature_batches import EvalFeatureBatches, FeatureBatches
 from engine.features import Features, FeaturesError
-from engine.frostline import FrostLine
+from engine.frostline import FrostLine, Refused
 from engine.models import build
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -242,6 +242,39 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: pathlib.Path, run: Ru
     (tmp_path / "file").write_text("")
     with pytest.raises(FeaturesError, match="the cache cannot be written"):
         run.features(tmp_path / "file").fill()
+
+
+# --- a higher line
+
+
+def test_a_higher_line_is_filled_from_a_lower_one_without_the_images(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    low = Run(train="head/.* norm/.*")
+    lower = filled(tmp_path, low)
+    selection = select(low.model, "head/.*")
+    line = low.step.cut(selection, low.batches.at(0))
+    assert isinstance(line, FrostLine)
+    assert line.tensors[0].shape != low.line.tensors[0].shape
+
+    def higher(folder: str) -> Features:
+        return Features(tmp_path / folder, line, low.batches, data=DATA)
+
+    right = higher("from images")
+    right.fill()
+    half = low.features(tmp_path, dtype="bfloat16")
+    half.fill()
+    asked: list[int] = []
+    real = low.batches.prepared
+    monkeypatch.setattr(low.batches, "prepared", lambda *given: asked.append(1) or real(*given))
+    made = higher("from features")
+    assert made.fill(lower=lower)
+    assert not asked
+    index = low.batches.part.index
+    np.testing.assert_allclose(made.read(index)["frozen0"], right.read(index)["frozen0"], rtol=1e-4, atol=1e-5)
+    assert higher("from halves").fill(lower=half)  # which keep fewer bits: the images are taken
+    assert asked
+    assert isinstance(low.line.after(line), Refused)  # and never the other way
 
 
 # --- augmentation

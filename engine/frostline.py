@@ -22,6 +22,7 @@ from engine.errors import InputError
 from engine.microbatch import MicroBatch
 from engine.selection import Selection, digest
 from engine.sizes import format_bytes
+from engine.suffix import FrostTensor, feeds_of, suffix_of
 
 MAC_PRICE = 0.02  # bytes that doing a multiply-add again is worth; with 0 the line moves too far up
 _AT_ONCE = 32  # tensors that are checked in one run, whose values are held
@@ -30,33 +31,6 @@ _CHEAPER = (1.0, 0.1, 0.01, 0.0)  # of the price, for a limit on bytes
 
 class FrostLineError(InputError):
     """A batch that does not fit a frost line."""
-
-
-@dataclass(frozen=True)
-class FrostTensor:
-    """A tensor at the frost line.
-
-    Attributes:
-        key: its name in a batch.
-        name: in the traced graph.
-        shape: of one example.
-        dtype: that the step computes in.
-        after: path of the variable read last before it; "" when there is none.
-    """
-
-    key: str
-    name: str
-    shape: tuple[int, ...]
-    dtype: tf.DType
-    after: str
-
-    @property
-    def bytes(self) -> int:
-        """Of one example."""
-        size = int(self.dtype.size)
-        for length in self.shape:
-            size *= length
-        return size
 
 
 @dataclass(frozen=True)
@@ -168,7 +142,7 @@ class FrostLine:
         if isinstance(same, str):
             return Refused((f"in evaluation the frozen part computes no {same}: it differs by mode",))
         try:
-            return _suffix(other, self.tensors, same, without={other.images.op}).function
+            return suffix_of(other, self.tensors, same, without={other.images.op}).function
         except ValueError:
             return Refused((f"evaluation needs the images ({self.images}) above the line too",))
 
@@ -183,7 +157,7 @@ class FrostLine:
             return Refused((f"{same} of the lower line is not computed below the higher one",))
 
         def between(values: Mapping[str, Any]) -> list[Any]:
-            feeds = self._anatomy.outside() | _feeds(lower.tensors, same, values)
+            feeds = self._anatomy.outside() | feeds_of(lower.tensors, same, values)
             count = tf.shape(values[lower.tensors[0].key])[0]
             feeds |= self._anatomy.shape_values(count, None)
             wanted = [crossing.tensor for crossing in self._crossing]
@@ -301,7 +275,7 @@ def _line(
     )
     same = {id(c.tensor): (number, c) for number, c in enumerate(chosen)}
     below = anatomy.below()
-    made = _suffix(anatomy, tensors, same, without=below, micro=micro)
+    made = suffix_of(anatomy, tensors, same, without=below, micro=micro)
 
     def copied(ops: Sequence[Any]) -> tuple[Any, ...]:
         return tuple(made.ops[op.name] for op in ops if op.name in made.ops)
@@ -328,67 +302,6 @@ def _line(
         _crossing=tuple(chosen),
         _prefix=prefix,
     )
-
-
-@dataclass(frozen=True)
-class _Suffix:
-    function: Any
-    weights: Mapping[str, Any]
-    ops: Mapping[str, Any]
-
-
-def _suffix(
-    anatomy: Anatomy,
-    tensors: Sequence[FrostTensor],
-    same: Mapping[int, tuple[int, Crossing]],
-    *,
-    without: set[Any],
-    micro: MicroBatch | None = None,
-) -> _Suffix:
-    """The part above the line as a function of its own.
-
-    Args:
-        anatomy: of the function that is cut.
-        tensors: what crosses.
-        same: ``id`` of a tensor of the graph -> the number of the crossing tensor that it is, and its own shape.
-        without: operations that are not to be copied.
-        micro: where the function is a micro-batch's.
-
-    Raises:
-        ValueError: the part above needs one of ``without``.
-    """
-    outputs = anatomy.graph.structured_outputs
-    flat = tf.nest.flatten(outputs)
-    weights = {} if micro is None else {name: weight for name, weight in micro.weights.items() if weight is not None}
-    kept: dict[str, Any] = {}
-
-    def suffix(batch: Mapping[str, Any], *others: Any) -> Any:
-        feeds = anatomy.outside() | _feeds(tensors, same, batch)
-        feeds |= {id(anatomy.inputs[name]): value for name, value in batch.items() if name in anatomy.inputs}
-        feeds |= {id(placeholder): value for placeholder, value in zip(anatomy.others, others, strict=True)}
-        feeds |= anatomy.shape_values(tf.shape(batch[tensors[0].key])[0], without)
-        found = graph.copy([*flat, *weights.values()], feeds, effects=anatomy.effects(), without=without, name="suffix")
-        kept.update(zip(weights, found[len(flat) :], strict=True))
-        return tf.nest.pack_sequence_as(outputs, found[: len(flat)])
-
-    batch = {n: tf.TensorSpec(p.shape, p.dtype, name=n) for n, p in anatomy.inputs.items() if p is not anatomy.images}
-    batch |= {t.key: tf.TensorSpec([None, *t.shape], t.dtype, name=t.key) for t in tensors}
-    scalars = [tf.TensorSpec(p.shape, p.dtype, name=p.op.name) for p in anatomy.others]
-    function = tf.function(suffix, autograph=False).get_concrete_function(batch, *scalars)
-    ops = {op.name.removeprefix("suffix/"): op for op in function.graph.get_operations()}
-    named = {} if micro is None else {name: kept.get(name) for name in micro.weights}
-    return _Suffix(function, named, ops)
-
-
-def _feeds(
-    tensors: Sequence[FrostTensor], same: Mapping[int, tuple[int, Crossing]], values: Mapping[str, Any]
-) -> dict[int, Any]:
-    """``id`` of a tensor -> what is given for it, in the shape that it has in its graph."""
-    found = {}
-    for key, (number, crossing) in same.items():
-        value, shape = values[tensors[number].key], crossing.shape[1:] if crossing.rows > 1 else crossing.shape
-        found[key] = value if tuple(value.shape[1:]) == shape else tf.reshape(value, [-1, *shape])
-    return found
 
 
 def _keys(anatomy: Anatomy, count: int) -> list[str]:

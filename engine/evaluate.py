@@ -10,7 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from engine import graph, losses
+from engine.frostline import FrostLine, Refused
 from engine.losses import LossFunction
+from engine.microbatch import calls_functions, inlined
 from engine.selection import Selection
 
 
@@ -66,27 +68,55 @@ class Evaluator:
             frozen_output_norm=norm / count if below and count else None,
         )
 
+    def cut(self, selection: Selection, line: FrostLine, batch: Mapping[str, Any]) -> Refused | None:
+        """Cuts the evaluation at a training step's frost line; batches that ``line.below`` made evaluate the part above.
+
+        Args:
+            selection: the one that the line is for.
+            line: where to cut.
+            batch: any batch with images.
+
+        Returns:
+            None; or why it cannot be cut there: the frozen part computes something else in inference mode.
+        """
+        tensors = {name: tf.convert_to_tensor(value) for name, value in batch.items() if name != "index"}
+        traced, below = self._function(selection, tensors)
+        if calls_functions(traced.graph):
+            with inlined():
+                traced, below = self._trace(selection, tensors)
+        above = line.cut(traced)
+        if isinstance(above, Refused):
+            return above
+        self._compiled[_key(selection, line.specs(tensors))] = (above, below)
+        return None
+
     def _function(self, selection: Selection, tensors: Mapping[str, Any]) -> tuple[Any, bool]:
-        key = (selection, tuple((name, t.dtype, tuple(t.shape[1:])) for name, t in sorted(tensors.items())))
+        key = _key(selection, tensors)
         if key not in self._compiled:
-            below = []
-
-            def evaluate(batch: Mapping[str, Any]) -> dict[str, Any]:
-                inputs = {name: value for name, value in batch.items() if name != "seeds"}
-                loss = self.loss_fn(inputs, training=False, seeds=batch.get("seeds"))
-                norm = _frozen_output_norm(selection, batch["image"])
-                below.append(norm is not None)
-                return {
-                    "terms": losses.weighted_sums(loss.terms),
-                    "metrics": losses.weighted_sums(loss.metrics),
-                    "examples": {name: values for name, (values, _) in loss.metrics.items()},
-                    "norm": tf.zeros([], tf.float64) if norm is None else norm,
-                }
-
-            specs = {name: tf.TensorSpec([None, *t.shape[1:]], t.dtype, name=name) for name, t in tensors.items()}
-            traced = tf.function(evaluate, autograph=False).get_concrete_function(specs)
-            self._compiled[key] = (traced, below[-1])
+            self._compiled[key] = self._trace(selection, tensors)
         return self._compiled[key]
+
+    def _trace(self, selection: Selection, tensors: Mapping[str, Any]) -> tuple[Any, bool]:
+        below = []
+
+        def evaluate(batch: Mapping[str, Any]) -> dict[str, Any]:
+            inputs = {name: value for name, value in batch.items() if name != "seeds"}
+            loss = self.loss_fn(inputs, training=False, seeds=batch.get("seeds"))
+            norm = _frozen_output_norm(selection, batch["image"])
+            below.append(norm is not None)
+            return {
+                "terms": losses.weighted_sums(loss.terms),
+                "metrics": losses.weighted_sums(loss.metrics),
+                "examples": {name: values for name, (values, _) in loss.metrics.items()},
+                "norm": tf.zeros([], tf.float64) if norm is None else norm,
+            }
+
+        specs = {name: tf.TensorSpec([None, *t.shape[1:]], t.dtype, name=name) for name, t in tensors.items()}
+        return tf.function(evaluate, autograph=False).get_concrete_function(specs), below[-1]
+
+
+def _key(selection: Selection, tensors: Mapping[str, Any]) -> Any:
+    return (selection, tuple((name, t.dtype, tuple(t.shape[1:])) for name, t in sorted(tensors.items())))
 
 
 def _frozen_output_norm(selection: Selection, images: Any) -> Any | None:

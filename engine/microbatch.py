@@ -6,7 +6,8 @@ recorded. A window calls this function once, or once for each of its micro-batch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +61,7 @@ def trace(
     *,
     whole: bool,
     remat_mode: remat.Mode = "none",
+    inline: bool = False,
 ) -> MicroBatch:
     """Traces loss and gradients.
 
@@ -74,6 +76,7 @@ def trace(
         specs: of the batch, "seeds" included.
         whole: the micro-batch is the window: its own sums are the divisors, what is given is ignored.
         remat_mode: what the model's marks do (engine.remat).
+        inline: whether tf.functions that the loss calls are written out, so that the graph shows what is in them.
 
     Raises:
         StepError: the loss has no term, or does not depend on a trained variable.
@@ -86,7 +89,8 @@ def trace(
         inputs = {name: value for name, value in batch.items() if name != "seeds"}
         with remat.scope(remat_mode, variables), tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
-            loss = loss_fn(inputs, training=True, seeds=batch["seeds"])
+            with inlined() if inline else contextlib.nullcontext():
+                loss = loss_fn(inputs, training=True, seeds=batch["seeds"])
             sums = losses.weighted_sums(loss.terms)
             if not sums:
                 raise StepError("the loss has no term: Loss.terms is empty")
@@ -131,6 +135,22 @@ def trace(
         forward=tuple(found["forward"]),
         backward=tuple(op for op in function.graph.get_operations() if op in needed and op not in forward),
     )
+
+
+@contextlib.contextmanager
+def inlined() -> Iterator[None]:
+    """Surrounds tracing: tf.functions that are called are run as Python, their operations land in the caller's graph."""
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
+
+
+def calls_functions(traced: Any) -> bool:
+    """Whether a graph has calls of functions, whose operations it does not show."""
+    return any(op.type in ("PartitionedCall", "StatefulPartitionedCall") for op in traced.get_operations())
 
 
 def window_weights(micro: MicroBatch, selection: Selection, batch: Mapping[str, Any], count: Any) -> list[Any]:

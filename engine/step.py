@@ -15,8 +15,9 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
-from engine import losses, microbatch, window
+from engine import frostline, losses, microbatch, window
 from engine.ema import Averages
+from engine.frostline import FrostLine, Refused
 from engine.losses import LossFunction
 from engine.microbatch import MicroBatch, StepError
 from engine.optimizers import Optimizer, Slots
@@ -218,6 +219,25 @@ class TrainStep:
         handles |= {inner.op.name: own[id(outer)] for outer, inner in graph.captures if id(outer) in own}
         return TracedWindow(graph, handles, self._micro_batch(selection, tensors))
 
+    def cut(
+        self, selection: Selection, batch: Mapping[str, Any], *, most_bytes: int | None = None
+    ) -> FrostLine | Refused:
+        """Cuts the step for a selection at its frost line; batches that ``FrostLine.below`` made train the part above.
+
+        Args:
+            selection: what trains.
+            batch: any batch with "image", as a window has it.
+            most_bytes: that may cross for an example; None sets no limit.
+        """
+        tensors = self._tensors(batch)
+        micro = self._micro_batch(selection, tensors)
+        if microbatch.calls_functions(micro.graph):
+            micro = self._trace(selection, tensors, inline=True)
+        line = frostline.cut(micro, selection, most_bytes=most_bytes)
+        if isinstance(line, FrostLine):
+            self._micro[selection, _signature(line.specs(tensors))] = line.suffix
+        return line
+
     def evaluating(self, variables: ModelVariables) -> contextlib.AbstractContextManager[None]:
         """Surrounds an evaluation: with averages, they are in the model meanwhile."""
         return contextlib.nullcontext() if self.averages is None else self.averages.in_place(variables)
@@ -321,13 +341,17 @@ class TrainStep:
     def _micro_batch(self, selection: Selection, tensors: Mapping[str, Any]) -> MicroBatch:
         key = (selection, _signature(tensors))
         if key not in self._micro:
-            found = microbatch.trace(
-                self.loss_fn, selection, _specs(tensors), whole=self.micro_batch_size is None, remat_mode=self.remat
-            )
-            if self.loss_scale is None and any(o.dtype == tf.float16 for op in found.backward for o in op.outputs):
-                raise StepError("loss_scale=None: the model computes in float16, whose gradients need one: LossScale()")
-            self._micro[key] = found
+            self._micro[key] = self._trace(selection, tensors, inline=False)
         return self._micro[key]
+
+    def _trace(self, selection: Selection, tensors: Mapping[str, Any], *, inline: bool) -> MicroBatch:
+        whole = self.micro_batch_size is None
+        found = microbatch.trace(
+            self.loss_fn, selection, _specs(tensors), whole=whole, remat_mode=self.remat, inline=inline
+        )
+        if self.loss_scale is None and any(o.dtype == tf.float16 for op in found.backward for o in op.outputs):
+            raise StepError("loss_scale=None: the model computes in float16, whose gradients need one: LossScale()")
+        return found
 
     def _function(self, selection: Selection, optimizer: Optimizer, tensors: Mapping[str, Any]) -> Any:
         key = (selection, optimizer, _signature(tensors))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +17,7 @@ from engine.data.part import DataError, Part
 from engine.seeds import example_seeds
 
 Batch = dict[str, Any]
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,40 +75,63 @@ class TrainBatches:
         self.part = part
         self.batch_size = batch_size
         self.seed = seed
-        self._prepare = _preparation(part, tuple(augment), normalise or Normalise())
+        self.augment = tuple(augment)
+        self.normalise = normalise or Normalise()
+        self._prepare = _preparation(part, self.augment, self.normalise)
 
     @property
     def per_epoch(self) -> int:
         """Windows in an epoch."""
         return -(-len(self.part) // self.batch_size)
 
+    @property
+    def preparing(self) -> str:
+        """All that decides what ``prepared`` makes of an image, as text."""
+        return f"{self.normalise} augment={self.augment}" + (f" seed={self.seed}" if self.augment else "")
+
+    def prepared(self, index: np.ndarray, epoch: int) -> Any:
+        """The images of these numbers as that epoch sees them: float32 [B, height, width, channels]."""
+        return self._prepare(self.part.images[index], example_seeds(self.seed, epoch, index))
+
+    def place(self, window: int, count: int = 1) -> tuple[int, np.ndarray]:
+        """The epoch of a window, counted over all epochs, and the positions of its examples.
+
+        With ``count``, those of so many windows one after the other, as far as the epoch goes.
+        """
+        epoch, number = divmod(window, self.per_epoch)
+        start, stop = number * self.batch_size, (number + count) * self.batch_size
+        return epoch, order.permutation(self.seed, epoch, len(self.part), start=start, stop=stop)
+
     def at(self, window: int) -> Batch:
         """The batch of a window, counted over all epochs: "image", "label", "seeds", "index"."""
-        epoch, number = divmod(window, self.per_epoch)
-        start = number * self.batch_size
-        positions = order.permutation(self.seed, epoch, len(self.part), start=start, stop=start + self.batch_size)
+        epoch, positions = self.place(window)
         batch: Batch = self.part.read(positions)
         seeds = example_seeds(self.seed, epoch, batch["index"])
         return batch | {"image": self._prepare(batch["image"], seeds), "seeds": seeds}
 
     def between(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches of the windows [start, stop), made ahead on another thread."""
-        with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
-            ahead: collections.deque[concurrent.futures.Future[Batch]] = collections.deque()
-            try:
-                for window in range(start, stop):
-                    ahead.append(pool.submit(self.at, window))
-                    if len(ahead) > 2:
-                        yield ahead.popleft().result()
-                while ahead:
-                    yield ahead.popleft().result()
-            finally:
-                for future in ahead:
-                    future.cancel()
+        return ahead(self.at, range(start, stop))
 
     def epochs(self, count: int) -> Iterator[Batch]:
         """All batches of the first ``count`` epochs."""
         return self.between(0, count * self.per_epoch)
+
+
+def ahead(make: Callable[[Any], Made], these: Iterable[Any]) -> Generator[Made, None, None]:
+    """``make`` of each, in order, up to three made ahead on another thread."""
+    with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+        waiting: collections.deque[concurrent.futures.Future[Made]] = collections.deque()
+        try:
+            for one in these:
+                waiting.append(pool.submit(make, one))
+                if len(waiting) > 2:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 class EvalBatches:
@@ -118,7 +142,18 @@ class EvalBatches:
             raise DataError(f"batch_size={batch_size}: it is at least 1")
         self.part = part
         self.batch_size = batch_size
-        self._prepare = _preparation(part, (), normalise or Normalise())
+        self.augment: tuple[str, ...] = ()
+        self.normalise = normalise or Normalise()
+        self._prepare = _preparation(part, (), self.normalise)
+
+    @property
+    def preparing(self) -> str:
+        """All that decides what ``prepared`` makes of an image, as text."""
+        return f"{self.normalise} augment=()"
+
+    def prepared(self, index: np.ndarray, epoch: int = 0) -> Any:
+        """The images of these numbers: float32 [B, height, width, channels]; the same in every epoch."""
+        return self._prepare(self.part.images[index], example_seeds(0, epoch, index))
 
     def __len__(self) -> int:
         return -(-len(self.part) // self.batch_size)

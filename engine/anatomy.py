@@ -1,0 +1,306 @@
+"""What a traced function is made of, seen from the images: what is hot, what is cold and hangs on them, what may cross."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from engine import graph
+from engine.batch_shapes import SHAPES, BatchShapes
+from engine.errors import InputError
+from engine.heat import Heat
+from engine.mincut import UNBOUNDED, Network
+from engine.selection import Selection
+
+_UNIT = 1000  # capacities are integers: thousandths of a byte
+_MIXING = frozenset(["FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"])
+
+
+class AnatomyError(InputError):
+    """A function without the input that is asked for."""
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """A tensor that may cross the line.
+
+    Attributes:
+        tensor: of the traced graph, [rows * B, ...].
+        rows: that an example has.
+        shape: of one example; begins with ``rows`` where that is not 1.
+    """
+
+    tensor: Any
+    rows: int
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        size = int(self.tensor.dtype.size)
+        for length in self.shape:
+            size *= length
+        return size
+
+
+class Anatomy:
+    """A traced function taken apart.
+
+    Args:
+        function: concrete; its first argument is a batch (a dict), further ones are scalars or vectors.
+        selection: what trains and moves.
+        images: name of the images in the batch.
+
+    Attributes:
+        graph: of the function.
+        inputs, others: the batch's placeholders by name, and those of further arguments.
+        images: the placeholder of the images.
+        live: operations that a run of the function needs, in the order of the trace.
+        warm: cold operations that depend on the images' values.
+        tainted: warm operations whose results mix examples, as far as shapes tell.
+        forbidden: tensors by ``id`` that were found to mix them.
+        heat: what is hot, and why.
+
+    Raises:
+        AnatomyError: the batch has no such images.
+    """
+
+    def __init__(self, function: Any, selection: Selection, images: str) -> None:
+        self.graph = function.graph
+        arguments = function.structured_input_signature[0]
+        names = sorted(arguments[0])  # as tf.nest flattens a dict
+        if images not in names:
+            raise AnatomyError(f"images={images!r}: the batch has {', '.join(names)}")
+        self.inputs = dict(zip(names, self.graph.inputs, strict=False))
+        self.others = self.graph.inputs[len(names) : len(tf.nest.flatten(arguments))]
+        self.images = self.inputs[images]
+        self._selection = selection
+        self._outputs = list(tf.nest.flatten(self.graph.structured_outputs))
+        rest = [(name, tensor) for name, tensor in self.inputs.items() if name != images]
+        self.heat = Heat(self.graph, selection, self.images, [*rest, *((t.op.name, t) for t in self.others)])
+        needed = graph.ancestors(self._outputs, ops=self.graph.control_outputs)
+        self.live = [op for op in self.graph.get_operations() if op in needed]
+        self.shapes = BatchShapes(self.graph, list(self.inputs.values()))
+        cold = [op for op in self.live if op not in self.heat.hot]
+        # of a cold tensor's shape only the batch size can change: that is known above the line too
+        self._sizes = {op for op in cold if op.type in SHAPES and all(self.shapes.certain(t) for t in op.inputs)}
+        reached = graph.dependents(self.graph, [self.images], but=self._sizes)
+        self.warm = {op for op in cold if op in reached}
+        self.forbidden: dict[int, Any] = {}
+        self.tainted = self._mixed()
+        self._again: set[Any] = set()
+
+    # ---- names and values
+
+    def name(self, placeholder: Any) -> str:
+        """Of an input."""
+        names = {id(tensor): name for name, tensor in self.inputs.items()}
+        return names.get(id(placeholder), placeholder.op.name)
+
+    def outside(self) -> dict[int, Any]:
+        """``id`` of what stands for a captured tensor -> that tensor."""
+        return {id(inner): outer for outer, inner in self.graph.captures}
+
+    def value(self, handle: Any) -> np.ndarray:
+        """What the captured handle of a variable holds now.
+
+        Raises:
+            AnatomyError: it is no variable's.
+        """
+        data = getattr(handle, "_handle_data", None)
+        if data is None or not data.is_set or len(data.shape_and_type) != 1:
+            raise AnatomyError(f"the frozen part reads a {handle.dtype.name} that is no variable: it has no digest")
+        dtype = tf.as_dtype(data.shape_and_type[0].dtype)
+        return np.asarray(tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype).numpy())
+
+    @cached_property
+    def _paths(self) -> dict[Any, str]:
+        """Operation -> path of the variable that it reads."""
+        named = {id(entry.variable.handle): entry.path for entry in self._selection.variables}
+        found: dict[Any, str] = {}
+        for outer, inner in self.graph.captures:
+            if id(outer) in named:
+                found |= dict.fromkeys(inner.consumers(), named[id(outer)])
+        return found
+
+    def after(self, tensor: Any) -> str:
+        """Path of the variable that was read last, in the order of the trace, on the way to a tensor."""
+        needed = graph.ancestors([tensor])
+        read = [self._paths[op] for op in self.live if op in needed and op in self._paths]
+        return read[-1] if read else ""
+
+    def macs(self, ops: Iterable[Any]) -> int:
+        """Multiply-adds for an example; what happens inside calls, branches and loops is not counted."""
+        return sum(self.shapes.macs(op) for op in ops)
+
+    # ---- the cut
+
+    def crossing(self, tensor: Any) -> Crossing | None:
+        """How a tensor would cross; None where it must not, as far as shapes tell."""
+        if tensor.op in self.tainted or id(tensor) in self.forbidden:
+            return None
+        if not (tensor.dtype.is_floating or tensor.dtype.is_integer or tensor.dtype.is_bool):
+            return None
+        found = self.shapes.rows(tensor)
+        if found is None:
+            return None
+        rows, shape = found
+        return Crossing(tensor, rows, shape if rows == 1 else (rows, *shape))
+
+    def candidates(self) -> list[Crossing]:
+        """All tensors that could cross, as far as shapes tell."""
+        found = [self.crossing(tensor) for op in self.live if op in self.warm for tensor in op.outputs]
+        return [crossing for crossing in found if crossing is not None]
+
+    def views(self, crossing: Crossing) -> list[Crossing]:
+        """The tensor, and those of which it is only another shape."""
+        found = [crossing]
+        while found[-1].tensor.op.type in ("Reshape", "Identity", "Squeeze", "ExpandDims"):
+            before = self.crossing(found[-1].tensor.op.inputs[0])
+            if before is None or before.bytes != crossing.bytes:
+                break
+            found.append(before)
+        return found
+
+    def forbid(self, tensors: Iterable[Any]) -> None:
+        """These do not cross."""
+        self.forbidden |= {id(tensor): tensor for tensor in tensors}
+
+    def wanted(self) -> list[tuple[Any, Any]]:
+        """(warm tensor, hot operation that reads it, or None for a result)."""
+        warm = self.warm | {self.images.op}
+        read = [(t, op) for op in self.live if op in self.heat.hot for t in op.inputs if t.op in warm]
+        return read + [(tensor, None) for tensor in self._outputs if tensor.op in warm]
+
+    def cut(self, price: float) -> Sequence[Crossing] | None:
+        """The cheapest tensors to cross; None when there are none.
+
+        Args:
+            price: bytes that doing a multiply-add again is worth.
+        """
+        wanted = {id(tensor): tensor for tensor, _ in self.wanted()}
+        needed = (graph.ancestors(wanted.values()) & self.warm) | {self.images.op}
+        ops = [op for op in self.live if op in needed] + [op for op in [self.images.op] if op not in self.live]
+        network = Network()
+        source, sink = network.node(), network.node()
+        nodes = {op: network.node() for op in ops}
+        for op in ops:
+            cost = UNBOUNDED if op is self.images.op else round(_UNIT * price * self.shapes.work(op))
+            network.edge(source, nodes[op], cost)
+            for tensor in op.outputs:
+                readers = [nodes[reader] for reader in dict.fromkeys(tensor.consumers()) if reader in nodes]
+                readers += [sink] if id(tensor) in wanted else []
+                if readers:
+                    crosses = self.crossing(tensor)
+                    across = network.node()
+                    size = UNBOUNDED if crosses is None else _UNIT * crosses.bytes
+                    network.edge(nodes[op], across, size)
+                    for reader in readers:
+                        network.edge(across, reader, UNBOUNDED)
+        price_of_all, above = network.cut(source, sink)
+        if price_of_all >= UNBOUNDED:
+            return None
+        again = {op for op in ops if nodes[op] in above}
+        found = []
+        for op in ops:
+            for tensor in op.outputs if op not in again else ():
+                if id(tensor) in wanted or any(reader in again for reader in tensor.consumers()):
+                    crossing = self.crossing(tensor)
+                    if crossing is None:
+                        return None
+                    found.append(crossing)
+        self._again = again
+        return found
+
+    def below(self) -> set[Any]:
+        """Warm operations that are not done again above the last cut."""
+        return (self.warm | {self.images.op}) - self._again
+
+    # ---- functions
+
+    def function_of(self, tensors: Sequence[Any]) -> Any:
+        """``images -> copies of these cold tensors``, to be called while a function is traced, or eagerly compiled."""
+
+        def compute(images: Any) -> list[Any]:
+            feeds = self.outside() | {id(self.images): images}
+            speaks = [op for op in self.live if op in self.warm and self.heat.speaks(op)]
+            return graph.copy(tensors, feeds, effects=speaks, name="prefix")
+
+        return compute
+
+    def effects(self) -> list[Any]:
+        """Hot operations with effects: a copy of what is above must not lose them."""
+        return [op for op in self.live if op in self.heat.hot and self.heat.effect(op)]
+
+    def shape_values(self, batch_size: Any, without: Set[Any] | None) -> dict[int, Any]:
+        """``id`` of a tensor that holds a cold tensor's shape -> that shape, for a batch of this size.
+
+        Those of tensors that come from ``without``, which are not there to be asked; None: all.
+        """
+        found = {}
+        for op in self._sizes:
+            if without is not None and not any(tensor.op in without for tensor in op.inputs):
+                continue
+            kind = op.outputs[0].dtype
+            size = tf.cast(batch_size, kind)
+            for tensor, output in zip(op.inputs, op.outputs, strict=True):
+                shape = self.shapes(tensor) or ()
+                lengths = [n.each * size + n.fixed if n.each else tf.constant(n.fixed, kind) for n in shape]
+                if op.type == "Rank":
+                    value = tf.constant(len(shape), kind)
+                elif op.type == "Size":
+                    value = tf.reduce_prod(tf.stack(lengths)) if lengths else tf.constant(1, kind)
+                else:
+                    value = tf.stack(lengths) if lengths else tf.zeros([0], kind)
+                found[id(output)] = value
+        return found
+
+    # ---- tensors that mix examples, by their shapes
+
+    def mixing_ops(self) -> list[Any]:
+        """Where examples are mixed first, as far as shapes tell."""
+        return [op for op in self.live if op in self.warm and op in self.tainted and op not in self._bytainted]
+
+    def _mixed(self) -> set[Any]:
+        """Warm operations that mix examples by their shapes alone, and all that reads their results."""
+        sized = self._counting()
+        starts = [op for op in self.live if op in self.warm and (self._mixes(op) or sized & {t.op for t in op.inputs})]
+        self._bytainted: set[Any] = set()
+        pending = list(starts)
+        while pending:
+            for output in pending.pop().outputs:
+                for reader in output.consumers():
+                    if reader in self.warm and reader not in self._bytainted:
+                        self._bytainted.add(reader)
+                        pending.append(reader)
+        return self._bytainted | set(starts)
+
+    def _mixes(self, op: Any) -> bool:
+        if op.type in _MIXING:
+            return bool(op.get_attr("is_training"))
+        read = [output for output in op.outputs if output.consumers()]
+        return any(not self.shapes.follows(output) or self.shapes.crossed(output) for output in read)
+
+    def _counting(self) -> set[Any]:
+        """Operations that give numbers computed from the batch size: what reads them depends on how many examples there are."""
+        after = graph.dependents(self.graph, [output for op in self._sizes for output in op.outputs])
+        casts = [op for op in self.live if op in after and op.type == "Cast" and op not in self.warm | self.heat.hot]
+        casts = [op for op in casts if op.outputs[0].dtype.is_floating]
+        if not casts:
+            return set()
+
+        def counted(size: int) -> list[np.ndarray]:
+            def compute() -> list[Any]:
+                feeds = self.outside() | self.shape_values(tf.constant(size), None)
+                return graph.copy([op.outputs[0] for op in casts], feeds)
+
+            return [value.numpy() for value in tf.function(compute, autograph=False)()]
+
+        pairs = zip(casts, counted(2), counted(3), strict=True)
+        found = {op for op, two, three in pairs if not np.array_equal(two, three)}
+        reached = graph.dependents(self.graph, [op.outputs[0] for op in found], but=self.warm | self.heat.hot)
+        return found | reached

@@ -1,0 +1,196 @@
+"""Rows of arrays in files of a fixed number of rows: each written whole or not at all, with a checksum of its own.
+
+A shard is
+
+    128 bytes   b"FRSTLINE", version u32, shard u32, bytes of the payload u64, key (SHA-256), SHA-256 of the payload, zeros
+    payload     for each array the shard's rows [rows, *shape], little-endian, padded to 64 bytes
+
+Checksums are verified at opening, which reads every file once. Rows are then read through memory maps, whose pages are
+given back from time to time: however many rows there are, the process stays small.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import mmap
+import os
+import pathlib
+import re
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engine import files
+from engine.errors import InputError
+
+VERSION = 1
+_MAGIC, _HEADER, _ALIGN = b"FRSTLINE", 128, 64
+_FIELDS = struct.Struct("<8sIIQ32s32s")
+_CHECKSUM_AT = _FIELDS.size - 32
+_MAPPED_ROWS = 2048  # rows read before pages are given back; the kernel maps up to 64 KiB around each
+
+
+class ShardError(InputError):
+    """A shard that is missing or damaged."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One array of a shard: ``shape`` and ``dtype`` of a row."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def row(self) -> int:
+        """Bytes of a row."""
+        return int(self.dtype.itemsize * math.prod(self.shape))
+
+    def bytes(self, rows: int) -> int:
+        """Of so many rows in a file."""
+        return -(-self.row * rows // _ALIGN) * _ALIGN
+
+
+class Shards:
+    """All shards of a table of ``rows`` rows.
+
+    Args:
+        folder: of the files; made when the first is written.
+        key: 64 hexadecimal digits; shards of another key are not believed.
+        columns: what a row has.
+        rows: in all.
+        each: in one shard, but the last.
+
+    Attributes:
+        sums: shard -> SHA-256 of its payload; those that are there and whole.
+        damaged: files that are there and not believed, with the reason.
+    """
+
+    def __init__(self, folder: pathlib.Path, key: str, columns: Sequence[Column], *, rows: int, each: int) -> None:
+        self.folder, self.key, self.columns = folder, key, tuple(columns)
+        self.rows, self.each = rows, each
+        self.sums: dict[int, str] = {}
+        self.damaged: list[str] = []
+        self._maps: dict[int, mmap.mmap] = {}
+        self._touched = 0
+        for shard in range(len(self)):
+            self._verify(shard)
+
+    def __len__(self) -> int:
+        return -(-self.rows // self.each)
+
+    def rows_of(self, shard: int) -> int:
+        return min(self.each, self.rows - shard * self.each)
+
+    def bytes_of(self, shard: int) -> int:
+        """Of the file."""
+        return _HEADER + sum(column.bytes(self.rows_of(shard)) for column in self.columns)
+
+    @property
+    def missing(self) -> list[int]:
+        """Shards that are not there, or damaged."""
+        return [shard for shard in range(len(self)) if shard not in self.sums]
+
+    def write(self, shard: int, arrays: Sequence[np.ndarray]) -> None:
+        """Writes a shard: an array [rows, *shape] for each column."""
+        rows, blocks = self.rows_of(shard), []
+        for column, array in zip(self.columns, arrays, strict=True):
+            little = np.ascontiguousarray(array, column.dtype.newbyteorder("<"))
+            blocks += [little.reshape(-1).view(np.uint8).tobytes(), bytes(column.bytes(rows) - column.row * rows)]
+        hasher = hashlib.sha256()
+        for block in blocks:
+            hasher.update(block)
+
+        def write(file: Any) -> None:
+            file.write(self._header(shard, hasher.digest()))
+            for block in blocks:
+                file.write(block)
+
+        files.write_atomically(self._path(shard), write)
+        self.sums[shard] = hasher.hexdigest()
+
+    def read(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Rows by number: an array [len(rows), *shape] for each column.
+
+        Raises:
+            ShardError: one lies in a shard that is missing.
+        """
+        shards, inside = np.divmod(rows, self.each)
+        found = [np.empty((len(rows), *column.shape), column.dtype) for column in self.columns]
+        for shard in np.unique(shards):
+            here = np.flatnonzero(shards == shard)
+            for array, values in zip(found, self._arrays(int(shard)), strict=True):
+                array[here] = values[inside[here]]
+        self._give_back(len(rows) * len(self.columns))
+        return found
+
+    def sweep(self) -> None:
+        """Removes what killed processes were writing."""
+        for path in self.folder.glob(".shard-*.tmp"):
+            match = re.fullmatch(r"\.shard-\d+\.(\d+)\.tmp", path.name)
+            if match is None:
+                continue
+            try:
+                os.kill(int(match.group(1)), 0)
+            except ProcessLookupError:
+                path.unlink(missing_ok=True)
+            except OSError:
+                continue
+
+    def _header(self, shard: int, checksum: bytes) -> bytes:
+        fields = (_MAGIC, VERSION, shard, self.bytes_of(shard) - _HEADER, bytes.fromhex(self.key), checksum)
+        return _FIELDS.pack(*fields).ljust(_HEADER, b"\0")
+
+    def _path(self, shard: int) -> pathlib.Path:
+        return self.folder / f"shard-{shard:06d}"
+
+    def _verify(self, shard: int) -> None:
+        """Believes a shard whose size, header and checksum are right; remembers why not."""
+        path = self._path(shard)
+        try:
+            with open(path, "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size != self.bytes_of(shard):
+                    raise ShardError(f"{size} bytes, {self.bytes_of(shard)} are right")
+                header, hasher = file.read(_HEADER), hashlib.sha256()
+                while block := file.read(4 << 20):
+                    hasher.update(block)
+            right = self._header(shard, hasher.digest())
+            if header != right:
+                same = header[:_CHECKSUM_AT] == right[:_CHECKSUM_AT]
+                what = "its bytes do not have the checksum that they were written with"
+                raise ShardError(what if same else "its header is not of this cache")
+        except FileNotFoundError:
+            return
+        except (OSError, ShardError) as error:
+            self.damaged.append(f"{path}: {error}")
+            return
+        self.sums[shard] = hasher.hexdigest()
+
+    def _arrays(self, shard: int) -> list[np.ndarray]:
+        """A shard's columns, mapped."""
+        if shard not in self._maps:
+            if shard not in self.sums:
+                raise ShardError(f"{self._path(shard)}: it is not there yet, or was damaged")
+            with open(self._path(shard), "rb") as file:
+                if os.fstat(file.fileno()).st_size != self.bytes_of(shard):
+                    raise ShardError(f"{self._path(shard)}: its size has changed since it was verified")
+                self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        rows, offset, found = self.rows_of(shard), _HEADER, []
+        for column in self.columns:
+            count = rows * math.prod(column.shape)
+            flat = np.frombuffer(self._maps[shard], column.dtype, count, offset)
+            found.append(flat.reshape(rows, *column.shape))
+            offset += column.bytes(rows)
+        return found
+
+    def _give_back(self, rows: int) -> None:
+        self._touched += rows
+        if self._touched > _MAPPED_ROWS and hasattr(mmap, "MADV_DONTNEED"):
+            for mapped in self._maps.values():
+                mapped.madvise(mmap.MADV_DONTNEED)
+            self._touched = 0

@@ -1,0 +1,109 @@
+"""The part of a traced function above the frost line, as a function of the tensors that cross it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from engine import graph
+from engine.anatomy import Anatomy, Crossing
+from engine.microbatch import MicroBatch
+
+
+@dataclass(frozen=True)
+class FrostTensor:
+    """A tensor at the frost line.
+
+    Attributes:
+        key: its name in a batch.
+        name: in the traced graph.
+        shape: of one example.
+        dtype: that the step computes in.
+        after: path of the variable read last before it; "" when there is none.
+    """
+
+    key: str
+    name: str
+    shape: tuple[int, ...]
+    dtype: tf.DType
+    after: str
+
+    @property
+    def bytes(self) -> int:
+        """Of one example."""
+        size = int(self.dtype.size)
+        for length in self.shape:
+            size *= length
+        return size
+
+
+@dataclass(frozen=True)
+class Suffix:
+    """What is above a line.
+
+    Attributes:
+        function: concrete; as the whole one, its batch with the tensors in place of the images.
+        weights: of a micro-batch: term -> the sum of its weights in the function's graph, or None.
+        ops: name of an operation of the whole -> its copy.
+    """
+
+    function: Any
+    weights: Mapping[str, Any]
+    ops: Mapping[str, Any]
+
+
+def suffix_of(
+    anatomy: Anatomy,
+    tensors: Sequence[FrostTensor],
+    same: Mapping[int, tuple[int, Crossing]],
+    *,
+    without: set[Any],
+    micro: MicroBatch | None = None,
+) -> Suffix:
+    """The part above the line as a function of its own.
+
+    Args:
+        anatomy: of the function that is cut.
+        tensors: what crosses.
+        same: ``id`` of a tensor of the graph -> the number of the crossing tensor that it is, and its own shape.
+        without: operations that are not to be copied.
+        micro: where the function is a micro-batch's.
+
+    Raises:
+        ValueError: the part above needs one of ``without``.
+    """
+    outputs = anatomy.graph.structured_outputs
+    flat = tf.nest.flatten(outputs)
+    weights = {} if micro is None else {name: weight for name, weight in micro.weights.items() if weight is not None}
+    kept: dict[str, Any] = {}
+
+    def suffix(batch: Mapping[str, Any], *others: Any) -> Any:
+        feeds = anatomy.outside() | feeds_of(tensors, same, batch)
+        feeds |= {id(anatomy.inputs[name]): value for name, value in batch.items() if name in anatomy.inputs}
+        feeds |= {id(placeholder): value for placeholder, value in zip(anatomy.others, others, strict=True)}
+        feeds |= anatomy.shape_values(tf.shape(batch[tensors[0].key])[0], without)
+        found = graph.copy([*flat, *weights.values()], feeds, effects=anatomy.effects(), without=without, name="suffix")
+        kept.update(zip(weights, found[len(flat) :], strict=True))
+        return tf.nest.pack_sequence_as(outputs, found[: len(flat)])
+
+    batch = {n: tf.TensorSpec(p.shape, p.dtype, name=n) for n, p in anatomy.inputs.items() if p is not anatomy.images}
+    batch |= {t.key: tf.TensorSpec([None, *t.shape], t.dtype, name=t.key) for t in tensors}
+    scalars = [tf.TensorSpec(p.shape, p.dtype, name=p.op.name) for p in anatomy.others]
+    function = tf.function(suffix, autograph=False).get_concrete_function(batch, *scalars)
+    ops = {op.name.removeprefix("suffix/"): op for op in function.graph.get_operations()}
+    named = {} if micro is None else {name: kept.get(name) for name in micro.weights}
+    return Suffix(function, named, ops)
+
+
+def feeds_of(
+    tensors: Sequence[FrostTensor], same: Mapping[int, tuple[int, Crossing]], values: Mapping[str, Any]
+) -> dict[int, Any]:
+    """``id`` of a tensor -> what is given for it, in the shape that it has in its graph."""
+    found = {}
+    for key, (number, crossing) in same.items():
+        value, shape = values[tensors[number].key], crossing.shape[1:] if crossing.rows > 1 else crossing.shape
+        found[key] = value if tuple(value.shape[1:]) == shape else tf.reshape(value, [-1, *shape])
+    return found

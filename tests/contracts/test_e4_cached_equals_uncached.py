@@ -164,7 +164,9 @@ def relative(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if "mobilenet" in name.lower() else name for name in CASES]
+)
 @pytest.mark.usefixtures("deterministic_ops")
 def test_cached_equals_uncached(name: str) -> None:
     """The first window in float32, and 50 in float64."""

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 _SIZES = (8191, 7919)  # primes that are no dimension of any model
 SHAPES = frozenset(["Shape", "ShapeN", "Size", "Rank"])
+_GIVEN = "batch_shapes/given"  # no name of a graph that is looked at
 _ELEMENT = 0.02  # of a multiply-add: so little that it decides between equal bytes alone
 _CONTROL_FLOW_MACS = 10**9  # dear: a loop or a branch is computed again only where nothing else can be cut
 
@@ -121,10 +122,11 @@ def _inferred(graph: Any, definition: Any, inputs: Sequence[Any], size: int) -> 
         for op in graph.get_operations():
             for tensor in op.outputs:
                 if id(tensor) in batch:
-                    known[tensor.name] = tf.compat.v1.placeholder(tensor.dtype, [size, *tensor.shape[1:]])
+                    shape_now = [size, *tensor.shape[1:]]
+                    known[tensor.name] = tf.compat.v1.placeholder(tensor.dtype, shape_now, name=_GIVEN)
                 elif op.inputs and any(source.dtype == tf.resource for source in op.inputs) and not has_functions(op):
                     # reading a variable: its shape is known here, and not to a graph without the variable
-                    known[tensor.name] = tf.compat.v1.placeholder(tensor.dtype, tensor.shape)
+                    known[tensor.name] = tf.compat.v1.placeholder(tensor.dtype, tensor.shape, name=_GIVEN)
         tf.graph_util.import_graph_def(definition, input_map=known, name="")
 
     def shape(tensor: Any) -> tuple[int | None, ...] | None:

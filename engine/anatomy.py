@@ -85,7 +85,7 @@ class Anatomy:
         needed = graph.ancestors(traced.results, ops=traced.effects)
         self.live = [op for op in self.graph.get_operations() if op in needed]
         self.heat = Heat(traced, selection, self.images, self.live)
-        self.shapes = BatchShapes(self.graph, list(self.inputs.values()))
+        self.shapes = BatchShapes(self.graph, list(self.inputs.values()), self.live)
         cold = [op for op in self.live if op not in self.heat.hot]
         # of a cold tensor's shape only the batch size can change: that is known above the line too
         self._sizes = {op for op in cold if op.type in SHAPES and all(self.shapes.certain(t) for t in op.inputs)}
@@ -209,7 +209,14 @@ class Anatomy:
     def function_of(self, tensors: Sequence[Any]) -> Compute:
         """``images -> these cold tensors``; what asserts or prints below the line does it here."""
         speaks = [op for op in self.live if op in self.warm and self.heat.speaks(op)]
-        return self.traced.function_of(self.images, tensors, speaks)
+        return self.traced.function_of(self.images, tensors, [end for op in speaks for end in self._ends(op)])
+
+    def _ends(self, op: Any) -> list[Any]:
+        """The operation, or the first after it, that a run can be asked for."""
+        if self.traced.fetches(op):
+            return [op]
+        after = graph.dependents(self.graph, [], ops=[op])
+        return [end for end in self.live if end in after and end in self.warm and self.traced.fetches(end)][:1]
 
     def effects(self) -> list[Any]:
         """Hot operations with effects: a copy of what is above must not lose them."""

@@ -161,37 +161,45 @@ class Line(abc.ABC):
     def in_evaluation(self, traced: Traced) -> tuple[Anatomy, Same] | Refused:
         """An evaluation's graph, and which of its tensors are the line's."""
         other = Anatomy(traced, self.selection, self.images)
-        same = self.same_in(other)
+        try:
+            same = self.same_in(other)
+        except CanonicalError as error:
+            return Refused((str(error),))
         if isinstance(same, str):
             return Refused((f"in evaluation the frozen part computes no {same}: it differs by mode",))
         return other, same
 
     def needs_images(self, what: str) -> Refused:
-        """Said of what cannot be computed from the tensors alone."""
-        return Refused((f"{what} needs the images ({self.images}) above the line too",))
+        """Said of what cannot be computed from the tensors that are kept."""
+        return Refused((f"{what} needs the images ({self.images}) besides what is kept",))
 
-    def same_in(self, other: Anatomy) -> Same | str:
-        """``id`` of each tensor of another graph that is one of the line's -> which, and its shape there.
+    def not_below(self, tensor: str) -> Refused:
+        """Said of a tensor of a lower line."""
+        return Refused((f"{tensor} of the lower line is not computed below the higher one",))
 
-        Or the name of a tensor that the other graph does not compute.
+    def same_in(self, other: Anatomy, *, by_value: bool = False) -> Same | str:
+        """Which tensors of another graph are the line's; or the name of one that the other graph does not compute.
+
+        Args:
+            other: of that graph.
+            by_value: variables of equal values are the same; else they are if they are one variable.
+
+        Raises:
+            TracedError, CanonicalError: as ``digest``.
         """
 
         def which(anatomy: Anatomy) -> Digests:
             def leaf(tensor: Any) -> str | None:
-                found = anatomy.traced.outside(tensor, by_value=False)
+                found = anatomy.traced.outside(tensor, by_value=by_value)
                 named = found is None and tensor.op.type == "Placeholder"
                 return f"input {anatomy.name(tensor)}" if named else found
 
             return Digests(anatomy.graph, leaf)
 
+        wanted = which(self._anatomy).of([crossing.tensor for crossing in self._crossing])
         cold = other.candidates()
-        try:
-            wanted = which(self._anatomy).of([crossing.tensor for crossing in self._crossing])
-            names = which(other).of([crossing.tensor for crossing in cold])
-        except CanonicalError:
-            return self.tensors[0].name
         found: dict[str, list[Crossing]] = {}
-        for crossing, name in zip(cold, names, strict=True):
+        for crossing, name in zip(cold, which(other).of([c.tensor for c in cold]), strict=True):
             found.setdefault(name, []).append(crossing)
         same: Same = {}
         for number, (tensor, name) in enumerate(zip(self.tensors, wanted, strict=True)):
@@ -247,7 +255,7 @@ class FrostLine(Line):
     def after(self, lower: Line) -> Any:
         same = lower.same_in(self._anatomy)
         if isinstance(same, str):
-            return Refused((f"{same} of the lower line is not computed below the higher one",))
+            return self.not_below(same)
 
         def between(values: Mapping[str, Any]) -> list[Any]:
             feeds = graph.outside(self._anatomy.graph) | feeds_of(lower.tensors, same, values)
@@ -261,7 +269,7 @@ class FrostLine(Line):
         try:
             return tf.function(between, autograph=False).get_concrete_function(specs)
         except ValueError:
-            return Refused(("the higher line needs the images besides what the lower one keeps",))
+            return self.needs_images("the higher line")
 
 
 def cut(

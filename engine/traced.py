@@ -53,6 +53,9 @@ class Traced(Protocol):
     def crosses(self, tensor: Any) -> bool:
         """Whether the graph can be run up to a tensor, and from it."""
 
+    def fetches(self, op: Any) -> bool:
+        """Whether a run can be asked for an operation."""
+
     def run(self, tensors: Sequence[Any], feeds: Iterable[tuple[Any, Any]]) -> list[np.ndarray]:
         """Values of tensors that need nothing but variables, and tensors for which ``feeds`` has values."""
 
@@ -89,6 +92,9 @@ class TracedFunction:
         return "variable " + (digest("", _value(outer)) if by_value else str(id(outer)))
 
     def crosses(self, tensor: Any) -> bool:
+        return True
+
+    def fetches(self, op: Any) -> bool:
         return True
 
     def run(self, tensors: Sequence[Any], feeds: Iterable[tuple[Any, Any]]) -> list[np.ndarray]:

@@ -29,6 +29,7 @@ from engine.traced import Compute, TracedError
 
 v1 = tf.compat.v1
 
+_AT_ONCE = 64  # variables that are read in one run, whose values are held
 _PLACEHOLDERS = frozenset(["Placeholder", "PlaceholderV2", "PlaceholderWithDefault"])
 
 
@@ -59,14 +60,18 @@ class SessionGraph:
     def name(self, handle: Any) -> str:
         return str(handle.op.name)
 
-    def outside(self, tensor: Any, *, by_value: bool) -> str | None:
-        if tensor.op.type not in HOLDERS:
-            return None
+    def outside(self, tensors: Sequence[Any], *, by_value: bool) -> dict[int, str]:
+        held = [tensor for tensor in tensors if tensor.op.type in HOLDERS]
         if not by_value:
-            return f"variable {tensor.op.name}"
-        if tensor.op not in self._variables:
-            raise TracedError(f"the frozen part reads {tensor.op.name}, which is in no collection of variables")
-        return "variable " + digest("", self._session.run(self._variables[tensor.op]))
+            return {id(tensor): f"variable {tensor.op.name}" for tensor in held}
+        if unknown := [tensor.op.name for tensor in held if tensor.op not in self._variables]:
+            raise TracedError(f"the frozen part reads {unknown[0]}, which is in no collection of variables")
+        found: dict[int, str] = {}
+        for start in range(0, len(held), _AT_ONCE):  # another set of fetches takes a session long to prepare
+            some = held[start : start + _AT_ONCE]
+            values = self._session.run([self._variables[tensor.op] for tensor in some])
+            found |= {id(t): "variable " + digest("", value) for t, value in zip(some, values, strict=True)}
+        return found
 
     def crosses(self, tensor: Any) -> bool:
         """Not what is inside of loops and branches of TF1's control flow."""
@@ -131,10 +136,10 @@ class _Above:
         with here.as_default():
             with tf.name_scope("fed"):
                 self.inputs = {t.key: v1.placeholder(t.dtype, [None, *t.shape], name=t.key) for t in crossing}
-                feeds = {id(tensor): tensor for tensor in kept} | feeds_of(crossing, same, self.inputs)
+                feeds = {id(tensor): tensor for tensor in kept if tensor is not anatomy.images}
+                feeds |= feeds_of(crossing, same, self.inputs)
                 count = tf.shape(self.inputs[crossing[0].key])[0]
                 feeds |= {id(tensor): value for tensor, value in anatomy.shape_values(count, None)}
-            del feeds[id(anatomy.images)]
             scope = here.unique_name("above", mark_as_used=False)
             without = without | {tensor.op for tensor in kept}
             self.tensors = graph.copy(wanted, feeds, effects=effects, without=without, name=scope)

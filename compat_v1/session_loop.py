@@ -31,6 +31,7 @@ from engine.step import NonFiniteError, Window
 v1 = tf.compat.v1
 
 
+_AT_ONCE = 64  # variables that are set in one run: preparing a run costs more than the values
 _IS_FINITE = re.compile(r"(above[^/]*/)?finite(_\d+)?")  # TrainingGraph's check, or a copy of it above a frost line
 
 
@@ -241,9 +242,10 @@ class SessionLoop:
             wanted = tuple(self.built.setters[name][0].shape)
             if tuple(np.shape(value)) != wanted:
                 raise SessionError(f"variable {name!r}: shape {list(np.shape(value))}, {list(wanted)} is wanted")
-        for name, value in values.items():
-            placeholder, operation = self.built.setters[name]
-            self.session.run(operation, {placeholder: value})
+        names = list(values)
+        for start in range(0, len(names), _AT_ONCE):
+            some = [(self.built.setters[name], values[name]) for name in names[start : start + _AT_ONCE]]
+            self.session.run([op for (_, op), _ in some], {placeholder: value for (placeholder, _), value in some})
 
     def values(self) -> Iterator[tuple[str, np.ndarray]]:
         """(path, value) of every variable of the model, one at a time, in the selection's order."""

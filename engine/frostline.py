@@ -129,13 +129,10 @@ class Line(abc.ABC):
         Raises:
             TracedError, CanonicalError: the prefix reads what has no value, or has a loop of TF1's control flow.
         """
-
-        def leaf(tensor: Any) -> str | None:
-            if tensor is self._anatomy.images:
-                return f"images {tensor.dtype.name} {tensor.shape.as_list()[1:]}"
-            return self._anatomy.traced.outside(tensor, by_value=True)
-
-        found = Digests(self._anatomy.graph, leaf).of([crossing.tensor for crossing in self._crossing])
+        tensors, images = [crossing.tensor for crossing in self._crossing], self._anatomy.images
+        named = self._anatomy.traced.outside(graph.leaves(tensors), by_value=True)
+        named[id(images)] = f"images {images.dtype.name} {images.shape.as_list()[1:]}"
+        found = Digests(self._anatomy.graph, lambda leaf: named.get(id(leaf))).of(tensors)
         return hashlib.sha256(f"{tf.__version__} {found}".encode()).hexdigest()
 
     def describe(self) -> str:
@@ -188,18 +185,15 @@ class Line(abc.ABC):
             TracedError, CanonicalError: as ``digest``.
         """
 
-        def which(anatomy: Anatomy) -> Digests:
-            def leaf(tensor: Any) -> str | None:
-                found = anatomy.traced.outside(tensor, by_value=by_value)
-                named = found is None and tensor.op.type == "Placeholder"
-                return f"input {anatomy.name(tensor)}" if named else found
+        def names(anatomy: Anatomy, crossing: Sequence[Crossing]) -> list[str]:
+            tensors = [one.tensor for one in crossing]
+            named = {id(placeholder): f"input {name}" for name, placeholder in anatomy.inputs.items()}
+            named |= anatomy.traced.outside(graph.leaves(tensors), by_value=by_value)
+            return Digests(anatomy.graph, lambda leaf: named.get(id(leaf))).of(tensors)
 
-            return Digests(anatomy.graph, leaf)
-
-        wanted = which(self._anatomy).of([crossing.tensor for crossing in self._crossing])
-        cold = other.candidates()
+        wanted, cold = names(self._anatomy, self._crossing), other.candidates()
         found: dict[str, list[Crossing]] = {}
-        for crossing, name in zip(cold, which(other).of([c.tensor for c in cold]), strict=True):
+        for crossing, name in zip(cold, names(other, cold), strict=True):
             found.setdefault(name, []).append(crossing)
         same: Same = {}
         for number, (tensor, name) in enumerate(zip(self.tensors, wanted, strict=True)):

@@ -53,6 +53,11 @@ def outside(traced: Any) -> dict[int, Any]:
     return {id(inner): outer for outer, inner in traced.captures}
 
 
+def leaves(tensors: Iterable[Any]) -> list[Any]:
+    """Tensors, among all that these depend on, of operations without inputs."""
+    return [op.outputs[0] for op in ancestors(tensors) if not op.inputs and op.outputs]
+
+
 def is_random(op: Any) -> bool:
     """Whether an operation draws random numbers from a state of its own, not from seeds given to it."""
     return "Random" in op.type and not op.type.startswith("Stateless")

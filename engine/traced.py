@@ -42,12 +42,14 @@ class Traced(Protocol):
     def name(self, handle: Any) -> str:
         """Of the variable behind such a tensor."""
 
-    def outside(self, tensor: Any, *, by_value: bool) -> str | None:
-        """What a tensor stands for that is not computed in the graph, a variable or a captured constant: as a text that
-        tells it from others, or its value from other values. None: nothing.
+    def outside(self, tensors: Sequence[Any], *, by_value: bool) -> dict[int, str]:
+        """What tensors stand for that is not computed in the graph, a variable or a captured constant.
+
+        Returns:
+            ``id`` of each of them that does -> a text that tells it from others, or its value from other values.
 
         Raises:
-            TracedError: by value, and it has none.
+            TracedError: by value, and one has none.
         """
 
     def crosses(self, tensor: Any) -> bool:
@@ -83,13 +85,14 @@ class TracedFunction:
     def name(self, handle: Any) -> str:
         return str(getattr(self._outer.get(id(handle)), "name", "") or handle.name)
 
-    def outside(self, tensor: Any, *, by_value: bool) -> str | None:
-        outer = self._outer.get(id(tensor))
-        if outer is None:
-            return None
-        if outer.dtype != tf.resource:
-            return "constant " + digest("", outer.numpy())
-        return "variable " + (digest("", _value(outer)) if by_value else str(id(outer)))
+    def outside(self, tensors: Sequence[Any], *, by_value: bool) -> dict[int, str]:
+        found = {}
+        for key, outer in ((id(tensor), self._outer.get(id(tensor))) for tensor in tensors):
+            if outer is not None and outer.dtype != tf.resource:
+                found[key] = "constant " + digest("", outer.numpy())
+            elif outer is not None:
+                found[key] = "variable " + (digest("", _value(outer)) if by_value else str(id(outer)))
+        return found
 
     def crosses(self, tensor: Any) -> bool:
         return True

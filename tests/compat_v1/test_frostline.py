@@ -122,7 +122,8 @@ def run(case: Case, count: int, dtype: Any, method: str, *, fed: bool, **options
 
 
 def joined(loop: SessionLoop) -> np.ndarray:
-    return np.concatenate([value.astype(np.float64).ravel() for _, value in loop.values()])
+    values = loop.session.run(list(loop.built.variables.values()))  # in one run: preparing one takes long
+    return np.concatenate([value.astype(np.float64).ravel() for value in values])
 
 
 def relative(a: np.ndarray, b: np.ndarray) -> float:
@@ -186,7 +187,8 @@ def test_sixteen_bits_cross_as_they_are(compute: str) -> None:
     found = []
     for fed in (True, False):
         scale = {"loss_scale": LossScale()} if compute == "float16" else {}
-        side = Side(VIT_BLOCK, tf.float32, "trainable", compute=tf.as_dtype(compute), micro_batch_size=3, **scale)
+        case = CNN if compute == "float16" else VIT_BLOCK
+        side = Side(case, tf.float32, "trainable", compute=tf.as_dtype(compute), micro_batch_size=3, **scale)
         with side.loop as loop:
             given = windows(1, tf.as_dtype(compute))[0]
             if fed:
@@ -467,6 +469,23 @@ def test_an_assertion_below_the_line_is_made_when_the_tensors_are(where: str) ->
         bad = small() | {"image": np.full((2, 6), 1e6, np.float32)}
         with pytest.raises(tf.errors.InvalidArgumentError, match="planted"):
             line.prefix(bad["image"])
+
+
+def test_images_that_are_looked_at_in_every_window_cross_too() -> None:
+    """As an operation with an effect wants; the last line that was cut counts."""
+
+    def between(x: Any, batch: Mapping[str, Any], training: bool) -> Any:
+        if training:
+            check = tf.debugging.assert_all_finite(batch["image"], "planted").op
+            v1.add_to_collection(v1.GraphKeys.UPDATE_OPS, check)
+        return deep(x)
+
+    with own(between) as loop:
+        line_of(loop)
+        line = line_of(loop)
+        assert [t.shape for t in line.tensors] == [(6,), (5,)]
+        with pytest.raises(tf.errors.InvalidArgumentError, match="planted"):
+            loop.step(line.below(small()) | {"frozen0": np.full((4, 6), np.nan)}, learning_rate=0.1)
 
 
 def test_what_is_added_up_and_what_is_not_finite_is_as_without_a_line() -> None:

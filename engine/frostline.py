@@ -53,6 +53,7 @@ class FrostLine:
         suffix: what is above; its function takes the tensors in place of the images, and returns what the whole did.
         forward_share: of the forward pass's multiply-adds, the share below the line.
         step_share: of all multiply-adds of the step, forward and backward.
+        macs: multiply-adds of the whole step for an example.
         notes: what keeps the line lower than the selection alone would, a sentence each.
         selection: what trains.
     """
@@ -62,6 +63,7 @@ class FrostLine:
     suffix: MicroBatch
     forward_share: float
     step_share: float
+    macs: int
     notes: tuple[str, ...]
     selection: Selection
     _anatomy: Anatomy = field(repr=False)
@@ -121,8 +123,9 @@ class FrostLine:
             f"{t.name} {list(t.shape)} {t.dtype.name}" + (f" (after {t.after})" if t.after else "")
             for t in self.tensors
         )
+        size = f"{self.bytes:,} bytes" + (f" ({format_bytes(self.bytes)})" if self.bytes >= 1024 else "")
         text = (
-            f"the frost line is at {what}: {self.bytes:,} bytes an example ({format_bytes(self.bytes)}), with "
+            f"the frost line is at {what}: {size} an example, with "
             f"{self.forward_share:.1%} of the forward pass and {self.step_share:.1%} of the step below it"
         )
         return ". ".join([text, *self.notes])
@@ -296,6 +299,7 @@ def _line(
         suffix=suffix,
         forward_share=kept / forward if forward else 0.0,
         step_share=kept / whole if whole else 0.0,
+        macs=whole,
         notes=obstacles.lowered_by(anatomy),
         selection=selection,
         _anatomy=anatomy,

@@ -27,6 +27,8 @@ _FREE = {
     "keep_best",
     "histograms",
     "image_cache",
+    "cache_budget",
+    "cache_dir",
     "traceback",
 }
 
@@ -34,11 +36,11 @@ _FREE = {
 def main() -> int:
     import tensorflow as tf
 
-    from engine import checkpoint, data, evaluate, losses, models, optimizers, precision, rundir, sizes
+    from engine import caching, checkpoint, data, evaluate, losses, models, optimizers, precision, rundir, sizes
     from engine.data import augment
     from engine.loop import Loop, LoopError, Outcome, State
     from engine.phases import Evaluation
-    from engine.progress import Progress
+    from engine.progress import Progress, reaching
     from engine.step import TrainStep
     from engine.variables import name_variables
     from scripts import finetune_phases, finetune_plan
@@ -157,20 +159,46 @@ def main() -> int:
     print()
     caveats = list(dict.fromkeys(caveat for stage in stages for caveat in step.caveats(stage.selection)))
     finetune_plan.describe(plan, stages, caveats)
+
+    # ---- what is below the frost line, and whether it is computed once
+    evaluator = evaluate.Evaluator(loss_fn)
+    eval_size = plan.micro_batch_size or (F.batch_size if F.memory_budget is not None else max(F.batch_size, 64))
+    eval_every = F.eval_every or per_epoch
+    cache = caching.Caching(
+        step,
+        evaluator,
+        train=batches,
+        evaluation=data.EvalBatches(source.eval, batch_size=eval_size, normalise=normalise),
+        data=source.fingerprint(),
+        wish=caching.Wish(
+            mode=F.cache,
+            root=pathlib.Path(F.cache_dir or out.parent / "feature_cache"),
+            dtype=F.cache_dtype,
+            views=F.cache_views,
+            budget=sizes.parse_bytes(F.cache_budget, name="cache_budget"),
+        ),
+        stop=stop,
+        shows=reaching,
+    )
+    choices = cache.decide(
+        stages,
+        per_epoch=per_epoch,
+        eval_every=eval_every,
+        saved=found.state["decided"].get("cache") if found is not None else None,
+        look=F.dry_run,
+    )
+    finetune_plan.describe_cache(stages, choices)
     if F.dry_run:
         return program.DONE
     print()
 
     # ---- the loop
-    evaluator = evaluate.Evaluator(loss_fn)
-    eval_size = plan.micro_batch_size or (F.batch_size if F.memory_budget is not None else max(F.batch_size, 64))
-
-    def measure(stage: Any, part: Any) -> Any:
+    def measure(stage: Any, given: Any, watched: Any = None) -> Any:
         with step.evaluating(variables):
-            return evaluator(stage.selection, data.EvalBatches(part, batch_size=eval_size, normalise=normalise))
+            return evaluator(stage.selection, given, watched=watched)
 
     def record(stage: Any, windows: int) -> Evaluation:
-        result = measure(stage, source.eval)
+        result = measure(stage, *cache.evaluation())
         return Evaluation(
             windows, stage.phase.name, result.loss, result.metrics.get("accuracy"), result.frozen_output_norm
         )
@@ -189,7 +217,7 @@ def main() -> int:
         settings=settings,
         keeping=keeping,
         monitor=F.monitor,
-        decided={"plan": plan.to_json(), "images": images},
+        decided={"plan": plan.to_json(), "images": images, "cache": [choice.used for choice in choices]},
         from_step=state.step if found is not None else None,
         ledger=None if ledger is None else ledger.to_json(target=F.model),
     )
@@ -198,11 +226,11 @@ def main() -> int:
     loop = Loop(
         step=step,
         stages=stages,
-        batches=batches.between,
+        batches=cache.batches,
         per_epoch=per_epoch,
         evaluate=record,
-        eval_every=F.eval_every or per_epoch,
-        actions=(directory.action, progress),
+        eval_every=eval_every,
+        actions=(progress, cache, directory.action),
         early_stop=F.early_stop,
         monitor=F.monitor,
         stop=stop,
@@ -220,7 +248,10 @@ def main() -> int:
         progress.close()
 
     # ---- the end: the test part, the proof, the files
-    final = _test(measure, stages, source) if code == program.DONE else {}
+    final = {}
+    if code == program.DONE and source.test is not None:
+        tested = measure(stages[-1], data.EvalBatches(source.test, batch_size=eval_size, normalise=normalise))
+        final = _tested(tested, source)
     facts = {
         "flags": program.own_flags(finetune_flags.__name__),
         "versions": rundir.versions() | {"deterministic": str(F.deterministic)},
@@ -245,6 +276,7 @@ def main() -> int:
         per_epoch=per_epoch,
         forecasts=plan.forecasts,
         facts=facts,
+        cache=cache.facts(),
         final=final,
         code=code,
         reason=reason,
@@ -307,14 +339,11 @@ def _check_outputs(source: Any, model: Any) -> None:
         )
 
 
-def _test(measure: Any, stages: Any, source: Any) -> dict[str, Any]:
-    """Touches the test part, once."""
+def _tested(result: Any, source: Any) -> dict[str, Any]:
+    """What the test part gave, class by class where it has classes."""
     import numpy as np
 
-    if source.test is None:
-        return {}
     part = source.test
-    result = measure(stages[-1], part)
     final: dict[str, Any] = {"test_loss": result.loss, "test_accuracy": result.metrics.get("accuracy")}
     if source.classes and part.labels.ndim == 1 and "accuracy" in result.per_example:
         labels, hits = part.labels, result.per_example["accuracy"]

@@ -25,7 +25,7 @@ class Progress:
         self._start = start
         self._log_every = log_every
         self._began = time.monotonic()
-        self._bar, self._task = _bar(total, start)
+        self._bar, self._task = open_bar(total, start)
 
     def __call__(self, event: Event) -> None:
         step = event.state.step
@@ -81,7 +81,7 @@ def counting(total: int, what: str) -> Iterator[Callable[[str], None]]:
 @contextlib.contextmanager
 def reaching(total: int, what: str) -> Iterator[Callable[..., None]]:
     """As ``counting``; gives a function to be called with how many are done by now, and perhaps a name."""
-    bar, task = _bar(total, 0)
+    bar, task = open_bar(total, 0)
     said = time.monotonic()
 
     def show(done: int, name: str = "") -> None:
@@ -100,7 +100,7 @@ def reaching(total: int, what: str) -> Iterator[Callable[..., None]]:
             bar.stop()
 
 
-def _bar(total: int, start: int) -> tuple[Any, Any]:
+def open_bar(total: int, start: int) -> tuple[Any, Any]:
     """A rich progress bar, or (None, None) without a terminal or without rich."""
     if not sys.stdout.isatty():
         return None, None

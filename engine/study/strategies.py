@@ -29,7 +29,7 @@ _FEWEST_GROUPS, _EQUAL_GROUPS = 3, 12
 
 
 class StrategyError(InputError):
-    """A strategy that does not exist, or that this model does not have."""
+    """A strategy that does not exist, or cannot be read. One that a model does not have is a FilterError."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,8 @@ class Known:
         """A strategy by its name, or ``name=FILTER``.
 
         Raises:
-            StrategyError: unknown name; one that this model does not have.
-            FilterError: the filter, or what the strategy stands for, matches nothing on this model or trains nothing.
+            StrategyError: unknown name, or a filter that cannot be read.
+            FilterError: what it stands for matches nothing on this model, or trains nothing.
         """
         name, equals, rule = text.partition("=")
         if equals:
@@ -152,7 +152,10 @@ class Known:
                 )
             if name in _FAMILIES or re.fullmatch(r"last_\d+", name):
                 raise StrategyError(f"strategies={text!r}: {name} is a strategy already; another name tells them apart")
-            found = Strategy(name, (Step("train", rule.strip(), 1.0),))
+            try:
+                found = Strategy(name, (Step("train", str(filters.parse(rule)), 1.0),))
+            except filters.FilterError as error:
+                raise StrategyError(f"strategies={text!r}: {error}") from None
         else:
             found = Strategy(name, tuple(self._steps(name)))
         for step in found.steps:
@@ -176,7 +179,7 @@ class Known:
         if match := re.fullmatch(r"last_(\d{1,6})", name):
             return [Step(name, self._last(name, int(match.group(1))), 1.0)]
         if name in ("gradual", "gradual_plateau") and not self.parts:
-            raise StrategyError(f"strategies={name!r}: this model has no parts to go down by, beside its head")
+            raise filters.FilterError(f"strategy {name}: this model has no parts to go down by, beside its head")
         if name == "gradual":
             count = len(self.parts)
             return self._downward(dict.fromkeys((1, (count + 1) // 2)), plateau=False)
@@ -200,7 +203,7 @@ class Known:
     def _last(self, name: str, count: int) -> str:
         if not 1 <= count <= len(self.parts):
             has = f"it has last_1 to last_{len(self.parts)}" if self.parts else "it has no parts beside its head"
-            raise StrategyError(f"strategies={name!r}: this model has no such strategy; {has}")
+            raise filters.FilterError(f"strategy {name}: this model has no such parts; {has}")
         return f"{self.parts[-count].from_here} {self.head}".strip()
 
     def _others(self) -> str:

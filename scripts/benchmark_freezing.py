@@ -142,7 +142,7 @@ def _write(plan: Any, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """The files of a study, from what there is of it."""
     from engine.files import write_json
     from engine.study import report, results
-    from scripts.benchmark_freezing_plan import whole
+    from scripts.benchmark_freezing_study import whole
 
     found = whole(plan, runs)
     write_json(plan.out / "results.json", found["results"])

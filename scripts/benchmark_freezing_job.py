@@ -14,6 +14,7 @@ import numpy as np
 
 from compat_v1 import models as v1_models
 from engine import data, losses, models, optimizers, porting, precision, schedules
+from engine.data import order
 from engine.errors import InputError
 from engine.files import Npz
 from engine.loop import Stage
@@ -35,7 +36,8 @@ class Job:
     """What all runs share; kept in job.json, and not to be contradicted by whoever goes on with a study.
 
     Attributes:
-        model, head, data, eval_fraction, train_examples, image_size, loss, precision: as in flags.
+        model, head, data, eval_fraction, image_size, loss, precision: as in flags.
+        train_examples, eval_examples: how many are used; None is all.
         data_sha256: fingerprint of the data.
         weights: as in the flag; weights_sha256: of the variables that every run starts from.
         images: what the model wants its images to be, by a name of models.IMAGES; None for the model's own.
@@ -52,6 +54,7 @@ class Job:
     data_sha256: str
     eval_fraction: float | None
     train_examples: int | None
+    eval_examples: int | None
     image_size: tuple[int, int] | None
     loss: str
     precision: str
@@ -126,6 +129,12 @@ class Setting:
             train_examples=job.train_examples,
             image_size=job.image_size,
         )
+        if job.eval_examples is not None:
+            count = len(self.source.eval)
+            if not 1 <= job.eval_examples <= count:
+                raise StudyError(f"eval_examples={job.eval_examples}: {job.data} has {count} evaluation examples")
+            chosen = np.sort(order.fixed_permutation(count)[: job.eval_examples])
+            self.source = dataclasses.replace(self.source, eval=self.source.eval.take(chosen))
         self.model = models.build(
             job.model,
             image_shape=self.source.image_shape,

@@ -32,6 +32,10 @@ class LeftOut(Exception):  # noqa: N818 - no error: a runner that would only rep
     """A runner has nothing of its own to show for a strategy; says why."""
 
 
+class _Enough(Exception):  # noqa: N818 - no error
+    """A budget of windows ended as a phase did."""
+
+
 class NotFiniteError(LoopError):
     """A window whose loss or gradient is not finite, and the batch of it. ``batch`` trains the selection's step."""
 
@@ -140,6 +144,8 @@ class Driven:
         self.record.begin()
         try:
             loop.run(state)
+        except _Enough:
+            state.proof = None  # of a phase without windows
         except LoopError as error:
             raise NotFiniteError(str(error), self._stage, self._last) from None
         if state.proof is not None:  # a budget ended within a phase
@@ -184,6 +190,8 @@ class Driven:
 
     def _before(self, event: Event) -> None:
         if event.kind == "phase":
+            if self.budget and event.state.step >= self.setting.job.windows:
+                raise _Enough
             self._stage, self._fresh = event.stage, True
             self._from = event.state.step
             self.begin_phase(event.stage)
@@ -315,7 +323,7 @@ class SessionStep:
         if self.session is None or selection != self.selection:
             values = {entry.path: entry.variable.numpy() for entry in selection.variables}
             if self.session is not None:
-                values = dict(self.session.values())
+                values = self.values()
                 self.session.close()
             network = v1_models.of(self.setting.network, selection)
             self.session = SessionLoop(
@@ -327,16 +335,24 @@ class SessionStep:
                 loss_scale=self.setting.loss_scale(),
                 seed=self.setting.job.seed,
             )
-            self.session.assign(values)
+            # all in one run: for each set of fetches TF1 prepares the graph anew
+            setters = [self.session.built.setters[path] for path in values]
+            feeds = {placeholder: values[path] for path, (placeholder, _) in zip(values, setters, strict=True)}
+            self.session.session.run([operation for _, operation in setters], feeds)
             self.selection = selection
             self.built[selection] = self.session.built
         return self.session
 
+    def values(self) -> dict[str, np.ndarray]:
+        """Every variable of the model as the session has it now."""
+        assert self.session is not None
+        found: dict[str, np.ndarray] = self.session.session.run(self.session.built.variables)
+        return found
+
     def read_back(self, selection: Selection) -> None:
         """Gives the engine's variables the session's values: what the freeze proof and digests look at."""
-        assert self.session is not None
         by_path = selection.variables.by_path()
-        for path, value in self.session.values():
+        for path, value in self.values().items():
             by_path[path].variable.assign(value)
 
 

@@ -103,7 +103,7 @@ class Known:
     Attributes:
         parts: from the input to the output, without the head.
         head: filter text of the head; "" where the model has none.
-        ladder: the N of last_N that are run when nobody says which: all up to 6, else 1, 2, 4, 8 ... and all.
+        ladder: the N of last_N that are run when nobody says which: all up to 4, else 1, 2, 4, 8 ... and all.
     """
 
     def __init__(self, variables: ModelVariables, statistics: Statistics) -> None:
@@ -113,7 +113,7 @@ class Known:
         self.parts = parts(variables)
         count = len(self.parts)
         doubled = itertools.takewhile(lambda n: n < count, (2**power for power in itertools.count()))
-        self.ladder = tuple(range(1, count + 1)) if count <= 6 else (*doubled, count)
+        self.ladder = tuple(range(1, count + 1)) if count <= 4 else (*doubled, count)
 
     def names(self) -> list[str]:
         """Of all strategies that this model has, ``last_N`` for the ladder alone."""

@@ -74,11 +74,15 @@ def first_nonfinite(
     look = tf.function(_counter(anatomy, looked), autograph=False)
     count = int(next(iter(tensors.values())).shape[0])
     size = micro_batch_size or count
+    state = [entry.variable for entry in selection.moving] + list(selection.variables.generators.values())
+    before = [variable.numpy() for variable in state]
     for start in range(0, count, size):
         part = {name: value[start : start + size] for name, value in tensors.items()}
         share = tf.constant(min(size, count - start) / count, tf.float64)
         scalars = tf.fill([len(micro.terms)], tf.constant(float(count), tf.float64)), share
         found = look(part, *scalars, tf.constant(loss_scale, tf.float64)).numpy()
+        for variable, value in zip(state, before, strict=True):  # a read may wait for a write
+            variable.assign(value)
         bad = {id(t): int(n) for t, (n, _) in zip(looked, found, strict=True) if n}
         lengths = {id(t): int(length) for t, (_, length) in zip(looked, found, strict=True)}
         if (root := _root(anatomy, micro, bad)) is not None:

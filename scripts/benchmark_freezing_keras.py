@@ -21,7 +21,7 @@ from engine.phases import Evaluation
 from engine.selection import FreezeProof, Selection
 from engine.study.cost import Cost, Traced, cost
 from scripts.benchmark_freezing_job import Setting
-from scripts.benchmark_freezing_runners import NotFiniteError, Record
+from scripts.benchmark_freezing_record import NotFiniteError, Record
 
 _LOSSES: dict[str, Callable[[], Any]] = {
     "softmax": lambda: keras.losses.SparseCategoricalCrossentropy(from_logits=True),

@@ -22,7 +22,8 @@ from engine.phases import Phase
 from engine.study.cost import Cost, gemm_gflops
 from engine.study.histograms import Histograms, gradients
 from scripts.benchmark_freezing_job import V1_RUNNERS, Job, Run, Setting, weights_sha256
-from scripts.benchmark_freezing_runners import EngineRunner, LeftOut, NotFiniteError, V1Runner
+from scripts.benchmark_freezing_record import LeftOut, NotFiniteError
+from scripts.benchmark_freezing_runners import EngineRunner
 
 
 def machine(out: pathlib.Path) -> None:
@@ -75,6 +76,8 @@ def _identity(run: Run) -> dict[str, Any]:
 def _make(run: Run, setting: Setting, stages: list[Stage], cache: pathlib.Path | None) -> Any:
     budget = any(stage.phase.until for stage in stages)
     if run.runner in V1_RUNNERS:
+        from scripts.benchmark_freezing_v1 import V1Runner
+
         return V1Runner(setting, stages, budget=budget, method=run.runner.removeprefix("v1_"))
     if run.runner == "keras_fit":
         from scripts.benchmark_freezing_keras import KerasRunner

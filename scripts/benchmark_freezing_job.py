@@ -15,6 +15,7 @@ import numpy as np
 from compat_v1 import models as v1_models
 from engine import data, losses, models, optimizers, porting, precision, schedules
 from engine.data import order
+from engine.data.source import check_labels
 from engine.errors import InputError
 from engine.files import Npz
 from engine.loop import Stage
@@ -145,6 +146,7 @@ class Setting:
             dtype=self.numbers.variables,
             compute=self.numbers.compute,
         )
+        self._check_labels()
         self.network = self.model.network
         self.variables = name_variables(self.network)
         self.loss_fn = losses.supervised(self.network, job.loss)
@@ -157,6 +159,17 @@ class Setting:
         )
         size = job.micro_batch_size or max(job.batch_size, 64)
         self.evaluation = data.EvalBatches(self.source.eval, batch_size=size, normalise=normalise)
+
+    def _check_labels(self) -> None:
+        """The labels must be classes, or columns, that the model has."""
+        source, outputs = self.source, self.model.outputs
+        if self.job.loss == "softmax":
+            for name, part in (("train", source.train), ("eval", source.eval)):
+                check_labels(source.name, f"{name}_labels", part.labels, outputs)
+        elif outputs != (wanted := source.outputs(self.job.loss)):
+            raise StudyError(
+                f"model={self.job.model!r}: it has {outputs} outputs; loss {self.job.loss} on {source.name} wants {wanted}"
+            )
 
     @property
     def keras(self) -> bool:

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -81,6 +82,12 @@ class Plan:
             found[run.file] = kept
         return found
 
+    def others(self) -> list[dict[str, Any]]:
+        """What earlier invocations finished in this folder besides: their rows stay."""
+        mine = {run.file for run in self.runs}
+        kept = [read(path) for path in sorted((self.out / "runs").glob("*.json")) if path not in mine]
+        return [run for run in kept if run is not None and run.get("done")]
+
     def prepare(self) -> None:
         """Makes the folder, or sees that it holds this very study.
 
@@ -107,6 +114,8 @@ class Plan:
             if isinstance(error, (FileExistsError, NotADirectoryError, PermissionError)):
                 raise StudyError(f"out={self.out}: the folder cannot be made ({error.strerror})") from None
             raise
+        for left in self.out.glob(".cache-*"):  # of a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
         write_npz(self.out / "weights.npz", ((e.path, e.variable.numpy()) for e in self.setting.variables))
         if kept is None:
             write_json(self.out / "job.json", {"version": 1, "job": self.job.to_json(), "command": command()})

@@ -12,7 +12,7 @@ from typing import Any
 from absl import flags
 
 from engine.study import results
-from engine.study.strategies import Strategy, top
+from engine.study.strategies import top
 from scripts.benchmark_freezing_plan import Plan, command, read
 
 F = flags.FLAGS
@@ -21,6 +21,9 @@ F = flags.FLAGS
 def whole(plan: Plan, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """study.json, schema version 1, of the runs that there are."""
     job, source = plan.job, plan.setting.source
+    runs = [*runs, *plan.others()]
+    pairs = list(dict.fromkeys([*plan.pairs, *((run["strategy"], run["runner"]) for run in runs)]))
+    names = dict.fromkeys(name for name, _ in pairs)
     machine = read(plan.out / "machine.json") or {"median": 0.0, "p10": 0.0, "p90": 0.0}
     target, how = results.choose_target(runs, F.target_accuracy)
     left = [
@@ -58,7 +61,7 @@ def whole(plan: Plan, runs: list[dict[str, Any]]) -> dict[str, Any]:
             "seed": job.seed,
             "optimizer": "adam",
             "learning_rate": job.learning_rate,
-            "repeats": max(run.repeat for run in plan.runs),
+            "repeats": max(run["repeat"] for run in runs) if runs else 0,
             "target_accuracy": target,
             "command": command(),
         },
@@ -66,11 +69,11 @@ def whole(plan: Plan, runs: list[dict[str, Any]]) -> dict[str, Any]:
         "versions": dict(job.versions),
         "parameters": plan.setting.variables.parameters,
         "variables": [{"path": e.path, "parameters": e.size, "block": top(e)} for e in plan.setting.variables],
-        "strategies": [_strategy(plan, strategy, runs) for strategy in plan.strategies],
+        "strategies": [_strategy(plan, name, runs) for name in names],
         "baseline": results.baseline(runs),
         "results": results.rows(
             runs,
-            plan.pairs,
+            pairs,
             precision=job.precision,
             micro_batches=job.micro_batches,
             gemm_gflops=machine["median"],
@@ -82,13 +85,14 @@ def whole(plan: Plan, runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _strategy(plan: Plan, strategy: Strategy, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _strategy(plan: Plan, name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """As it was run; as it is planned, where it has not been."""
-    done = next((run for run in runs if run["strategy"] == strategy.name and run.get("done")), None)
+    done = next((run for run in runs if run["strategy"] == name and run.get("done")), None)
     if done is not None:
         phases = [{key: row[key] for key in ("name", "train", "from_step", "to_step")} for row in done["done"]]
         trained = done["trained"]
     else:
+        strategy = next(strategy for strategy in plan.strategies if strategy.name == name)
         phases, trained, start = [], [], 0
         for stage in plan.setting.stages(strategy.phases(plan.job.windows)):
             stop = min(plan.job.windows, start + stage.phase.windows(plan.setting.batches.per_epoch))
@@ -97,7 +101,7 @@ def _strategy(plan: Plan, strategy: Strategy, runs: Sequence[Mapping[str, Any]])
             start = stop
     sizes = {entry.path: entry.size for entry in plan.setting.variables if entry.kind == "weight"}
     return {
-        "name": strategy.name,
+        "name": name,
         "phases": phases,
         "trained": trained,
         "parameters": sum(sizes.get(path, 0) for path in trained),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -49,7 +50,7 @@ def test_groups_come_with_the_head_and_nothing_else(vit: Known) -> None:
 
 def test_gradual_goes_down_from_the_head_to_everything(vit: Known) -> None:
     phases = trained(vit, "gradual")
-    assert all(one < other for one, other in zip(phases, phases[1:], strict=False))
+    assert all(one < other for one, other in itertools.pairwise(phases))
     assert phases[0] == {"head/kernel", "head/bias"}
     assert phases[-1] == {e.path for e in vit.variables}
     assert len(trained(vit, "gradual_plateau")) == 8  # the head, one block more each time, everything

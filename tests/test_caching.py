@@ -110,14 +110,16 @@ def test_auto_weighs_the_work_and_counts_what_is_there(tmp_path: pathlib.Path, m
         assert choice.used is paid, windows
     job.begin(stage("a", select(job.model, "@head")))
     again = Job(tmp_path, "auto")
+    again.model.norm.gamma.assign(2 * again.model.norm.gamma)
     (choice,) = again.caching.decide([stage("a", select(again.model, "@head"), 2)], per_epoch=3, eval_every=9)
     assert choice.used is False, "other weights"
     for ours, theirs in zip(again.model.variables, job.model.variables, strict=True):
         ours.assign(theirs)
     (choice,) = again.caching.decide([stage("a", select(again.model, "@head"), 2)], per_epoch=3, eval_every=9)
     assert choice.used is True, "it is there already"
-    saved = Job(tmp_path, "auto").caching
-    (choice,) = saved.decide([stage("a", select(job.model, "@head"), 2)], per_epoch=3, eval_every=9, saved=[True])
+    saved = Job(tmp_path / "empty", "auto")
+    stages = [stage("a", select(saved.model, "@head"), 2)]
+    (choice,) = saved.caching.decide(stages, per_epoch=3, eval_every=9, saved=[True])
     assert choice.used is True, "a resume does what was decided"
 
 

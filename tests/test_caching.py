@@ -40,7 +40,7 @@ class Job:
     """A small ViT, its data and caching."""
 
     def __init__(self, root: pathlib.Path, mode: caching.Mode = "require", said: list[str] | None = None) -> None:
-        self.model = build("vit:mini,depth=2", image_shape=(8, 8, 1), outputs=3).network
+        self.model = build("vit:mini,depth=1", image_shape=(8, 8, 1), outputs=3).network
         loss_fn = losses.supervised(self.model)
         self.step, self.evaluator = TrainStep(loss_fn, optimizers.AdamW()), Evaluator(loss_fn)
         self.train, self.evaluation = TrainBatches(part(20), batch_size=8), EvalBatches(part(7), batch_size=8)
@@ -64,7 +64,7 @@ def test_a_higher_line_is_made_from_the_tensors_of_a_lower_one(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = Job(tmp_path)
-    lower, higher = (stage(n, select(job.model, f)) for n, f in (("low", "@head @blocks[-1:]"), ("high", "@head")))
+    lower, higher = (stage(n, select(job.model, f)) for n, f in (("low", "@head norm/.*"), ("high", "@head")))
     job.caching.decide([lower, higher], per_epoch=3, eval_every=3)
     given = job.begin(lower)
     for batch in given:
@@ -194,7 +194,7 @@ class TwoTasks(tf.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = build("vit:mini,depth=2", image_shape=(8, 8, 1), outputs=3).network
+        self.body = build("vit:mini,depth=1", image_shape=(8, 8, 1), outputs=3).network
         self.size = tf.Variable(tf.random.stateless_normal([96, 1], [1, 2], stddev=0.1), name="size")
         self.kind = tf.Variable(tf.random.stateless_normal([96, 3], [1, 3], stddev=0.1), name="kind")
 

@@ -75,6 +75,13 @@ class FrostLine:
         """That cross for one example."""
         return sum(tensor.bytes for tensor in self.tensors)
 
+    @property
+    def frozen_below(self) -> tuple[str, ...]:
+        """Paths of the variables that only what is below the line computes with, in model order."""
+        below, above = (graph.handles_read(g) for g in (self._prefix.graph, self.suffix.function.graph))
+        handles = [(entry.path, id(entry.variable.handle)) for entry in self.selection.variables]
+        return tuple(path for path, handle in handles if handle in below and handle not in above)
+
     def prefix(self, images: Any) -> tuple[Any, ...]:
         """The tensors [B, *shape] of images [B, ...]; compiled, for any B."""
         values = zip(self._prefix(tf.convert_to_tensor(images)), self._crossing, strict=True)

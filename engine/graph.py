@@ -106,6 +106,16 @@ def copy(
     return [values[id(tensor)] if id(tensor) in values else copies[id(tensor)] for tensor in tensors]
 
 
+def handles_read(of: Any) -> set[int]:
+    """``id`` of each handle outside of a function's graph whose variable it computes with: one read in vain is none."""
+    found = set()
+    for outer, inner in of.captures:
+        readers = inner.consumers()
+        if any(op.type != "ReadVariableOp" or op.outputs[0].consumers() for op in readers):
+            found.add(id(outer))
+    return found
+
+
 def _needed(tensors: Sequence[Any], effects: list[Any], feeds: Mapping[int, Any], without: Set[Any]) -> set[Any]:
     """The operations to be copied: those that are needed and not only waited for."""
     found: set[Any] = set()

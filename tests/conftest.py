@@ -98,7 +98,7 @@ def run_each() -> Callable[..., list[tuple[int, str, str]]]:
 
 @pytest.fixture
 def curves() -> None:
-    """Asked for by tests whose runs draw curves.png; others leave it out, which halves the time of a short run."""
+    """Asked for by tests whose runs draw curves.png and frostline.png; others leave it out, which halves the time of a short run."""
 
 
 @pytest.fixture
@@ -110,11 +110,12 @@ def call(
     from absl.testing import flagsaver
     from tensorflow.python.framework import config  # there is no public way to switch it off again
 
-    from engine import report
+    from engine import picture, report
     from scripts import finetune, finetune_flags, program
 
     if "curves" not in request.fixturenames:
         monkeypatch.setattr(report, "draw_curves", lambda *_: None)
+        monkeypatch.setattr(picture, "draw", lambda *_: None)
 
     def run(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["finetune", *words])

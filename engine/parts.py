@@ -71,16 +71,21 @@ def parts(rows: Iterable[tuple[str, int, str]]) -> tuple[Part, ...]:
     )
 
 
-def runs(row: Sequence[Part], key: Callable[[Part], Hashable], *, most: int) -> list[tuple[Part, ...]]:
-    """Neighbours of equal ``key`` together; and then the smallest neighbours too, until there are ``most`` at most."""
+def runs(row: Sequence[Part], key: Callable[[Part], tuple[Hashable, ...]], *, most: int) -> list[tuple[Part, ...]]:
+    """Neighbours of equal ``key`` together; then those whose keys differ least, small ones first, until ``most`` are left."""
     found: list[tuple[Part, ...]] = []
     for part in row:
         if found and key(found[-1][-1]) == key(part):
             found[-1] = (*found[-1], part)
         else:
             found.append((part,))
+
+    def distance(n: int) -> tuple[int, int]:
+        pairs = zip(key(found[n][-1]), key(found[n + 1][0]), strict=True)
+        return sum(a != b for a, b in pairs), len(found[n]) + len(found[n + 1])
+
     while len(found) > most:
-        at = min(range(len(found) - 1), key=lambda n: len(found[n]) + len(found[n + 1]))
+        at = min(range(len(found) - 1), key=distance)
         found[at : at + 2] = [found[at] + found[at + 1]]
     return found
 
@@ -88,10 +93,20 @@ def runs(row: Sequence[Part], key: Callable[[Part], Hashable], *, most: int) -> 
 def label(run: Sequence[Part], *, most: int = 40) -> str:
     """What a run of parts is called: ``patch, class_token, blocks/0-3``, or its ends where that is too long."""
     names = [part.short for part in run]
-    text = shorten(names, most=len(names))
+    text = _numbered(names) or shorten(names, most=len(names))
     if len(text) > most and len(names) > 1:
         text = f"{names[0]} … {names[-1]}"
     return middle_out(text, most)
+
+
+def _numbered(names: Sequence[str]) -> str | None:
+    """``block_11-14`` for names that only count up."""
+    found = [re.fullmatch(r"(.*?)(\d+)", name) for name in names]
+    pairs = [(match.group(1), int(match.group(2))) for match in found if match]
+    first = pairs[0] if pairs else ("", 0)
+    if len(names) < 2 or pairs != [(first[0], first[1] + n) for n in range(len(names))]:
+        return None
+    return f"{names[0]}-{pairs[-1][1]}"
 
 
 def middle_out(text: str, most: int) -> str:

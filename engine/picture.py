@@ -159,7 +159,7 @@ class _Column:
         self.facts = _facts(panel.line)
         self.sizes = {id(box): 0.48 + 0.06 * min((box.count - 1) ** 0.5, 8) for box in (*self.below, *self.above)}
         boxes = sum(self.sizes.values()) + _GAP * len(self.sizes)
-        self.height = 1.45 + _LINE * bool(panel.note) + boxes + _LINE * len(self.facts) + 0.25 * bool(self.facts)
+        self.height = 1.45 + _LINE * bool(panel.note) + boxes + _LINE * len(self.facts) + 0.31 * bool(self.facts)
 
     def draw(self, axes: Any, *, left: float, top: float) -> None:
         middle, y = left + _WIDTH / 2, top - 0.3
@@ -213,7 +213,7 @@ class _Column:
             y -= _LINE
             weight = "bold" if number == 0 else "normal"
             _say(axes, left + 0.3, y, fact, ha="left", color=_ICE, fontweight=weight, fontsize=8)
-        return y - 0.19
+        return y - 0.25
 
 
 def _facts(line: FrostLine | Refused | None) -> list[str]:

@@ -61,12 +61,12 @@ def row(count: int) -> list[Part]:
 
 
 def test_equal_neighbours_are_one_run() -> None:
-    assert [len(run) for run in runs(row(7), lambda part: part.name < "m/conv_3", most=9)] == [3, 4]
+    assert [len(run) for run in runs(row(7), lambda part: (part.name < "m/conv_3",), most=9)] == [3, 4]
 
 
 @pytest.mark.parametrize("count", [1, 9, 10, 200])
 def test_a_long_row_has_at_most_so_many_runs_of_about_one_size(count: int) -> None:
-    found = runs(row(count), lambda part: part.name, most=9)
+    found = runs(row(count), lambda part: (part.name,), most=9)
     assert [part for run in found for part in run] == row(count)
     assert len(found) == min(count, 9)
     sizes = [len(run) for run in found]
@@ -74,10 +74,17 @@ def test_a_long_row_has_at_most_so_many_runs_of_about_one_size(count: int) -> No
     assert all(a and b for a, b in pairwise([*sizes, 1]))
 
 
+def test_parts_that_differ_more_stay_apart_longer() -> None:
+    keys = {"m/conv_0": (0, 0), "m/conv_1": (0, 1), "m/conv_2": (0, 0), "m/conv_3": (1, 1)}
+    found = runs(row(4), lambda part: keys[part.name], most=2)
+    assert [len(run) for run in found] == [3, 1]
+
+
 def test_a_run_is_called_by_all_its_names_or_by_its_ends() -> None:
     blocks = [Part(f"net/blocks/{n}", (), 1) for n in range(4)]
     assert label(blocks) == "blocks/0-3"
     assert label([Part("net/patch", (), 1), *blocks]) == "patch, blocks/0-3"
-    assert label(row(12)) == "conv_0 … conv_11"
+    assert label(row(12)) == "conv_0-11"
+    assert label([*row(2), Part("m/top", (), 1)], most=15) == "conv_0 … top"
     assert label([Part("x" * 90, (), 1)], most=11) == "xxxxx…xxxxx"
     assert middle_out("abcdef", 6) == "abcdef"

@@ -20,6 +20,7 @@ from engine.study.recommend import Recommendation, by_accuracy, efficient, gain
 _WIDTH, _HEIGHT = 380.0, 300.0
 _LEFT, _TOP, _BOTTOM = 46.0, 12.0, 42.0
 _FONT = 11.5
+_RING = 10.0  # about the recommended run
 _FAR = 8  # names that may stand far from their signs
 _CURVES = 8  # that are told apart; the others are drawn thin
 _RUNNERS = ("engine", "engine_cached", "keras_fit", "v1_trainable", "v1_stop_gradient", "v1_var_list")
@@ -171,21 +172,24 @@ def _names(
     stairs: Sequence[tuple[float, float]], *, chosen: tuple[str, str] | None, far: int,
 ) -> list[Markup]:  # fmt: skip
     """Names of the strategies beside the runs that stand for them, as far as there is room; a ring about the chosen."""
-    texts = [(middle_out(rows[n]["strategy"], 18), *places[n]) for n in ranked]
+    rings = [_RING if (rows[n]["strategy"], rows[n]["runner"]) == chosen else 0.0 for n in ranked]
+    texts = [
+        (middle_out(rows[n]["strategy"], 18), *places[n], max(ring, 4.5)) for n, ring in zip(ranked, rings, strict=True)
+    ]
     taken = [(x - 3.5, y - 3.5, x + 3.5, y + 3.5) for x, y in places]
+    taken += [(x - r, y - r, x + r, y + r) for _, x, y, r in texts[:1] if r == _RING]
     for (x, y), (to_x, to_y) in pairwise(stairs):
         taken.append((min(x, to_x) - 1, min(y, to_y) - 1, max(x, to_x) + 1, max(y, to_y) + 1))
     within = (_LEFT + 2, _TOP - 4, plot.right + 8, plot.bottom - 2)
     found = place(texts, taken, within, size=_FONT, far=far)
     parts = []
-    for n, (text, x, y), spot in zip(ranked, texts, found, strict=True):
-        is_chosen = (rows[n]["strategy"], rows[n]["runner"]) == chosen
-        if is_chosen:
-            parts.append(tag("circle", cx=x, cy=y, r=10.0, class_="ring"))
+    for (text, x, y, _), ring, spot in zip(texts, rings, found, strict=True):
+        if ring:
+            parts.append(tag("circle", cx=x, cy=y, r=ring, class_="ring"))
         if spot is not None:
             if spot.far:
                 parts.append(tag("line", x1=x, y1=y, x2=spot.x, y2=spot.y, class_="lead"))
-            style = "label chosen" if is_chosen else "label"
+            style = "label chosen" if ring else "label"
             parts.append(tag("text", text, x=spot.x, y=spot.y + 4, text_anchor=spot.anchor, class_=style))
     return parts
 

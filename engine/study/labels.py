@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-_REACH = (8.0, 14.0, 22.0, 32.0)  # from the point to its name
+_REACH = (3.5, 9.5, 17.5, 27.5)  # from the sign to its name
 
 
 @dataclass(frozen=True)
@@ -35,26 +35,26 @@ def width_of(text: str, size: float) -> float:
 
 
 def place(
-    names: Sequence[tuple[str, float, float]], taken: Sequence[Rect], within: Rect, *, size: float, far: int
+    names: Sequence[tuple[str, float, float, float]], taken: Sequence[Rect], within: Rect, *, size: float, far: int
 ) -> list[Place | None]:
     """A place for each name, first come first served; the first name always gets one.
 
     Args:
-        names: (text, x, y) of named points, the most important first.
+        names: (text, x, y, radius) of named signs, the most important first.
         taken: what no name may cover.
         within: where names may be.
         size: of the font.
-        far: so many names from the first on may stand far from their points.
+        far: so many names from the first on may stand far from their signs.
 
     Returns:
         for each name its place, or None where there is no room.
     """
     taken = list(taken)
     found: list[Place | None] = []
-    for number, (text, x, y) in enumerate(names):
+    for number, (text, x, y, radius) in enumerate(names):
         spots = {
             spot: _box(spot, width_of(text, size), size)
-            for spot in _spots(x, y, _REACH if number < far else _REACH[:2])
+            for spot in _spots(x, y, [radius + r for r in (_REACH if number < far else _REACH[:2])])
         }
         inside = [spot for spot, box in spots.items() if _inside(box, within)]
         free = [spot for spot in inside if not any(_overlap(spots[spot], other) for other in taken)]

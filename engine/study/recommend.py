@@ -231,7 +231,7 @@ def _noise(study: Mapping[str, Any], found: Sequence[Candidate], chosen: Candida
     near = [c for c in found if c != chosen and abs(c.quality - chosen.quality) <= _unsure(c, chosen, examples, spread)]
     if near:
         cheaper = [c for c in near if c.most < chosen.least]
-        resolves = _SIGMAS * math.sqrt(2 * chosen.quality * max(1 - chosen.quality, 0) / examples)
+        resolves = _resolution(chosen, chosen, examples)
         text = (
             f"{count(examples)} evaluation examples resolve differences of about {resolves:.3f} in accuracy: "
             f"{listed(c.strategy for c in near)} cannot be told apart from {chosen.strategy}"
@@ -245,11 +245,16 @@ def _noise(study: Mapping[str, Any], found: Sequence[Candidate], chosen: Candida
     return reasons
 
 
-def _unsure(
-    one: Candidate, other: Candidate, examples: int, spread: Mapping[tuple[str, str], float]
-) -> float:  # binomial, as if the two were evaluated on different examples: rather too wide than too narrow
-    variance = sum(c.quality * max(1 - c.quality, 0) for c in (one, other)) / examples
-    return max(_SIGMAS * math.sqrt(variance), *(spread.get((c.strategy, c.runner), 0.0) for c in (one, other)))
+def _resolution(one: Candidate, other: Candidate, examples: int) -> float:
+    """The difference of two accuracies that chance alone reaches once in 20 times: binomial, as if each had been
+    evaluated on examples of its own, which is rather too wide than too narrow."""
+    shares = [min(max(candidate.quality, 0.0), 1.0) for candidate in (one, other)]
+    return _SIGMAS * math.sqrt(sum(share * (1 - share) for share in shares) / examples)
+
+
+def _unsure(one: Candidate, other: Candidate, examples: int, spread: Mapping[tuple[str, str], float]) -> float:
+    """The difference in accuracy up to which two cannot be told apart: by chance, or by what repeats differed."""
+    return max(_resolution(one, other, examples), *(spread.get((c.strategy, c.runner), 0.0) for c in (one, other)))
 
 
 def _spreads(study: Mapping[str, Any]) -> dict[tuple[str, str], float]:

@@ -113,7 +113,7 @@ def _question(study: Mapping[str, Any]) -> list[Child]:
     shape = " × ".join(str(size) for size in job["image_shape"])
     much = f"{count(job['windows'])} windows of {count(job['batch_size'])} examples"
     if job["epochs"] is not None:
-        much += f" ({digits(job['epochs'])} epochs)"
+        much += f" ({digits(job['epochs'])} epoch{'' if job['epochs'] == 1 else 's'})"
     return [
         tag("p", "Frostline: freezing strategies side by side", class_="over"),
         tag("h1", "Which variables should I train?"),

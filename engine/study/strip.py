@@ -11,8 +11,10 @@ from engine.study.markup import Child, Markup, tag
 from engine.study.numbers import count, percent
 
 _WIDTH, _HEAD, _ROW, _BAR = 380.0, 74.0, 38.0, 16.0
+_RIGHT = 20.0  # left free, for the last part's name
+_LETTER = 3.9  # across, of a turned name's letter
 _MOST = 14  # columns
-_NEARLY = 0.9  # of the parameters: the rest are statistics that stay
+_NEARLY = 0.9  # of what could train: the rest is not worth a hatching
 
 
 def strip(study: Mapping[str, Any]) -> Markup | None:
@@ -24,22 +26,28 @@ def strip(study: Mapping[str, Any]) -> Markup | None:
     trained = [frozenset(strategy["trained"]) for strategy in strategies]
     sizes = {variable["path"]: variable["parameters"] for variable in study["variables"]}
 
+    reached = frozenset().union(*trained)
+    if sum(sizes[path] for path in reached & sizes.keys()) < _NEARLY * sum(sizes.values()):
+        reached = frozenset(sizes)  # no strategy shows which variables can train at all
+
     def some(run: tuple[Part, ...], which: frozenset[str]) -> int:
         return sum(sizes[path] for part in run for path in part.paths if path in which)
 
     def state(run: tuple[Part, ...], which: frozenset[str]) -> str:
         found = some(run, which)
-        return "trained" if found and found >= _NEARLY * _parameters(run) else "partly" if found else "frozen"
+        return "trained" if found and found >= _NEARLY * some(run, reached) else "partly" if found else "frozen"
 
     columns = runs(row, lambda part: tuple(state((part,), which) for which in trained), most=_MOST)
     weights = [4 + math.log10(1 + _parameters(run)) + 0.6 * min(len(run) - 1, 6) for run in columns]
     edges = [0.0]
     for weight in weights:
-        edges.append(edges[-1] + (_WIDTH - 2) * weight / sum(weights))
+        edges.append(edges[-1] + (_WIDTH - _RIGHT) * weight / sum(weights))
     parts_: list[Child] = [_pattern()]
     for left, right, run in zip(edges[:-1], edges[1:], columns, strict=True):
-        turned = f"translate({(left + right) / 2 + 4:.1f} {_HEAD - 5:.1f}) rotate(-48)"
-        parts_.append(tag("text", label(run, most=13), tag("title", _names(run)), transform=turned, class_="part"))
+        middle = (left + right) / 2 + 4
+        name = label(run, most=min(13, int((_WIDTH - middle) / _LETTER)))
+        turned = f"translate({middle:.1f} {_HEAD - 5:.1f}) rotate(-48)"
+        parts_.append(tag("text", name, tag("title", _names(run)), transform=turned, class_="part"))
     for number, (strategy, which) in enumerate(zip(strategies, trained, strict=True)):
         top = _HEAD + number * _ROW
         share = strategy["parameters"] / max(study["parameters"], 1)

@@ -353,6 +353,20 @@ def test_a_strip_of_a_deep_model_stays_readable() -> None:
     assert min(float(cell.attrib["width"]) for cell in cells) > 10
 
 
+def test_statistics_that_never_train_do_not_make_a_part_hatched() -> None:
+    study = made.study(["head", "full"], ["engine"])
+    statistics = {"path": "norm/moving_mean", "parameters": 96, "block": "norm"}
+    study["variables"] = [*study["variables"][:-2], statistics, *study["variables"][-2:]]
+
+    def classes() -> set[str]:
+        drawing = ElementTree.fromstring(strip.strip(study) or "")
+        return {e.attrib["class"] for e in drawing.iter() if "cell" in e.attrib.get("class", "")}
+
+    assert classes() == {"cell trained", "cell frozen"}
+    study["strategies"][1]["trained"] = ["norm/gamma", "norm/beta"]
+    assert "cell partly" in classes(), "unless no strategy shows that they cannot"
+
+
 # ---- parts of drawings
 
 
@@ -362,14 +376,12 @@ def test_names_cover_neither_points_nor_one_another(seed: int) -> None:
 
     draw = random.Random(seed)
     points = [(draw.uniform(40, 340), draw.uniform(20, 240)) for _ in range(25)]
-    names = [(f"strategy {n}", *point) for n, point in enumerate(points)]
+    names = [(f"strategy {n}", *point, 4.5) for n, point in enumerate(points)]
     taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in points]
     found = labels.place(names, taken, (30, 10, 370, 260), size=11, far=25)
     assert found[0] is not None
     boxes = [
-        labels._box(spot, labels.width_of(name, 11), 11)
-        for spot, (name, _, _) in zip(found, names, strict=True)
-        if spot
+        labels._box(spot, labels.width_of(name, 11), 11) for spot, (name, *_) in zip(found, names, strict=True) if spot
     ]
     assert len(boxes) > 15
     for box in boxes[1:]:
@@ -379,7 +391,7 @@ def test_names_cover_neither_points_nor_one_another(seed: int) -> None:
 
 
 def test_the_first_name_stands_even_where_there_is_no_room() -> None:
-    found = labels.place([("a" * 80, 5, 5), ("b", 5, 5)], [(0, 0, 9, 9)], (0, 0, 9, 9), size=11, far=2)
+    found = labels.place([("a" * 80, 5, 5, 4), ("b", 5, 5, 4)], [(0, 0, 9, 9)], (0, 0, 9, 9), size=11, far=2)
     assert found[0] is not None
     assert found[1] is None
 

@@ -47,11 +47,13 @@ def finetune() -> Program:
 
 
 EACH = """
-import contextlib, importlib, io, json, subprocess, sys
+import contextlib, importlib, io, json, os, subprocess, sys
 from absl import flags
 from absl.testing import flagsaver
 from scripts import program
 
+results = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # where processes print that are not asked here
 module, asked, start = importlib.import_module(sys.argv[1]), json.load(sys.stdin), subprocess.run
 
 def run(words, given=""):
@@ -71,7 +73,7 @@ def here(command, **options):
 if sys.argv[2] == "here":
     subprocess.run = here
 for words in asked:
-    print(json.dumps(run(words)))
+    print(json.dumps(run(words)), file=results, flush=True)
 """
 
 

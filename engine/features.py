@@ -24,7 +24,7 @@ from engine import files
 from engine.data.batches import ahead
 from engine.data.part import Part
 from engine.errors import InputError
-from engine.frostline import FrostLine, Refused
+from engine.frostline import Line, Refused
 from engine.shards import VERSION, Column, ShardError, Shards
 from engine.sizes import format_bytes
 
@@ -92,7 +92,7 @@ class Features:
     def __init__(
         self,
         root: files.PathLike,
-        line: FrostLine,
+        line: Line,
         batches: Prepares,
         *,
         data: str,

@@ -48,6 +48,11 @@ def ancestors(tensors: Iterable[Any], *, ops: Iterable[Any] = (), given: Collect
     return found
 
 
+def outside(traced: Any) -> dict[int, Any]:
+    """``id`` of what stands for a captured tensor in a function's graph -> that tensor."""
+    return {id(inner): outer for outer, inner in traced.captures}
+
+
 def is_random(op: Any) -> bool:
     """Whether an operation draws random numbers from a state of its own, not from seeds given to it."""
     return "Random" in op.type and not op.type.startswith("Stateless")

@@ -67,19 +67,19 @@ def batch_norm(x: Any, *, training: bool, name: str, momentum: float = 0.9, epsi
     given, x = x.dtype, wide(x)
     features = x.shape[-1]
     with v1.variable_scope(name):
-        gamma = weight("gamma", [features], v1.ones_initializer(), x.dtype)
-        beta = weight("beta", [features], v1.zeros_initializer(), x.dtype)
         moving_mean = statistic("moving_mean", [features], v1.zeros_initializer(), x.dtype)
         moving_variance = statistic("moving_variance", [features], v1.ones_initializer(), x.dtype)
+        # read before the weights, as the engine does: what is read last names a place in the graph
+        known = () if training else (tf.convert_to_tensor(moving_mean), tf.convert_to_tensor(moving_variance))
+        gamma = weight("gamma", [features], v1.ones_initializer(), x.dtype)
+        beta = weight("beta", [features], v1.zeros_initializer(), x.dtype)
         if x.dtype == tf.float32:
-            moments = {} if training else {"mean": moving_mean, "variance": moving_variance}
+            moments = dict(zip(("mean", "variance"), known, strict=False))
             y, mean, variance = v1.nn.fused_batch_norm(x, gamma, beta, epsilon=epsilon, is_training=training, **moments)
             count = tf.cast(tf.size(x) // features, x.dtype)
             variance = variance * ((count - 1) / count)
         else:
-            mean, variance = (
-                tf.nn.moments(x, list(range(x.shape.rank - 1))) if training else (moving_mean, moving_variance)
-            )
+            mean, variance = known or tf.nn.moments(x, list(range(x.shape.rank - 1)))
             y = tf.nn.batch_normalization(x, mean, variance, beta, gamma, epsilon)
         if training:
             for moving, now in ((moving_mean, mean), (moving_variance, variance)):

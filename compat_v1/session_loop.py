@@ -9,22 +9,29 @@ are added up in accumulators and the host decides whether they are applied.
 from __future__ import annotations
 
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from compat_v1 import frostline
 from compat_v1.errors import SessionError
 from compat_v1.freezing import Freezing
+from compat_v1.frostline import SessionLine
 from compat_v1.training_graph import TrainingGraph
 from engine import losses
+from engine.frostline import Refused
 from engine.losses import LossFunction
 from engine.optimizers import Optimizer
 from engine.precision import LossScale
 from engine.step import NonFiniteError, Window
 
 v1 = tf.compat.v1
+
+
+_IS_FINITE = re.compile(r"(above[^/]*/)?finite(_\d+)?")  # TrainingGraph's check, or a copy of it above a frost line
 
 
 class SessionLoop:
@@ -69,6 +76,7 @@ class SessionLoop:
         self.micro_batch_size = micro_batch_size
         self.loss_scale = loss_scale
         self.skipped = 0
+        self._line: SessionLine | None = None
         self.built = TrainingGraph(
             loss_fn,
             freezing,
@@ -88,12 +96,13 @@ class SessionLoop:
         """Trains on one window.
 
         Args:
-            batch: name -> array [B, ...] as at the making; "index" is not used.
+            batch: name -> array [B, ...] as at the making, or as the line of ``cut`` made of such; "index" is not used.
             learning_rate: of this window.
 
         Raises:
             NonFiniteError: without a loss scale, a loss or gradient that is not finite; nothing has changed.
             LossError: a negative weight.
+            SessionError: the batch lacks an array, or a tensor at the line has another shape.
         """
         arrays = _arrays(batch)
         statistics = [self.built.variables[entry.path] for entry in self.freezing.selection.moving]
@@ -125,11 +134,10 @@ class SessionLoop:
 
     def _at_once(self, arrays: Mapping[str, np.ndarray], rate: float) -> dict[str, Any] | None:
         try:
-            _, found = self.session.run(
-                [self.built.train_op, self.built.report], self._feed(arrays) | {self.built.rate: rate}
-            )
+            runs, feed = self._fetched(arrays)
+            _, found = self.session.run([runs.train_op, runs.report], feed | {self.built.rate: rate})
         except tf.errors.InvalidArgumentError as error:
-            if error.op is not None and error.op.name.startswith("finite"):
+            if error.op is not None and _IS_FINITE.fullmatch(error.op.name):
                 return None
             raise
         return found | {"applied": True}
@@ -137,27 +145,39 @@ class SessionLoop:
     def _in_parts(self, arrays: Mapping[str, np.ndarray], rate: float) -> dict[str, Any]:
         count = len(next(iter(arrays.values())))
         size = self.micro_batch_size or count
-        weights = self.session.run(self.built.weighted, self._feed(arrays)) if self.built.weighted else {}
+        runs, feed = self._fetched(arrays)
+        weights = self.session.run(runs.weighted, feed) if runs.weighted else {}
         losses.check_weights(weights)
         divisors = [float(weights.get(name, count)) for name in self.built.terms]
         scale = self.loss_scale.scale if self.loss_scale is not None else 1.0
-        self.session.run(self.built.clear)
+        self.session.run(runs.clear)
         found: dict[str, Any] = {}
         for start in range(0, count, size):
             part = {name: value[start : start + size] for name, value in arrays.items()}
             share = min(size, count - start) / count
-            feed = self._feed(part) | {self.built.divisors: divisors, self.built.share: share, self.built.scale: scale}
-            _, more = self.session.run([self.built.add, self.built.report], feed)
+            feed = self._fetched(part)[1]
+            feed |= {self.built.divisors: divisors, self.built.share: share, self.built.scale: scale}
+            _, more = self.session.run([runs.add, runs.report], feed)
             found = dict(more) if not found else tf.nest.map_structure(lambda a, b: a + b, found, dict(more))
-        found["grad_norm"] = self.session.run(self.built.norm, {self.built.scale: scale})
+        found["grad_norm"] = self.session.run(runs.norm, {self.built.scale: scale})
         # a window without any weight has no gradient: zeros would still move by momentum
         found["applied"] = _finite(found) and any(divisors)
         if found["applied"]:
-            self.session.run(self.built.train_op, {self.built.rate: rate, self.built.scale: scale})
+            self.session.run(runs.train_op, {self.built.rate: rate, self.built.scale: scale})
         return found
 
-    def _feed(self, arrays: Mapping[str, np.ndarray]) -> dict[Any, Any]:
-        return {placeholder: arrays[name] for name, placeholder in self.built.inputs.items()}
+    def _fetched(self, arrays: Mapping[str, np.ndarray], *, evaluating: bool = False) -> tuple[Any, dict[Any, Any]]:
+        """What a window runs, or an evaluation fetches, for a batch; and placeholder -> array."""
+        line, names = self._line, list(self.built.inputs)
+        feed: dict[Any, Any] = {}
+        if line is None or line.images in arrays:
+            fetched = self.built.evaluated if evaluating else self.built.runs
+        else:
+            fetched, feed = line.evaluated(arrays) if evaluating else (line.runs, line.feeds(arrays))
+            names.remove(line.images)
+        if missing := [name for name in names if name not in arrays]:
+            raise SessionError(f"batch: it has no {missing[0]!r}; it has {', '.join(arrays)}")
+        return fetched, feed | {self.built.inputs[name]: arrays[name] for name in names}
 
     def _summarise(self, window: Window, rate: float) -> None:
         if self._writer is None:
@@ -168,14 +188,37 @@ class SessionLoop:
         self._writer.add_summary(v1.Summary(value=values), self.windows)
         self._writer.flush()
 
+    # ---- the frost line
+
+    def cut(self, *, images: str = "image", most_bytes: int | None = None) -> SessionLine | Refused:
+        """Finds the frost line; batches that ``SessionLine.below`` made train, and evaluate, what is above it.
+
+        The last line that was cut counts. It holds for the values that variables below it have when ``below`` is called.
+
+        Args:
+            images: name of the images in a batch.
+            most_bytes: that may cross for an example; None sets no limit.
+
+        Raises:
+            AnatomyError: the batch has no such name.
+        """
+        found = frostline.cut(self.built, self.session, images=images, most_bytes=most_bytes)
+        if isinstance(found, SessionLine):
+            self._line = found
+        return found
+
     # ---- evaluation, values, files
 
     def evaluate(self, batches: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-        """ "loss" (no regulariser) and each metric, weighted means over all batches, in inference mode."""
+        """ "loss" (no regulariser) and each metric, weighted means over all batches, in inference mode.
+
+        Raises:
+            SessionError: batches of tensors at the line, and the evaluation computes others (``SessionLine.evaluation``).
+        """
         totals: list[dict[str, np.ndarray]] = [{}, {}]
         for batch in batches:
-            arrays = _arrays(batch)
-            for total, found in zip(totals, self.session.run(self.built.evaluated, self._feed(arrays)), strict=True):
+            evaluated, feed = self._fetched(_arrays(batch), evaluating=True)
+            for total, found in zip(totals, self.session.run(evaluated, feed), strict=True):
                 for name, pair in found.items():
                     total[name] = total.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
         means = [{name: float(v / w) if w else 0.0 for name, (v, w) in total.items()} for total in totals]

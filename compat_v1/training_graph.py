@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -18,6 +18,24 @@ from engine.precision import wide_type
 v1 = tf.compat.v1
 
 _ACCUMULATORS = "accumulators"
+
+
+class Runs(NamedTuple):
+    """What a window fetches and runs.
+
+    Attributes:
+        report: loss, values, weights, metrics; grad_norm where it is not in parts.
+        weighted: term -> the sum of its weights, where it has any.
+        train_op: applies the gradients; where they are added up apart, what ``add`` added since ``clear``.
+        clear, add, norm: operations, and the global norm of the gradients, unscaled; None where it is not in parts.
+    """
+
+    report: Mapping[str, Any]
+    weighted: Mapping[str, Any]
+    train_op: Any
+    clear: Any = None
+    add: Any = None
+    norm: Any = None
 
 
 class TrainingGraph:
@@ -36,11 +54,8 @@ class TrainingGraph:
         rate, scale, share, divisors: placeholders: learning rate, loss scale, a micro-batch's share of the window's
             examples, and the window's summed weights by term.
         in_parts: as given, or because of weights.
-        report: what a window fetches: loss, values, weights, metrics; grad_norm where it is not in parts.
-        weighted: term -> the sum of its weights, where it has any.
+        runs: what a window fetches and runs.
         evaluated: sums of terms and of metrics in inference mode.
-        train_op: applies the gradients, and with ``clear`` and ``add`` what is added up.
-        norm: global norm of the gradients, unscaled.
         variables: path -> variable of the model.
         gradients: what the freezing method gave (freezing.Gradients).
         slots: names of the optimizer's slots.
@@ -85,8 +100,7 @@ class TrainingGraph:
         examples = {name: tensor for name, tensor in self.inputs.items() if name != "seeds"}
         with self.freezing.scope():
             loss = loss_fn(examples, training=True, seeds=self.inputs["seeds"])
-        weighted = any(weights is not None for _, weights in loss.terms.values())
-        self.in_parts = split = in_parts or weighted
+        self.in_parts = split = in_parts or any(weights is not None for _, weights in loss.terms.values())
         sums = losses.weighted_sums(loss.terms)
         if not sums:
             raise SessionError("the loss has no term: Loss.terms is empty")
@@ -98,7 +112,7 @@ class TrainingGraph:
         total = losses.objective(
             sums, regulariser, divisors=self.divisors if split else None, share=self.share if split else None
         )
-        self.weighted = {name: sums[name][1] for name in sums if loss.terms[name][1] is not None}
+        weighted = {name: sums[name][1] for name in sums if loss.terms[name][1] is not None}
 
         variables = v1.global_variables()
         made = {variable.op.name: variable for variable in variables}
@@ -112,30 +126,27 @@ class TrainingGraph:
         self.backward_ops = len(set(self.graph.get_operations()) - before)
         pairs = [(_dense(gradient), variable) for gradient, variable in self.gradients.applied]
         metrics = losses.weighted_sums(loss.metrics)
-        self.report = {
+        report = {
             "loss": total,
             "values": [value for value, _ in sums.values()],
             "weights": [weight for _, weight in sums.values()],
             "metrics": {name: list(pair) for name, pair in metrics.items()},
         }
-        if split:
-            self._accumulate(pairs)
-        else:
-            self._train_at_once(pairs)
+        self.runs = self._accumulate(pairs, report, weighted) if split else self._train_at_once(pairs, report)
         with self.freezing.scope(), v1.variable_scope(v1.get_variable_scope(), reuse=True):
             evaluated = loss_fn(examples, training=False, seeds=self.inputs["seeds"])
         self.evaluated = [losses.weighted_sums(part) for part in (evaluated.terms, evaluated.metrics)]
 
-    def _train_at_once(self, pairs: list[tuple[Any, Any]]) -> None:
+    def _train_at_once(self, pairs: list[tuple[Any, Any]], report: dict[str, Any]) -> Runs:
         """The train op as TF1 programs have it: update ops, then the optimizer; nothing if a number is not finite."""
         norm = tf.linalg.global_norm([gradient for gradient, _ in pairs])
-        finite = tf.math.is_finite(norm) & tf.math.is_finite(self.report["loss"])
+        finite = tf.math.is_finite(norm) & tf.math.is_finite(report["loss"])
         check = tf.raw_ops.Assert(condition=finite, data=[norm], name="finite")
         with tf.control_dependencies([*self._updates, check]):
-            self.train_op = self.optimizer.apply_gradients(pairs, global_step=self.steps, name="train")
-        self.report["grad_norm"] = norm
+            train_op = self.optimizer.apply_gradients(pairs, global_step=self.steps, name="train")
+        return Runs(report | {"grad_norm": norm}, {}, train_op)
 
-    def _accumulate(self, pairs: list[tuple[Any, Any]]) -> None:
+    def _accumulate(self, pairs: list[tuple[Any, Any]], report: dict[str, Any], weighted: dict[str, Any]) -> Runs:
         """Accumulators that hold the sum of the micro-batches' gradients, still scaled, and what applies it."""
         sums = [
             v1.Variable(
@@ -146,20 +157,20 @@ class TrainingGraph:
             )
             for _, variable in pairs
         ]
-        self.clear = tf.group([v1.assign(total, tf.zeros_like(total)) for total in sums])
+        clear = tf.group([v1.assign(total, tf.zeros_like(total)) for total in sums])
         added = [v1.assign_add(total, gradient) for total, (gradient, _) in zip(sums, pairs, strict=True)]
-        self.add = tf.group([*added, *self._updates])
+        add = tf.group([*added, *self._updates])
         gradients = [total * tf.cast(1.0 / self.scale, total.dtype) for total in sums]
-        self.norm = tf.linalg.global_norm(gradients)
-        self.train_op = self.optimizer.apply_gradients(
+        train_op = self.optimizer.apply_gradients(
             [(gradient, variable) for gradient, (_, variable) in zip(gradients, pairs, strict=True)],
             global_step=self.steps,
             name="train",
         )
+        return Runs(report, weighted, train_op, clear, add, tf.linalg.global_norm(gradients))
 
     def _finish(self) -> None:
         """What needs all variables to be there: initialisers, ways to set values, the Saver, summaries."""
-        v1.add_to_collection(v1.GraphKeys.TRAIN_OP, self.train_op)
+        v1.add_to_collection(v1.GraphKeys.TRAIN_OP, self.runs.train_op)
         self.slots = [
             slot.op.name
             for name in self.optimizer.get_slot_names()

@@ -1,7 +1,8 @@
-"""What a traced function is made of, seen from the images: what is hot, what is cold and hangs on them, what may cross."""
+"""What a graph is made of, seen from the images: what is hot, what is cold and hangs on them, what may cross."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,18 +12,19 @@ import numpy as np
 import tensorflow as tf
 
 from engine import graph
-from engine.batch_shapes import SHAPES, BatchShapes
+from engine.batch_shapes import SHAPES, BatchShapes, Shape
 from engine.errors import InputError
 from engine.heat import Heat
 from engine.mincut import UNBOUNDED, Network
 from engine.selection import Selection
+from engine.traced import Compute, Traced
 
 _UNIT = 1000  # capacities are integers: thousandths of a byte
 _MIXING = frozenset(["FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"])
 
 
 class AnatomyError(InputError):
-    """A function without the input that is asked for."""
+    """A graph without the input that is asked for."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Crossing:
     """A tensor that may cross the line.
 
     Attributes:
-        tensor: of the traced graph, [rows * B, ...].
+        tensor: of the graph, [rows * B, ...].
         rows: that an example has.
         shape: of one example; begins with ``rows`` where that is not 1.
     """
@@ -38,6 +40,11 @@ class Crossing:
     tensor: Any
     rows: int
     shape: tuple[int, ...]
+
+    @property
+    def own(self) -> tuple[int, ...]:
+        """The tensor's own shape but for its first length."""
+        return self.shape[1:] if self.rows > 1 else self.shape
 
     @property
     def bytes(self) -> int:
@@ -48,18 +55,18 @@ class Crossing:
 
 
 class Anatomy:
-    """A traced function taken apart.
+    """A graph taken apart.
 
     Args:
-        function: concrete; its first argument is a batch (a dict), further ones are scalars or vectors.
+        traced: the graph, and what a window wants of it.
         selection: what trains and moves.
         images: name of the images in the batch.
 
     Attributes:
-        graph: of the function.
-        inputs, others: the batch's placeholders by name, and those of further arguments.
+        traced, selection: as given.
+        graph, inputs, others: of ``traced``.
         images: the placeholder of the images.
-        live: operations that a run of the function needs, in the order of the trace.
+        live: operations that a run needs, in the order of the trace.
         warm: cold operations that depend on the images' values.
         tainted: warm operations whose results mix examples, as far as shapes tell.
         forbidden: tensors by ``id`` that were found to mix them.
@@ -69,22 +76,16 @@ class Anatomy:
         AnatomyError: the batch has no such images.
     """
 
-    def __init__(self, function: Any, selection: Selection, images: str) -> None:
-        self.graph = function.graph
-        arguments = function.structured_input_signature[0]
-        names = sorted(arguments[0])  # as tf.nest flattens a dict
-        if images not in names:
-            raise AnatomyError(f"images={images!r}: the batch has {', '.join(names)}")
-        self.inputs = dict(zip(names, self.graph.inputs, strict=False))
-        self.others = self.graph.inputs[len(names) : len(tf.nest.flatten(arguments))]
+    def __init__(self, traced: Traced, selection: Selection, images: str) -> None:
+        if images not in traced.inputs:
+            raise AnatomyError(f"images={images!r}: the batch has {', '.join(sorted(traced.inputs))}")
+        self.traced, self.selection = traced, selection
+        self.graph, self.inputs, self.others = traced.graph, traced.inputs, traced.others
         self.images = self.inputs[images]
-        self._selection = selection
-        self._outputs = list(tf.nest.flatten(self.graph.structured_outputs))
-        rest = [(name, tensor) for name, tensor in self.inputs.items() if name != images]
-        self.heat = Heat(self.graph, selection, self.images, [*rest, *((t.op.name, t) for t in self.others)])
-        needed = graph.ancestors(self._outputs, ops=self.graph.control_outputs)
+        needed = graph.ancestors(traced.results, ops=traced.effects)
         self.live = [op for op in self.graph.get_operations() if op in needed]
-        self.shapes = BatchShapes(self.graph, list(self.inputs.values()))
+        self.heat = Heat(traced, selection, self.images, self.live)
+        self.shapes = BatchShapes(self.graph, list(self.inputs.values()), self.live)
         cold = [op for op in self.live if op not in self.heat.hot]
         # of a cold tensor's shape only the batch size can change: that is known above the line too
         self._sizes = {op for op in cold if op.type in SHAPES and all(self.shapes.certain(t) for t in op.inputs)}
@@ -94,37 +95,20 @@ class Anatomy:
         self.tainted = self._mixed()
         self._again: set[Any] = set()
 
-    # ---- names and values
+    # ---- names
 
     def name(self, placeholder: Any) -> str:
         """Of an input."""
         names = {id(tensor): name for name, tensor in self.inputs.items()}
         return names.get(id(placeholder), placeholder.op.name)
 
-    def outside(self) -> dict[int, Any]:
-        """``id`` of what stands for a captured tensor -> that tensor."""
-        return {id(inner): outer for outer, inner in self.graph.captures}
-
-    def value(self, handle: Any) -> np.ndarray:
-        """What the captured handle of a variable holds now.
-
-        Raises:
-            AnatomyError: it is no variable's.
-        """
-        data = getattr(handle, "_handle_data", None)
-        if data is None or not data.is_set or len(data.shape_and_type) != 1:
-            raise AnatomyError(f"the frozen part reads a {handle.dtype.name} that is no variable: it has no digest")
-        dtype = tf.as_dtype(data.shape_and_type[0].dtype)
-        return np.asarray(tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype).numpy())
-
     @cached_property
     def _paths(self) -> dict[Any, str]:
         """Operation -> path of the variable that it reads."""
-        named = {id(entry.variable.handle): entry.path for entry in self._selection.variables}
         found: dict[Any, str] = {}
-        for outer, inner in self.graph.captures:
-            if id(outer) in named:
-                found |= dict.fromkeys(inner.consumers(), named[id(outer)])
+        for entry in self.selection.variables:
+            if (handle := self.traced.handle(entry.path, entry.variable)) is not None:
+                found |= dict.fromkeys(handle.consumers(), entry.path)
         return found
 
     def after(self, tensor: Any) -> str:
@@ -141,7 +125,7 @@ class Anatomy:
 
     def crossing(self, tensor: Any) -> Crossing | None:
         """How a tensor would cross; None where it must not, as far as shapes tell."""
-        if tensor.op in self.tainted or id(tensor) in self.forbidden:
+        if tensor.op in self.tainted or id(tensor) in self.forbidden or not self.traced.crosses(tensor):
             return None
         if not (tensor.dtype.is_floating or tensor.dtype.is_integer or tensor.dtype.is_bool):
             return None
@@ -174,7 +158,7 @@ class Anatomy:
         """(warm tensor, hot operation that reads it, or None for a result)."""
         warm = self.warm | {self.images.op}
         read = [(t, op) for op in self.live if op in self.heat.hot for t in op.inputs if t.op in warm]
-        return read + [(tensor, None) for tensor in self._outputs if tensor.op in warm]
+        return read + [(tensor, None) for tensor in self.traced.results if tensor.op in warm]
 
     def cut(self, price: float) -> Sequence[Crossing] | None:
         """The cheapest tensors to cross; None when there are none.
@@ -222,41 +206,34 @@ class Anatomy:
 
     # ---- functions
 
-    def function_of(self, tensors: Sequence[Any]) -> Any:
-        """``images -> copies of these cold tensors``, to be called while a function is traced, or eagerly compiled."""
+    def function_of(self, tensors: Sequence[Any]) -> Compute:
+        """``images -> these cold tensors``; what asserts or prints below the line does it here."""
+        speaks = [op for op in self.live if op in self.warm and self.heat.speaks(op)]
+        return self.traced.function_of(self.images, tensors, [end for op in speaks for end in self._ends(op)])
 
-        def compute(images: Any) -> list[Any]:
-            feeds = self.outside() | {id(self.images): images}
-            speaks = [op for op in self.live if op in self.warm and self.heat.speaks(op)]
-            return graph.copy(tensors, feeds, effects=speaks, name="prefix")
-
-        return compute
+    def _ends(self, op: Any) -> list[Any]:
+        """The operation, or the first after it, that a run can be asked for."""
+        if self.traced.fetches(op):
+            return [op]
+        after = graph.dependents(self.graph, [], ops=[op])
+        return [end for end in self.live if end in after and end in self.warm and self.traced.fetches(end)][:1]
 
     def effects(self) -> list[Any]:
         """Hot operations with effects: a copy of what is above must not lose them."""
         return [op for op in self.live if op in self.heat.hot and self.heat.effect(op)]
 
-    def shape_values(self, batch_size: Any, without: Set[Any] | None) -> dict[int, Any]:
-        """``id`` of a tensor that holds a cold tensor's shape -> that shape, for a batch of this size.
+    def shape_values(self, batch_size: Any, without: Set[Any] | None) -> list[tuple[Any, Any]]:
+        """(tensor that holds a cold tensor's shape, that shape for a batch of this size).
 
-        Those of tensors that come from ``without``, which are not there to be asked; None: all.
+        Those of tensors that come from ``without``, which are not there to be asked; None: all. The shapes are arrays
+        where the size is a number, tensors where it is one.
         """
-        found = {}
+        found = []
         for op in self._sizes:
             if without is not None and not any(tensor.op in without for tensor in op.inputs):
                 continue
-            kind = op.outputs[0].dtype
-            size = tf.cast(batch_size, kind)
             for tensor, output in zip(op.inputs, op.outputs, strict=True):
-                shape = self.shapes(tensor) or ()
-                lengths = [n.each * size + n.fixed if n.each else tf.constant(n.fixed, kind) for n in shape]
-                if op.type == "Rank":
-                    value = tf.constant(len(shape), kind)
-                elif op.type == "Size":
-                    value = tf.reduce_prod(tf.stack(lengths)) if lengths else tf.constant(1, kind)
-                else:
-                    value = tf.stack(lengths) if lengths else tf.zeros([0], kind)
-                found[id(output)] = value
+                found.append((output, _measured(op.type, self.shapes(tensor) or (), batch_size, output.dtype)))
         return found
 
     # ---- tensors that mix examples, by their shapes
@@ -293,14 +270,24 @@ class Anatomy:
         if not casts:
             return set()
 
-        def counted(size: int) -> list[np.ndarray]:
-            def compute() -> list[Any]:
-                feeds = self.outside() | self.shape_values(tf.constant(size), None)
-                return graph.copy([op.outputs[0] for op in casts], feeds)
-
-            return [value.numpy() for value in tf.function(compute, autograph=False)()]
-
-        pairs = zip(casts, counted(2), counted(3), strict=True)
+        outputs = [op.outputs[0] for op in casts]
+        counted = [self.traced.run(outputs, self.shape_values(size, None)) for size in (2, 3)]
+        pairs = zip(casts, *counted, strict=True)
         found = {op for op, two, three in pairs if not np.array_equal(two, three)}
         reached = graph.dependents(self.graph, [op.outputs[0] for op in found], but=self.warm | self.heat.hot)
         return found | reached
+
+
+def _measured(kind: str, shape: Shape, batch_size: Any, dtype: Any) -> Any:
+    """What an operation of ``SHAPES`` gives for a tensor of this shape."""
+    if isinstance(batch_size, int):
+        lengths = [length.each * batch_size + length.fixed for length in shape]
+        value = {"Rank": len(shape), "Size": math.prod(lengths)}.get(kind, lengths)
+        return np.array(value, dtype.as_numpy_dtype)
+    size = tf.cast(batch_size, dtype)
+    stacked = tf.stack(
+        [n.each * size + n.fixed if n.each else tf.constant(n.fixed, dtype) for n in shape] or tf.zeros([0], dtype)
+    )
+    if kind == "Rank":
+        return tf.constant(len(shape), dtype)
+    return tf.reduce_prod(stacked) if kind == "Size" else stacked

@@ -7,13 +7,14 @@ inferred again at two batch sizes, and each length is read as ``each * B + fixed
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 _SIZES = (8191, 7919)  # primes that are no dimension of any model
 SHAPES = frozenset(["Shape", "ShapeN", "Size", "Rank"])
+_GIVEN = "batch_shapes/given"  # no name of a graph that is looked at
 _ELEMENT = 0.02  # of a multiply-add: so little that it decides between equal bytes alone
 _CONTROL_FLOW_MACS = 10**9  # dear: a loop or a branch is computed again only where nothing else can be cut
 
@@ -34,12 +35,17 @@ class BatchShapes:
     Args:
         graph: the graph, its batch axis open.
         inputs: its placeholders of examples, batch axis first.
+        ops: operations that are asked about, with all that they need, and of others nothing is known; None: all.
     """
 
-    def __init__(self, graph: Any, inputs: Sequence[Any]) -> None:
-        self._graph = graph
-        definition = graph.as_graph_def()
-        self._again = [_inferred(graph, definition, inputs, size) for size in _SIZES]
+    def __init__(self, graph: Any, inputs: Sequence[Any], ops: Collection[Any] | None = None) -> None:
+        ops = graph.get_operations() if ops is None else ops
+        whole, names = graph.as_graph_def(), {op.name for op in ops}
+        definition = tf.compat.v1.GraphDef(versions=whole.versions, library=whole.library)
+        definition.node.extend(node for node in whole.node if node.name in names)
+        for node in definition.node:
+            node.attr.pop("_class", None)  # colocation with what is not asked about
+        self._again = [_inferred(ops, definition, inputs, size) for size in _SIZES]
 
     def __call__(self, tensor: Any) -> Shape | None:
         """The shape of one of the graph's tensors; None where it cannot be known."""
@@ -113,21 +119,25 @@ def has_functions(op: Any) -> bool:
     return any(value.WhichOneof("value") == "func" or value.list.func for value in op.node_def.attr.values())
 
 
-def _inferred(graph: Any, definition: Any, inputs: Sequence[Any], size: int) -> Any:
+def _inferred(ops: Collection[Any], definition: Any, inputs: Sequence[Any], size: int) -> Any:
     """tensor -> its lengths (None where not known) with a batch of ``size``; or None."""
     batch = {id(tensor) for tensor in inputs}
     known = {}
     with tf.Graph().as_default() as again:
-        for op in graph.get_operations():
+        for op in ops:
             for tensor in op.outputs:
                 if id(tensor) in batch:
-                    known[tensor.name] = tf.compat.v1.placeholder(tensor.dtype, [size, *tensor.shape[1:]])
+                    shape_now = [size, *tensor.shape[1:]]
+                    known[tensor.name] = tf.compat.v1.placeholder(tensor.dtype, shape_now, name=_GIVEN)
                 elif op.inputs and any(source.dtype == tf.resource for source in op.inputs) and not has_functions(op):
                     # reading a variable: its shape is known here, and not to a graph without the variable
-                    known[tensor.name] = tf.compat.v1.placeholder(tensor.dtype, tensor.shape)
+                    known[tensor.name] = tf.compat.v1.placeholder(tensor.dtype, tensor.shape, name=_GIVEN)
         tf.graph_util.import_graph_def(definition, input_map=known, name="")
+    asked = {op.name for op in ops}
 
     def shape(tensor: Any) -> tuple[int | None, ...] | None:
+        if tensor.op.name not in asked:
+            return None
         found = known[tensor.name].shape if tensor.name in known else again.get_tensor_by_name(tensor.name).shape
         return None if found.rank is None else tuple(found.as_list())
 
@@ -136,10 +146,10 @@ def _inferred(graph: Any, definition: Any, inputs: Sequence[Any], size: int) -> 
 
 def _guessed(tensor: Any) -> Shape | None:
     """What the trace itself says, taking its open first axis for the batch (whoever relies on it checks)."""
-    shape = tensor.shape
-    if not shape.rank or shape[0] is not None or None in shape.as_list()[1:]:
+    shape = tensor.shape.as_list() if tensor.shape.rank else []
+    if not shape or shape[0] is not None or None in shape[1:]:
         return None
-    return (Length(1, 0), *(Length(0, length) for length in shape.as_list()[1:]))
+    return (Length(1, 0), *(Length(0, length) for length in shape[1:]))
 
 
 def _matmul(shapes: BatchShapes, op: Any) -> int:

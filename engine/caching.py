@@ -207,7 +207,7 @@ class Caching:
         missing = sum(found.missing_rows for found in made if found.key not in self._coming) if known else self._rows()
         work = self._work(line, windows, 1 + windows // eval_every, missing)
         told = (
-            f"an estimated {work[1] / work[0]:.0%} of the work uncached: the frozen part is computed for {missing:,} "
+            f"an estimated {_times(work[1] / work[0])} the work uncached: the frozen part is computed for {missing:,} "
             f"rows once, instead of {windows * self._train.batch_size:,} times in {windows:,} windows"
         )
         if work[1] > _PAYS * work[0] and self._wish.mode == "auto":
@@ -379,3 +379,7 @@ class Caching:
             "reason": "; ".join(f"phase {row['name']}: {row['reason']}" for row in rows),
             "phases": rows,
         }
+
+
+def _times(share: float) -> str:
+    return f"{share:.0%} of" if share < 1 else f"{share:.1f} times"

@@ -10,10 +10,16 @@ import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from engine.errors import InputError
+
 # They give what they are given.
 _PASSES = frozenset(["Identity", "IdentityN", "StopGradient", "PreventGradient", "Snapshot"])
 
-Leaf = Callable[[Any], str]
+Leaf = Callable[[Any], str | None]
+
+
+class CanonicalError(InputError):
+    """A graph with a cycle: a loop as TensorFlow 1 wrote it."""
 
 
 class Digests:
@@ -21,7 +27,8 @@ class Digests:
 
     Args:
         graph: the traced graph.
-        leaf: placeholder tensor (an input, or what was captured) -> text that stands for it.
+        leaf: tensor of an operation without inputs -> text that stands for it, as for an input or a variable; None where
+            the operation says it all.
     """
 
     def __init__(self, graph: Any, leaf: Leaf) -> None:
@@ -31,8 +38,13 @@ class Digests:
         self._functions: dict[str, str] = {}
 
     def of(self, tensors: Iterable[Any]) -> list[str]:
-        """SHA-256 (hexadecimal) of each tensor."""
+        """SHA-256 (hexadecimal) of each tensor.
+
+        Raises:
+            CanonicalError: one depends on a loop whose operations are in the graph itself.
+        """
         tensors = list(tensors)
+        opened: set[Any] = set()
         pending = [tensor.op for tensor in tensors]
         while pending:
             op = pending[-1]
@@ -40,7 +52,10 @@ class Digests:
             if op in self._found or not waiting:
                 pending.pop()
                 self._found.setdefault(op, self._op(op) if not waiting else "")
+            elif op in opened:
+                raise CanonicalError(f"{op.name} is in a loop of TF1's control flow, which has no digest")
             else:
+                opened.add(op)
                 pending.extend(waiting)
         return [self._tensor(tensor) for tensor in tensors]
 
@@ -50,8 +65,8 @@ class Digests:
         return f"{self._found[tensor.op]}:{tensor.value_index}"
 
     def _op(self, op: Any) -> str:
-        if op.type == "Placeholder":
-            return _sha("leaf", self._leaf(op.outputs[0]))
+        if not op.inputs and op.outputs and (text := self._leaf(op.outputs[0])) is not None:
+            return _sha("leaf", text)
         return _sha(op.type, *self._attributes(op.node_def), *(self._tensor(tensor) for tensor in op.inputs))
 
     def _attributes(self, node: Any) -> list[str]:

@@ -24,7 +24,7 @@ from engine import files
 from engine.data.batches import ahead
 from engine.data.part import Part
 from engine.errors import InputError
-from engine.frostline import FrostLine, Refused
+from engine.frostline import Line, Refused
 from engine.shards import VERSION, Column, ShardError, Shards
 from engine.sizes import format_bytes
 
@@ -92,7 +92,7 @@ class Features:
     def __init__(
         self,
         root: files.PathLike,
-        line: FrostLine,
+        line: Line,
         batches: Prepares,
         *,
         data: str,
@@ -159,7 +159,7 @@ class Features:
         Args:
             batch_size: examples at a time.
             budget: bytes that the whole cache may take on disk.
-            stop: asked after each batch; True ends it: shards that are written stay, the unfinished one is dropped.
+            stop: asked after each batch; True ends it: shards that are written stay, an unfinished one is dropped.
             progress: told after each batch rows that are there or computed, and all rows.
             lower: a whole cache at a lower line of the same examples and views: what is missing is computed from it
                 instead of from the images, unless it keeps fewer bits or does not suffice.
@@ -191,6 +191,8 @@ class Features:
                     return False
                 shards.write(shard, arrays)
                 self.computed += shards.rows_of(shard)
+                if shards.missing and stop():
+                    return False
             listed = [{"shard": n, "bytes": shards.bytes_of(n), "sha256": shards.sums[n]} for n in range(len(shards))]
             files.write_json(self.folder / "manifest.json", {"key": self.key, "of": self._parts, "shards": listed})
         return True

@@ -8,21 +8,24 @@ Only tensors cross whose row i depends on example i alone: reasoned from shapes,
 
 from __future__ import annotations
 
+import abc
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from engine import graph, obstacles, purity
 from engine.anatomy import Anatomy, Crossing
-from engine.canonical import Digests
+from engine.canonical import CanonicalError, Digests
 from engine.errors import InputError
 from engine.microbatch import MicroBatch
-from engine.selection import Selection, digest
+from engine.selection import Selection
 from engine.sizes import format_bytes
-from engine.suffix import FrostTensor, feeds_of, suffix_of
+from engine.suffix import FrostTensor, Same, feeds_of, reshaped, suffix_of
+from engine.traced import Compute, Traced, TracedFunction
 
 MAC_PRICE = 0.02  # bytes that doing a multiply-add again is worth; with 0 the line moves too far up
 _AT_ONCE = 32  # tensors that are checked in one run, whose values are held
@@ -43,14 +46,31 @@ class Refused:
         return "no frost line: " + "; ".join(self.reasons)
 
 
-@dataclass(frozen=True, eq=False)
-class FrostLine:
-    """A traced step, cut.
+@dataclass(frozen=True)
+class Cut:
+    """Where a graph can be cut.
+
+    Attributes:
+        anatomy: of the graph.
+        crossing: what crosses.
+        prefix: images -> those tensors.
+    """
+
+    anatomy: Anatomy
+    crossing: Sequence[Crossing]
+    prefix: Compute
+
+
+class Line(abc.ABC):
+    """A frost line: what crosses it, how that is computed, and what it saves.
+
+    Args:
+        found: from ``find``.
+        forward: operations of the forward pass.
 
     Attributes:
         tensors: what crosses.
         images: name of the images in a batch.
-        suffix: what is above; its function takes the tensors in place of the images, and returns what the whole did.
         forward_share: of the forward pass's multiply-adds, the share below the line.
         step_share: of all multiply-adds of the step, forward and backward.
         macs: multiply-adds of the whole step for an example.
@@ -58,17 +78,19 @@ class FrostLine:
         selection: what trains.
     """
 
-    tensors: tuple[FrostTensor, ...]
-    images: str
-    suffix: MicroBatch
-    forward_share: float
-    step_share: float
-    macs: int
-    notes: tuple[str, ...]
-    selection: Selection
-    _anatomy: Anatomy = field(repr=False)
-    _crossing: tuple[Crossing, ...] = field(repr=False)
-    _prefix: Any = field(repr=False)
+    def __init__(self, found: Cut, forward: Sequence[Any]) -> None:
+        anatomy = self._anatomy = found.anatomy
+        self._crossing, self._prefix = found.crossing, found.prefix
+        self.images, self.selection = anatomy.name(anatomy.images), anatomy.selection
+        self.tensors = tuple(
+            FrostTensor(key, c.tensor.name.removesuffix(":0"), c.shape, c.tensor.dtype, anatomy.after(c.tensor))
+            for key, c in zip(_keys(anatomy, len(found.crossing)), found.crossing, strict=True)
+        )
+        kept = anatomy.macs(anatomy.below() & graph.ancestors([c.tensor for c in found.crossing]))
+        of_forward, self.macs = anatomy.macs(forward), anatomy.macs(anatomy.live)
+        self.forward_share = kept / of_forward if of_forward else 0.0
+        self.step_share = kept / self.macs if self.macs else 0.0
+        self.notes = obstacles.lowered_by(anatomy)
 
     @property
     def bytes(self) -> int:
@@ -77,8 +99,7 @@ class FrostLine:
 
     def prefix(self, images: Any) -> tuple[Any, ...]:
         """The tensors [B, *shape] of images [B, ...]; compiled, for any B."""
-        values = zip(self._prefix(tf.convert_to_tensor(images)), self._crossing, strict=True)
-        return tuple(tf.reshape(value, [-1, *c.shape]) if c.rows > 1 else value for value, c in values)
+        return tuple(reshaped(v, c.shape) for v, c in zip(self._prefix(images), self._crossing, strict=True))
 
     def below(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """A batch with the tensors in place of the images."""
@@ -94,25 +115,25 @@ class FrostLine:
 
     def norm(self, images: Any) -> float:
         """Mean over examples of the L2 norm of the tensors: it cannot move."""
-        found = [tf.cast(value, tf.float64) for value in self.prefix(images) if value.dtype.is_floating]
-        squares = [tf.reduce_sum(tf.square(v), axis=list(range(1, v.shape.rank))) for v in found]
-        return float(tf.reduce_mean(tf.sqrt(tf.add_n(squares)))) if squares else 0.0
+        pairs = zip(self.tensors, self.prefix(images), strict=True)
+        found = [np.asarray(value).astype(np.float64) for tensor, value in pairs if tensor.dtype.is_floating]
+        squares = [np.sum(np.square(value), axis=tuple(range(1, value.ndim))) for value in found]
+        return float(np.mean(np.sqrt(np.sum(squares, axis=0)))) if squares else 0.0
 
     def digest(self) -> str:
         """SHA-256 of what the prefix computes: its operations, and the values of all variables that it reads now.
 
         The same in every process for the same model, selection aside, and another one when anything changed that
         could change a feature. Names of nodes and variables do not count.
-        """
-        captured = {id(inner): outer for outer, inner in self._anatomy.graph.captures}
 
-        def leaf(tensor: Any) -> str:
+        Raises:
+            TracedError, CanonicalError: the prefix reads what has no value, or has a loop of TF1's control flow.
+        """
+
+        def leaf(tensor: Any) -> str | None:
             if tensor is self._anatomy.images:
                 return f"images {tensor.dtype.name} {tensor.shape.as_list()[1:]}"
-            outer = captured[id(tensor)]
-            if outer.dtype == tf.resource:
-                return "variable " + digest("", self._anatomy.value(outer))
-            return "constant " + digest("", outer.numpy())
+            return self._anatomy.traced.outside(tensor, by_value=True)
 
         found = Digests(self._anatomy.graph, leaf).of([crossing.tensor for crossing in self._crossing])
         return hashlib.sha256(f"{tf.__version__} {found}".encode()).hexdigest()
@@ -130,6 +151,105 @@ class FrostLine:
         )
         return ". ".join([text, *self.notes])
 
+    @abc.abstractmethod
+    def after(self, lower: Line) -> Any:
+        """The function from the tensors of a lower line, [B, ...] by their keys, to those of this one, [B, ...].
+
+        For a later phase of the same model whose line lies higher. Refused where a tensor of the lower line is not
+        computed below this one, or does not suffice.
+        """
+
+    def in_evaluation(self, traced: Traced) -> tuple[Anatomy, Same] | Refused:
+        """An evaluation's graph, and which of its tensors are the line's."""
+        other = Anatomy(traced, self.selection, self.images)
+        try:
+            same = self.same_in(other)
+        except CanonicalError as error:
+            return Refused((str(error),))
+        if isinstance(same, str):
+            return Refused((f"in evaluation the frozen part computes no {same}: it differs by mode",))
+        return other, same
+
+    def needs_images(self, what: str) -> Refused:
+        """Said of what cannot be computed from the tensors that are kept."""
+        return Refused((f"{what} needs the images ({self.images}) besides what is kept",))
+
+    def not_below(self, tensor: str) -> Refused:
+        """Said of a tensor of a lower line."""
+        return Refused((f"{tensor} of the lower line is not computed below the higher one",))
+
+    def same_in(self, other: Anatomy, *, by_value: bool = False) -> Same | str:
+        """Which tensors of another graph are the line's; or the name of one that the other graph does not compute.
+
+        Args:
+            other: of that graph.
+            by_value: variables of equal values are the same; else they are if they are one variable.
+
+        Raises:
+            TracedError, CanonicalError: as ``digest``.
+        """
+
+        def which(anatomy: Anatomy) -> Digests:
+            def leaf(tensor: Any) -> str | None:
+                found = anatomy.traced.outside(tensor, by_value=by_value)
+                named = found is None and tensor.op.type == "Placeholder"
+                return f"input {anatomy.name(tensor)}" if named else found
+
+            return Digests(anatomy.graph, leaf)
+
+        wanted = which(self._anatomy).of([crossing.tensor for crossing in self._crossing])
+        cold = other.candidates()
+        found: dict[str, list[Crossing]] = {}
+        for crossing, name in zip(cold, which(other).of([c.tensor for c in cold]), strict=True):
+            found.setdefault(name, []).append(crossing)
+        same: Same = {}
+        for number, (tensor, name) in enumerate(zip(self.tensors, wanted, strict=True)):
+            if name not in found:
+                return tensor.name
+            for crossing in found[name]:
+                same |= {id(c.tensor): (number, c) for c in other.views(crossing)}
+        return same
+
+
+class FrostLine(Line):
+    """A traced step, cut.
+
+    Attributes:
+        suffix: what is above; its function takes the tensors in place of the images, and returns what the whole did.
+    """
+
+    def __init__(self, found: Cut, micro: MicroBatch) -> None:
+        super().__init__(found, micro.forward)
+        same = {id(c.tensor): (number, c) for number, c in enumerate(found.crossing)}
+        made = suffix_of(found.anatomy, self.tensors, same, without=found.anatomy.below(), micro=micro)
+
+        def copied(ops: Sequence[Any]) -> tuple[Any, ...]:
+            return tuple(made.ops[op.name] for op in ops if op.name in made.ops)
+
+        self.suffix = MicroBatch(
+            function=made.function,
+            terms=micro.terms,
+            metrics=micro.metrics,
+            weights=made.weights,
+            forward=copied(micro.forward),
+            backward=copied(micro.backward),
+        )
+
+    @property
+    def frozen_below(self) -> tuple[str, ...]:
+        """Paths of the variables that only what is below the line computes with, in model order."""
+        needed = graph.ancestors([crossing.tensor for crossing in self._crossing])
+        above = graph.handles_read(self.suffix.graph)
+        found = []
+        for entry in self.selection.variables:
+            handle = self._anatomy.traced.handle(entry.path, entry.variable)
+            readers = [op for op in (handle.consumers() if handle is not None else ()) if op in needed]
+            # a value that is read in vain, for a control edge, is not computed with
+            used = any(op.type != "ReadVariableOp" or needed & set(op.outputs[0].consumers()) for op in readers)
+            if used and id(entry.variable.handle) not in above:
+                found.append(entry.path)
+        return tuple(found)
+
     def cut(self, function: Any) -> Any:
         """Cuts another traced function of the same images, such as an evaluation's, at the same tensors.
 
@@ -140,71 +260,32 @@ class FrostLine:
             The function that takes the tensors in place of the images, or Refused: where it does not compute these
             very tensors (dropout or batch moments differ between training and inference), or needs the images besides.
         """
-        other = Anatomy(function, self.selection, self.images)
-        same = self._found_in(other)
-        if isinstance(same, str):
-            return Refused((f"in evaluation the frozen part computes no {same}: it differs by mode",))
+        found = self.in_evaluation(TracedFunction(function))
+        if isinstance(found, Refused):
+            return found
         try:
-            return suffix_of(other, self.tensors, same, without={other.images.op}).function
+            return suffix_of(found[0], self.tensors, found[1], without={found[0].images.op}).function
         except ValueError:
-            return Refused((f"evaluation needs the images ({self.images}) above the line too",))
+            return self.needs_images("evaluation")
 
-    def after(self, lower: FrostLine) -> Any:
-        """The function from the tensors of a lower line, [B, ...] by their keys, to those of this one, [B, ...].
-
-        For a later phase of the same model whose line lies higher. Refused where a tensor of the lower line is not
-        computed below this one, or does not suffice.
-        """
-        same = lower._found_in(self._anatomy)
+    def after(self, lower: Line) -> Any:
+        same = lower.same_in(self._anatomy)
         if isinstance(same, str):
-            return Refused((f"{same} of the lower line is not computed below the higher one",))
+            return self.not_below(same)
 
         def between(values: Mapping[str, Any]) -> list[Any]:
-            feeds = self._anatomy.outside() | feeds_of(lower.tensors, same, values)
+            feeds = graph.outside(self._anatomy.graph) | feeds_of(lower.tensors, same, values)
             count = tf.shape(values[lower.tensors[0].key])[0]
-            feeds |= self._anatomy.shape_values(count, None)
+            feeds |= {id(tensor): value for tensor, value in self._anatomy.shape_values(count, None)}
             wanted = [crossing.tensor for crossing in self._crossing]
             found = graph.copy(wanted, feeds, without={self._anatomy.images.op}, name="between")
-            pairs = zip(found, self._crossing, strict=True)
-            return [tf.reshape(value, [-1, *c.shape]) if c.rows > 1 else value for value, c in pairs]
+            return [reshaped(value, c.shape) for value, c in zip(found, self._crossing, strict=True)]
 
         specs = {t.key: tf.TensorSpec([None, *t.shape], t.dtype, name=t.key) for t in lower.tensors}
         try:
             return tf.function(between, autograph=False).get_concrete_function(specs)
         except ValueError:
-            return Refused(("the higher line needs the images besides what the lower one keeps",))
-
-    def _found_in(self, other: Anatomy) -> dict[int, tuple[int, Crossing]] | str:
-        """``id`` of each tensor of another graph that is one of the line's -> which, and its shape there.
-
-        Or the name of a tensor that the other graph does not compute.
-        """
-
-        def which(anatomy: Anatomy) -> Digests:
-            captured = {id(inner): outer for outer, inner in anatomy.graph.captures}
-
-            def leaf(tensor: Any) -> str:
-                outer = captured.get(id(tensor))
-                if outer is None:
-                    return f"input {anatomy.name(tensor)}"
-                if outer.dtype == tf.resource:
-                    return f"variable {id(outer)}"
-                return "constant " + digest("", outer.numpy())
-
-            return Digests(anatomy.graph, leaf)
-
-        wanted = which(self._anatomy).of([crossing.tensor for crossing in self._crossing])
-        cold = other.candidates()
-        found: dict[str, list[Crossing]] = {}
-        for crossing, name in zip(cold, which(other).of([c.tensor for c in cold]), strict=True):
-            found.setdefault(name, []).append(crossing)
-        same: dict[int, tuple[int, Crossing]] = {}
-        for number, (tensor, name) in enumerate(zip(self.tensors, wanted, strict=True)):
-            if name not in found:
-                return tensor.name
-            for crossing in found[name]:
-                same |= {id(c.tensor): (number, c) for c in other.views(crossing)}
-        return same
+            return self.needs_images("the higher line")
 
 
 def cut(
@@ -225,22 +306,26 @@ def cut(
     Raises:
         FrostLineError: the batch has no such name.
     """
-    anatomy = Anatomy(micro.function, selection, images)
+    found = find(Anatomy(TracedFunction(micro.function), selection, images), most_bytes=most_bytes)
+    return found if isinstance(found, Refused) else FrostLine(found, micro)
+
+
+def find(anatomy: Anatomy, *, most_bytes: int | None) -> Cut | Refused:
+    """The cheapest cut of a graph within a limit on bytes, at tensors that do not mix examples."""
     reasons: list[str] = []
     for share in _CHEAPER:
         found = _pure_cut(anatomy, MAC_PRICE * share)
         if isinstance(found, Refused):
             return Refused(tuple(dict.fromkeys([*reasons, *found.reasons])))
-        chosen, prefix = found
-        size = sum(crossing.bytes for crossing in chosen)
+        size = sum(crossing.bytes for crossing in found.crossing)
         if most_bytes is None or size <= most_bytes:
-            return _line(anatomy, micro, selection, chosen, prefix)
+            return found
         reasons = [f"the cheapest cut has {size:,} bytes an example, {most_bytes:,} are allowed"]
     return Refused(tuple(reasons))
 
 
-def _pure_cut(anatomy: Anatomy, price: float) -> tuple[Sequence[Crossing], Any] | Refused:
-    """The cheapest cut of tensors that do not mix examples, and the function that computes them."""
+def _pure_cut(anatomy: Anatomy, price: float) -> Cut | Refused:
+    """The cheapest cut of tensors that do not mix examples."""
     while True:
         chosen = anatomy.cut(price)
         # below a line before the first product there is nothing worth keeping: it would be the images again
@@ -249,7 +334,7 @@ def _pure_cut(anatomy: Anatomy, price: float) -> tuple[Sequence[Crossing], Any] 
         try:
             prefix, bad = _checked(anatomy, chosen)
             if not bad:
-                return chosen, prefix
+                return Cut(anatomy, chosen, prefix)
             # all are asked at once: of a mixing tensor all that depends on it mixes too
             others = anatomy.candidates()
             for start in range(0, len(others), _AT_ONCE):
@@ -259,53 +344,11 @@ def _pure_cut(anatomy: Anatomy, price: float) -> tuple[Sequence[Crossing], Any] 
             return Refused((str(error),))
 
 
-def _checked(anatomy: Anatomy, crossing: Sequence[Crossing]) -> tuple[Any, list[Any]]:
-    """images -> the tensors, compiled; and those of them that mix examples."""
-    spec = tf.TensorSpec(anatomy.images.shape, anatomy.images.dtype)
+def _checked(anatomy: Anatomy, crossing: Sequence[Crossing]) -> tuple[Compute, list[Any]]:
+    """images -> the tensors; and those of them that mix examples."""
     compute = anatomy.function_of([c.tensor for c in crossing])
-    function = tf.function(compute, autograph=False).get_concrete_function(spec)
-    bad = purity.mixing(function, [c.rows for c in crossing], spec)
-    return function, [crossing[number].tensor for number in bad]
-
-
-def _line(
-    anatomy: Anatomy, micro: MicroBatch, selection: Selection, chosen: Sequence[Crossing], prefix: Any
-) -> FrostLine:
-    keys = _keys(anatomy, len(chosen))
-    tensors = tuple(
-        FrostTensor(key, c.tensor.name.removesuffix(":0"), c.shape, c.tensor.dtype, anatomy.after(c.tensor))
-        for key, c in zip(keys, chosen, strict=True)
-    )
-    same = {id(c.tensor): (number, c) for number, c in enumerate(chosen)}
-    below = anatomy.below()
-    made = suffix_of(anatomy, tensors, same, without=below, micro=micro)
-
-    def copied(ops: Sequence[Any]) -> tuple[Any, ...]:
-        return tuple(made.ops[op.name] for op in ops if op.name in made.ops)
-
-    suffix = MicroBatch(
-        function=made.function,
-        terms=micro.terms,
-        metrics=micro.metrics,
-        weights=made.weights,
-        forward=copied(micro.forward),
-        backward=copied(micro.backward),
-    )
-    kept = anatomy.macs(below & graph.ancestors([crossing.tensor for crossing in chosen]))
-    forward, whole = anatomy.macs(micro.forward), anatomy.macs(anatomy.live)
-    return FrostLine(
-        tensors=tensors,
-        images=anatomy.name(anatomy.images),
-        suffix=suffix,
-        forward_share=kept / forward if forward else 0.0,
-        step_share=kept / whole if whole else 0.0,
-        macs=whole,
-        notes=obstacles.lowered_by(anatomy),
-        selection=selection,
-        _anatomy=anatomy,
-        _crossing=tuple(chosen),
-        _prefix=prefix,
-    )
+    bad = purity.mixing(compute, [c.rows for c in crossing], anatomy.images)
+    return compute, [crossing[number].tensor for number in bad]
 
 
 def _keys(anatomy: Anatomy, count: int) -> list[str]:

@@ -14,26 +14,16 @@ from typing import Any
 
 import tensorflow as tf
 
-from engine import graph
+from engine import graph, writes
+from engine.graph_variables import HOLDERS
 from engine.selection import Selection
+from engine.traced import Traced
 
 # Ops that take a handle and leave what it stands for as it is.
-_READS = frozenset(
-    [
-        "LookupTableFind",
-        "LookupTableFindV2",
-        "LookupTableSizeV2",
-        "ReadVariableOp",
-        "ResourceGather",
-        "ResourceGatherNd",
-        "VarIsInitializedOp",
-        "VariableShape",
-        "_ReadVariablesOp",
-    ]
-)
+_READS = writes.READS | frozenset(["LookupTableFind", "LookupTableFindV2", "LookupTableSizeV2"])
 # Registered as having an effect, but they only speak, or have none but those of their functions.
 _CALLS = frozenset(["Case", "If", "PartitionedCall", "StatefulPartitionedCall", "While"])
-_HARMLESS = _CALLS | frozenset(["Assert", "NoOp", "Placeholder", "Print", "PrintV2", "VarHandleOp"])
+_HARMLESS = _CALLS | HOLDERS | frozenset(["Assert", "NoOp", "Placeholder", "Print", "PrintV2"])
 SPEAKS = frozenset(["Assert", "Print", "PrintV2"])
 
 
@@ -55,20 +45,21 @@ class Cause:
 
 
 class Heat:
-    """What is hot in a traced function.
+    """What is hot in a graph.
 
     Args:
-        traced: its graph.
+        traced: the graph.
         selection: what trains and moves.
         images: the one placeholder that is cold.
-        inputs: name -> placeholder of its other inputs.
+        live: operations that a run needs; what others write (initialisers, what a saver restores) is not asked.
     """
 
-    def __init__(self, traced: Any, selection: Selection, images: Any, inputs: Sequence[tuple[str, Any]]) -> None:
-        self.graph = traced
+    def __init__(self, traced: Traced, selection: Selection, images: Any, live: Sequence[Any]) -> None:
+        self.graph = traced.graph
         self.images = images
-        self._library = {f.signature.name: f for f in traced.as_graph_def().library.function}
-        self.causes = list(self._causes(selection, inputs))
+        self._traced = traced
+        self._library = {f.signature.name: f for f in traced.graph.as_graph_def().library.function}
+        self.causes = list(self._causes(selection, live))
         self.hot = self._reached(self.causes)
 
     def changes(self, cause: Cause) -> bool:
@@ -86,13 +77,16 @@ class Heat:
         return [c for c in self.causes if any(t.op in needed for t in c.tensors) or any(o in needed for o in c.ops)]
 
     def writes(self, op: Any) -> list[Any]:
-        """Handles (as seen in this graph) that an operation writes to, itself or in its functions."""
-        handles = [tensor for tensor in op.inputs if tensor.dtype == tf.resource]
-        if not handles or op.type in _READS:
+        """Handles and references (as seen in this graph) that an operation writes to, itself or in its functions."""
+        given = [tensor for tensor in op.inputs if _is_handle(tensor)]
+        if not given or op.type in _READS:
             return []
+        handles = [tensor for tensor in given if tensor.dtype == tf.resource]
+        arguments = zip(op.op_def.input_arg, op.inputs, strict=False)  # one that is a list comes after the references
+        references = [tensor for argument, tensor in arguments if argument.is_ref]
         names = list(_functions(op.node_def))
         if not names:
-            return handles if op.type not in _HARMLESS and op.op_def.is_stateful else []
+            return references + (handles if op.type not in _HARMLESS and op.op_def.is_stateful else [])
         return handles if any(self._has(name, _writes, set()) for name in names) else []
 
     def effect(self, op: Any) -> bool:
@@ -125,39 +119,56 @@ class Heat:
         nodes = self._library[name].node_def
         return any(rule(n) or any(self._has(f, rule, seen) for f in _functions(n)) for n in nodes)
 
-    def _causes(self, selection: Selection, inputs: Sequence[tuple[str, Any]]) -> Iterator[Cause]:
-        captured = {id(outer): inner for outer, inner in self.graph.captures}
-        names = {id(inner): str(getattr(outer, "name", "") or inner.name) for outer, inner in self.graph.captures}
+    def _causes(self, selection: Selection, live: Sequence[Any]) -> Iterator[Cause]:
+        handle, names, moves = self._traced.handle, {}, set()
         for kind, entries in (("trained", selection.trained), ("moving", selection.moving)):
             for entry in entries:
-                if (inner := captured.get(id(entry.variable.handle))) is not None:
-                    yield Cause(kind, entry.path, (inner,))
-        for entry in selection.variables:
-            if (inner := captured.get(id(entry.variable.handle))) is not None:
-                names[id(inner)] = entry.path
-        for path, variable in selection.variables.generators.items():
-            if (inner := captured.get(id(variable.handle))) is not None:
-                names[id(inner)] = path
-        moves = {id(captured.get(id(e.variable.handle))) for e in (*selection.trained, *selection.moving)}
-        for name, placeholder in inputs:
-            yield Cause("input", name, (placeholder,))
+                if (found := handle(entry.path, entry.variable)) is not None:
+                    moves.add(id(found))
+                    yield Cause(kind, entry.path, (found,))
+        variables = [(entry.path, entry.variable) for entry in selection.variables]
+        for path, variable in (*variables, *selection.variables.generators.items()):
+            if (found := handle(path, variable)) is not None:
+                names[id(found)] = path
+        for name, placeholder in self._traced.inputs.items():
+            if placeholder is not self.images:
+                yield Cause("input", name, (placeholder,))
+        for placeholder in self._traced.others:
+            yield Cause("input", placeholder.op.name, (placeholder,))
         written: dict[int, Any] = {}
-        for op in self.graph.get_operations():
+        for op in live:
             handles = self.writes(op)
-            written |= {id(handle): handle for handle in handles}
+            written |= {id(source): source for given in handles for source in _sources(given)}
             if self._draws(op):
                 yield Cause("random", op.type, ops=(op,))
             elif not handles and self._effect(op):
                 yield Cause("effect", op.type, ops=(op,))
-        for key, handle in written.items():
+        for key, given in written.items():
             if key not in moves:
-                yield Cause("written", names.get(key, handle.name), (handle,))
+                yield Cause("written", names.get(key) or self._traced.name(given), (given,))
 
     def _reached(self, causes: Iterable[Cause]) -> set[Any]:
         causes = list(causes)
         own = {op for cause in causes for op in cause.ops}
         after = graph.dependents(self.graph, [tensor for cause in causes for tensor in cause.tensors], ops=own)
         return own | after | {tensor.op for cause in causes for tensor in cause.tensors}
+
+
+def _is_handle(tensor: Any) -> bool:
+    """Whether a tensor stands for a variable (or another resource), not for a value."""
+    return bool(tensor.dtype == tf.resource or tensor.dtype != tensor.dtype.base_dtype)
+
+
+def _sources(handle: Any) -> list[Any]:
+    """A handle or reference, and those that it may have come from through loops and branches."""
+    found: dict[int, Any] = {}
+    pending = [handle]
+    while pending:
+        tensor = pending.pop()
+        if id(tensor) not in found:
+            found[id(tensor)] = tensor
+            pending += [source for source in tensor.op.inputs if _is_handle(source)]
+    return list(found.values())
 
 
 def _functions(node: Any) -> Iterator[str]:

@@ -69,4 +69,4 @@ def _probes(images: Any) -> list[Any]:
         b, c = b * 2.0 - 1.0, c * 0.5 + 2.0
     else:
         a, b, c = rng.integers(0, 256 if images.dtype == tf.uint8 else 2, (3, *shape))
-    return [tf.constant(np.stack(rows), images.dtype) for rows in ([a, b], [a, c], [c, a, b])]
+    return [np.stack(rows).astype(images.dtype.as_numpy_dtype) for rows in ([a, b], [a, c], [c, a, b])]

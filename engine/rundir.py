@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from engine import checkpoint, files, phases, report
+from engine import checkpoint, files, phases, picture, report
 from engine.checkpoint import Checkpoint
 from engine.errors import InputError
 from engine.forecast import Forecast
@@ -28,6 +28,7 @@ _OURS = (
     "ledger.json",
     "ema.npz",
     "curves.png",
+    "frostline.png",
     "tensorboard",
 )
 
@@ -143,6 +144,13 @@ class RunDir:
         self._activations = 0
         self._slot_bytes = 0
         self._saved = -1
+
+    def draw_lines(self, panels: Sequence[picture.Panel]) -> None:
+        """Draws frostline.png: the model, what each phase trains, and its frost line."""
+        try:
+            picture.draw(self.out / "frostline.png", panels)
+        except ImportError:
+            self._say("frostline.png is not drawn: the package matplotlib is missing (extra `report`)")
 
     def action(self, event: Event) -> None:
         """Takes part in the loop."""

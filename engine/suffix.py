@@ -6,11 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from engine import graph
 from engine.anatomy import Anatomy, Crossing
 from engine.microbatch import MicroBatch
+
+# ``id`` of a tensor of a graph -> the number of the crossing tensor that it is, and how it would cross there
+Same = dict[int, tuple[int, Crossing]]
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Suffix:
 def suffix_of(
     anatomy: Anatomy,
     tensors: Sequence[FrostTensor],
-    same: Mapping[int, tuple[int, Crossing]],
+    same: Same,
     *,
     without: set[Any],
     micro: MicroBatch | None = None,
@@ -68,7 +72,7 @@ def suffix_of(
     Args:
         anatomy: of the function that is cut.
         tensors: what crosses.
-        same: ``id`` of a tensor of the graph -> the number of the crossing tensor that it is, and its own shape.
+        same: which tensors of the graph they are.
         without: operations that are not to be copied.
         micro: where the function is a micro-batch's.
 
@@ -81,10 +85,11 @@ def suffix_of(
     kept: dict[str, Any] = {}
 
     def suffix(batch: Mapping[str, Any], *others: Any) -> Any:
-        feeds = anatomy.outside() | feeds_of(tensors, same, batch)
+        feeds = graph.outside(anatomy.graph) | feeds_of(tensors, same, batch)
         feeds |= {id(anatomy.inputs[name]): value for name, value in batch.items() if name in anatomy.inputs}
         feeds |= {id(placeholder): value for placeholder, value in zip(anatomy.others, others, strict=True)}
-        feeds |= anatomy.shape_values(tf.shape(batch[tensors[0].key])[0], without)
+        count = tf.shape(batch[tensors[0].key])[0]
+        feeds |= {id(tensor): value for tensor, value in anatomy.shape_values(count, without)}
         found = graph.copy([*flat, *weights.values()], feeds, effects=anatomy.effects(), without=without, name="suffix")
         kept.update(zip(weights, found[len(flat) :], strict=True))
         return tf.nest.pack_sequence_as(outputs, found[: len(flat)])
@@ -98,12 +103,13 @@ def suffix_of(
     return Suffix(function, named, ops)
 
 
-def feeds_of(
-    tensors: Sequence[FrostTensor], same: Mapping[int, tuple[int, Crossing]], values: Mapping[str, Any]
-) -> dict[int, Any]:
+def feeds_of(tensors: Sequence[FrostTensor], same: Same, values: Mapping[str, Any]) -> dict[int, Any]:
     """``id`` of a tensor -> what is given for it, in the shape that it has in its graph."""
-    found = {}
-    for key, (number, crossing) in same.items():
-        value, shape = values[tensors[number].key], crossing.shape[1:] if crossing.rows > 1 else crossing.shape
-        found[key] = value if tuple(value.shape[1:]) == shape else tf.reshape(value, [-1, *shape])
-    return found
+    return {key: reshaped(values[tensors[number].key], c.own) for key, (number, c) in same.items()}
+
+
+def reshaped(value: Any, shape: tuple[int, ...]) -> Any:
+    """An array or tensor as [B, *shape]."""
+    if tuple(value.shape[1:]) == shape:
+        return value
+    return value.reshape(-1, *shape) if isinstance(value, np.ndarray) else tf.reshape(value, [-1, *shape])

@@ -15,7 +15,7 @@ from engine.flatgraph import RESOURCE, FlatGraph, Node, Tensor, argument_names
 from engine.graph_variables import HOLDERS, GraphVariable, of_node
 
 # Take a variable by reference or handle, and leave it as it is.
-_READS = frozenset(
+READS = frozenset(
     [
         "DebugGradientRefIdentity",
         "DisableCopyOnRead",
@@ -144,7 +144,7 @@ def writes(running: Iterable[Node], holders: Holders) -> list[Write]:
     found = []
     for node in sorted(running, key=lambda one: one.name):
         # a call's body is looked at itself; what gives a handle on is no end of its way
-        if node.passes or node.op in _READS or node.results or node.body or RESOURCE in node.gives:
+        if node.passes or node.op in READS or node.results or node.body or RESOURCE in node.gives:
             continue
         for position, (tensor, kind) in enumerate(zip(node.inputs, node.takes, strict=True)):
             if kind == RESOURCE or position in node.references:

@@ -36,14 +36,26 @@ _FREE = {
 def main() -> int:
     import tensorflow as tf
 
-    from engine import caching, checkpoint, data, evaluate, losses, models, optimizers, precision, rundir, sizes
+    from engine import (
+        caching,
+        checkpoint,
+        data,
+        evaluate,
+        losses,
+        models,
+        optimizers,
+        picture,
+        precision,
+        rundir,
+        sizes,
+    )
     from engine.data import augment
     from engine.loop import Loop, LoopError, Outcome, State
     from engine.phases import Evaluation
     from engine.progress import Progress, reaching
     from engine.step import TrainStep
     from engine.variables import name_variables
-    from scripts import finetune_phases, finetune_plan
+    from scripts import finetune_end, finetune_phases, finetune_plan
 
     finetune_flags.check_numbers()
     stop = program.StopSignal()
@@ -221,6 +233,9 @@ def main() -> int:
         from_step=state.step if found is not None else None,
         ledger=None if ledger is None else ledger.to_json(target=F.model),
     )
+    directory.draw_lines(
+        [picture.Panel(s.phase.name, s.selection, c.line) for s, c in zip(stages, choices, strict=True)]
+    )
     total = sum(stage.phase.windows(per_epoch) for stage in stages)
     progress = Progress(total, start=state.step, log_every=F.log_every)
     loop = Loop(
@@ -251,7 +266,7 @@ def main() -> int:
     final = {}
     if code == program.DONE and source.test is not None:
         tested = measure(stages[-1], data.EvalBatches(source.test, batch_size=eval_size, normalise=normalise))
-        final = _tested(tested, source)
+        final = finetune_end.tested(tested, source.test, source.classes)
     facts = {
         "flags": program.own_flags(finetune_flags.__name__),
         "versions": rundir.versions() | {"deterministic": str(F.deterministic)},
@@ -281,7 +296,7 @@ def main() -> int:
         code=code,
         reason=reason,
     )
-    _print_end(run, outcome, out)
+    finetune_end.describe(run, outcome.state.evaluations, out)
     return code
 
 
@@ -337,54 +352,6 @@ def _check_outputs(source: Any, model: Any) -> None:
         raise DataError(
             f"model={F.model!r}: it has {model.outputs} outputs; loss {F.loss} on {source.name} wants {wanted}"
         )
-
-
-def _tested(result: Any, source: Any) -> dict[str, Any]:
-    """What the test part gave, class by class where it has classes."""
-    import numpy as np
-
-    part = source.test
-    final: dict[str, Any] = {"test_loss": result.loss, "test_accuracy": result.metrics.get("accuracy")}
-    if source.classes and part.labels.ndim == 1 and "accuracy" in result.per_example:
-        labels, hits = part.labels, result.per_example["accuracy"]
-        final["test_class_accuracy"] = {
-            name: float(np.mean(hits[labels == number]))
-            for number, name in enumerate(source.classes)
-            if (labels == number).any()
-        }
-    return final
-
-
-def _print_end(run: dict[str, Any], outcome: Any, out: pathlib.Path) -> None:
-    """Accuracy before and after, the freeze proof, where the files are."""
-    evaluations, final, proof = outcome.state.evaluations, run["final"], run["freeze_proof"]
-    print()
-    if evaluations:
-        first, last = evaluations[0], evaluations[-1]
-        if last.accuracy is not None:
-            print(f"evaluation accuracy: {first.accuracy:.4f} before, {last.accuracy:.4f} after {run['steps']} windows")
-        print(f"evaluation loss:     {first.loss:.4f} before, {last.loss:.4f} after")
-    if final.get("test_accuracy") is not None:
-        print(f"test accuracy:       {final['test_accuracy']:.4f}")
-        classes = final.get("test_class_accuracy", {})
-        if 0 < len(classes) <= 20:
-            print("  " + ", ".join(f"{name} {value:.2f}" for name, value in classes.items()))
-    if proof["verified"]:
-        print(f"freeze proof:        verified; {proof['variables']} frozen variables kept every bit in their phase")
-    else:
-        print(
-            f"freeze proof:        FAILED; {len(proof['changed'])} frozen variables changed: {', '.join(proof['changed'][:5])}"
-        )
-    print(
-        f"time:                {run['timing']['total_seconds']:.0f} s, peak memory {run['memory']['peak_rss_bytes'] / 2**20:.0f} MiB"
-    )
-    print(f"run directory:       {out}")
-    if run["skipped_windows"]:
-        print(f"skipped windows:     {run['skipped_windows']} of {run['steps']}, not finite or without any weight")
-    for name, windows in run["left_out_terms"].items():
-        print(f"left out:            term {name} in {windows} windows: no example had a weight")
-    if run["exit"]["code"]:
-        print(f"exit code {run['exit']['code']}: {run['exit']['reason']}")
 
 
 def run() -> None:

@@ -47,7 +47,7 @@ def _run(main: Callable[[], int], about: str, flags_in: str) -> int:
         import_tensorflow()
         return main()
     except KeyboardInterrupt:
-        return _fail(name, "stopped before anything was trained", STOPPED)
+        return _fail(name, "stopped", STOPPED)
     except BrokenPipeError:  # who read our output has enough, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return FAILED

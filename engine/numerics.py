@@ -17,6 +17,7 @@ from engine import graph
 from engine.anatomy import Anatomy
 from engine.microbatch import MicroBatch
 from engine.selection import Selection
+from engine.traced import TracedFunction
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def first_nonfinite(
     """
     tensors = {name: tf.convert_to_tensor(batch[name]) for name in micro.inputs}
     images = "image" if "image" in micro.inputs else next(n for n in micro.inputs if n not in ("label", "seeds"))
-    anatomy = Anatomy(micro.function, selection, images)
+    anatomy = Anatomy(TracedFunction(micro.function), selection, images)
     looked = [t for op in anatomy.live for t in op.outputs if t.dtype.is_floating]
     look = tf.function(_counter(anatomy, looked), autograph=False)
     count = int(next(iter(tensors.values())).shape[0])
@@ -94,7 +95,7 @@ def _counter(anatomy: Anatomy, looked: list[Any]) -> Any:
     """(batch, divisors, share, loss_scale) -> int64 [tensors, 2]: elements that are not finite, and all."""
 
     def look(part: Mapping[str, Any], *others: Any) -> Any:
-        feeds = anatomy.outside() | {id(anatomy.inputs[name]): value for name, value in part.items()}
+        feeds = graph.outside(anatomy.graph) | {id(anatomy.inputs[name]): value for name, value in part.items()}
         feeds |= {id(placeholder): value for placeholder, value in zip(anatomy.others, others, strict=True)}
         rows = []
         for tensor in graph.copy(looked, feeds):

@@ -11,8 +11,8 @@ from typing import Any
 
 from absl import flags
 
+from engine.parts import part_names
 from engine.study import results
-from engine.study.strategies import top
 from scripts.benchmark_freezing_plan import Plan, command, read
 
 F = flags.FLAGS
@@ -24,6 +24,7 @@ def whole(plan: Plan, runs: list[dict[str, Any]]) -> dict[str, Any]:
     runs = [*runs, *plan.others()]
     pairs = list(dict.fromkeys([*plan.pairs, *((run["strategy"], run["runner"]) for run in runs)]))
     names = dict.fromkeys(name for name, _ in pairs)
+    blocks = part_names(plan.setting.variables)
     machine = read(plan.out / "machine.json") or {"median": 0.0, "p10": 0.0, "p90": 0.0}
     target, how = results.choose_target(runs, F.target_accuracy)
     left = [
@@ -68,7 +69,7 @@ def whole(plan: Plan, runs: list[dict[str, Any]]) -> dict[str, Any]:
         "machine": _machine() | {"gemm_gflops": machine},
         "versions": dict(job.versions),
         "parameters": plan.setting.variables.parameters,
-        "variables": [{"path": e.path, "parameters": e.size, "block": top(e)} for e in plan.setting.variables],
+        "variables": [{"path": e.path, "parameters": e.size, "block": blocks[e.path]} for e in plan.setting.variables],
         "strategies": [_strategy(plan, name, runs) for name in names],
         "baseline": results.baseline(runs),
         "results": results.rows(

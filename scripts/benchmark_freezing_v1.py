@@ -117,7 +117,7 @@ class V1Runner(Driven):
 
     def cost(self, stage: Stage) -> Cost:
         built = self.step.built[stage.selection]
-        loss = graph.ancestors([built.report["loss"]])
+        loss = graph.ancestors([built.runs.report["loss"]])
         needed = graph.ancestors([gradient for gradient, _ in built.gradients.applied])
         found = cost(Pass(built.graph, list(built.inputs.values()), list(loss), list(needed - loss)))
         return found._replace(backward_ops=built.backward_ops)

@@ -19,7 +19,7 @@ from engine import phases as phase_rules
 from engine.loop import Stage
 from engine.phases import Evaluation
 from engine.selection import FreezeProof, Selection
-from engine.study.cost import Cost, Traced, cost
+from engine.study.cost import Cost, Pass, cost
 from scripts.benchmark_freezing_job import Setting
 from scripts.benchmark_freezing_record import NotFiniteError, Record
 
@@ -203,7 +203,7 @@ def freeze(model: Any, selection: Selection) -> None:
         raise RuntimeError(f"Keras would train {len(found)} variables, not the {len(trained)} of the selection")
 
 
-def traced(model: Any, loss: Any, batch: tuple[Any, ...]) -> Traced:
+def traced(model: Any, loss: Any, batch: tuple[Any, ...]) -> Pass:
     """Keras' forward and backward pass as its train_step computes them, without running it."""
     kept: dict[str, Any] = {}
 
@@ -219,4 +219,4 @@ def traced(model: Any, loss: Any, batch: tuple[Any, ...]) -> Traced:
     forward = set(kept["forward"])
     needed = graph.ancestors(kept["gradients"])
     backward = [op for op in function.graph.get_operations() if op in needed and op not in forward]
-    return Traced(function.graph, function.graph.inputs[:2], [op for op in kept["forward"] if op in needed], backward)
+    return Pass(function.graph, function.graph.inputs[:2], [op for op in kept["forward"] if op in needed], backward)

@@ -114,11 +114,24 @@ class Plan:
             if isinstance(error, (FileExistsError, NotADirectoryError, PermissionError)):
                 raise StudyError(f"out={self.out}: the folder cannot be made ({error.strerror})") from None
             raise
+        self._take()
         for left in self.out.glob(".cache-*"):  # of a run that was killed
             shutil.rmtree(left, ignore_errors=True)
         write_npz(self.out / "weights.npz", ((e.path, e.variable.numpy()) for e in self.setting.variables))
         if kept is None:
             write_json(self.out / "job.json", {"version": 1, "job": self.job.to_json(), "command": command()})
+
+    def _take(self) -> None:
+        """Keeps others out of the folder, as long as this process lives: they would slow and repeat each other's runs."""
+        try:
+            import fcntl
+        except ImportError:  # a system without such locks
+            return
+        self._lock = open(self.out / ".lock", "w")  # noqa: SIM115 - it is held until the end
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StudyError(f"out={self.out}: another benchmark_freezing is at work in it") from None
 
 
 def make() -> Plan:

@@ -14,7 +14,7 @@ from engine.optimizers import Slots
 from engine.phases import Evaluation
 from engine.step import TrainStep
 from engine.study.cost import Cost, of_step
-from scripts.benchmark_freezing_job import Setting
+from scripts.benchmark_freezing_job import Setting, StudyError
 from scripts.benchmark_freezing_record import LeftOut, NotFiniteError, Record
 
 Watching = Callable[[Stage, int], None]
@@ -170,8 +170,9 @@ class EngineRunner(Driven):
 
         Raises:
             LeftOut: the run's only phase cannot be cached.
+            StudyError: it can, and could not be kept.
         """
-        self.step.slots = Slots()
+        self.step.slots, self.step.loss_scale = Slots(), self.setting.loss_scale()
         if self.caching is None:
             return
         # asked for one phase at a time: a plateau may never reach the later ones; where it can be, it is
@@ -186,6 +187,9 @@ class EngineRunner(Driven):
         if len(self.stages) == 1 and not choice.used:
             raise LeftOut(choice.reason)
         self.caching(Event("phase", State(), stage))
+        kept = next(row for row in self.caching.facts()["phases"] if row["name"] == stage.phase.name)
+        if choice.used and not kept["used"]:
+            raise StudyError(kept["reason"])
 
     def batches(self, stage: Stage, start: int, stop: int) -> Iterator[Mapping[str, Any]]:
         if self.caching is None:

@@ -23,8 +23,8 @@ def whole(plan: Plan, runs: list[dict[str, Any]]) -> dict[str, Any]:
     job, source = plan.job, plan.setting.source
     runs = [*runs, *plan.others()]
     pairs = list(dict.fromkeys([*plan.pairs, *((run["strategy"], run["runner"]) for run in runs)]))
-    names_of = part_names(plan.setting.variables)
     names = dict.fromkeys(name for name, _ in pairs)
+    blocks = part_names(plan.setting.variables)
     machine = read(plan.out / "machine.json") or {"median": 0.0, "p10": 0.0, "p90": 0.0}
     target, how = results.choose_target(runs, F.target_accuracy)
     left = [
@@ -69,9 +69,7 @@ def whole(plan: Plan, runs: list[dict[str, Any]]) -> dict[str, Any]:
         "machine": _machine() | {"gemm_gflops": machine},
         "versions": dict(job.versions),
         "parameters": plan.setting.variables.parameters,
-        "variables": [
-            {"path": e.path, "parameters": e.size, "block": names_of[e.path]} for e in plan.setting.variables
-        ],
+        "variables": [{"path": e.path, "parameters": e.size, "block": blocks[e.path]} for e in plan.setting.variables],
         "strategies": [_strategy(plan, name, runs) for name in names],
         "baseline": results.baseline(runs),
         "results": results.rows(

@@ -18,7 +18,7 @@ from engine.optimizers import Optimizer
 from engine.phases import Evaluation
 from engine.selection import Selection
 from engine.step import Window
-from engine.study.cost import Cost, Traced, cost
+from engine.study.cost import Cost, Pass, cost
 from scripts.benchmark_freezing_job import Setting
 from scripts.benchmark_freezing_runners import Driven
 
@@ -119,7 +119,7 @@ class V1Runner(Driven):
         built = self.step.built[stage.selection]
         loss = graph.ancestors([built.runs.report["loss"]])
         needed = graph.ancestors([gradient for gradient, _ in built.gradients.applied])
-        found = cost(Traced(built.graph, list(built.inputs.values()), list(loss), list(needed - loss)))
+        found = cost(Pass(built.graph, list(built.inputs.values()), list(loss), list(needed - loss)))
         return found._replace(backward_ops=built.backward_ops)
 
     def traces(self) -> int:

@@ -20,7 +20,7 @@ from engine.selection import Selection
 from engine.step import TrainStep
 
 
-class Traced(NamedTuple):
+class Pass(NamedTuple):
     """A traced forward and backward pass.
 
     Attributes:
@@ -43,7 +43,7 @@ class Cost(NamedTuple):
     backward_ops: int
 
 
-def cost(traced: Traced) -> Cost:
+def cost(traced: Pass) -> Cost:
     """What a traced pass costs."""
     shapes = BatchShapes(traced.graph, list(traced.inputs))
     forward, backward = (2e-9 * sum(shapes.macs(op) for op in ops) for ops in (traced.forward, traced.backward))
@@ -61,8 +61,8 @@ def of_step(step: TrainStep, selection: Selection, batch: Any) -> Cost:
     return cost(_traced(counted))._replace(backward_ops=len(micro.backward))
 
 
-def _traced(micro: MicroBatch) -> Traced:
-    return Traced(micro.graph, list(micro.inputs.values()), micro.forward, micro.backward)
+def _traced(micro: MicroBatch) -> Pass:
+    return Pass(micro.graph, list(micro.inputs.values()), micro.forward, micro.backward)
 
 
 def gemm_gflops(size: int = 1536, *, times: int = 15) -> dict[str, float]:

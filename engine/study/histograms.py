@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from engine.files import PathLike, write_bytes
+from engine.parts import part_names
 from engine.selection import Selection
 from engine.step import TrainStep
-from engine.study.strategies import top
 
 _EDGES = np.linspace(-10.0, 2.0, 61)  # of log10 of the absolute value; what is smaller, 0 too, counts to the first
 _MOST_PARTS, _MOST_STEPS = 12, 6
@@ -31,12 +31,13 @@ class Histograms:
 
     def add(self, selection: Selection, found: Sequence[np.ndarray], step: int) -> None:
         """Takes the trained variables as they are, and their gradients in the same order."""
+        names = part_names(selection.variables)
         with self._writer.as_default(step=step):
             for entry, gradient in zip(selection.trained, found, strict=True):
                 value = np.asarray(entry.variable.numpy(), np.float64)
                 for kind, array in (("weights", value), ("gradients", np.asarray(gradient, np.float64))):
                     tf.summary.histogram(f"{kind}/{entry.path}", array)
-                    rows = self._kept.setdefault(top(entry), {}).setdefault(kind, {})
+                    rows = self._kept.setdefault(names[entry.path], {}).setdefault(kind, {})
                     rows[step] = rows.get(step, np.zeros(len(_EDGES) - 1)) + _counts(array)
         self._writer.flush()
 

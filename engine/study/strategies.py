@@ -1,7 +1,7 @@
 """Freezing strategies as data: a name, and the phases (filter text and share of the windows) that it stands for.
 
-A strategy is written for a model's parts, from the input to the head: a ViT's blocks; the groups of layers of a Keras
-model (``block_16_expand`` ... ``block_16_project_BN`` are one group); else what lies at the top of a tf.Module. What a
+A strategy is written for a model's parts (engine.parts), from the input to the head: a ViT's blocks; groups of layers of a
+Keras model (``block_16_expand`` ... ``block_16_project_BN`` are one); else what lies at the top of a tf.Module. What a
 filter then trains is decided in selection.py, as for every other run.
 """
 
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from engine import filters
 from engine.errors import InputError
 from engine.filters import nearest
+from engine.parts import part_names
 from engine.phases import Phase
 from engine.selection import Selection, Statistics, select
 from engine.variables import ModelVariables, NamedVariable
@@ -23,8 +24,6 @@ PLATEAU_DELTA = 0.02  # a loss that improves by less from one evaluation to the 
 _GROUPS = {"norms": "norm", "bias": "bias", "attention": "attention"}
 _FAMILIES = ("head", "last_N", *_GROUPS, "gradual", "gradual_plateau", "full")
 _NAME = r"[A-Za-z][\w.+-]{0,63}"
-# up to the last number that counts blocks, stages or the like: block_16_expand, conv5_block3_2_bn, block6h_se_expand
-_LAYER_GROUP = re.compile(r"(.*(?:block|stage|group|cell|mixed|unit)_?\d+[a-z]?)(?:_.*)?", re.IGNORECASE)
 _FEWEST_GROUPS, _EQUAL_GROUPS = 3, 12
 
 
@@ -33,8 +32,8 @@ class StrategyError(InputError):
 
 
 @dataclass(frozen=True)
-class Part:
-    """A part of a model, such as a block.
+class Level:
+    """A part of a model, such as a block, and all above it.
 
     Attributes:
         name: as it is shown, such as ``blocks/3``.
@@ -229,29 +228,18 @@ def split(texts: Sequence[str]) -> list[str]:
     return found
 
 
-def parts(variables: ModelVariables) -> list[Part]:
-    """The parts of a model from the input to the output; each has a weight that is not the head's."""
+def parts(variables: ModelVariables) -> list[Level]:
+    """The parts of a model (engine.parts) from the input to the output; each has a weight that is not the head's."""
     body = [entry for entry in variables if entry.kind == "weight" and "head" not in entry.groups]
     if any(entry.block for entry in body):
         count = max(entry.block[1] for entry in body if entry.block)
-        return [Part(f"blocks/{n}", f"@blocks[{n - count}:]") for n in range(count)]
+        return [Level(f"blocks/{n}", f"@blocks[{n - count}:]") for n in range(count)]
+    names = part_names(variables)
     if any(name == "" for entry in body for name, _, _ in entry.layers):
-        return _layer_groups(body)
-    names = list(dict.fromkeys(top(entry) for entry in body))
-    texts = [_pattern(name, body) for name in names]
-    return [Part(name, " ".join(texts[number:])) for number, name in enumerate(names)]
-
-
-def top(entry: NamedVariable) -> str:
-    """The part that a variable is drawn in: ``blocks/3``, ``head``, a Keras layer's name, else where its path begins."""
-    if "head" in entry.groups:
-        return "head"
-    if entry.block is not None:
-        return f"blocks/{entry.block[0]}"
-    if entry.layers:
-        return entry.layer.rpartition("/")[2] or entry.path
-    first, *rest = entry.path.split("/")
-    return f"{first}/{rest[0]}" if len(rest) > 1 and rest[0].isdecimal() else first
+        return _layer_groups(body, names)
+    found = list(dict.fromkeys(names[entry.path] for entry in body))
+    texts = [_pattern(name, body) for name in found]
+    return [Level(name, " ".join(texts[number:])) for number, name in enumerate(found)]
 
 
 def _pattern(name: str, body: Sequence[NamedVariable]) -> str:
@@ -260,26 +248,27 @@ def _pattern(name: str, body: Sequence[NamedVariable]) -> str:
     return re.sub(r"\\?\s", r"\\s", re.escape(name)) + ("/.*" if under else "")
 
 
-def _layer_groups(body: Sequence[NamedVariable]) -> list[Part]:
-    """Groups of layers by what their names have in common; where names say nothing, of equally many layers."""
-    at: dict[int, str] = {}  # index in the model's layers -> the layer's name
+def _layer_groups(body: Sequence[NamedVariable], names: Mapping[str, str]) -> list[Level]:
+    """Neighbouring layers of one part; where names say nothing of parts, groups of equally many layers."""
+    at: dict[int, NamedVariable] = {}  # index in the model's layers -> a weight of the layer
     count = 0
     for entry in body:
         for name, index, length in entry.layers:
             if name == "":
-                at.setdefault(index, top(entry))
+                at.setdefault(index, entry)
                 count = length
     indices = sorted(at)
     starts: dict[int, str] = {}
     previous: str | None = ""
     for index in indices:
-        match = _LAYER_GROUP.fullmatch(at[index])
-        stem = match.group(1) if match else None
+        entry = at[index]
+        part = names[entry.path]
+        stem = None if part == entry.layer else part  # a layer that is a part by itself: neighbours like it go together
         if stem != previous:
-            starts[index] = stem or at[index]
+            starts[index] = part.rpartition("/")[2]
         previous = stem
     if len(starts) < min(_FEWEST_GROUPS, len(indices)):
         groups = min(_EQUAL_GROUPS, len(indices))
         chosen = [indices[len(indices) * number // groups] for number in range(groups)]
-        starts = {index: at[index] for index in chosen}
-    return [Part(name, f"@layers[{index - count}:]") for index, name in starts.items()]
+        starts = {index: names[at[index].path].rpartition("/")[2] for index in chosen}
+    return [Level(name, f"@layers[{index - count}:]") for index, name in starts.items()]

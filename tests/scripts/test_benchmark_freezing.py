@@ -376,6 +376,9 @@ def test_a_killed_run_fails_alone_and_a_stopped_study_goes_on(
         while not (own / "slow").read_text() and time.monotonic() < until:
             time.sleep(0.1)
         child = int((own / "slow").read_text())
+        second = subprocess.run(command, capture_output=True, timeout=200, check=False, **options)
+        assert second.returncode == 2
+        assert "another benchmark_freezing is at work in it" in second.stderr
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=60)
     assert process.returncode == 3, error

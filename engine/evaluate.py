@@ -15,6 +15,8 @@ from engine.losses import LossFunction
 from engine.microbatch import calls_functions, inlined
 from engine.selection import Selection
 
+WATCHED = 32  # examples, the first of a part, whose frozen output is watched
+
 
 @dataclass(frozen=True)
 class Result:
@@ -24,8 +26,8 @@ class Result:
         loss: sum of the terms' weighted means (no regulariser).
         metrics: name -> weighted mean.
         per_example: metric name -> float64 [n], in the part's order.
-        frozen_output_norm: mean over examples of the L2 norm of the tensors at the frost line; None
-            where nothing frozen lies between the images and the lowest trained variable.
+        frozen_output_norm: mean over the first examples (``WATCHED``) of the L2 norm of what the frozen part puts
+            out; None where nothing frozen lies between the images and the lowest trained variable.
     """
 
     loss: float
@@ -41,15 +43,28 @@ class Evaluator:
         self.loss_fn = loss_fn
         self._compiled: dict[Any, Any] = {}
 
-    def __call__(self, selection: Selection, batches: Iterable[Mapping[str, Any]]) -> Result:
-        """Runs over batches in inference mode; sums in float64."""
+    def __call__(
+        self,
+        selection: Selection,
+        batches: Iterable[Mapping[str, Any]],
+        *,
+        watched: Mapping[str, Any] | None = None,
+    ) -> Result:
+        """Runs over batches in inference mode; sums in float64.
+
+        Args:
+            selection: what trains.
+            batches: of images; or of tensors at the frost line, after ``cut``.
+            watched: the batch of the first ``WATCHED`` examples with images, to watch the frozen output where
+                ``batches`` have none: kept tensors cannot show that what made them has changed.
+        """
         terms: dict[str, np.ndarray] = {}
         metrics: dict[str, np.ndarray] = {}
         examples: dict[str, list[np.ndarray]] = {}
-        norm = count = 0.0
+        norms: list[np.ndarray] = []
         below = False
         for batch in batches:
-            tensors = {name: tf.convert_to_tensor(value) for name, value in batch.items() if name != "index"}
+            tensors = _tensors(batch)
             function, below = self._function(selection, tensors)
             out = function(tensors)
             for pairs in (out["terms"], out["metrics"]):
@@ -59,13 +74,17 @@ class Evaluator:
                     sums[name] = sums.get(name, np.zeros(2)) + np.array([float(pair[0]), float(pair[1])])
             for name, values in out["examples"].items():
                 examples.setdefault(name, []).append(values.numpy().astype(np.float64))
-            norm += float(out["norm"])
-            count += int(next(iter(tensors.values())).shape[0])
+            norms.append(out["norms"].numpy())
+        if watched is not None:
+            tensors = _tensors(watched)
+            function, below = self._function(selection, tensors)
+            norms = [function(tensors)["norms"].numpy()]
+        first = np.concatenate(norms)[:WATCHED] if norms else np.zeros(0)
         return Result(
             loss=float(sum(total / weight if weight else 0.0 for total, weight in terms.values())),
             metrics={name: float(total / weight) if weight else 0.0 for name, (total, weight) in metrics.items()},
             per_example={name: np.concatenate(parts) for name, parts in examples.items()},
-            frozen_output_norm=norm / count if below and count else None,
+            frozen_output_norm=float(np.mean(first)) if below and len(first) else None,
         )
 
     def cut(self, selection: Selection, line: FrostLine, batch: Mapping[str, Any]) -> Refused | None:
@@ -79,7 +98,7 @@ class Evaluator:
         Returns:
             None; or why it cannot be cut there: the frozen part computes something else in inference mode.
         """
-        tensors = {name: tf.convert_to_tensor(value) for name, value in batch.items() if name != "index"}
+        tensors = _tensors(batch)
         traced, below = self._function(selection, tensors)
         if calls_functions(traced.graph):
             with inlined():
@@ -102,13 +121,13 @@ class Evaluator:
         def evaluate(batch: Mapping[str, Any]) -> dict[str, Any]:
             inputs = {name: value for name, value in batch.items() if name != "seeds"}
             loss = self.loss_fn(inputs, training=False, seeds=batch.get("seeds"))
-            norm = _frozen_output_norm(selection, batch["image"])
-            below.append(norm is not None)
+            norms = _frozen_output_norms(selection, batch["image"])
+            below.append(norms is not None)
             return {
                 "terms": losses.weighted_sums(loss.terms),
                 "metrics": losses.weighted_sums(loss.metrics),
                 "examples": {name: values for name, (values, _) in loss.metrics.items()},
-                "norm": tf.zeros([], tf.float64) if norm is None else norm,
+                "norms": tf.zeros([0], tf.float64) if norms is None else norms,
             }
 
         specs = {name: tf.TensorSpec([None, *t.shape[1:]], t.dtype, name=name) for name, t in tensors.items()}
@@ -119,8 +138,12 @@ def _key(selection: Selection, tensors: Mapping[str, Any]) -> Any:
     return (selection, tuple((name, t.dtype, tuple(t.shape[1:])) for name, t in sorted(tensors.items())))
 
 
-def _frozen_output_norm(selection: Selection, images: Any) -> Any | None:
-    """Sum over examples of the L2 norm at the frost line, in the graph that is being traced."""
+def _tensors(batch: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tf.convert_to_tensor(value) for name, value in batch.items() if name != "index"}
+
+
+def _frozen_output_norms(selection: Selection, images: Any) -> Any | None:
+    """The L2 norm of each example [B] at the frost line, in the graph that is being traced."""
     traced = tf.compat.v1.get_default_graph()
     hot = graph.captured_handles(traced, [e.variable for e in (*selection.trained, *selection.moving)])
     frozen = graph.dependents(traced, graph.captured_handles(traced, [e.variable for e in selection.frozen]))
@@ -129,4 +152,4 @@ def _frozen_output_norm(selection: Selection, images: Any) -> Any | None:
     if not tensors:
         return None
     squares = [tf.reduce_sum(tf.square(tf.cast(t, tf.float64)), axis=list(range(1, t.shape.rank))) for t in tensors]
-    return tf.reduce_sum(tf.sqrt(tf.add_n(squares)))
+    return tf.sqrt(tf.add_n(squares))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import tensorflow as tf
 
 from engine.data.batches import Batch, EvalBatches, TrainBatches, ahead
 from engine.features import Features
@@ -55,8 +56,14 @@ class FeatureBatches:
         whole: Batch = {"label": part.labels[positions], "index": index}
         whole["seeds"] = example_seeds(self.batches.seed, epoch, index)
         whole |= self.features.read(index, view=epoch % self.features.views)
-        starts = range(0, len(index), size)
-        return [{name: values[start : start + size] for name, values in whole.items()} for start in starts]
+        sizes = [min(size, len(index) - start) for start in range(0, len(index), size)]
+        # one copy of the whole, of which the parts are views: made here, while the window before is computed
+        tensors = {name: tf.split(values, sizes) for name, values in whole.items() if name != "index"}
+        indices = np.split(index, np.cumsum(sizes)[:-1])
+        return [
+            {name: parts[number] for name, parts in tensors.items()} | {"index": indices[number]}
+            for number in range(len(sizes))
+        ]
 
 
 class EvalFeatureBatches:

@@ -159,8 +159,8 @@ class Features:
         Args:
             batch_size: examples at a time.
             budget: bytes that the whole cache may take on disk.
-            stop: asked after each shard; True ends it, and what is written stays.
-            progress: told rows that are there, and all rows.
+            stop: asked after each batch; True ends it: shards that are written stay, an unfinished one is dropped.
+            progress: told after each batch rows that are there or computed, and all rows.
             lower: a whole cache at a lower line of the same examples and views: what is missing is computed from it
                 instead of from the images, unless it keeps fewer bits or does not suffice.
 
@@ -186,10 +186,11 @@ class Features:
                 )
             source = self._source(lower)
             for shard in shards.missing:
-                arrays = self._computed(shard, batch_size, *source)
+                arrays = self._computed(shard, batch_size, *source, stop=stop, progress=progress)
+                if arrays is None:
+                    return False
                 shards.write(shard, arrays)
                 self.computed += shards.rows_of(shard)
-                progress(self.rows - self.missing_rows, self.rows)
                 if shards.missing and stop():
                     return False
             listed = [{"shard": n, "bytes": shards.bytes_of(n), "sha256": shards.sums[n]} for n in range(len(shards))]
@@ -230,9 +231,17 @@ class Features:
         return self._batches.prepared, self._line.prefix
 
     def _computed(
-        self, shard: int, batch_size: int, load: Callable[[np.ndarray, int], Any], compute: Callable[[Any], Any]
-    ) -> list[np.ndarray]:
-        """The rows of a shard."""
+        self,
+        shard: int,
+        batch_size: int,
+        load: Callable[[np.ndarray, int], Any],
+        compute: Callable[[Any], Any],
+        *,
+        stop: Callable[[], bool],
+        progress: Callable[[int, int], None],
+    ) -> list[np.ndarray] | None:
+        """The rows of a shard; None when that was stopped before its last batch."""
+        there = self.rows - self.missing_rows
         rows, count = self._shards.rows_of(shard), len(self._numbers)
         first = shard * self._shards.each
         arrays = [np.zeros((rows, *column.shape), column.dtype) for column in self._shards.columns]
@@ -248,10 +257,13 @@ class Features:
             start, numbers, view = piece
             return start, start + len(numbers), load(numbers, view)
 
-        for start, stop, given in ahead(prepared, pieces):
+        for start, end, given in ahead(prepared, pieces):
             values = compute(given)
             for tensor, array, value in zip(self._line.tensors, arrays, values, strict=True):
-                array[start:stop] = _narrowed(tensor.name, np.asarray(value), array.dtype)
+                array[start:end] = _narrowed(tensor.name, np.asarray(value), array.dtype)
+            progress(there + end, self.rows)
+            if end < rows and stop():
+                return None
         return arrays
 
     @contextlib.contextmanager

@@ -141,8 +141,9 @@ class Line(abc.ABC):
             f"{t.name} {list(t.shape)} {t.dtype.name}" + (f" (after {t.after})" if t.after else "")
             for t in self.tensors
         )
+        size = f"{self.bytes:,} bytes" + (f" ({format_bytes(self.bytes)})" if self.bytes >= 1024 else "")
         text = (
-            f"the frost line is at {what}: {self.bytes:,} bytes an example ({format_bytes(self.bytes)}), with "
+            f"the frost line is at {what}: {size} an example, with "
             f"{self.forward_share:.1%} of the forward pass and {self.step_share:.1%} of the step below it"
         )
         return ". ".join([text, *self.notes])
@@ -227,6 +228,21 @@ class FrostLine(Line):
             forward=copied(micro.forward),
             backward=copied(micro.backward),
         )
+
+    @property
+    def frozen_below(self) -> tuple[str, ...]:
+        """Paths of the variables that only what is below the line computes with, in model order."""
+        needed = graph.ancestors([crossing.tensor for crossing in self._crossing])
+        above = graph.handles_read(self.suffix.graph)
+        found = []
+        for entry in self.selection.variables:
+            handle = self._anatomy.traced.handle(entry.path, entry.variable)
+            readers = [op for op in (handle.consumers() if handle is not None else ()) if op in needed]
+            # a value that is read in vain, for a control edge, is not computed with
+            used = any(op.type != "ReadVariableOp" or needed & set(op.outputs[0].consumers()) for op in readers)
+            if used and id(entry.variable.handle) not in above:
+                found.append(entry.path)
+        return tuple(found)
 
     def cut(self, function: Any) -> Any:
         """Cuts another traced function of the same images, such as an evaluation's, at the same tensors.

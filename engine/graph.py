@@ -116,8 +116,18 @@ def copy(
     return [values[id(tensor)] if id(tensor) in values else copies[id(tensor)] for tensor in tensors]
 
 
+def handles_read(of: Any) -> set[int]:
+    """``id`` of each handle outside of a function's graph whose variable it computes with: one read in vain is none."""
+    found = set()
+    for outer, inner in of.captures:
+        readers = inner.consumers()
+        if any(op.type != "ReadVariableOp" or op.outputs[0].consumers() for op in readers):
+            found.add(id(outer))
+    return found
+
+
 def _needed(tensors: Sequence[Any], effects: list[Any], feeds: Mapping[int, Any], without: Set[Any]) -> set[Any]:
-    """The operations to be copied: those that are needed and not only waited for."""
+    """The operations to be copied: those that are needed and not only waited for without effect."""
     found: set[Any] = set()
     pending = [tensor.op for tensor in tensors if id(tensor) not in feeds] + effects
     while pending:
@@ -128,8 +138,13 @@ def _needed(tensors: Sequence[Any], effects: list[Any], feeds: Mapping[int, Any]
             raise ValueError(f"{op.name} ({op.type}) would be copied, and is not to be")
         found.add(op)
         pending.extend(tensor.op for tensor in op.inputs if id(tensor) not in feeds)
-        pending.extend(before for before in op.control_inputs if before not in without)
+        pending.extend(before for before in op.control_inputs if before not in without and not _idle(before))
     return found
+
+
+def _idle(op: Any) -> bool:
+    """Whether waiting for an operation is waiting for nothing: tf.function has its results wait for every read."""
+    return bool(op.type == "ReadVariableOp" and not op.control_inputs)
 
 
 def frontier(graph: Any, *, hot: Iterable[Any], inputs: Iterable[Any]) -> list[Any]:

@@ -113,7 +113,8 @@ class Loop:
     Attributes:
         step: the compiled step.
         stages: the phases in order.
-        batches: windows [start, stop) -> batches, a pure function of the numbers.
+        batches: a phase and windows [start, stop) -> their batches, a pure function of these. Asked after the
+            "phase" event.
         per_epoch: windows in an epoch.
         evaluate: a stage and the number of windows trained -> what to record.
         eval_every: windows between evaluations; one is made at the start and at each phase's end too.
@@ -125,7 +126,7 @@ class Loop:
 
     step: TrainStep
     stages: Sequence[Stage]
-    batches: Callable[[int, int], Iterator[Mapping[str, Any]]]
+    batches: Callable[[Stage, int, int], Iterator[Mapping[str, Any]]]
     per_epoch: int
     evaluate: Callable[[Stage, int], Evaluation]
     eval_every: int
@@ -144,6 +145,9 @@ class Loop:
             if state.proof is None:
                 state.proof = FreezeProof.begin(stage.selection)
             self._tell(Event("phase", state, stage))
+            if self.stop():  # what a phase prepares may take long
+                self._tell(Event("checkpoint", state, stage, force=True))
+                return Outcome("stopped", state)
             if not state.evaluations:
                 self._evaluate(state, stage)
             reason = self._run_phase(state, stage, where)
@@ -156,7 +160,7 @@ class Loop:
         last = where.from_step + length
         if self._stopped_early(state):  # a run that ended before is not trained on
             return "early_stop"
-        batches = self.batches(state.step, last)
+        batches = self.batches(stage, state.step, last)
         try:
             while True:
                 if self.stop():

@@ -25,7 +25,7 @@ class Progress:
         self._start = start
         self._log_every = log_every
         self._began = time.monotonic()
-        self._bar, self._task = _bar(total, start)
+        self._bar, self._task = open_bar(total, start)
 
     def __call__(self, event: Event) -> None:
         step = event.state.step
@@ -67,26 +67,40 @@ def counting(total: int, what: str) -> Iterator[Callable[[str], None]]:
 
     Gives a function to be called with each one's name.
     """
-    bar, task = _bar(total, 0)
-    done, said = 0, time.monotonic()
+    done = 0
+    with reaching(total, what) as show:
 
-    def tell(name: str) -> None:
-        nonlocal done, said
-        done += 1
+        def tell(name: str) -> None:
+            nonlocal done
+            done += 1
+            show(done, name)
+
+        yield tell
+
+
+@contextlib.contextmanager
+def reaching(total: int, what: str) -> Iterator[Callable[..., None]]:
+    """As ``counting``; gives a function to be called with how many are done by now, and perhaps a name."""
+    bar, task = open_bar(total, 0)
+    said = time.monotonic()
+
+    def show(done: int, name: str = "") -> None:
+        nonlocal said
+        text = f"{what} | {name}" if name else what
         if bar is not None:
-            bar.update(task, completed=done, description=f"{what} | {name}")
+            bar.update(task, completed=done, description=text)
         elif time.monotonic() - said > 10:
             said = time.monotonic()
-            print(f"{what} | {done}/{total} | {name}", flush=True)
+            print(f"{what} | {done}/{total}" + (f" | {name}" if name else ""), flush=True)
 
     try:
-        yield tell
+        yield show
     finally:
         if bar is not None:
             bar.stop()
 
 
-def _bar(total: int, start: int) -> tuple[Any, Any]:
+def open_bar(total: int, start: int) -> tuple[Any, Any]:
     """A rich progress bar, or (None, None) without a terminal or without rich."""
     if not sys.stdout.isatty():
         return None, None

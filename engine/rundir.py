@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from engine import checkpoint, files, phases, report
+from engine import checkpoint, files, phases, picture, report
 from engine.checkpoint import Checkpoint
 from engine.errors import InputError
 from engine.forecast import Forecast
@@ -28,8 +28,12 @@ _OURS = (
     "ledger.json",
     "ema.npz",
     "curves.png",
+    "frostline.png",
     "tensorboard",
 )
+
+
+_SAME = 1e-5  # relative: a phase may be resumed on another machine, whose products round otherwise
 
 
 class RunDirError(InputError):
@@ -95,7 +99,7 @@ class RunDir:
         keeping: what is written how often.
         monitor: what "best" means.
         decided: what was decided at the start and a resume does again: ``plan`` (``forecast.Plan.to_json``)
-            and ``images`` (``Ledger.images``).
+            ``images`` (``Ledger.images``) and ``cache`` (which phases train from kept features).
         from_step: windows trained before, of a resume: later lines of metrics.jsonl are dropped.
             None is a new run: what one that was killed before its first checkpoint left is dropped.
         ledger: content of ledger.json where a new run's weights were ported; a resume keeps the file that is there.
@@ -141,11 +145,19 @@ class RunDir:
         self._slot_bytes = 0
         self._saved = -1
 
+    def draw_lines(self, panels: Sequence[picture.Panel]) -> None:
+        """Draws frostline.png: the model, what each phase trains, and its frost line."""
+        try:
+            picture.draw(self.out / "frostline.png", panels)
+        except ImportError:
+            self._say("frostline.png is not drawn: the package matplotlib is missing (extra `report`)")
+
     def action(self, event: Event) -> None:
         """Takes part in the loop."""
         if event.kind == "window":
             self._window(event)
         elif event.kind == "evaluation":
+            self._watch(event.state)
             self._add(report.eval_row(event.state.evaluations[-1]))
             if self._board is not None:
                 self._board.add_histograms(event.stage.selection, event.state.step)
@@ -156,6 +168,18 @@ class RunDir:
             if due and event.state.step != self._saved:
                 self._save(event.state)
                 checkpoint.prune(self.out / "checkpoints", self._keeping.keep)
+
+    def _watch(self, state: State) -> None:
+        """What is frozen puts out the same as long as a phase lasts; says so when it does not."""
+        last = state.evaluations[-1]
+        earlier = [e.frozen_output_norm for e in state.evaluations[:-1] if e.phase == last.phase]
+        if last.frozen_output_norm is None or not earlier or earlier[0] is None:
+            return
+        if abs(last.frozen_output_norm - earlier[0]) > _SAME * abs(earlier[0]):
+            self._say(
+                f"WARNING: the frozen part puts out something else than at this phase's start: the norm was {earlier[0]:.9g} "
+                f"and is {last.frozen_output_norm:.9g} after {last.step} windows; something frozen has been changed"
+            )
 
     def _window(self, event: Event) -> None:
         if self._step.traces != self._traces:  # the window's time was tracing
@@ -210,6 +234,7 @@ class RunDir:
         per_epoch: int,
         forecasts: Sequence[Forecast],
         facts: Mapping[str, Any],
+        cache: Mapping[str, Any],
         final: Mapping[str, Any],
         code: int,
         reason: str,
@@ -221,6 +246,7 @@ class RunDir:
             stages, per_epoch: what the loop ran.
             forecasts: of memory, one for each stage.
             facts: ``flags``, ``versions``, ``model``, ``data``.
+            cache: run.json's ``cache``.
             final: results that run.json's ``final`` adds.
             code, reason: of ``exit``.
         """
@@ -253,7 +279,7 @@ class RunDir:
             },
             "timing": report.timing(time.perf_counter() - self._began, self._first, self._seconds, self._examples),
             "memory": self._memory(forecasts[: len(begun)]),
-            "cache": {"used": False, "cut": [], "bytes": 0, "reason": "this version trains uncached"},
+            "cache": dict(cache),
             "skipped_windows": self._step.skipped,
             "left_out_terms": dict(self._step.left_out),
             "exit": {"code": code, "reason": reason},

@@ -6,7 +6,7 @@ A shard is
     payload     for each array the shard's rows [rows, *shape], little-endian, padded to 64 bytes
 
 Checksums are verified at opening, which reads every file once. Rows are then read through memory maps, whose pages are
-given back from time to time: however many rows there are, the process stays small.
+given back at once: however many rows there are, the process stays small.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ VERSION = 1
 _MAGIC, _HEADER, _ALIGN = b"FRSTLINE", 128, 64
 _FIELDS = struct.Struct("<8sIIQ32s32s")
 _CHECKSUM_AT = _FIELDS.size - 32
-_MAPPED_ROWS = 2048  # rows read before pages are given back; the kernel maps up to 64 KiB around each
 
 
 class ShardError(InputError):
@@ -76,7 +75,6 @@ class Shards:
         self.sums: dict[int, str] = {}
         self.damaged: list[str] = []
         self._maps: dict[int, mmap.mmap] = {}
-        self._touched = 0
         for shard in range(len(self)):
             self._verify(shard)
 
@@ -120,12 +118,14 @@ class Shards:
             ShardError: one lies in a shard that is missing.
         """
         shards, inside = np.divmod(rows, self.each)
+        needed = np.unique(shards)
+        if len(needed) == 1:  # one copy, not two
+            return self._taken(int(needed[0]), inside)
         found = [np.empty((len(rows), *column.shape), column.dtype) for column in self.columns]
-        for shard in np.unique(shards):
+        for shard in needed:
             here = np.flatnonzero(shards == shard)
-            for array, values in zip(found, self._arrays(int(shard)), strict=True):
-                array[here] = values[inside[here]]
-        self._give_back(len(rows) * len(self.columns))
+            for array, values in zip(found, self._taken(int(shard), inside[here]), strict=True):
+                array[here] = values
         return found
 
     def sweep(self) -> None:
@@ -171,6 +171,13 @@ class Shards:
             return
         self.sums[shard] = hasher.hexdigest()
 
+    def _taken(self, shard: int, rows: np.ndarray) -> list[np.ndarray]:
+        """Copies of a shard's rows, whose pages are given back: the kernel maps up to 64 KiB around each row."""
+        found = [values[rows] for values in self._arrays(shard)]
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._maps[shard].madvise(mmap.MADV_DONTNEED)
+        return found
+
     def _arrays(self, shard: int) -> list[np.ndarray]:
         """A shard's columns, mapped."""
         if shard not in self._maps:
@@ -187,10 +194,3 @@ class Shards:
             found.append(flat.reshape(rows, *column.shape))
             offset += column.bytes(rows)
         return found
-
-    def _give_back(self, rows: int) -> None:
-        self._touched += rows
-        if self._touched > _MAPPED_ROWS and hasattr(mmap, "MADV_DONTNEED"):
-            for mapped in self._maps.values():
-                mapped.madvise(mmap.MADV_DONTNEED)
-            self._touched = 0

@@ -168,7 +168,8 @@ class TrainStep:
             self.averages.fit(selection)
         function = self._function(selection, optimizer, tensors)
         scale = self.loss_scale.scale if self.loss_scale is not None else 1.0
-        result = function(
+        result = _call(
+            function,
             tensors,
             tf.constant(learning_rate, tf.float64),
             tf.constant(scale, tf.float64),
@@ -375,6 +376,11 @@ class TrainStep:
             )
             self.traces += 1
         return self._compiled[key]
+
+
+def _call(function: Any, *arguments: Any) -> Any:
+    """Calls a concrete function without its checks: they take as long as all kernels of a window of features."""
+    return function.inference_fn.call_preflattened([*tf.nest.flatten(arguments), *function.captured_inputs])
 
 
 def _signature(tensors: Mapping[str, Any]) -> Any:

@@ -27,6 +27,8 @@ _FREE = {
     "keep_best",
     "histograms",
     "image_cache",
+    "cache_budget",
+    "cache_dir",
     "traceback",
 }
 
@@ -34,14 +36,26 @@ _FREE = {
 def main() -> int:
     import tensorflow as tf
 
-    from engine import checkpoint, data, evaluate, losses, models, optimizers, precision, rundir, sizes
+    from engine import (
+        caching,
+        checkpoint,
+        data,
+        evaluate,
+        losses,
+        models,
+        optimizers,
+        picture,
+        precision,
+        rundir,
+        sizes,
+    )
     from engine.data import augment
     from engine.loop import Loop, LoopError, Outcome, State
     from engine.phases import Evaluation
-    from engine.progress import Progress
+    from engine.progress import Progress, reaching
     from engine.step import TrainStep
     from engine.variables import name_variables
-    from scripts import finetune_phases, finetune_plan
+    from scripts import finetune_end, finetune_phases, finetune_plan
 
     finetune_flags.check_numbers()
     stop = program.StopSignal()
@@ -157,20 +171,46 @@ def main() -> int:
     print()
     caveats = list(dict.fromkeys(caveat for stage in stages for caveat in step.caveats(stage.selection)))
     finetune_plan.describe(plan, stages, caveats)
+
+    # ---- what is below the frost line, and whether it is computed once
+    evaluator = evaluate.Evaluator(loss_fn)
+    eval_size = plan.micro_batch_size or (F.batch_size if F.memory_budget is not None else max(F.batch_size, 64))
+    eval_every = F.eval_every or per_epoch
+    cache = caching.Caching(
+        step,
+        evaluator,
+        train=batches,
+        evaluation=data.EvalBatches(source.eval, batch_size=eval_size, normalise=normalise),
+        data=source.fingerprint(),
+        wish=caching.Wish(
+            mode=F.cache,
+            root=pathlib.Path(F.cache_dir or out.parent / "feature_cache"),
+            dtype=F.cache_dtype,
+            views=F.cache_views,
+            budget=sizes.parse_bytes(F.cache_budget, name="cache_budget"),
+        ),
+        stop=stop,
+        shows=reaching,
+    )
+    choices = cache.decide(
+        stages,
+        per_epoch=per_epoch,
+        eval_every=eval_every,
+        saved=found.state["decided"].get("cache") if found is not None else None,
+        look=F.dry_run,
+    )
+    finetune_plan.describe_cache(stages, choices)
     if F.dry_run:
         return program.DONE
     print()
 
     # ---- the loop
-    evaluator = evaluate.Evaluator(loss_fn)
-    eval_size = plan.micro_batch_size or (F.batch_size if F.memory_budget is not None else max(F.batch_size, 64))
-
-    def measure(stage: Any, part: Any) -> Any:
+    def measure(stage: Any, given: Any, watched: Any = None) -> Any:
         with step.evaluating(variables):
-            return evaluator(stage.selection, data.EvalBatches(part, batch_size=eval_size, normalise=normalise))
+            return evaluator(stage.selection, given, watched=watched)
 
     def record(stage: Any, windows: int) -> Evaluation:
-        result = measure(stage, source.eval)
+        result = measure(stage, *cache.evaluation())
         return Evaluation(
             windows, stage.phase.name, result.loss, result.metrics.get("accuracy"), result.frozen_output_norm
         )
@@ -189,20 +229,23 @@ def main() -> int:
         settings=settings,
         keeping=keeping,
         monitor=F.monitor,
-        decided={"plan": plan.to_json(), "images": images},
+        decided={"plan": plan.to_json(), "images": images, "cache": [choice.used for choice in choices]},
         from_step=state.step if found is not None else None,
         ledger=None if ledger is None else ledger.to_json(target=F.model),
+    )
+    directory.draw_lines(
+        [picture.Panel(s.phase.name, s.selection, c.line) for s, c in zip(stages, choices, strict=True)]
     )
     total = sum(stage.phase.windows(per_epoch) for stage in stages)
     progress = Progress(total, start=state.step, log_every=F.log_every)
     loop = Loop(
         step=step,
         stages=stages,
-        batches=batches.between,
+        batches=cache.batches,
         per_epoch=per_epoch,
         evaluate=record,
-        eval_every=F.eval_every or per_epoch,
-        actions=(directory.action, progress),
+        eval_every=eval_every,
+        actions=(progress, cache, directory.action),
         early_stop=F.early_stop,
         monitor=F.monitor,
         stop=stop,
@@ -220,7 +263,10 @@ def main() -> int:
         progress.close()
 
     # ---- the end: the test part, the proof, the files
-    final = _test(measure, stages, source) if code == program.DONE else {}
+    final = {}
+    if code == program.DONE and source.test is not None:
+        tested = measure(stages[-1], data.EvalBatches(source.test, batch_size=eval_size, normalise=normalise))
+        final = finetune_end.tested(tested, source.test, source.classes)
     facts = {
         "flags": program.own_flags(finetune_flags.__name__),
         "versions": rundir.versions() | {"deterministic": str(F.deterministic)},
@@ -245,11 +291,12 @@ def main() -> int:
         per_epoch=per_epoch,
         forecasts=plan.forecasts,
         facts=facts,
+        cache=cache.facts(),
         final=final,
         code=code,
         reason=reason,
     )
-    _print_end(run, outcome, out)
+    finetune_end.describe(run, outcome.state.evaluations, out)
     return code
 
 
@@ -305,57 +352,6 @@ def _check_outputs(source: Any, model: Any) -> None:
         raise DataError(
             f"model={F.model!r}: it has {model.outputs} outputs; loss {F.loss} on {source.name} wants {wanted}"
         )
-
-
-def _test(measure: Any, stages: Any, source: Any) -> dict[str, Any]:
-    """Touches the test part, once."""
-    import numpy as np
-
-    if source.test is None:
-        return {}
-    part = source.test
-    result = measure(stages[-1], part)
-    final: dict[str, Any] = {"test_loss": result.loss, "test_accuracy": result.metrics.get("accuracy")}
-    if source.classes and part.labels.ndim == 1 and "accuracy" in result.per_example:
-        labels, hits = part.labels, result.per_example["accuracy"]
-        final["test_class_accuracy"] = {
-            name: float(np.mean(hits[labels == number]))
-            for number, name in enumerate(source.classes)
-            if (labels == number).any()
-        }
-    return final
-
-
-def _print_end(run: dict[str, Any], outcome: Any, out: pathlib.Path) -> None:
-    """Accuracy before and after, the freeze proof, where the files are."""
-    evaluations, final, proof = outcome.state.evaluations, run["final"], run["freeze_proof"]
-    print()
-    if evaluations:
-        first, last = evaluations[0], evaluations[-1]
-        if last.accuracy is not None:
-            print(f"evaluation accuracy: {first.accuracy:.4f} before, {last.accuracy:.4f} after {run['steps']} windows")
-        print(f"evaluation loss:     {first.loss:.4f} before, {last.loss:.4f} after")
-    if final.get("test_accuracy") is not None:
-        print(f"test accuracy:       {final['test_accuracy']:.4f}")
-        classes = final.get("test_class_accuracy", {})
-        if 0 < len(classes) <= 20:
-            print("  " + ", ".join(f"{name} {value:.2f}" for name, value in classes.items()))
-    if proof["verified"]:
-        print(f"freeze proof:        verified; {proof['variables']} frozen variables kept every bit in their phase")
-    else:
-        print(
-            f"freeze proof:        FAILED; {len(proof['changed'])} frozen variables changed: {', '.join(proof['changed'][:5])}"
-        )
-    print(
-        f"time:                {run['timing']['total_seconds']:.0f} s, peak memory {run['memory']['peak_rss_bytes'] / 2**20:.0f} MiB"
-    )
-    print(f"run directory:       {out}")
-    if run["skipped_windows"]:
-        print(f"skipped windows:     {run['skipped_windows']} of {run['steps']}, not finite or without any weight")
-    for name, windows in run["left_out_terms"].items():
-        print(f"left out:            term {name} in {windows} windows: no example had a weight")
-    if run["exit"]["code"]:
-        print(f"exit code {run['exit']['code']}: {run['exit']['reason']}")
 
 
 def run() -> None:

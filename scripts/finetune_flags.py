@@ -156,7 +156,36 @@ flags.DEFINE_enum(
     ["micro_batches", "depth"],
     "What --memory_budget decides: micro-batches and --remat; or depth: how many top blocks train, with the head.",
 )
-flags.DEFINE_bool("dry_run", False, "Print what would train and the forecast of memory, and end; nothing is written.")
+flags.DEFINE_bool(
+    "dry_run",
+    False,
+    "Print what would train, the forecast of memory and the frost line, and end; nothing is written.",
+)
+# ---- what is frozen, computed once
+flags.DEFINE_enum(
+    "cache",
+    "auto",
+    ["auto", "off", "require"],
+    "Keep what the frozen part gives of each example on disk, and train the part above the frost line from that: where it will pay (estimated from work and bytes, printed), never, or in every phase (an error where that cannot be).",
+)
+flags.DEFINE_string(
+    "cache_dtype",
+    None,
+    "bfloat16 or float16: the type that kept features are stored in, half of float32's bytes (unless given, the type that the step computes in, so that nothing is rounded).",
+)
+flags.DEFINE_string(
+    "cache_budget",
+    "20GiB",
+    "Disk space of all caches in --cache_dir together, in bytes or with a unit: over it caches that no run uses go first, then a cheaper line is taken, or none.",
+)
+flags.DEFINE_integer(
+    "cache_views",
+    None,
+    "Augmented views that are kept of each training example, taken in turn by the epochs; needed where --augment draws anew in every epoch, and each view is computed once.",
+)
+flags.DEFINE_string(
+    "cache_dir", None, "Folder of the caches; runs share it (unless given, feature_cache beside the run directory)."
+)
 # ---- what is kept
 flags.DEFINE_string("out", None, "Run directory (unless given: runs/DATE-TIME-MODEL, a new one).")
 flags.DEFINE_bool("resume", False, "Go on from the newest whole checkpoint in --out, with the same flags.")

@@ -9,8 +9,10 @@ from typing import Any
 from absl import flags
 
 from engine import sizes
+from engine.caching import Choice
 from engine.errors import InputError
 from engine.forecast import Plan, Planner
+from engine.frostline import FrostLine
 from engine.loop import Stage
 from engine.remat import MODES, Mode
 from engine.step import TrainStep
@@ -88,3 +90,12 @@ def describe(plan: Plan, stages: Sequence[Stage], caveats: Sequence[str]) -> Non
         print(f"         {caveat}")
     for stage, found in zip(stages, plan.forecasts, strict=True):
         print(f"memory:  phase {stage.phase.name}: about {found.text()}")
+
+
+def describe_cache(stages: Sequence[Stage], choices: Sequence[Choice]) -> None:
+    """Prints where each phase is cut, and whether it trains from kept features."""
+    for stage, choice in zip(stages, choices, strict=True):
+        if isinstance(choice.line, FrostLine):
+            print(f"line:    phase {stage.phase.name}: {choice.line.describe()}")
+        size = f" ({sizes.format_bytes(choice.bytes)} on disk)" if choice.used else ""
+        print(f"cache:   phase {stage.phase.name}: {'used' if choice.used else 'not used'}{size}; {choice.reason}")

@@ -120,8 +120,10 @@ class Asked(Protocol):
     def text(self) -> str: ...
 
 
-def start(words: list[str], job: Asked, runner: str) -> dict[str, Any]:
+def start(words: list[str], job: Asked, runner: str, *, result: pathlib.Path | None = None) -> dict[str, Any]:
     """Runs ``python -m`` of these words on a job in a process of its own; what it prints last.
+
+    With ``result`` what it writes into that file, and what it prints is shown meanwhile.
 
     Raises:
         BenchmarkError: it failed; names the runner and the end of what it said.
@@ -129,7 +131,8 @@ def start(words: list[str], job: Asked, runner: str) -> dict[str, Any]:
     child = subprocess.run(
         [sys.executable, "-m", *words],
         input=job.text(),
-        capture_output=True,
+        stdout=None if result else subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"KERAS_BACKEND": "tensorflow"},
         check=False,
@@ -140,7 +143,7 @@ def start(words: list[str], job: Asked, runner: str) -> dict[str, Any]:
         if child.returncode == -signal.SIGKILL:
             reason = "killed, as by a system out of memory; a smaller --batch_size needs less"
         raise BenchmarkError(f"{runner} on {job.train} failed: {reason}")
-    found: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(result.read_text() if result else child.stdout.splitlines()[-1])
     return found
 
 

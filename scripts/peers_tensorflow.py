@@ -67,9 +67,13 @@ class Hand:
 
     It owes nothing to the engine's step and optimizers, and does less than they do: the learning
     rate is a constant, Adam's t is one for all variables, and no gradient norm is computed.
+
+    Args:
+        job: what is trained.
+        inputs: a batch, where the job's own is not wanted: what ``logits`` takes, and labels.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, inputs: tuple[np.ndarray, np.ndarray] | None = None) -> None:
         self.network = build(job)
         by_path = name_variables(self.network).by_path()
         self.parameters = sum(entry.size for entry in by_path.values())
@@ -79,16 +83,19 @@ class Hand:
         self.v = [tf.Variable(tf.zeros_like(variable), trainable=False) for variable in self.variables]
         self.t = tf.Variable(0.0, trainable=False)
         self.adamw = job.adamw
-        images, labels = job.batch()
+        images, labels = job.batch() if inputs is None else inputs
         self.images, self.labels = tf.constant(images), tf.constant(labels)
         self.step = tf.function(self._step, autograph=False).get_concrete_function(
             tf.TensorSpec(images.shape, tf.float32), tf.TensorSpec(labels.shape, tf.int32)
         )
 
+    def logits(self, images: Any) -> Any:
+        return self.network(images, training=True)
+
     def _step(self, images: Any, labels: Any) -> tuple[Any, Any]:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(self.variables)
-            logits = self.network(images, training=True)
+            logits = self.logits(images)
             loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits))
         traced = tf.compat.v1.get_default_graph()
         forward_ops = len(traced.get_operations())

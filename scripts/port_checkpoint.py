@@ -171,14 +171,25 @@ def _check_flags() -> pathlib.Path | None:
         raise InputError(f"auto, rules={F.rules}: give one of them")
     if F.yes and not F.auto:
         raise InputError("yes: it goes with --auto")
-    if F.verify_graph is None and (F.inputs or F.outputs or F.feed):
-        raise InputError("inputs, outputs, feed: they go with --verify_graph")
+    with_graph = _given("inputs", "outputs", "feed", "bound", "examples", "seed")
+    if F.verify_graph is None and with_graph:
+        raise InputError(
+            f"{', '.join(with_graph)}: only --verify_graph uses {'it' if len(with_graph) == 1 else 'them'}"
+        )
+    if F.feed and (seeded := _given("examples", "seed")):
+        raise InputError(f"{', '.join(seeded)}: --feed={F.feed} gives the input")
+    if F.target.startswith("file:") and (made := _given("image_size", "channels")):
+        raise InputError(f"{', '.join(made)}: {F.target} says itself what its images are")
+    if F.target.startswith("py:") and _given("channels") and F.image_size is None and "classes=" not in F.target:
+        raise InputError(f"channels={F.channels}: give --image_size too; without it the factory is asked for its own")
     if not F.reverse and (F.base is not None or F.graph is not None or F["format"].value != "V2"):
         raise InputError("base, graph, format: they go with --reverse")
     if F.reverse and (F.slots or F.take_ema or F.verify_graph or F.auto):
         raise InputError("reverse: --slots, --take_ema, --verify_graph and --auto are for the way there")
     if F.slots is None and F.adam_step is not None:
         raise InputError(f"adam_step={F.adam_step}: it goes with --slots")
+    if F.slots is None and not F.reverse and (betas := _given("beta1", "beta2")):
+        raise InputError(f"{', '.join(betas)}: only --slots and --reverse use {'it' if len(betas) == 1 else 'them'}")
     for name, value in (("beta1", F.beta1), ("beta2", F.beta2)):
         if not 0 < value < 1:
             raise InputError(f"{name}={value:g}: it lies between 0 and 1")
@@ -201,6 +212,11 @@ def _check_flags() -> pathlib.Path | None:
         raise InputError(f"out={F.out!r}: the folder cannot be made ({error.strerror})") from None
     program.check_out(str(out))
     return out
+
+
+def _given(*names: str) -> list[str]:
+    """Those of the flags that the command line names."""
+    return [name for name in names if F[name].present]
 
 
 def _rules(weights: Any, variables: Any, out: pathlib.Path | None) -> tuple[Any, dict[str, float]]:

@@ -47,11 +47,13 @@ def finetune() -> Program:
 
 
 EACH = """
-import contextlib, importlib, io, json, subprocess, sys
+import contextlib, importlib, io, json, os, subprocess, sys
 from absl import flags
 from absl.testing import flagsaver
 from scripts import program
 
+results = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # where processes print that are not asked here
 module, asked, start = importlib.import_module(sys.argv[1]), json.load(sys.stdin), subprocess.run
 
 def run(words, given=""):
@@ -71,7 +73,7 @@ def here(command, **options):
 if sys.argv[2] == "here":
     subprocess.run = here
 for words in asked:
-    print(json.dumps(run(words)))
+    print(json.dumps(run(words)), file=results, flush=True)
 """
 
 
@@ -98,7 +100,7 @@ def run_each() -> Callable[..., list[tuple[int, str, str]]]:
 
 @pytest.fixture
 def curves() -> None:
-    """Asked for by tests whose runs draw curves.png; others leave it out, which halves the time of a short run."""
+    """Asked for by tests whose runs draw curves.png and frostline.png; others leave it out, which halves the time of a short run."""
 
 
 @pytest.fixture
@@ -110,11 +112,12 @@ def call(
     from absl.testing import flagsaver
     from tensorflow.python.framework import config  # there is no public way to switch it off again
 
-    from engine import report
+    from engine import picture, report
     from scripts import finetune, finetune_flags, program
 
     if "curves" not in request.fixturenames:
         monkeypatch.setattr(report, "draw_curves", lambda *_: None)
+        monkeypatch.setattr(picture, "draw", lambda *_: None)
 
     def run(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["finetune", *words])

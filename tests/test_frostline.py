@@ -103,6 +103,15 @@ def test_it_lies_where_the_lowest_trained_variable_begins() -> None:
     assert "66.7% of the forward pass and 50.0% of the step" in line.describe()
 
 
+def test_the_part_above_captures_no_variable_that_it_does_not_read() -> None:
+    model = Model()
+    step, selection, given = step_of(model), select(model, "head"), batch()
+    line = step.cut(selection, given)
+    assert isinstance(line, FrostLine)
+    window = step.traced(selection, line.below(given))
+    assert [window.handles[tensor.op.name] for tensor in window.graph.inputs if tensor.dtype == tf.resource] == ["head"]
+
+
 def test_it_moves_down_to_where_fewer_bytes_cross_for_little_work() -> None:
     wide = tf.constant(RNG.standard_normal((5, 4000)).astype(np.float32))
     narrow = tf.constant(RNG.standard_normal((4000, 5)).astype(np.float32))

@@ -101,6 +101,27 @@ def test_a_copy_holds_what_happens_by_control() -> None:
     assert made
 
 
+def test_a_copy_leaves_out_reads_that_are_only_waited_for() -> None:
+    read, waited, counted = tf.Variable(2.0), tf.Variable(3.0), tf.Variable(0.0)
+
+    def function(x: Any) -> Any:  # tf.function has the result wait for every read and write
+        tf.square(waited)
+        counted.assign_add(1.0)
+        tf.square(counted)  # this read waits for the write itself
+        return x * read
+
+    concrete = tf.function(function, autograph=False).get_concrete_function(tf.TensorSpec([], tf.float32))
+    feeds = {id(inner): outer for outer, inner in concrete.graph.captures}
+    (wanted,) = concrete.graph.outputs
+    copied = tf.function(
+        lambda value: graph.copy([wanted], feeds | {id(concrete.graph.inputs[0]): value})[0], autograph=False
+    ).get_concrete_function(tf.TensorSpec([], tf.float32))
+    captured = {id(outer) for outer, _ in copied.graph.captures}
+    assert captured == {id(read.handle), id(counted.handle)}
+    assert float(copied(tf.constant(5.0))) == 10.0
+    assert float(counted) == 1.0  # the write behind the read was not lost
+
+
 def test_the_frontier_is_found_through_views_and_once() -> None:
     frozen, trained = tf.Variable(tf.ones([4, 4])), tf.Variable(tf.ones([4, 4]))
 

@@ -76,7 +76,8 @@ def test_a_run_directory_holds_the_whole_contract(call: Any, small_data: pathlib
     assert evals[0]["frozen_output_norm"] > 0
     with Npz(out / "trained.npz") as npz:
         assert npz.names() == [*phase["trained"][:3], *phase["moving"], *phase["trained"][3:]]
-    assert (out / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    for name in ("curves.png", "frostline.png"):
+        assert (out / name).read_bytes()[:4] == b"\x89PNG"
     assert {p.name for p in (out / "checkpoints").iterdir()} == {"best.npz", "step-00000004.npz"}
     assert list((out / "tensorboard/train").iterdir())
     assert list((out / "tensorboard/eval").iterdir())

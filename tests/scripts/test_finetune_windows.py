@@ -77,12 +77,12 @@ def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def stopped(run: Any, monkeypatch: pytest.MonkeyPatch, name: str, *flags: str, after: int) -> str:
-    """A run that is asked to stop after so many windows, and does."""
+    """A run that is asked to stop after so many windows, and does; the first time it asks is before any."""
     from scripts import program
 
     asked = itertools.count()
     with monkeypatch.context() as patch:
-        patch.setattr(program.StopSignal, "__call__", lambda _: next(asked) >= after)
+        patch.setattr(program.StopSignal, "__call__", lambda _: next(asked) > after)
         return str(run(name, *flags, code=3))
 
 

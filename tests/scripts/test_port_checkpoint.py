@@ -106,6 +106,11 @@ def ran(old: Old, run_each: Any, tmp_path_factory: pytest.TempPathFactory) -> Ra
         "kind": [source, rules, "--slots=Momentum", f"--out={out}/refused/a.npz"],
         "rules": [source, f"--out={out}/refused/a.npz"],
         "itself": ["--reverse", f"--source={out}/new/small.npz", rules, f"--base={old.prefix}", f"--out={old.prefix}"],
+        "bound": [source, rules, "--bound=1e-3", "--seed=2", f"--out={out}/refused/a.npz"],
+        "betas": [source, rules, "--beta1=0.8", f"--out={out}/refused/a.npz"],
+        "seeded": [source, rules, f"--verify_graph={graph}", f"--feed={out}/x.npz", "--examples=2", "--dry_run"],
+        "sized": [source, rules, "--target=file:x.keras", "--image_size=32", "--dry_run"],
+        "channels": [source, rules, "--channels=1", "--dry_run"],
         "keras": [source, rules, f"--out={out}/keras/small.weights.h5"],
         "wrong": [
             source, rules, f"--verify_graph={graph}", "--outputs=logits", f"--out={out}/wrong/small.npz",
@@ -218,6 +223,11 @@ def test_a_dry_run_writes_the_ledger_alone_and_damage_writes_nothing(ran: Ran) -
         ("kind", "the checkpoint has slots of Adam"),
         ("rules", "no rule file fits"),
         ("itself", "it is the base itself"),
+        ("bound", "bound, seed: only --verify_graph uses them"),
+        ("betas", "beta1: only --slots and --reverse use it"),
+        ("seeded", "examples: --feed="),
+        ("sized", "image_size: file:x.keras says itself what its images are"),
+        ("channels", "channels=1: give --image_size too"),
     ],
 )
 def test_bad_flags_are_named_and_write_nothing(ran: Ran, name: str, message: str) -> None:

@@ -1,0 +1,1 @@
+"""Freezing strategies side by side: what each costs and buys."""

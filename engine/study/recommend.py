@@ -1,0 +1,267 @@
+"""Which strategy to take, in one sentence, and how that was decided.
+
+The rule: of each strategy the fastest run of the engine counts. Of these, those are efficient that no other beats in
+time and in gain. Of the efficient ones the cheapest that reaches ``ENOUGH`` of the largest gain is recommended; where
+times cannot be told apart by their spread, the larger gain decides, then less memory, then fewer trained parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engine.study.numbers import count, duration, listed, percent, quality
+
+ENOUGH = 0.95  # of the largest gain
+_ENGINE = ("engine", "engine_cached")
+_SIGMAS = 1.96  # 95% of a normal distribution
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A strategy with the run that stands for it.
+
+    Attributes:
+        strategy, runner: of the row.
+        quality: evaluation accuracy or loss after the last window.
+        gain: by how much that is better than before any training.
+        seconds: of the whole job; median, least and most of the repeats.
+        memory: peak bytes, or None.
+        parameters: trained.
+    """
+
+    strategy: str
+    runner: str
+    quality: float
+    gain: float
+    seconds: float
+    least: float
+    most: float
+    memory: float | None
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What a report says first.
+
+    Attributes:
+        sentence: the recommendation with its reason.
+        chosen: the candidate, or None where nothing can be recommended.
+        reference: what it is compared with: ``full``, or the one with the largest gain.
+        reasons: how it was decided, a sentence each.
+        candidates: what it was chosen from.
+    """
+
+    sentence: str
+    chosen: Candidate | None
+    reference: Candidate | None
+    reasons: tuple[str, ...]
+    candidates: tuple[Candidate, ...]
+
+
+def by_accuracy(study: Mapping[str, Any]) -> bool:
+    """Whether strategies are judged by accuracy; else by loss."""
+    finished = [row for row in study["results"] if not row["failed"]]
+    return study["baseline"]["eval_accuracy"] is not None and any(r["eval_accuracy"] is not None for r in finished)
+
+
+def gain(study: Mapping[str, Any], row: Mapping[str, Any]) -> float | None:
+    """By how much a row is better than the model before any training; None where it has no number."""
+    key = "eval_accuracy" if by_accuracy(study) else "eval_loss"
+    after, before = row[key], study["baseline"][key]
+    if after is None or before is None:
+        return None
+    return after - before if key == "eval_accuracy" else before - after
+
+
+def efficient(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Numbers of the points (cost, gain) that no other point beats, by rising cost."""
+    found = []
+    for number, (cost, good) in enumerate(points):
+        if not any(c <= cost and g >= good and (c < cost or g > good) for c, g in points):
+            found.append(number)
+    return sorted(found, key=lambda number: points[number])
+
+
+def candidates(study: Mapping[str, Any]) -> list[Candidate]:
+    """The run that stands for each strategy, in the order of the strategies; failed ones and broken proofs do not."""
+    usable = [row for row in study["results"] if _usable(study, row)]
+    ours = [row for row in usable if row["runner"] in _ENGINE] or usable
+    best: dict[str, Mapping[str, Any]] = {}
+    for row in ours:
+        if row["strategy"] not in best or row["job_seconds"] < best[row["strategy"]]["job_seconds"]:
+            best[row["strategy"]] = row
+    names = dict.fromkeys([*(strategy["name"] for strategy in study["strategies"]), *best])
+    return [_candidate(study, best[name]) for name in names if name in best]
+
+
+def _usable(study: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+    return (
+        not row["failed"]
+        and row["freeze_verified"] is not False
+        and (row["job_seconds"] or 0) > 0
+        and gain(study, row) is not None
+    )
+
+
+def _candidate(study: Mapping[str, Any], row: Mapping[str, Any]) -> Candidate:
+    spread = row.get("job_seconds_spread") or {}
+    seconds, better = row["job_seconds"], gain(study, row)
+    assert better is not None
+    return Candidate(
+        strategy=row["strategy"],
+        runner=row["runner"],
+        quality=row["eval_accuracy" if by_accuracy(study) else "eval_loss"],
+        gain=better,
+        seconds=seconds,
+        least=min(seconds, spread.get("least") or seconds),
+        most=max(seconds, spread.get("most") or seconds),
+        memory=row["peak_rss_bytes"],
+        parameters=row["trained_parameters"] or 0,
+    )
+
+
+def recommend(study: Mapping[str, Any]) -> Recommendation:
+    """Applies the rule to a study."""
+    found = candidates(study)
+    accuracy = by_accuracy(study)
+    what = "accuracy" if accuracy else "loss"
+    before = quality(study["baseline"][f"eval_{what}"], accuracy=accuracy)
+    reasons = _basis(study, found, what, before)
+    if not found:
+        return Recommendation("No strategy can be recommended: no run finished.", None, None, reasons, ())
+    largest = max(found, key=lambda c: (c.gain, -c.seconds))
+    reference = next((c for c in found if c.strategy == "full"), largest)
+    if largest.gain <= 0:
+        sentence = (
+            f"No strategy can be recommended: none made the model better than it was before ({what} {before}); "
+            "train for longer, or with another learning rate."
+        )
+        return Recommendation(sentence, None, reference, reasons, tuple(found))
+    frontier = [found[number] for number in efficient([(c.seconds, c.gain) for c in found])]
+    enough = [c for c in frontier if c.gain >= ENOUGH * largest.gain]
+    tied = [c for c in found if c.gain >= ENOUGH * largest.gain and c.least <= enough[0].most]
+    chosen = min(tied, key=lambda c: (-c.gain, math.inf if c.memory is None else c.memory, c.parameters, c.seconds))
+    reasons = (
+        *reasons,
+        f"Chosen is the cheapest strategy on the efficient frontier of time and gain that reaches {ENOUGH:.0%} of the "
+        f"largest gain ({largest.strategy}: {what} {quality(largest.quality, accuracy=accuracy)}).",
+        *_ties(tied, chosen),
+        *_noise(study, found, chosen, accuracy=accuracy),
+    )
+    sentence = _sentence(found, chosen, reference, what, before, accuracy=accuracy)
+    return Recommendation(sentence, chosen, reference, reasons, tuple(found))
+
+
+def _sentence(
+    found: Sequence[Candidate], chosen: Candidate, reference: Candidate, what: str, before: str, *, accuracy: bool
+) -> str:
+    after = quality(chosen.quality, accuracy=accuracy)
+    if chosen != reference and reference.gain > 0:
+        return f"{chosen.strategy} gives {_against(chosen, reference)}."
+    if chosen != reference:
+        return (
+            f"{chosen.strategy} takes the {what} from {before} to {after} in {duration(chosen.seconds)}, "
+            f"where {reference.strategy} makes it no better."
+        )
+    cheaper = [c for c in found if c.seconds < chosen.seconds]
+    if cheaper:
+        nearest = max(cheaper, key=lambda c: c.gain)
+        if nearest.gain <= 0:
+            return f"{chosen.strategy} is worth its price: nothing cheaper makes the {what} any better than {before}."
+        return f"{chosen.strategy} is worth its price: the best that is cheaper, {nearest.strategy}, gives only {_against(nearest, chosen)}."
+    if len(found) > 1:
+        return f"{chosen.strategy} gives the largest gain and takes the least time: the {what} goes from {before} to {after} in {duration(chosen.seconds)}."
+    return f"{chosen.strategy} takes the {what} from {before} to {after} in {duration(chosen.seconds)}; no other strategy finished that it could be compared with."
+
+
+def _against(one: Candidate, other: Candidate) -> str:
+    gained = math.floor(100 * one.gain / other.gain + 1e-9) / 100  # never rounded up to what was not reached
+    text = f"{percent(gained)} of {other.strategy}'s gain at {percent(one.seconds / other.seconds)} of its time"
+    if one.memory is None or not other.memory:
+        return text
+    return f"{text} and {percent(one.memory / other.memory)} of its memory"
+
+
+def _basis(study: Mapping[str, Any], found: Sequence[Candidate], what: str, before: str) -> tuple[str, ...]:
+    """What gain is, who counts, and who does not."""
+    job = study["job"]
+    words = "above" if what == "accuracy" else "below"
+    reasons = [
+        f"Gain is how far the evaluation {what} after the last window lies {words} the {before} before any training, "
+        f"on {count(job['eval_examples'])} evaluation examples."
+    ]
+    if found:
+        runners = listed(dict.fromkeys(c.runner for c in found))
+        reasons.append(f"Each strategy counts with its fastest run (here by {runners}), the whole job timed.")
+    broken = [f"{r['strategy']} by {r['runner']}" for r in study["results"] if r["freeze_verified"] is False]
+    if broken:
+        reasons.append(f"Not considered, because frozen variables changed: {listed(broken)}.")
+    known = {c.strategy for c in found}
+    without = [s["name"] for s in study["strategies"] if s["name"] not in known]
+    if without:
+        reasons.append(f"Without a usable run, and so not considered: {listed(without)}.")
+    if len(found) > 1 and "full" not in known:
+        reasons.append("There is no usable run of full: the strategy with the largest gain stands in for it.")
+    return tuple(reasons)
+
+
+def _ties(tied: Sequence[Candidate], chosen: Candidate) -> list[str]:
+    others = [c.strategy for c in tied if c != chosen]
+    if not others:
+        return []
+    return [
+        f"By the spread of its repeats, the time of {chosen.strategy} cannot be told apart from that of "
+        f"{listed(others)}: the larger gain decided, then less memory, then fewer trained parameters."
+    ]
+
+
+def _noise(study: Mapping[str, Any], found: Sequence[Candidate], chosen: Candidate, *, accuracy: bool) -> list[str]:
+    """Who cannot be told apart from the chosen one by what is measured."""
+    reasons = []
+    if all((row.get("repeats") or 0) < 2 for row in study["results"]):
+        reasons.append("Every run was made once: how far times spread is not known.")
+    if not accuracy:
+        return reasons
+    spread = _spreads(study)
+    examples = max(study["job"]["eval_examples"], 1)
+    near = [c for c in found if c != chosen and abs(c.quality - chosen.quality) <= _unsure(c, chosen, examples, spread)]
+    if near:
+        cheaper = [c for c in near if c.most < chosen.least]
+        resolves = _resolution(chosen, chosen, examples)
+        text = (
+            f"{count(examples)} evaluation examples resolve differences of about {resolves:.3f} in accuracy: "
+            f"{listed(c.strategy for c in near)} cannot be told apart from {chosen.strategy}"
+        )
+        if cheaper:
+            least = min(cheaper, key=lambda c: c.seconds)
+            text += (
+                f"; the cheapest of them, {least.strategy}, takes {percent(least.seconds / chosen.seconds)} of its time"
+            )
+        reasons.append(text + ".")
+    return reasons
+
+
+def _resolution(one: Candidate, other: Candidate, examples: int) -> float:
+    """The difference of two accuracies that chance alone reaches once in 20 times: binomial, as if each had been
+    evaluated on examples of its own, which is rather too wide than too narrow."""
+    shares = [min(max(candidate.quality, 0.0), 1.0) for candidate in (one, other)]
+    return _SIGMAS * math.sqrt(sum(share * (1 - share) for share in shares) / examples)
+
+
+def _unsure(one: Candidate, other: Candidate, examples: int, spread: Mapping[tuple[str, str], float]) -> float:
+    """The difference in accuracy up to which two cannot be told apart: by chance, or by what repeats differed."""
+    return max(_resolution(one, other, examples), *(spread.get((c.strategy, c.runner), 0.0) for c in (one, other)))
+
+
+def _spreads(study: Mapping[str, Any]) -> dict[tuple[str, str], float]:
+    """(strategy, runner) -> how far its repeats' last accuracies lie apart."""
+    last: dict[tuple[str, str], list[float]] = {}
+    for curve in study["curves"]:
+        values = [point["eval_accuracy"] for point in curve["points"] if point["eval_accuracy"] is not None]
+        if values:
+            last.setdefault((curve["strategy"], curve["runner"]), []).append(values[-1])
+    return {key: max(values) - min(values) for key, values in last.items()}

@@ -1,0 +1,251 @@
+"""What benchmark_freezing runs: the job that all runs share, one run of it, and what a process needs to do it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from compat_v1 import models as v1_models
+from engine import data, losses, models, optimizers, porting, precision, schedules
+from engine.data import order
+from engine.data.source import check_labels
+from engine.errors import InputError
+from engine.files import Npz
+from engine.loop import Stage
+from engine.phases import Phase
+from engine.selection import digest, select
+from engine.variables import NamedVariable, is_keras, name_variables
+
+ENGINE_RUNNERS = ("engine", "engine_cached")
+V1_RUNNERS = ("v1_trainable", "v1_stop_gradient", "v1_var_list")
+RUNNERS = (*ENGINE_RUNNERS, "keras_fit", *V1_RUNNERS)
+
+
+class StudyError(InputError):
+    """A study that cannot be done as asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What all runs share; kept in job.json, and not to be contradicted by whoever goes on with a study.
+
+    Attributes:
+        model, head, data, eval_fraction, image_size, loss, precision: as in flags.
+        train_examples, eval_examples: how many are used; None is all.
+        data_sha256: fingerprint of the data.
+        weights: as in the flag; weights_sha256: of the variables that every run starts from.
+        images: what the model wants its images to be, by a name of models.IMAGES; None for the model's own.
+        batch_size: examples per window; micro_batches: parts of one.
+        windows: of a run.
+        eval_every: windows between evaluations.
+        learning_rate: constant; seed: of the order of the data.
+        versions: of Python and the libraries.
+    """
+
+    model: str
+    head: str | None
+    data: str
+    data_sha256: str
+    eval_fraction: float | None
+    train_examples: int | None
+    eval_examples: int | None
+    image_size: tuple[int, int] | None
+    loss: str
+    precision: str
+    weights: str
+    weights_sha256: str
+    images: str | None
+    batch_size: int
+    micro_batches: int
+    windows: int
+    eval_every: int
+    learning_rate: float
+    seed: int
+    versions: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return found
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Job:
+        size = value["image_size"]
+        return cls(**{**value, "image_size": None if size is None else tuple(size)})
+
+    @property
+    def micro_batch_size(self) -> int | None:
+        return None if self.micro_batches == 1 else -(-self.batch_size // self.micro_batches)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run of a study, as its process gets it in JSON on its standard input.
+
+    Attributes:
+        out: folder of the study.
+        strategy, runner, repeat: which run; repeats count from 1.
+        phases: fields of each engine.phases.Phase.
+        parent: process that is to outlive this one.
+        check_numerics, histograms: as in flags.
+    """
+
+    out: str
+    strategy: str
+    runner: str
+    repeat: int
+    phases: list[dict[str, Any]]
+    parent: int
+    check_numerics: bool = False
+    histograms: bool = False
+
+    @property
+    def file(self) -> pathlib.Path:
+        """Where its result is kept."""
+        return pathlib.Path(self.out) / "runs" / f"{self.strategy}-{self.runner}-{self.repeat}.json"
+
+    def text(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+
+class Setting:
+    """The job's data, model and rules, with whatever values its variables were built with.
+
+    Raises:
+        InputError: as the rooms that make them.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.numbers = precision.parse(job.precision)
+        self.source = data.open_source(
+            job.data,
+            eval_fraction=job.eval_fraction,
+            train_examples=job.train_examples,
+            image_size=job.image_size,
+        )
+        if job.eval_examples is not None:
+            count = len(self.source.eval)
+            if not 1 <= job.eval_examples <= count:
+                raise StudyError(f"eval_examples={job.eval_examples}: {job.data} has {count} evaluation examples")
+            chosen = np.sort(order.fixed_permutation(count)[: job.eval_examples])
+            self.source = dataclasses.replace(self.source, eval=self.source.eval.take(chosen))
+        self.model = models.build(
+            job.model,
+            image_shape=self.source.image_shape,
+            outputs=self.source.outputs(job.loss),
+            head=job.head,
+            logits=job.loss != "mse",
+            seed=job.seed,
+            dtype=self.numbers.variables,
+            compute=self.numbers.compute,
+        )
+        self._check_labels()
+        self.network = self.model.network
+        self.variables = name_variables(self.network)
+        self.loss_fn = losses.supervised(self.network, job.loss)
+        self.optimizer = optimizers.by_name("adam")
+        normalise = self.model.normalise
+        if job.images is not None:
+            normalise = models.images_as(job.images, self.source.image_shape)
+        self.batches = data.TrainBatches(
+            self.source.train, batch_size=job.batch_size, seed=job.seed, normalise=normalise
+        )
+        size = job.micro_batch_size or max(job.batch_size, 64)
+        self.evaluation = data.EvalBatches(self.source.eval, batch_size=size, normalise=normalise)
+
+    def _check_labels(self) -> None:
+        """The labels must be classes, or columns, that the model has."""
+        source, outputs = self.source, self.model.outputs
+        if self.job.loss == "softmax":
+            for name, part in (("train", source.train), ("eval", source.eval)):
+                check_labels(source.name, f"{name}_labels", part.labels, outputs)
+        elif outputs != (wanted := source.outputs(self.job.loss)):
+            raise StudyError(
+                f"model={self.job.model!r}: it has {outputs} outputs; loss {self.job.loss} on {source.name} wants {wanted}"
+            )
+
+    @property
+    def keras(self) -> bool:
+        return is_keras(self.network)
+
+    def stages(self, phases: Iterable[Phase]) -> list[Stage]:
+        """Phases with their selections; one optimizer rule and one learning rate for all."""
+        return [
+            Stage(
+                phase=phase,
+                selection=select(self.variables, phase.train, statistics=self.model.statistics),
+                optimizer=self.optimizer,
+                schedule=schedules.parse("constant"),
+                learning_rate=self.job.learning_rate,
+            )
+            for phase in phases
+        ]
+
+    def start(self, weights: pathlib.Path) -> None:
+        """Gives every variable the value that all runs start from."""
+        by_path = self.variables.by_path()
+        with Npz(weights) as file:
+            for path in file.names():
+                by_path[path].variable.assign(file.read(path))
+        self.variables.refresh()
+
+    def loss_scale(self) -> precision.LossScale | None:
+        return precision.LossScale() if self.numbers.scaled else None
+
+
+def why_not(runner: str, setting: Setting) -> str | None:
+    """Why a runner cannot run a job, whatever the strategy; None where it can."""
+    job = setting.job
+    if runner in V1_RUNNERS:
+        try:
+            v1_models.check_name(job.model)
+        except v1_models.ModelError as error:
+            return str(error)
+    if runner == "keras_fit":
+        if not setting.keras:
+            return f"{job.model} is no Keras model"
+        if job.micro_batches > 1:
+            return f"micro_batches={job.micro_batches}: Keras' accumulation never applies an incomplete last group"
+    return None
+
+
+def load(setting: Setting, weights: str) -> tuple[str, str | None]:
+    """Loads the weights that a flag names into a setting's model.
+
+    Returns:
+        What was done, in words; and what the images must be then (``Job.images``).
+
+    Raises:
+        InputError: they cannot be read, or do not fit.
+    """
+    model, spec = setting.model, setting.job.model
+    if model.load is not None and (said := model.load(weights)) is not None:
+        return said, None
+    if weights == "none":
+        return "random", None
+    if weights == "auto" and model.shipped_weights is None:
+        return f"random (none ship with {spec})", None
+    file = model.shipped_weights if weights == "auto" else pathlib.Path(weights)
+    assert file is not None
+    try:
+        ledger = porting.load(model.network, file)
+    except porting.PortError as error:
+        hint = f" They are for {model.shipped_for}; --weights=none starts from random ones." * (weights == "auto")
+        raise InputError(f"weights={weights!r}: {error}{hint}") from None
+    setting.variables.refresh()
+    return f"{file.name}, {ledger.summary()}", None if model.images_chosen else ledger.images
+
+
+def weights_sha256(entries: Iterable[NamedVariable]) -> str:
+    """SHA-256 over the digests (engine.selection.digest) of variables, in the model's order."""
+    hasher = hashlib.sha256()
+    for entry in entries:
+        hasher.update(digest(entry.path, np.asarray(entry.variable.numpy())).encode())
+    return hasher.hexdigest()

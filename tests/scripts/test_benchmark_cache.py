@@ -1,0 +1,117 @@
+"""benchmark_cache as its user runs it: exact facts, no timed assertion."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+SMALL = [
+    "--model=vit:Ti/16,depth=3",
+    "--image_size=32",
+    "--images=10",
+    "--epochs=2",
+    "--batch_size=4",
+    "--window_batch_size=4",
+    "--rounds=6",
+    "--warmup=1",
+    "--memory_model=vit:Ti/16,depth=1",
+    "--memory_examples=4,20",
+]
+WIDTH = 192
+HEAD = (WIDTH + 1) * 10
+
+BAD = [
+    ("--what=jobs", "what='jobs': known are job, depth, window, memory; nearest: job"),
+    ("--what=job,job", "what='job,job': at least one is wanted, and each once"),
+    ("--images=3", "batch_size=4: there are 3 images"),
+    ("--window_batch_size=11", "window_batch_size=11: there are 10 images"),
+    ("--memory_examples=4", "memory_examples='4': two numbers are wanted"),
+    ("--memory_examples=3,20", "the first no less than window_batch_size=4"),
+    ("--memory_examples=20,20", "the second larger"),
+    ("--epochs=0", "epochs=0: it must be from 1"),
+    ("--model=cnn:mini", "model='cnn:mini': the peers are plain ViTs"),
+    ("--out=nowhere/results.json", "out='nowhere/results.json': it must be a file in an existing folder"),
+]
+
+
+@pytest.mark.parametrize(
+    "apart", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["one process", "each its own"]
+)
+def test_jobs_windows_and_memory_are_measured_and_bad_flags_are_named(
+    run_each: Any, tmp_path: pathlib.Path, apart: bool
+) -> None:
+    out = tmp_path / "results.json"
+    asked = [[*SMALL, f"--out={out}"], *([*SMALL, flag] for flag, _ in BAD), ["--child=forward"]]
+    (code, printed, error), *others = run_each("scripts.benchmark_cache", asked, apart=apart)
+    for (flag, said), (bad_code, _, bad_error) in zip([*BAD, ("--child", "child=forward")], others, strict=True):
+        assert (bad_code, said in bad_error) == (2, True), (flag, bad_error)
+    assert code == 0, error
+    results = json.loads(out.read_text())
+    assert list(results) == ["versions", "processors", "job", "depth", "window", "memory"]
+    assert {"tensorflow", "keras", "numpy", "python"} <= set(results["versions"])
+
+    job, depth, window, memory = (results[what] for what in ("job", "depth", "window", "memory"))
+    assert list(job) == ["engine_cached", "keras_fit", "forward", "keras_forward", "ratios"]
+    cached, keras = job["engine_cached"], job["keras_fit"]
+    for row in (cached, keras):
+        assert (row["windows"], row["examples"], row["trained_parameters"]) == (6, 10, HEAD)
+    # the same images in the same order: the whole course agrees, not its start alone
+    assert keras["first_loss"] == pytest.approx(cached["first_loss"], rel=1e-4)
+    assert keras["last_epoch_loss"] == pytest.approx(cached["last_epoch_loss"], rel=1e-4)
+    assert cached["cache_bytes"] == (10 + 1) * 4 * WIDTH  # one row is the evaluation part's
+    assert 0 < cached["seconds_to_cut"] + cached["seconds_to_fill"] < cached["seconds"]
+    assert job["ratios"] == {
+        "keras_fit_to_cached": keras["seconds"] / cached["seconds"],
+        "cached_to_forward": cached["seconds"] / job["forward"]["seconds"],
+        "cached_to_keras_forward": cached["seconds"] / job["keras_forward"]["seconds"],
+    }
+
+    cached, plain = depth["engine_cached"], depth["engine"]
+    assert (plain["cut"], plain["cache_bytes"], plain["seconds_to_fill"]) == ([], 0, 0)
+    assert cached["cache_bytes"] == (10 + 1) * 4 * WIDTH * 5  # all tokens
+    assert cached["trained_parameters"] == plain["trained_parameters"] > HEAD
+    assert cached["last_epoch_loss"] == pytest.approx(plain["last_epoch_loss"], rel=1e-4)
+    assert cached["last_epoch_loss"] != pytest.approx(keras["last_epoch_loss"], rel=1e-4)  # more trains
+    assert depth["ratios"] == {"uncached_to_cached": plain["seconds"] / cached["seconds"]}
+
+    assert window["examples"] == 8  # two whole windows
+    assert len(window["engine"]["seconds"]) == len(window["hand"]["seconds"]) == 6
+    assert window["engine"]["last_loss"] == pytest.approx(window["hand"]["last_loss"], rel=1e-4)
+    assert window["engine"]["slot_bytes"] == window["hand"]["slot_bytes"] == 2 * 4 * HEAD
+    assert (len(window["runs"]["engine"]), window["runs"]["windows"]) == (5, 1)
+    for name in ("window_to_hand", "runs_to_hand"):
+        assert 0 < window[name]["p10"] <= window[name]["median"] <= window[name]["p90"]
+
+    assert (memory["few"]["examples"], memory["many"]["examples"]) == (4, 20)
+    assert memory["few"]["windows"] == memory["many"]["windows"] == 5
+    more = memory["many"]["peak_rss_bytes"] - memory["few"]["peak_rss_bytes"]
+    assert memory["more_peak_rss_bytes"] == more
+    assert memory["more_cache_bytes"] == 16 * 4 * WIDTH
+
+    number = r"\d+\.\d+"
+    assert re.search(rf"keras fit to cached: {number}; at least 8\.5 is asked: (NOT )?reached", printed)
+    assert re.search(rf"cached to forward: {number}; at most 1\.2 is asked", printed)
+    assert re.search(rf"uncached to cached: {number}; at least 2 is asked", printed)
+    assert re.search(rf"window to hand: {number} \({number} to {number}\); at most 1\.3 is asked", printed)
+    assert re.search(rf"[+-]{number} MiB of peak memory for \+{number} MiB of cache", printed)
+    assert f"tensorflow {results['versions']['tensorflow']}" in printed
+
+
+def test_made_images_depend_on_seed_and_number_alone() -> None:
+    from scripts.peers import Job
+    from scripts.peers_cache import Made
+
+    def made(seed: int) -> Made:
+        fields: dict[str, Any] = {"model": "", "train": "", "trained": [], "decayed": [], "weights": "", "adamw": {}}
+        return Made(Job(**fields, config={"image": [4, 5, 3]}, batch_size=2, warmup=0, steps=1, seed=seed), 9)
+
+    images = made(0)
+    assert (images.shape, images.dtype) == ((9, 4, 5, 3), np.uint8)
+    np.testing.assert_array_equal(images[np.array([7, 3])][1], made(0)[np.array([3])][0])
+    assert (images[np.array([3])] != images[np.array([4])]).any()
+    assert (images[np.array([3])] != made(1)[np.array([3])]).any()

@@ -1,0 +1,149 @@
+"""Strategies by name: what they select on a ViT, a CNN and Keras models, and what is refused."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from engine import models
+from engine.filters import FilterError
+from engine.study.strategies import Known, StrategyError, split
+from engine.variables import name_variables
+
+
+def known(spec: str, shape: tuple[int, int, int] = (16, 16, 1)) -> Known:
+    model = models.build(spec, image_shape=shape, outputs=3)
+    return Known(name_variables(model.network), model.statistics)
+
+
+@pytest.fixture(scope="module")
+def vit() -> Known:
+    return known("vit:mini")
+
+
+@pytest.fixture(scope="module")
+def mobile() -> Known:
+    return known("keras:MobileNetV2,alpha=0.35", (32, 32, 3))
+
+
+def trained(of: Known, text: str) -> list[set[str]]:
+    """Paths that each phase of a strategy trains."""
+    return [{e.path for e in of.select(step.train).trained} for step in of.strategy(text).steps]
+
+
+def test_a_vit_has_its_blocks_for_parts(vit: Known) -> None:
+    assert [part.name for part in vit.parts] == [f"blocks/{n}" for n in range(6)]
+    assert vit.ladder == (1, 2, 4, 6)
+    [two] = trained(vit, "last_2")
+    assert {path.rpartition("/")[0][:8].rstrip("/") for path in two} == {"blocks/4", "blocks/5", "head"}
+    [three] = trained(vit, "last_3")  # not on the ladder, but there
+    assert two < three
+
+
+def test_groups_come_with_the_head_and_nothing_else(vit: Known) -> None:
+    for name, group in (("norms", "norm"), ("bias", "bias"), ("attention", "attention")):
+        [found] = trained(vit, name)
+        assert found == {e.path for e in vit.variables if {group, "head"} & e.groups}
+
+
+def test_gradual_goes_down_from_the_head_to_everything(vit: Known) -> None:
+    phases = trained(vit, "gradual")
+    assert all(one < other for one, other in itertools.pairwise(phases))
+    assert phases[0] == {"head/kernel", "head/bias"}
+    assert phases[-1] == {e.path for e in vit.variables}
+    assert len(trained(vit, "gradual_plateau")) == 8  # the head, one block more each time, everything
+
+
+def test_phases_share_the_windows_and_a_plateau_may_take_them_all(vit: Known) -> None:
+    gradual = vit.strategy("gradual").phases(10)
+    assert [phase.steps for phase in gradual] == [2, 3, 3, 2]
+    assert [phase.name for phase in vit.strategy("gradual").phases(1)] == ["full"]
+    assert all(p.until == "plateau" and p.max_steps == 10 for p in vit.strategy("gradual_plateau").phases(10))
+    for windows in range(1, 40):
+        assert sum(p.steps or 0 for p in vit.strategy("gradual").phases(windows)) == windows
+
+
+def test_layers_of_a_keras_model_are_grouped_by_their_names(mobile: Known) -> None:
+    names = [part.name for part in mobile.parts]
+    assert names[-3:] == ["block_15", "block_16", "Conv_1"]
+    assert mobile.ladder == (1, 2, 4, 8, 16, len(names))
+    [found] = trained(mobile, "last_2")
+    owners = {e.layer.split("/")[-1] for e in mobile.variables if e.path in found}
+    assert {"block_16_expand", "block_16_project_BN", "Conv_1", "Conv_1_bn", "logits"} <= owners
+    assert not any(owner.startswith("block_15") for owner in owners)
+
+
+def test_layers_whose_names_say_nothing_are_cut_into_equal_groups() -> None:
+    import keras
+
+    image = keras.Input((8, 8, 1))
+    x: Any = image
+    for number in range(5):
+        x = keras.layers.Conv2D(2, 3, padding="same", name=f"the {chr(97 + number)}".replace(" ", "_"))(x)
+    model = keras.Model(image, keras.layers.Dense(2, name="logits")(keras.layers.Flatten()(x)))
+    found = Known(name_variables(model), "frozen")
+    assert [part.name for part in found.parts] == ["the_a", "the_b", "the_c", "the_d", "the_e"]
+    [two] = trained(found, "last_2")
+    assert {path.split("/")[0] for path in two} == {"the_d", "the_e", "logits"}
+
+
+def test_a_module_without_blocks_has_what_lies_at_its_top() -> None:
+    cnn = known("cnn:mini")
+    assert [part.name for part in cnn.parts] == ["stages/0", "stages/1", "stages/2", "stages/3"]
+    assert trained(cnn, "last_4") == trained(cnn, "full")
+    names = [strategy.name for strategy in cnn.usual()]
+    assert "last_4" not in names  # the same as full
+    assert "attention" not in names  # matches nothing
+    assert names == ["head", "last_1", "last_2", "last_3", "norms", "bias", "gradual", "gradual_plateau", "full"]
+
+
+def test_names_that_are_regular_expressions_match_themselves_alone() -> None:
+    import tensorflow as tf
+
+    odd = {"a.b/w": tf.Variable([1.0]), "axb/w": tf.Variable([1.0]), "c d/w": tf.Variable([1.0]), "e": tf.Variable(1.0)}
+    found = Known(name_variables(odd), "follow")
+    assert not found.head
+    assert [part.name for part in found.parts] == ["a.b", "axb", "c d", "e"]
+    assert trained(found, "last_2") == [{"c d/w", "e"}]
+    assert trained(found, "last_4") == [set(odd)]
+    assert [s.name for s in found.usual()] == ["last_1", "last_2", "last_3", "gradual", "gradual_plateau", "full"]
+    with pytest.raises(FilterError, match="matches nothing"):
+        found.strategy("head")
+
+
+def test_a_strategy_of_ones_own_is_a_filter_with_a_name(vit: Known) -> None:
+    assert trained(vit, "mine=head/.* @blocks[0]") == [
+        {e.path for e in vit.variables if e.path.startswith(("head/", "blocks/0/"))}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("lsat_2", StrategyError, "nearest: last_2"),
+        ("Full", StrategyError, "known are head, last_1"),
+        ("", StrategyError, "known are"),
+        ("last_7", FilterError, "it has last_1 to last_6"),
+        ("last_0", FilterError, "it has last_1 to last_6"),
+        ("mine=haed/.*", FilterError, "strategy mine, train='haed/.*'"),
+        ("mine=@none", FilterError, "trains nothing"),
+        ("mine=@haed", StrategyError, "no group"),
+        ("mine=", StrategyError, "the filter is empty"),
+        ("last_2=head/.*", StrategyError, "a strategy already"),
+        ("../x=head/.*", StrategyError, "begins with a letter"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_words(vit: Known, text: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error) as raised:
+        vit.strategy(text)
+    assert message in str(raised.value)
+
+
+def test_commas_separate_only_where_a_name_follows() -> None:
+    assert split(["head,last_2", "mine=a{1,2}/.* b,full"]) == ["head", "last_2", "mine=a{1,2}/.* b", "full"]
+    assert split(["head, x=@bias @head , full"]) == ["head", "x=@bias @head", "full"]
+    for bad in (["head,head"], [""], ["head", "head=x"]):
+        with pytest.raises(StrategyError):
+            split(bad)

@@ -103,7 +103,9 @@ class Caching:
         wish: what is asked for.
         say: told what happens, a line each.
         stop: asked while a cache is written; True ends that, and what is written stays.
-        shows: shows progress.
+
+    Attributes:
+        shows: shows how far a cache is written; may be set until the loop runs.
 
     Raises:
         CachingError: the wish contradicts itself.
@@ -120,7 +122,6 @@ class Caching:
         wish: Wish,
         say: Callable[[str], None] = print,
         stop: Callable[[], bool] = lambda: False,
-        shows: Shows | None = None,
     ) -> None:
         if wish.mode not in MODES:
             raise CachingError(f"cache={wish.mode!r}: it is one of {', '.join(MODES)}")
@@ -131,7 +132,8 @@ class Caching:
             raise CachingError(f"cache_dtype={wish.dtype!r}: it is {' or '.join(features.DTYPES)}, or not given")
         self._step, self._evaluator, self._data, self._wish = step, evaluator, data, wish
         self._train, self._evaluation = train, evaluation
-        self._say, self._stop, self._shows = say, stop, shows
+        self._say, self._stop = say, stop
+        self.shows: Shows | None = None
         self._choices: dict[str, Choice] = {}
         self._coming: set[str] = set()  # keys of caches that a phase will have filled
         self._open: _Open | None = None
@@ -317,7 +319,7 @@ class Caching:
         size, total = self._step.micro_batch_size or self._train.batch_size, made.missing_rows
         there = made.rows - total
         with contextlib.ExitStack() as stack:
-            show = stack.enter_context(self._shows(total, f"cache {name}")) if self._shows and total else None
+            show = stack.enter_context(self.shows(total, f"cache {name}")) if self.shows and total else None
             whole = made.fill(
                 batch_size=size,
                 stop=self._stop,

@@ -45,6 +45,19 @@ class Progress:
             accuracy = "" if last.accuracy is None else f" | accuracy: {last.accuracy:.4f}"
             self._say(f"eval   | step: {step:>6}/{self._total} | loss: {last.loss:.4f}{accuracy}")
 
+    @contextlib.contextmanager
+    def reaching(self, total: int, what: str) -> Iterator[Callable[..., None]]:
+        """As the function of that name, below this run's own bar."""
+        if self._bar is None:
+            with reaching(total, what) as show:
+                yield show
+            return
+        task = self._bar.add_task(what, total=total)
+        try:
+            yield lambda done, _="": self._bar.update(task, completed=done)
+        finally:
+            self._bar.remove_task(task)
+
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()

@@ -52,7 +52,7 @@ def main() -> int:
     from engine.data import augment
     from engine.loop import Loop, LoopError, Outcome, State
     from engine.phases import Evaluation
-    from engine.progress import Progress, reaching
+    from engine.progress import Progress
     from engine.step import TrainStep
     from engine.variables import name_variables
     from scripts import finetune_end, finetune_phases, finetune_plan
@@ -190,7 +190,6 @@ def main() -> int:
             budget=sizes.parse_bytes(F.cache_budget, name="cache_budget"),
         ),
         stop=stop,
-        shows=reaching,
     )
     choices = cache.decide(
         stages,
@@ -238,6 +237,7 @@ def main() -> int:
     )
     total = sum(stage.phase.windows(per_epoch) for stage in stages)
     progress = Progress(total, start=state.step, log_every=F.log_every)
+    cache.shows = progress.reaching
     loop = Loop(
         step=step,
         stages=stages,

@@ -84,8 +84,8 @@ def engine(job: Job, count: int, *, cache: pathlib.Path | None, held: bool = Tru
         evaluation=EvalBatches(Part(batches.part.images, np.zeros(1, np.int64), np.zeros(1, np.int64)), batch_size=1),
         data=f"made: seed {job.seed}",
         wish=caching.Wish(mode="off" if cache is None else "require", root=cache or ""),
-        shows=reaching,
     )
+    keeping.shows = reaching
     keeping.decide([stage], per_epoch=batches.per_epoch, eval_every=job.steps)
     decided = time.perf_counter() - start
     with watch:

@@ -18,7 +18,7 @@ from engine.study.numbers import MEBI, count, duration, listed, quality
 from engine.study.recommend import Recommendation, by_accuracy, efficient, gain
 
 _WIDTH, _HEIGHT = 380.0, 300.0
-_LEFT, _TOP, _BOTTOM = 46.0, 12.0, 42.0
+_LEFT, _TOP, _BOTTOM = 56.0, 12.0, 42.0
 _FONT = 11.5
 _RING = 10.0  # about the recommended run
 _FAR = 8  # names that may stand far from their signs

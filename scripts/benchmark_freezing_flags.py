@@ -68,7 +68,7 @@ flags.DEFINE_string("precision", "float32", "float32, mixed_bfloat16, mixed_floa
 flags.DEFINE_integer("micro_batches", 1, "Parts in which a window is computed, one after the other (not by keras_fit).")
 flags.DEFINE_integer("batch_size", 32, "Examples per window (one optimizer update).")
 flags.DEFINE_integer(
-    "steps", None, "Windows of each run, whatever its phases (unless given: 32, for a Keras model 16)."
+    "steps", None, "Windows of each run, whatever its phases (unless given: 24, for a Keras model 16)."
 )
 flags.DEFINE_float("epochs", None, "Passes over the training examples, instead of --steps.")
 flags.DEFINE_float("learning_rate", 1e-3, "Of Adam, constant, the same for all strategies.")

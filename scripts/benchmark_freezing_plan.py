@@ -36,7 +36,7 @@ from scripts.benchmark_freezing_job import (
 F = flags.FLAGS
 
 _QUICK_STRATEGIES = ("head", "last_2", "bias", "full")
-_WINDOWS, _KERAS_WINDOWS, _TRAIN_EXAMPLES, _EVAL_EXAMPLES = 32, 16, 512, 256
+_WINDOWS, _KERAS_WINDOWS, _TRAIN_EXAMPLES, _EVAL_EXAMPLES = 24, 16, 512, 256
 
 
 @dataclass

@@ -68,10 +68,7 @@ class SessionStep:
                 loss_scale=self.setting.loss_scale(),
                 seed=self.setting.job.seed,
             )
-            # all in one run: for each set of fetches TF1 prepares the graph anew
-            setters = [self.session.built.setters[path] for path in values]
-            feeds = {placeholder: values[path] for path, (placeholder, _) in zip(values, setters, strict=True)}
-            self.session.session.run([operation for _, operation in setters], feeds)
+            self.session.assign(values)
             self.selection = selection
             self.built[selection] = self.session.built
         return self.session

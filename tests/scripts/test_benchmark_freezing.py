@@ -209,7 +209,7 @@ def test_the_files_say_the_same(done: dict[str, Any]) -> None:
         table = list(csv.DictReader(file))
     assert [float(line["final_loss"]) for line in table] == [row["final_loss"] for row in rows]
     assert [float(line["step_ms.median"]) for line in table] == [row["step_ms"]["median"] for row in rows]
-    assert (folder / "report.html").exists()
+    assert '"strategy":"train"' in (folder / "report.html").read_text(encoding="utf-8").replace(" ", "")
     assert not list(folder.glob(".cache*"))
     assert "[1/10] head, engine, repeat 1" in re.sub(r"\[\d+/", "[1/", done["main"][1])
 
@@ -285,7 +285,7 @@ def test_quick_takes_few_and_histograms_are_drawn(done: dict[str, Any]) -> None:
     assert {row["runner"] for row in found["results"]} == {"engine", "engine_cached", "v1_var_list"}
     assert {row["strategy"] for row in found["results"]} == {"head", "last_2", "bias", "full"}
     assert found["job"]["repeats"] == 1
-    assert found["job"]["windows"] == 16
+    assert found["job"]["windows"] == 12
     folder = done["out"] / "quick"
     assert {path.stem for path in (folder / "histograms").glob("*.png")} == {"head", "last_2", "bias", "full"}
     assert list((folder / "tensorboard" / "head-engine_cached").glob("events*"))

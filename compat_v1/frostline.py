@@ -1,10 +1,10 @@
 """The frost line of a training graph: windows are fed what crosses it, instead of the images.
 
 Where the line lies is the engine's answer (engine.frostline), for a graph whose variables are in it and whose inputs are
-placeholders. TF1 can be fed at any tensor, but not safely: Grappler hangs constants on a tensor by control edges, those
-are not cut by feeding it, and all that is below runs again or misses the images (measured on a ConvNet: ShapeN of a fed
-tensor and a kernel). So what is above the line is copied to placeholders of its own, in the same graph and session; its
-variables are the same, only their names are not copied.
+placeholders. TF1 can be fed at any tensor, but not safely: Grappler ties constants to a tensor by control edges, which
+feeding the tensor does not cut, and then all that is below runs or asks for the images (seen on a ConvNet: the folded
+ShapeN of a fed tensor and a kernel). So what is above the line is copied, in the same graph and session and on the same
+variables, to placeholders of its own, and these are fed. What is below is not run, and nothing else is slower for it.
 """
 
 from __future__ import annotations

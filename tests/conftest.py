@@ -85,10 +85,14 @@ def run_each() -> Callable[..., list[tuple[int, str, str]]]:
     of flags. What the program starts as a process of its own runs there too, unless ``apart``.
     """
 
-    def run(program: str, asked: Sequence[Sequence[str]], *, apart: bool = False) -> list[tuple[int, str, str]]:
+    def run(
+        program: str, asked: Sequence[Sequence[str]], *, apart: bool = False, seconds: int = 300
+    ) -> list[tuple[int, str, str]]:
         command = [sys.executable, "-c", EACH, program, "apart" if apart else "here"]
         lines = json.dumps([list(words) for words in asked])
-        done = subprocess.run(command, cwd=ROOT, input=lines, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(
+            command, cwd=ROOT, input=lines, capture_output=True, text=True, timeout=seconds, check=False
+        )
         assert done.returncode == 0, done.stderr
         found = [tuple(json.loads(line)) for line in done.stdout.splitlines()]
         assert len(found) == len(asked)

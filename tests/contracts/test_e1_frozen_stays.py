@@ -63,8 +63,8 @@ CASES = [
     ("cnn", "@head", "adamw"),
     ("cnn", "stages/1/.* @head", "nesterov"),
     ("cnn", "@all !@stats", "adam"),
-    ("mobilenet", "@head", "nesterov"),
-    ("mobilenet", "@layers[-20:] @head", "adamw"),
+    pytest.param("mobilenet", "@head", "nesterov", marks=pytest.mark.slow),
+    pytest.param("mobilenet", "@layers[-20:] @head", "adamw", marks=pytest.mark.slow),
     ("mobilenet", "@layers[-20:] @head !@stats", "sgd"),
 ]
 

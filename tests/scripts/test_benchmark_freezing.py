@@ -25,6 +25,8 @@ ROW = {
 }  # fmt: skip
 V1 = ["v1_trainable", "v1_stop_gradient", "v1_var_list"]
 
+CNN = ("--batch_size=8", "--repeats=1", "--weights=none", "--model=cnn:mini", "--steps=4", "--eval_every=2")
+
 # A Keras model with BatchNorm, whose statistics follow; and what a test wants of the process that builds it.
 MODELS = """
 import errno, os, pathlib, signal, sys, time
@@ -72,13 +74,42 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
+def small(run_each: Any, small_data: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """As ``done``: one small study, the same again, and what is refused."""
+    out = tmp_path_factory.mktemp("small")
+    cnn = [f"--data=npz:{small_data}", *CNN]
+    main = [*cnn, "--strategies=head", "--runners=engine,engine_cached,v1_var_list", f"--out={out / 'main'}"]
+    commands = {
+        "main": main,
+        "again": main,
+        "other": [*main, "--batch_size=4"],
+        "no model": [*cnn, "--model=vit:huge"],
+        "no strategy": [*cnn, "--strategies=haed"],
+        "unmatched": [*cnn, "--strategies=head,attention"],
+        "nothing left": [*cnn, "--strategies=attention", "--skip_unmatched"],
+        "no runner": [*cnn, "--runners=engine,enigne"],
+        "wrong runner": [*cnn, "--runners=engine,keras_fit"],
+        "no histograms": [*cnn, "--runners=v1_var_list", "--histograms"],
+        "repeats": [*cnn, "--repeats=0"],
+        "target": [*cnn, "--target_accuracy=2"],
+        "both": [*cnn, "--epochs=1"],
+        "too few": [*cnn, "--eval_examples=100000"],
+        "not a study": [*cnn, f"--out={small_data.parent}"],
+        "a file": [*cnn, f"--out={small_data}"],
+        "twice": [*cnn, "--strategies=head", "--strategies=head"],
+    }  # fmt: skip
+    answers = run_each("scripts.benchmark_freezing", list(commands.values()))
+    return dict(zip(commands, answers, strict=True)) | {"out": out}
+
+
+@pytest.fixture(scope="module")
 def done(
     run_each: Any, small_data: pathlib.Path, own: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     """Name -> (exit code, stdout, stderr) of each of these commands, and "out" the folder of their studies."""
     out = tmp_path_factory.mktemp("studies")
-    tiny = [f"--data=npz:{small_data}", "--batch_size=8", "--repeats=1"]
-    cnn = [*tiny, "--weights=none", "--model=cnn:mini", "--steps=4", "--eval_every=2"]
+    tiny = [f"--data=npz:{small_data}", *CNN[:2]]
+    cnn = [*tiny, *CNN[2:]]
     keras = [*tiny, "--model=py:freezing_models:keras_model", "--learning_rate=3e-3"]
     main = [*cnn, "--strategies=head,attention", "--train=head/.* stages/3/.*", f"--out={out / 'main'}"]
     full = [*tiny, "--model=py:freezing_models:full_disk", "--strategies=head", "--runners=engine"]
@@ -107,26 +138,12 @@ def done(
             "--precision=float64", "--micro_batches=3", "--seed=3", "--train_examples=24", "--eval_examples=0",
             "--image_size=12", f"--out={out / 'mse'}",
         ],
-        "no model": [*cnn, "--model=vit:huge"],
-        "no strategy": [*cnn, "--strategies=haed"],
-        "unmatched": [*cnn, "--strategies=head,attention"],
-        "nothing left": [*cnn, "--strategies=attention", "--skip_unmatched"],
-        "no runner": [*cnn, "--runners=engine,enigne"],
-        "wrong runner": [*cnn, "--runners=engine,keras_fit"],
-        "no histograms": [*cnn, "--runners=v1_var_list", "--histograms"],
-        "repeats": [*cnn, "--repeats=0"],
-        "target": [*cnn, "--target_accuracy=2"],
-        "both": [*cnn, "--epochs=1"],
-        "too few": [*cnn, "--eval_examples=100000"],
-        "not a study": [*cnn, f"--out={small_data.parent}"],
-        "a file": [*cnn, f"--out={small_data}"],
-        "twice": [*cnn, "--strategies=head", "--strategies=head"],
         "full disk": [*full, f"--out={out / 'full'}"],
     }  # fmt: skip
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = str(own)
     try:
-        answers = run_each("scripts.benchmark_freezing", list(commands.values()))
+        answers = run_each("scripts.benchmark_freezing", list(commands.values()), seconds=1200)
     finally:
         os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
     return dict(zip(commands, answers, strict=True)) | {"out": out}
@@ -137,6 +154,28 @@ def study(done: dict[str, Any], name: str) -> dict[str, Any]:
     return found
 
 
+def test_a_small_study_is_whole_and_gone_on_with(small: dict[str, Any]) -> None:
+    code, printed, error = small["main"]
+    assert code == 0, error
+    assert "[3/3] head, " in printed
+    found = study(small, "main")
+    rows = {row["runner"]: row for row in found["results"]}
+    assert set(rows) == {"engine", "engine_cached", "v1_var_list"}
+    for row in rows.values():
+        assert set(row) == ROW
+        assert row["freeze_verified"]
+        assert not row["failed"]
+        assert row["final_loss"] == pytest.approx(rows["engine"]["final_loss"], rel=1e-4)
+    assert rows["engine_cached"]["cache"]["used"]
+    assert "<html" in (small["out"] / "main/report.html").read_text(encoding="utf-8")
+    code, printed, error = small["again"]
+    assert code == 0, error
+    assert "3 are there" in printed
+    assert small["other"][0] == 2
+    assert "batch_size: 8 in" in small["other"][2]
+
+
+@pytest.mark.slow
 def test_a_study_has_all_rows_of_the_contract(done: dict[str, Any]) -> None:
     code, _, error = done["main"]
     assert code == 0, error
@@ -168,6 +207,7 @@ def test_a_study_has_all_rows_of_the_contract(done: dict[str, Any]) -> None:
     assert seconds[-1] <= rows["head", "engine"]["job_seconds"]
 
 
+@pytest.mark.slow
 def test_the_runners_train_the_same(done: dict[str, Any]) -> None:
     found = study(done, "main")
     assert not [note for note in found["notes"] if "loss is" in note or "bits" in note]
@@ -191,6 +231,7 @@ def test_the_runners_train_the_same(done: dict[str, Any]) -> None:
     assert rows["head", "v1_stop_gradient"]["backward_ops"] > rows["head", "v1_trainable"]["backward_ops"]
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_the_model_is_left_out_and_named(done: dict[str, Any]) -> None:
     printed = done["main"][1]
     assert "left out: keras_fit on head, train: cnn:mini is no Keras model" in printed
@@ -200,6 +241,7 @@ def test_what_does_not_fit_the_model_is_left_out_and_named(done: dict[str, Any])
     assert all(set(row) == {"strategy", "runner", "reason"} for row in left)
 
 
+@pytest.mark.slow
 def test_the_files_say_the_same(done: dict[str, Any]) -> None:
     folder = done["out"] / "main"
     found = study(done, "main")
@@ -214,6 +256,7 @@ def test_the_files_say_the_same(done: dict[str, Any]) -> None:
     assert "[1/10] head, engine, repeat 1" in re.sub(r"\[\d+/", "[1/", done["main"][1])
 
 
+@pytest.mark.slow
 def test_the_same_folder_is_gone_on_with(done: dict[str, Any]) -> None:
     code, printed, error = done["more"]
     assert code == 0, error
@@ -230,6 +273,7 @@ def test_the_same_folder_is_gone_on_with(done: dict[str, Any]) -> None:
         assert len(set(row["weights_sha256"])) == 1  # the repeats end with the same bits
 
 
+@pytest.mark.slow
 def test_another_job_is_refused_by_the_folder(done: dict[str, Any]) -> None:
     assert done["other"][0] == 2
     assert "batch_size: 8 in" in done["other"][2]
@@ -239,6 +283,7 @@ def test_another_job_is_refused_by_the_folder(done: dict[str, Any]) -> None:
     assert "give this one another name" in error
 
 
+@pytest.mark.slow
 def test_keras_fit_agrees_through_phases_and_batch_norm(done: dict[str, Any]) -> None:
     code, _, error = done["keras"]
     assert code == 0, error
@@ -265,6 +310,7 @@ def test_keras_fit_agrees_through_phases_and_batch_norm(done: dict[str, Any]) ->
     assert any(path.endswith("moving_mean") for path in strategies["moving"]["trained"])
 
 
+@pytest.mark.slow
 def test_a_run_that_is_not_finite_fails_and_says_where(done: dict[str, Any]) -> None:
     code, _, error = done["diverges"]
     assert code == 1
@@ -278,6 +324,7 @@ def test_a_run_that_is_not_finite_fails_and_says_where(done: dict[str, Any]) -> 
     assert "the first operation that is not finite is" in study(done, "bad v1")["results"][0]["reason"]
 
 
+@pytest.mark.slow
 def test_quick_takes_few_and_histograms_are_drawn(done: dict[str, Any]) -> None:
     code, _, error = done["quick"]
     assert code == 0, error
@@ -292,6 +339,7 @@ def test_quick_takes_few_and_histograms_are_drawn(done: dict[str, Any]) -> None:
     assert any(r["strategy"] == "full" and r["runner"] == "engine_cached" for r in found["left_out"])
 
 
+@pytest.mark.slow
 def test_a_loss_without_accuracy_has_none(done: dict[str, Any]) -> None:
     code, _, error = done["mse"]
     assert code == 0, error
@@ -323,12 +371,13 @@ def test_a_loss_without_accuracy_has_none(done: dict[str, Any]) -> None:
         ("twice", "head is there twice"),
     ],
 )
-def test_bad_input_is_refused_in_words(done: dict[str, Any], name: str, message: str) -> None:
-    code, _, error = done[name]
+def test_bad_input_is_refused_in_words(small: dict[str, Any], name: str, message: str) -> None:
+    code, _, error = small[name]
     assert code == 2
     assert message in error
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_in_words(done: dict[str, Any]) -> None:
     code, _, error = done["full disk"]
     assert code == 1
@@ -350,6 +399,7 @@ def alive(process: int, *, within: float = 10.0) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_a_killed_run_fails_alone_and_a_stopped_study_goes_on(
     small_data: pathlib.Path, own: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

@@ -169,9 +169,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_may_have_another_cache(
 
     own = (*SMALL, f"--data=folder:{photos}", "--augment=flip,crop", "--eval_every=4", "--checkpoint_every=1")
     assert call(*own, f"--out={tmp_path / 'whole'}")[0] == 0
-    windows = itertools.count(1)
+    asked = itertools.count()  # once before the first window
     with monkeypatch.context() as patch:
-        patch.setattr(program.StopSignal, "__call__", lambda _: next(windows) > 3)
+        patch.setattr(program.StopSignal, "__call__", lambda _: next(asked) > 3)
         assert call(*own, "--image_cache=0", f"--out={tmp_path / 'parts'}")[0] == 3
     assert result(tmp_path / "parts")["steps"] == 3
     assert call(*own, "--resume", "--image_cache=50KB", f"--out={tmp_path / 'parts'}")[0] == 0

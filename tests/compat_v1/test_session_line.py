@@ -151,7 +151,7 @@ def fifty_windows(case: Case, method: str, **options: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "method", "size"),
     [
-        ("vit head", "trainable", None),
+        pytest.param("vit head", "trainable", None, marks=pytest.mark.slow),
         ("vit last 2 blocks", "stop_gradient", None),
         ("cnn last stage, frozen statistics", "var_list", 3),
     ],
@@ -604,7 +604,7 @@ import sys
 import tensorflow.compat.v1 as v1
 v1.disable_v2_behavior()
 sys.path[:0] = ["tests/compat_v1", "."]
-import test_frostline as t
+import test_session_line as t
 
 def loop(x, body):
     return v1.while_loop(lambda n, y: n < 3, lambda n, y: (n + 1, body(y)), [v1.constant(0), x])[1]
@@ -626,6 +626,7 @@ for between in (below, above):
 """
 
 
+@pytest.mark.slow
 def test_a_program_without_any_of_tf2s_behaviour() -> None:
     """No eager execution, reference variables, loops and branches of TF1's control flow below the line and above it."""
     done = subprocess.run(

@@ -274,10 +274,12 @@ class Caching:
         started = time.perf_counter()
         try:
             self._open = self._filled(event.stage, choice.line)
-        except InputError as error:  # the disk, or values that the stored type cannot hold
+        except (InputError, OSError) as failed:  # the disk, or values that the stored type cannot hold
+            where = f"{self._wish.root}: the cache cannot be kept there ({getattr(failed, 'strerror', None) or failed})"
+            error = where if isinstance(failed, OSError) else str(failed)
             if self._wish.mode == "require":
                 raise LoopError(f"cache=require: phase {name!r}: {error}") from None
-            self._choices[name] = dataclasses.replace(choice, used=False, reason=str(error), bytes=0)
+            self._choices[name] = dataclasses.replace(choice, used=False, reason=error, bytes=0)
             self._say(f"cache  | {name}: it trains uncached: {error}")
         self._seconds[name] = time.perf_counter() - started
 

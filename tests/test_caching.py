@@ -18,7 +18,7 @@ from engine.evaluate import Evaluator
 from engine.feature_batches import FeatureBatches
 from engine.features import Features
 from engine.frostline import FrostLine
-from engine.loop import Event, Stage, State
+from engine.loop import Event, LoopError, Stage, State
 from engine.losses import Loss
 from engine.models import build
 from engine.phases import Phase
@@ -127,7 +127,6 @@ def test_a_disk_that_fails_ends_a_run_or_only_its_cache(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from engine import files
-    from engine.loop import LoopError
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -147,6 +146,15 @@ def test_a_disk_that_fails_ends_a_run_or_only_its_cache(
         assert all("image" in batch for batch in batches)
         assert any("it trains uncached" in line for line in job.said)
         assert job.caching.facts()["used"] is False
+
+
+def test_a_folder_that_is_a_file_is_told(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "file").touch()
+    job = Job(tmp_path / "file")
+    head = stage("head", select(job.model, "@head"))
+    job.caching.decide([head], per_epoch=3, eval_every=3)
+    with pytest.raises(LoopError, match=r"phase 'head': .*file: the cache cannot be kept there \(Not a directory\)"):
+        job.begin(head)
 
 
 def test_wishes_that_make_no_sense(tmp_path: pathlib.Path) -> None:

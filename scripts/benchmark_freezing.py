@@ -11,20 +11,19 @@ and report.html, which recommends a strategy and says why. Stopped or killed hal
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import pathlib
 import shlex
 import signal
-import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
 
 from scripts import benchmark_freezing_flags, program
+from scripts.benchmark_freezing_server import Server
 
 F = flags.FLAGS
 
@@ -32,20 +31,23 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main() -> int:
-    if F.child:
-        return _child()
+    benchmark_freezing_flags.check_numbers()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # told as Ctrl-C is: what is there is shown
+    with Server() as server:
+        return _study(server)
+
+
+def _study(server: Server) -> int:
     from scripts import benchmark_freezing_plan as planning
     from scripts import benchmark_freezing_show as show
 
-    benchmark_freezing_flags.check_numbers()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a run does not outlive this process
     plan = planning.make()
     planning.described(plan)
     try:
         plan.prepare()
         runs = plan.there()
         print(f"\n{len(plan.runs)} runs in {plan.out}" + (f", {len(runs)} are there" * bool(runs)), flush=True)
-        stopped = _run_all(plan, runs, show)
+        stopped = _run_all(plan, runs, server, show)
         found = _write(plan, list(runs.values()))
     except OSError as error:
         if error.errno not in _FULL:
@@ -66,16 +68,16 @@ def main() -> int:
     return _code(plan, runs, found, stopped=stopped)
 
 
-def _run_all(plan: Any, runs: dict[pathlib.Path, dict[str, Any]], show: Any) -> bool:
+def _run_all(plan: Any, runs: dict[pathlib.Path, dict[str, Any]], server: Server, show: Any) -> bool:
     """Does what is missing, one run at a time; whether a signal stopped it."""
     progress = show.Progress(len(plan.runs), there=len(runs))
     try:
         if not (plan.out / "machine.json").exists():
-            _start("machine", os.fspath(plan.out))
+            server.do("machine", os.fspath(plan.out))
         for run in plan.runs:
             if run.file not in runs:
                 progress.starts(f"{run.strategy}, {run.runner}, repeat {run.repeat}")
-                runs[run.file] = _run(run, runs)
+                runs[run.file] = _run(run, runs, server)
                 progress.ended(show.result(runs[run.file]))
     except KeyboardInterrupt:
         return True
@@ -84,7 +86,7 @@ def _run_all(plan: Any, runs: dict[pathlib.Path, dict[str, Any]], show: Any) -> 
     return False
 
 
-def _run(run: Any, runs: Mapping[pathlib.Path, dict[str, Any]]) -> dict[str, Any]:
+def _run(run: Any, runs: Mapping[pathlib.Path, dict[str, Any]], server: Server) -> dict[str, Any]:
     """What a run's process wrote, or how it failed.
 
     Raises:
@@ -100,7 +102,7 @@ def _run(run: Any, runs: Mapping[pathlib.Path, dict[str, Any]]) -> dict[str, Any
             write_json(run.file, found)
             return found
     run.file.unlink(missing_ok=True)
-    reason = _start("run", run.text())
+    reason = server.do("run", run.text())
     found = read(run.file) or {}
     if not reason and not found:
         reason = "it ended without a result"
@@ -108,34 +110,6 @@ def _run(run: Any, runs: Mapping[pathlib.Path, dict[str, Any]]) -> dict[str, Any
         found = identity | {"failed": True, "reason": reason}
         write_json(run.file, found)
     return found
-
-
-def _start(what: str, given: str) -> str:
-    """Runs a process of this program to its end; "" or how it failed: its last lines.
-
-    Raises:
-        OSError: the disk is full.
-    """
-    done = subprocess.run(
-        [sys.executable, "-m", "scripts.benchmark_freezing", f"--child={what}"],
-        input=given,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        env=os.environ | {"KERAS_BACKEND": "tensorflow"},
-        check=False,
-    )
-    if not done.returncode:
-        return ""
-    if os.strerror(errno.ENOSPC) in done.stderr:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    lines = [line.strip() for line in (done.stderr.strip() or done.stdout.strip()).splitlines()][-3:]
-    said = "; ".join(line.removeprefix("benchmark_freezing: ") for line in lines if not line.startswith("(--traceback"))
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        why = ", as by a system out of memory; a smaller --batch_size needs less" if name == "SIGKILL" else ""
-        return f"killed by {name}{why}" + (f" ({said})" if said else "")
-    return said or f"exit code {done.returncode}"
 
 
 def _write(plan: Any, runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -167,24 +141,6 @@ def _code(plan: Any, runs: Mapping[pathlib.Path, Any], found: Mapping[str, Any],
         say(f"stopped; {len(runs)} of {len(plan.runs)} runs are done, and {again} does the rest")
         return program.STOPPED
     return program.FAILED if failed or broken else program.DONE
-
-
-def _child() -> int:
-    from scripts import benchmark_freezing_worker as worker
-
-    with _quiet():
-        if F.child == "machine":
-            worker.machine(pathlib.Path(sys.stdin.read().strip()))
-        else:
-            worker.work(worker.read())
-    return program.DONE
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """A run's process says nothing but why it failed."""
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
-        yield
 
 
 def run() -> None:

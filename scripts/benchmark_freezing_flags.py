@@ -93,7 +93,6 @@ flags.DEFINE_bool(
 flags.DEFINE_bool(
     "check_numerics", False, "If a window is not finite, name the first operation and variable where that began."
 )
-flags.DEFINE_enum("child", None, ["run", "machine"], "Internal: be the process of one run, in JSON on standard input.")
 
 
 def check_numbers() -> None:

@@ -86,13 +86,12 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run of a study, as its process gets it in JSON on its standard input.
+    """One run of a study, as its process gets it in JSON.
 
     Attributes:
         out: folder of the study.
         strategy, runner, repeat: which run; repeats count from 1.
         phases: fields of each engine.phases.Phase.
-        parent: process that is to outlive this one.
         check_numerics, histograms: as in flags.
     """
 
@@ -101,7 +100,6 @@ class Run:
     runner: str
     repeat: int
     phases: list[dict[str, Any]]
-    parent: int
     check_numerics: bool = False
     histograms: bool = False
 

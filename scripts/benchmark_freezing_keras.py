@@ -80,7 +80,7 @@ class KerasRunner:
             row = {"name": stage.phase.name, "train": stage.phase.train, "from_step": start, "to_step": self.step}
             self.phases.append(row | {"changed": proof.changed(stage.selection)})
             self.record.slot_bytes = max(self.record.slot_bytes, self.slot_bytes())
-        self.record.job_seconds = self.record.seconds
+        self.record.end()
 
     def evaluate(self, stage: Stage) -> None:
         """Evaluates by Keras' own evaluate."""

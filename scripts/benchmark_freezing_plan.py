@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-import os
 import pathlib
 import shlex
 import shutil
@@ -172,7 +171,6 @@ def make() -> Plan:
                     runner=runner,
                     repeat=repeat + 1,
                     phases=phases[strategy],
-                    parent=os.getpid(),
                     check_numerics=F.check_numerics,
                     histograms=F.histograms and runner in ENGINE_RUNNERS and repeat == 0,
                 )

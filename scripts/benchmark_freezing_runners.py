@@ -71,7 +71,7 @@ class Driven:
             if state.evaluations[-1].step != state.step:
                 self.record.evaluation(self.evaluate(self._stage, state.step))
             self._end_phase(state.step, state.proof.changed(self._stage.selection))
-        self.record.job_seconds = self.record.seconds
+        self.record.end()
 
     def batches(self, stage: Stage, start: int, stop: int) -> Iterator[Mapping[str, Any]]:
         return self.setting.batches.between(start, stop)

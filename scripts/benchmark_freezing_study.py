@@ -40,6 +40,7 @@ def whole(plan: Plan, runs: list[dict[str, Any]]) -> dict[str, Any]:
             f"The TF1 runners hold the weights twice ({size / 2**20:.1f} MiB more): in the session, and where the freeze "
             "proof reads them back."
         )
+    notes += results.disturbed(runs)
     skipped = [run for run in runs if run.get("skipped_windows")]
     notes += [
         f"{r['strategy']}, {r['runner']}: {r['skipped_windows']} windows were not finite and were skipped."

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import random
 import shutil
-import sys
-import threading
-import time
 from typing import Any
 
 import numpy as np
@@ -37,7 +33,6 @@ def work(run: Run) -> None:
     Raises:
         LoopError: a window was not finite; says where, if that was asked for.
     """
-    _die_with(run.parent)
     out = pathlib.Path(run.out)
     job = Job.from_json(json.loads((out / "job.json").read_text(encoding="utf-8"))["job"])
     random.seed(job.seed)
@@ -88,8 +83,18 @@ def _make(run: Run, setting: Setting, stages: list[Stage], cache: pathlib.Path |
 
 def _measured(runner: Any) -> dict[str, Any]:
     record = runner.record
-    names = ("step_ms", "examples", "first_step_seconds", "first_loss", "last_loss", "points", "slot_bytes")
-    return {name: getattr(record, name) for name in names} | {"job_seconds": record.job_seconds}
+    names = (
+        "step_ms",
+        "examples",
+        "first_step_seconds",
+        "first_loss",
+        "last_loss",
+        "points",
+        "slot_bytes",
+        "job_seconds",
+        "taken",
+    )
+    return {name: getattr(record, name) for name in names}
 
 
 def _facts(run: Run, runner: Any, setting: Setting, stages: list[Stage]) -> dict[str, Any]:
@@ -173,21 +178,3 @@ def _draw(pictures: Histograms, run: Run) -> None:
     if run.runner == "engine" or not path.exists():
         path.parent.mkdir(exist_ok=True)
         pictures.draw(path, f"{run.strategy}: weights and gradients, by {run.runner}")
-
-
-def _die_with(parent: int) -> None:
-    """Ends this process when the one that started it is gone: a run nobody waits for would slow the next study."""
-    if parent == os.getpid():
-        return
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def read() -> Run:
-    """The run on standard input."""
-    return Run(**json.load(sys.stdin))

@@ -43,6 +43,11 @@ def _run(main: Callable[[], int], about: str, flags_in: str) -> int:
             raise flags.Error(f"{rest[1]!r}: every argument is a --flag")
     except flags.Error as error:
         return _fail(name, error, BAD_INPUT, "--help lists the flags")
+    return answer(name, main)
+
+
+def answer(name: str, main: Callable[[], int]) -> int:
+    """The exit code of ``main``; whatever it raises is told in a sentence that begins with the program's name."""
     try:
         import_tensorflow()
         return main()
@@ -117,10 +122,11 @@ def _help(module: str, *, full: bool) -> str:
     return "flags:\n" + "\n".join(found)
 
 
-def import_tensorflow() -> Any:
+def import_tensorflow(*, start: bool = True) -> Any:
     """Imports TensorFlow without its start-up messages, which no setting silences, and without matplotlib.
 
     Keras, which TensorFlow imports, would import matplotlib for two functions that plot: a third of all the time.
+    Unless told not to, it starts the runtime too, whose threads no fork outlives.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     hide = "matplotlib" not in sys.modules
@@ -133,7 +139,8 @@ def import_tensorflow() -> Any:
         try:
             import tensorflow as tf
 
-            tf.constant(0)
+            if start:
+                tf.constant(0)
         except BaseException:
             hidden.seek(0)
             os.write(before, hidden.read())

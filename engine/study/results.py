@@ -18,6 +18,7 @@ import numpy as np
 from engine.files import PathLike, write_bytes
 
 TARGET_SHARE = 0.95  # of the best final accuracy: the target, unless one is given
+TAKEN = 0.1  # share of the machine's time that others may have before times are called too long
 
 Run = Mapping[str, Any]
 
@@ -164,6 +165,20 @@ def disagreements(runs: Sequence[Run], *, precision: str) -> list[str]:
         if broken:
             found.append(f"{strategy}: frozen variables changed by {', '.join(broken)}: the freeze proof failed.")
     return found
+
+
+def disturbed(runs: Sequence[Run]) -> list[str]:
+    """At most one sentence: how many runs shared the machine with others, whose times are longer for it."""
+    known = [run for run in runs if run.get("taken") is not None]
+    shared = [run for run in known if run["taken"] > TAKEN]
+    if not shared:
+        return []
+    most = max(shared, key=lambda run: run["taken"])
+    return [
+        f"In {len(shared)} of {len(known)} runs others had over {TAKEN:.0%} of this machine's time (at most {most['taken']:.0%}: "
+        f"{most['strategy']} by {most['runner']}, repeat {most['repeat']}), other programs or other guests of its host: "
+        "these runs' times are too long. A median of three repeats forgives one of them, not two."
+    ]
 
 
 def curves(runs: Iterable[Run]) -> list[dict[str, Any]]:

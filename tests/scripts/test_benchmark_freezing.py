@@ -44,7 +44,7 @@ def keras_model(image_shape, outputs):
     return keras.Model(image, layers.Dense(outputs, name="logits")(x))
 
 def crashing(image_shape, outputs):
-    if "--child=run" in sys.argv:
+    if "benchmark_freezing_server" in sys.argv[0]:
         if not (here / "crashed").exists():
             (here / "crashed").touch()
             print("about to fall", file=sys.stderr, flush=True)
@@ -377,6 +377,42 @@ def test_bad_input_is_refused_in_words(small: dict[str, Any], name: str, message
     assert message in error
 
 
+def test_a_run_shared_its_machine_or_not(small: dict[str, Any]) -> None:
+    """This machine's load is not known here; that it is measured is."""
+    for path in (small["out"] / "main/runs").glob("*.json"):
+        assert 0 <= json.loads(path.read_text())["taken"] <= 1
+
+
+FORKED = """
+import os
+from scripts import benchmark_freezing_server as server, program
+program.import_tensorflow(start=False)
+from engine.report import peak_rss_bytes
+from scripts import benchmark_freezing_worker
+pages = server._library_pages()
+print(len(os.listdir("/proc/self/task")), peak_rss_bytes(), flush=True)
+if os.fork():
+    os.wait()
+else:
+    print(peak_rss_bytes(), flush=True)
+    for start, stop in pages:
+        server._touch(start, stop)
+    print(peak_rss_bytes(), flush=True)
+"""
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/pagemap").exists(), reason="a system without /proc/self/pagemap")
+def test_a_forked_run_has_the_memory_of_a_process_of_its_own() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED], cwd=ROOT, capture_output=True, text=True, timeout=100, check=True,
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+    )  # fmt: skip
+    threads, imported, forked, touched = (int(word) for word in done.stdout.split())
+    assert threads == 1  # TensorFlow has started none yet: a fork loses nothing
+    assert forked < 0.8 * imported
+    assert touched == pytest.approx(imported, rel=0.02)
+
+
 @pytest.mark.slow
 def test_a_full_disk_is_said_in_words(done: dict[str, Any]) -> None:
     code, _, error = done["full disk"]
@@ -403,7 +439,6 @@ def alive(process: int, *, within: float = 10.0) -> bool:
 def test_a_killed_run_fails_alone_and_a_stopped_study_goes_on(
     small_data: pathlib.Path, own: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    """The only test with processes of its own: one for each run, and one that starts them."""
     command = [
         sys.executable, "-m", "scripts.benchmark_freezing", "--model=py:freezing_models:crashing",
         f"--data=npz:{small_data}", "--batch_size=8", "--steps=2", "--repeats=1", "--strategies=head",

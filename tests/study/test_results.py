@@ -139,6 +139,13 @@ def test_repeats_that_differ_in_their_bits_are_told() -> None:
     assert "repeats of engine did not end with the same bits" in note
 
 
+def test_runs_that_shared_the_machine_are_told() -> None:
+    assert results.disturbed([run(), run(taken=None), run(taken=0.1)]) == []
+    (said,) = results.disturbed([run(), run(taken=0.05), run(taken=0.2), run("full", repeat=2, taken=0.43)])
+    assert said.startswith("In 2 of 3 runs others had over 10%")
+    assert "at most 43%: full by engine, repeat 2" in said
+
+
 def test_curves_and_baseline_leave_out_what_failed() -> None:
     failed = {"strategy": "head", "runner": "engine", "repeat": 1, "failed": True, "reason": ""}
     assert len(results.curves([failed, run()])) == 1

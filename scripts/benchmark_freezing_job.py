@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import pathlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from engine import data, losses, models, optimizers, porting, precision, schedul
 from engine.data import order
 from engine.data.source import check_labels
 from engine.errors import InputError
-from engine.files import Npz
+from engine.files import Npz, write_npz
 from engine.loop import Stage
 from engine.phases import Phase
 from engine.selection import digest, select
@@ -25,6 +26,7 @@ from engine.variables import NamedVariable, is_keras, name_variables
 
 ENGINE_RUNNERS = ("engine", "engine_cached")
 V1_RUNNERS = ("v1_trainable", "v1_stop_gradient", "v1_var_list")
+_EXAMPLES = "examples.npz"
 RUNNERS = (*ENGINE_RUNNERS, "keras_fit", *V1_RUNNERS)
 
 
@@ -112,28 +114,67 @@ class Run:
         return json.dumps(dataclasses.asdict(self))
 
 
+def choose(job: Job, source: data.Source) -> data.Source:
+    """The examples that a job's runs use, of the source that they come from.
+
+    Raises:
+        StudyError: fewer than 1, or more than there are.
+    """
+
+    def taken(name: str, part: data.Part, wanted: int | None) -> data.Part:
+        if wanted is None:
+            return part
+        if not 1 <= wanted <= len(part):
+            kind = "training" if name == "train" else "evaluation"
+            raise StudyError(f"{name}_examples={wanted}: {job.data} has {len(part)} {kind} examples")
+        return part.take(np.sort(order.fixed_permutation(len(part))[:wanted]))
+
+    return dataclasses.replace(
+        source,
+        train=taken("train", source.train, job.train_examples),
+        eval=taken("eval", source.eval, job.eval_examples),
+    )
+
+
+def keep_examples(out: pathlib.Path, source: data.Source) -> None:
+    """Keeps a study's examples in its folder, so that its runs need neither read nor decode the others.
+
+    What has more bytes than a source keeps in memory is not kept: runs open the source itself.
+    """
+    parts = {"train": source.train, "val": source.eval}
+    each = math.prod(source.image_shape) * source.train.image_dtype.itemsize
+    if sum(map(len, parts.values())) * each > data.IMAGE_CACHE:
+        return
+    arrays: dict[str, np.ndarray] = {}
+    for name, part in parts.items():
+        read = part.read(np.arange(len(part)))
+        arrays |= {f"{name}_images": read["image"], f"{name}_labels": read["label"]}
+    if source.classes:
+        arrays["class_names"] = np.array(source.classes)
+    write_npz(out / _EXAMPLES, arrays.items())
+
+
+def examples(job: Job, out: pathlib.Path) -> data.Source:
+    """The examples of a study in this folder.
+
+    Raises:
+        InputError: as the sources.
+    """
+    if (out / _EXAMPLES).exists():
+        return dataclasses.replace(data.open_source(f"npz:{out / _EXAMPLES}"), name=job.data)
+    return choose(job, data.open_source(job.data, eval_fraction=job.eval_fraction, image_size=job.image_size))
+
+
 class Setting:
-    """The job's data, model and rules, with whatever values its variables were built with.
+    """The job's model and rules on its examples, with whatever values its variables were built with.
 
     Raises:
         InputError: as the rooms that make them.
     """
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    def __init__(self, job: Job, source: data.Source) -> None:
+        self.job, self.source = job, source
         self.numbers = precision.parse(job.precision)
-        self.source = data.open_source(
-            job.data,
-            eval_fraction=job.eval_fraction,
-            train_examples=job.train_examples,
-            image_size=job.image_size,
-        )
-        if job.eval_examples is not None:
-            count = len(self.source.eval)
-            if not 1 <= job.eval_examples <= count:
-                raise StudyError(f"eval_examples={job.eval_examples}: {job.data} has {count} evaluation examples")
-            chosen = np.sort(order.fixed_permutation(count)[: job.eval_examples])
-            self.source = dataclasses.replace(self.source, eval=self.source.eval.take(chosen))
         self.model = models.build(
             job.model,
             image_shape=self.source.image_shape,

@@ -27,6 +27,8 @@ from scripts.benchmark_freezing_job import (
     Run,
     Setting,
     StudyError,
+    choose,
+    keep_examples,
     load,
     weights_sha256,
     why_not,
@@ -117,6 +119,7 @@ class Plan:
         for left in self.out.glob(".cache-*"):  # of a run that was killed
             shutil.rmtree(left, ignore_errors=True)
         write_npz(self.out / "weights.npz", ((e.path, e.variable.numpy()) for e in self.setting.variables))
+        keep_examples(self.out, self.setting.source)
         if kept is None:
             write_json(self.out / "job.json", {"version": 1, "job": self.job.to_json(), "command": command()})
 
@@ -190,30 +193,29 @@ def _setting() -> Setting:
     if size is None and F.data.startswith("folder:"):
         size = models.default_image_size(F.model)
     source = data.open_source(F.data, eval_fraction=F.eval_fraction, image_size=size)
-    return Setting(
-        Job(
-            model=F.model,
-            head=F.head,
-            data=F.data,
-            data_sha256=source.fingerprint(),
-            eval_fraction=F.eval_fraction,
-            train_examples=_examples(F.train_examples, _TRAIN_EXAMPLES, len(source.train)),
-            eval_examples=_examples(F.eval_examples, _EVAL_EXAMPLES, len(source.eval)),
-            image_size=size,
-            loss=F.loss,
-            precision=F.precision,
-            weights=F.weights,
-            weights_sha256="",
-            images=None,
-            batch_size=F.batch_size,
-            micro_batches=F.micro_batches,
-            windows=1,
-            eval_every=1,
-            learning_rate=F.learning_rate,
-            seed=F.seed,
-            versions=rundir.versions(),
-        )
+    job = Job(
+        model=F.model,
+        head=F.head,
+        data=F.data,
+        data_sha256=source.fingerprint(),
+        eval_fraction=F.eval_fraction,
+        train_examples=_examples(F.train_examples, _TRAIN_EXAMPLES, len(source.train)),
+        eval_examples=_examples(F.eval_examples, _EVAL_EXAMPLES, len(source.eval)),
+        image_size=size,
+        loss=F.loss,
+        precision=F.precision,
+        weights=F.weights,
+        weights_sha256="",
+        images=None,
+        batch_size=F.batch_size,
+        micro_batches=F.micro_batches,
+        windows=1,
+        eval_every=1,
+        learning_rate=F.learning_rate,
+        seed=F.seed,
+        versions=rundir.versions(),
     )
+    return Setting(job, choose(job, source))
 
 
 def _examples(asked: int | None, usual: int, count: int) -> int | None:

@@ -17,7 +17,7 @@ from engine.loop import LoopError, Stage
 from engine.phases import Phase
 from engine.study.cost import Cost, gemm_gflops
 from engine.study.histograms import Histograms, gradients
-from scripts.benchmark_freezing_job import V1_RUNNERS, Job, Run, Setting, weights_sha256
+from scripts.benchmark_freezing_job import V1_RUNNERS, Job, Run, Setting, examples, weights_sha256
 from scripts.benchmark_freezing_record import LeftOut, NotFiniteError
 from scripts.benchmark_freezing_runners import EngineRunner
 
@@ -39,7 +39,7 @@ def work(run: Run) -> None:
     np.random.seed(job.seed)
     tf.random.set_seed(job.seed)
     tf.config.experimental.enable_op_determinism()
-    setting = Setting(job)
+    setting = Setting(job, examples(job, out))
     setting.start(out / "weights.npz")
     stages = setting.stages(Phase(**phase) for phase in run.phases)
     cache = out / f".cache-{run.strategy}-{run.repeat}" if run.runner == "engine_cached" else None

@@ -3,9 +3,10 @@
 from engine.data.batches import EvalBatches, Normalise, TrainBatches
 from engine.data.part import DataError, Part, Source
 from engine.data.resize import parse_image_size
-from engine.data.source import open_source
+from engine.data.source import IMAGE_CACHE, open_source
 
 __all__ = [
+    "IMAGE_CACHE",
     "DataError",
     "EvalBatches",
     "Normalise",

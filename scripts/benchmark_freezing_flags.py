@@ -86,6 +86,11 @@ flags.DEFINE_string(
     "Folder of the study (unless given: runs/DATE-TIME-freezing-MODEL). A folder that holds the same study is gone on with: only what is missing or failed is run.",
 )
 flags.DEFINE_bool(
+    "redo_disturbed",
+    False,
+    "With the --out of a study: run again what was measured while others had over a tenth of the machine's time.",
+)
+flags.DEFINE_bool(
     "histograms",
     False,
     "Histograms of weights and gradients at each evaluation of the runners engine and engine_cached: OUT/tensorboard, and one picture a strategy in OUT/histograms. Their time is not counted; the memory of such runs is higher.",

@@ -19,6 +19,7 @@ from engine import data, models, rundir
 from engine.errors import InputError
 from engine.files import write_json, write_npz
 from engine.filters import FilterError, nearest
+from engine.study import results
 from engine.study.strategies import Known, Strategy, split
 from scripts.benchmark_freezing_job import (
     ENGINE_RUNNERS,
@@ -37,7 +38,7 @@ from scripts.benchmark_freezing_job import (
 F = flags.FLAGS
 
 _QUICK_STRATEGIES = ("head", "last_2", "bias", "full")
-_WINDOWS, _KERAS_WINDOWS, _TRAIN_EXAMPLES, _EVAL_EXAMPLES = 24, 16, 512, 256
+_WINDOWS, _KERAS_WINDOWS, _TRAIN_EXAMPLES, _EVAL_EXAMPLES = 20, 16, 512, 192
 
 
 @dataclass
@@ -65,7 +66,7 @@ class Plan:
         return [(strategy.name, runner) for strategy in self.strategies for runner in self.runners]
 
     def there(self) -> dict[pathlib.Path, dict[str, Any]]:
-        """What earlier invocations finished, by its file; failed runs are run again.
+        """What earlier invocations finished, by its file; failed runs are run again, and disturbed ones if that is asked.
 
         Raises:
             StudyError: a strategy of the same name meant something else then.
@@ -73,7 +74,7 @@ class Plan:
         found = {}
         for run in self.runs:
             kept = read(run.file)
-            if kept is None or kept.get("failed"):
+            if kept is None or kept.get("failed") or (F.redo_disturbed and results.is_disturbed(kept)):
                 continue
             if kept.get("phases") != json.loads(json.dumps(run.phases)):
                 raise StudyError(

@@ -5,6 +5,7 @@ Exit codes: 0 done (--help too), 1 the work failed, 2 bad flags or input, 3 stop
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -126,10 +127,11 @@ def import_tensorflow(*, start: bool = True) -> Any:
     """Imports TensorFlow without its start-up messages, which no setting silences, and without matplotlib.
 
     Keras, which TensorFlow imports, would import matplotlib for two functions that plot: a third of all the time.
-    Unless told not to, it starts the runtime too, whose threads no fork outlives.
+    Unless told not to, it starts the runtime too, whose threads no fork outlives. What was imported is kept from the
+    garbage collector, which would look through all of it again and again while functions are traced.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    hide = "matplotlib" not in sys.modules
+    first, hide = "tensorflow" not in sys.modules, "matplotlib" not in sys.modules
     if hide:
         sys.modules["matplotlib"] = None  # type: ignore[assignment]
     sys.stderr.flush()
@@ -150,6 +152,8 @@ def import_tensorflow(*, start: bool = True) -> Any:
             os.close(before)
             if hide:
                 del sys.modules["matplotlib"]
+    if first:
+        gc.freeze()
     return tf
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from engine import microbatch
+from engine import graph, microbatch
 from engine.batch_shapes import BatchShapes
 from engine.microbatch import MicroBatch
 from engine.selection import Selection
@@ -45,7 +45,9 @@ class Cost(NamedTuple):
 
 def cost(traced: Pass) -> Cost:
     """What a traced pass costs."""
-    shapes = BatchShapes(traced.graph, list(traced.inputs))
+    needed = graph.ancestors([], ops=(*traced.forward, *traced.backward))
+    ops = [op for op in traced.graph.get_operations() if op in needed]
+    shapes = BatchShapes(traced.graph, list(traced.inputs), ops)
     forward, backward = (2e-9 * sum(shapes.macs(op) for op in ops) for ops in (traced.forward, traced.backward))
     return Cost(forward, backward, len(traced.backward))
 

@@ -170,15 +170,21 @@ def disagreements(runs: Sequence[Run], *, precision: str) -> list[str]:
 def disturbed(runs: Sequence[Run]) -> list[str]:
     """At most one sentence: how many runs shared the machine with others, whose times are longer for it."""
     known = [run for run in runs if run.get("taken") is not None]
-    shared = [run for run in known if run["taken"] > TAKEN]
+    shared = [run for run in known if is_disturbed(run)]
     if not shared:
         return []
     most = max(shared, key=lambda run: run["taken"])
     return [
         f"In {len(shared)} of {len(known)} runs others had over {TAKEN:.0%} of this machine's time (at most {most['taken']:.0%}: "
         f"{most['strategy']} by {most['runner']}, repeat {most['repeat']}), other programs or other guests of its host: "
-        "these runs' times are too long. A median of three repeats forgives one of them, not two."
+        "these runs' times are too long. A median of three repeats forgives one of them, not two; the same command with "
+        "--redo_disturbed and this study's --out runs them again."
     ]
+
+
+def is_disturbed(run: Run) -> bool:
+    """Whether others had so much of the machine that a run's times are too long."""
+    return (run.get("taken") or 0.0) > TAKEN
 
 
 def curves(runs: Iterable[Run]) -> list[dict[str, Any]]:

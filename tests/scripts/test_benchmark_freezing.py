@@ -99,7 +99,7 @@ def small(run_each: Any, small_data: pathlib.Path, tmp_path_factory: pytest.Temp
         "twice": [*cnn, "--strategies=head", "--strategies=head"],
     }  # fmt: skip
     answers = run_each("scripts.benchmark_freezing", list(commands.values()))
-    return dict(zip(commands, answers, strict=True)) | {"out": out}
+    return dict(zip(commands, answers, strict=True)) | {"out": out, "asked": main}
 
 
 @pytest.fixture(scope="module")
@@ -377,10 +377,18 @@ def test_bad_input_is_refused_in_words(small: dict[str, Any], name: str, message
     assert message in error
 
 
-def test_a_run_shared_its_machine_or_not(small: dict[str, Any]) -> None:
-    """This machine's load is not known here; that it is measured is."""
-    for path in (small["out"] / "main/runs").glob("*.json"):
-        assert 0 <= json.loads(path.read_text())["taken"] <= 1
+def test_what_was_disturbed_is_run_again_when_asked(small: dict[str, Any], run_each: Any) -> None:
+    out = small["out"] / "main"
+    for path in (out / "runs").glob("*.json"):
+        run = json.loads(path.read_text())
+        assert 0 <= run["taken"] <= 1
+        path.write_text(json.dumps(run | {"taken": 0.5 if run["runner"] == "engine" else 0.0, "job_seconds": 1e6}))
+    ((code, printed, error),) = run_each("scripts.benchmark_freezing", [[*small["asked"], "--redo_disturbed"]])
+    assert code == 0, error
+    assert "2 are there" in printed
+    rows = {row["runner"]: row["job_seconds"] for row in study(small, "main")["results"]}
+    assert rows["engine"] < 1e6
+    assert rows["engine_cached"] == rows["v1_var_list"] == 1e6
 
 
 FORKED = """

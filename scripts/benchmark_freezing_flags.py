@@ -36,7 +36,7 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
     "eval_examples",
     None,
-    "Use only so many evaluation examples (unless given, 256 or all there are, so that evaluating does not take longer than training; 0: all).",
+    "Use only so many evaluation examples (unless given, 192 or all there are, so that evaluating does not take longer than training; 0: all).",
 )
 flags.DEFINE_float(
     "eval_fraction", None, "Share of train held out for evaluation where the data have no evaluation part (0.1)."
@@ -46,7 +46,7 @@ flags.DEFINE_enum("loss", "softmax", ["softmax", "sigmoid", "mse"], "The loss, b
 flags.DEFINE_multi_string(
     "strategies",
     [],
-    "Comma-separated, or repeated: head; last_N (the head and the last N parts: a ViT's blocks, a Keras model's groups of layers, else what lies at the top of the model); norms, bias, attention (those variables and the head); gradual (the head, then last_1, then half of the parts, then everything, a quarter of the windows each); gradual_plateau (the head, then one part more whenever an evaluation is no better than the best before by 0.02 of the loss); full; or name=FILTER. Unless given: all that this model has, with N = 1, 2, 4, 8 ... and all parts (of at most 4, each N); what trains the same as another is there once.",
+    "Comma-separated, or repeated: head; last_N (the head and the last N parts: a ViT's blocks, a Keras model's groups of layers, else what lies at the top of the model); norms, bias, attention (those variables and the head); gradual (the head, then half of the parts too, then everything, a third of the windows each); gradual_plateau (the head, then one part more whenever an evaluation is no better than the best before by 0.02 of the loss); full; or name=FILTER. Unless given: all that this model has, with N = 1, 2, 4, 8 and all parts (of at most 4, each N; of more than 12, N = 1, 4, 16 ... and all); what trains the same as another is there once.",
 )
 flags.DEFINE_string("train", None, "Filter: one more strategy, named train.")
 flags.DEFINE_bool("skip_unmatched", False, "Leave out, and name, strategies that match nothing on this model.")
@@ -68,11 +68,11 @@ flags.DEFINE_string("precision", "float32", "float32, mixed_bfloat16, mixed_floa
 flags.DEFINE_integer("micro_batches", 1, "Parts in which a window is computed, one after the other (not by keras_fit).")
 flags.DEFINE_integer("batch_size", 32, "Examples per window (one optimizer update).")
 flags.DEFINE_integer(
-    "steps", None, "Windows of each run, whatever its phases (unless given: 24, for a Keras model 16)."
+    "steps", None, "Windows of each run, whatever its phases (unless given: 21, for a Keras model 12)."
 )
 flags.DEFINE_float("epochs", None, "Passes over the training examples, instead of --steps.")
 flags.DEFINE_float("learning_rate", 1e-3, "Of Adam, constant, the same for all strategies.")
-flags.DEFINE_integer("eval_every", None, "Windows between evaluations (unless given, a quarter of the windows).")
+flags.DEFINE_integer("eval_every", None, "Windows between evaluations (unless given, a third of the windows).")
 flags.DEFINE_float(
     "target_accuracy",
     None,

@@ -37,8 +37,8 @@ from scripts.benchmark_freezing_job import (
 
 F = flags.FLAGS
 
-_QUICK_STRATEGIES = ("head", "last_2", "bias", "full")
-_WINDOWS, _KERAS_WINDOWS, _TRAIN_EXAMPLES, _EVAL_EXAMPLES = 20, 16, 512, 192
+_WINDOWS, _KERAS_WINDOWS, _TRAIN_EXAMPLES, _EVAL_EXAMPLES = 21, 12, 512, 192
+_EVALUATIONS = 3  # after the first; as many as gradual has phases, each of which ends with one
 
 
 @dataclass
@@ -152,7 +152,7 @@ def make() -> Plan:
         weights_sha256=weights_sha256(setting.variables),
         images=images,
         windows=windows,
-        eval_every=F.eval_every or -(-windows // 4),
+        eval_every=F.eval_every or -(-windows // _EVALUATIONS),
     )
     setting.job = job
     known = Known(setting.variables, setting.model.statistics)
@@ -246,7 +246,8 @@ def _strategies(known: Known) -> tuple[list[Strategy], dict[str, str]]:
         own = asked + own
     elif F.quick:
         found = []
-        own = [name for name in known.names() if name in _QUICK_STRATEGIES] + own
+        quick = ("head", *(f"last_{n}" for n in known.ladder[:2][-1:]), "bias", "full")
+        own = [name for name in known.names() if name in quick] + own
     else:
         found = known.usual()
     unmatched: dict[str, str] = {}

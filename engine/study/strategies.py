@@ -102,7 +102,8 @@ class Known:
     Attributes:
         parts: from the input to the output, without the head.
         head: filter text of the head; "" where the model has none.
-        ladder: the N of last_N that are run when nobody says which: all up to 4, else 1, 2, 4, 8 ... and all.
+        ladder: the N of last_N that are run when nobody says which: all up to 4, else 1, 2, 4, 8 ... and all; of more
+            than 12 parts 1, 4, 16 ... and all.
     """
 
     def __init__(self, variables: ModelVariables, statistics: Statistics) -> None:
@@ -111,8 +112,9 @@ class Known:
         self.head = "@head" if any("head" in entry.groups for entry in variables) else ""
         self.parts = parts(variables)
         count = len(self.parts)
-        doubled = itertools.takewhile(lambda n: n < count, (2**power for power in itertools.count()))
-        self.ladder = tuple(range(1, count + 1)) if count <= 4 else (*doubled, count)
+        factor = 2 if count <= 12 else 4
+        rungs = itertools.takewhile(lambda n: n < count, (factor**power for power in itertools.count()))
+        self.ladder = tuple(range(1, count + 1)) if count <= 4 else (*rungs, count)
 
     def names(self) -> list[str]:
         """Of all strategies that this model has, ``last_N`` for the ladder alone."""
@@ -180,8 +182,7 @@ class Known:
         if name in ("gradual", "gradual_plateau") and not self.parts:
             raise filters.FilterError(f"strategy {name}: this model has no parts to go down by, beside its head")
         if name == "gradual":
-            count = len(self.parts)
-            return self._downward(dict.fromkeys((1, (count + 1) // 2)), plateau=False)
+            return self._downward([(len(self.parts) + 1) // 2], plateau=False)
         if name == "gradual_plateau":
             return self._downward(range(1, len(self.parts) + 1), plateau=True)
         known = self.names()
@@ -189,7 +190,7 @@ class Known:
             f"strategies={name!r}: known are {', '.join(known)}{self._others()}, or name=FILTER{nearest(name, known)}"
         )
 
-    def _downward(self, depths: Sequence[int] | Mapping[int, None] | range, *, plateau: bool) -> list[Step]:
+    def _downward(self, depths: Sequence[int], *, plateau: bool) -> list[Step]:
         """The head, so many of the last parts, everything; each selection once."""
         texts = [("head", self.head)] if self.head else []
         texts += [(f"last_{n}", self._last("gradual", n)) for n in depths] + [("full", "@all")]

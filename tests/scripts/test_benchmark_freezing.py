@@ -74,35 +74,6 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def small(run_each: Any, small_data: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """As ``done``: one small study, the same again, and what is refused."""
-    out = tmp_path_factory.mktemp("small")
-    cnn = [f"--data=npz:{small_data}", *CNN]
-    main = [*cnn, "--strategies=head", "--runners=engine,engine_cached,v1_var_list", f"--out={out / 'main'}"]
-    commands = {
-        "main": main,
-        "again": main,
-        "other": [*main, "--batch_size=4"],
-        "no model": [*cnn, "--model=vit:huge"],
-        "no strategy": [*cnn, "--strategies=haed"],
-        "unmatched": [*cnn, "--strategies=head,attention"],
-        "nothing left": [*cnn, "--strategies=attention", "--skip_unmatched"],
-        "no runner": [*cnn, "--runners=engine,enigne"],
-        "wrong runner": [*cnn, "--runners=engine,keras_fit"],
-        "no histograms": [*cnn, "--runners=v1_var_list", "--histograms"],
-        "repeats": [*cnn, "--repeats=0"],
-        "target": [*cnn, "--target_accuracy=2"],
-        "both": [*cnn, "--epochs=1"],
-        "too few": [*cnn, "--eval_examples=100000"],
-        "not a study": [*cnn, f"--out={small_data.parent}"],
-        "a file": [*cnn, f"--out={small_data}"],
-        "twice": [*cnn, "--strategies=head", "--strategies=head"],
-    }  # fmt: skip
-    answers = run_each("scripts.benchmark_freezing", list(commands.values()))
-    return dict(zip(commands, answers, strict=True)) | {"out": out, "asked": main}
-
-
-@pytest.fixture(scope="module")
 def done(
     run_each: Any, small_data: pathlib.Path, own: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
@@ -154,11 +125,18 @@ def study(done: dict[str, Any], name: str) -> dict[str, Any]:
     return found
 
 
-def test_a_small_study_is_whole_and_gone_on_with(small: dict[str, Any]) -> None:
-    code, printed, error = small["main"]
+def test_a_small_study_is_whole_and_gone_on_with(
+    run_each: Any, small_data: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    main = [
+        f"--data=npz:{small_data}", *CNN, "--strategies=head", "--runners=engine,engine_cached,v1_var_list",
+        f"--out={tmp_path / 'main'}",
+    ]  # fmt: skip
+    answers = run_each("scripts.benchmark_freezing", [main, main, [*main, "--batch_size=4"]])
+    (code, printed, error), (code_again, printed_again, error_again), (code_other, _, error_other) = answers
     assert code == 0, error
     assert "[3/3] head, " in printed
-    found = study(small, "main")
+    found = study({"out": tmp_path}, "main")
     rows = {row["runner"]: row for row in found["results"]}
     assert set(rows) == {"engine", "engine_cached", "v1_var_list"}
     for row in rows.values():
@@ -167,12 +145,22 @@ def test_a_small_study_is_whole_and_gone_on_with(small: dict[str, Any]) -> None:
         assert not row["failed"]
         assert row["final_loss"] == pytest.approx(rows["engine"]["final_loss"], rel=1e-4)
     assert rows["engine_cached"]["cache"]["used"]
-    assert "<html" in (small["out"] / "main/report.html").read_text(encoding="utf-8")
-    code, printed, error = small["again"]
+    assert "<html" in (tmp_path / "main/report.html").read_text(encoding="utf-8")
+    assert code_again == 0, error_again
+    assert "3 are there" in printed_again
+    assert code_other == 2
+    assert "batch_size: 8 in" in error_other
+
+    for path in (tmp_path / "main/runs").glob("*.json"):
+        run = json.loads(path.read_text())
+        assert 0 <= run["taken"] <= 1  # of this machine; how much is not known here
+        path.write_text(json.dumps(run | {"taken": 0.5 if run["runner"] == "engine" else 0.0, "job_seconds": 1e6}))
+    ((code, printed, error),) = run_each("scripts.benchmark_freezing", [[*main, "--redo_disturbed"]])
     assert code == 0, error
-    assert "3 are there" in printed
-    assert small["other"][0] == 2
-    assert "batch_size: 8 in" in small["other"][2]
+    assert "2 are there" in printed
+    rows = {row["runner"]: row["job_seconds"] for row in study({"out": tmp_path}, "main")["results"]}
+    assert rows["engine"] < 1e6
+    assert rows["engine_cached"] == rows["v1_var_list"] == 1e6
 
 
 @pytest.mark.slow
@@ -352,43 +340,36 @@ def test_a_loss_without_accuracy_has_none(done: dict[str, Any]) -> None:
     assert v1["final_loss"] == pytest.approx(engine["final_loss"], rel=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("no model", "a ViT is vit:mini"),
-        ("no strategy", "known are head, last_1"),
-        ("unmatched", "--skip_unmatched leaves such strategies out"),
-        ("nothing left", "each of them matches nothing on this model"),
-        ("no runner", "known are engine, engine_cached, keras_fit, v1_trainable, v1_stop_gradient, v1_var_list"),
-        ("wrong runner", "it cannot run this: cnn:mini is no Keras model"),
-        ("no histograms", "--runners has neither"),
-        ("repeats", "repeats=0"),
-        ("target", "target_accuracy=2"),
-        ("both", "give one of them"),
-        ("too few", "eval_examples=100000"),
-        ("not a study", "no folder of a study"),
-        ("a file", "no folder of a study"),
-        ("twice", "head is there twice"),
-    ],
-)
-def test_bad_input_is_refused_in_words(small: dict[str, Any], name: str, message: str) -> None:
-    code, _, error = small[name]
-    assert code == 2
-    assert message in error
+BAD = [
+    (["--model=vit:huge"], "a ViT is vit:mini"),
+    (["--strategies=haed"], "known are head, last_1"),
+    (["--strategies=head,attention"], "--skip_unmatched leaves such strategies out"),
+    (["--strategies=attention", "--skip_unmatched"], "each of them matches nothing on this model"),
+    (
+        ["--runners=engine,enigne"],
+        "known are engine, engine_cached, keras_fit, v1_trainable, v1_stop_gradient, v1_var_list",
+    ),
+    (["--runners=engine,keras_fit"], "it cannot run this: cnn:mini is no Keras model"),
+    (["--runners=v1_var_list", "--histograms"], "--runners has neither"),
+    (["--repeats=0"], "repeats=0"),
+    (["--target_accuracy=2"], "target_accuracy=2"),
+    (["--epochs=1"], "give one of them"),
+    (["--train_examples=100000"], "train_examples=100000"),
+    (["--eval_examples=100000"], "eval_examples=100000"),
+    (["--strategies=head", "--strategies=head"], "head is there twice"),
+]
 
 
-def test_what_was_disturbed_is_run_again_when_asked(small: dict[str, Any], run_each: Any) -> None:
-    out = small["out"] / "main"
-    for path in (out / "runs").glob("*.json"):
-        run = json.loads(path.read_text())
-        assert 0 <= run["taken"] <= 1
-        path.write_text(json.dumps(run | {"taken": 0.5 if run["runner"] == "engine" else 0.0, "job_seconds": 1e6}))
-    ((code, printed, error),) = run_each("scripts.benchmark_freezing", [[*small["asked"], "--redo_disturbed"]])
-    assert code == 0, error
-    assert "2 are there" in printed
-    rows = {row["runner"]: row["job_seconds"] for row in study(small, "main")["results"]}
-    assert rows["engine"] < 1e6
-    assert rows["engine_cached"] == rows["v1_var_list"] == 1e6
+def test_bad_input_is_refused_in_words(run_each: Any, small_data: pathlib.Path) -> None:
+    bad = [
+        *BAD,
+        ([f"--out={small_data.parent}"], "no folder of a study"),
+        ([f"--out={small_data}"], "no folder of a study"),
+    ]
+    asked = [[f"--data=npz:{small_data}", *CNN, *words] for words, _ in bad]
+    answers = run_each("scripts.benchmark_freezing", asked)
+    for (words, message), (code, _, error) in zip(bad, answers, strict=True):
+        assert (code, message in error) == (2, True), (words, error)
 
 
 FORKED = """
@@ -418,7 +399,7 @@ def test_a_forked_run_has_the_memory_of_a_process_of_its_own() -> None:
     threads, imported, forked, touched = (int(word) for word in done.stdout.split())
     assert threads == 1  # TensorFlow has started none yet: a fork loses nothing
     assert forked < 0.8 * imported
-    assert touched == pytest.approx(imported, rel=0.02)
+    assert touched == pytest.approx(imported, rel=0.1)  # the kernel maps 16 pages around each that is touched
 
 
 @pytest.mark.slow

@@ -236,7 +236,7 @@ def _notes(study: Mapping[str, Any]) -> list[Child]:
 
 def _machine(study: Mapping[str, Any]) -> Markup:
     machine, job = study["machine"], study["job"]
-    gemm = (machine.get("gemm_gflops") or {}).get("median")
+    gemm = (machine.get("gemm_gflops") or {}).get("p90")
     facts = [
         ("Processor", f"{machine['cpu']}, {count(machine['cores'])} cores"),
         ("Memory", format_bytes(machine["memory_bytes"]) if machine["memory_bytes"] else "unknown"),

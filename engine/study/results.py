@@ -44,7 +44,7 @@ def rows(
         runs: finished and failed ones.
         pairs: what was to be run.
         precision, micro_batches: of the job.
-        gemm_gflops: what matrix products reach on this machine.
+        gemm_gflops: what matrix products reach on this machine at their fastest.
         target: accuracy whose time is asked for; None without accuracy.
     """
     found = []

@@ -399,7 +399,8 @@ def test_a_forked_run_has_the_memory_of_a_process_of_its_own() -> None:
     threads, imported, forked, touched = (int(word) for word in done.stdout.split())
     assert threads == 1  # TensorFlow has started none yet: a fork loses nothing
     assert forked < 0.8 * imported
-    assert touched == pytest.approx(imported, rel=0.1)  # the kernel maps 16 pages around each that is touched
+    assert touched > 0.98 * imported  # nothing is missing
+    assert touched < 1.1 * imported  # Linux maps more around a touch, if more of the file came into its cache meanwhile
 
 
 @pytest.mark.slow

@@ -320,7 +320,7 @@ def test_quick_takes_few_and_histograms_are_drawn(done: dict[str, Any]) -> None:
     assert {row["runner"] for row in found["results"]} == {"engine", "engine_cached", "v1_var_list"}
     assert {row["strategy"] for row in found["results"]} == {"head", "last_2", "bias", "full"}
     assert found["job"]["repeats"] == 1
-    assert found["job"]["windows"] == 12
+    assert found["job"]["windows"] == 10
     folder = done["out"] / "quick"
     assert {path.stem for path in (folder / "histograms").glob("*.png")} == {"head", "last_2", "bias", "full"}
     assert list((folder / "tensorboard" / "head-engine_cached").glob("events*"))

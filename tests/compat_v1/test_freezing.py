@@ -224,7 +224,7 @@ print(json.dumps({"moved": found, "trained": [e.path for e in selection.trained]
     ("train", "control_flow"),
     [
         ("head/.*", 1),
-        ("@all !dense/.*", 2),
+        pytest.param("@all !dense/.*", 2, marks=pytest.mark.slow),
         pytest.param("conv/.* rnn/lstm/bias", 2, marks=pytest.mark.slow),
         pytest.param("bn/gamma rnn/.*", 1, marks=pytest.mark.slow),
     ],

@@ -205,7 +205,7 @@ def test_sixteen_bits_cross_as_they_are(compute: str) -> None:
 # --- where the line lies
 
 
-@pytest.mark.parametrize("case", [VIT_BLOCK, CNN], ids=str)
+@pytest.mark.parametrize("case", [pytest.param(VIT_BLOCK, marks=pytest.mark.slow), CNN], ids=str)
 def test_the_line_is_the_engines_whatever_the_method(case: Case) -> None:
     seen, engine = [], None
     for method in METHODS:

@@ -165,7 +165,11 @@ def relative(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if "mobilenet" in name.lower() else name for name in CASES]
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name == "vit head" or "mobilenet" in name.lower() else name
+        for name in CASES
+    ],
 )
 @pytest.mark.usefixtures("deterministic_ops")
 def test_cached_equals_uncached(name: str) -> None:

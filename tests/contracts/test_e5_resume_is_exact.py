@@ -116,6 +116,7 @@ def test_a_vit_run_killed_at_a_random_moment_ends_with_the_same_bits(
     check(run, tmp_path, small_data, VIT, kills=1, seed=time.time_ns())
 
 
+@pytest.mark.slow
 def test_a_batchnorm_run_killed_and_resumed_and_killed_again_ends_with_the_same_bits(
     run: Any, tmp_path: pathlib.Path, small_data: pathlib.Path
 ) -> None:

@@ -20,9 +20,8 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(
-    "apart", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["one process", "each its own"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("apart", [False, True], ids=["one process", "each its own"])
 def test_engine_and_keras_are_measured_in_turn_on_equal_terms_and_bad_input_is_named(
     run_each: Any, tmp_path: pathlib.Path, apart: bool
 ) -> None:

@@ -38,9 +38,8 @@ UNFIT = [
 ]
 
 
-@pytest.mark.parametrize(
-    "apart", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["one process", "each its own"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("apart", [False, True], ids=["one process", "each its own"])
 def test_runs_are_measured_against_their_forecasts_and_against_keras_and_bad_ones_are_named(
     run_each: Any, tmp_path: pathlib.Path, apart: bool
 ) -> None:

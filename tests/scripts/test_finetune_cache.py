@@ -123,6 +123,7 @@ def test_augmented_images_need_views(run: Any, tmp_path: pathlib.Path) -> None:
     np.testing.assert_allclose(losses(tmp_path / "views"), losses(tmp_path / "plain"), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_fewer_bits_and_a_budget(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     _, found = run("half", "--cache=require", "--cache_dtype=bfloat16")
     assert found["cache"]["bytes"] == 60 * 96 * 2

@@ -32,6 +32,7 @@ def read(out: pathlib.Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_head_then_last_20_layers_is_one_command(call: Any, colour_data: pathlib.Path, tmp_path: pathlib.Path) -> None:
     out = tmp_path / "run"
     phases = [

@@ -344,6 +344,7 @@ def test_a_resume_keeps_the_plan_whatever_memory_there_is_now(
         assert facts(tmp_path / "run")["memory"]["plan"] == plan
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("steady")
 def test_a_resume_keeps_the_planned_depth(run: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = ("--model=vit:mini,depth=2", "--plan=depth", "--steps=3", "--memory_budget=8GiB")

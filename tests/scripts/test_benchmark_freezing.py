@@ -192,7 +192,7 @@ def test_a_study_has_all_rows_of_the_contract(done: dict[str, Any]) -> None:
     assert [p["step"] for p in points["head", "engine"]] == [0, 2, 4]
     seconds = [p["seconds"] for p in points["head", "engine"]]
     assert seconds == sorted(seconds)
-    assert seconds[-1] <= rows["head", "engine"]["job_seconds"]
+    assert seconds[-1] <= rows["head", "engine"]["job_seconds_spread"]["most"]  # points are of one of two repeats
 
 
 @pytest.mark.slow

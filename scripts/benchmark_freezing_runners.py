@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ class _Enough(Exception):  # noqa: N818 - no error
     """A budget of windows ended as a phase did."""
 
 
-class Driven:
+class Driven(abc.ABC):
     """A step that the engine's loop drives through a job's phases.
 
     Attributes:
@@ -76,25 +77,26 @@ class Driven:
     def batches(self, stage: Stage, start: int, stop: int) -> Iterator[Mapping[str, Any]]:
         return self.setting.batches.between(start, stop)
 
+    @abc.abstractmethod
     def evaluate(self, stage: Stage, windows: int) -> Evaluation:
-        raise NotImplementedError
+        """On the evaluation examples, after so many windows."""
 
-    def begin_phase(self, stage: Stage) -> None:
+    def begin_phase(self, stage: Stage) -> None:  # noqa: B027 - a step may need nothing
         """Called before a phase's first batch is made."""
 
+    @abc.abstractmethod
     def slot_bytes(self) -> int:
         """Of the phase that runs."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def cost(self, stage: Stage) -> Cost:
         """What a window of a phase that was run costs."""
-        raise NotImplementedError
 
     def traces(self) -> int:
         """How often something was traced so far: a window that traced is not timed."""
         return 0
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - a step may hold nothing
         """Lets go of what the run held."""
 
     def _watched(self, stage: Stage, start: int, stop: int) -> Iterator[Mapping[str, Any]]:

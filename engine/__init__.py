@@ -4,10 +4,10 @@ The way through it: ``select`` resolves a filter against a model; ``TrainStep`` 
 and nothing else; a ``FreezeProof`` shows it.
 """
 
-from engine.filters import FilterError, blocks, group, layers, parse, path
-from engine.selection import FreezeProof, Selection, select
-from engine.step import TrainStep, Window
-from engine.variables import name_variables
+from engine.selection.filters import FilterError, blocks, group, layers, parse, path
+from engine.selection.selection import FreezeProof, Selection, select
+from engine.selection.variables import name_variables
+from engine.training.step import TrainStep, Window
 
 __all__ = [
     "FilterError",

@@ -87,7 +87,7 @@ def _member(name: str) -> zipfile.ZipInfo:
 
 
 class Npz:
-    """An ``.npz`` file, opened for reading one array at a time. A TensorSource (engine.porting.source).
+    """An ``.npz`` file, opened for reading one array at a time. A TensorSource (engine.porting.readers.source).
 
     Raises:
         FileError: not there, no zip archive, truncated, an array with Python objects, or a header

@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from scripts import program
+from scripts import cli
 
 F = flags.FLAGS
 
@@ -35,7 +35,7 @@ def main() -> int:
 
     if not F.graph:
         raise InputError("graph=None: a .meta file, a SavedModel or a run directory is wanted; --help lists the flags")
-    program.check_out(F.out)
+    cli.check_out(F.out)
     found = _audit(pathlib.Path(F.graph))
     print(f"{found.source}, fetching {found.train_op}: {len(found.variables)} variables\n")
     print(found.table())
@@ -46,13 +46,13 @@ def main() -> int:
 
         write_json(F.out, found.to_json())
         print(f"written: {F.out}")
-    return program.FAILED if found.findings else program.DONE
+    return cli.FAILED if found.findings else cli.DONE
 
 
 def _audit(path: pathlib.Path) -> Any:
-    from compat_v1 import metagraph
-    from engine.audit import audit
-    from engine.audit_training import audit_run
+    from compat_v1.graphs import metagraph
+    from engine.audit.graph_audit import audit
+    from engine.audit.training_audit import audit_run
     from engine.errors import InputError
 
     if path.is_dir() and (path / "run.json").exists():
@@ -67,7 +67,7 @@ def _audit(path: pathlib.Path) -> Any:
 
 
 def run() -> None:
-    program.run(main, about=__doc__ or "", flags_in=__name__)
+    cli.run(main, about=__doc__ or "", flags_in=__name__)
 
 
 if __name__ == "__main__":

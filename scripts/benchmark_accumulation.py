@@ -13,7 +13,8 @@ from typing import Any
 
 from absl import flags
 
-from scripts import peers, program
+from scripts import cli
+from scripts.baselines import harness
 
 F = flags.FLAGS
 
@@ -31,8 +32,9 @@ flags.DEFINE_string("out", None, "A .json file for the results (seconds); unless
 def main() -> int:
     import numpy as np
 
-    from engine import TrainStep, losses, models, optimizers, select
+    from engine import TrainStep, models, select
     from engine.errors import InputError
+    from engine.training import losses, optimizers
 
     parts = []
     for word in F.parts:
@@ -44,7 +46,7 @@ def main() -> int:
             raise InputError(f"{name}={F[name].value}: it must be at least 1")
     if parts[:1] != [1] or max(parts) > F.batch_size:
         raise InputError(f"parts={','.join(F.parts)}: 1 comes first, and a window of {F.batch_size} has no more parts")
-    program.check_out(F.out)
+    cli.check_out(F.out)
 
     model = models.build(F.model, image_shape=(F.image_size, F.image_size, 3), outputs=1000)
     selection = select(model.network, F.train, statistics=model.statistics)
@@ -85,7 +87,7 @@ def main() -> int:
 
         write_json(F.out, results)
         print(f"\nwritten: {F.out}")
-    return program.DONE
+    return cli.DONE
 
 
 def _rounds(runners: dict[int, Any]) -> dict[int, list[float]]:
@@ -99,8 +101,8 @@ def _rounds(runners: dict[int, Any]) -> dict[int, list[float]]:
 
 def _against(values: list[float], others: list[float]) -> dict[str, Any]:
     return {
-        "seconds": peers.quantiles(values),
-        "ratio": peers.quantiles([a / b for a, b in zip(values, others, strict=True)]),
+        "seconds": harness.quantiles(values),
+        "ratio": harness.quantiles([a / b for a, b in zip(values, others, strict=True)]),
     }
 
 
@@ -114,7 +116,7 @@ def _print(title: str, unit: str, rows: dict[int, dict[str, Any]]) -> None:
 
 
 def run() -> None:
-    program.run(main, about=__doc__ or "", flags_in=__name__)
+    cli.run(main, about=__doc__ or "", flags_in=__name__)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from typing import Any
 
 from absl import flags
 
-from scripts import peers, program
+from scripts import cli
+from scripts.baselines import harness
 
 F = flags.FLAGS
 
@@ -84,16 +85,16 @@ def main() -> int:
             results["window"] = _window()
         if "memory" in F.what:
             results["memory"] = _memory(memory_examples)
-    except peers.BenchmarkError as error:
+    except harness.BenchmarkError as error:
         print(f"benchmark_cache: {error}", file=sys.stderr)
-        return program.FAILED
+        return cli.FAILED
     _print(results)
     if F.out:
         from engine.files import write_json
 
         write_json(F.out, results)
         print(f"\nwritten: {F.out}")
-    return program.DONE
+    return cli.DONE
 
 
 # ---- what is measured
@@ -124,7 +125,7 @@ def _whole(train: str, runners: tuple[str, ...]) -> dict[str, Any]:
         job = _made(folder, train, F.model, F.image_size, F.batch_size, steps=F.epochs * per_epoch)
         found = {runner: _start(runner, job, folder, F.images) for runner in runners}
     trained = {name: result for name, result in found.items() if "first_loss" in result}
-    peers.check_agreement(job, trained, {})
+    harness.check_agreement(job, trained, {})
     return found
 
 
@@ -135,9 +136,9 @@ def _window() -> dict[str, Any]:
         found = _start("window", job, folder, F.images // size * size)
     pairs, runs = zip(found["engine"]["seconds"], found["hand"]["seconds"], strict=True), found["runs"]
     return found | {
-        "step_ms": {name: peers.quantiles([1e3 * s for s in found[name]["seconds"]]) for name in ("engine", "hand")},
-        "window_to_hand": peers.quantiles([ours / theirs for ours, theirs in pairs]),
-        "runs_to_hand": peers.quantiles([a / b for a, b in zip(runs["engine"], runs["hand"], strict=True)]),
+        "step_ms": {name: harness.quantiles([1e3 * s for s in found[name]["seconds"]]) for name in ("engine", "hand")},
+        "window_to_hand": harness.quantiles([ours / theirs for ours, theirs in pairs]),
+        "runs_to_hand": harness.quantiles([a / b for a, b in zip(runs["engine"], runs["hand"], strict=True)]),
     }
 
 
@@ -162,10 +163,10 @@ def _memory(examples: list[int]) -> dict[str, Any]:
 
 def _made(
     folder: str, train: str, model: str, image_size: int, batch_size: int, *, steps: int, warmup: int = 0
-) -> peers.Job:
-    from scripts import peers_jobs
+) -> harness.Job:
+    from scripts.baselines import vit_jobs
 
-    (job,) = peers_jobs.make(
+    (job,) = vit_jobs.make(
         pathlib.Path(folder),
         model=model,
         image_size=image_size,
@@ -179,12 +180,12 @@ def _made(
     return job
 
 
-def _start(runner: str, job: peers.Job, folder: str, count: int) -> dict[str, Any]:
+def _start(runner: str, job: harness.Job, folder: str, count: int) -> dict[str, Any]:
     print(f"  {job.train}: {runner}, {count:,} examples", flush=True)
     begun, own = time.monotonic(), pathlib.Path(folder) / f"{runner}-{count}"
     own.mkdir()
     words = ["scripts.benchmark_cache", f"--child={runner}", f"--images={count}", f"--folder={own}"]
-    found = peers.start(words, job, runner, result=own / "result.json")
+    found = harness.start(words, job, runner, result=own / "result.json")
     print(f"  {job.train}: {runner}, {count:,} examples: {time.monotonic() - begun:.0f} s", flush=True)
     return found
 
@@ -192,30 +193,30 @@ def _start(runner: str, job: peers.Job, folder: str, count: int) -> dict[str, An
 def _child(name: str) -> int:
     from engine.errors import InputError
     from engine.files import write_json
-    from scripts import peers_cache, peers_jobs
+    from scripts.baselines import cached, vit_jobs
 
-    job = peers_jobs.read(name)
+    job = vit_jobs.read(name)
     if F.folder is None:
         raise InputError(f"child={name}: it is started by a benchmark with a --folder")
     folder, count = pathlib.Path(F.folder), F.images
     result: dict[str, Any]
     if name == "keras_fit":
-        result = peers_cache.keras_fit(job, count)
+        result = cached.keras_fit(job, count)
     elif name == "window":
-        result = peers_cache.windows(job, count, folder / "cache")
+        result = cached.windows(job, count, folder / "cache")
     elif name in ("forward", "keras_forward"):
-        result = peers_cache.forward(job, count, keras=name == "keras_forward")
+        result = cached.forward(job, count, keras=name == "keras_forward")
     else:
         cache = None if name == "engine" else folder / "cache"
-        result = peers_cache.engine(job, count, cache=cache, held=name != "memory")
+        result = cached.engine(job, count, cache=cache, held=name != "memory")
     write_json(folder / "result.json", result)
-    return program.DONE
+    return cli.DONE
 
 
 def _versions() -> dict[str, str]:
-    from engine import rundir
+    from engine.runs import run_directory
 
-    return rundir.versions()
+    return run_directory.versions()
 
 
 # ---- what is shown
@@ -299,9 +300,9 @@ def _check_flags() -> list[int]:
         InputError: flags that contradict themselves, or lie outside their ranges.
     """
     from engine.errors import InputError
-    from engine.filters import nearest
+    from engine.selection.filters import nearest
 
-    program.check_numbers(_LIMITS)
+    cli.check_numbers(_LIMITS)
     for what in F.what:
         if what not in WHAT:
             raise InputError(f"what={what!r}: known are {', '.join(WHAT)}{nearest(what, list(WHAT))}")
@@ -317,12 +318,12 @@ def _check_flags() -> list[int]:
             f"memory_examples={','.join(F.memory_examples)!r}: two numbers are wanted, the first no less than "
             f"window_batch_size={F.window_batch_size}, the second larger"
         )
-    program.check_out(F.out)
+    cli.check_out(F.out)
     return examples
 
 
 def run() -> None:
-    program.run(main, about=__doc__ or "", flags_in=__name__)
+    cli.run(main, about=__doc__ or "", flags_in=__name__)
 
 
 if __name__ == "__main__":

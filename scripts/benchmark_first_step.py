@@ -19,7 +19,8 @@ from typing import Any
 
 from absl import flags
 
-from scripts import peers, program
+from scripts import cli
+from scripts.baselines import harness
 
 F = flags.FLAGS
 
@@ -43,14 +44,14 @@ flags.DEFINE_enum("child", None, RUNNERS, "Internal: be the process that measure
 def main() -> int:
     if F.child:
         return _child(F.child)
-    from scripts import peers_jobs
+    from scripts.baselines import vit_jobs
 
-    program.check_numbers(_LIMITS)
-    program.check_out(F.out)
+    cli.check_numbers(_LIMITS)
+    cli.check_out(F.out)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a child does not outlive this process
     try:
         with tempfile.TemporaryDirectory(prefix="benchmark_first_step-") as folder:
-            (job,) = peers_jobs.make(
+            (job,) = vit_jobs.make(
                 pathlib.Path(folder),
                 model=F.model,
                 image_size=F.image_size,
@@ -62,9 +63,9 @@ def main() -> int:
                 seed=F.seed,
             )
             pairs = [_pair(job, number) for number in range(F.repeats)]
-    except peers.BenchmarkError as error:
+    except harness.BenchmarkError as error:
         print(f"benchmark_first_step: {error}", file=sys.stderr)
-        return program.FAILED
+        return cli.FAILED
     results = _results(pairs)
     _print(results)
     if F.out:
@@ -72,17 +73,17 @@ def main() -> int:
 
         write_json(F.out, results)
         print(f"\nwritten: {F.out}")
-    return program.DONE
+    return cli.DONE
 
 
-def _pair(job: peers.Job, number: int) -> dict[str, Any]:
+def _pair(job: harness.Job, number: int) -> dict[str, Any]:
     """Both runners once, the order swapped every pair."""
     found = {}
     for runner in RUNNERS if number % 2 == 0 else RUNNERS[::-1]:
         words = ["scripts.benchmark_first_step", f"--child={runner}"]
-        found[runner] = peers.start(words, job, runner)
+        found[runner] = harness.start(words, job, runner)
         print(f"  {number + 1} of {F.repeats}, {runner}: {found[runner]['seconds'][0]:.2f} s", flush=True)
-    peers.check_agreement(job, {runner: found[runner] for runner in RUNNERS}, {})
+    harness.check_agreement(job, {runner: found[runner] for runner in RUNNERS}, {})
     return found
 
 
@@ -95,10 +96,10 @@ def _results(pairs: list[dict[str, Any]]) -> dict[str, Any]:
         "batch_size": F.batch_size,
         "parameters": pairs[0]["engine"]["parameters"],
         "keras_xla": pairs[0]["keras"]["xla"],
-        "seconds": {runner: peers.quantiles(values) for runner, values in seconds.items()},
-        "ratio": peers.quantiles(ratios),
+        "seconds": {runner: harness.quantiles(values) for runner, values in seconds.items()},
+        "ratio": harness.quantiles(ratios),
         "each": seconds,
-        "peak_rss_bytes": {r: peers.quantiles([pair[r]["peak_rss_bytes"] for pair in pairs]) for r in RUNNERS},
+        "peak_rss_bytes": {r: harness.quantiles([pair[r]["peak_rss_bytes"] for pair in pairs]) for r in RUNNERS},
     }
 
 
@@ -115,23 +116,23 @@ def _print(results: dict[str, Any]) -> None:
 
 
 def _child(name: str) -> int:
-    from scripts import peers_jobs
+    from scripts.baselines import vit_jobs
 
-    job = peers_jobs.read(name)
+    job = vit_jobs.read(name)
     if name == "keras":
-        from scripts import peers_keras
+        from scripts.baselines import keras_vit
 
-        result = peers_keras.run_first(job)
+        result = keras_vit.run_first(job)
     else:
-        from scripts.peers_tensorflow import Engine
+        from scripts.baselines.tensorflow_vit import Engine
 
-        result = peers.run(Engine(job), job)
+        result = harness.run(Engine(job), job)
     print(json.dumps(result))
-    return program.DONE
+    return cli.DONE
 
 
 def run() -> None:
-    program.run(main, about=__doc__ or "", flags_in=__name__)
+    cli.run(main, about=__doc__ or "", flags_in=__name__)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any
 
 from absl import flags
 
-from scripts import benchmark_freezing_flags, program
+from scripts import benchmark_freezing_flags, cli
 from scripts.benchmark_freezing_server import Server
 
 F = flags.FLAGS
@@ -39,7 +39,7 @@ def main() -> int:
 
 def _study(server: Server) -> int:
     from scripts import benchmark_freezing_plan as planning
-    from scripts import benchmark_freezing_show as show
+    from scripts import benchmark_freezing_text as show
 
     plan = planning.make()
     planning.described(plan)
@@ -57,7 +57,7 @@ def _study(server: Server) -> int:
             f"command with --out={shlex.quote(str(plan.out))} does the rest",
             file=sys.stderr,
         )
-        return program.FAILED
+        return cli.FAILED
     print()
     show.table(found["results"])
     for note in found["notes"]:
@@ -115,7 +115,8 @@ def _run(run: Any, runs: Mapping[pathlib.Path, dict[str, Any]], server: Server) 
 def _write(plan: Any, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """The files of a study, from what there is of it."""
     from engine.files import write_json
-    from engine.study import report, results
+    from engine.study import results
+    from engine.study.html import report
     from scripts.benchmark_freezing_study import whole
 
     found = whole(plan, runs)
@@ -139,12 +140,12 @@ def _code(plan: Any, runs: Mapping[pathlib.Path, Any], found: Mapping[str, Any],
     if stopped:
         again = f"the same command with --out={shlex.quote(str(plan.out))}"
         say(f"stopped; {len(runs)} of {len(plan.runs)} runs are done, and {again} does the rest")
-        return program.STOPPED
-    return program.FAILED if failed or broken else program.DONE
+        return cli.STOPPED
+    return cli.FAILED if failed or broken else cli.DONE
 
 
 def run() -> None:
-    program.run(main, about=__doc__ or "", flags_in=benchmark_freezing_flags.__name__)
+    cli.run(main, about=__doc__ or "", flags_in=benchmark_freezing_flags.__name__)
 
 
 if __name__ == "__main__":

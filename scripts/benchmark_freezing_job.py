@@ -13,16 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from compat_v1 import models as v1_models
-from engine import data, losses, models, optimizers, porting, precision, schedules
+from compat_v1.training import models as v1_models
+from engine import data, models, porting
 from engine.data import order
 from engine.data.source import check_labels
 from engine.errors import InputError
 from engine.files import Npz, write_npz
-from engine.loop import Stage
-from engine.phases import Phase
-from engine.selection import digest, select
-from engine.variables import NamedVariable, is_keras, name_variables
+from engine.selection.selection import digest, select
+from engine.selection.variables import NamedVariable, is_keras, name_variables
+from engine.training import losses, optimizers, precision, schedules
+from engine.training.loop import Stage
+from engine.training.phases import Phase
 
 ENGINE_RUNNERS = ("engine", "engine_cached")
 V1_RUNNERS = ("v1_trainable", "v1_stop_gradient", "v1_var_list")
@@ -93,7 +94,7 @@ class Run:
     Attributes:
         out: folder of the study.
         strategy, runner, repeat: which run; repeats count from 1.
-        phases: fields of each engine.phases.Phase.
+        phases: fields of each engine.training.phases.Phase.
         check_numerics, histograms: as in flags.
     """
 
@@ -283,7 +284,7 @@ def load(setting: Setting, weights: str) -> tuple[str, str | None]:
 
 
 def weights_sha256(entries: Iterable[NamedVariable]) -> str:
-    """SHA-256 over the digests (engine.selection.digest) of variables, in the model's order."""
+    """SHA-256 over the digests (engine.selection.selection.digest) of variables, in the model's order."""
     hasher = hashlib.sha256()
     for entry in entries:
         hasher.update(digest(entry.path, np.asarray(entry.variable.numpy())).encode())

@@ -15,10 +15,11 @@ from typing import Any
 
 from absl import flags
 
-from engine import data, models, rundir
+from engine import data, models
 from engine.errors import InputError
 from engine.files import write_json, write_npz
-from engine.filters import FilterError, nearest
+from engine.runs import run_directory
+from engine.selection.filters import FilterError, nearest
 from engine.study import results
 from engine.study.strategies import Known, Strategy, split
 from scripts.benchmark_freezing_job import (
@@ -214,7 +215,7 @@ def _setting() -> Setting:
         eval_every=1,
         learning_rate=F.learning_rate,
         seed=F.seed,
-        versions=rundir.versions(),
+        versions=run_directory.versions(),
     )
     return Setting(job, choose(job, source))
 

@@ -9,8 +9,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from engine.loop import LoopError, Stage
-from engine.phases import Evaluation
+from engine.training.loop import LoopError, Stage
+from engine.training.phases import Evaluation
 
 
 class LeftOut(Exception):  # noqa: N818 - no error: a runner that would only repeat another's run

@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from engine.caching import Caching, Wish
-from engine.evaluate import Evaluator
-from engine.loop import Event, Loop, LoopError, Stage, State
-from engine.optimizers import Slots
-from engine.phases import Evaluation
-from engine.step import TrainStep
+from engine.feature_cache.policy import Caching, Wish
 from engine.study.cost import Cost, of_step
+from engine.training.evaluation import Evaluator
+from engine.training.loop import Event, Loop, LoopError, Stage, State
+from engine.training.optimizers import Slots
+from engine.training.phases import Evaluation
+from engine.training.step import TrainStep
 from scripts.benchmark_freezing_job import Setting, StudyError
 from scripts.benchmark_freezing_record import LeftOut, NotFiniteError, Record
 

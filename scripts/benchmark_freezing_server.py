@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts import program
+from scripts import cli
 
 
 class Server:
@@ -93,8 +93,8 @@ def _last_lines(text: str) -> str:
 def serve() -> None:
     """Does what each line of standard input asks for, one after the other, and answers each: exit code, what it said."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: this ends when the process that asks does
-    program.import_tensorflow(start=False)
-    from scripts import benchmark_freezing_keras, benchmark_freezing_v1, benchmark_freezing_worker  # noqa: F401
+    cli.import_tensorflow(start=False)
+    from scripts import benchmark_freezing_v1, benchmark_freezing_worker  # noqa: F401
 
     pages = _library_pages()
     for line in sys.stdin:
@@ -141,13 +141,13 @@ def _touch(start: int, stop: int) -> None:
 
 def _be(what: str, given: str, said: int) -> None:
     """Becomes the process of one thing; does not return."""
-    code = program.FAILED
+    code = cli.FAILED
     try:
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), 1)  # it says nothing but why it failed
         os.dup2(said, 2)
         threading.Thread(target=_end_with_the_asking, daemon=True).start()
-        code = program.answer("benchmark_freezing", lambda: _work(what, given))
+        code = cli.answer("benchmark_freezing", lambda: _work(what, given))
     finally:
         sys.stderr.flush()
         os._exit(code)
@@ -161,7 +161,7 @@ def _work(what: str, given: str) -> int:
         worker.machine(pathlib.Path(given))
     else:
         worker.work(Run(**json.loads(given)))
-    return program.DONE
+    return cli.DONE
 
 
 def _end_with_the_asking() -> None:
@@ -169,7 +169,7 @@ def _end_with_the_asking() -> None:
     asking: Any = select.poll()
     asking.register(0, 0)  # nothing but that the other end is closed
     asking.poll()
-    os._exit(program.FAILED)
+    os._exit(cli.FAILED)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from engine.parts import part_names
+from engine.selection.layer_groups import part_names
 from engine.study import results
 from scripts.benchmark_freezing_plan import Plan, command, read
 

@@ -8,17 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from compat_v1 import models as v1_models
-from compat_v1.freezing import Freezing
-from compat_v1.session_loop import SessionLoop
-from compat_v1.training_graph import TrainingGraph
-from engine import graph, losses
-from engine.loop import Stage
-from engine.optimizers import Optimizer
-from engine.phases import Evaluation
-from engine.selection import Selection
-from engine.step import Window
+from compat_v1.training import models as v1_models
+from compat_v1.training.freezing import Freezing
+from compat_v1.training.session_loop import SessionLoop
+from compat_v1.training.training_graph import TrainingGraph
+from engine.graphs import dataflow
+from engine.selection.selection import Selection
 from engine.study.cost import Cost, Pass, cost
+from engine.training import losses
+from engine.training.loop import Stage
+from engine.training.optimizers import Optimizer
+from engine.training.phases import Evaluation
+from engine.training.step import Window
 from scripts.benchmark_freezing_job import Setting
 from scripts.benchmark_freezing_runners import Driven
 
@@ -114,8 +115,8 @@ class V1Runner(Driven):
 
     def cost(self, stage: Stage) -> Cost:
         built = self.step.built[stage.selection]
-        loss = graph.ancestors([built.runs.report["loss"]])
-        needed = graph.ancestors([gradient for gradient, _ in built.gradients.applied])
+        loss = dataflow.ancestors([built.runs.report["loss"]])
+        needed = dataflow.ancestors([gradient for gradient, _ in built.gradients.applied])
         found = cost(Pass(built.graph, list(built.inputs.values()), list(loss), list(needed - loss)))
         return found._replace(backward_ops=built.backward_ops)
 

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from engine import numerics, report
+from engine.audit import nonfinite
 from engine.files import write_json
-from engine.loop import LoopError, Stage
-from engine.phases import Phase
+from engine.runs import records
 from engine.study.cost import Cost, gemm_gflops
 from engine.study.histograms import Histograms, gradients
+from engine.training.loop import LoopError, Stage
+from engine.training.phases import Phase
 from scripts.benchmark_freezing_job import V1_RUNNERS, Job, Run, Setting, examples, weights_sha256
 from scripts.benchmark_freezing_record import LeftOut, NotFiniteError
 from scripts.benchmark_freezing_runners import EngineRunner
@@ -55,13 +56,13 @@ def work(run: Run) -> None:
     finally:
         if cache is not None:
             shutil.rmtree(cache, ignore_errors=True)
-    peak = report.peak_rss_bytes()  # before anything is looked at that is no part of the run
+    peak = records.peak_rss_bytes()  # before anything is looked at that is no part of the run
     found = _identity(run) | {"peak_rss_bytes": peak} | _measured(runner) | _facts(run, runner, setting, stages)
     if pictures is not None:
         pictures.close()
         _draw(pictures, run)
     runner.close()
-    report.write_run(run.file, found)
+    records.write_run(run.file, found)
 
 
 def _identity(run: Run) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def _make(run: Run, setting: Setting, stages: list[Stage], cache: pathlib.Path |
 
         return V1Runner(setting, stages, budget=budget, method=run.runner.removeprefix("v1_"))
     if run.runner == "keras_fit":
-        from scripts.benchmark_freezing_keras import KerasRunner
+        from scripts.baselines.keras_runner import KerasRunner
 
         return KerasRunner(setting, stages)
     return EngineRunner(setting, stages, budget=budget, cache=cache)
@@ -137,7 +138,7 @@ def _facts(run: Run, runner: Any, setting: Setting, stages: list[Stage]) -> dict
 def _norm(setting: Setting, stage: Stage) -> float | None:
     """Of what the frozen part puts out for the first evaluation examples, by the values that a runner ended with."""
     from engine.data import EvalBatches
-    from engine.evaluate import WATCHED, Evaluator
+    from engine.training.evaluation import WATCHED, Evaluator
 
     batches = EvalBatches(setting.evaluation.part, batch_size=WATCHED, normalise=setting.evaluation.normalise)
     return Evaluator(setting.loss_fn)(stage.selection, [next(iter(batches))]).frozen_output_norm
@@ -151,7 +152,7 @@ def _where(setting: Setting, runner: Any, error: NotFiniteError) -> str:
         runner.step.read_back(error.stage.selection)
         runner = EngineRunner(setting, [error.stage], budget=False)
     step, selection = runner.step, error.stage.selection
-    found = numerics.first_nonfinite(
+    found = nonfinite.first_nonfinite(
         step.micro_batch(selection, error.batch), selection, error.batch, micro_batch_size=step.micro_batch_size
     )
     return "; " + (found.describe() if found else "each operation is finite: the gradient's norm alone is too large")

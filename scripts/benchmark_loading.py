@@ -20,7 +20,8 @@ from typing import Any
 
 from absl import flags
 
-from scripts import peers, program
+from scripts import cli
+from scripts.baselines import harness
 
 F = flags.FLAGS
 
@@ -36,7 +37,7 @@ flags.DEFINE_string("weights", None, "Internal: the file that the process loads.
 def main() -> int:
     if F.child:
         print(json.dumps(_memory() if F.child == "memory" else _time()))
-        return program.DONE
+        return cli.DONE
     from engine.errors import InputError
 
     if not 1 <= F.repeats <= 1000:
@@ -53,7 +54,7 @@ def main() -> int:
 
         write_json(F.out, results)
         print(f"\nwritten: {F.out}")
-    return program.DONE
+    return cli.DONE
 
 
 # ---- the file
@@ -127,14 +128,14 @@ def _memory() -> dict[str, Any]:
     network = _build().network
     built = _reset_peak()
     ledger = porting.load(network, F.weights)
-    return {"variables": len(ledger.loaded), "rss_above_model_bytes": peers.peak_rss_bytes() - built}
+    return {"variables": len(ledger.loaded), "rss_above_model_bytes": harness.peak_rss_bytes() - built}
 
 
 def _reset_peak() -> int:
     """Resident memory now; on Linux later peaks count from here, elsewhere from the highest until now."""
     with contextlib.suppress(OSError):
         pathlib.Path("/proc/self/clear_refs").write_text("5")
-    return peers.peak_rss_bytes()
+    return harness.peak_rss_bytes()
 
 
 def _time() -> dict[str, Any]:
@@ -165,10 +166,10 @@ def _time() -> dict[str, Any]:
     counted = {name: values[1:] for name, values in seconds.items()}
 
     def ratio(to: str) -> dict[str, float]:
-        return peers.quantiles([a / b for a, b in zip(counted["load"], counted[to], strict=True)])
+        return harness.quantiles([a / b for a, b in zip(counted["load"], counted[to], strict=True)])
 
     return {
-        "seconds": {name: peers.quantiles(values) for name, values in counted.items()},
+        "seconds": {name: harness.quantiles(values) for name, values in counted.items()},
         "ratio": {name: ratio(name) for name in ("load_file", "one_by_one")},
     }
 
@@ -196,7 +197,7 @@ def _print(results: dict[str, Any]) -> None:
 
 
 def run() -> None:
-    program.run(main, about=__doc__ or "", flags_in=__name__)
+    cli.run(main, about=__doc__ or "", flags_in=__name__)
 
 
 if __name__ == "__main__":

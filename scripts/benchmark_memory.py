@@ -20,7 +20,8 @@ from typing import Any
 
 from absl import flags
 
-from scripts import peers, program
+from scripts import cli
+from scripts.baselines import harness
 
 F = flags.FLAGS
 
@@ -65,18 +66,18 @@ flags.DEFINE_bool("child", False, "Internal: be the process of one run, in JSON 
 def main() -> int:
     if F.child:
         print(json.dumps(_engine(json.load(sys.stdin))))
-        return program.DONE
+        return cli.DONE
     runs = [_parse(text) for text in F.run]
-    program.check_out(F.out)
+    cli.check_out(F.out)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="benchmark_memory-") as folder:
         for number, run in enumerate(runs, 1):
             print(f"{number} of {len(runs)}: {_text(run)} ...", end="", flush=True)
             try:
                 rows.append(run | (_keras(run, pathlib.Path(folder)) if run["runner"] == "keras_fit" else _start(run)))
-            except peers.BenchmarkError as error:
+            except harness.BenchmarkError as error:
                 print(f"\nbenchmark_memory: {error}", file=sys.stderr)
-                return program.FAILED
+                return cli.FAILED
             print(f" {rows[-1]['peak_rss_bytes'] / 1e9:.2f} GB", flush=True)
     _print(rows)
     if F.out:
@@ -84,14 +85,15 @@ def main() -> int:
 
         write_json(F.out, rows)
         print(f"\nwritten: {F.out}")
-    return program.DONE
+    return cli.DONE
 
 
 def _parse(text: str) -> dict[str, str]:
-    from engine import optimizers, precision, remat, sizes
-    from engine.ema import Averages
+    from engine import sizes
     from engine.errors import InputError
-    from engine.filters import nearest
+    from engine.selection.filters import nearest
+    from engine.training import optimizers, precision, remat
+    from engine.training.ema import Averages
 
     run = dict(KEYS)
     try:
@@ -149,18 +151,18 @@ def _start(run: dict[str, str]) -> dict[str, Any]:
         env=os.environ | {"KERAS_BACKEND": "tensorflow"},
         check=False,
     )
-    if child.returncode == program.BAD_INPUT:
+    if child.returncode == cli.BAD_INPUT:
         raise InputError(f"run={_text(run)!r}: {child.stderr.strip().removeprefix('benchmark_memory: ')}")
     if child.returncode:
-        raise peers.BenchmarkError("; ".join(child.stderr.strip().splitlines()[-2:]) or f"exit {child.returncode}")
+        raise harness.BenchmarkError("; ".join(child.stderr.strip().splitlines()[-2:]) or f"exit {child.returncode}")
     found: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
     return found
 
 
 def _keras(run: dict[str, str], folder: pathlib.Path) -> dict[str, Any]:
-    from scripts import peers_jobs
+    from scripts.baselines import vit_jobs
 
-    (job,) = peers_jobs.make(
+    (job,) = vit_jobs.make(
         folder,
         model=run["model"],
         image_size=int(run["image_size"]),
@@ -171,7 +173,7 @@ def _keras(run: dict[str, str], folder: pathlib.Path) -> dict[str, Any]:
         steps=int(run["windows"]),
         seed=0,
     )
-    found = peers.start(["scripts.benchmark_step", "--child=keras_fit"], job, "keras_fit")
+    found = harness.start(["scripts.benchmark_step", "--child=keras_fit"], job, "keras_fit")
     return {
         "peak_rss_bytes": found["peak_rss_bytes"],
         "seconds": found["seconds"],
@@ -184,8 +186,10 @@ def _engine(run: dict[str, str]) -> dict[str, Any]:
     """The child: forecast first, then train and look at the peak."""
     import numpy as np
 
-    from engine import forecast, losses, models, optimizers, precision, remat, select, sizes
-    from engine.step import TrainStep
+    from engine import models, select, sizes
+    from engine.memory import forecast
+    from engine.training import losses, optimizers, precision, remat
+    from engine.training.step import TrainStep
 
     numbers = precision.parse(run["precision"])
     side, classes, batch_size = int(run["image_size"]), int(run["classes"]), int(run["batch_size"])
@@ -231,7 +235,7 @@ def _engine(run: dict[str, str]) -> dict[str, Any]:
         step(selection, batch, learning_rate=1e-4)
         seconds.append(time.perf_counter() - start)
     return {
-        "peak_rss_bytes": peers.peak_rss_bytes(),
+        "peak_rss_bytes": harness.peak_rss_bytes(),
         "seconds": seconds,
         "forecast_bytes": plan.total,
         "forecast": plan.forecasts[0].text(),
@@ -262,7 +266,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
 
 
 def run() -> None:
-    program.run(main, about=__doc__ or "", flags_in=__name__)
+    cli.run(main, about=__doc__ or "", flags_in=__name__)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from typing import Any
 
 from absl import flags
 
-from scripts import peers, program
+from scripts import cli
+from scripts.baselines import harness
 
 F = flags.FLAGS
 
@@ -49,7 +50,7 @@ def main() -> int:
         raise InputError(
             f"size={F.size}, largest={F.largest}, repeats={F.repeats}: 1MiB <= largest <= size, repeats 1 to 100"
         )
-    program.check_out(F.out)
+    cli.check_out(F.out)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in RUNNERS}
     with tempfile.TemporaryDirectory(prefix="benchmark_porting-", dir=F.folder) as folder:
         print(f"making a checkpoint of {total / 1e9:.2f} GB", flush=True)
@@ -66,8 +67,8 @@ def main() -> int:
     rows: list[dict[str, Any]] = [
         {
             "runner": name,
-            "seconds": peers.quantiles([run["seconds"] for run in runs]),
-            "throughput_to_tensorflow": peers.quantiles(
+            "seconds": harness.quantiles([run["seconds"] for run in runs]),
+            "throughput_to_tensorflow": harness.quantiles(
                 [b / run["seconds"] for b, run in zip(base, runs, strict=True)]
             ),
             "peak_bytes": max(run["peak_bytes"] for run in runs),
@@ -84,7 +85,7 @@ def main() -> int:
     if F.out:
         write_json(F.out, rows)
         print(f"\nwritten: {F.out}")
-    return program.DONE
+    return cli.DONE
 
 
 # A process of its own, so that its memory is gone; names as TF1 writes them.
@@ -121,7 +122,7 @@ def _start(name: str, folder: str) -> dict[str, float]:
     words = [sys.executable, "-m", "scripts.benchmark_porting", f"--child={name}", f"--at={folder}"]
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=_quiet())
     if done.returncode:
-        raise peers.BenchmarkError(f"{name} failed: {' '.join(done.stderr.split())[-300:]}")
+        raise harness.BenchmarkError(f"{name} failed: {' '.join(done.stderr.split())[-300:]}")
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -132,25 +133,25 @@ def _child(folder: pathlib.Path) -> int:
     tf.constant(0)
     work = {"port": _port, "back": _back, "tensorflow": _tensorflow}[F.child]
     prepared = _prepare(folder) if F.child != "tensorflow" else None
-    idle = peers.peak_rss_bytes()
+    idle = harness.peak_rss_bytes()
     start = time.perf_counter()
     work(folder, prepared)
     seconds = time.perf_counter() - start
-    print(json.dumps({"seconds": seconds, "peak_bytes": peers.peak_rss_bytes() - idle}))
+    print(json.dumps({"seconds": seconds, "peak_bytes": harness.peak_rss_bytes() - idle}))
     for file in folder.iterdir():
         if not file.name.startswith("model"):
             file.unlink()
-    return program.DONE
+    return cli.DONE
 
 
 def _prepare(folder: pathlib.Path) -> Any:
-    """The target: a variable for every one of the checkpoint, without memory (engine.models.outline)."""
+    """The target: a variable for every one of the checkpoint, without memory (engine.models.abstract)."""
     import tensorflow as tf
 
-    from compat_v1.families import families
-    from compat_v1.reader import open_source
-    from engine.models.outline import outline
-    from engine.variables import name_variables
+    from compat_v1.checkpoints.families import families
+    from compat_v1.checkpoints.reader import open_source
+    from engine.models.abstract import outline
+    from engine.selection.variables import name_variables
 
     with open_source(folder / "model") as source, outline():
         return name_variables(
@@ -164,18 +165,18 @@ def _prepare(folder: pathlib.Path) -> Any:
 
 
 def _port(folder: pathlib.Path, variables: Any) -> None:
-    from compat_v1 import port
-    from compat_v1.reader import open_source
-    from engine.porting import rules
+    from compat_v1.checkpoints.reader import open_source
+    from compat_v1.porting import port
+    from engine.porting.rules import language
 
     with open_source(folder / "model") as source:
-        decided = port.make(port.Weights(source), variables, rules.parse(_RULES, name="made"), slots="auto")
+        decided = port.make(port.Weights(source), variables, language.parse(_RULES, name="made"), slots="auto")
         decided.write_npz(folder / "ported.npz")
 
 
 def _back(folder: pathlib.Path, _variables: Any) -> None:
     """Without a change: all that the rules do not touch, and all that did not change, is copied from the base."""
-    from compat_v1.export import export
+    from compat_v1.checkpoints.export import export
 
     export({}, folder / "back", base=folder / "model")
 
@@ -192,7 +193,7 @@ def _tensorflow(folder: pathlib.Path, _variables: Any) -> None:
 
 
 def run() -> None:
-    program.run(main, about=__doc__ or "", flags_in=__name__)
+    cli.run(main, about=__doc__ or "", flags_in=__name__)
 
 
 if __name__ == "__main__":

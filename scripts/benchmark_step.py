@@ -21,7 +21,8 @@ from typing import Any
 
 from absl import flags
 
-from scripts import peers, program
+from scripts import cli
+from scripts.baselines import harness
 
 F = flags.FLAGS
 
@@ -64,13 +65,13 @@ flags.DEFINE_enum(
 def main() -> int:
     if F.child:
         return _child(F.child)
-    from scripts import peers_jobs
+    from scripts.baselines import vit_jobs
 
     _check_flags()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a child does not outlive this process
     try:
         with tempfile.TemporaryDirectory(prefix="benchmark_step-") as folder:
-            jobs = peers_jobs.make(
+            jobs = vit_jobs.make(
                 pathlib.Path(folder),
                 model=F.model,
                 image_size=F.image_size,
@@ -82,22 +83,22 @@ def main() -> int:
                 seed=F.seed,
             )
             rows = [row for job in jobs for row in _measure(job)]
-    except peers.BenchmarkError as error:
+    except harness.BenchmarkError as error:
         print(f"benchmark_step: {error}", file=sys.stderr)
-        return program.FAILED
-    peers.print_table(rows)
+        return cli.FAILED
+    harness.print_table(rows)
     if F.out:
         from engine.files import write_json
 
         write_json(F.out, rows)
         print(f"\nwritten: {F.out}")
-    return program.DONE
+    return cli.DONE
 
 
 # ---- what is measured
 
 
-def _measure(job: peers.Job) -> list[dict[str, Any]]:
+def _measure(job: harness.Job) -> list[dict[str, Any]]:
     """All runners on one selection: one row each."""
     results: dict[str, dict[str, Any]] = {}
     paired = {"engine", "hand"} <= set(F.runners)
@@ -107,21 +108,21 @@ def _measure(job: peers.Job) -> list[dict[str, Any]]:
             results[runner] = _start(runner, job)
     for runner, result in interleaved.items():
         results[runner]["seconds"] = result["seconds"]
-    peers.check_agreement(job, results, interleaved)
+    harness.check_agreement(job, results, interleaved)
     return [_row(job, runner, results, interleaved) for runner in F.runners]
 
 
-def _row(job: peers.Job, runner: str, results: dict[str, Any], interleaved: dict[str, Any]) -> dict[str, Any]:
+def _row(job: harness.Job, runner: str, results: dict[str, Any], interleaved: dict[str, Any]) -> dict[str, Any]:
     result, hand = results.get(runner, {}), results.get("hand")
     ratio = None
     if runner == "engine" and interleaved:
         one, other = (interleaved[name]["seconds"] for name in ("engine", "hand"))
-        ratio = peers.quantiles([a / b for a, b in zip(one, other, strict=True)])
+        ratio = harness.quantiles([a / b for a, b in zip(one, other, strict=True)])
     return {
         "selection": job.train,
         "runner": runner,
         "installed": bool(result),
-        "step_ms": peers.quantiles([1e3 * s for s in result["seconds"]]) if result else None,
+        "step_ms": harness.quantiles([1e3 * s for s in result["seconds"]]) if result else None,
         "interleaved": runner in interleaved,
         "ratio_to_hand": ratio,
         "peak_rss_bytes": result.get("peak_rss_bytes"),
@@ -138,35 +139,35 @@ def _row(job: peers.Job, runner: str, results: dict[str, Any], interleaved: dict
 # ---- subprocesses
 
 
-def _start(runner: str, job: peers.Job) -> dict[str, Any]:
+def _start(runner: str, job: harness.Job) -> dict[str, Any]:
     """Runs one runner (or the pair) in a process of its own."""
     # torch has its own module: this one imports TensorFlow, whose memory would count
-    words = ["scripts.peers_torch"] if runner == "torch" else ["scripts.benchmark_step", f"--child={runner}"]
+    words = ["scripts.baselines.torch_vit"] if runner == "torch" else ["scripts.benchmark_step", f"--child={runner}"]
     what = "engine and hand in turn" if runner == "pair" else f"{runner} alone"
     print(f"  {job.train}: {what} ...", end="", flush=True)
     start = time.monotonic()
-    found = peers.start(words, job, runner)
+    found = harness.start(words, job, runner)
     print(f" {time.monotonic() - start:.0f} s")
     return found
 
 
 def _child(name: str) -> int:
-    from scripts import peers_jobs
+    from scripts.baselines import vit_jobs
 
-    job = peers_jobs.read(name)
+    job = vit_jobs.read(name)
     if name == "keras_fit":
-        from scripts import peers_keras
+        from scripts.baselines import keras_vit
 
-        result: Any = peers_keras.run(job)
+        result: Any = keras_vit.run(job)
     else:
-        from scripts.peers_tensorflow import Engine, Hand
+        from scripts.baselines.tensorflow_vit import Engine, Hand
 
         if name == "pair":
-            result = dict(zip(("engine", "hand"), peers.run_pair(Engine(job), Hand(job), job), strict=True))
+            result = dict(zip(("engine", "hand"), harness.run_pair(Engine(job), Hand(job), job), strict=True))
         else:
-            result = peers.run(Engine(job) if name == "engine" else Hand(job), job)
+            result = harness.run(Engine(job) if name == "engine" else Hand(job), job)
     print(json.dumps(result))
-    return program.DONE
+    return cli.DONE
 
 
 # ---- what is asked
@@ -174,20 +175,20 @@ def _child(name: str) -> int:
 
 def _check_flags() -> None:
     from engine.errors import InputError
-    from engine.filters import nearest
+    from engine.selection.filters import nearest
 
-    program.check_numbers(_LIMITS)
+    cli.check_numbers(_LIMITS)
     for runner in F.runners:
         if runner not in RUNNERS:
             raise InputError(f"runners={runner!r}: known are {', '.join(RUNNERS)}{nearest(runner, list(RUNNERS))}")
     for name in ("runners", "train"):
         if not F[name].value or len(set(F[name].value)) < len(F[name].value):
             raise InputError(f"{name}={','.join(F[name].value)!r}: at least one is wanted, and each once")
-    program.check_out(F.out)
+    cli.check_out(F.out)
 
 
 def run() -> None:
-    program.run(main, about=__doc__ or "", flags_in=__name__)
+    cli.run(main, about=__doc__ or "", flags_in=__name__)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from typing import Any
 
 from absl import flags
 
-from scripts import peers, program
+from scripts import cli
+from scripts.baselines import harness
 
 F = flags.FLAGS
 
@@ -36,7 +37,7 @@ def main() -> int:
 
     from engine.errors import InputError
     from engine.files import write_json, write_npz
-    from scripts import compare_v1_runners as runners
+    from scripts.baselines import v1 as runners
 
     for name, low, high in (
         ("image_size", 8, 4096), ("classes", 2, 1_000_000), ("batch_size", 1, 65536), ("steps", 1, 1_000_000),
@@ -44,7 +45,7 @@ def main() -> int:
     ):  # fmt: skip
         if not low <= F[name].value <= high:
             raise InputError(f"{name}={F[name].value}: it lies between {low} and {high}")
-    program.check_out(F.out)
+    cli.check_out(F.out)
     rng = np.random.default_rng(F.seed)
     shape = (F.batch_size, F.image_size, F.image_size, 3)
     rows = []
@@ -78,7 +79,7 @@ def main() -> int:
     if F.out:
         write_json(F.out, rows)
         print(f"\nwritten: {F.out}")
-    return program.DONE
+    return cli.DONE
 
 
 def _measure(job: Any, runners: Any) -> list[dict[str, Any]]:
@@ -97,7 +98,7 @@ def _measure(job: Any, runners: Any) -> list[dict[str, Any]]:
             seconds[name].append(time.perf_counter() - start)
         print(f"{job.train}: round {number + 1} of {F.warmup + F.steps}", flush=True)
         if number == 0 and any(abs(v - losses["engine"]) > 1e-5 * abs(losses["engine"]) for v in losses.values()):
-            raise peers.BenchmarkError(f"{job.train}: the first losses do not agree: {losses}")
+            raise harness.BenchmarkError(f"{job.train}: the first losses do not agree: {losses}")
     rows = []
     for name, runner in made.items():
         counted = seconds[name][F.warmup :]
@@ -105,8 +106,8 @@ def _measure(job: Any, runners: Any) -> list[dict[str, Any]]:
             {
                 "selection": job.train,
                 "runner": name,
-                "step_ms": peers.quantiles([1e3 * value for value in counted]),
-                "ratio_to_engine": peers.quantiles(
+                "step_ms": harness.quantiles([1e3 * value for value in counted]),
+                "ratio_to_engine": harness.quantiles(
                     [a / b for a, b in zip(counted, seconds["engine"][F.warmup :], strict=True)]
                 ),
                 "backward_ops": runner.facts()["backward_ops"],
@@ -128,7 +129,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
 
 
 def run() -> None:
-    program.run(main, about=__doc__ or "", flags_in=__name__)
+    cli.run(main, about=__doc__ or "", flags_in=__name__)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from typing import Any
 
 from absl import flags
 
-from scripts import peers, program
+from scripts import cli
+from scripts.baselines import harness
 
 F = flags.FLAGS
 
@@ -53,7 +54,7 @@ def main() -> int:
     if F.child:
         return _child()
     from engine.files import write_json
-    from scripts import compare_v1_runners as runners
+    from scripts.baselines import v1 as runners
 
     _check_flags()
     out = _out()
@@ -63,12 +64,12 @@ def main() -> int:
         for number, runner in enumerate(runners.RUNNERS, start=1):
             print(f"[{number}/{len(runners.RUNNERS)}] {runner}", flush=True)
             words = ["scripts.compare_v1", "--child=train", f"--runner={runner}"]
-            rows.append({"runner": runner, **peers.start(words, job, runner)})
+            rows.append({"runner": runner, **harness.start(words, job, runner)})
         differences = _differences(pathlib.Path(folder), rows)
         leaks = []
         if F.show == "leaks":
             print("[leaks] what each method lets through", flush=True)
-            leaks = peers.start(["scripts.compare_v1", "--child=leaks"], job, "leaks")["leaks"]
+            leaks = harness.start(["scripts.compare_v1", "--child=leaks"], job, "leaks")["leaks"]
     v1 = [row for row in rows if row["runner"] != "engine"]
     identical = all(r["losses"] == v1[0]["losses"] and r["weights_sha256"] == v1[0]["weights_sha256"] for r in v1)
     found = {
@@ -86,8 +87,8 @@ def main() -> int:
         print(f"\nwritten: {out}")
     first = max(row["first_loss"] for row in differences)
     if not identical or (F.precision in ("float32", "float64") and not first <= _FIRST_LOSS):
-        return program.FAILED
-    return program.DONE
+        return cli.FAILED
+    return cli.DONE
 
 
 def _check_flags() -> None:
@@ -114,7 +115,7 @@ def _out() -> pathlib.Path | None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"out={F.out!r}: the folder cannot be made ({error})") from None
-    program.check_out(str(path))
+    cli.check_out(str(path))
     return path
 
 
@@ -169,7 +170,7 @@ def _child() -> int:
     import tensorflow as tf
 
     from engine.files import write_npz
-    from scripts import compare_v1_runners as runners
+    from scripts.baselines import v1 as runners
 
     tf.keras.utils.set_random_seed(F.seed)
     tf.config.experimental.enable_op_determinism()
@@ -187,15 +188,15 @@ def _child() -> int:
     write_npz(pathlib.Path(job.weights).parent / f"{F.runner}.npz", runner.weights().items())
     facts = runner.facts()
     runner.close()
-    step = peers.quantiles([1e3 * value for value in seconds[1:]])
-    print(json.dumps({"losses": losses, **facts, "step_ms": step, "peak_rss_bytes": peers.peak_rss_bytes()}))
-    return program.DONE
+    step = harness.quantiles([1e3 * value for value in seconds[1:]])
+    print(json.dumps({"losses": losses, **facts, "step_ms": step, "peak_rss_bytes": harness.peak_rss_bytes()}))
+    return cli.DONE
 
 
 def _show_leaks(setting: Any) -> int:
     import numpy as np
 
-    from compat_v1 import leaks
+    from compat_v1.training import leaks
 
     by_path = setting.selection.variables.by_path()
     for path, value in setting.weights():
@@ -205,7 +206,7 @@ def _show_leaks(setting: Any) -> int:
     batch.pop("index")
     subject = leaks.Subject(setting.network, setting.selection, batch, seeds, setting.job.loss)
     print(json.dumps({"leaks": [leak._asdict() for leak in leaks.show(subject)]}))
-    return program.DONE
+    return cli.DONE
 
 
 # ---- what came out
@@ -271,7 +272,7 @@ def _print(found: dict[str, Any]) -> None:
 
 
 def run() -> None:
-    program.run(main, about=__doc__ or "", flags_in=__name__)
+    cli.run(main, about=__doc__ or "", flags_in=__name__)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import flags
 
-from scripts import finetune_flags, program
+from scripts import cli, finetune_flags
 
 F = flags.FLAGS
 
@@ -36,29 +36,20 @@ _FREE = {
 def main() -> int:
     import tensorflow as tf
 
-    from engine import (
-        caching,
-        checkpoint,
-        data,
-        evaluate,
-        losses,
-        models,
-        optimizers,
-        picture,
-        precision,
-        rundir,
-        sizes,
-    )
+    from engine import data, models, sizes
     from engine.data import augment
-    from engine.loop import Loop, LoopError, Outcome, State
-    from engine.phases import Evaluation
-    from engine.progress import Progress
-    from engine.step import TrainStep
-    from engine.variables import name_variables
-    from scripts import finetune_end, finetune_phases, finetune_plan
+    from engine.feature_cache import policy
+    from engine.runs import picture, run_directory
+    from engine.runs.progress import Progress
+    from engine.selection.variables import name_variables
+    from engine.training import checkpoint, evaluation, losses, optimizers, precision
+    from engine.training.loop import Loop, LoopError, Outcome, State
+    from engine.training.phases import Evaluation
+    from engine.training.step import TrainStep
+    from scripts import finetune_end, finetune_phases, finetune_text
 
     finetune_flags.check_numbers()
-    stop = program.StopSignal()
+    stop = cli.StopSignal()
     tf.keras.utils.set_random_seed(F.seed)
     if F.deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -116,8 +107,8 @@ def main() -> int:
         or f"runs/{datetime.datetime.now():%Y%m%d-%H%M%S}-{F.model.replace(':', '-').replace('/', '-').split(',')[0]}"
     )
     if F.resume and F.out is None:
-        raise rundir.RunDirError("resume: --out=FOLDER says which run")
-    found = rundir.find_resumable(out, resume=F.resume, settings=settings, warn=print)
+        raise run_directory.RunDirError("resume: --out=FOLDER says which run")
+    found = run_directory.find_resumable(out, resume=F.resume, settings=settings, warn=print)
     state, ledger = State(), None
     images = None
     if found is not None:
@@ -140,7 +131,7 @@ def main() -> int:
     )
 
     # ---- how windows are computed
-    plan, step, stages = finetune_plan.make(
+    plan, step, stages = finetune_text.make(
         make_step,
         stages,
         batches.at(0),
@@ -170,19 +161,19 @@ def main() -> int:
         print(stage.selection.table())
     print()
     caveats = list(dict.fromkeys(caveat for stage in stages for caveat in step.caveats(stage.selection)))
-    finetune_plan.describe(plan, stages, caveats)
+    finetune_text.describe(plan, stages, caveats)
 
     # ---- what is below the frost line, and whether it is computed once
-    evaluator = evaluate.Evaluator(loss_fn)
+    evaluator = evaluation.Evaluator(loss_fn)
     eval_size = plan.micro_batch_size or (F.batch_size if F.memory_budget is not None else max(F.batch_size, 64))
     eval_every = F.eval_every or per_epoch
-    cache = caching.Caching(
+    cache = policy.Caching(
         step,
         evaluator,
         train=batches,
         evaluation=data.EvalBatches(source.eval, batch_size=eval_size, normalise=normalise),
         data=source.fingerprint(),
-        wish=caching.Wish(
+        wish=policy.Wish(
             mode=F.cache,
             root=pathlib.Path(F.cache_dir or out.parent / "feature_cache"),
             dtype=F.cache_dtype,
@@ -198,9 +189,9 @@ def main() -> int:
         saved=found.state["decided"].get("cache") if found is not None else None,
         look=F.dry_run,
     )
-    finetune_plan.describe_cache(stages, choices)
+    finetune_text.describe_cache(stages, choices)
     if F.dry_run:
-        return program.DONE
+        return cli.DONE
     print()
 
     # ---- the loop
@@ -214,14 +205,14 @@ def main() -> int:
             windows, stage.phase.name, result.loss, result.metrics.get("accuracy"), result.frozen_output_norm
         )
 
-    keeping = rundir.Keeping(
+    keeping = run_directory.Keeping(
         log_every=F.log_every,
         checkpoint_every=F.checkpoint_every or per_epoch,
         keep=F.keep,
         keep_best=F.keep_best,
         histograms=F.histograms,
     )
-    directory = rundir.RunDir(
+    directory = run_directory.RunDir(
         out,
         step=step,
         variables=variables,
@@ -250,26 +241,26 @@ def main() -> int:
         monitor=F.monitor,
         stop=stop,
     )
-    code, reason = program.DONE, ""
+    code, reason = cli.DONE, ""
     try:
         outcome = loop.run(state)
         reason = outcome.reason
         if reason == "stopped":
-            code, reason = program.STOPPED, f"stopped by {stop.name}; --resume goes on"
+            code, reason = cli.STOPPED, f"stopped by {stop.name}; --resume goes on"
     except LoopError as error:
-        code, reason = program.FAILED, str(error)
+        code, reason = cli.FAILED, str(error)
         outcome = Outcome("failed", state)
     finally:
         progress.close()
 
     # ---- the end: the test part, the proof, the files
     final = {}
-    if code == program.DONE and source.test is not None:
+    if code == cli.DONE and source.test is not None:
         tested = measure(stages[-1], data.EvalBatches(source.test, batch_size=eval_size, normalise=normalise))
         final = finetune_end.tested(tested, source.test, source.classes)
     facts = {
-        "flags": program.own_flags(finetune_flags.__name__),
-        "versions": rundir.versions() | {"deterministic": str(F.deterministic)},
+        "flags": cli.own_flags(finetune_flags.__name__),
+        "versions": run_directory.versions() | {"deterministic": str(F.deterministic)},
         "model": {"name": F.model, "parameters": variables.parameters},
         "data": {
             "name": source.name,
@@ -283,8 +274,8 @@ def main() -> int:
         },
     }
     proof_broken = any(outcome.state.proven)
-    if proof_broken and code == program.DONE:
-        code, reason = program.FAILED, "frozen variables changed"
+    if proof_broken and code == cli.DONE:
+        code, reason = cli.FAILED, "frozen variables changed"
     run = directory.finish(
         outcome,
         stages=stages,
@@ -335,7 +326,7 @@ def _continue_slots(step: Any, stage: Any) -> None:
 
 def _settings(source: Any) -> dict[str, Any]:
     """What decides the course of a run: a resume must not contradict it."""
-    own = {name: value for name, value in program.own_flags(finetune_flags.__name__).items() if name not in _FREE}
+    own = {name: value for name, value in cli.own_flags(finetune_flags.__name__).items() if name not in _FREE}
     return own | {"data (SHA-256)": source.fingerprint()}
 
 
@@ -355,7 +346,7 @@ def _check_outputs(source: Any, model: Any) -> None:
 
 
 def run() -> None:
-    program.run(main, about=__doc__ or "", flags_in=finetune_flags.__name__)
+    cli.run(main, about=__doc__ or "", flags_in=finetune_flags.__name__)
 
 
 if __name__ == "__main__":

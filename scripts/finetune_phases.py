@@ -6,11 +6,12 @@ import dataclasses
 
 from absl import flags
 
-from engine import filters, optimizers, phases, schedules, selection
 from engine.errors import InputError
-from engine.loop import Stage
-from engine.phases import Phase
-from engine.variables import ModelVariables
+from engine.selection import filters, selection
+from engine.selection.variables import ModelVariables
+from engine.training import optimizers, phases, schedules
+from engine.training.loop import Stage
+from engine.training.phases import Phase
 
 F = flags.FLAGS
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from scripts import program
+from scripts import cli
 
 F = flags.FLAGS
 
@@ -38,8 +38,8 @@ _MOST_SCALARS = 20  # values printed; a file may hold thousands of scalars
 
 
 def main() -> int:
-    from compat_v1.families import families
-    from compat_v1.reader import open_source
+    from compat_v1.checkpoints.families import families
+    from compat_v1.checkpoints.reader import open_source
     from engine import files
     from engine.errors import InputError
     from engine.files import FileError
@@ -47,14 +47,14 @@ def main() -> int:
     if F.source is None:
         raise InputError("source: --source=PATH says which file")
     chosen = _pattern(F.filter)
-    program.check_out(F.out)
+    cli.check_out(F.out)
     try:
         opened = open_source(F.source, merge_parts=F.merge_parts)
     except FileError as error:
         if not _is_there(F.source):
             raise
         print(f"inspect_checkpoint: {error}", file=sys.stderr)
-        return program.FAILED
+        return cli.FAILED
     with opened as source:
         found = families(source)
         shown = [family for family in found.variables if chosen.fullmatch(family.name)]
@@ -69,7 +69,7 @@ def main() -> int:
         if F.out:
             files.write_json(F.out, _json(source, found, shown, bad))
             print(f"written: {F.out}")
-    return program.FAILED if bad else program.DONE
+    return cli.FAILED if bad else cli.DONE
 
 
 def _pattern(text: str | None) -> re.Pattern[str]:
@@ -83,7 +83,7 @@ def _pattern(text: str | None) -> re.Pattern[str]:
 
 def _is_there(path: str) -> bool:
     """True where weights lie, so that what cannot be opened is damaged."""
-    from compat_v1.locate import locate
+    from compat_v1.checkpoints.locate import locate
     from engine.files import FileError
 
     file = pathlib.Path(path)
@@ -95,7 +95,7 @@ def _is_there(path: str) -> bool:
 
 def _verify(source: Any) -> dict[str, str]:
     """Damaged tensor -> reason. On a long way, a line on stderr says how far it is."""
-    from engine.porting import verify
+    from engine.porting.readers import verify
 
     total, done, shown = sum(_bytes(source, name) for name in source.names()), 0, time.monotonic()
 
@@ -244,7 +244,7 @@ def _json(source: Any, found: Any, shown: list[Any], bad: dict[str, str]) -> dic
 
 
 def run() -> None:
-    program.run(main, about=__doc__ or "", flags_in=__name__)
+    cli.run(main, about=__doc__ or "", flags_in=__name__)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from scripts import program
+from scripts import cli
 
 F = flags.FLAGS
 
@@ -38,11 +38,11 @@ def main() -> int:
         print(f"{prefix}: {len(kept)} of {len(images)} images kept")
     write_npz(F.out, arrays.items())
     print(f"written: {F.out}")
-    return program.DONE
+    return cli.DONE
 
 
 def run() -> None:
-    program.run(main, about=__doc__ or "", flags_in=__name__)
+    cli.run(main, about=__doc__ or "", flags_in=__name__)
 
 
 if __name__ == "__main__":

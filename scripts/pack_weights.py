@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from scripts import program
+from scripts import cli
 
 F = flags.FLAGS
 
@@ -29,11 +29,11 @@ def main() -> int:
             raise InputError(f"source={F.source}: no variable is left after --drop={F.drop!r}")
         write_npz(F.out, ((name, npz.read(name)) for name in kept))
     print(f"written: {F.out}, {len(kept)} variables")
-    return program.DONE
+    return cli.DONE
 
 
 def run() -> None:
-    program.run(main, about=__doc__ or "", flags_in=__name__)
+    cli.run(main, about=__doc__ or "", flags_in=__name__)
 
 
 if __name__ == "__main__":

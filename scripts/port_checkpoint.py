@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import flags
 
-from scripts import program
+from scripts import cli
 
 F = flags.FLAGS
 
@@ -92,13 +92,13 @@ flags.DEFINE_string(
 
 
 def main() -> int:
-    from compat_v1 import port
-    from compat_v1.reader import open_source
+    from compat_v1.checkpoints.reader import open_source
+    from compat_v1.porting import port
     from engine import data, models
     from engine.files import write_json
-    from engine.models.outline import outline
-    from engine.progress import counting
-    from engine.variables import name_variables
+    from engine.models.abstract import outline
+    from engine.runs.progress import counting
+    from engine.selection.variables import name_variables
 
     out = _check_flags()
     if F.reverse:
@@ -156,8 +156,8 @@ def main() -> int:
             f"NOT EQUAL: the largest difference is {parity.max_abs_difference:.3g}, {F.bound:g} is allowed (--bound): "
             "no weights are written; is the model's architecture the old graph's?"
         )
-        return program.FAILED
-    return program.DONE
+        return cli.FAILED
+    return cli.DONE
 
 
 def _check_flags() -> pathlib.Path | None:
@@ -210,7 +210,7 @@ def _check_flags() -> pathlib.Path | None:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"out={F.out!r}: the folder cannot be made ({error.strerror})") from None
-    program.check_out(str(out))
+    cli.check_out(str(out))
     return out
 
 
@@ -221,16 +221,15 @@ def _given(*names: str) -> list[str]:
 
 def _rules(weights: Any, variables: Any, out: pathlib.Path | None) -> tuple[Any, dict[str, float]]:
     """The rules as given, as shipped, or as proposed; and of proposed ones how sure each line is."""
-    from engine.porting import detect
-    from engine.porting import rules as language
+    from engine.porting.rules import detect, language
 
     if not F.auto:
         return (detect.choose(weights, variables) if F.rules is None else detect.named(F.rules)), {}
-    from compat_v1.locate import locate
+    from compat_v1.checkpoints.locate import locate
     from engine.errors import InputError
     from engine.files import write_bytes
-    from engine.porting.proposal import SURE
-    from engine.porting.propose import entries_of, propose
+    from engine.porting.proposals.proposal import SURE
+    from engine.porting.proposals.propose import entries_of, propose
 
     # TensorFlow's own files have TensorFlow's order of axes: square kernels are certain then
     proposal = propose(entries_of(weights), variables, layout="tf" if locate(F.source) is not None else None)
@@ -276,8 +275,9 @@ def _slot_count(decided: Any) -> int:
 
 def _verify(source: Any, network: Any) -> Any:
     """Runs the old graph and the new model on one input, and prints how far they are apart."""
-    from compat_v1 import extract, metagraph, parity
-    from compat_v1.original import Original
+    from compat_v1.graphs import extract, metagraph
+    from compat_v1.graphs.original import Original
+    from compat_v1.porting import parity
     from engine.files import Npz
 
     asked = parity.parse_outputs(F.outputs) if F.outputs else None
@@ -303,7 +303,7 @@ def _save_keras(network: Any, out: pathlib.Path) -> None:
     import os
 
     from engine.errors import InputError
-    from engine.variables import is_keras
+    from engine.selection.variables import is_keras
 
     if not is_keras(network):
         raise InputError(f"out={F.out!r}: {F.target} is no Keras model; --out=FILE.npz takes any")
@@ -318,7 +318,7 @@ def _save_keras(network: Any, out: pathlib.Path) -> None:
 
 
 def run() -> None:
-    program.run(main, about=__doc__ or "", flags_in=__name__)
+    cli.run(main, about=__doc__ or "", flags_in=__name__)
 
 
 if __name__ == "__main__":

@@ -7,23 +7,24 @@ from typing import Any
 
 from absl import flags
 
-from scripts import program
+from scripts import cli
 
 F = flags.FLAGS
 
 
 def main(out: pathlib.Path | None) -> int:
-    from compat_v1 import saver_keys
-    from compat_v1.export import export
-    from compat_v1.families import families
-    from compat_v1.reader import open_checkpoint
-    from compat_v1.reverse import Known, Reverse
-    from compat_v1.slots_back import slots_back
+    from compat_v1.checkpoints.export import export
+    from compat_v1.checkpoints.families import families
+    from compat_v1.checkpoints.reader import open_checkpoint
+    from compat_v1.graphs import saver_keys
+    from compat_v1.porting.reverse import Known, Reverse
+    from compat_v1.porting.slots_back import slots_back
     from engine import data, models
     from engine.errors import InputError
     from engine.files import write_json
-    from engine.porting import detect, open_tensors
-    from engine.variables import name_variables
+    from engine.porting import open_tensors
+    from engine.porting.rules import detect
+    from engine.selection.variables import name_variables
 
     if out is None or F.rules is None:
         raise InputError("reverse: --rules (those that ported the checkpoint) and --out=PREFIX are needed")
@@ -59,7 +60,7 @@ def main(out: pathlib.Path | None) -> int:
         print(f"left out: {name}: the base has no such slot")
     if F.dry_run:
         print(f"would write {len(back.names()) + len(values)} tensors of the model")
-        return program.DONE
+        return cli.DONE
     found = export(_Both(back, values), out, base=F.base, wanted=wanted, version=F["format"].value)
     changed = back.changed if F.base is not None else back.names()
     print(
@@ -80,11 +81,11 @@ def main(out: pathlib.Path | None) -> int:
     }
     write_json(out.parent / "ledger.json", ledger)
     print(f"written: {out.parent / 'ledger.json'}")
-    return program.DONE
+    return cli.DONE
 
 
 class _Both:
-    """A model's tensors and slots as compat_v1.export.Values."""
+    """A model's tensors and slots as compat_v1.checkpoints.export.Values."""
 
     def __init__(self, back: Any, slots: dict[str, Any]) -> None:
         self._back, self._slots = back, slots
@@ -106,7 +107,7 @@ def _load(network: Any) -> str:
     """Puts --source into the model: a file of this project, or one that Keras wrote of this very model."""
     from engine import porting
     from engine.errors import InputError
-    from engine.variables import is_keras
+    from engine.selection.variables import is_keras
 
     if F.source.endswith(".weights.h5"):
         if not is_keras(network):
@@ -126,14 +127,14 @@ def _wanted(saver_keys: Any) -> list[Any]:
     """What the Saver of --graph wants, if it is given: all of that must be in the checkpoint."""
     if F.graph is None:
         return []
-    from compat_v1 import metagraph
+    from compat_v1.graphs import metagraph
 
     found: list[Any] = saver_keys.wanted(metagraph.read(F.graph).definition)
     return found
 
 
 def _same_place(out: pathlib.Path, base: str) -> bool:
-    from compat_v1.locate import locate
+    from compat_v1.checkpoints.locate import locate
 
     found = locate(base)
     return found is not None and pathlib.Path(found.prefix).resolve() == out.resolve()

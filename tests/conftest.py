@@ -50,7 +50,7 @@ EACH = """
 import contextlib, importlib, io, json, os, subprocess, sys
 from absl import flags
 from absl.testing import flagsaver
-from scripts import program
+from scripts import cli
 
 results = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # where processes print that are not asked here
@@ -61,7 +61,7 @@ def run(words, given=""):
     sys.argv, sys.stdin = [module.__name__.split(".")[-1], *words], io.StringIO(given)
     with flagsaver.flagsaver(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         flags.FLAGS.unparse_flags()
-        code = program._run(module.main, module.__doc__, module.__name__)
+        code = cli._run(module.main, module.__doc__, module.__name__)
     sys.argv, sys.stdin = before
     return code, out.getvalue(), err.getvalue()
 
@@ -116,11 +116,11 @@ def call(
     from absl.testing import flagsaver
     from tensorflow.python.framework import config  # there is no public way to switch it off again
 
-    from engine import picture, report
-    from scripts import finetune, finetune_flags, program
+    from engine.runs import picture, records
+    from scripts import cli, finetune, finetune_flags
 
     if "curves" not in request.fixturenames:
-        monkeypatch.setattr(report, "draw_curves", lambda *_: None)
+        monkeypatch.setattr(records, "draw_curves", lambda *_: None)
         monkeypatch.setattr(picture, "draw", lambda *_: None)
 
     def run(*words: str) -> tuple[int, str, str]:
@@ -128,7 +128,7 @@ def call(
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         with flagsaver.flagsaver():
             flags.FLAGS.unparse_flags()
-            code = program._run(finetune.main, finetune.__doc__ or "", finetune_flags.__name__)
+            code = cli._run(finetune.main, finetune.__doc__ or "", finetune_flags.__name__)
         for number, handler in handlers.items():
             signal.signal(number, handler)
         config.disable_op_determinism()  # finetune switches it on, and later tests count ops without it

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from compat_v1 import layers
+from compat_v1.training import layers
 from engine import data
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

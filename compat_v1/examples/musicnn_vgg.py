@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.models.keras_safe import import_keras
+from engine.models.keras.safe_loading import import_keras
 
 _EPSILON = 0.001  # of tf.layers.batch_normalization
 _DROPOUT = 0.25

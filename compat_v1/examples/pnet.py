@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.models.keras_safe import import_keras
+from engine.models.keras.safe_loading import import_keras
 
 
 def build(image_shape: tuple[int, int, int] = (12, 12, 3), outputs: int = 2) -> Any:

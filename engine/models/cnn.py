@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from engine.models import layers
-from engine.precision import wide
+from engine.training.precision import wide
 
 WIDTHS = (16, 32, 64, 64)
 

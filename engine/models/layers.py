@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from engine import seeds as example_seeds
-from engine.precision import wide
+from engine.training.precision import wide
 
 
 class Dense(tf.Module):

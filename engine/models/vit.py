@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from engine import remat
 from engine.errors import InputError
 from engine.models import layers
-from engine.precision import wide
+from engine.training import remat
+from engine.training.precision import wide
 
 # width, depth, heads, patch; sizes of the paper, "Ti" and "S" as in DeiT (arXiv:2012.12877)
 SIZES = {

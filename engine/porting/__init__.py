@@ -3,9 +3,9 @@
 from engine.porting.apply import load
 from engine.porting.errors import PortError
 from engine.porting.ledger import Ledger, Loaded, Skipped
-from engine.porting.rules import Rules
+from engine.porting.readers.source import TensorSource, open_tensors
+from engine.porting.rules.language import Rules
 from engine.porting.slots import continue_from
-from engine.porting.source import TensorSource, open_tensors
 from engine.porting.tf_checkpoint import restore_strict
 
 __all__ = [

@@ -15,13 +15,14 @@ import numpy as np
 import tensorflow as tf
 
 from engine.files import FileError, PathLike
-from engine.porting import detect, transforms, verify
 from engine.porting.errors import PortError
 from engine.porting.ledger import Ledger, Loaded
 from engine.porting.plan import Plan, Step, listed, resolve
-from engine.porting.rules import Rules
-from engine.porting.source import TensorSource, open_tensors
-from engine.variables import ModelVariables, name_variables
+from engine.porting.readers import verify
+from engine.porting.readers.source import TensorSource, open_tensors
+from engine.porting.rules import detect, transforms
+from engine.porting.rules.language import Rules
+from engine.selection.variables import ModelVariables, name_variables
 
 _AHEAD = 2  # tensors that are made while one is assigned
 _STRIP = 128  # rows of the source that are in the cache together
@@ -42,8 +43,8 @@ def load(
     tensor. Half and bfloat16 tensors become the variable's own type.
 
     Args:
-        model: a tf.Module, Keras model or list of variables (engine.variables).
-        source: a weights file of any known kind (engine.porting.source), or an open one.
+        model: a tf.Module, Keras model or list of variables (engine.selection.variables).
+        source: a weights file of any known kind (engine.porting.readers.source), or an open one.
         rules: parsed, a file, or the name of a shipped one; None: chosen by the names in the file.
         grid: the model's patch grid (rows, columns); None: its attribute ``grid`` if it has one.
 

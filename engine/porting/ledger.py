@@ -46,7 +46,7 @@ class Ledger:
         unused, missing: source tensors and variables without an explanation: none after a load that
             raised no error.
         fresh: variables that keep their initial values, with the reason: of the head, or by rule.
-        images: what images the weights were trained on, where the rules say so (engine.porting.rules).
+        images: what images the weights were trained on, where the rules say so (engine.porting.rules.language).
     """
 
     source: str

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from engine.filters import nearest
-from engine.porting import transforms
 from engine.porting.errors import PortError
 from engine.porting.ledger import Skipped
-from engine.porting.rules import Rule, Rules
-from engine.porting.source import TensorSource
-from engine.porting.transforms import Spec, Target
-from engine.variables import NamedVariable
+from engine.porting.readers.source import TensorSource
+from engine.porting.rules import transforms
+from engine.porting.rules.language import Rule, Rules
+from engine.porting.rules.transforms import Spec, Target
+from engine.selection.filters import nearest
+from engine.selection.variables import NamedVariable
 
 
 @dataclass(frozen=True)

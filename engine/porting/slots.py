@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from engine.optimizers import OPTIMIZERS, Optimizer, Slots
-from engine.porting.source import TensorSource
-from engine.selection import Selection
-from engine.variables import NamedVariable
+from engine.porting.readers.source import TensorSource
+from engine.selection.selection import Selection
+from engine.selection.variables import NamedVariable
+from engine.training.optimizers import OPTIMIZERS, Optimizer, Slots
 
 
 def continue_from(source: TensorSource, slots: Slots, chosen: Selection, optimizer: Optimizer) -> str | None:

@@ -16,7 +16,7 @@ import tensorflow as tf
 from engine.files import PathLike
 from engine.porting.both_sides import Differences
 from engine.porting.errors import PortError
-from engine.variables import name_variables
+from engine.selection.variables import name_variables
 
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from engine import graph, microbatch
-from engine.batch_shapes import BatchShapes
-from engine.microbatch import MicroBatch
-from engine.selection import Selection
-from engine.step import TrainStep
+from engine.graphs import dataflow
+from engine.graphs.batch_shapes import BatchShapes
+from engine.selection.selection import Selection
+from engine.training import microbatch
+from engine.training.microbatch import MicroBatch
+from engine.training.step import TrainStep
 
 
 class Pass(NamedTuple):
@@ -45,7 +46,7 @@ class Cost(NamedTuple):
 
 def cost(traced: Pass) -> Cost:
     """What a traced pass costs."""
-    needed = graph.ancestors([], ops=(*traced.forward, *traced.backward))
+    needed = dataflow.ancestors([], ops=(*traced.forward, *traced.backward))
     ops = [op for op in traced.graph.get_operations() if op in needed]
     shapes = BatchShapes(traced.graph, list(traced.inputs), ops)
     forward, backward = (2e-9 * sum(shapes.macs(op) for op in ops) for ops in (traced.forward, traced.backward))

@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from engine.files import PathLike, write_bytes
-from engine.parts import part_names
-from engine.selection import Selection
-from engine.step import TrainStep
+from engine.selection.layer_groups import part_names
+from engine.selection.selection import Selection
+from engine.training.step import TrainStep
 
 _EDGES = np.linspace(-10.0, 2.0, 61)  # of log10 of the absolute value; what is smaller, 0 too, counts to the first
 _MOST_PARTS, _MOST_STEPS = 12, 6

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.study.numbers import count, duration, listed, percent, quality
+from engine.study.formatting import count, duration, listed, percent, quality
 
 ENOUGH = 0.95  # of the largest gain
 _ENGINE = ("engine", "engine_cached")

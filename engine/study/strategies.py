@@ -1,6 +1,6 @@
 """Freezing strategies as data: a name, and the phases (filter text and share of the windows) that it stands for.
 
-A strategy is written for a model's parts (engine.parts), from the input to the head: a ViT's blocks; groups of layers of a
+A strategy is written for a model's parts (engine.selection.layer_groups), from the input to the head: a ViT's blocks; groups of layers of a
 Keras model (``block_16_expand`` ... ``block_16_project_BN`` are one); else what lies at the top of a tf.Module. What a
 filter then trains is decided in selection.py, as for every other run.
 """
@@ -12,13 +12,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from engine import filters
 from engine.errors import InputError
-from engine.filters import nearest
-from engine.parts import part_names
-from engine.phases import Phase
-from engine.selection import Selection, Statistics, select
-from engine.variables import ModelVariables, NamedVariable
+from engine.selection import filters
+from engine.selection.filters import nearest
+from engine.selection.layer_groups import part_names
+from engine.selection.selection import Selection, Statistics, select
+from engine.selection.variables import ModelVariables, NamedVariable
+from engine.training.phases import Phase
 
 PLATEAU_DELTA = 0.02  # a loss that improves by less from one evaluation to the next has reached its plateau
 _GROUPS = {"norms": "norm", "bias": "bias", "attention": "attention"}
@@ -230,7 +230,7 @@ def split(texts: Sequence[str]) -> list[str]:
 
 
 def parts(variables: ModelVariables) -> list[Level]:
-    """The parts of a model (engine.parts) from the input to the output; each has a weight that is not the head's."""
+    """The parts of a model (engine.selection.layer_groups) from the input to the output; each has a weight that is not the head's."""
     body = [entry for entry in variables if entry.kind == "weight" and "head" not in entry.groups]
     if any(entry.block for entry in body):
         count = max(entry.block[1] for entry in body if entry.block)

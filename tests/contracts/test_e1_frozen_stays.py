@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from engine import FreezeProof, TrainStep, filters, losses, optimizers, select
-from engine.losses import Loss
+from engine import FreezeProof, TrainStep, select
 from engine.models import build
-from engine.precision import LossScale
-from engine.selection import Selection, digests
+from engine.selection import filters
+from engine.selection.selection import Selection, digests
+from engine.training import losses, optimizers
+from engine.training.losses import Loss
+from engine.training.precision import LossScale
 
 CLASSES = 10
 EVERYTHING_DECAYS = filters.group("all")

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from engine import FreezeProof, TrainStep, filters, losses, optimizers, select
+from engine import FreezeProof, TrainStep, select
 from engine.models import build
-from engine.selection import digests
-from engine.variables import name_variables
+from engine.selection import filters
+from engine.selection.selection import digests
+from engine.selection.variables import name_variables
+from engine.training import losses, optimizers
 
 SPECS = {"MobileNetV2": "keras:MobileNetV2,alpha=0.35", "ResNet50": "keras:ResNet50"}
 # decay of everything: what is frozen must stay although decay would move it

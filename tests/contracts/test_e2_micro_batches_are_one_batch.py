@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from engine import TrainStep, losses, optimizers, select
+from engine import TrainStep, select
 from engine.data.batches import TrainBatches
 from engine.data.part import Part
-from engine.losses import Loss
 from engine.models import build
-from engine.optimizers import Slots
+from engine.training import losses, optimizers
+from engine.training.losses import Loss
+from engine.training.optimizers import Slots
 
 GRADIENT, WEIGHTS = 5e-6, 1e-10  # the contract: float32 first window; float64 after 10 windows
 MICRO, EVEN, UNEVEN, SHORT = 3, 6, 7, 4  # examples: 3+3, 3+3+1, and a last window of 3+1

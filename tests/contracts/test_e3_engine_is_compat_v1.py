@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from compat_v1 import models as v1_models
-from compat_v1.freezing import METHODS, Freezing
-from compat_v1.session_loop import SessionLoop
-from engine import TrainStep, losses, optimizers, select
+from compat_v1.training import models as v1_models
+from compat_v1.training.freezing import METHODS, Freezing
+from compat_v1.training.session_loop import SessionLoop
+from engine import TrainStep, select
 from engine.models import build
+from engine.training import losses, optimizers
 
 LOSS, GRADIENT, TRAJECTORY = 1e-6, 5e-6, 1e-10  # the contract: float32 first window; float64 after 50 windows
 WINDOWS, EXAMPLES = 50, 10
@@ -132,7 +133,7 @@ def fifty_windows(case: Case) -> None:
     moving = [entry.path for entry in (*sides.selection.trained, *sides.selection.moving)]
     assert relative(engine.weights, sides.start, moving) > 1e-4, "nothing was trained"
     for run in runs:
-        np.testing.assert_allclose(run.losses, engine.losses, rtol=TRAJECTORY)
+        np.testing.assert_allclose(run.losses, engine.training.losses, rtol=TRAJECTORY)
         assert relative(run.weights, engine.weights, paths) < TRAJECTORY
         for entry in sides.selection.frozen:
             assert run.weights[entry.path].tobytes() == sides.start[entry.path].tobytes(), entry.path

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from engine import TrainStep, losses, optimizers, select
-from engine.evaluate import Evaluator
-from engine.frostline import FrostLine
-from engine.losses import Loss
+from engine import TrainStep, select
+from engine.frostline.line import FrostLine
 from engine.models import build
-from engine.precision import LossScale, parse
-from engine.selection import Selection
-from engine.variables import name_variables
+from engine.selection.selection import Selection
+from engine.selection.variables import name_variables
+from engine.training import losses, optimizers
+from engine.training.evaluation import Evaluator
+from engine.training.losses import Loss
+from engine.training.precision import LossScale, parse
 
 FIRST, TRAJECTORY = 1e-6, 1e-10  # the contract: float32 first window; float64 after 50
 CLASSES = 4

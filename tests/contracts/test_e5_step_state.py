@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine import TrainStep, checkpoint, losses, name_variables, optimizers, select
-from engine.losses import Loss
+from engine import TrainStep, name_variables, select
 from engine.models import build
-from engine.precision import LossScale
-from engine.step import NonFiniteError
+from engine.training import checkpoint, losses, optimizers
+from engine.training.losses import Loss
+from engine.training.precision import LossScale
+from engine.training.step import NonFiniteError
 
 PHASES = ["@head", "@head", "@head", "stages/3/.* @head", "stages/3/.* @head", "stages/3/.* @head", "stages/3/.* @head"]
 

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compat_v1 import extract, metagraph, parity
+from compat_v1.checkpoints.reader import open_checkpoint
 from compat_v1.examples import musicnn_vgg, pnet
-from compat_v1.original import Original
-from compat_v1.reader import open_checkpoint
+from compat_v1.graphs import extract, metagraph
+from compat_v1.graphs.original import Original
+from compat_v1.porting import parity
 from engine import porting
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

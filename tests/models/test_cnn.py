@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from engine import TrainStep, losses, name_variables, optimizers, select
+from engine import TrainStep, name_variables, select
 from engine.models.cnn import CNN, WIDTHS
 from engine.models.layers import BatchNorm
+from engine.training import losses, optimizers
 
 
 def cnn(dtype: Any = tf.float64, channels: int = 1) -> CNN:

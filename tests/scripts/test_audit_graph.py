@@ -31,14 +31,14 @@ SERVER = """
 import contextlib, io, json, sys
 from absl import flags
 from absl.testing import flagsaver
-from scripts import audit_graph, program
+from scripts import audit_graph, cli
 
 for line in sys.stdin:
     out, error = io.StringIO(), io.StringIO()
     sys.argv = ["audit_graph", *json.loads(line)]
     with flagsaver.flagsaver(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
         flags.FLAGS.unparse_flags()
-        code = program._run(audit_graph.main, audit_graph.__doc__, audit_graph.__name__)
+        code = cli._run(audit_graph.main, audit_graph.__doc__, audit_graph.__name__)
     print(json.dumps([code, out.getvalue(), error.getvalue()]), flush=True)
 """
 

@@ -103,8 +103,8 @@ def test_jobs_windows_and_memory_are_measured_and_bad_flags_are_named(
 
 
 def test_made_images_depend_on_seed_and_number_alone() -> None:
-    from scripts.peers import Job
-    from scripts.peers_cache import Made
+    from scripts.baselines.cached import Made
+    from scripts.baselines.harness import Job
 
     def made(seed: int) -> Made:
         fields: dict[str, Any] = {"model": "", "train": "", "trained": [], "decayed": [], "weights": "", "adamw": {}}

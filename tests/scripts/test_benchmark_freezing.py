@@ -374,9 +374,9 @@ def test_bad_input_is_refused_in_words(run_each: Any, small_data: pathlib.Path) 
 
 FORKED = """
 import os
-from scripts import benchmark_freezing_server as server, program
-program.import_tensorflow(start=False)
-from engine.report import peak_rss_bytes
+from scripts import benchmark_freezing_server as server, cli
+cli.import_tensorflow(start=False)
+from engine.runs.records import peak_rss_bytes
 from scripts import benchmark_freezing_worker
 pages = server._library_pages()
 print(len(os.listdir("/proc/self/task")), peak_rss_bytes(), flush=True)

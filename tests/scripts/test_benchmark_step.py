@@ -65,7 +65,7 @@ def test_engine_and_hand_are_compared_on_equal_terms_and_bad_flags_are_named(run
 
 
 def _job(**changes):
-    from scripts.peers import Job
+    from scripts.baselines.harness import Job
 
     config = {"image": [8, 8, 3], "classes": 10}
     fields = {"model": "", "config": config, "train": "@all", "trained": [], "decayed": [], "weights": "", "adamw": {}}
@@ -75,7 +75,7 @@ def _job(**changes):
 def test_a_job_survives_its_way_to_a_subprocess(monkeypatch):
     import io
 
-    from scripts.peers import Job
+    from scripts.baselines.harness import Job
 
     job = _job(adamw={"learning_rate": 1e-4})
     monkeypatch.setattr("sys.stdin", io.StringIO(job.text()))
@@ -83,7 +83,7 @@ def test_a_job_survives_its_way_to_a_subprocess(monkeypatch):
 
 
 def test_a_pair_swaps_its_order_and_leaves_out_the_warmup():
-    from scripts import peers
+    from scripts.baselines import harness
 
     order = []
 
@@ -98,16 +98,16 @@ def test_a_pair_swaps_its_order_and_leaves_out_the_warmup():
         def facts(self):
             return {}
 
-    one, other = peers.run_pair(Runner("a"), Runner("b"), _job())
+    one, other = harness.run_pair(Runner("a"), Runner("b"), _job())
     assert "".join(order) == "abbaab"
     assert len(one["seconds"]) == len(other["seconds"]) == 2
 
 
 @pytest.mark.parametrize("wrong", [{"first_loss": 2.0001}, {"first_loss": float("nan")}, {"parameters": 11}])
 def test_runners_that_disagree_are_not_compared(wrong):
-    from scripts import peers
+    from scripts.baselines import harness
 
     engine = {"first_loss": 2.0, "parameters": 10, "trained_parameters": 10}
-    peers.check_agreement(_job(), {"engine": engine, "hand": engine | {"first_loss": 2.00001}}, {})
-    with pytest.raises(peers.BenchmarkError):
-        peers.check_agreement(_job(), {"engine": engine, "hand": engine | wrong}, {})
+    harness.check_agreement(_job(), {"engine": engine, "hand": engine | {"first_loss": 2.00001}}, {})
+    with pytest.raises(harness.BenchmarkError):
+        harness.check_agreement(_job(), {"engine": engine, "hand": engine | wrong}, {})

@@ -336,7 +336,7 @@ def test_a_loss_that_explodes_fails_with_a_hint(call: Any, small_data: pathlib.P
 def test_a_planted_write_fails_the_run_with_exit_code_1(
     call: Any, small_data: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from engine import losses
+    from engine.training import losses
 
     original = losses.supervised
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine import caching
+from engine.feature_cache import policy
 from engine.files import Npz
 
 BASE = ("--model=vit:mini,depth=1", "--weights=none", "--eval_fraction=0.2", "--batch_size=8", "--log_every=1")
@@ -83,7 +83,7 @@ def test_auto_keeps_features_where_that_pays(run: Any, monkeypatch: pytest.Monke
     _, found = run("tiny")
     assert found["cache"]["used"] is False
     assert "it would not pay: an estimated" in found["cache"]["reason"]
-    monkeypatch.setattr(caching, "_PREPARING", 0.0)
+    monkeypatch.setattr(policy, "_PREPARING", 0.0)
     printed, found = run("pays", "--steps=30")
     assert found["cache"]["used"] is True
     assert "cache:   phase train: used (22.5 KiB on disk); an estimated" in printed
@@ -104,7 +104,7 @@ def test_phases_are_cut_each_at_its_own_line(run: Any, tmp_path: pathlib.Path) -
 
 
 def test_phases_with_the_same_line_share_a_cache(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caching, "_PREPARING", 0.0)
+    monkeypatch.setattr(policy, "_PREPARING", 0.0)
     phases = [f"--phase=name={name} steps=12 train=@head learning_rate={rate}" for name, rate in (("a", 1), ("b", 2))]
     _, found = run("both", *phases)
     assert [(row["used"], row["computed_rows"]) for row in found["cache"]["phases"]] == [(True, 60), (True, 0)]
@@ -129,7 +129,7 @@ def test_fewer_bits_and_a_budget(run: Any, monkeypatch: pytest.MonkeyPatch) -> N
     assert found["cache"]["bytes"] == 60 * 96 * 2
     printed, _ = run("over", "--cache=require", "--cache_budget=20KiB", code=2)
     assert "the cache would take 22.5 KiB, --cache_budget is 20 KiB" in printed
-    monkeypatch.setattr(caching, "_PREPARING", 0.0)
+    monkeypatch.setattr(policy, "_PREPARING", 0.0)
     _, found = run("auto", "--cache_budget=20KiB", "--steps=30")
     assert found["cache"]["used"] is False
     assert "--cache_budget is 20 KiB" in found["cache"]["reason"]
@@ -158,16 +158,16 @@ def test_bad_wishes_are_refused_in_words(run: Any, tmp_path: pathlib.Path, flags
 def test_stopped_while_it_writes_and_resumed_it_ends_with_the_same_bits(
     run: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from engine import features
-    from scripts import program
+    from engine.feature_cache import store
+    from scripts import cli
 
-    monkeypatch.setattr(features, "_SHARD_ROWS", 16)
+    monkeypatch.setattr(store, "_SHARD_ROWS", 16)
     required = ("--cache=require", f"--cache_dir={tmp_path / 'one'}")
     run("whole", *required)
     required = ("--cache=require", f"--cache_dir={tmp_path / 'two'}")
     asked: list[int] = []
     with monkeypatch.context() as patch:
-        patch.setattr(program.StopSignal, "__call__", lambda _: asked.append(1) is None and len(asked) >= 3)
+        patch.setattr(cli.StopSignal, "__call__", lambda _: asked.append(1) is None and len(asked) >= 3)
         printed, found = run("cut", *required, code=3)
     assert "train: 0 of 60 rows are there" in printed
     assert (found["steps"], found["exit"]["code"]) == (0, 3)
@@ -194,7 +194,7 @@ def test_a_damaged_shard_is_named_and_computed_again(run: Any, tmp_path: pathlib
 
 def test_a_frozen_part_that_changes_is_told(run: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kept features would hide it; the watched examples go through the network each time."""
-    from engine.step import TrainStep
+    from engine.training.step import TrainStep
 
     trains = TrainStep.__call__
 

@@ -165,13 +165,13 @@ def test_a_bad_image_stops_the_run_by_name_or_is_skipped_and_counted(
 def test_a_resumed_run_equals_an_uninterrupted_one_and_may_have_another_cache(
     call: Call, photos: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from scripts import program
+    from scripts import cli
 
     own = (*SMALL, f"--data=folder:{photos}", "--augment=flip,crop", "--eval_every=4", "--checkpoint_every=1")
     assert call(*own, f"--out={tmp_path / 'whole'}")[0] == 0
     asked = itertools.count()  # once before the first window
     with monkeypatch.context() as patch:
-        patch.setattr(program.StopSignal, "__call__", lambda _: next(asked) > 3)
+        patch.setattr(cli.StopSignal, "__call__", lambda _: next(asked) > 3)
         assert call(*own, "--image_cache=0", f"--out={tmp_path / 'parts'}")[0] == 3
     assert result(tmp_path / "parts")["steps"] == 3
     assert call(*own, "--resume", "--image_cache=50KB", f"--out={tmp_path / 'parts'}")[0] == 0

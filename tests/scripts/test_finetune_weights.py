@@ -81,14 +81,14 @@ def test_bad_weights_are_named_with_exit_code_2(
 def test_the_ledger_of_a_run_says_what_came_from_where_and_survives_a_resume(
     call: Any, small_data: pathlib.Path, torch_like: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: Any
 ) -> None:
-    from scripts import program
+    from scripts import cli
 
     out = tmp_path / "run"
     flags = [*QUICK, "--steps=3", f"--data=npz:{small_data}", f"--weights={torch_like}", f"--out={out}"]
     flags.append(f"--rules={tmp_path / 'my.rules'}")
     windows = itertools.count(1)
     with monkeypatch.context() as patch:
-        patch.setattr(program.StopSignal, "__call__", lambda _: next(windows) > 1)
+        patch.setattr(cli.StopSignal, "__call__", lambda _: next(windows) > 1)
         assert call(*flags)[0] == 3
     written = (out / "ledger.json").read_bytes()
     ledger = json.loads(written)
@@ -175,7 +175,7 @@ def colour_data(small_data: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Pat
 def test_images_are_given_as_the_weights_want_them_and_a_resume_keeps_that(
     call: Any, colour_data: pathlib.Path, dinov2: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: Any
 ) -> None:
-    from scripts import program
+    from scripts import cli
 
     def start(name: str, *more: str, model: str = "vit:mini,depth=1", code: int = 0) -> tuple[str, list[Any]]:
         flags = [*QUICK, f"--model={model}", f"--data=npz:{colour_data}", f"--weights={dinov2}", "--steps=3"]
@@ -199,7 +199,7 @@ def test_images_are_given_as_the_weights_want_them_and_a_resume_keeps_that(
     # a resume reads no weights file, and keeps what it said
     windows = itertools.count()
     with monkeypatch.context() as patch:
-        patch.setattr(program.StopSignal, "__call__", lambda _: next(windows) >= 1)
+        patch.setattr(cli.StopSignal, "__call__", lambda _: next(windows) >= 1)
         start("parts", code=3)
     printed, parts = start("parts", "--resume")
     assert said in printed

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine import forecast
 from engine.files import Npz
+from engine.memory import forecast
 
 VIT = ("--model=vit:mini,depth=1", "--weights=none", "--eval_fraction=0.2", "--batch_size=8", "--log_every=1")
 ALL = "--train=@all"
@@ -78,11 +78,11 @@ def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def stopped(run: Any, monkeypatch: pytest.MonkeyPatch, name: str, *flags: str, after: int) -> str:
     """A run that is asked to stop after so many windows, and does; the first time it asks is before any."""
-    from scripts import program
+    from scripts import cli
 
     asked = itertools.count()
     with monkeypatch.context() as patch:
-        patch.setattr(program.StopSignal, "__call__", lambda _: next(asked) > after)
+        patch.setattr(cli.StopSignal, "__call__", lambda _: next(asked) > after)
         return str(run(name, *flags, code=3))
 
 

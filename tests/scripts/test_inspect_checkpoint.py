@@ -24,13 +24,13 @@ SERVER = """
 import contextlib, io, json, sys
 from absl import flags
 from absl.testing import flagsaver
-from scripts import inspect_checkpoint as program_itself, program
+from scripts import inspect_checkpoint as program_itself, cli
 for line in sys.stdin:
     sys.argv = ["inspect_checkpoint", *json.loads(line)]
     out, err = io.StringIO(), io.StringIO()
     with flagsaver.flagsaver(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         flags.FLAGS.unparse_flags()
-        code = program._run(program_itself.main, program_itself.__doc__, program_itself.__name__)
+        code = cli._run(program_itself.main, program_itself.__doc__, program_itself.__name__)
     print(json.dumps([code, out.getvalue(), err.getvalue()]), flush=True)
 """
 

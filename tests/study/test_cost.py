@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from engine import losses, models, optimizers
-from engine.frostline import FrostLine
-from engine.losses import Loss
-from engine.selection import select
-from engine.step import TrainStep
+from engine import models
+from engine.frostline.line import FrostLine
+from engine.selection.selection import select
 from engine.study import cost
+from engine.training import losses, optimizers
+from engine.training.losses import Loss
+from engine.training.step import TrainStep
 
 
 class Net(tf.Module):

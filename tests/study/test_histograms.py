@@ -7,11 +7,12 @@ import pathlib
 import numpy as np
 import pytest
 
-from engine import losses, models, optimizers
-from engine.selection import select
-from engine.step import TrainStep
+from engine import models
+from engine.selection.selection import select
+from engine.selection.variables import name_variables
 from engine.study.histograms import Histograms, gradients
-from engine.variables import name_variables
+from engine.training import losses, optimizers
+from engine.training.step import TrainStep
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 3])

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from engine import models
-from engine.filters import FilterError
+from engine.selection.filters import FilterError
+from engine.selection.variables import name_variables
 from engine.study.strategies import Known, StrategyError, split
-from engine.variables import name_variables
 
 
 def known(spec: str, shape: tuple[int, int, int] = (16, 16, 1)) -> Known:

@@ -1,0 +1,1 @@
+"""Old checkpoint files: finding, reading and writing them."""

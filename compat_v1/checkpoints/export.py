@@ -1,0 +1,268 @@
+"""Weights back into a name-based TF1 checkpoint that the old graph's own Saver restores.
+
+With a base every tensor of it is in the output, stored as it was (order, slices, data files): new values where there
+are some, its own bits where not. So an unchanged round trip gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import tensorflow as tf
+
+from compat_v1.checkpoints import partitions, writer
+from compat_v1.checkpoints.locate import locate
+from compat_v1.checkpoints.reader import open_checkpoint
+from compat_v1.checkpoints.writer import Entry, ExportError, Version
+from compat_v1.graphs.saver_keys import Slice, Wanted
+from engine.files import FileError, PathLike
+from engine.porting.readers import bundle_index
+from engine.porting.readers.checkpoint_file import told
+from engine.porting.readers.source import TensorSource
+from engine.selection.filters import nearest
+
+_SLICED = 1 << 30  # bytes: a larger tensor of a base is written in slices
+_CAN_SLICE = ("float32", "float64", "int32", "int64")  # what RestoreV2 puts together again
+
+
+class Values(Protocol):
+    """New values by name: a part of TensorSource (engine.porting.readers.source)."""
+
+    def names(self) -> list[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def dtype(self, name: str) -> np.dtype[Any]: ...
+
+    def read(self, name: str) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        files: their paths, data first.
+        written: tensors that came from the values given.
+        copied: tensors that were copied from the base.
+    """
+
+    files: tuple[str, ...]
+    written: tuple[str, ...]
+    copied: tuple[str, ...]
+
+
+def export(
+    values: Values | Mapping[str, np.ndarray],
+    prefix: PathLike,
+    *,
+    base: PathLike | None = None,
+    wanted: Sequence[Wanted] = (),
+    version: Version = "V2",
+) -> Exported:
+    """Writes a checkpoint. Memory: about 256 MiB, or the largest tensor and its copy.
+
+    Args:
+        values: new values; names as ``open_checkpoint(base)`` has them, partitioned variables whole.
+        prefix: of the new checkpoint, without ``.index``.
+        base: a checkpoint that has the rest.
+        wanted: what the old graph's Saver restores (saver_keys.wanted): all of it must be there.
+        version: of the format.
+
+    Raises:
+        ExportError: a wanted key is missing, a value has another shape or type than the base's; it cannot be written.
+        FileError: the base cannot be read, or is damaged; nothing is written then.
+    """
+    given = _Arrays(values) if isinstance(values, Mapping) else values
+    if version not in ("V1", "V2"):
+        raise ExportError(f"version={version!r}: V1 or V2")
+    entries, written, copied = _without_base(given) if base is None else _with_base(given, base)
+    keys = [*written, *copied]
+    _check_wanted(wanted, keys, base)
+    files = writer.write(prefix, entries, version=version)
+    return Exported(tuple(map(str, files)), tuple(written), tuple(copied))
+
+
+class _Arrays:
+    """Arrays by name as ``Values``."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self._arrays = {name: np.asarray(array) for name, array in arrays.items()}
+
+    def names(self) -> list[str]:
+        return list(self._arrays)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._arrays[name].shape
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        return self._arrays[name].dtype
+
+    def read(self, name: str) -> np.ndarray:
+        return self._arrays[name]
+
+
+class _Given:
+    """The values given, as parts of the base's keys; the last one is kept, for its next part."""
+
+    def __init__(self, values: Values, base: TensorSource | None) -> None:
+        self.values = values
+        self._names = set(values.names())
+        self._last: tuple[str, np.ndarray] | None = None
+        self._parts: dict[str, tuple[str, tuple[slice, ...]]] = {}
+        if base is None:
+            return
+        for merged, parts in partitions.find(base).items():
+            at = 0
+            for name in parts.names:
+                length = base.shape(name)[parts.axis]
+                self._parts[name] = merged, (slice(None),) * parts.axis + (slice(at, at + length),)
+                at += length
+
+    def name_of(self, key: str) -> str | None:
+        """The value that a key of the base is, or is a part of."""
+        if key in self._names:
+            return key
+        merged, _ = self._parts.get(key, ("", ()))
+        return merged if merged in self._names else None
+
+    def check(self, key: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        name = self.name_of(key)
+        if name is None:
+            return
+        have, kind = self.values.shape(name), self.values.dtype(name)
+        part = np.broadcast_to(np.zeros((), bool), have)[self._place(key, name)].shape if have else ()
+        if part != shape or kind != dtype:
+            raise ExportError(
+                f"{name}: {list(have)} {kind.name} is given; the base has {key} {list(shape)} {dtype.name}"
+            )
+
+    def read(self, key: str, within: tuple[slice, ...]) -> np.ndarray:
+        name = self.name_of(key)
+        assert name is not None
+        if self._last is None or self._last[0] != name:
+            self._last = None  # the old one goes before the new one comes
+            self._last = name, self.values.read(name)
+        part = self._last[1][self._place(key, name)][within]
+        return np.asarray(part, order="C")  # ascontiguousarray makes a scalar a vector
+
+    def _place(self, key: str, name: str) -> tuple[slice, ...]:
+        return () if key == name else self._parts[key][1]
+
+
+def _without_base(values: Values) -> tuple[list[Entry], list[str], list[str]]:
+    given = _Given(values, None)
+    names = sorted(values.names())
+    return [_new(given, name) for name in names], names, []
+
+
+def _new(given: _Given, name: str) -> Entry:
+    size = math.prod(given.values.shape(name)) * given.values.dtype(name).itemsize
+    return Entry(name, "", size, 0, lambda: given.read(name, ()))
+
+
+def _with_base(values: Values, base: PathLike) -> tuple[list[Entry], list[str], list[str]]:
+    found = locate(base)
+    if found is None:
+        raise FileError(f"base={os.fspath(base)}: there is no checkpoint")
+    source = open_checkpoint(base, merge_parts=False)
+    given = _Given(values, source)
+    entries = _v1_entries(given, source) if found.files else _v2_entries(given, source, found.prefix)
+    keys = list(dict.fromkeys(entry.key for entry in entries))
+    written = [key for key in keys if given.name_of(key) is not None]
+    used = {given.name_of(key) for key in written}
+    more = sorted(name for name in values.names() if name not in used)
+    entries += [_new(given, name) for name in more]
+    return entries, [*written, *more], [key for key in keys if given.name_of(key) is None]
+
+
+def _v1_entries(given: _Given, source: TensorSource) -> list[Entry]:
+    entries = []
+    for name in sorted(source.names()):
+        shape, dtype = source.shape(name), source.dtype(name)
+        given.check(name, shape, dtype)
+        new = given.name_of(name) is not None
+        make = _reader(given, name, ()) if new else _copier(source, name)
+        entries.append(Entry(name, "", math.prod(shape) * dtype.itemsize, 0, make))
+    return entries
+
+
+def _v2_entries(given: _Given, source: TensorSource, prefix: str) -> list[Entry]:
+    """The base's tensors and slices in the order in which its data files hold them."""
+    placed = []
+    for key, entry in bundle_index.read(prefix).entries.items():
+        if key in source.names():
+            given.check(key, entry.shape, source.dtype(key))
+        pieces = entry.pieces
+        if len(pieces) == 1 and pieces[0].size > _SLICED and entry.dtype.name in _CAN_SLICE and entry.shape[0] > 1:
+            pieces = tuple(_cut(pieces[0]))
+        for piece in pieces:
+            part = Slice(entry.shape, piece.start, piece.shape)
+            spec = "" if piece.shape == entry.shape and len(entry.pieces) == 1 else part.spec
+            within = tuple(slice(start, start + n) for start, n in zip(piece.start, piece.shape, strict=True))
+            if given.name_of(key) is not None:
+                make = _reader(given, key, within)
+            elif pieces is not entry.pieces:
+                make = _rows(source, key, within[0])
+            else:
+                make = _restorer(prefix, key, spec, entry.dtype)
+            place = piece.file.name, piece.offset, piece.size > 0  # an empty tensor has the offset of what follows
+            placed.append((place, key, spec, piece.size, make))
+    placed.sort(key=lambda each: (each[0], each[1]))
+    groups = {file: number for number, file in enumerate(dict.fromkeys(each[0][0] for each in placed))}
+    return [Entry(key, spec, size, groups[place[0]], make) for place, key, spec, size, make in placed]
+
+
+def _cut(piece: bundle_index.Piece) -> list[bundle_index.Piece]:
+    """A large tensor in slices along its first axis, each of a shard's size."""
+    rows, row = piece.shape[0], piece.size // piece.shape[0]
+    each = max(1, writer.SHARD_BYTES // row)
+    return [
+        piece._replace(
+            offset=piece.offset + start * row,
+            size=min(each, rows - start) * row,
+            start=(start, *piece.start[1:]),
+            shape=(min(each, rows - start), *piece.shape[1:]),
+        )
+        for start in range(0, rows, each)
+    ]
+
+
+def _reader(given: _Given, key: str, within: tuple[slice, ...]) -> Any:
+    return lambda: given.read(key, within)
+
+
+def _copier(source: TensorSource, name: str) -> Any:
+    return lambda: source.read(name)
+
+
+def _rows(source: TensorSource, key: str, rows: slice) -> Any:
+    return lambda: source.read_slice(key, rows.start, rows.stop)
+
+
+def _restorer(prefix: str, key: str, spec: str, dtype: tf.DType) -> Any:
+    """Reads one stored piece, checksum included, into a tensor that is written as it is."""
+
+    def restore() -> Any:
+        try:
+            with tf.device("CPU:0"):
+                return tf.raw_ops.RestoreV2(prefix=prefix, tensor_names=[key], shape_and_slices=[spec], dtypes=[dtype])[
+                    0
+                ]
+        except Exception as error:  # OpError, IndexError, RuntimeError: by the kind of damage
+            raise FileError(f"{prefix}: {key}: damaged or truncated ({told(error)})") from None
+
+    return restore
+
+
+def _check_wanted(wanted: Sequence[Wanted], keys: Sequence[str], base: PathLike | None) -> None:
+    missing = list(dict.fromkeys(each.key for each in wanted if each.key not in set(keys)))
+    if missing:
+        some = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
+        hint = "; a base has them" if base is None else nearest(missing[0], list(keys))
+        raise ExportError(f"the old graph's Saver restores {len(missing)} tensors that are not there: {some}{hint}")

@@ -1,0 +1,147 @@
+"""Finds the checkpoint that a path means: a prefix, one of its files, a folder, a ``checkpoint`` file."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+from typing import NamedTuple
+
+from engine.files import FileError, PathLike
+from engine.porting.readers.bundle_index import MAGIC
+
+_PART = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
+_STATE = re.compile(r'^model_checkpoint_path: "((?:[^"\\]|\\.)*)"', re.MULTILINE)
+_LFS = b"version https://git-lfs"
+
+
+class Found(NamedTuple):
+    """A checkpoint's place.
+
+    Attributes:
+        prefix: as TensorFlow takes it; ends in ``/`` where the checkpoint has no name.
+        files: of the V1 format, all shards in order; () for V2.
+    """
+
+    prefix: str
+    files: tuple[pathlib.Path, ...] = ()
+
+
+def locate(path: PathLike) -> Found | None:
+    """The checkpoint that a path means, None where there is none.
+
+    Args:
+        path: a prefix (also ``DIR/`` of a checkpoint without a name); a file of a checkpoint (index, data, meta,
+            V1 shard); a folder with one checkpoint, or one that its ``checkpoint`` file chooses; a SavedModel's
+            folder; a ``checkpoint`` file. Where that file names a folder of its author's, the name alone counts.
+
+    Raises:
+        FileError: several without a choice, V1 shards are missing, or a file that was one and is damaged.
+    """
+    text = os.fspath(path)
+    if text.endswith("/") and pathlib.Path(f"{text}.index").is_file():
+        return Found(text)
+    place = pathlib.Path(text)
+    if place.is_dir():
+        return _in_folder(place)
+    if place.name == "checkpoint" and place.is_file() and _chosen(place.parent) is not None:
+        return _in_folder(place.parent)
+    found = _at(text) or _at(_PART.sub("", text))
+    if found is None:
+        _check_damage(place)
+    return found
+
+
+def _at(prefix: str) -> Found | None:
+    """The checkpoint of this very prefix."""
+    file = pathlib.Path(prefix)
+    if pathlib.Path(f"{prefix}.index").is_file():  # the newer format first, as TensorFlow does
+        return Found(prefix)
+    name = _SHARD.sub("", file.name)
+    shards = _shards(file.parent, name)
+    if shards and (name == file.name or file in shards) and all(map(_is_table, shards)):
+        return Found(str(file.parent / name), shards)
+    return Found(prefix, (file,)) if _is_table(file) and not _PART.search(prefix) else None
+
+
+def _shards(folder: pathlib.Path, name: str) -> tuple[pathlib.Path, ...]:
+    """The files of a sharded V1 checkpoint, () when there are none. Raises FileError when some are missing."""
+    numbers: dict[int, set[int]] = {}
+    for file in folder.iterdir() if folder.is_dir() else ():
+        match = _SHARD.search(file.name)
+        if match and file.name[: match.start()] == name:
+            numbers.setdefault(int(match[2]), set()).add(int(match[1]))
+    if not numbers:
+        return ()
+    if len(numbers) > 1:
+        raise FileError(f"{folder / name}: shards of {' and of '.join(map(str, sorted(numbers)))} lie together")
+    ((count, present),) = numbers.items()
+    if missing := [number for number in range(count) if number not in present]:
+        raise FileError(
+            f"{folder / name}: {len(missing)} of its {count} shards are missing, such as "
+            f"{name}-{missing[0]:05d}-of-{count:05d}"
+        )
+    return tuple(folder / f"{name}-{number:05d}-of-{count:05d}" for number in range(count))
+
+
+def _in_folder(folder: pathlib.Path) -> Found | None:
+    for place in (folder, folder / "variables"):  # the second: a SavedModel
+        if not place.is_dir():
+            continue
+        prefixes = _prefixes(place)
+        chosen = _chosen(place)
+        if chosen is not None:
+            chosen = re.split(r"[/\\]", chosen)[-1]  # its folder may be its author's
+            prefixes = [prefix for prefix in prefixes if os.path.basename(prefix) == chosen] or prefixes
+        if len(prefixes) == 1 and (found := _at(prefixes[0])) is not None:
+            return found
+        if prefixes:
+            names = ", ".join(os.path.basename(prefix) or ".index" for prefix in prefixes[:5])
+            said = f"; its file checkpoint names {chosen}, which is not there" if chosen else ""
+            raise FileError(f"{folder}: it holds {len(prefixes)} checkpoints ({names}){said}; name one of them")
+    return None
+
+
+def _prefixes(folder: pathlib.Path) -> list[str]:
+    """Prefixes of the checkpoints in a folder, of both formats, in the order of names."""
+    prefixes: dict[str, None] = {}
+    for file in sorted(folder.iterdir()):
+        if file.name.endswith(".index") and file.is_file():
+            prefixes[f"{folder}/{file.name.removesuffix('.index')}"] = None
+        elif not _PART.search(file.name) and _is_table(file):
+            prefixes[f"{folder}/{_SHARD.sub('', file.name)}"] = None
+    return list(prefixes)
+
+
+def _chosen(folder: pathlib.Path) -> str | None:
+    """The prefix that a folder's ``checkpoint`` file names, as it stands there."""
+    try:
+        with open(folder / "checkpoint", "rb") as file:
+            match = _STATE.search(file.read(4096).decode(errors="replace"))
+    except OSError:
+        return None
+    return match[1] if match else None
+
+
+def _is_table(file: pathlib.Path) -> bool:
+    """True for a file that ends as TensorFlow's tables do."""
+    try:
+        with open(file, "rb") as opened:
+            opened.seek(-len(MAGIC), os.SEEK_END)
+            return opened.read() == MAGIC
+    except OSError:
+        return False
+
+
+def _check_damage(file: pathlib.Path) -> None:
+    """Raises FileError for a file that is no checkpoint, but seems to have been one."""
+    try:
+        with open(file, "rb") as opened:
+            start = opened.read(64)
+    except OSError:
+        return
+    if start.startswith(_LFS):
+        raise FileError(f"{file}: a Git LFS pointer, not the checkpoint itself; `git lfs pull` fetches it")
+    if start[:2] == b"\0\0" and (_SHARD.search(file.name) or ".ckpt" in file.name):
+        raise FileError(f"{file}: a checkpoint of the V1 format without its end: it is truncated")

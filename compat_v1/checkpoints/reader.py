@@ -1,0 +1,168 @@
+"""Legacy checkpoints as a TensorSource: V1 and V2 format, whole or partitioned, wherever their files lie."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from compat_v1.checkpoints.locate import Found, locate
+from compat_v1.checkpoints.partitions import Merged
+from engine.files import FileError, PathLike
+from engine.porting.readers.checkpoint_file import Checkpoint, told
+from engine.porting.readers.source import TensorSource, open_tensors
+
+_MOST_RATIO = 32  # bytes of memory for a byte in a V1 file: its integers are varints, its blocks may be packed
+
+
+def open_checkpoint(path: PathLike, *, merge_parts: bool = True) -> TensorSource:
+    """Opens a checkpoint of TensorFlow 1 (or 2), by any path that means one (compat_v1.checkpoints.locate).
+
+    Names, shapes and dtypes are there although data files may be missing or damaged: each tensor says so when
+    it is read, and ``engine.porting.readers.verify.damaged`` finds them all.
+
+    Args:
+        merge_parts: ``NAME/part_0``, ``NAME/part_1`` ... are one tensor NAME (compat_v1.checkpoints.partitions). False gives
+            every key as it is stored.
+
+    Raises:
+        FileError: there is none, several without a choice, or its index is damaged.
+    """
+    found = locate(path)
+    if found is None:
+        place = pathlib.Path(path)
+        name = place.name
+        raise FileError(
+            f"{place}: a folder without a checkpoint"
+            if place.is_dir()
+            else f"{place}: there is no checkpoint: neither {name}.index (V2) nor {name} or {name}-00000-of-NNNNN (V1)"
+        )
+    return _open(found, merge_parts=merge_parts)
+
+
+def open_source(path: PathLike, *, merge_parts: bool = True) -> TensorSource:
+    """Opens weights of any kind: a checkpoint as ``open_checkpoint`` does, else as ``engine.porting.open_tensors``.
+
+    Raises:
+        FileError: nothing that is known lies there.
+    """
+    found = locate(path)
+    return open_tensors(path) if found is None else _open(found, merge_parts=merge_parts)
+
+
+def _open(found: Found, *, merge_parts: bool) -> TensorSource:
+    source: TensorSource = V1Checkpoint(found) if found.files else Checkpoint(_plain(found.prefix), whole=False)
+    return Merged(source) if merge_parts else source
+
+
+class V1Checkpoint:
+    """A checkpoint in the V1 format (one file, or ``-00000-of-NNNNN`` shards) as a TensorSource.
+
+    Slices of a variable that is stored in one piece are cut from the whole, which is in memory meanwhile: the
+    format keeps a piece as one value. Of a partitioned one only the pieces concerned are read.
+
+    Raises:
+        FileError: damaged, or a tensor that cannot be in files of this size.
+    """
+
+    checksums = True
+
+    def __init__(self, found: Found) -> None:
+        self.path = pathlib.Path(found.prefix)
+        name = re.sub(r"-\d{5}-of-", "-?????-of-", found.files[0].name)
+        # to TensorFlow this is a pattern; what the folder's name holds of patterns is meant literally
+        folder = str(found.files[0].parent)
+        self._pattern = f"{_escaped(folder)}/{name if len(found.files) > 1 else _escaped(found.files[0].name)}"
+        self._held = sum(file.stat().st_size for file in found.files)
+        self._dtypes: dict[str, tf.DType] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._others: list[str] = []
+        with self._damage(""):
+            reader = tf.compat.v1.train.NewCheckpointReader(self._pattern)
+            shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+        for key in sorted(shapes):
+            dtype = tf.as_dtype(dtypes[key])
+            if not (dtype.is_floating or dtype.is_integer or dtype.is_bool or dtype.is_complex):
+                self._others.append(key)
+                continue
+            shape = tuple(int(length) for length in shapes[key])
+            if any(length < 0 for length in shape) or math.prod(shape) * dtype.size > _MOST_RATIO * self._held:
+                raise FileError(
+                    f"{self.path}: {key}: shape {list(shape)} {dtype.name} cannot be in {self._held:,} bytes of files"
+                )
+            self._dtypes[key], self._shapes[key] = dtype, shape
+
+    def names(self) -> list[str]:
+        return list(self._shapes)
+
+    def others(self) -> list[str]:
+        """Entries that are no tensors of numbers."""
+        return list(self._others)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        self._check_name(name)
+        return self._shapes[name]
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        self._check_name(name)
+        return np.dtype(self._dtypes[name].as_numpy_dtype)
+
+    def read(self, name: str) -> np.ndarray:
+        return self._restore(name, "")
+
+    def read_slice(self, name: str, start: int, stop: int) -> np.ndarray:
+        shape = self.shape(name)
+        if not shape or not 0 <= start <= stop <= shape[0]:
+            raise FileError(f"{self.path}: {name}: rows {start} to {stop} of shape {list(shape)}")
+        if start == stop:
+            return np.empty((0, *shape[1:]), self.dtype(name))
+        rest = "".join(":-" for _ in shape[1:])
+        return self._restore(name, f"{' '.join(map(str, shape))} {start},{stop - start}{rest}")
+
+    def close(self) -> None:
+        pass  # every read opens and closes the files itself
+
+    def __enter__(self) -> V1Checkpoint:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
+
+    def _restore(self, name: str, rows: str) -> np.ndarray:
+        self._check_name(name)
+        with self._damage(name), tf.device("CPU:0"):
+            (value,) = tf.raw_ops.RestoreV2(
+                prefix=self._pattern, tensor_names=[name], shape_and_slices=[rows], dtypes=[self._dtypes[name]]
+            )
+            return np.asarray(value.__array__())
+
+    def _check_name(self, name: str) -> None:
+        if name not in self._shapes:
+            raise FileError(f"{self.path}: it has no {name}")
+
+    @contextmanager
+    def _damage(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # DataLossError, InternalError, RuntimeError: by the kind of damage
+            where = f"{self.path}: {name}" if name else f"{self.path}"
+            raise FileError(f"{where}: damaged or truncated ({told(error)})") from None
+
+
+def _plain(prefix: str) -> str:
+    if special := set("*?[\\") & set(prefix):
+        raise FileError(
+            f"{prefix}: TensorFlow takes {' '.join(sorted(special))} in a V2 checkpoint's path for a pattern and finds "
+            "nothing; rename the folder or file"
+        )
+    return prefix
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([*?\[\]\\])", r"\\\1", text)

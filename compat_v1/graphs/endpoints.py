@@ -1,0 +1,207 @@
+"""Finds what goes into an old graph and what comes out of it, on its GraphDef alone.
+
+A training graph has labels, losses, gradients, savers and summaries beside the network. The network's input is the
+source from which, alone, something is computed with variables. Its outputs are the floating tensors that depend on
+no other source and that nothing of the network reads on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.framework import op_def_registry  # the one place that knows an operation's outputs
+
+from compat_v1.errors import GraphError
+from compat_v1.graphs.op_allowlist import VARIABLES
+from engine.selection.filters import nearest
+
+PLACEHOLDERS = ("Placeholder", "PlaceholderV2")  # one with a default need not be fed
+_MOST_OUTPUTS = 1 << 20  # of one operation
+_FED = re.compile(r"Dequeue|IteratorGetNext|ReaderRead|Unstage")
+_TRAINING = re.compile(r"(^|/)(gradients(_\d+)?|[^/]*(loss|xentropy)[^/]*)/")  # scopes that are no network
+_ENDS = re.compile(r"^(Assign|Apply|Resource(Apply|Scatter|Sparse)|Scatter(Add|Sub|Update)|Save|Assert|Print|NoOp)")
+
+
+def producer(name: str) -> str:
+    """The node of an input such as ``x``, ``x:1`` or ``^x``."""
+    return name.removeprefix("^").partition(":")[0]
+
+
+def tensor_name(name: str) -> str:
+    """``scope/op`` and ``scope/op:0`` as the latter."""
+    return name if re.search(r":\d+$", name) else f"{name}:0"
+
+
+def dtype_of(number: int) -> tf.DType:
+    """A type from its number in a file, without "ref".
+
+    Raises:
+        GraphError: there is no such type.
+    """
+    try:
+        return tf.as_dtype(number).base_dtype
+    except TypeError:
+        raise GraphError(
+            f"a tensor of the type {number}, which TensorFlow does not know; the graph is damaged"
+        ) from None
+
+
+def types_of(node: Any, functions: Mapping[str, Any]) -> list[tf.DType]:
+    """Types of a node's outputs, without "ref"; [] for an operation that is not known."""
+    definition = op_def_registry.get(node.op)
+    if definition is None and node.op in functions:
+        definition = functions[node.op].signature
+    found: list[tf.DType] = []
+    for output in definition.output_arg if definition is not None else ():
+        listed = node.attr[output.type_list_attr].list.type if output.type_list_attr in node.attr else ()
+        if output.type_list_attr:
+            found += [dtype_of(each) for each in listed]
+            continue
+        number = output.type or (node.attr[output.type_attr].type if output.type_attr in node.attr else 0)
+        if not number:
+            number = next((a.default_value.type for a in definition.attr if a.name == output.type_attr), 0)
+        repeats = node.attr[output.number_attr].i if output.number_attr in node.attr else 1
+        if repeats > _MOST_OUTPUTS:
+            raise GraphError(f"{node.name} ({node.op}) says that it has {repeats:,} outputs; the graph is damaged")
+        found += [dtype_of(number) if number else tf.variant] * int(repeats)
+    return found
+
+
+def shape_of(node: Any) -> tuple[int | None, ...] | None:
+    """A placeholder's or variable's shape as the graph says it; None where the rank is open."""
+    if "shape" not in node.attr or node.attr["shape"].shape.unknown_rank:
+        return None
+    return tuple(None if dim.size < 0 else int(dim.size) for dim in node.attr["shape"].shape.dim)
+
+
+class Graph:
+    """A GraphDef with its nodes by name and who reads what.
+
+    Attributes:
+        nodes: name -> NodeDef.
+        functions: name -> FunctionDef of the library.
+        versions: of TensorFlow, that wrote it.
+        where: the file, for messages.
+    """
+
+    def __init__(self, definition: Any, *, where: str) -> None:
+        self.where = where
+        self.versions = definition.versions
+        self.nodes = {node.name: node for node in definition.node}
+        if len(self.nodes) < len(definition.node):
+            raise GraphError(f"{where}: two nodes have the same name; the file is damaged")
+        self.functions = {function.signature.name: function for function in definition.library.function}
+        self._readers: dict[str, list[str]] = {}
+        self._all_readers: dict[str, list[str]] = {}
+        for node in definition.node:
+            for name in dict.fromkeys(node.input):
+                self._all_readers.setdefault(producer(name), []).append(node.name)
+                if not name.startswith("^"):
+                    self._readers.setdefault(producer(name), []).append(node.name)
+
+    def tensor(self, name: str, *, argument: str) -> str:
+        """A tensor's full name.
+
+        Raises:
+            GraphError: the graph has no such tensor; names the nearest.
+        """
+        full = tensor_name(name)
+        node = self.nodes.get(producer(full))
+        if node is None:
+            raise GraphError(
+                f"{argument}={name}: {self.where} has no operation {producer(full)}"
+                + nearest(producer(full), list(self.nodes))
+            )
+        count = len(types_of(node, self.functions))
+        if int(full.rpartition(":")[2]) >= count:
+            raise GraphError(f"{argument}={name}: the operation {node.name} ({node.op}) has {count} outputs")
+        return full
+
+    def type_of(self, name: str) -> tf.DType:
+        """Of a tensor that ``tensor`` accepted."""
+        return types_of(self.nodes[producer(name)], self.functions)[int(name.rpartition(":")[2])]
+
+    def needed(self, outputs: Iterable[str], cut: Iterable[str] = (), *, control: bool = True) -> set[str]:
+        """Nodes that the tensors need; the traversal ends at the tensors in ``cut``."""
+        ends = set(cut)
+        found: set[str] = set()
+        pending = [name for name in outputs if tensor_name(name) not in ends]
+        while pending:
+            name = producer(pending.pop())
+            if name in found or name not in self.nodes:
+                continue
+            found.add(name)
+            pending += [
+                each
+                for each in self.nodes[name].input
+                if (control or not each.startswith("^")) and tensor_name(each) not in ends
+            ]
+        return found
+
+    def sources(self, names: Iterable[str]) -> list[str]:
+        """Those of the nodes that are fed from outside: placeholders, and what takes from a queue or an iterator."""
+        wanted = set(names)
+        return [
+            n for n, node in self.nodes.items() if n in wanted and (node.op in PLACEHOLDERS or _FED.search(node.op))
+        ]
+
+    def dependents(self, names: Iterable[str], *, control: bool) -> set[str]:
+        """Nodes that depend on one of the nodes by data, or by data and control; themselves included."""
+        readers = self._all_readers if control else self._readers
+        found: set[str] = set()
+        pending = list(names)
+        while pending:
+            name = pending.pop()
+            if name not in found:
+                found.add(name)
+                pending += readers.get(name, ())
+        return found
+
+    def find_outputs(self, inputs: Sequence[str], fixed: Iterable[str]) -> tuple[list[str], list[str]]:
+        """Candidates for (inputs, outputs): tensors of a network that depends on its inputs alone.
+
+        Args:
+            inputs: tensors that are the inputs; none: the one source is found that is read together with variables.
+            fixed: nodes that have a value of their own, such as ``is_training``.
+        """
+        fixed = set(fixed)
+        free = [name for name in self.sources(self.nodes) if name not in fixed and not self._is_switch(name)]
+        weights = [name for name, node in self.nodes.items() if node.op in VARIABLES]
+        weighted = self.dependents(weights, control=False)
+        training = {name for name in self.nodes if _TRAINING.search(name)}
+
+        def ends(chosen: Sequence[str]) -> list[str]:
+            """Of the network that depends on the chosen nodes and on no other source."""
+            others = [name for name in free if name not in self.needed(chosen)]
+            inside = weighted - training - self.dependents(others, control=True)
+            return self._ends(inside & self.dependents(chosen or weights, control=False))
+
+        chosen = [producer(name) for name in inputs]
+        if not chosen and free:
+            chosen = [name for name in free if ends([name])]
+            if len(chosen) != 1:
+                return [f"{name}:0" for name in chosen or free], []
+        return list(inputs) or [f"{name}:0" for name in chosen], ends(chosen)
+
+    def _ends(self, inside: set[str]) -> list[str]:
+        """Floating tensors of some nodes that no other of them reads; where nothing else reads some, those alone."""
+        found: list[str] = []
+        unread: list[str] = []
+        for name in self.nodes:
+            op = self.nodes[name].op
+            if name not in inside or _ENDS.match(op) or op in VARIABLES or op == "ReadVariableOp":
+                continue
+            types = types_of(self.nodes[name], self.functions)
+            if not any(reader in inside for reader in self._readers.get(name, ())) and types and types[0].is_floating:
+                found.append(f"{name}:0")
+                if all(_TRAINING.search(reader) for reader in self._readers.get(name, ())):
+                    unread.append(f"{name}:0")
+        return unread or found
+
+    def _is_switch(self, name: str) -> bool:
+        """Whether a source is a switch such as ``is_training``: no data."""
+        types = types_of(self.nodes[name], self.functions)
+        return bool(types) and types[0] == tf.bool

@@ -1,0 +1,258 @@
+"""An old graph is somebody else's program: what it may do is checked before anything of it runs.
+
+The check reads the GraphDef alone, library functions included, since TensorFlow already runs parts of a graph when
+it imports it (to know shapes). What passes may only compute (compat_v1.graphs.op_allowlist), names functions of its own
+library alone, without recursion, holds no handle to a resource of this process, and declares no constant or shape
+beyond ``MOST_BYTES``. Not seen before a run: shapes that are computed from inputs, and loops that never end;
+``Original.__call__`` (compat_v1.graphs.extract) has a time limit for these.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.framework import op_def_registry  # the one place that knows which operations there are
+
+from compat_v1.graphs.op_allowlist import FILLS_TABLE, HARMLESS, TABLES, VARIABLES
+from engine.errors import InputError
+
+MOST_BYTES = 1 << 31  # of one tensor, and of all constants together: what a GraphDef itself can hold
+_MOST_OPERATIONS = 10_000_000  # when every function call is written out
+_DEEPEST = 200  # calls within calls
+
+# Why an operation is refused, by a part of its name; the first that fits.
+_REASONS = (
+    ("PyFunc PyFuncStateless EagerPyFunc", "it runs Python code"),
+    ("Abort Sleep", "it stops the process"),
+    ("Print Debug Dump Summary Event", "it writes to files or the console"),
+    ("Remote Rpc Send Recv Collective Nccl DataService TPU Xla Worker Outfeed Infeed", "it reaches other processes"),
+    (
+        "File Reader Record Dataset Iterator Cache Sql LMDB Save Restore Checkpoint ImmutableConst LoadAndRemap Vocab",
+        "it reaches files",
+    ),
+    ("Queue Barrier Stage Mutex Session RandomSeedGenerator", "it reaches what the process shares"),
+    (
+        "Proto Decode Encode Serialize Deserialize Prelinearize Audio Mfcc",
+        "it is a decoder or encoder, native code on bytes that come from the file",
+    ),
+    ("Assign Apply Scatter Inplace Count", "it changes variables"),
+    ("SymbolicGradient", "it makes functions by a name"),
+)
+# Operation -> input that says how large its result is, when that is a constant.
+_SIZE_INPUT = {
+    "Fill": 0,
+    "BroadcastTo": 1,
+    "Tile": 1,
+    "RandomUniform": 0,
+    "RandomUniformInt": 0,
+    "RandomStandardNormal": 0,
+    "TruncatedNormal": 0,
+    "StatelessRandomUniform": 0,
+    "StatelessRandomUniformV2": 0,
+    "StatelessRandomNormal": 0,
+    "StatelessRandomNormalV2": 0,
+    "StatelessTruncatedNormal": 0,
+    "StatelessTruncatedNormalV2": 0,
+    "LinSpace": 2,
+    "TensorArrayV3": 0,
+    "TensorListReserve": 1,
+    "EmptyTensorList": 1,
+    "OneHot": 1,
+}
+
+
+class UnsafeGraphError(InputError):
+    """A graph that would do more than compute. Names the operations and where they are."""
+
+
+class _Body(NamedTuple):
+    """The nodes of the main graph (function "") or of a library function."""
+
+    function: str
+    nodes: Any
+
+    def place(self, node: Any) -> str:
+        return f"{node.name} ({node.op})" + (f" in the function {self.function}" if self.function else "")
+
+
+def check(definition: Any, *, where: str) -> None:
+    """Raises unless a GraphDef only computes.
+
+    Args:
+        definition: as it will be imported; variables and tables may be in its main graph, not in functions.
+        where: the file, for messages.
+
+    Raises:
+        UnsafeGraphError: lists up to 8 refused operations, each with its reason and its function.
+    """
+    functions = [function.signature.name for function in definition.library.function]
+    library = frozenset(functions)
+    bodies = [_Body("", definition.node)]
+    bodies += [_Body(function.signature.name, function.node_def) for function in definition.library.function]
+    problems = [f"the function {name} is there {n} times" for name, n in Counter(functions).items() if n > 1]
+    problems += [f"the function {name} has the name of an operation" for name in functions if _registered(name)]
+    calls: dict[str, Counter[str]] = {}
+    held = 0
+    for body in bodies:
+        called = calls.setdefault(body.function, Counter())
+        constants = {node.name: node.attr["value"].tensor for node in body.nodes if node.op == "Const"}
+        for node in body.nodes:
+            reason = _refused(node.op, library, main=not body.function)
+            if reason:
+                problems.append(f"{body.place(node)}: {reason}")
+            if node.op in library:
+                called[node.op] += 1
+            for name in _functions_named(node):
+                called[name] += 1
+                if name not in library:
+                    problems.append(f"{body.place(node)}: it calls {name}, which the graph's library does not have")
+            for tensor in _tensors(node):
+                size, wrong = _size(tensor)
+                held += size
+                if wrong:
+                    problems.append(f"{body.place(node)}: {wrong}")
+            if wrong := _too_large(node, constants):
+                problems.append(f"{body.place(node)}: {wrong}")
+    if held > MOST_BYTES:
+        problems.append(f"its constants declare {held:,} bytes; {MOST_BYTES:,} are allowed")
+    sizes = {body.function: len(body.nodes) for body in bodies}
+    if wrong := _written_out(calls, sizes, library):
+        problems.append(wrong)
+    if problems:
+        rest = f"\n  ... and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise UnsafeGraphError(
+            f"{where}: refused: what the outputs need does more than compute:\n  " + "\n  ".join(problems[:8]) + rest
+        )
+
+
+def check_sizes(graph: Any, *, where: str) -> None:
+    """Raises UnsafeGraphError for an imported graph with a tensor whose known shape has more than ``MOST_BYTES``."""
+    for op in graph.get_operations():
+        for tensor in op.outputs:
+            if tensor.shape.is_fully_defined() and tensor.shape.num_elements() * (tensor.dtype.size or 1) > MOST_BYTES:
+                raise UnsafeGraphError(
+                    f"{where}: refused: {tensor.name} ({op.type}) would be {tensor.shape.as_list()} "
+                    f"{tensor.dtype.name}, more than {MOST_BYTES:,} bytes"
+                )
+
+
+def _refused(op: str, library: frozenset[str], *, main: bool) -> str:
+    """Why an operation must not run, "" when it may."""
+    if op in HARMLESS or op in library:
+        return ""
+    if op in VARIABLES | TABLES | FILLS_TABLE:
+        return "" if main else "a function's own variables and tables reach what the process shares"
+    if not _registered(op):
+        return (
+            "TensorFlow makes such operations for itself" if op.startswith("_") else "no such operation is registered"
+        )
+    for parts, reason in _REASONS:
+        if any(part in op for part in parts.split()):
+            return reason
+    if op.startswith("_"):
+        return "TensorFlow makes such operations for itself"
+    return "it is not among the operations that are known to be harmless"
+
+
+def _registered(op: str) -> bool:
+    return op_def_registry.get(op) is not None
+
+
+def _functions_named(node: Any) -> Iterator[str]:
+    for value in node.attr.values():
+        if value.HasField("func"):
+            yield value.func.name
+        yield from (function.name for function in value.list.func)
+
+
+def _tensors(node: Any) -> Iterator[Any]:
+    for value in node.attr.values():
+        if value.HasField("tensor"):
+            yield value.tensor
+        yield from value.list.tensor
+
+
+def _size(tensor: Any) -> tuple[int, str]:
+    """Bytes that a TensorProto unpacks to, and what is wrong with it."""
+    try:
+        dtype = tf.as_dtype(tensor.dtype)
+    except TypeError:
+        return 0, f"a constant of the unknown type {tensor.dtype}"
+    if dtype.base_dtype in (tf.resource, tf.variant):
+        return 0, f"a constant {dtype.name} reaches what the process holds"
+    dims = [dim.size for dim in tensor.tensor_shape.dim]
+    if tensor.tensor_shape.unknown_rank or any(dim < 0 for dim in dims):
+        return 0, f"a constant of shape {dims}"
+    each = dtype.size or 1
+    size = math.prod(dims) * each
+    if size > MOST_BYTES:
+        return 0, f"a constant of shape {dims} {dtype.name}; {MOST_BYTES:,} bytes are allowed"
+    if tensor.tensor_content and len(tensor.tensor_content) != size:
+        return 0, f"a constant of shape {dims} {dtype.name} with {len(tensor.tensor_content)} bytes, not {size}"
+    return size, ""
+
+
+def _too_large(node: Any, constants: dict[str, Any]) -> str:
+    """What is wrong with the size that a constant input gives an operation's result, or ""."""
+    if node.op == "Range":
+        values = [_numbers(constants.get(_producer(name))) for name in node.input[:3]]
+        if len(values) == 3 and all(value is not None and value.size == 1 for value in values):
+            start, limit, delta = (float(value.reshape(-1)[0]) for value in values if value is not None)
+            if delta and (limit - start) / delta > MOST_BYTES / 8:
+                return f"a range of {(limit - start) / delta:.0f} numbers"
+        return ""
+    position = _SIZE_INPUT.get(node.op)
+    if position is None or position >= len(node.input):
+        return ""
+    value = _numbers(constants.get(_producer(node.input[position])))
+    if value is None or value.dtype.kind not in "iu":
+        return ""
+    count = math.prod(int(length) for length in value.reshape(-1))
+    return f"a result of {value.reshape(-1).tolist()} elements" if count > MOST_BYTES / 8 else ""
+
+
+def _producer(name: str) -> str:
+    """A node's name from one of its outputs, as main graphs (``x:1``) and functions (``x:out:0``) write it."""
+    return name.split(":", 1)[0]
+
+
+def _numbers(tensor: Any) -> np.ndarray | None:
+    """A small constant's values; None when it is none."""
+    if tensor is None or math.prod(dim.size for dim in tensor.tensor_shape.dim) > 64:
+        return None
+    try:
+        value = tf.make_ndarray(tensor)
+    except (ValueError, TypeError):
+        return None
+    return value if value.dtype.kind in "iuf" else None
+
+
+def _written_out(calls: dict[str, Counter[str]], sizes: dict[str, int], library: frozenset[str]) -> str:
+    """What is wrong with the calls: recursion, too deep, or too many operations when all are written out; or ""."""
+    inner = {name: {each: n for each, n in found.items() if each in library} for name, found in calls.items()}
+    callers: dict[str, list[str]] = {}
+    for name, found in inner.items():
+        for each in found:
+            callers.setdefault(each, []).append(name)
+    waits = {name: len(found) for name, found in inner.items()}
+    total, depth = dict(sizes), dict.fromkeys(sizes, 1)
+    ready = [name for name, count in waits.items() if not count]
+    for name in ready:  # grows: a function follows when all that it calls are done
+        total[name] += sum(n * total[each] for each, n in inner[name].items())
+        depth[name] = 1 + max((depth[each] for each in inner[name]), default=0)
+        if depth[name] > _DEEPEST:
+            return f"calls within calls, {_DEEPEST} deep: {name}"
+        for caller in callers.get(name, ()):
+            waits[caller] -= 1
+            if not waits[caller]:
+                ready.append(caller)
+    if len(ready) < len(sizes):
+        return f"functions call themselves: {', '.join(sorted(name for name, n in waits.items() if n and name)[:4])}"
+    if total[""] > _MOST_OPERATIONS:
+        return f"{total['']:,} operations when its function calls are written out; {_MOST_OPERATIONS:,} are allowed"
+    return ""

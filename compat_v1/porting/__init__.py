@@ -1,0 +1,1 @@
+"""Checkpoints of TF1 programs into models, and back, with proof of parity."""

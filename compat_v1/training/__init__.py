@@ -1,0 +1,1 @@
+"""Training as TF1 does it: graphs, sessions and the three ways to freeze."""

@@ -1,0 +1,210 @@
+"""The three TF1 ways to freeze, behind one signature: each obeys a Selection, and none leaks silently.
+
+| method | what it does | what TF1 lets through |
+|---|---|---|
+| trainable | frozen variables are made with ``trainable=False`` | a var_list that names them; regularizers |
+| stop_gradient | they are read through ``tf.stop_gradient`` | a regularizer or decay that reads the variable itself |
+| var_list | ``compute_gradients(var_list=...)`` leaves them out | decay; whoever else calls ``minimize`` |
+
+None of them touches BatchNorm statistics: a layer must be told (``moves``).
+
+    selection = freezing.resolve(build, "head/.* @blocks[-2:]")
+    freeze = freezing.Freezing("stop_gradient", selection)
+    with freeze.scope():
+        loss = build()
+    gradients = freeze.compute_gradients(optimizer, loss)
+    train_op = optimizer.apply_gradients(gradients.applied)
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from engine.errors import InputError
+from engine.selection.filters import Filter, nearest
+from engine.selection.selection import Selection, Statistics, select
+from engine.selection.variables import name_graph_variables
+
+v1 = tf.compat.v1
+
+METHODS = ("trainable", "stop_gradient", "var_list")
+
+
+class FreezingError(InputError):
+    """A method that does not exist, or a graph that contradicts the selection."""
+
+
+class Gradients(NamedTuple):
+    """What ``Freezing.compute_gradients`` gives.
+
+    Attributes:
+        applied: (gradient, variable) of what trains, for ``apply_gradients``.
+        listed: names of all variables in what the optimizer's ``compute_gradients`` returned.
+    """
+
+    applied: list[tuple[Any, Any]]
+    listed: list[str]
+
+
+def resolve(build: Callable[[], Any], filter: Filter | str, *, statistics: Statistics = "follow") -> Selection:
+    """Resolves a filter against what ``build`` makes, before anything is made in the graph that trains.
+
+    ``build`` is called in a graph of its own, so that ``@blocks[-2:]`` and the errors of a filter (an item
+    that matches nothing) are known when the first variable is made.
+
+    Raises:
+        FilterError: as ``engine.select``.
+        ModelError: ``build`` makes no variable.
+    """
+    with tf.Graph().as_default():
+        build()
+        return select(name_graph_variables(v1.global_variables()), filter, statistics=statistics)
+
+
+def moves(selection: Selection, scope: str) -> bool:
+    """Whether the statistics of a layer move: what its ``training`` argument should be in a training graph.
+
+    Raises:
+        FreezingError: the selection knows no layer of that scope that has statistics.
+    """
+    layers = {entry.layer for entry in selection.variables if entry.kind == "statistic"}
+    if scope not in layers:
+        raise FreezingError(f"scope={scope!r}: no layer with statistics has it{nearest(scope, sorted(layers))}")
+    return any(entry.layer == scope for entry in selection.moving)
+
+
+@dataclass(frozen=True)
+class Freezing:
+    """One method, and the selection that it enforces.
+
+    Attributes:
+        method: "trainable", "stop_gradient" or "var_list".
+        selection: of variables named as the graph's (``resolve``), such as the engine's for its own networks.
+
+    Raises:
+        FreezingError: there is no such method.
+    """
+
+    method: str
+    selection: Selection
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise FreezingError(
+                f"method={self.method!r}: known are {', '.join(METHODS)}{nearest(self.method, list(METHODS))}"
+            )
+
+    def trains(self, name: str) -> bool:
+        """Whether the selection trains the variable (or all of its partitions).
+
+        Raises:
+            FreezingError: the selection knows none of that name: a renamed scope cannot silently unfreeze.
+        """
+        if name not in self._verdicts:
+            raise FreezingError(
+                f"variable {name!r}: the filter was resolved without it, so nothing says whether it trains; was a scope "
+                f"renamed?{nearest(name, list(self._verdicts))}"
+            )
+        if len(self._verdicts[name]) > 1:
+            raise FreezingError(f"variable {name!r}: the filter trains some of its partitions and freezes others")
+        return next(iter(self._verdicts[name]))
+
+    def trainable(self, name: str) -> bool:
+        """The value for a layer's own ``trainable=`` argument."""
+        return self.trains(name) if self.method == "trainable" else True
+
+    def stopped(self, name: str, value: Any) -> Any:
+        """A variable's value as the model should read it: behind ``stop_gradient`` if that freezes it."""
+        if self.method != "stop_gradient" or self.trains(name):
+            return value
+        # outside of any loop: inside, as in dynamic_rnn, the gradient would be zeros instead of None, and
+        # an optimizer with momentum still moves by those
+        with tf.init_scope():
+            return tf.stop_gradient(tf.convert_to_tensor(value))
+
+    def getter(self, getter: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Any:
+        """A custom getter for ``variable_scope``: freezes inside layers that take no such argument.
+
+        Variables that are made with ``trainable=False`` anyway (statistics, slots) pass as they are: BatchNorm
+        assigns to its statistics, so they must stay variables. A frozen variable loses its regularizer, whose
+        gradient would go round ``stop_gradient``.
+
+        Raises:
+            FreezingError: an unknown variable; or one that exists with another ``trainable`` than the selection
+                wants, which reuse silently keeps.
+        """
+        if kwargs.get("trainable") is False:
+            return getter(name, *args, **kwargs)
+        trains = self.trains(name)
+        kwargs["trainable"] = self.trainable(name)
+        if not trains:
+            kwargs["regularizer"] = None
+        variable = getter(name, *args, **kwargs)
+        for part in [variable] if isinstance(variable, (tf.Variable, tf.Tensor)) else variable:
+            if getattr(part, "trainable", kwargs["trainable"]) != kwargs["trainable"]:
+                raise FreezingError(
+                    f"variable {name!r}: it was made with trainable={part.trainable}, and reuse keeps that; "
+                    f"method={self.method} wants {kwargs['trainable']}: build it under Freezing.scope() the first time"
+                )
+        return self.stopped(name, variable)
+
+    @contextlib.contextmanager
+    def scope(self) -> Iterator[Any]:
+        """The variable scope that a model is built in: the current one, with this getter."""
+        with v1.variable_scope(v1.get_variable_scope(), custom_getter=self.getter, auxiliary_name_scope=False) as scope:
+            yield scope
+
+    def compute_gradients(self, optimizer: Any, loss: Any) -> Gradients:
+        """``optimizer.compute_gradients(loss)`` by this method, and a look at what came of it.
+
+        Args:
+            optimizer: of tf.compat.v1.train.
+            loss: a scalar of the current graph, regularisation included.
+
+        Raises:
+            FreezingError: a frozen variable has a gradient, a trained one has none or is not in the graph's
+                trainable variables, or the graph lacks a variable of the selection.
+        """
+        trainable = v1.trainable_variables()
+        made = {variable.op.name: variable for variable in trainable}
+        wanted = [entry.path for entry in self.selection.trained]
+        if missing := [path for path in wanted if path not in made]:
+            raise FreezingError(
+                f"{len(missing)} variable(s) should train, but the graph's trainable variables lack {_some(missing)}: "
+                f"made with trainable=False, or under another name{nearest(missing[0], list(made))}"
+            )
+        var_list = [made[path] for path in wanted] if self.method == "var_list" else None
+        found = optimizer.compute_gradients(loss, var_list=var_list)
+        gradients = {variable.op.name: gradient for gradient, variable in found}
+        trained = set(wanted)
+        leaked = [name for name, gradient in gradients.items() if gradient is not None and name not in trained]
+        if leaked:
+            raise FreezingError(
+                f"method={self.method}: {len(leaked)} frozen variable(s) have a gradient all the same: {_some(leaked)}; "
+                "the model was built outside Freezing.scope(), or the loss has a regulariser that reads them"
+            )
+        if cut := [path for path in wanted if gradients[path] is None]:
+            raise FreezingError(
+                f"the loss does not depend on {len(cut)} trained variable(s): {_some(cut)}; leave them out of the filter"
+            )
+        return Gradients([(gradients[path], made[path]) for path in wanted], list(gradients))
+
+    @cached_property
+    def _verdicts(self) -> dict[str, set[bool]]:
+        """Name or alias of a weight -> what the selection says of it, or of its partitions."""
+        trained = {entry.path for entry in self.selection.trained}
+        found: dict[str, set[bool]] = {}
+        for entry in self.selection.variables:
+            for path in entry.paths:
+                found.setdefault(path, set()).add(entry.path in trained)
+        return found
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

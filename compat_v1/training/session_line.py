@@ -1,0 +1,267 @@
+"""The frost line of a training graph: windows are fed what crosses it, instead of the images.
+
+Where the line lies is the engine's answer (engine.frostline.line), for a graph whose variables are in it and whose inputs are
+placeholders. TF1 can be fed at any tensor, but not safely: Grappler ties constants to a tensor by control edges, which
+feeding the tensor does not cut, and then all that is below runs or asks for the images (seen on a ConvNet: the folded
+ShapeN of a fed tensor and a kernel). So what is above the line is copied, in the same graph and session and on the same
+variables, to placeholders of its own, and these are fed. What is below is not run, and nothing else is slower for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence, Set
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from compat_v1.errors import SessionError
+from compat_v1.training.training_graph import TrainingGraph
+from engine.frostline import line
+from engine.frostline.analysis import Anatomy
+from engine.frostline.fingerprint import CanonicalError
+from engine.frostline.line import Cut, Line, Refused
+from engine.frostline.split import FrostTensor, Same, feeds_of, reshaped
+from engine.frostline.traced import Compute, TracedError
+from engine.graphs import dataflow
+from engine.graphs.graph_variables import HOLDERS
+from engine.selection.selection import digest
+
+v1 = tf.compat.v1
+
+_AT_ONCE = 64  # variables that are read in one run, whose values are held
+_PLACEHOLDERS = frozenset(["Placeholder", "PlaceholderV2", "PlaceholderWithDefault"])
+
+
+class SessionGraph:
+    """A live graph and its session, as engine.frostline.traced.Traced: what of it is run, and how.
+
+    Args:
+        built: the graph and what is in it.
+        session: where it runs; variables have values there.
+        results: tensors that a run fetches, nested as one likes.
+        effects: operations that it runs besides.
+    """
+
+    def __init__(self, built: TrainingGraph, session: Any, results: Any, effects: Sequence[Any] = ()) -> None:
+        self.graph, self._built, self._session = built.graph, built, session
+        self.inputs: Mapping[str, Any] = built.inputs
+        given = {id(placeholder) for placeholder in self.inputs.values()}
+        made = [op.outputs[0] for op in self.graph.get_operations() if op.type in _PLACEHOLDERS]
+        self.others: Sequence[Any] = [placeholder for placeholder in made if id(placeholder) not in given]
+        self.results: Sequence[Any] = tf.nest.flatten(results)
+        self.effects = effects
+
+    def handle(self, path: str, variable: Any) -> Any | None:
+        """By name: the selection's own variable may be another graph's, or the engine's."""
+        own = self._built.variables.get(path)
+        return None if own is None else own.op.outputs[0]
+
+    def name(self, handle: Any) -> str:
+        return str(handle.op.name)
+
+    def outside(self, tensors: Sequence[Any], *, by_value: bool) -> dict[int, str]:
+        held = [tensor for tensor in tensors if tensor.op.type in HOLDERS]
+        if not by_value:
+            return {id(tensor): f"variable {tensor.op.name}" for tensor in held}
+        if unknown := [tensor.op.name for tensor in held if tensor.op not in self._variables]:
+            raise TracedError(f"the frozen part reads {unknown[0]}, which is in no collection of variables")
+        found: dict[int, str] = {}
+        for start in range(0, len(held), _AT_ONCE):  # another set of fetches takes a session long to prepare
+            some = held[start : start + _AT_ONCE]
+            values = self._session.run([self._variables[tensor.op] for tensor in some])
+            found |= {id(t): "variable " + digest("", value) for t, value in zip(some, values, strict=True)}
+        return found
+
+    def crosses(self, tensor: Any) -> bool:
+        """Not what is inside of loops and branches of TF1's control flow."""
+        return bool(self.graph.is_feedable(tensor) and self.graph.is_fetchable(tensor))
+
+    def fetches(self, op: Any) -> bool:
+        return bool(self.graph.is_fetchable(op))
+
+    def run(self, tensors: Sequence[Any], feeds: Iterable[tuple[Any, Any]]) -> list[np.ndarray]:
+        with self.graph.as_default():
+            given = {id(tensor): tensor for tensor in stays(self.graph)}
+            given |= {id(tensor): tf.constant(value) for tensor, value in feeds}
+            copies = dataflow.copy(tensors, given)
+        found: list[np.ndarray] = self._session.run(copies)
+        return found
+
+    def function_of(self, images: Any, tensors: Sequence[Any], effects: Sequence[Any]) -> Compute:
+        fetched = [list(tensors), list(effects)]
+
+        def compute(given: Any) -> Sequence[Any]:
+            found: Sequence[Any] = self._session.run(fetched, {images: np.asarray(given)})[0]
+            return found
+
+        return compute
+
+    @cached_property
+    def _variables(self) -> dict[Any, Any]:
+        """Operation -> the variable that it holds."""
+        with self.graph.as_default():
+            return {variable.op: variable for variable in v1.global_variables() + v1.local_variables()}
+
+
+class _Above:
+    """A copy of what is above a line, in the same graph.
+
+    Args:
+        anatomy: of the graph.
+        crossing: what crosses.
+        same: which tensors of the graph that is.
+        wanted, effects: tensors and operations that are copied, with all that they need.
+        without: operations that are not: they were run before.
+
+    Attributes:
+        inputs: name of a tensor in a batch -> its placeholder.
+        tensors, ops: copies of ``wanted`` and of ``effects``.
+
+    Raises:
+        ValueError: something above needs one of ``without``.
+    """
+
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        crossing: Sequence[FrostTensor],
+        same: Same,
+        *,
+        wanted: Sequence[Any],
+        effects: Sequence[Any] = (),
+        without: Set[Any],
+    ) -> None:
+        here, kept = anatomy.graph, stays(anatomy.graph)
+        with here.as_default():
+            with tf.name_scope("fed"):
+                self.inputs = {t.key: v1.placeholder(t.dtype, [None, *t.shape], name=t.key) for t in crossing}
+                feeds = {id(tensor): tensor for tensor in kept if tensor is not anatomy.images}
+                feeds |= feeds_of(crossing, same, self.inputs)
+                count = tf.shape(self.inputs[crossing[0].key])[0]
+                feeds |= {id(tensor): value for tensor, value in anatomy.shape_values(count, None)}
+            scope = here.unique_name("above", mark_as_used=False)
+            without = without | {tensor.op for tensor in kept}
+            self.tensors = dataflow.copy(wanted, feeds, effects=effects, without=without, name=scope)
+            self.ops = [here.get_operation_by_name(f"{scope}/{op.name}") for op in effects]
+
+    def feeds(self, arrays: Mapping[str, Any]) -> dict[Any, Any]:
+        """Placeholder -> array, of what crosses.
+
+        Raises:
+            SessionError: the batch lacks a tensor, or has it in another shape.
+        """
+        for key, placeholder in self.inputs.items():
+            if key not in arrays:
+                raise SessionError(f"batch: it has no {key!r}; it has {', '.join(arrays)}")
+            if not placeholder.shape.is_compatible_with(np.shape(arrays[key])):
+                wanted = ", ".join(["B", *map(str, placeholder.shape[1:])])
+                raise SessionError(f"{key}: shape {list(np.shape(arrays[key]))}, [{wanted}] is wanted")
+        return {placeholder: arrays[key] for key, placeholder in self.inputs.items()}
+
+
+def stays(where: Any) -> list[Any]:
+    """Tensors of a graph that no copy takes the place of: variables and placeholders."""
+    return [op.outputs[0] for op in where.get_operations() if op.type in HOLDERS | _PLACEHOLDERS]
+
+
+class SessionLine(Line):
+    """A training graph, cut; made by ``cut``. ``below`` gives arrays, for SessionLoop.step and evaluate.
+
+    Attributes:
+        runs: what a window runs for a batch that ``below`` made.
+    """
+
+    def __init__(self, found: Cut, built: TrainingGraph, session: Any) -> None:
+        report = [value for name, value in built.runs.report.items() if name != "grad_norm"]
+        super().__init__(found, list(dataflow.ancestors(tf.nest.flatten(report))))
+        self._built, self._session = built, session
+        anatomy, runs = self._anatomy, built.runs
+        # what reads accumulators needs no images: it stays as it is
+        fetched, effects = tf.nest.flatten([runs.report, runs.weighted]), [runs.add or runs.train_op]
+        same = {id(crossing.tensor): (number, crossing) for number, crossing in enumerate(self._crossing)}
+        self._above = _Above(anatomy, self.tensors, same, wanted=fetched, effects=effects, without=anatomy.below())
+        report, weighted = tf.nest.pack_sequence_as([runs.report, runs.weighted], self._above.tensors)
+        (last,) = self._above.ops
+        changed = {"train_op": last} if runs.add is None else {"add": last}
+        self.runs = runs._replace(report=report, weighted=weighted, **changed)
+
+    def feeds(self, arrays: Mapping[str, Any]) -> dict[Any, Any]:
+        """Placeholder -> array, of what takes the place of the images in a window.
+
+        Raises:
+            SessionError: the batch lacks a tensor, or has it in another shape.
+        """
+        return self._above.feeds(arrays)
+
+    @property
+    def evaluation(self) -> Refused | None:
+        """Why the evaluation cannot be fed at the line; None: it can."""
+        return self._evaluated if isinstance(self._evaluated, Refused) else None
+
+    def evaluated(self, arrays: Mapping[str, Any]) -> tuple[Any, dict[Any, Any]]:
+        """What an evaluation fetches, and what takes the place of the images in it.
+
+        Raises:
+            SessionError: as ``feeds``; or the evaluation computes other tensors.
+        """
+        if isinstance(self._evaluated, Refused):
+            raise SessionError(f"{self._evaluated.describe()}; evaluate on batches with {self.images!r}")
+        found = tf.nest.pack_sequence_as(self._built.evaluated, self._evaluated.tensors)
+        return found, self._evaluated.feeds(arrays)
+
+    @cached_property
+    def _evaluated(self) -> _Above | Refused:
+        wanted = tf.nest.flatten(self._built.evaluated)
+        found = self.in_evaluation(SessionGraph(self._built, self._session, wanted))
+        if isinstance(found, Refused):
+            return found
+        other, same = found
+        try:
+            return _Above(other, self.tensors, same, wanted=wanted, without={other.images.op})
+        except ValueError:
+            return self.needs_images("evaluation")
+
+    def after(self, lower: Line) -> Any:
+        """As Line.after; the lower line may be another graph's: its tensors are the same if the values below them are."""
+        try:
+            same = lower.same_in(self._anatomy, by_value=True)
+        except CanonicalError as error:
+            return Refused((str(error),))
+        if isinstance(same, str):
+            return self.not_below(same)
+        wanted = [crossing.tensor for crossing in self._crossing]
+        try:
+            above = _Above(self._anatomy, lower.tensors, same, wanted=wanted, without={self._anatomy.images.op})
+        except ValueError:
+            return self.needs_images("the higher line")
+
+        def between(values: Mapping[str, Any]) -> list[np.ndarray]:
+            feeds = above.feeds({name: np.asarray(value) for name, value in values.items()})
+            found = self._session.run(above.tensors, feeds)
+            return [reshaped(value, c.shape) for value, c in zip(found, self._crossing, strict=True)]
+
+        return between
+
+
+def cut(
+    built: TrainingGraph, session: Any, *, images: str = "image", most_bytes: int | None = None
+) -> SessionLine | Refused:
+    """Finds the frost line of a training graph, and copies what is above it.
+
+    Args:
+        built: the graph; its windows are cut, and its evaluation where that computes the same tensors.
+        session: that has the values of its variables.
+        images: name of the images in a batch; all other inputs are hot.
+        most_bytes: as engine.frostline.line.cut.
+
+    Raises:
+        AnatomyError: the batch has no such name.
+    """
+    runs = built.runs
+    effects = [op for op in (runs.clear, runs.add, runs.train_op) if op is not None]
+    fetched = [tensor for tensor in (runs.report, runs.weighted, runs.norm) if tensor is not None]
+    traced = SessionGraph(built, session, fetched, effects)
+    found = line.find(Anatomy(traced, built.freezing.selection, images), most_bytes=most_bytes)
+    return found if isinstance(found, Refused) else SessionLine(found, built, session)

@@ -1,0 +1,310 @@
+"""Training in a Session: one graph for a Selection and a freezing method, driven window by window.
+
+The window means what it means in the engine: terms are summed over micro-batches and divided once by
+the window's summed weights, the regulariser enters once, and a window that is not finite changes nothing.
+With one micro-batch it is one ``Session.run`` of a train op; with more, or with a loss scale, gradients
+are added up in accumulators and the host decides whether they are applied.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from compat_v1.errors import SessionError
+from compat_v1.training import session_line
+from compat_v1.training.freezing import Freezing
+from compat_v1.training.session_line import SessionLine
+from compat_v1.training.training_graph import TrainingGraph
+from engine.frostline.line import Refused
+from engine.training import losses
+from engine.training.losses import LossFunction
+from engine.training.optimizers import Optimizer
+from engine.training.precision import LossScale
+from engine.training.step import NonFiniteError, Window
+
+v1 = tf.compat.v1
+
+
+_AT_ONCE = 64  # variables that are set in one run: preparing a run costs more than the values
+_IS_FINITE = re.compile(r"(above[^/]*/)?finite(_\d+)?")  # TrainingGraph's check, or a copy of it above a frost line
+
+
+class SessionLoop:
+    """Trains, evaluates, saves and restores one graph.
+
+    Args:
+        loss_fn: ``loss_fn(batch, *, training, seeds) -> Loss`` (engine.training.losses), building its model with
+            get_variable. REGULARIZATION_LOSSES of the training graph are added to its regulariser.
+        freezing: how, and what, to freeze.
+        optimizer: engine.training.optimizers' SGD, Momentum or Adam, whose tf.compat.v1.train forms train.
+        batch: an example of the batches to come: names, dtypes, shapes.
+        micro_batch_size: examples per micro-batch; None computes a window in one piece.
+        loss_scale: dynamic, which a model that computes in float16 needs.
+        seed: of the initial weights, where ``assign`` does not give others.
+        summaries: folder for TensorBoard's scalars, or None.
+
+    Attributes:
+        built: the graph and what is in it.
+        session: where it runs.
+        skipped: windows that changed nothing.
+
+    Raises:
+        FreezingError: the graph contradicts the selection.
+        SessionError: see its message.
+    """
+
+    def __init__(
+        self,
+        loss_fn: LossFunction,
+        freezing: Freezing,
+        optimizer: Optimizer,
+        batch: Mapping[str, Any],
+        *,
+        micro_batch_size: int | None = None,
+        loss_scale: LossScale | None = None,
+        seed: int = 0,
+        summaries: pathlib.Path | None = None,
+    ) -> None:
+        if micro_batch_size is not None and micro_batch_size < 1:
+            raise SessionError(f"micro_batch_size={micro_batch_size}: it must be at least 1")
+        self.freezing = freezing
+        self.micro_batch_size = micro_batch_size
+        self.loss_scale = loss_scale
+        self.skipped = 0
+        self._line: SessionLine | None = None
+        self.built = TrainingGraph(
+            loss_fn,
+            freezing,
+            optimizer,
+            _arrays(batch),
+            in_parts=micro_batch_size is not None or loss_scale is not None,
+            seed=seed,
+        )
+        with self.built.graph.as_default():
+            self.session = v1.Session()
+            self.session.run(self.built.initialise)
+            self._writer = None if summaries is None else v1.summary.FileWriter(str(summaries), self.built.graph)
+
+    # ---- a window
+
+    def step(self, batch: Mapping[str, Any], *, learning_rate: float) -> Window:
+        """Trains on one window.
+
+        Args:
+            batch: name -> array [B, ...] as at the making, or as the line of ``cut`` made of such; "index" is not used.
+            learning_rate: of this window.
+
+        Raises:
+            NonFiniteError: without a loss scale, a loss or gradient that is not finite; nothing has changed.
+            LossError: a negative weight.
+            SessionError: the batch lacks an array, or a tensor at the line has another shape.
+        """
+        arrays = _arrays(batch)
+        statistics = [self.built.variables[entry.path] for entry in self.freezing.selection.moving]
+        before = self.session.run(statistics)
+        found = self._in_parts(arrays, learning_rate) if self.built.in_parts else self._at_once(arrays, learning_rate)
+        finite = found is not None and _finite(found)
+        skipped = found is None or not found["applied"]
+        scale = self.loss_scale.scale if self.loss_scale is not None else 1.0
+        if self.loss_scale is not None:
+            self.loss_scale.update(finite)
+        if skipped:
+            self.assign({e.path: v for e, v in zip(self.freezing.selection.moving, before, strict=True)})
+            if self.loss_scale is None and not finite:
+                raise NonFiniteError("a window was not applied: its loss or its gradient is not finite")
+            self.skipped += 1
+        assert found is not None  # else it has raised
+        weights = dict(zip(self.built.terms, found["weights"], strict=True))
+        losses.check_weights(weights)
+        window = Window(
+            loss=found["loss"],
+            terms={n: v / w if w else 0.0 for (n, w), v in zip(weights.items(), found["values"], strict=True)},
+            metrics={name: value / mass if mass else 0.0 for name, (value, mass) in found["metrics"].items()},
+            grad_norm=found["grad_norm"],
+            skipped=skipped,
+            loss_scale=scale,
+        )
+        self._summarise(window, learning_rate)
+        return window
+
+    def _at_once(self, arrays: Mapping[str, np.ndarray], rate: float) -> dict[str, Any] | None:
+        try:
+            runs, feed = self._fetched(arrays)
+            _, found = self.session.run([runs.train_op, runs.report], feed | {self.built.rate: rate})
+        except tf.errors.InvalidArgumentError as error:
+            if error.op is not None and _IS_FINITE.fullmatch(error.op.name):
+                return None
+            raise
+        return found | {"applied": True}
+
+    def _in_parts(self, arrays: Mapping[str, np.ndarray], rate: float) -> dict[str, Any]:
+        count = len(next(iter(arrays.values())))
+        size = self.micro_batch_size or count
+        runs, feed = self._fetched(arrays)
+        weights = self.session.run(runs.weighted, feed) if runs.weighted else {}
+        losses.check_weights(weights)
+        divisors = [float(weights.get(name, count)) for name in self.built.terms]
+        scale = self.loss_scale.scale if self.loss_scale is not None else 1.0
+        self.session.run(runs.clear)
+        found: dict[str, Any] = {}
+        for start in range(0, count, size):
+            part = {name: value[start : start + size] for name, value in arrays.items()}
+            share = min(size, count - start) / count
+            feed = self._fetched(part)[1]
+            feed |= {self.built.divisors: divisors, self.built.share: share, self.built.scale: scale}
+            _, more = self.session.run([runs.add, runs.report], feed)
+            found = dict(more) if not found else tf.nest.map_structure(lambda a, b: a + b, found, dict(more))
+        found["grad_norm"] = self.session.run(runs.norm, {self.built.scale: scale})
+        # a window without any weight has no gradient: zeros would still move by momentum
+        found["applied"] = _finite(found) and any(divisors)
+        if found["applied"]:
+            self.session.run(runs.train_op, {self.built.rate: rate, self.built.scale: scale})
+        return found
+
+    def _fetched(self, arrays: Mapping[str, np.ndarray], *, evaluating: bool = False) -> tuple[Any, dict[Any, Any]]:
+        """What a window runs, or an evaluation fetches, for a batch; and placeholder -> array."""
+        line, names = self._line, list(self.built.inputs)
+        feed: dict[Any, Any] = {}
+        if line is None or line.images in arrays:
+            fetched = self.built.evaluated if evaluating else self.built.runs
+        else:
+            fetched, feed = line.evaluated(arrays) if evaluating else (line.runs, line.feeds(arrays))
+            names.remove(line.images)
+        if missing := [name for name in names if name not in arrays]:
+            raise SessionError(f"batch: it has no {missing[0]!r}; it has {', '.join(arrays)}")
+        return fetched, feed | {self.built.inputs[name]: arrays[name] for name in names}
+
+    def _summarise(self, window: Window, rate: float) -> None:
+        if self._writer is None:
+            return
+        scalars = {"loss": window.loss, "grad_norm": window.grad_norm, "learning_rate": rate}
+        scalars |= window.metrics
+        values = [v1.Summary.Value(tag=f"train/{name}", simple_value=float(value)) for name, value in scalars.items()]
+        self._writer.add_summary(v1.Summary(value=values), self.windows)
+        self._writer.flush()
+
+    # ---- the frost line
+
+    def cut(self, *, images: str = "image", most_bytes: int | None = None) -> SessionLine | Refused:
+        """Finds the frost line; batches that ``SessionLine.below`` made train, and evaluate, what is above it.
+
+        The last line that was cut counts. It holds for the values that variables below it have when ``below`` is called.
+
+        Args:
+            images: name of the images in a batch.
+            most_bytes: that may cross for an example; None sets no limit.
+
+        Raises:
+            AnatomyError: the batch has no such name.
+        """
+        found = session_line.cut(self.built, self.session, images=images, most_bytes=most_bytes)
+        if isinstance(found, SessionLine):
+            self._line = found
+        return found
+
+    # ---- evaluation, values, files
+
+    def evaluate(self, batches: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+        """ "loss" (no regulariser) and each metric, weighted means over all batches, in inference mode.
+
+        Raises:
+            SessionError: batches of tensors at the line, and the evaluation computes others (``SessionLine.evaluation``).
+        """
+        totals: list[dict[str, np.ndarray]] = [{}, {}]
+        for batch in batches:
+            evaluated, feed = self._fetched(_arrays(batch), evaluating=True)
+            for total, found in zip(totals, self.session.run(evaluated, feed), strict=True):
+                for name, pair in found.items():
+                    total[name] = total.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
+        means = [{name: float(v / w) if w else 0.0 for name, (v, w) in total.items()} for total in totals]
+        return {"loss": sum(means[0].values()), **means[1]}
+
+    @property
+    def windows(self) -> int:
+        """Windows applied so far: the global step."""
+        return int(self.session.run(self.built.steps))
+
+    def assign(self, values: Mapping[str, np.ndarray]) -> None:
+        """Sets variables of the live session by name: ``tf.compat.v1.assign`` of a placeholder.
+
+        Raises:
+            SessionError: there is no such variable, or the shape is another; nothing is set then.
+        """
+        for name, value in values.items():
+            if name not in self.built.setters:
+                raise SessionError(f"variable {name!r}: the graph has none of that name")
+            wanted = tuple(self.built.setters[name][0].shape)
+            if tuple(np.shape(value)) != wanted:
+                raise SessionError(f"variable {name!r}: shape {list(np.shape(value))}, {list(wanted)} is wanted")
+        names = list(values)
+        for start in range(0, len(names), _AT_ONCE):
+            some = [(self.built.setters[name], values[name]) for name in names[start : start + _AT_ONCE]]
+            self.session.run([op for (_, op), _ in some], {placeholder: value for (placeholder, _), value in some})
+
+    def values(self) -> Iterator[tuple[str, np.ndarray]]:
+        """(path, value) of every variable of the model, one at a time, in the selection's order."""
+        for path, variable in self.built.variables.items():
+            yield path, self.session.run(variable)
+
+    def save(self, folder: pathlib.Path) -> pathlib.Path:
+        """Writes a checkpoint of all variables, slots and the step included; the newest two stay. Returns its prefix."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.loss_scale is not None:
+            self.assign({"loss_scale_saved": np.array([self.loss_scale.scale, self.loss_scale.good], np.float64)})
+        with self.built.graph.as_default():
+            prefix = self.built.saver.save(
+                self.session, str(folder / "model.ckpt"), self.built.steps, write_meta_graph=True
+            )
+        return pathlib.Path(prefix)
+
+    def restore(self, folder: pathlib.Path, *, warn: Callable[[str], None] = print) -> int:
+        """Takes the newest checkpoint that is whole; a damaged one is named and the one before it taken.
+
+        Returns:
+            Windows trained by then; 0 where the folder has no checkpoint at all.
+
+        Raises:
+            SessionError: there are checkpoints, but none can be restored.
+        """
+        state = v1.train.get_checkpoint_state(str(folder))
+        prefixes = [] if state is None else list(reversed(state.all_model_checkpoint_paths))
+        for prefix in prefixes:
+            try:
+                with self.built.graph.as_default():
+                    self.built.saver.restore(self.session, prefix)
+            except (tf.errors.OpError, ValueError, IndexError) as error:
+                warn(f"{prefix}: it cannot be restored ({str(error).splitlines()[0][:200]})")
+                continue
+            if self.loss_scale is not None:
+                scale, good = self.session.run(self.built.scale_saved)
+                if scale:
+                    self.loss_scale.scale, self.loss_scale.good = float(scale), int(good)
+            return self.windows
+        if prefixes:
+            raise SessionError(f"{folder}: none of its {len(prefixes)} checkpoints can be restored")
+        return 0
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self.session.close()
+
+    def __enter__(self) -> SessionLoop:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
+
+
+def _arrays(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value) for name, value in batch.items() if name != "index"}
+
+
+def _finite(found: Mapping[str, Any]) -> bool:
+    return bool(np.isfinite(found["grad_norm"]) and np.isfinite(found["loss"]))

@@ -1,0 +1,223 @@
+"""The graph of one training run in TF1 style: forward, backward by a freezing method, train op, evaluation, Saver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from compat_v1.errors import SessionError
+from compat_v1.training.freezing import Freezing
+from engine.training import losses
+from engine.training.losses import LossFunction
+from engine.training.optimizers import SGD, Adam, AdamW, Momentum, Optimizer
+from engine.training.precision import wide_type
+
+v1 = tf.compat.v1
+
+_ACCUMULATORS = "accumulators"
+
+
+class Runs(NamedTuple):
+    """What a window fetches and runs.
+
+    Attributes:
+        report: loss, values, weights, metrics; grad_norm where it is not in parts.
+        weighted: term -> the sum of its weights, where it has any.
+        train_op: applies the gradients; where they are added up apart, what ``add`` added since ``clear``.
+        clear, add, norm: operations, and the global norm of the gradients, unscaled; None where it is not in parts.
+    """
+
+    report: Mapping[str, Any]
+    weighted: Mapping[str, Any]
+    train_op: Any
+    clear: Any = None
+    add: Any = None
+    norm: Any = None
+
+
+class TrainingGraph:
+    """What a session runs.
+
+    Args:
+        loss_fn, freezing, optimizer: as session_loop.SessionLoop.
+        batch: name -> array: names, dtypes and shapes of the batches to come.
+        in_parts: gradients are added up and applied apart; also where examples have weights, whose sum over the
+            window must be known first.
+        seed: of the initial weights.
+
+    Attributes:
+        graph: the tf.Graph.
+        inputs: name -> placeholder [B, ...].
+        rate, scale, share, divisors: placeholders: learning rate, loss scale, a micro-batch's share of the window's
+            examples, and the window's summed weights by term.
+        in_parts: as given, or because of weights.
+        runs: what a window fetches and runs.
+        evaluated: sums of terms and of metrics in inference mode.
+        variables: path -> variable of the model.
+        gradients: what the freezing method gave (freezing.Gradients).
+        slots: names of the optimizer's slots.
+        backward_ops: how many operations only the gradients need.
+        setters: name -> (placeholder, operation that assigns it).
+        initialise, saver, steps: of all variables; the global step.
+        scale_saved: the loss scale, for the Saver alone: [scale, finite windows since it moved].
+
+    Raises:
+        FreezingError, SessionError: as SessionLoop.
+    """
+
+    def __init__(
+        self,
+        loss_fn: LossFunction,
+        freezing: Freezing,
+        optimizer: Optimizer,
+        batch: Mapping[str, np.ndarray],
+        *,
+        in_parts: bool,
+        seed: int,
+    ) -> None:
+        self.freezing = freezing
+        self.graph = tf.Graph()
+        with self.graph.as_default():
+            v1.set_random_seed(seed)
+            self._build(loss_fn, optimizer, batch, in_parts)
+            self._finish()
+
+    def _build(
+        self, loss_fn: LossFunction, optimizer: Optimizer, batch: Mapping[str, np.ndarray], in_parts: bool
+    ) -> None:
+        if "seeds" not in batch:
+            raise SessionError(f"batch: it has {', '.join(batch)}; seeds (int32 [B, 2]) are missing")
+        self.inputs = {
+            name: v1.placeholder(value.dtype, [None, *value.shape[1:]], name=f"inputs/{name}")
+            for name, value in batch.items()
+        }
+        self.rate = v1.placeholder(tf.float64, [], name="learning_rate")
+        self.scale = v1.placeholder_with_default(tf.constant(1.0, tf.float64), [], name="loss_scale")
+        self.share = v1.placeholder_with_default(tf.constant(1.0, tf.float64), [], name="share")
+        examples = {name: tensor for name, tensor in self.inputs.items() if name != "seeds"}
+        with self.freezing.scope():
+            loss = loss_fn(examples, training=True, seeds=self.inputs["seeds"])
+        self.in_parts = split = in_parts or any(weights is not None for _, weights in loss.terms.values())
+        sums = losses.weighted_sums(loss.terms)
+        if not sums:
+            raise SessionError("the loss has no term: Loss.terms is empty")
+        self.terms, dtype = tuple(sums), next(iter(sums.values()))[0].dtype
+        trained = frozenset(path for entry in self.freezing.selection.trained for path in entry.paths)
+        penalties = [tf.cast(penalty, dtype) for penalty in v1.get_collection(v1.GraphKeys.REGULARIZATION_LOSSES)]
+        regulariser = tf.add_n([losses.regulariser_of(loss, trained, dtype), *penalties])
+        self.divisors = v1.placeholder(tf.float64, [len(sums)], name="divisors")
+        total = losses.objective(
+            sums, regulariser, divisors=self.divisors if split else None, share=self.share if split else None
+        )
+        weighted = {name: sums[name][1] for name in sums if loss.terms[name][1] is not None}
+
+        variables = v1.global_variables()
+        made = {variable.op.name: variable for variable in variables}
+        self.variables = {e.path: made[e.path] for e in self.freezing.selection.variables if e.path in made}
+        self._updates = v1.get_collection(v1.GraphKeys.UPDATE_OPS)
+        self.steps = v1.train.get_or_create_global_step()
+        self.optimizer = optimizer_of(optimizer, self.rate, {v.dtype.base_dtype for v in self.variables.values()})
+
+        before = set(self.graph.get_operations())
+        self.gradients = self.freezing.compute_gradients(self.optimizer, total * tf.cast(self.scale, total.dtype))
+        self.backward_ops = len(set(self.graph.get_operations()) - before)
+        pairs = [(_dense(gradient), variable) for gradient, variable in self.gradients.applied]
+        metrics = losses.weighted_sums(loss.metrics)
+        report = {
+            "loss": total,
+            "values": [value for value, _ in sums.values()],
+            "weights": [weight for _, weight in sums.values()],
+            "metrics": {name: list(pair) for name, pair in metrics.items()},
+        }
+        self.runs = self._accumulate(pairs, report, weighted) if split else self._train_at_once(pairs, report)
+        with self.freezing.scope(), v1.variable_scope(v1.get_variable_scope(), reuse=True):
+            evaluated = loss_fn(examples, training=False, seeds=self.inputs["seeds"])
+        self.evaluated = [losses.weighted_sums(part) for part in (evaluated.terms, evaluated.metrics)]
+
+    def _train_at_once(self, pairs: list[tuple[Any, Any]], report: dict[str, Any]) -> Runs:
+        """The train op as TF1 programs have it: update ops, then the optimizer; nothing if a number is not finite."""
+        norm = tf.linalg.global_norm([gradient for gradient, _ in pairs])
+        finite = tf.math.is_finite(norm) & tf.math.is_finite(report["loss"])
+        check = tf.raw_ops.Assert(condition=finite, data=[norm], name="finite")
+        with tf.control_dependencies([*self._updates, check]):
+            train_op = self.optimizer.apply_gradients(pairs, global_step=self.steps, name="train")
+        return Runs(report | {"grad_norm": norm}, {}, train_op)
+
+    def _accumulate(self, pairs: list[tuple[Any, Any]], report: dict[str, Any], weighted: dict[str, Any]) -> Runs:
+        """Accumulators that hold the sum of the micro-batches' gradients, still scaled, and what applies it."""
+        sums = [
+            v1.Variable(
+                tf.zeros(variable.shape, wide_type(variable.dtype.base_dtype)),
+                trainable=False,
+                collections=[_ACCUMULATORS],
+                name=f"{_ACCUMULATORS}/{variable.op.name}",
+            )
+            for _, variable in pairs
+        ]
+        clear = tf.group([v1.assign(total, tf.zeros_like(total)) for total in sums])
+        added = [v1.assign_add(total, gradient) for total, (gradient, _) in zip(sums, pairs, strict=True)]
+        add = tf.group([*added, *self._updates])
+        gradients = [total * tf.cast(1.0 / self.scale, total.dtype) for total in sums]
+        train_op = self.optimizer.apply_gradients(
+            [(gradient, variable) for gradient, (_, variable) in zip(gradients, pairs, strict=True)],
+            global_step=self.steps,
+            name="train",
+        )
+        return Runs(report, weighted, train_op, clear, add, tf.linalg.global_norm(gradients))
+
+    def _finish(self) -> None:
+        """What needs all variables to be there: initialisers, ways to set values, the Saver, summaries."""
+        v1.add_to_collection(v1.GraphKeys.TRAIN_OP, self.runs.train_op)
+        self.slots = [
+            slot.op.name
+            for name in self.optimizer.get_slot_names()
+            for variable in self.variables.values()
+            if (slot := self.optimizer.get_slot(variable, name)) is not None
+        ]
+        # the loss scale lives on the host; here it is for the Saver alone
+        self.scale_saved = v1.get_variable(
+            "loss_scale_saved", [2], tf.float64, v1.zeros_initializer(), trainable=False, use_resource=True
+        )
+        saved = v1.global_variables()
+        self.setters = {}
+        for variable in saved:
+            value = v1.placeholder(variable.dtype.base_dtype, variable.shape, name=f"set/{variable.op.name}")
+            self.setters[variable.op.name] = (value, v1.assign(variable, value).op)
+        self.initialise = v1.variables_initializer(saved + v1.get_collection(_ACCUMULATORS))
+        self.saver = v1.train.Saver(saved, max_to_keep=2, save_relative_paths=True)
+
+
+def optimizer_of(optimizer: Optimizer, rate: Any, dtypes: set[Any]) -> Any:
+    """The tf.compat.v1.train optimizer of the same rule.
+
+    Args:
+        optimizer: of the engine.
+        rate: learning rate, a float64 scalar tensor.
+        dtypes: of the variables. Float64 ones get numpy float64 hyperparameters: TF1 keeps Python floats as
+            float32, whatever it trains.
+
+    Raises:
+        SessionError: tf.compat.v1.train has no such rule.
+    """
+    if optimizer.weight_decay or optimizer.layer_decay is not None or optimizer.clip_norm is not None:
+        raise SessionError(
+            "optimizer: the TF1 path trains as tf.compat.v1.train does, without weight_decay, layer_decay and clip_norm"
+        )
+    number: Callable[[float], Any] = np.float64 if tf.float64 in dtypes else float
+    rate = rate if tf.float64 in dtypes else tf.cast(rate, tf.float32)
+    if isinstance(optimizer, Adam) and not isinstance(optimizer, AdamW):
+        return v1.train.AdamOptimizer(rate, number(optimizer.beta1), number(optimizer.beta2), number(optimizer.epsilon))
+    if isinstance(optimizer, Momentum):
+        return v1.train.MomentumOptimizer(rate, number(optimizer.momentum), use_nesterov=optimizer.nesterov)
+    if isinstance(optimizer, SGD):
+        return v1.train.GradientDescentOptimizer(rate)
+    raise SessionError(
+        f"optimizer={type(optimizer).__name__}: tf.compat.v1.train has none; sgd, momentum and adam are known"
+    )
+
+
+def _dense(gradient: Any) -> Any:
+    return tf.convert_to_tensor(gradient)

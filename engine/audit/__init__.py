@@ -1,0 +1,1 @@
+"""Who may write which variable, in any graph, and why."""

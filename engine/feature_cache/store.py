@@ -1,0 +1,294 @@
+"""What the frozen part gives, computed once for each example and kept on disk.
+
+A cache is a folder named by its key: the digest of all that decides a feature (what the prefix computes, the values it
+reads, the data, their preparation). Another key is another folder, so a cache is reused when the key is equal and never
+when it is not. It is made of shards (engine.feature_cache.shards); what is missing of them or damaged is computed again, nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import ml_dtypes
+import numpy as np
+import tensorflow as tf
+
+from engine import files
+from engine.data.batches import ahead
+from engine.data.part import Part
+from engine.errors import InputError
+from engine.feature_cache.shards import VERSION, Column, ShardError, Shards
+from engine.frostline.line import Line, Refused
+from engine.sizes import format_bytes
+
+_SHARD_BYTES, _SHARD_ROWS = 64 << 20, 1024  # at most: memory while it is written, and what a kill costs
+DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
+
+
+class FeaturesError(InputError):
+    """A cache that cannot be made or used; the message says what would help."""
+
+
+class Prepares(Protocol):
+    """Batches of a part, as TrainBatches and EvalBatches are."""
+
+    part: Part
+    augment: tuple[str, ...]
+
+    @property
+    def preparing(self) -> str: ...
+
+    def prepared(self, index: np.ndarray, epoch: int) -> Any: ...
+
+
+def why_not(augment: Sequence[str], views: int | None) -> str | None:
+    """Why the pipeline's images cannot be kept, and what would make it legal; None when they can.
+
+    Args:
+        augment: kinds of random augmentation in the pipeline.
+        views: augmented views to keep of each example; None when none were asked for.
+    """
+    if views is not None and views < 1:
+        return f"cache_views={views}: it is at least 1"
+    if augment and views is None:
+        return (
+            f"augment={','.join(augment)} draws anew in every epoch, a kept feature would repeat one draw: "
+            "--cache_views=K keeps K draws of each example and takes them in turn, or leave --augment out"
+        )
+    if not augment and views is not None and views > 1:
+        return f"cache_views={views}: without --augment all views of an example are the same"
+    return None
+
+
+class Features:
+    """The tensors at a frost line for each example of a part.
+
+    Args:
+        root: folder of caches.
+        line: where the step is cut.
+        batches: the part, and how its images are prepared.
+        data: fingerprint of the data (``Source.fingerprint``).
+        dtype: "bfloat16" or "float16" halves what floating tensors take; None keeps the type that the step computes in.
+        views: see ``why_not``.
+
+    Attributes:
+        key: SHA-256, hexadecimal.
+        folder: of this cache.
+        bytes: of the whole cache.
+        views: that are kept of each example.
+        computed: rows that this object computed; a row is a view of an example.
+
+    Raises:
+        FeaturesError: a dtype that is not known; a pipeline whose images cannot be kept; ``FrostLine.digest``'s errors.
+    """
+
+    def __init__(
+        self,
+        root: files.PathLike,
+        line: Line,
+        batches: Prepares,
+        *,
+        data: str,
+        dtype: str | None = None,
+        views: int | None = None,
+    ) -> None:
+        if dtype is not None and dtype not in DTYPES:
+            raise FeaturesError(f"cache_dtype={dtype!r}: it is {' or '.join(DTYPES)}, or not given")
+        if (reason := why_not(batches.augment, views)) is not None:
+            raise FeaturesError(reason)
+        self._line, self._batches, self.views = line, batches, views or 1
+        self._numbers = np.unique(batches.part.index)
+        self._dtypes = [np.dtype(tensor.dtype.as_numpy_dtype) for tensor in line.tensors]
+        columns = [
+            Column(tensor.shape, DTYPES[dtype] if dtype is not None and tensor.dtype.is_floating else own)
+            for tensor, own in zip(line.tensors, self._dtypes, strict=True)
+        ]
+        rows = self.views * len(self._numbers)
+        each = max(1, min(_SHARD_ROWS, _SHARD_BYTES // max(1, sum(column.row for column in columns))))
+        self._parts = {
+            "format": VERSION,
+            "prefix": line.digest(),
+            "tensors": [
+                [list(t.shape), t.dtype.name, c.dtype.name] for t, c in zip(line.tensors, columns, strict=True)
+            ],
+            "data": data,
+            "examples": hashlib.sha256(self._numbers.astype("<i8").tobytes()).hexdigest(),
+            "preparation": batches.preparing,
+            "views": self.views,
+            "rows_per_shard": each,
+        }
+        self.key = hashlib.sha256(json.dumps(self._parts, sort_keys=True).encode()).hexdigest()
+        self.folder = pathlib.Path(root) / self.key[:32]
+        self._shards = Shards(self.folder, self.key, columns, rows=rows, each=each)
+        self.bytes = sum(self._shards.bytes_of(shard) for shard in range(len(self._shards)))
+        self.computed = 0
+
+    @property
+    def rows(self) -> int:
+        """Examples times views."""
+        return self._shards.rows
+
+    @property
+    def damaged(self) -> list[str]:
+        """Files that were there at opening and could not be believed, with the reason."""
+        return self._shards.damaged
+
+    @property
+    def missing_rows(self) -> int:
+        """Rows that ``fill`` has to compute."""
+        return sum(self._shards.rows_of(shard) for shard in self._shards.missing)
+
+    def fill(
+        self,
+        *,
+        batch_size: int = 64,
+        budget: int | None = None,
+        stop: Callable[[], bool] = lambda: False,
+        progress: Callable[[int, int], None] = lambda done, rows: None,
+        lower: Features | None = None,
+    ) -> bool:
+        """Computes and writes what is missing; True when the cache is whole.
+
+        Args:
+            batch_size: examples at a time.
+            budget: bytes that the whole cache may take on disk.
+            stop: asked after each batch; True ends it: shards that are written stay, an unfinished one is dropped.
+            progress: told after each batch rows that are there or computed, and all rows.
+            lower: a whole cache at a lower line of the same examples and views: what is missing is computed from it
+                instead of from the images, unless it keeps fewer bits or does not suffice.
+
+        Raises:
+            FeaturesError: the cache is over the budget, or the disk full; values that the stored type cannot hold.
+        """
+        if budget is not None and self.bytes > budget:
+            raise FeaturesError(
+                f"the cache would take {format_bytes(self.bytes)}, {self.bytes // max(self.rows, 1):,} bytes for each of "
+                f"{self.rows:,} rows; the budget is {format_bytes(budget)} (--cache_dtype=bfloat16 halves float32)"
+            )
+        shards = self._shards
+        if not shards.missing:
+            return True
+        with self._disk():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shards.sweep()
+            needed = sum(shards.bytes_of(shard) for shard in shards.missing)
+            free = shutil.disk_usage(self.folder).free
+            if needed > free:
+                raise FeaturesError(
+                    f"{self.folder}: {format_bytes(needed)} are to be written, {format_bytes(free)} are free"
+                )
+            source = self._source(lower)
+            for shard in shards.missing:
+                arrays = self._computed(shard, batch_size, *source, stop=stop, progress=progress)
+                if arrays is None:
+                    return False
+                shards.write(shard, arrays)
+                self.computed += shards.rows_of(shard)
+                if shards.missing and stop():
+                    return False
+            listed = [{"shard": n, "bytes": shards.bytes_of(n), "sha256": shards.sums[n]} for n in range(len(shards))]
+            files.write_json(self.folder / "manifest.json", {"key": self.key, "of": self._parts, "shards": listed})
+        return True
+
+    def read(self, index: np.ndarray, *, view: int = 0) -> dict[str, np.ndarray]:
+        """The tensors [B, *shape] of images by number [B], in the types that the step computes in, by their names in a batch.
+
+        Raises:
+            FeaturesError: an image that the part does not have, a view that is not kept, or a shard that is missing.
+        """
+        place = np.searchsorted(self._numbers, index)
+        known = (place < len(self._numbers)) & (self._numbers[np.minimum(place, len(self._numbers) - 1)] == index)
+        if not known.all():
+            raise FeaturesError(f"index={index[~known][0]}: the cache has no such image")
+        if not 0 <= view < self.views:
+            raise FeaturesError(f"view={view}: the cache has {self.views}, counted from 0")
+        try:
+            found = self._shards.read(place + view * len(self._numbers))
+        except ShardError as error:
+            raise FeaturesError(f"{error}; fill() computes it") from None
+        tensors = zip(self._line.tensors, self._dtypes, found, strict=True)
+        return {tensor.key: values.astype(dtype, copy=False) for tensor, dtype, values in tensors}
+
+    def _source(self, lower: Features | None) -> tuple[Callable[[np.ndarray, int], Any], Callable[[Any], Any]]:
+        """How a piece is loaded, on another thread, and what is then computed from it."""
+        if lower is not None and lower.missing_rows == 0 and lower.views == self.views:
+            same = np.array_equal(lower._numbers, self._numbers) and lower._parts["data"] == self._parts["data"]
+            exact = all(column.dtype == own for column, own in zip(lower._shards.columns, lower._dtypes, strict=True))
+            prepared = lower._parts["preparation"] == self._parts["preparation"]
+            if same and exact and prepared and not isinstance(found := self._line.after(lower._line), Refused):
+
+                def load(numbers: np.ndarray, view: int) -> Any:
+                    return {name: tf.constant(value) for name, value in lower.read(numbers, view=view).items()}
+
+                return load, found
+        return self._batches.prepared, self._line.prefix
+
+    def _computed(
+        self,
+        shard: int,
+        batch_size: int,
+        load: Callable[[np.ndarray, int], Any],
+        compute: Callable[[Any], Any],
+        *,
+        stop: Callable[[], bool],
+        progress: Callable[[int, int], None],
+    ) -> list[np.ndarray] | None:
+        """The rows of a shard; None when that was stopped before its last batch."""
+        there = self.rows - self.missing_rows
+        rows, count = self._shards.rows_of(shard), len(self._numbers)
+        first = shard * self._shards.each
+        arrays = [np.zeros((rows, *column.shape), column.dtype) for column in self._shards.columns]
+        pieces = []  # (row, numbers of images, view): none reaches over the end of a view
+        row = first
+        while row < first + rows:
+            view, place = divmod(row, count)
+            length = min(batch_size, first + rows - row, count - place)
+            pieces.append((row - first, self._numbers[place : place + length], view))
+            row += length
+
+        def prepared(piece: tuple[int, np.ndarray, int]) -> tuple[int, int, Any]:
+            start, numbers, view = piece
+            return start, start + len(numbers), load(numbers, view)
+
+        for start, end, given in ahead(prepared, pieces):
+            values = compute(given)
+            for tensor, array, value in zip(self._line.tensors, arrays, values, strict=True):
+                array[start:end] = _narrowed(tensor.name, np.asarray(value), array.dtype)
+            progress(there + end, self.rows)
+            if end < rows and stop():
+                return None
+        return arrays
+
+    @contextlib.contextmanager
+    def _disk(self) -> Iterator[None]:
+        """Says in words what a disk refuses."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise FeaturesError(
+                    f"{self.folder}: no space is left on the disk; what is written stays, and another run goes on from it"
+                ) from None
+            raise FeaturesError(f"{self.folder}: the cache cannot be written ({error.strerror or error})") from None
+
+
+def _narrowed(name: str, values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """Values in the type that is stored, which must have their range."""
+    if values.dtype == dtype:
+        return values
+    with np.errstate(over="ignore"):
+        narrow = values.astype(dtype)
+    finite = np.isfinite(values)
+    if not np.array_equal(np.isfinite(narrow), finite):
+        raise FeaturesError(
+            f"cache_dtype={dtype.name}: {name} reaches {np.max(np.abs(values[finite])):.3g}, which it cannot hold; "
+            "bfloat16 has the range of float32"
+        )
+    return narrow

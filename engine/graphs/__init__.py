@@ -1,0 +1,1 @@
+"""What a ``tf.Graph`` says about dataflow and shapes, and what its operations do."""

@@ -1,0 +1,1 @@
+"""What a step will need, and the plan that fits a budget."""

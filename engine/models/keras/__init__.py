@@ -1,0 +1,1 @@
+"""Keras models: named, saved and the user's own, with their heads and weights."""

@@ -1,0 +1,263 @@
+"""``keras:NAME``: the networks of keras.applications as backbones, each with its own preprocessing.
+
+The network is ``network/{NAME, head}``: paths such as ``MobileNetV2/Conv1/kernel``, whatever the image
+size. A backbone always has three input channels and the layers that its ImageNet weights want, also
+when it starts from random ones: a weights file then fits, and means the same, however it was made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import random
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engine.data import Normalise
+from engine.models.keras import heads, weights
+from engine.models.keras.safe_loading import import_keras
+from engine.models.keras.weights import ImagenetFile
+from engine.models.registry import Model, ModelSpecError, Request
+from engine.selection.filters import nearest
+
+MODES = ("tf", "torch", "caffe", "unit", "pixels")
+# What the engine decides: it sets these itself, or they would change what ImageNet weights mean.
+_RESERVED = {"include_top", "weights", "input_tensor", "input_shape", "pooling", "classes", "classifier_activation"}
+_RESERVED |= {"name", "weights_name", "include_preprocessing", "model_name", "default_size"}
+# Side in pixels of the images that an application was made for, where that is not 224 (Keras: default_size).
+_NATIVE = {"xception": 299, "inceptionv3": 299, "inceptionresnetv2": 299, "nasnetlarge": 331}
+_NATIVE |= {f"efficientnetb{n}": side for n, side in enumerate((224, 240, 260, 300, 380, 456, 528, 600))}
+_NATIVE |= {f"efficientnetv2b{n}": side for n, side in enumerate((224, 240, 260, 300))}
+_NATIVE |= {"efficientnetv2s": 384, "efficientnetv2m": 480, "efficientnetv2l": 480}
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """Stands for the weights file while a backbone is built."""
+
+
+def applications() -> dict[str, Callable[..., Any]]:
+    """Name -> function, of every model function of keras.applications."""
+    keras = import_keras()
+    found = {name: getattr(keras.applications, name) for name in dir(keras.applications) if name[0].isupper()}
+    return {name: function for name, function in found.items() if inspect.isfunction(function)}
+
+
+def native_size(name: str) -> tuple[int, int]:
+    """(height, width) in pixels of the images that an application was made for; its name in any case."""
+    side = _NATIVE.get(name.lower(), 224)
+    return side, side
+
+
+def build(request: Request) -> Model:
+    """Builds an application without its top, and a new head ("gap" unless one is asked for).
+
+    The application's name is taken in any case; options are what its function takes, such as
+    ``alpha=0.35``; grayscale images are repeated to three channels.
+
+    Raises:
+        ModelSpecError: no such application or option, or images too small for it.
+        HeadError: a head that cannot be read.
+    """
+    spec, name, image_shape = request.spec, request.name, request.image_shape
+    known = applications()
+    right = {each.lower(): each for each in known}.get(name.lower())
+    if right is None:
+        raise ModelSpecError(
+            f"model={spec!r}: keras.applications has no {name!r}{nearest_name(name, list(known)) or _all(known)}"
+        )
+    options = _options(spec, known[right], request.options)
+    make = functools.partial(known[right], include_top=False, input_shape=(*image_shape[:2], 3), **options)
+    parsed = heads.parse(request.head or "gap")
+    with seeded(request.seed), dtype_policy(request.policy):
+        backbone, file = _backbone(spec, make, image_shape)
+        backbone.name = right  # Keras' own has the width, and the size of the weights that it would load
+        network = heads.compose(backbone, parsed, request.outputs)
+    normalise = preprocessing(inspect.getmodule(known[right]).preprocess_input)  # type: ignore[union-attr]
+    return Model(
+        spec,
+        network,
+        request.outputs,
+        normalise,
+        upper=heads.upper(network),
+        statistics="frozen",
+        notes=colour_notes(normalise, image_shape),
+        load=functools.partial(weights.load, spec=spec, network=network, backbone=backbone, imagenet=file),
+    )
+
+
+def _backbone(spec: str, make: Callable[..., Any], image: tuple[int, int, int]) -> tuple[Any, ImagenetFile | str]:
+    """The backbone with the layers that ImageNet weights want, random; and their file, or why there is none."""
+    try:
+        with _not_loading() as files:
+            backbone = make(weights="imagenet")
+        return backbone, files[0]
+    except ValueError as error:
+        reason = str(error)
+    try:
+        return make(weights=None), reason
+    except ValueError as error:
+        if match := re.search(r"at least (\d+)x(\d+)", str(error)):
+            least = match.group(1)
+            raise ModelSpecError(
+                f"model={spec!r}: images of {image[0]}x{image[1]} are too small; {least}x{least} at least"
+            ) from None
+        raise ModelSpecError(f"model={spec!r}: {error}") from None
+
+
+@contextlib.contextmanager
+def _not_loading() -> Iterator[list[ImagenetFile]]:
+    """Building with weights="imagenet" loads nothing here, and says which file it would load.
+
+    Keras has no other way to ask for that name, and some networks (EfficientNet) have another
+    layer when they are built for ImageNet weights.
+    """
+    import keras
+    from keras.src.utils import file_utils
+
+    files: list[ImagenetFile] = []
+    get_file, load_weights = file_utils.get_file, keras.Model.load_weights
+
+    def named(fname: str, origin: str, *, file_hash: str | None = None, **_: Any) -> _Loaded:
+        files.append(ImagenetFile(fname, origin, file_hash))
+        return _Loaded()
+
+    def skipped(self: Any, filepath: Any, *args: Any, **kwargs: Any) -> Any:
+        return None if isinstance(filepath, _Loaded) else load_weights(self, filepath, *args, **kwargs)
+
+    file_utils.get_file, keras.Model.load_weights = named, skipped
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*input_shape.*")  # of MobileNet: which file it takes
+            yield files
+    finally:
+        file_utils.get_file, keras.Model.load_weights = get_file, load_weights
+
+
+def _options(spec: str, function: Callable[..., Any], options: Mapping[str, str]) -> dict[str, Any]:
+    """Options as the function's own types, read from its defaults."""
+    known = {
+        name: parameter.default
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name not in _RESERVED and isinstance(parameter.default, (bool, int, float))
+    }
+    chosen: dict[str, Any] = {}
+    for name, text in options.items():
+        if name not in known:
+            listed = f"it has {', '.join(f'{n}={d}' for n, d in known.items())}" if known else "it has none"
+            raise ModelSpecError(f"model={spec!r}: `{name}` is no option of {function.__name__}; {listed}")
+        kind = type(known[name])
+        try:
+            # a float where Keras' default is one: it writes alpha=1.0 into the name of the weights file
+            chosen[name] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+        except (ValueError, KeyError):
+            wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+            raise ModelSpecError(f"model={spec!r}: {name}={text!r} is not {wanted}") from None
+    return chosen
+
+
+def preprocessing(preprocess_input: Callable[[Any], Any]) -> Normalise:
+    """A Keras ``preprocess_input`` (of pixels in [0, 255]) as a Normalise (of images in [0, 1]).
+
+    Asked, not tabulated: black, and each colour alone, tell scale, offset and order of the channels.
+
+    Raises:
+        ModelSpecError: the function does something else.
+    """
+    colours = np.zeros([4, 1, 1, 3], np.float32)
+    colours[[1, 2, 3], 0, 0, [0, 1, 2]] = 255.0
+    black, *lit = np.asarray(preprocess_input(colours), np.float64)[:, 0, 0, :]
+    gain = np.stack(lit) - black  # [colour, output channel]
+    reverse = bool(gain[0, 2])
+    scale = np.diagonal(gain[:, ::-1] if reverse else gain)
+    scale = scale[::-1] if reverse else scale  # by output channel
+    if np.count_nonzero(gain) != 3 or not scale.all():
+        raise ModelSpecError(f"{preprocess_input}: it is no scale and offset by channel")
+    return Normalise(
+        mean=tuple(float(value) for value in -black / scale),
+        std=tuple(float(value) for value in 1.0 / scale),
+        channels=3,
+        reverse=reverse,
+    )
+
+
+def chosen_mode(request: Request) -> str | None:
+    """The value of the option ``preprocess``, the only one of saved models and of a user's own; None if not given.
+
+    Raises:
+        ModelSpecError: another option, or no such preprocessing.
+    """
+    for option in request.options:
+        if option != "preprocess":
+            raise ModelSpecError(f"model={request.spec!r}: no option `{option}`; it has preprocess and classes")
+    mode = request.options.get("preprocess")
+    if mode is not None and mode not in MODES:
+        raise ModelSpecError(
+            f"model={request.spec!r}: preprocess={mode!r} is none of {', '.join(MODES)}{nearest(mode, list(MODES))}"
+        )
+    return mode
+
+
+def preprocessing_by_name(mode: str, channels: int) -> Normalise:
+    """``tf`` ([-1, 1]), ``torch`` and ``caffe`` (as keras.applications), ``unit`` ([0, 1]), ``pixels`` ([0, 255]).
+
+    Raises:
+        ModelSpecError: torch or caffe, which are for colours, and a model of one channel.
+    """
+    if mode in ("torch", "caffe"):
+        if channels != 3:
+            raise ModelSpecError(
+                f"preprocess={mode}: it is for 3 channels, the model has {channels}; tf, unit and pixels suit any"
+            )
+        keras = import_keras()
+        return preprocessing(functools.partial(keras.applications.imagenet_utils.preprocess_input, mode=mode))
+    mean, std = {"tf": (0.5, 0.5), "unit": (0.0, 1.0), "pixels": (0.0, 1.0 / 255.0)}[mode]
+    return Normalise(mean=(mean,), std=(std,), channels=channels)
+
+
+def colour_notes(normalise: Normalise, image_shape: tuple[int, int, int]) -> tuple[str, ...]:
+    if normalise.channels == 3 and image_shape[2] == 1:
+        return ("grayscale images are repeated to 3 channels",)
+    if normalise.channels == 1 and image_shape[2] == 3:
+        return ("colour images are made gray",)
+    return ()
+
+
+def nearest_name(name: str, known: list[str]) -> str:
+    """ "; nearest: ..." without regard to upper and lower case."""
+    lower = {each.lower(): each for each in known}
+    found = nearest(name.lower(), list(lower))
+    return re.sub(r"[\w.]+", lambda match: lower.get(match.group(0), match.group(0)), found)
+
+
+def _all(known: dict[str, Any]) -> str:
+    return f"; it has {', '.join(known)}"
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Keras draws the seeds of its initialisers and dropouts from Python's generator."""
+    before = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before)
+
+
+@contextlib.contextmanager
+def dtype_policy(name: str) -> Iterator[None]:
+    """Keras layers made inside compute by the policy of that name."""
+    keras = import_keras()
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)

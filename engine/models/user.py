@@ -1,0 +1,140 @@
+"""``py:module:factory``: a model from the user's own code, imported because the user names it.
+
+``factory(image_shape, outputs)``, or ``factory()``, returns a ``tf.Module`` or a Keras model. Its
+``__call__`` takes images, and ``training`` and ``seeds`` where it wants them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from typing import Any
+
+import tensorflow as tf
+
+from engine.data import Normalise
+from engine.models.keras import heads, saved
+from engine.models.keras.applications import chosen_mode, colour_notes, preprocessing_by_name, seeded
+from engine.models.registry import Model, ModelSpecError, Request
+from engine.selection.filters import nearest
+from engine.selection.variables import is_keras, name_variables
+from engine.training.losses import keywords
+
+
+def build(request: Request) -> Model:
+    """Imports ``module`` (the working folder is searched too) and calls ``factory``.
+
+    The request's name is ``module:factory``. A new head, and the taking off of a last softmax, are
+    for Keras models alone.
+
+    Raises:
+        ModelSpecError: no such module or factory, it raises, returns no model, or one whose outputs do not fit.
+    """
+    spec, name, image_shape, outputs = request.spec, request.name, request.image_shape, request.outputs
+    network, arguments = make(spec, name, (image_shape, outputs), seed=request.seed)
+    if (not isinstance(network, tf.Module) and not is_keras(network)) or not callable(network):
+        raise ModelSpecError(
+            f"model={spec!r}: {name}{_shown(arguments)} returned {type(network).__name__}; "
+            "a tf.Module with __call__ or a Keras model is wanted"
+        )
+    own = f"those that {name} gave"
+    if is_keras(network) and getattr(network, "inputs", None):  # a graph of layers knows its shapes uncalled
+        return saved.adopt(request, network, own=own)
+    if request.head is not None:
+        raise ModelSpecError(
+            f"head={request.head!r}: {name} returns no graph of Keras layers; let it make the head itself"
+        )
+    found = _outputs(spec, network, image_shape)
+    shape = tuple(found.outputs[0].shape)
+    if len(shape) != 2 or shape[1] != outputs:
+        raise ModelSpecError(
+            f"model={spec!r}: its outputs have shape {list(shape)}; [None, {outputs}] is wanted for these data"
+        )
+    kind = heads.output_operation(found)
+    if request.logits and kind in ("Softmax", "Sigmoid"):
+        raise ModelSpecError(f"model={spec!r}: it ends in {kind.lower()}; logits are wanted: leave that out")
+    saved.follow_precision(request, network)
+    mode = chosen_mode(request) or "tf"
+    normalise = Normalise() if mode == "tf" else preprocessing_by_name(mode, image_shape[2])
+    return Model(
+        spec,
+        network,
+        outputs,
+        normalise,
+        upper=heads.upper(network),
+        statistics="frozen" if is_keras(network) else "follow",
+        notes=colour_notes(normalise, image_shape),
+        load=lambda weights: own if weights in ("auto", "none") else None,
+    )
+
+
+def make(spec: str, name: str, arguments: tuple[Any, ...], *, seed: int) -> tuple[Any, tuple[Any, ...]]:
+    """Imports and calls a factory: what it returns, and the arguments that it took (none, if it takes no such).
+
+    Args:
+        spec: for messages.
+        name: ``module:factory``.
+
+    Raises:
+        ModelSpecError: no such module or factory, or it raises.
+    """
+    factory = _factory(spec, name)
+    try:
+        inspect.signature(factory).bind(*arguments)
+    except TypeError:
+        arguments = ()
+    except ValueError:  # a callable without a signature
+        pass
+    with seeded(seed):
+        try:
+            return factory(*arguments), arguments
+        except (Exception, SystemExit) as error:
+            raise ModelSpecError(f"model={spec!r}: {name}{_shown(arguments)} raised {_text(error)}") from None
+
+
+def _factory(spec: str, name: str) -> Any:
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise ModelSpecError(f"model={spec!r}: it is written py:module:factory")
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())  # an installed program does not search there by itself
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # the user's code may do anything, such as end the program
+        raise ModelSpecError(f"model={spec!r}: importing {module_name} raised {_text(error)}") from None
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        known = [each for each, value in vars(module).items() if callable(value) and not each.startswith("_")]
+        raise ModelSpecError(f"model={spec!r}: {module_name} has no function {attribute!r}{nearest(attribute, known)}")
+    return factory
+
+
+def _outputs(spec: str, network: Any, image_shape: tuple[int, int, int]) -> Any:
+    """The traced network; it has its variables then, also where they are made at the first call."""
+    try:
+        network(tf.zeros([1, *image_shape]), **_training(network))
+        traced = tf.function(lambda image: network(image, **_training(network)), autograph=False)
+        concrete = traced.get_concrete_function(tf.TensorSpec([None, *image_shape], tf.float32))
+        name_variables(network)
+    except (Exception, SystemExit) as error:
+        raise ModelSpecError(f"model={spec!r}: called on images {list(image_shape)} it raised {_text(error)}") from None
+    if len(concrete.outputs) != 1:
+        raise ModelSpecError(
+            f"model={spec!r}: it returns {len(concrete.outputs)} tensors; one, [B, outputs], is wanted"
+        )
+    return concrete
+
+
+def _training(network: Any) -> dict[str, bool]:
+    return {name: False for name in keywords(network) if name == "training"}
+
+
+def _shown(arguments: tuple[Any, ...]) -> str:
+    return f"({', '.join(map(str, arguments))})"
+
+
+def _text(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}"

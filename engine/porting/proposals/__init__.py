@@ -1,0 +1,1 @@
+"""Proposals for a port: which tensor could be which variable, and how sure that is."""

@@ -1,0 +1,1 @@
+"""Files of weights as named tensors, each format read and checked by one module."""

@@ -1,0 +1,198 @@
+"""Tensors of a TensorFlow checkpoint in the V2 format (``PREFIX.index``, ``PREFIX.data-...``)."""
+
+from __future__ import annotations
+
+import math
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from engine.files import FileError, PathLike
+from engine.porting.readers import bundle_index
+from engine.porting.readers.bundle_index import Piece
+
+_VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+
+
+class Checkpoint:
+    """A checkpoint as a TensorSource (engine.porting.readers.source).
+
+    In object-based checkpoints names lose ``/.ATTRIBUTES/VARIABLE_VALUE``, and a ``/`` or ``.`` inside a
+    key (TensorFlow writes ``.S`` and ``..``) is itself again; names of name-based ones are as they are.
+    Text and resources (the object graph) are no tensors here. A partitioned variable that is stored as
+    slices is one tensor. Slices are read from the data files alone, so they are not checked.
+
+    Args:
+        prefix: of the files, without ``.index``; ``DIR/`` for a checkpoint without a name.
+        whole: False opens a checkpoint whose data files are missing or too short, for its names and
+            shapes, and for the tensors that are all there.
+
+    Raises:
+        FileError: no checkpoint, a damaged index, or one that promises more than its data files hold.
+    """
+
+    checksums = True
+
+    def __init__(self, prefix: PathLike, *, whole: bool = True) -> None:
+        self._prefix = str(prefix)
+        self.path = pathlib.Path(prefix)
+        self._keys: dict[str, str] = {}
+        self._others: list[str] = []
+        _check_kind(pathlib.Path(f"{self._prefix}.index"))
+        with self._damage(""):  # TensorFlow's reader verifies the index
+            self._reader = tf.compat.v1.train.NewCheckpointReader(self._prefix)
+            self._reader.get_variable_to_shape_map()
+        self._entries, self._big_endian = bundle_index.read(self._prefix)
+        for key in sorted(self._entries):
+            dtype = self._entries[key].dtype
+            name = _readable(key)
+            if not (dtype.is_floating or dtype.is_integer or dtype.is_bool or dtype.is_complex):
+                self._others.append(name)
+            elif name in self._keys:
+                raise FileError(f"{self.path}: {name}: the checkpoint holds it twice")
+            else:
+                self._keys[name] = key
+                if whole:
+                    self._check_files(name)
+
+    def names(self) -> list[str]:
+        return list(self._keys)
+
+    def others(self) -> list[str]:
+        """Entries that are no tensors of numbers: text, such as the graph of objects."""
+        return list(self._others)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._entries[self._key(name)].shape
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        return np.dtype(self._entries[self._key(name)].dtype.as_numpy_dtype)
+
+    def pieces(self, name: str) -> tuple[Piece, ...]:
+        """Where the tensor's bytes lie; several for a partitioned variable."""
+        return self._entries[self._key(name)].pieces
+
+    def read(self, name: str) -> np.ndarray:
+        self._check_files(name)
+        with self._damage(name):
+            return np.asarray(self._reader.get_tensor(self._key(name)))
+
+    def check(self, name: str) -> None:
+        """Reads the tensor, or its slices one by one, and forgets it. Raises FileError where it is damaged."""
+        pieces = self.pieces(name)
+        if len(pieces) == 1:
+            self.read(name)
+            return
+        self._check_files(name)
+        shape, dtype = " ".join(map(str, self.shape(name))), self._entries[self._key(name)].dtype
+        for piece in pieces:
+            extents = ":".join(f"{start},{length}" for start, length in zip(piece.start, piece.shape, strict=True))
+            with self._damage(name), tf.device("CPU:0"):
+                tf.raw_ops.RestoreV2(
+                    prefix=self._prefix,
+                    tensor_names=[self._key(name)],
+                    shape_and_slices=[f"{shape} {extents}"],
+                    dtypes=[dtype],
+                )
+
+    def read_slice(self, name: str, start: int, stop: int) -> np.ndarray:
+        shape, dtype = self.shape(name), self.dtype(name)
+        if not shape or not 0 <= start <= stop <= shape[0]:
+            raise FileError(f"{self.path}: {name}: rows {start} to {stop} of shape {list(shape)}")
+        self._check_files(name)
+        rows = np.zeros((stop - start, *shape[1:]), dtype)  # hostile slices may leave gaps
+        for piece in self.pieces(name):
+            low, high = max(start, piece.start[0]), min(stop, piece.start[0] + piece.shape[0])
+            if low < high:
+                others = zip(piece.start[1:], piece.shape[1:], strict=True)
+                place = (slice(low - start, high - start), *(slice(begin, begin + n) for begin, n in others))
+                rows[place] = self._rows(name, piece, low - piece.start[0], high - piece.start[0])
+        return rows
+
+    def close(self) -> None:
+        pass  # TensorFlow's reader closes its files when it is forgotten
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
+
+    def _rows(self, name: str, piece: Piece, start: int, stop: int) -> np.ndarray:
+        """Rows of one piece, by a plain read."""
+        dtype = self.dtype(name)
+        row = math.prod(piece.shape[1:]) * dtype.itemsize
+        content = np.empty((stop - start) * row, np.uint8)
+        with self._damage(name), open(piece.file, "rb") as file:
+            file.seek(piece.offset + start * row)
+            if file.readinto(memoryview(content)) != content.size:  # type: ignore[arg-type]
+                raise FileError(f"{self.path}: {name}: {piece.file.name} is truncated")
+        array = content.view(dtype).reshape(stop - start, *piece.shape[1:])
+        return array.byteswap(inplace=True) if self._big_endian else array
+
+    def _check_files(self, name: str) -> None:
+        """The bytes that the index promises for a tensor are there. Raises FileError before memory is allocated."""
+        size, shape = self.dtype(name).itemsize, self.shape(name)
+        elements = 0
+        for piece in self.pieces(name):
+            elements += math.prod(piece.shape)
+            held = piece.file.stat().st_size if piece.file.is_file() else None
+            if math.prod(piece.shape) * size != piece.size:
+                promised = f"shape {list(piece.shape)} in {piece.size:,} bytes"
+            elif held is None or piece.offset + piece.size > held:
+                promised = f"bytes {piece.offset:,} to {piece.offset + piece.size:,} of {piece.file.name}"
+            else:
+                continue
+            found = "is missing" if held is None else f"has {held:,} bytes"
+            raise FileError(f"{self.path}: {name}: {promised}, which {found}; the data files are truncated, or missing")
+        if elements != math.prod(shape):
+            raise FileError(f"{self.path}: {name}: its slices hold {elements:,} elements of shape {list(shape)}")
+
+    def _key(self, name: str) -> str:
+        if name not in self._keys:
+            raise FileError(f"{self.path}: it has no {name}")
+        return self._keys[name]
+
+    @contextmanager
+    def _damage(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except FileError:
+            raise
+        except Exception as error:  # OpError, ValueError, IndexError, RuntimeError: by the kind of damage
+            where = f"{self.path}: {name}" if name else f"{self.path}"
+            raise FileError(f"{where}: damaged or truncated ({told(error)})") from None
+
+
+def told(error: Exception) -> str:
+    """What an error of TensorFlow says of a file, without the names of ops."""
+    text = re.sub(r"\{\{.*?\}\}\s*|\s*\[Op:\w+\].*", "", str(error))
+    return " ".join(text.split())[:300] or type(error).__name__
+
+
+def _check_kind(index: pathlib.Path) -> None:
+    """An index that is plainly something else is told so. Raises FileError."""
+    try:
+        with open(index, "rb") as file:
+            start = file.read(64)
+            file.seek(-min(8, index.stat().st_size), os.SEEK_END)
+            end = file.read(8)
+    except OSError as error:
+        raise FileError(f"{index}: {'there is no such file' if not index.exists() else error}") from None
+    if start.startswith(b"version https://git-lfs"):
+        raise FileError(f"{index}: a Git LFS pointer, not the index itself; `git lfs pull` fetches it")
+    if end != bundle_index.MAGIC:
+        raise FileError(f"{index}: no index of a checkpoint, or a truncated one: its end is missing")
+
+
+def _readable(key: str) -> str:
+    if "/.ATTRIBUTES/" not in key:  # name-based: dots are the author's
+        return key
+    escapes = {".S": "/", "..": "."}
+    return re.sub(r"\.S|\.\.", lambda match: escapes[match.group()], key.removesuffix(_VALUE))

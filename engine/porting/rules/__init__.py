@@ -1,0 +1,1 @@
+"""The language of rule files, and the rules that ship with Frostline."""

@@ -1,0 +1,133 @@
+"""Progress on a terminal (a bar, with rich) or in a log (aligned lines)."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from engine.training.loop import Event
+
+
+class Progress:
+    """An action that shows where a run is: step, loss, accuracy, time left.
+
+    Args:
+        total: windows in all phases (the most there can be).
+        start: windows already trained.
+        log_every: windows between lines where there is no terminal, or no rich.
+    """
+
+    def __init__(self, total: int, *, start: int, log_every: int) -> None:
+        self._total = total
+        self._start = start
+        self._log_every = log_every
+        self._began = time.monotonic()
+        self._bar, self._task = open_bar(total, start)
+
+    def __call__(self, event: Event) -> None:
+        step = event.state.step
+        if event.kind == "phase":
+            self._say(
+                f"phase  | {event.stage.phase.name}: {event.stage.selection.trained_parameters:,} parameters train"
+            )
+        elif event.kind == "window" and event.window is not None:
+            facts = {"loss": float(event.window.loss)} | {k: float(v) for k, v in event.window.metrics.items()}
+            text = " | ".join(f"{name}: {value:.4f}" for name, value in facts.items())
+            if self._bar is not None:
+                self._bar.update(self._task, completed=step, description=f"{event.stage.phase.name} | {text}")
+            elif step % self._log_every == 0:
+                self._say(f"train  | step: {step:>6}/{self._total} | {text} | left: {self._left(step)}")
+        elif event.kind == "evaluation":
+            last = event.state.evaluations[-1]
+            accuracy = "" if last.accuracy is None else f" | accuracy: {last.accuracy:.4f}"
+            self._say(f"eval   | step: {step:>6}/{self._total} | loss: {last.loss:.4f}{accuracy}")
+
+    @contextlib.contextmanager
+    def reaching(self, total: int, what: str) -> Iterator[Callable[..., None]]:
+        """As the function of that name, below this run's own bar."""
+        if self._bar is None:
+            with reaching(total, what) as show:
+                yield show
+            return
+        task = self._bar.add_task(what, total=total)
+        try:
+            yield lambda done, _="": self._bar.update(task, completed=done)
+        finally:
+            self._bar.remove_task(task)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _left(self, step: int) -> str:
+        done = step - self._start
+        seconds = round((time.monotonic() - self._began) / max(done, 1) * (self._total - step))
+        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+    def _say(self, line: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(line, highlight=False, markup=False)
+        else:
+            print(line, flush=True)
+
+
+@contextlib.contextmanager
+def counting(total: int, what: str) -> Iterator[Callable[[str], None]]:
+    """Shows how many of many things are done: a bar on a terminal, else a line every ten seconds.
+
+    Gives a function to be called with each one's name.
+    """
+    done = 0
+    with reaching(total, what) as show:
+
+        def tell(name: str) -> None:
+            nonlocal done
+            done += 1
+            show(done, name)
+
+        yield tell
+
+
+@contextlib.contextmanager
+def reaching(total: int, what: str) -> Iterator[Callable[..., None]]:
+    """As ``counting``; gives a function to be called with how many are done by now, and perhaps a name."""
+    bar, task = open_bar(total, 0)
+    said = time.monotonic()
+
+    def show(done: int, name: str = "") -> None:
+        nonlocal said
+        text = f"{what} | {name}" if name else what
+        if bar is not None:
+            bar.update(task, completed=done, description=text)
+        elif time.monotonic() - said > 10:
+            said = time.monotonic()
+            print(f"{what} | {done}/{total}" + (f" | {name}" if name else ""), flush=True)
+
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            bar.stop()
+
+
+def open_bar(total: int, start: int) -> tuple[Any, Any]:
+    """A rich progress bar, or (None, None) without a terminal or without rich."""
+    if not sys.stdout.isatty():
+        return None, None
+    try:
+        from rich import progress
+    except ImportError:
+        return None, None
+    bar = progress.Progress(
+        progress.BarColumn(bar_width=24),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.description}"),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left"),
+        progress.TimeRemainingColumn(),
+    )
+    bar.start()
+    return bar, bar.add_task("tracing", total=total, completed=start)

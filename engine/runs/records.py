@@ -1,0 +1,210 @@
+"""What a run leaves behind: metrics.jsonl, curves.png, TensorBoard scalars, trained.npz, run.json."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import pathlib
+import resource
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from engine.files import PathLike, write_bytes, write_json, write_npz
+from engine.training.loop import Event
+from engine.training.phases import Evaluation
+from engine.selection.selection import Selection
+from engine.selection.variables import ModelVariables
+
+
+class Metrics:
+    """metrics.jsonl: one JSON object a line, each written out at once."""
+
+    def __init__(self, path: PathLike, *, keep_to_step: int = -1) -> None:
+        """Opens a file; of an older one, keeps the lines up to ``keep_to_step`` (a resume)."""
+        self.path = pathlib.Path(path)
+        self.rows: list[dict[str, Any]] = []
+        if self.path.exists():
+            self.rows = [row for row in _rows(self.path) if row["step"] <= keep_to_step]
+        write_bytes(self.path, "".join(map(_line, self.rows)).encode())
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        self.rows.append(dict(row))
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(_line(row))
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(_finite(row)) + "\n"
+
+
+def _rows(path: pathlib.Path) -> Iterable[dict[str, Any]]:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:  # the last line of a killed run may be half written
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            yield row
+
+
+def train_row(event: Event) -> dict[str, Any]:
+    """The kind=train line of a window."""
+    assert event.window is not None
+    return {
+        "kind": "train",
+        "step": event.state.step,
+        "phase": event.stage.phase.name,
+        "loss": float(event.window.loss),
+        "learning_rate": event.learning_rate,
+        "examples_per_second": event.examples / event.seconds,
+        "grad_norm": float(event.window.grad_norm),
+        "loss_scale": event.window.loss_scale,
+        "skipped": event.skipped,
+    } | {name: float(value) for name, value in event.window.metrics.items()}
+
+
+def eval_row(evaluation: Evaluation) -> dict[str, Any]:
+    """The kind=eval line of an evaluation."""
+    return {
+        "kind": "eval",
+        "step": evaluation.step,
+        "phase": evaluation.phase,
+        "eval_loss": evaluation.loss,
+        "eval_accuracy": evaluation.accuracy,
+        "frozen_output_norm": evaluation.frozen_output_norm,
+    }
+
+
+class TensorBoard:
+    """Scalars, and histograms of trained variables when asked. Needs the package tensorboard."""
+
+    def __init__(self, folder: PathLike, *, histograms: bool = False) -> None:
+        self._histograms = histograms
+        self._writers = {
+            kind: tf.summary.create_file_writer(str(pathlib.Path(folder) / kind)) for kind in ("train", "eval")
+        }
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        with self._writers[row["kind"]].as_default(step=row["step"]):
+            for name, value in row.items():
+                if isinstance(value, float):
+                    tf.summary.scalar(name, value)
+
+    def add_histograms(self, selection: Selection, step: int) -> None:
+        if self._histograms:
+            with self._writers["train"].as_default(step=step):
+                for entry in (*selection.trained, *selection.moving):
+                    tf.summary.histogram(entry.path, entry.variable)
+
+    def close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+
+
+def draw_curves(path: PathLike, rows: Sequence[Mapping[str, Any]], phases: Sequence[tuple[str, int]]) -> None:
+    """Draws loss and accuracy over steps; ``phases`` are (name, first window). Needs matplotlib."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    try:
+        for panel, (title, train_key, eval_key) in zip(
+            panels, (("loss", "loss", "eval_loss"), ("accuracy", "accuracy", "eval_accuracy")), strict=True
+        ):
+            for kind, key, style in (("train", train_key, "-"), ("eval", eval_key, "o-")):
+                points = [(r["step"], r[key]) for r in rows if r["kind"] == kind and r.get(key) is not None]
+                if points:
+                    label = "train (window)" if kind == "train" else "evaluation"
+                    panel.plot(*zip(*points, strict=True), style, markersize=4, linewidth=1.2, label=label)
+            for name, start in phases:
+                panel.axvline(start, color="grey", linewidth=0.8, linestyle=":")
+                panel.annotate(
+                    name,
+                    (start, 1.0),
+                    xycoords=("data", "axes fraction"),
+                    xytext=(3, -12),
+                    textcoords="offset points",
+                    color="grey",
+                    fontsize=8,
+                )
+            panel.set(title=title, xlabel="step (windows)")
+            panel.grid(alpha=0.3)
+            if panel.get_legend_handles_labels()[0]:
+                panel.legend(loc="center right")
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=110)
+    finally:
+        pyplot.close(figure)
+    write_bytes(path, picture.getvalue())
+
+
+def write_trained(path: PathLike, variables: ModelVariables, selections: Iterable[Selection]) -> None:
+    """trained.npz: every variable that a phase trained, and the statistics that moved with them."""
+    paths = {entry.path for selection in selections for entry in (*selection.trained, *selection.moving)}
+    write_npz(path, ((e.path, e.variable.numpy()) for e in variables if e.path in paths))
+
+
+def write_run(path: PathLike, value: Mapping[str, Any]) -> None:
+    """run.json; numbers that JSON cannot hold become null."""
+    write_json(path, _finite(value))
+
+
+def phase_row(
+    selection: Selection, *, name: str, from_step: int, to_step: int, reason: str, changed: Sequence[str]
+) -> dict[str, Any]:
+    """One entry of run.json's ``phases``."""
+    return {
+        "name": name,
+        "from_step": from_step,
+        "to_step": to_step,
+        "trained": [entry.path for entry in selection.trained],
+        "moving": [entry.path for entry in selection.moving],
+        "trained_parameters": selection.trained_parameters,
+        "frozen_parameters": selection.frozen_parameters,
+        "reason": reason,
+        "freeze_proof": {"verified": not changed, "variables": len(selection.frozen), "changed": list(changed)},
+    }
+
+
+def timing(
+    total_seconds: float, first_step_seconds: float | None, window_seconds: Sequence[float], examples: int
+) -> dict[str, Any]:
+    """run.json's ``timing``; the first window (tracing) is left out of the quantiles."""
+    steps = np.array(window_seconds) * 1e3
+    quantile = {
+        key: float(np.percentile(steps, q)) if len(steps) else None
+        for key, q in (("median", 50), ("p10", 10), ("p90", 90))
+    }
+    return {
+        "total_seconds": total_seconds,
+        "first_step_seconds": first_step_seconds,
+        "step_ms": quantile,
+        "examples_per_second": examples / float(sum(window_seconds)) if window_seconds else None,
+    }
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    with contextlib.suppress(OSError, StopIteration):  # Linux: getrusage would count the parent before exec too
+        status = pathlib.Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM:")).split()[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) if sys.platform == "darwin" else int(peak) * 1024
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,372 @@
+"""One naming of a model's variables: the only place that turns a model into variable paths.
+
+A path is the attribute path of a ``tf.Module`` (``blocks/10/mlp/up/kernel``), the layer names of
+a Keras 3 model from below the root to the layer and then the variable's own name
+(``mobilenetv2_1.00_96/Conv1/kernel``), or the name of a variable in a plain list. A variable that
+is reached twice is listed once: the first path is its path, later ones are aliases.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import tensorflow as tf
+
+from engine.errors import InputError
+from engine.graphs.graph_variables import GraphVariable
+from engine.selection import groups, keras_names
+
+Kind = Literal["weight", "statistic", "constant"]
+
+
+class ModelError(InputError):
+    """The object given is no model whose variables can be named."""
+
+
+@dataclass(frozen=True, eq=False)
+class NamedVariable:
+    """One variable of a model, and all that a filter may ask about it.
+
+    Attributes:
+        path: its first path in the model, the name used in files and filters.
+        aliases: further paths of the same variable (shared layers); filters match them too.
+        variable: the ``tf.Variable`` itself (of a Keras variable: its value).
+        kind: "weight" may be trained; "statistic" follows its layer (BatchNorm moments);
+            "constant" is never trained (integers, ``trainable=False`` at its making).
+        layer: path of the layer that owns it, "" when it stands alone.
+        groups: names of the groups it belongs to, such as "kernel" or "norm".
+        block: (index, number of blocks) when it lies in one of a ViT's blocks.
+        layers: (model name, index, number of layers) for every Keras model it lies in; the
+            name "" stands for the model that ``@layers`` without a name means.
+    """
+
+    path: str
+    aliases: tuple[str, ...]
+    variable: Any
+    kind: Kind
+    layer: str
+    groups: frozenset[str]
+    block: tuple[int, int] | None
+    layers: tuple[tuple[str, int, int], ...]
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return int(self.variable.shape.num_elements())
+
+    @property
+    def bytes(self) -> int:
+        return self.size * int(self.variable.dtype.size)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return (self.path, *self.aliases)
+
+
+@dataclass(frozen=True, eq=False)
+class StatisticsLayer:
+    """A layer that keeps statistics. ``switch`` is the attribute that puts it in inference mode."""
+
+    path: str
+    layer: Any
+    switch: Literal["trainable", "update_statistics"]
+
+
+@dataclass(frozen=True, eq=False)
+class ModelVariables:
+    """Every variable of a model, in model order, each once.
+
+    Attributes:
+        entries: the named variables.
+        statistics_layers: the layers whose statistics can be switched to inference mode.
+        generators: states of Keras seed generators by path. They are no weights: no filter sees
+            them, but a checkpoint needs them.
+    """
+
+    entries: tuple[NamedVariable, ...]
+    statistics_layers: tuple[StatisticsLayer, ...]
+    generators: Mapping[str, Any]
+
+    def __iter__(self) -> Iterator[NamedVariable]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters, statistics included."""
+        return sum(entry.size for entry in self.entries)
+
+    def by_path(self) -> dict[str, NamedVariable]:
+        return {entry.path: entry for entry in self.entries}
+
+    def refresh(self) -> None:
+        """To be called after values were assigned: a Keras Normalization layer computes with constants made of its
+        statistics, which an assignment does not reach."""
+        for layer in self.statistics_layers:
+            finalize = getattr(layer.layer, "finalize_state", None)
+            if finalize is not None:
+                finalize()
+
+
+class _Found(NamedTuple):
+    """One variable as the walk meets it."""
+
+    path: str
+    variable: Any
+    kind: Kind
+    owner: Any
+    layer: str
+    layers: tuple[tuple[int, int, int], ...]  # (id of the Keras model, index, number of layers)
+
+
+def is_keras(obj: Any) -> bool:
+    """True for a Keras 3 layer or model. Never imports Keras: a Keras object has done that."""
+    keras = sys.modules.get("keras")
+    return keras is not None and isinstance(obj, getattr(keras, "Layer", ()))
+
+
+def name_variables(model: Any) -> ModelVariables:
+    """Names every variable of a ``tf.Module``, a Keras 3 model or layer, or a list or dict of variables.
+
+    Raises:
+        ModelError: the object is none of these, or holds no variable yet (an unbuilt Keras model).
+    """
+    if isinstance(model, ModelVariables):
+        return model
+    walk = _Walk(model)
+    if is_keras(model) or isinstance(model, tf.Module):
+        walk.value(model, "", None, "", "", ())
+    elif isinstance(model, Mapping):
+        for key, value in model.items():
+            walk.add(str(key), _raw(value, f"model[{key!r}]"), _module_kind(None, "", value), None, "", ())
+    elif isinstance(model, Sequence) and not isinstance(model, str):
+        for position, value in enumerate(model):
+            raw = _raw(value, f"model[{position}]")
+            name = getattr(value, "path", None) or raw.name
+            walk.add(name.removesuffix(":0"), raw, _module_kind(None, "", value), None, "", ())
+    else:
+        raise ModelError(
+            f"model={type(model).__name__}: variables can be named of a tf.Module, a Keras 3 model, "
+            "or a list or dict of variables"
+        )
+    if not walk.found:
+        raise ModelError(
+            f"model={type(model).__name__}: it holds no variable; call it once on an input "
+            "(or model.build) so that its variables exist"
+        )
+    return _finish(walk, model)
+
+
+def name_graph_variables(variables: Sequence[Any]) -> ModelVariables:
+    """Names the variables of a TF1 graph, such as its GLOBAL_VARIABLES: a path is the variable's ``op.name``.
+
+    Its layer is the scope around it. Moving means and variances, which TF1's layers make with
+    ``trainable=False``, are statistics; others made so are constants. A partition (``kernel/part_3``)
+    has the whole variable's name as an alias.
+
+    Raises:
+        ModelError: there is none.
+    """
+    walk = _Walk(None)
+    for variable in variables:
+        name = variable.op.name
+        layer, _, own = _PART.sub("", name).rpartition("/")
+        kind = _module_kind(None, "", variable)
+        if kind == "constant" and own in ("moving_mean", "moving_variance"):
+            kind = "statistic"
+        for path in dict.fromkeys((name, _PART.sub("", name))):
+            walk.found.append(_Found(path, variable, kind, None, layer, ()))
+    if not walk.found:
+        raise ModelError("variables=[]: the graph has no variables; build the model before they are named")
+    return _finish(walk, None)
+
+
+_PART = re.compile(r"/part_\d+$")
+
+
+def _is_keras_variable(value: Any) -> bool:
+    keras = sys.modules.get("keras")
+    return keras is not None and isinstance(value, getattr(keras, "Variable", ()))
+
+
+def _raw(value: Any, what: str) -> Any:
+    """The ``tf.Variable`` behind a variable of TensorFlow or of Keras; a graph's variable has none."""
+    if isinstance(value, (tf.Variable, GraphVariable)):
+        return value
+    if _is_keras_variable(value):
+        return value.value
+    raise ModelError(f"{what}={type(value).__name__}: a variable is wanted here")
+
+
+def _module_kind(owner: Any, attribute: str, variable: Any) -> Kind:
+    """A tf.Module names its statistics in a class attribute ``statistics``."""
+    if isinstance(variable, GraphVariable):
+        return "statistic" if variable.statistic else "weight"
+    if attribute in getattr(owner, "statistics", ()):
+        return "statistic"
+    if not tf.as_dtype(variable.dtype).is_floating or not variable.trainable:
+        return "constant"
+    return "weight"
+
+
+class _Walk:
+    """Collects variables in model order. ``stack`` holds the objects on the way, against cycles."""
+
+    def __init__(self, model: Any) -> None:
+        self.root = id(model)
+        self.found: list[_Found] = []
+        self.statistics_layers: dict[int, StatisticsLayer] = {}
+        self.generators: dict[str, Any] = {}
+        self.models: list[tuple[str, Any]] = []
+        self.inner: set[int] = set()  # models in models other than the root
+        self._used: dict[tuple[str, str], int] = {}
+        self._seen: dict[tuple[str, str, int], str] = {}
+        self._stack: set[int] = set()
+        self._names: dict[int, str] = {}
+
+    def add(self, path: str, variable: Any, kind: Kind, owner: Any, layer: str, layers: tuple[Any, ...]) -> None:
+        if ("variable", path, id(variable)) not in self._seen:
+            unique = self._unique("variable", path, variable)
+            self.found.append(_Found(unique, variable, kind, owner, layer, layers))
+
+    def _unique(self, what: str, path: str, obj: Any) -> str:
+        """The path; with ``#2``, ``#3`` when other objects of its kind ("variable", "layer") have an equal one."""
+        key = (what, path, id(obj))
+        if key not in self._seen:
+            count = self._used[what, path] = self._used.get((what, path), 0) + 1
+            self._seen[key] = path if count == 1 else f"{path}#{count}"
+        return self._seen[key]
+
+    def module(self, module: tf.Module, path: str, layers: tuple[Any, ...]) -> None:
+        ignored = type(module)._TF_MODULE_IGNORED_PROPERTIES  # what tf.Module itself skips
+        for name, value in vars(module).items():
+            if name in ignored or name.startswith("_self_"):
+                continue
+            self.value(value, _join(path, name), module, name, path, layers)
+        if getattr(module, "statistics", ()) and hasattr(module, "update_statistics"):
+            self.statistics_layers.setdefault(id(module), StatisticsLayer(path, module, "update_statistics"))
+
+    def value(self, value: Any, path: str, owner: Any, name: str, layer: str, layers: tuple[Any, ...]) -> None:
+        if isinstance(value, tf.Variable) or _is_keras_variable(value):
+            self.add(path, _raw(value, path), _module_kind(owner, name, value), owner, layer, layers)
+            return
+        if id(value) in self._stack:
+            return
+        self._stack.add(id(value))
+        if is_keras(value):
+            self.keras_root(value, path)
+        elif isinstance(value, tf.Module):
+            self.module(value, path, layers)
+        elif isinstance(value, Mapping):
+            for key, item in value.items():
+                self.value(item, _join(path, str(key)), owner, name, layer, layers)
+        elif isinstance(value, (list, tuple)):
+            for index, item in enumerate(value):
+                self.value(item, _join(path, str(index)), owner, name, layer, layers)
+        self._stack.discard(id(value))
+
+    def keras_root(self, root: Any, path: str) -> None:
+        import keras
+
+        self._names.update(keras_names.stable_names(root))
+        if isinstance(root, keras.Model):
+            self.models.append((path or keras_names.root_name(root), root))
+        self.keras_layer(root, path, path, ())
+
+    def keras_layer(self, layer: Any, path: str, unique: str, layers: tuple[Any, ...]) -> None:
+        """``unique`` is the layer's own path: ``path`` with ``#2`` where layers of equal names lie side by side."""
+        import keras
+
+        within: dict[int, tuple[Any, ...]] = {}
+        if isinstance(layer, keras.Model):
+            children = list(layer.layers)
+            name = self._names.get(id(layer), layer.name)
+            if id(layer) not in {id(model) for _, model in self.models}:
+                self.models.append((name, layer))
+                if {owner for owner, _, _ in layers} - {self.root}:
+                    self.inner.add(id(layer))
+            for index, child in enumerate(children):
+                within[id(child)] = (*layers, (id(layer), index, len(children)))
+        weights, others = layer._trainable_variables, layer._non_trainable_variables
+        for names, kinds in ((weights, "weight"), (others, "statistic")):
+            for own, variable in zip(keras_names.variable_names(names), names, strict=True):
+                raw = _raw(variable, own)
+                kind: Kind = kinds if tf.as_dtype(raw.dtype).is_floating else "constant"  # type: ignore[assignment]
+                self.add(_join(path, own), raw, kind, layer, unique, layers)
+                if kind == "statistic":
+                    self.statistics_layers.setdefault(id(layer), StatisticsLayer(unique, layer, "trainable"))
+        for number, generator in enumerate(getattr(layer, "_seed_generators", ())):
+            self.generators.setdefault(_join(unique, f"seed_generator/{number}"), _raw(generator.state, "seed"))
+        self._stack.add(id(layer))
+        for child in layer._layers:
+            if id(child) not in self._stack:
+                name = self._names.get(id(child), child.name)
+                own = self._unique("layer", _join(unique, name), child)
+                self.keras_layer(child, _join(path, name), own, within.get(id(child), layers))
+        self._stack.discard(id(layer))
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}/{name}" if path else name
+
+
+def _same_layer(one: _Found, other: _Found) -> bool:
+    """True when both lie in the same of the innermost model's ``layers`` (or, without a model, layer)."""
+    if one.layers and other.layers:
+        return one.layers[-1] == other.layers[-1]
+    return one.layer == other.layer
+
+
+def _finish(walk: _Walk, model: Any) -> ModelVariables:
+    """Merges what is shared, and adds groups, blocks and layer positions."""
+    merged: dict[int, list[_Found]] = {}
+    for found in walk.found:
+        merged.setdefault(id(found.variable), []).append(found)
+    numbers = sorted({n for found in walk.found if (n := groups.block_number(found.path)) is not None})
+    names: dict[int, set[str]] = {}
+    for name, keras_model in walk.models:
+        names.setdefault(id(keras_model), set()).add(name)
+    # a head made as a model of its own is not what "the last layers" means, and a backbone's own parts are not either
+    inside = [found for name, found in walk.models if found is not model and not groups.in_head(name)]
+    inside = [found for found in inside if id(found) not in walk.inner]
+    inner = list({id(found): found for found in inside}.values())
+    default = inner[0] if len(inner) == 1 else model
+    names.setdefault(id(default), set()).add("")
+    last = walk.found[-1] if is_keras(model) else None
+    named_head = any(groups.in_head(found.path) for found in walk.found)
+    entries = []
+    for same in merged.values():
+        first = same[0]
+        memberships: set[str] = set()
+        for found in same:
+            memberships |= groups.of_variable(found.path, found.owner)
+            if groups.in_head(found.path) or (not named_head and last is not None and _same_layer(found, last)):
+                memberships.add("head")
+        if first.kind == "statistic":
+            memberships.add("stats")
+        number = next((n for found in same if (n := groups.block_number(found.path)) is not None), None)
+        positions = {
+            (name, index, count)
+            for found in same
+            for owner, index, count in found.layers
+            for name in names.get(owner, set())
+        }
+        entries.append(
+            NamedVariable(
+                path=first.path,
+                aliases=tuple(found.path for found in same[1:]),
+                variable=first.variable,
+                kind=first.kind,
+                layer=first.layer,
+                groups=frozenset(memberships),
+                block=None if number is None else (numbers.index(number), len(numbers)),
+                layers=tuple(sorted(positions)),
+            )
+        )
+    return ModelVariables(tuple(entries), tuple(walk.statistics_layers.values()), walk.generators)

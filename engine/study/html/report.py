@@ -1,0 +1,254 @@
+"""report.html: a study of freezing strategies as one file that a person can decide by.
+
+It needs nothing but itself: no network, no fonts, no library. The study lies in it as JSON.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import shlex
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+from engine.errors import InputError
+from engine.files import PathLike, write_bytes
+from engine.sizes import format_bytes
+from engine.study.formatting import count, digits, duration, listed, percent, plural, quality
+from engine.study.html import charts, strip, table
+from engine.study.html.markup import Child, Markup, data, tag
+from engine.study.recommend import Recommendation, by_accuracy, recommend
+
+VERSION = 1
+_DIGITS = 7  # of numbers in the file: a float32 has no more
+
+
+class ReportError(InputError):
+    """A study of another version."""
+
+
+def write(path: PathLike, study: Mapping[str, Any]) -> None:
+    """Writes a study's report, atomically.
+
+    Args:
+        path: of the HTML file.
+        study: what ``study.json`` holds. Numbers that are not finite are taken for missing.
+
+    Raises:
+        ReportError: it is of another version.
+        OSError: the file cannot be written.
+    """
+    write_bytes(path, page(study).encode())
+
+
+def page(study: Mapping[str, Any]) -> str:
+    """The report's text. Errors: as ``write``."""
+    if study.get("version") != VERSION:
+        raise ReportError(f"study['version']={study.get('version')!r}: this report reads version {VERSION}")
+    study = _plain(study)
+    advice = recommend(study)
+    style, script = _file("page.css"), _file("page.js")
+    policy = (
+        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    title = f"Which variables should I train? {study['job']['model']} on {study['job']['data']}"
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=policy),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", title),
+        tag("style", Markup(style)),
+    )
+    body = tag(
+        "body",
+        tag("a", "To the table of all runs", href="#runs", class_="skip"),
+        tag("header", _question(study)),
+        tag("main", _answer(study, advice), *_drawings(study, advice), *_runs(study, advice), _notes(study), _machine(study)),
+        tag("script", data(_short(study)), type="application/json", id="study"),
+        tag("script", Markup(script)),
+    )  # fmt: skip
+    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def _file(name: str) -> str:
+    return resources.files("engine.study.html").joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(content: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+
+
+def _plain(value: Any) -> Any:
+    """Numbers that are not finite become None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _short(value: Any) -> Any:
+    """Numbers with no more digits than were measured."""
+    if isinstance(value, float):
+        return float(f"{value:.{_DIGITS}g}")
+    if isinstance(value, Mapping):
+        return {key: _short(item) for key, item in value.items()}
+    return [_short(item) for item in value] if isinstance(value, list) else value
+
+
+def _section(key: str, title: str, *inside: Child) -> Markup:
+    return tag("section", tag("h2", title, id=key), *inside, aria_labelledby=key)
+
+
+# ---- the question and the answer
+
+
+def _question(study: Mapping[str, Any]) -> list[Child]:
+    job = study["job"]
+    shape = " × ".join(str(size) for size in job["image_shape"])
+    much = f"{count(job['windows'])} windows of {count(job['batch_size'])} examples"
+    if job["epochs"] is not None:
+        much += f" ({digits(job['epochs'])} epoch{'' if job['epochs'] == 1 else 's'})"
+    return [
+        tag("p", "Frostline: freezing strategies side by side", class_="over"),
+        tag("h1", "Which variables should I train?"),
+        tag(
+            "p", "Of ", tag("strong", job["model"]), f" ({count(study['parameters'])} parameters), on ",
+            tag("strong", job["data"]),
+            f" ({count(job['train_examples'])} images of {shape} in {count(job['classes'])} classes), "
+            f"on this machine ({study['machine']['cpu']}, {count(study['machine']['cores'])} cores). "
+            f"Every strategy trained for {much} with {job['optimizer']} at a learning rate of "
+            f"{digits(job['learning_rate'])}, from the same weights on the same data in the same order.",
+        ),
+    ]  # fmt: skip
+
+
+def _answer(study: Mapping[str, Any], advice: Recommendation) -> Markup:
+    inside: list[Child] = [tag("p", advice.sentence, class_="sentence")]
+    if advice.chosen is not None:
+        inside += [_tiles(study, advice), tag("p", _what(study, advice), class_="what")]
+    how = tag("div", tag("h3", "How it was chosen"), tag("ul", *(tag("li", r) for r in advice.reasons)), class_="how")
+    return tag(
+        "section", tag("h2", "Recommendation", id="answer"), *inside, how, aria_labelledby="answer", class_="answer"
+    )
+
+
+def _tiles(study: Mapping[str, Any], advice: Recommendation) -> Markup:
+    chosen, reference, accuracy = advice.chosen, advice.reference, by_accuracy(study)
+    assert chosen is not None
+    tiles = [
+        (
+            "accuracy" if accuracy else "loss",
+            quality(chosen.quality, accuracy=accuracy),
+            f"{quality(study['baseline']['eval_accuracy' if accuracy else 'eval_loss'], accuracy=accuracy)} before",
+        )
+    ]
+    other = reference if reference is not None and reference != chosen else None
+    tiles.append(("time", duration(chosen.seconds), f"{other.strategy}: {duration(other.seconds)}" if other else ""))
+    if chosen.memory is not None:
+        beside = f"{other.strategy}: {format_bytes(int(other.memory))}" if other and other.memory is not None else ""
+        tiles.append(("peak memory", format_bytes(int(chosen.memory)), beside))
+    share = chosen.parameters / max(study["parameters"], 1)
+    tiles.append(("parameters trained", count(chosen.parameters), f"{percent(share)} of the model"))
+    return tag("dl", *(tag("div", tag("dt", a), tag("dd", tag("b", b), tag("span", c))) for a, b, c in tiles), class_="tiles")  # fmt: skip
+
+
+def _what(study: Mapping[str, Any], advice: Recommendation) -> list[Child]:
+    """What to ask finetune for."""
+    assert advice.chosen is not None
+    strategy = next((s for s in study["strategies"] if s["name"] == advice.chosen.strategy), None)
+    if strategy is None:
+        return []
+    words = {phase["train"]: None for phase in strategy["phases"]}
+    if len(words) != 1:
+        return [f"It has {len(strategy['phases'])} phases; run by {advice.chosen.runner}."]
+    return [
+        "In finetune: ",
+        tag("code", f"--train={shlex.quote(next(iter(words)))}"),
+        f"; run by {advice.chosen.runner}.",
+    ]
+
+
+# ---- drawings
+
+
+def _drawings(study: Mapping[str, Any], advice: Recommendation) -> list[Markup]:
+    what = "Accuracy" if by_accuracy(study) else "Loss"
+    found = []
+    costs = [chart for cost in ("job_seconds", "peak_rss_bytes") if (chart := charts.against(study, advice, cost))]
+    if costs:
+        text = (
+            "Each sign is a run; runs of one strategy are joined by a thin line. Large signs stand for their strategy. "
+            "The dashed stairs are the efficient frontier: nothing cheaper is better."
+            + (" The ring marks the recommended one." if advice.chosen else "")
+        )
+        found.append(_section("costs", f"{what} against time and memory", charts.runner_key(study), tag("div", *costs, class_="pair"), tag("p", text, class_="note")))  # fmt: skip
+    learning = [chart for over in ("seconds", "step") if (chart := charts.curves(study, advice, over))]
+    if learning:
+        text = "The first repeat of the run that stands for each strategy; signs and dashes are strategies here, thin lines further ones."
+        found.append(_section("learning", "Learning curves", tag("div", *learning, class_="pair"), tag("p", text, class_="note")))  # fmt: skip
+    if (drawn := strip.strip(study)) is not None:
+        text = (
+            "The model from the images (left) to the loss (right); neighbours that all strategies treat alike are one."
+        )
+        found.append(_section("picture", "What each strategy trains", strip.strip_key(), drawn, tag("p", text, class_="note")))  # fmt: skip
+    return found
+
+
+# ---- tables and notes
+
+
+def _runs(study: Mapping[str, Any], advice: Recommendation) -> list[Markup]:
+    rows = study["results"]
+    if not rows:
+        return [_section("runs", "All runs", tag("p", "There is none."))]
+    return [_section("runs", "All runs", table.table(rows, advice))]
+
+
+def _notes(study: Mapping[str, Any]) -> list[Child]:
+    inside: list[Child] = []
+    if study["notes"]:
+        inside.append(tag("ul", *(tag("li", note) for note in study["notes"])))
+    broken = [row for row in study["results"] if row["freeze_verified"] is False]
+    if broken:
+        lines = (tag("li", tag("strong", r["strategy"]), " by ", tag("strong", r["runner"])) for r in broken)
+        inside += [tag("h3", "Runs that changed frozen variables"), tag("ul", *lines)]
+    failed = [row for row in study["results"] if row["failed"]]
+    if failed:
+        inside.append(tag("h3", "Runs that failed"))
+        for row in failed:
+            inside += [tag("p", tag("strong", row["strategy"]), " by ", tag("strong", row["runner"]), ", its last lines:"), tag("pre", row.get("reason") or "none", tabindex=0)]  # fmt: skip
+    if study["left_out"]:
+        lines = (tag("li", tag("strong", r["strategy"]), " by ", tag("strong", r["runner"]), f": {r['reason']}") for r in study["left_out"])  # fmt: skip
+        inside += [tag("h3", "Left out"), tag("ul", *lines)]
+    if not inside:
+        inside.append(tag("p", "None: all runs finished, and they agree."))
+    found: list[Child] = [_section("notes", "Notes", *inside)]
+    if study["results"]:
+        found.append(_section("columns", "How to read the columns", table.meanings(study["results"])))
+    return found
+
+
+def _machine(study: Mapping[str, Any]) -> Markup:
+    machine, job = study["machine"], study["job"]
+    gemm = (machine.get("gemm_gflops") or {}).get("p90")
+    facts = [
+        ("Processor", f"{machine['cpu']}, {count(machine['cores'])} cores"),
+        ("Memory", format_bytes(machine["memory_bytes"]) if machine["memory_bytes"] else "unknown"),
+        ("System", machine["system"]),
+        ("Matrix product", f"{digits(gemm)} GFLOP/s in float32" if gemm else "not measured"),
+        ("Versions", listed((f"{name} {version}" for name, version in study["versions"].items()), most=20)),
+        (
+            "Seed and repeats",
+            f"{job['seed']}; {plural(job['repeats'], 'repeat')} of each run, each in a process of its own",
+        ),
+    ]
+    listed_facts = tag("dl", *(tag("div", tag("dt", a), tag("dd", b)) for a, b in facts), class_="facts")
+    again = [tag("h3", "To do it again"), tag("pre", tag("code", job["command"]), tabindex=0)]
+    where = f"All numbers are in this file as JSON, rounded to {_DIGITS} digits: the element with the id study."
+    return _section("machine", "Machine, versions, command", listed_facts, *again, tag("p", where, class_="note"))

@@ -1,0 +1,161 @@
+"""A window in the graph: sum micro-batches, unscale, check, clip, apply. One optimizer update.
+
+Each term's values and the gradients are summed over the micro-batches and divided once, by the sum of
+the term's weights over the whole window; an average of averages would be another loss. Whether the
+update is applied is decided once, when all gradients are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from engine.selection.selection import Selection
+from engine.training import ema, optimizers
+from engine.training.microbatch import MicroBatch, window_weights
+from engine.training.optimizers import Optimizer
+
+_AGREE = 1e-3  # relative: sums in another order differ by far less, weights that depend on the batch by more
+
+
+def build(
+    micro: MicroBatch,
+    selection: Selection,
+    optimizer: Optimizer,
+    *,
+    micro_batch_size: int | None,
+    scaled: bool,
+    ema_decay: float | None,
+) -> Any:
+    """The function ``window(batch, learning_rate, loss_scale, handles, powers, averages)`` to be traced.
+
+    It returns the scalars ``loss``, ``grad_norm`` (before clipping), ``applied``, ``finite`` and ``exact`` (weights
+    of micro-batches sum to those of the window, so that an example's does not depend on the others); by name
+    ``terms``, ``weights`` (a term's sum), ``metrics`` and ``metric_weights``. Finite means that the loss and the
+    gradient's norm are: in float32 a norm above 1.8e19, whose square is too large, is not.
+
+    Args:
+        micro: the traced micro-batch; made with ``whole`` where ``micro_batch_size`` is None.
+        selection, optimizer: what is updated, and how.
+        micro_batch_size: examples per micro-batch; the last one of a window may have fewer.
+        scaled: whether gradients are divided by ``loss_scale``.
+        ema_decay: of the averages behind the handles ``averages``; None keeps none.
+    """
+
+    def window(
+        batch: Mapping[str, Any], learning_rate: Any, loss_scale: Any, handles: Any, powers: Any, averages: Any
+    ) -> dict[str, Any]:
+        before = [entry.variable.read_value() for entry in selection.moving]
+        sums = _sums(micro, selection, batch, loss_scale, micro_batch_size)
+        terms = {
+            n: tf.math.divide_no_nan(v, w) for n, v, w in zip(micro.terms, sums["values"], sums["weights"], strict=True)
+        }
+        metrics = {
+            name: tf.math.divide_no_nan(*pair) for name, pair in zip(micro.metrics, sums["metrics"], strict=True)
+        }
+        loss = tf.add_n(list(terms.values())) + sums["regulariser"]
+
+        gradients = sums["gradients"]
+        if scaled:
+            gradients = [gradient * tf.cast(1.0 / loss_scale, gradient.dtype) for gradient in gradients]
+        norm = tf.linalg.global_norm(gradients)
+        finite = tf.math.is_finite(norm) & tf.math.is_finite(loss)
+        # a window in which nothing has a weight has no gradient: zeros would still move by momentum and decay
+        weighed = tf.reduce_any(tf.stack([weight > 0 for weight in sums["weights"]]))
+        pairs = list(zip(sums["weights"], sums["divisors"], strict=True))
+        exact = tf.reduce_all(tf.stack([tf.abs(weight - divisor) <= _AGREE * divisor for weight, divisor in pairs]))
+        # a wrong weight of a metric alone is an error too, and an error changes nothing
+        measured = tf.reduce_all(tf.stack([True, *(weight >= 0 for _, weight in sums["metrics"])]))
+
+        def apply() -> Any:
+            optimizers.apply(
+                selection,
+                optimizer,
+                _clipped(selection, gradients, norm, optimizer.clip_norm),
+                learning_rate=learning_rate,
+                handles=handles,
+                powers=powers,
+            )
+            if ema_decay is not None:
+                ema.update(selection, averages, ema_decay)
+            return tf.constant(True)
+
+        def skip() -> Any:
+            for entry, value in zip(selection.moving, before, strict=True):
+                entry.variable.assign(value)
+            return tf.constant(False)
+
+        return {
+            "loss": loss,
+            "terms": terms,
+            "weights": dict(zip(micro.terms, sums["weights"], strict=True)),
+            "exact": exact,
+            "metrics": metrics,
+            "metric_weights": {n: weight for n, (_, weight) in zip(micro.metrics, sums["metrics"], strict=True)},
+            "grad_norm": norm,
+            "finite": finite,
+            "applied": tf.cond(finite & weighed & exact & measured, apply, skip),
+        }
+
+    return window
+
+
+def _sums(
+    micro: MicroBatch, selection: Selection, batch: Mapping[str, Any], loss_scale: Any, size: int | None
+) -> dict[str, Any]:
+    """What ``micro.function`` returns, summed over the window's micro-batches, and what terms were divided by."""
+    if size is None:
+        none = tf.zeros([len(micro.terms)], tf.float64)
+        whole_window: dict[str, Any] = micro.function(dict(batch), none, tf.ones([], tf.float64), loss_scale)
+        return whole_window | {"divisors": whole_window["weights"]}
+    count = tf.shape(next(iter(batch.values())))[0]
+    divisors = tf.stack(window_weights(micro, selection, batch, count))
+    zeros = tf.nest.map_structure(lambda like: tf.zeros(like.shape, like.dtype), micro.function.structured_outputs)
+    whole = tf.cast(count, tf.float64)
+
+    def more(start: Any, *_: Any) -> Any:
+        return start < count
+
+    def add(start: Any, sums: Any) -> Any:
+        stop = tf.minimum(start + size, count)
+        part = {name: value[start:stop] for name, value in batch.items()}
+        share = tf.cast(stop - start, tf.float64) / whole
+        found = micro.function(part, divisors, share, loss_scale)
+        found["regulariser"] = found["regulariser"] * tf.cast(share, found["regulariser"].dtype)
+        return stop, tf.nest.map_structure(tf.add, sums, found)
+
+    _, sums = tf.while_loop(more, add, (tf.constant(0), zeros), parallel_iterations=1)
+    divided_by = [tf.cast(d, w.dtype) for d, w in zip(tf.unstack(divisors), sums["weights"], strict=True)]
+    return sums | {"divisors": divided_by}
+
+
+def whose_gradients(micro: MicroBatch, selection: Selection, *, micro_batch_size: int | None) -> Any:
+    """The function ``whose(batch, loss_scale)``: bool [trained variables], True where a gradient is not finite.
+
+    It is for the message about a window that was not applied: it computes the gradients again and
+    changes nothing.
+    """
+
+    def whose(batch: Mapping[str, Any], loss_scale: Any) -> Any:
+        before = [entry.variable.read_value() for entry in selection.moving]
+        sums = _sums(micro, selection, batch, loss_scale, micro_batch_size)
+        bad = [tf.reduce_any(tf.logical_not(tf.math.is_finite(gradient))) for gradient in sums["gradients"]]
+        with tf.control_dependencies(bad):
+            for entry, value in zip(selection.moving, before, strict=True):
+                entry.variable.assign(value)
+        return tf.stack(bad)
+
+    return whose
+
+
+def _clipped(selection: Selection, gradients: list[Any], norm: Any, limit: float | None) -> list[Any]:
+    """Gradients in their variables' dtypes, scaled so that the global norm is at most ``limit``."""
+    if limit is not None:
+        # 1 below the limit, so that an unclipped gradient keeps its bits
+        scale = limit / tf.maximum(norm, tf.constant(limit, norm.dtype))
+        gradients = [gradient * tf.cast(scale, gradient.dtype) for gradient in gradients]
+    return [
+        tf.cast(gradient, entry.variable.dtype) for entry, gradient in zip(selection.trained, gradients, strict=True)
+    ]

@@ -1,0 +1,1 @@
+"""What the benchmarks compare with: Keras, PyTorch and hand-written loops."""

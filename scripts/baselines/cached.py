@@ -1,0 +1,324 @@
+"""The runners of benchmark_cache: whole jobs from kept features and without, bare forward passes, windows of features."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from engine.data import EvalBatches, TrainBatches
+from engine.data.part import Part
+from engine.feature_cache import policy
+from engine.feature_cache.batches import FeatureBatches
+from engine.feature_cache.store import Features
+from engine.frostline.line import FrostLine
+from engine.runs.progress import reaching
+from engine.training.evaluation import Evaluator
+from engine.training.loop import Event, Loop, Stage, State
+from engine.training.phases import Evaluation, Phase
+from engine.training.schedules import parse as parse_schedule
+from scripts.baselines import harness, tensorflow_vit
+from scripts.baselines.harness import BenchmarkError, Job
+
+
+class Made:
+    """Images made of their numbers when they are read: however many there are, they take no memory.
+
+    Uniform noise, uint8 [count, height, width, channels]; the same image for the same seed and number.
+    """
+
+    def __init__(self, job: Job, count: int) -> None:
+        self.shape: tuple[int, ...] = (count, *job.config["image"])
+        self.dtype = np.dtype(np.uint8)
+        self._seed = job.seed
+
+    def __getitem__(self, numbers: Any, /) -> np.ndarray:
+        one = [np.random.default_rng([self._seed, n]).integers(0, 256, self.shape[1:], np.uint8) for n in numbers]
+        return np.stack(one)
+
+
+def made_batches(job: Job, count: int, *, held: bool) -> TrainBatches:
+    """Windows of so many made examples, whose labels are their numbers modulo the classes; ``held``: in memory."""
+    numbers = np.arange(count)
+    images = Made(job, count)
+    part = Part(images[numbers] if held else images, numbers % job.config["classes"], numbers)
+    return TrainBatches(part, batch_size=job.batch_size, seed=job.seed)
+
+
+# ---- whole jobs
+
+
+def engine(job: Job, count: int, *, cache: pathlib.Path | None, held: bool = True) -> dict[str, Any]:
+    """``job.steps`` windows as finetune trains them, but nothing is evaluated and no file is written but the cache's.
+
+    The clock runs from when model and images are there to the last window: cutting, tracing, digests, writing and
+    verifying the cache and the freeze proof are in it.
+
+    Args:
+        job: what is trained.
+        count: examples.
+        cache: a folder without caches; None trains uncached.
+        held: whether the images are in memory.
+    """
+    runner = tensorflow_vit.Engine(job)
+    batches = made_batches(job, count, held=held)
+    watch = _Watch(count, job)
+    start = time.perf_counter()
+    stage = Stage(
+        Phase(name="train", train=job.train, steps=job.steps),
+        runner.selection,
+        runner.step.optimizer,
+        parse_schedule("constant"),
+        runner.learning_rate,
+    )
+    keeping = policy.Caching(
+        runner.step,
+        Evaluator(runner.step.loss_fn),
+        train=batches,
+        evaluation=EvalBatches(Part(batches.part.images, np.zeros(1, np.int64), np.zeros(1, np.int64)), batch_size=1),
+        data=f"made: seed {job.seed}",
+        wish=policy.Wish(mode="off" if cache is None else "require", root=cache or ""),
+    )
+    keeping.shows = reaching
+    keeping.decide([stage], per_epoch=batches.per_epoch, eval_every=job.steps)
+    decided = time.perf_counter() - start
+    with watch:
+        outcome = Loop(
+            step=runner.step,
+            stages=[stage],
+            batches=keeping.batches,
+            per_epoch=batches.per_epoch,
+            evaluate=lambda stage, windows: Evaluation(windows, stage.phase.name, math.nan, None, None),  # none is made
+            eval_every=job.steps,
+            actions=(keeping, watch),
+        ).run(State())
+    if any(outcome.state.proven):
+        raise BenchmarkError(f"{job.train}: frozen variables changed: {outcome.state.proven}")
+    cached = keeping.facts()
+    return watch.report(watch.last - start) | {
+        "examples": count,
+        "peak_rss_bytes": harness.peak_rss_bytes(),
+        "parameters": runner.selection.variables.parameters,
+        "trained_parameters": runner.selection.trained_parameters,
+        "cut": cached["cut"],
+        "cache_bytes": cached["bytes"],
+        "seconds_to_cut": decided,
+        "seconds_to_fill": sum(phase["seconds"] for phase in cached["phases"]),
+        "window_ms": harness.quantiles([1e3 * value for value in watch.windows]),
+    }
+
+
+class _Watch:
+    """An action of the loop: shows how far it is; keeps losses and seconds of windows, and when the last one ended."""
+
+    def __init__(self, count: int, job: Job) -> None:
+        self._steps, self._per_epoch = job.steps, -(-count // job.batch_size)
+        self._losses: list[tuple[float, int]] = []
+        self._shown: contextlib.ExitStack = contextlib.ExitStack()
+        self._show: Callable[..., None] | None = None
+        self.windows: list[float] = []
+        self.last = 0.0
+
+    def __enter__(self) -> None:
+        self._shown.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._shown.__exit__(*error)
+
+    def __call__(self, event: Event) -> None:
+        if event.window is not None:
+            loss = float(event.window.loss)
+            self.windows.append(event.seconds)
+            self._losses.append((loss, event.examples))
+            if self._show is None:  # not before: the cache shows its own progress
+                self._show = self._shown.enter_context(reaching(self._steps, "windows"))
+            self._show(len(self._losses), f"loss {loss:.4f}")
+        self.last = time.perf_counter()
+
+    def report(self, seconds: float) -> dict[str, Any]:
+        last = self._losses[-self._per_epoch :]
+        return {
+            "seconds": seconds,
+            "windows": len(self._losses),
+            "first_loss": self._losses[0][0],
+            "last_epoch_loss": sum(loss * size for loss, size in last) / sum(size for _, size in last),
+        }
+
+
+def keras_fit(job: Job, count: int) -> dict[str, Any]:
+    """The equal Keras ViT, its frozen layers not trainable, in one ``fit`` on the same images in the same order.
+
+    Images are in memory and prepared by tf.data; the clock runs from when the model is compiled to the end of fit.
+    """
+    import keras
+
+    from scripts.baselines import keras_vit
+
+    model = keras_vit.compiled(job)
+    batches = made_batches(job, count, held=True)
+    images = tf.constant(batches.part.images)
+    labels = tf.constant(batches.part.labels)
+    losses_seen = keras_vit.Stopwatch()
+
+    class Show(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            show(len(losses_seen.losses), f"loss {losses_seen.losses[-1]:.4f}")
+
+    start = time.perf_counter()
+
+    def order() -> Iterator[np.ndarray]:
+        for window in range(job.steps):
+            yield batches.place(window)[1]
+
+    def prepared(positions: Any) -> Any:
+        pixels = tf.cast(tf.gather(images, positions), tf.float32) / 255.0
+        return batches.normalise(pixels), tf.gather(labels, positions)
+
+    data = tf.data.Dataset.from_generator(order, output_signature=tf.TensorSpec([None], tf.int64))
+    with reaching(job.steps, "keras fit") as show:
+        model.fit(
+            data.map(prepared).prefetch(2),
+            epochs=job.steps // batches.per_epoch,
+            steps_per_epoch=batches.per_epoch,
+            verbose=0,
+            callbacks=[losses_seen, Show()],
+        )
+    return {
+        "seconds": time.perf_counter() - start,
+        "windows": len(losses_seen.losses),
+        "first_loss": losses_seen.losses[0],
+        "last_epoch_loss": losses_seen.losses[-1],  # fit's own mean over the epoch
+        "examples": count,
+        "peak_rss_bytes": harness.peak_rss_bytes(),
+        "window_ms": harness.quantiles([1e3 * value for value in losses_seen.seconds]),
+        **keras_vit.facts(model),
+    }
+
+
+def forward(job: Job, count: int, *, keras: bool) -> dict[str, Any]:
+    """One pass over the images in batches through a plain tf.function of the engine's network, or of the Keras one.
+
+    Tracing and the images' preparation are in the time; nothing is kept but the last logits.
+    """
+    if keras:
+        from scripts.baselines import keras_vit
+
+        network = keras_vit.compiled(job)
+    else:
+        network = tensorflow_vit.build(job)
+    batches = made_batches(job, count, held=True)
+    function = tf.function(lambda images: network(images, training=False), autograph=False)
+    seconds = []
+    start = time.perf_counter()
+    with reaching(count, "forward") as show:
+        for first in range(0, count, job.batch_size):
+            begun = time.perf_counter()
+            numbers = np.arange(first, min(first + job.batch_size, count))
+            logits = function(batches.prepared(numbers, 0)).numpy()
+            show(first + len(numbers))
+            seconds.append(time.perf_counter() - begun)
+    if not np.isfinite(logits).all():
+        raise BenchmarkError(f"{job.model}: the logits are not finite")
+    return {
+        "seconds": time.perf_counter() - start,
+        "examples": count,
+        "window_ms": harness.quantiles([1e3 * value for value in seconds]),
+        "peak_rss_bytes": harness.peak_rss_bytes(),
+    }
+
+
+# ---- windows of features
+
+
+class EngineOnFeatures(tensorflow_vit.Engine):
+    """TrainStep on windows that FeatureBatches reads from a cache on disk, ahead on another thread."""
+
+    def __init__(self, job: Job, count: int, root: pathlib.Path) -> None:
+        super().__init__(job)
+        self.batches = made_batches(job, count, held=False)
+        line = self.step.cut(self.selection, self.batches.at(0))
+        if not isinstance(line, FrostLine):
+            raise BenchmarkError(f"{job.train}: {line.describe()}")
+        self.features = Features(root, line, self.batches, data=f"made: seed {job.seed}")
+        with reaching(self.features.rows, "cache") as show:
+            self.features.fill(batch_size=job.batch_size, progress=lambda done, _: show(done))
+        self._kept = FeatureBatches(self.batches, self.features)
+        self.batch = self._kept.at(0)
+        self.cut = [tensor.name for tensor in line.tensors]
+
+    def reading(self, start: int, count: int) -> Callable[[], float]:
+        """The function that trains on the next of so many windows, the first of them ``start``."""
+        windows = self._kept.between(start, start + count)
+
+        def window() -> float:
+            return float(self.step(self.selection, next(windows), learning_rate=self.learning_rate).loss)
+
+        return window
+
+
+class HandOnFeatures(tensorflow_vit.Hand):
+    """The hand-written step on the head alone; features and labels are arrays in memory, a batch is taken by indexing."""
+
+    def __init__(self, job: Job, features: np.ndarray, labels: np.ndarray) -> None:
+        self.features, self.targets = features, labels
+        size = job.batch_size
+        super().__init__(job, (features[:size], labels[:size]))
+
+    def logits(self, images: Any) -> Any:
+        return self.network.head(images)
+
+    def reading(self, order: list[np.ndarray]) -> Callable[[], float]:
+        """The function that trains on the next of these windows, each the numbers of its examples."""
+        windows = iter(order)
+
+        def window() -> float:
+            numbers = next(windows)
+            return float(self.step(tf.constant(self.features[numbers]), tf.constant(self.targets[numbers]))[0])
+
+        return window
+
+
+def windows(job: Job, count: int, root: pathlib.Path) -> dict[str, Any]:
+    """Both on the same windows: in turn, window by window; then in turn in runs of many windows each.
+
+    The engine's reading thread works ahead, also while the other's window runs; in a run of its own it works at the
+    engine's expense alone.
+    """
+    ours = EngineOnFeatures(job, count, root)
+    (features,) = ours.features.read(np.arange(count)).values()
+    hand = HandOnFeatures(job, features, (np.arange(count) % job.config["classes"]).astype(np.int32))
+
+    def order(start: int, length: int) -> list[np.ndarray]:
+        return [ours.batches.place(start + number)[1] for number in range(length)]
+
+    total = job.warmup + job.steps
+    ours.window = ours.reading(0, total)  # type: ignore[method-assign]
+    hand.window = hand.reading(order(0, total))  # type: ignore[method-assign]
+    one, other = harness.run_pair(ours, hand, job)
+    harness.check_agreement(job, {"engine": one, "hand": other}, {})
+    runs: tuple[list[float], list[float]] = ([], [])
+    length, start = max(1, job.steps // 5), total
+    for number in range(6):  # the first is not counted
+        these = order(start, length)
+        for which in (0, 1) if number % 2 == 0 else (1, 0):
+            begun = time.perf_counter()
+            window = ours.reading(start, length) if which == 0 else hand.reading(these)
+            for _ in range(length):
+                window()
+            del window  # ends the reading thread
+            runs[which].append((time.perf_counter() - begun) / length)
+        start += length
+    return {
+        "engine": one,
+        "hand": other,
+        "runs": {"windows": length, "engine": runs[0][1:], "hand": runs[1][1:]},
+        "cut": ours.cut,
+        "cache_bytes": ours.features.bytes,
+        "examples": count,
+    }

@@ -1,0 +1,222 @@
+"""The runner keras_fit of benchmark_freezing: the same windows through Keras' own compile and fit.
+
+Keras freezes by ``layer.trainable`` and ``variable.trainable``. A layer none of whose weights trains is frozen as a
+layer, single variables as variables; BatchNorm is put into inference mode where the selection says so.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from engine.graphs import dataflow
+from engine.selection.selection import FreezeProof, Selection
+from engine.study.cost import Cost, Pass, cost
+from engine.training import phases as phase_rules
+from engine.training.loop import Stage
+from engine.training.phases import Evaluation
+from scripts.benchmark_freezing_job import Setting
+from scripts.benchmark_freezing_record import NotFiniteError, Record
+
+_LOSSES: dict[str, Callable[[], Any]] = {
+    "softmax": lambda: keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    "sigmoid": lambda: keras.losses.BinaryCrossentropy(from_logits=True),
+    "mse": lambda: keras.losses.MeanSquaredError(),
+}
+_METRICS: dict[str, Callable[[], list[Any]]] = {
+    "softmax": lambda: [keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+    "sigmoid": lambda: [keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0)],
+    "mse": list,
+}
+
+
+class KerasRunner:
+    """compile and fit, once for each phase; evaluations between windows through Keras' own evaluate.
+
+    Attributes:
+        record, phases: as benchmark_freezing_runners.Driven.
+    """
+
+    def __init__(self, setting: Setting, stages: Sequence[Stage]) -> None:
+        self.setting, self.stages = setting, list(stages)
+        self.model = setting.network
+        self.record = Record()
+        self.phases: list[dict[str, Any]] = []
+        self.evaluations: list[Evaluation] = []
+        self.step = 0
+
+    def run(self) -> None:
+        """Trains to the end.
+
+        Raises:
+            NotFiniteError: a window's loss; Keras has applied it by then.
+        """
+        job, per_epoch = self.setting.job, self.setting.batches.per_epoch
+        self.record.begin()
+        while self.step < job.windows and (where := self._where()).phase < len(self.stages):
+            stage = self.stages[where.phase]
+            proof, start = FreezeProof.begin(stage.selection), self.step
+            started = time.perf_counter()
+            self._compile(stage)
+            self.record.preparing += time.perf_counter() - started
+            if not self.evaluations:
+                self.evaluate(stage)
+            stop = min(where.from_step + stage.phase.windows(per_epoch), job.windows)
+            watch = _Watch(self, stage, where.phase, stop)
+            self.model.fit(
+                self._dataset(start, stop), epochs=1, steps_per_epoch=stop - start, verbose=0, callbacks=[watch]
+            )
+            if not watch.finite:
+                raise NotFiniteError(
+                    f"window {self.step} was not finite, and Keras has applied it (phase {stage.phase.name!r})",
+                    stage,
+                    {},
+                )
+            row = {"name": stage.phase.name, "train": stage.phase.train, "from_step": start, "to_step": self.step}
+            self.phases.append(row | {"changed": proof.changed(stage.selection)})
+            self.record.slot_bytes = max(self.record.slot_bytes, self.slot_bytes())
+        self.record.end()
+
+    def evaluate(self, stage: Stage) -> None:
+        """Evaluates by Keras' own evaluate."""
+        found = self.model.evaluate(self._evaluation(), verbose=0, return_dict=True)
+        self.evaluations.append(
+            Evaluation(self.step, stage.phase.name, float(found["loss"]), found.get("accuracy"), None)
+        )
+        self.record.evaluation(self.evaluations[-1])
+        self.model.reset_metrics()
+
+    def ended(self, phase: int) -> bool:
+        """Whether another phase follows, by the evaluations so far."""
+        return self._where().phase != phase
+
+    def slot_bytes(self) -> int:
+        """Of Adam's m and v."""
+        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+        slots = [*optimizer._momentums, *optimizer._velocities]
+        return sum(int(np.prod(slot.shape)) * tf.as_dtype(slot.dtype).size for slot in slots)
+
+    def cost(self, stage: Stage) -> Cost:
+        """What a window of a phase costs."""
+        freeze(self.model, stage.selection)
+        pair = self._pair(self.setting.batches.at(0))
+        return cost(traced(self.model, _LOSSES[self.setting.job.loss](), pair))
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _where(self) -> phase_rules.Position:
+        phases = [stage.phase for stage in self.stages]
+        per_epoch = self.setting.batches.per_epoch
+        return phase_rules.locate(phases, per_epoch, self.step, self.evaluations, "eval_loss")
+
+    def _compile(self, stage: Stage) -> None:
+        freeze(self.model, stage.selection)
+        rule = self.setting.optimizer
+        self.model.compile(
+            keras.optimizers.Adam(stage.learning_rate, rule.beta1, rule.beta2, epsilon=rule.epsilon),  # type: ignore[attr-defined]
+            _LOSSES[self.setting.job.loss](),
+            metrics=_METRICS[self.setting.job.loss](),
+        )
+
+    def _dataset(self, start: int, stop: int) -> Any:
+        def batches() -> Iterator[tuple[Any, Any]]:
+            for batch in self.setting.batches.between(start, stop):
+                yield self._pair(batch)
+
+        first = self._pair(self.setting.batches.at(start))
+        return tf.data.Dataset.from_generator(batches, output_signature=_signature(first)).prefetch(2)
+
+    def _evaluation(self) -> Any:
+        first = self._pair(next(iter(self.setting.evaluation)))
+        return tf.data.Dataset.from_generator(
+            lambda: (self._pair(batch) for batch in self.setting.evaluation), output_signature=_signature(first)
+        ).prefetch(2)
+
+    def _pair(self, batch: Mapping[str, Any]) -> tuple[Any, Any]:
+        label = np.asarray(batch["label"])
+        if self.setting.job.loss != "softmax":
+            label = label.astype(np.float32)
+            label = label[:, None] if label.ndim == 1 else label
+        return batch["image"], label
+
+
+class _Watch(keras.callbacks.Callback):
+    """Times windows, evaluates when it is due, and ends the phase."""
+
+    def __init__(self, runner: KerasRunner, stage: Stage, phase: int, stop: int) -> None:
+        super().__init__()
+        self.runner, self.stage, self.phase, self.stop = runner, stage, phase, stop
+        self.finite, self._first = True, True
+        self._start = 0.0
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self.model.reset_metrics()  # Keras reports means over an epoch; a window's own loss is wanted
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        runner, job = self.runner, self.runner.setting.job
+        loss = float(logs["loss"])
+        seconds = time.perf_counter() - self._start
+        _, positions = runner.setting.batches.place(runner.step)
+        runner.record.window(loss, seconds=seconds, examples=len(positions), timed=not self._first)
+        self._first = False
+        runner.step += 1
+        if not np.isfinite(loss):
+            self.finite, self.model.stop_training = False, True
+            return
+        if runner.step % job.eval_every == 0 or runner.step == self.stop:
+            runner.evaluate(self.stage)
+            self.model.stop_training = runner.step == self.stop or runner.ended(self.phase)
+
+
+def _signature(parts: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(tf.TensorSpec([None, *part.shape[1:]], part.dtype) for part in parts)
+
+
+def freeze(model: Any, selection: Selection) -> None:
+    """Makes a Keras model train a selection, by what Keras offers: a layer's ``trainable``, and a variable's.
+
+    Raises:
+        RuntimeError: Keras would train others.
+    """
+    trained = {id(entry.variable) for entry in selection.trained}
+    model.trainable = True
+    for layer in model._flatten_layers():
+        inner = list(layer._flatten_layers(include_self=False))
+        if not inner and layer.weights and not any(id(variable.value) in trained for variable in layer.weights):
+            layer.trainable = False
+    for statistics in selection.inference:
+        statistics.layer.trainable = (
+            False  # the layer computes as in inference; those of its weights that train are freed again
+        )
+    for variable in model.weights:
+        if variable.trainable != (id(variable.value) in trained):
+            variable.trainable = id(variable.value) in trained
+    found = {id(variable.value) for variable in model.trainable_variables}
+    if found != trained:
+        raise RuntimeError(f"Keras would train {len(found)} variables, not the {len(trained)} of the selection")
+
+
+def traced(model: Any, loss: Any, batch: tuple[Any, ...]) -> Pass:
+    """Keras' forward and backward pass as its train_step computes them, without running it."""
+    kept: dict[str, Any] = {}
+
+    def compute(images: Any, labels: Any) -> list[Any]:
+        with tf.GradientTape() as tape:
+            value = loss(labels, model(images, training=True))
+        kept["forward"] = tf.compat.v1.get_default_graph().get_operations()
+        gradients = tape.gradient(value, [variable.value for variable in model.trainable_variables])
+        kept["gradients"] = [tf.convert_to_tensor(gradient) for gradient in gradients]
+        return list(kept["gradients"])
+
+    function = tf.function(compute, autograph=False).get_concrete_function(*_signature(batch))
+    forward = set(kept["forward"])
+    needed = dataflow.ancestors(kept["gradients"])
+    backward = [op for op in function.graph.get_operations() if op in needed and op not in forward]
+    return Pass(function.graph, function.graph.inputs[:2], [op for op in kept["forward"] if op in needed], backward)

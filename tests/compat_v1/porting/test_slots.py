@@ -1,0 +1,367 @@
+"""Slots of TensorFlow 1 carry over: training goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from compat_v1.checkpoints.families import Families, families
+from compat_v1.checkpoints.reader import open_checkpoint
+from compat_v1.porting.slots import SlotError, plan_slots, windows
+from engine import files, porting
+from engine.porting.apply import load
+from engine.porting.plan import resolve
+from engine.porting.rules import language
+from engine.selection import filters, selection
+from engine.selection.variables import name_variables
+from engine.training import optimizers
+from engine.training.losses import Loss
+from engine.training.optimizers import Optimizer
+from engine.training.step import TrainStep
+
+v1 = tf.compat.v1
+rng = np.random.default_rng(0)
+INPUTS = rng.standard_normal((12, 16, 5)).astype(np.float32)  # one batch of 16 a step
+TARGETS = np.tanh(INPUTS @ rng.standard_normal((5, 2))).astype(np.float32)
+START = {
+    "dense/kernel": rng.standard_normal((5, 6)).astype(np.float32),
+    "dense/bias": np.zeros(6, np.float32),
+    "table": rng.standard_normal((6, 2)).astype(np.float32),
+}
+TEXT = """
+dense/weight <- dense/kernel | transpose(1, 0)  # here as [outputs, inputs]
+dense/bias   <- dense/bias
+left         <- table | split(1, 2, 0)
+right        <- table | split(1, 2, 1)
+"""
+STATE = "skip? .*/(Adam|Adam_1|Momentum|RMSProp|RMSProp_1|Adagrad)\nskip? beta._power\nskip? global_step"
+
+
+class Net(tf.Module):
+    """The same network with its kernel transposed and its table in two halves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = tf.Module()
+        self.dense.weight = tf.Variable(tf.zeros([6, 5]))
+        self.dense.bias = tf.Variable(tf.zeros([6]))
+        self.left = tf.Variable(tf.zeros([6, 1]))
+        self.right = tf.Variable(tf.zeros([6, 1]))
+
+    def __call__(self, inputs: Any) -> Any:
+        hidden = tf.tanh(tf.matmul(inputs, self.dense.weight, transpose_b=True) + self.dense.bias)
+        return tf.matmul(hidden, tf.concat([self.left, self.right], 1))
+
+
+def tf1(folder: pathlib.Path, make: Any, *, first: int, parts: int = 0) -> dict[str, np.ndarray]:
+    """Trains ``first`` steps, saves, trains 5 more; returns the weights after those."""
+    with tf.Graph().as_default(), v1.Session() as session:
+        inputs, targets = v1.placeholder(tf.float32, [None, 5]), v1.placeholder(tf.float32, [None, 2])
+        variables = {
+            name: v1.get_variable(
+                name,
+                value.shape,
+                initializer=_initializer(value),
+                partitioner=v1.fixed_size_partitioner(parts) if parts and name == "table" else None,
+            )
+            for name, value in START.items()
+        }
+        kernel, bias, table = (tf.convert_to_tensor(variable) for variable in variables.values())
+        outputs = tf.tanh(inputs @ kernel + bias) @ table
+        loss = tf.reduce_mean(tf.reduce_sum((outputs - targets) ** 2, 1))
+        train = make().minimize(loss, global_step=v1.train.get_or_create_global_step())
+        session.run(v1.global_variables_initializer())
+        saver = v1.train.Saver({v.op.name: v for v in v1.global_variables()} if parts else None)
+        for step in range(first + 5):
+            if step == first:
+                saver.save(session, str(folder / "old"))
+            session.run(train, {inputs: INPUTS[step % 12], targets: TARGETS[step % 12]})
+        return {name: session.run(tf.convert_to_tensor(variable)) for name, variable in variables.items()}
+
+
+def _initializer(value: np.ndarray) -> Any:
+    def initialize(shape: Any, dtype: Any, partition_info: Any = None) -> Any:
+        if partition_info is None:
+            return tf.constant(value)
+        return tf.constant(value[tuple(slice(o, o + n) for o, n in zip(partition_info.var_offset, shape, strict=True))])
+
+    return initialize
+
+
+def port(folder: pathlib.Path, kind: str | None = None, **told: Any) -> tuple[pathlib.Path, int]:
+    """The checkpoint as an .npz of this engine, with slots; and Adam's t."""
+    network = Net()
+    with open_checkpoint(folder / "old") as source:
+        found = families(source)
+        chosen = language.parse(f"{TEXT}\n{STATE}")
+        ledger = load(network, source, chosen)
+        steps = resolve(name_variables(network), source, chosen).steps
+        plan = plan_slots(steps, found, kind)
+        t = windows(source, found, plan.kind, **told).t
+        weights = [(entry.path, entry.variable.numpy()) for entry in name_variables(network)]
+        files.write_npz(folder / "new.npz", [*weights, *plan.arrays(source, t)])
+        assert len(ledger.loaded) == 4
+        assert [entry["target"] for entry in plan.to_json(t)] == [port.name for port in plan.ports]
+    return folder / "new.npz", t
+
+
+def go_on(file: pathlib.Path, optimizer: Optimizer, *, first: int) -> tuple[dict[str, np.ndarray], str | None]:
+    """Trains 5 windows of this engine from a file; returns the weights in the old names, and what was said."""
+    network = Net()
+    porting.load(network, file)
+    variables = name_variables(network)
+
+    def loss(batch: Any, *, training: bool, seeds: Any) -> Loss:
+        return Loss(terms={"mse": (tf.reduce_sum((network(batch["x"]) - batch["y"]) ** 2, 1), None)})
+
+    step = TrainStep(loss, optimizer)
+    chosen = selection.select(variables, filters.parse("@all"))
+    with porting.open_tensors(file) as source:
+        said = porting.continue_from(source, step.slots, chosen, optimizer)
+    for number in range(first, first + 5):
+        step(chosen, {"x": INPUTS[number % 12], "y": TARGETS[number % 12]}, learning_rate=0.01)
+    table = np.concatenate([network.left.numpy(), network.right.numpy()], 1)
+    weights = {"dense/kernel": network.dense.weight.numpy().T, "dense/bias": network.dense.bias.numpy(), "table": table}
+    return weights, said
+
+
+def relative(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
+    a, b = (np.concatenate([w[name].ravel().astype(np.float64) for name in START]) for w in (ours, theirs))
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+CASES = {
+    "Adam": (lambda: v1.train.AdamOptimizer(0.01), optimizers.Adam()),
+    "Momentum": (lambda: v1.train.MomentumOptimizer(0.01, 0.9), optimizers.Momentum()),
+    "nesterov": (
+        lambda: v1.train.MomentumOptimizer(0.01, 0.8, use_nesterov=True),
+        optimizers.Momentum(momentum=0.8, nesterov=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(CASES))
+@pytest.mark.parametrize("parts", [0, 2], ids=["whole", "partitioned"])
+def test_five_windows_after_the_port_are_five_more_steps_of_tensorflow_1(
+    tmp_path: pathlib.Path, name: str, parts: int
+) -> None:
+    make, optimizer = CASES[name]
+    wanted = tf1(tmp_path, make, first=7, parts=parts)
+    file, t = port(tmp_path)
+    assert t == 7
+    ours, said = go_on(file, optimizer, first=7)
+    assert relative(ours, wanted) < 1e-6
+    slots = "m, v" if name == "Adam" else "momentum"
+    assert (
+        said
+        == f"{name.replace('nesterov', 'Momentum').lower()} goes on from {slots} of 4 of 4 trained variables (t = 7)"
+    )
+    bare = tmp_path / "bare.npz"  # the same without slots: so they matter
+    with porting.open_tensors(file) as source:
+        files.write_npz(bare, [(n, source.read(n)) for n in source.names() if not n.startswith("optimizer/")])
+    ours, said = go_on(bare, optimizer, first=7)
+    assert said is None
+    assert relative(ours, wanted) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("make", "slots"),
+    [
+        (lambda: v1.train.RMSPropOptimizer(0.01, momentum=0.5), {"rms", "momentum"}),
+        (lambda: v1.train.AdagradOptimizer(0.01), {"accumulator"}),
+    ],
+)
+def test_slots_of_other_optimizers_are_written_and_their_mismatch_is_told(
+    tmp_path: pathlib.Path, make: Any, slots: set[str]
+) -> None:
+    tf1(tmp_path, make, first=3)
+    file, t = port(tmp_path)
+    assert t == 3
+    with porting.open_tensors(file) as source, open_checkpoint(tmp_path / "old") as old:
+        held = [name for name in source.names() if name.startswith("optimizer/dense/weight/")]
+        assert {name.rpartition("/")[2] for name in held} == slots | {"t"}
+        key = families(old).of("dense/kernel")
+        assert key is not None
+        for slot, name in next(iter(key.slots.values())).items():
+            np.testing.assert_array_equal(source.read(f"optimizer/dense/weight/{slot}"), old.read(name).T)
+    _, said = go_on(file, optimizers.Momentum(), first=3)
+    assert said is not None
+    assert said.startswith(f"new.npz has slots {', '.join(sorted(slots))}, but momentum keeps momentum: it begins anew")
+
+
+def test_a_fitting_optimizer_is_named_and_sgd_keeps_none(tmp_path: pathlib.Path) -> None:
+    tf1(tmp_path, CASES["Adam"][0], first=1)
+    file, _ = port(tmp_path, "Adam")
+    assert go_on(file, optimizers.SGD(), first=1)[1] == (
+        "new.npz has slots m, v, but sgd keeps none: it begins anew; adam or adamw would go on from them"
+    )
+    said = go_on(file, optimizers.AdamW(), first=1)[1]
+    assert said is not None
+    assert said.startswith("adamw goes on from m, v of 4")
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "said"),
+    [
+        ("optimizer/left/m", np.zeros((6, 2), np.float32), r"m is \[6, 2\], the variable \[6, 1\]"),
+        ("optimizer/left/m", np.zeros((6, 1), np.int32), "m is int32"),
+        ("optimizer/left/t", np.float32(1.5), "its t is no number of windows"),
+        ("optimizer/left/t", np.int64(-1), "its t is no number of windows"),
+        ("optimizer/left/t", None, "the file has m, v"),
+        ("optimizer/left/v", None, "the file has m, t"),
+    ],
+)
+def test_a_variable_whose_slots_do_not_fit_begins_anew(
+    tmp_path: pathlib.Path, name: str, array: np.ndarray | None, said: str
+) -> None:
+    arrays = {"dense/weight": np.ones((6, 5), np.float32), "dense/bias": np.ones(6, np.float32)}
+    arrays |= {path: np.ones((6, 1), np.float32) for path in ("left", "right")}
+    for path in list(arrays):
+        arrays |= {f"optimizer/{path}/{slot}": arrays[path] for slot in "mv"}
+        arrays[f"optimizer/{path}/t"] = np.int64(4)
+    del arrays["optimizer/right/m"], arrays["optimizer/right/v"], arrays["optimizer/right/t"]
+    if array is None:
+        del arrays[name]
+    else:
+        arrays[name] = array
+    files.write_npz(tmp_path / "new.npz", arrays.items())
+    text = go_on(tmp_path / "new.npz", optimizers.Adam(), first=0)[1]
+    assert text is not None
+    assert re.match(r"adam goes on from m, v of 2 of 4 .* \(t = 4\); 2 begin anew, such as left: " + said, text), text
+
+
+# --- which slots ---
+
+
+def steps_and_families(folder: pathlib.Path) -> tuple[Any, Families]:
+    with open_checkpoint(folder / "old") as source:
+        return resolve(name_variables(Net()), source, language.parse(f"{TEXT}\n{STATE}")).steps, families(source)
+
+
+def test_the_kind_is_the_only_one_or_must_be_named(tmp_path: pathlib.Path) -> None:
+    tf1(tmp_path, CASES["Adam"][0], first=1)
+    steps, found = steps_and_families(tmp_path)
+    with pytest.raises(SlotError, match=r"slots=adam: the checkpoint has slots of Adam; nearest: Adam"):
+        plan_slots(steps, found, "adam")
+    bare = Families((), {})
+    with pytest.raises(SlotError, match="slots: the checkpoint has no optimizer slots"):
+        plan_slots(steps, bare)
+    for family in found.variables:
+        family.slots["Momentum"] = {"momentum": "x"}
+    with pytest.raises(SlotError, match="slots of Adam, Momentum; name one of them"):
+        plan_slots(steps, found)
+    assert {port.slot for port in plan_slots(steps, found, "Momentum").ports} == {"momentum"}
+
+
+def test_a_variable_without_slots_is_left_out_with_the_reason(tmp_path: pathlib.Path) -> None:
+    tf1(tmp_path, CASES["Adam"][0], first=1)
+    steps, found = steps_and_families(tmp_path)
+    family = found.of("dense/bias")
+    assert family is not None
+    family.slots.clear()
+    plan = plan_slots(steps, found)
+    assert plan.left_out == {"dense/bias": "dense/bias has no Adam slots"}
+    assert {port.step.entry.path for port in plan.ports} == {"dense/weight", "left", "right"}
+    for family in found.variables:
+        family.slots = {"Adam": {"m": "x"}} if family.name == "global_step" else {}
+    with pytest.raises(SlotError, match="no optimizer slots"):
+        plan_slots(steps, Families(tuple(f for f in found.variables if not f.slots), {}))
+
+
+# --- t ---
+
+
+class Scalars:
+    path = pathlib.Path("scalars")
+    checksums = False
+
+    def __init__(self, **values: Any) -> None:
+        self.values = {name.replace("__", "/"): np.asarray(value) for name, value in values.items()}
+
+    def names(self) -> list[str]:
+        return list(self.values)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.values[name].shape
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        return self.values[name].dtype
+
+    def read(self, name: str) -> np.ndarray:
+        return self.values[name]
+
+
+def power(beta: float, t: int) -> np.float32:
+    """As AdamOptimizer makes it: float32 multiplications."""
+    found = np.float32(beta)
+    for _ in range(t):
+        found *= np.float32(beta)
+    return found
+
+
+def told(kind: str = "Adam", given: int | None = None, **values: Any) -> Any:
+    source: Any = Scalars(**values)
+    return windows(source, families(source), kind, given=given)
+
+
+@pytest.mark.parametrize("t", [0, 1, 7, 100, 500, 800])
+def test_t_is_read_from_beta1_power_exactly(t: int) -> None:
+    found = told(beta1_power=power(0.9, t), beta2_power=power(0.999, t), global_step=np.int64(999_999))
+    assert (found.t, found.note) == (t, "")
+    assert told(beta1_power=np.float32(0.9 ** (t + 1)), beta2_power=power(0.999, t)).t == t  # made in float64
+
+
+@pytest.mark.parametrize("t", [900, 5_000, 40_000, 80_000])
+def test_where_it_has_underflowed_beta2_power_tells_exactly(t: int) -> None:
+    assert told(beta1_power=power(0.9, min(t, 2000)), beta2_power=power(0.999, t)).t == t
+
+
+def test_where_both_have_underflowed_global_step_tells_or_the_user() -> None:
+    zero = np.float32(0)
+    found = told(beta1_power=zero, beta2_power=zero, global_step=np.int64(250_000))
+    assert (found.t, found.told_by) == (250_000, "global_step")
+    assert "beta1_power=0 has underflowed" in found.note
+    with pytest.raises(SlotError, match=r"beta2_power=0 has underflowed; no global_step\); --adam_step=N says it"):
+        told(beta1_power=zero, beta2_power=zero)
+    assert told(beta1_power=zero, beta2_power=zero, given=250_000).t == 250_000
+    with pytest.raises(SlotError, match="adam_step=-1: it must be at least 0"):
+        told(given=-1)
+    with pytest.raises(SlotError, match=r"\(no beta1_power, beta2_power or global_step\)"):
+        told()
+
+
+def test_other_betas_are_noticed() -> None:
+    found = told(beta1_power=power(0.9, 1), beta2_power=power(0.98, 1))
+    assert found.t == 1
+    assert "beta2 was 0.98, not 0.999" in found.note
+    with pytest.raises(SlotError, match=r"beta1_power=0\.16 is no power of 0\.9"):
+        told(beta1_power=np.float32(0.16))
+
+
+def test_two_adams_that_disagree_are_not_guessed() -> None:
+    both = {"g__beta1_power": power(0.9, 3), "d__beta1_power": power(0.9, 6)}
+    with pytest.raises(SlotError, match=r"different numbers of steps \(g/beta1_power: 3, d/beta1_power: 6\)"):
+        told(**both)
+    assert told(given=3, **both).t == 3
+    assert told(g__beta1_power=power(0.9, 3), d__beta1_power=power(0.9, 3)).t == 3
+
+
+def test_the_counter_of_optimizer_v2_and_optimizers_that_need_no_t() -> None:
+    assert told(**{"training__Adam__iter": np.int64(42)}).t == 42
+    assert told("Momentum", global_step=np.int64(20)).t == 20
+    assert told("Momentum").t == 0
+
+
+def test_t_of_the_real_checkpoints(real: pathlib.Path) -> None:
+    for name, t in (("t2t_transformer", 1), ("made_partitioned_adam", 3)):
+        with open_checkpoint(real / name) as source:
+            assert windows(source, families(source), "Adam").t == t
+    with open_checkpoint(real / "musicnn_MTT_vgg") as source:
+        with pytest.raises(SlotError, match="beta1_power=0 has underflowed; beta2_power=0 has underflowed"):
+            windows(source, families(source), "Adam")
+        assert windows(source, families(source), "Adam", given=12345).t == 12345

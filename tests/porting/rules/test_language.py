@@ -1,0 +1,268 @@
+"""The rule language: what a line means, and an error with its line for every line that means nothing."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine import porting
+from engine.porting import PortError
+from engine.porting.rules import detect, language
+
+
+def model(**shapes: tuple[int, ...]) -> dict[str, Any]:
+    return {name.replace("__", "/"): tf.Variable(tf.zeros(shape)) for name, shape in shapes.items()}
+
+
+def source(folder: pathlib.Path, arrays: dict[str, Any]) -> pathlib.Path:
+    np.savez(folder / "w.npz", **arrays)
+    return folder / "w.npz"
+
+
+def load(folder: pathlib.Path, target: dict[str, Any], arrays: dict[str, Any], text: str) -> porting.Ledger:
+    return porting.load(target, source(folder, arrays), language.parse(text, name="my.rules"))
+
+
+def failure(folder: pathlib.Path, target: dict[str, Any], arrays: dict[str, Any], text: str) -> str:
+    """The message; no variable has changed."""
+    with pytest.raises(PortError) as caught:
+        load(folder, target, arrays, text)
+    assert all(not variable.numpy().any() for variable in target.values())
+    return str(caught.value)
+
+
+ONE = np.arange(6, dtype=np.float32).reshape(2, 3) + 1
+
+
+# --- what a line means ---
+
+
+def test_groups_of_the_target_go_into_the_source(tmp_path: pathlib.Path) -> None:
+    target = model(a__0__k=(3, 2), a__1__k=(3, 2))
+    ledger = load(tmp_path, target, {"x.0.w": ONE, "x.1.w": ONE * 2}, r"a/(\d)/(k) <- x.\1.w | transpose(1, 0)")
+    np.testing.assert_array_equal(target["a/1/k"], ONE.T * 2)
+    assert ledger.loaded[0].source == ("x.0.w",)
+    assert ledger.loaded[0].transforms == ("transpose(1, 0)",)
+
+
+def test_several_sources_are_joined(tmp_path: pathlib.Path) -> None:
+    target = model(k=(4, 3))
+    ledger = load(tmp_path, target, {"q": ONE, "v": ONE * 2}, "k <- q + v | concat(0)")
+    np.testing.assert_array_equal(target["k"], np.concatenate([ONE, ONE * 2]))
+    assert ledger.loaded[0].source == ("q", "v")
+
+
+def test_one_source_may_serve_several_targets(tmp_path: pathlib.Path) -> None:
+    target = model(a=(1, 3), b=(2, 1))
+    load(tmp_path, target, {"w": ONE}, "a <- w | split(0, 2, 1)\nb <- w | split(-1, 3, 2)")
+    np.testing.assert_array_equal(target["a"], ONE[1:])
+    np.testing.assert_array_equal(target["b"], ONE[:, 2:])
+
+
+def test_comments_blank_lines_quotes_and_the_whole_path(tmp_path: pathlib.Path) -> None:
+    text = '# a comment\n\n  "a b" <- "the \\0" # to the end\nk#2 <- k#2\n'
+    target = {"a b": tf.Variable(0.0), "k#2": tf.Variable(0.0)}
+    load(tmp_path, target, {"the a b": np.float32(3), "k#2": np.float32(4)}, text)
+    assert [float(v) for v in target.values()] == [3, 4]
+
+
+def test_a_backslash_is_written_twice(tmp_path: pathlib.Path) -> None:
+    target = {"w": tf.Variable(0.0)}
+    load(tmp_path, target, {r"a\1": np.float32(3)}, r"w <- a\\1")
+    assert float(target["w"]) == 3
+
+
+def test_skip_leaves_tensors_out_and_says_so(tmp_path: pathlib.Path) -> None:
+    ledger = load(tmp_path, model(k=(2, 3)), {"w": ONE, "pool.a": ONE, "pool.b": ONE}, "k <- w\nskip pool\\..*")
+    assert [(entry.name, entry.rule) for entry in ledger.skipped] == [
+        ("pool.a", "my.rules:2"),
+        ("pool.b", "my.rules:2"),
+    ]
+
+
+def test_a_used_tensor_is_not_skipped(tmp_path: pathlib.Path) -> None:
+    ledger = load(tmp_path, model(k=(2, 3)), {"w": ONE, "v": ONE}, "skip .*\nk <- w")
+    assert [entry.name for entry in ledger.skipped] == ["v"]
+
+
+def test_fresh_keeps_a_variable_on_purpose(tmp_path: pathlib.Path) -> None:
+    target = model(k=(2, 3), extra=(4,))
+    ledger = load(tmp_path, target, {"w": ONE}, "k <- w\nfresh ext.*")
+    assert ledger.fresh == {"extra": "my.rules:2"}
+
+
+def test_a_head_can_be_kept_though_the_file_has_one(tmp_path: pathlib.Path) -> None:
+    target = model(k=(2, 3), head__kernel=(2, 3))
+    ledger = load(tmp_path, target, {"w": ONE, "fc": ONE}, "k <- w\nfresh head/.*\nskip fc")
+    assert not target["head/kernel"].numpy().any()
+    assert ledger.fresh == {"head/kernel": "my.rules:2"}
+
+
+def test_a_prefix_is_cut_off_where_it_is(tmp_path: pathlib.Path) -> None:
+    target = model(k=(2, 3), h=(2, 3))
+    ledger = load(tmp_path, target, {"module.net.w": ONE, "fc": ONE}, "prefix (module\\.)?net\\.\nk <- w\nh <- fc")
+    assert ledger.loaded[0].source == ("module.net.w",)
+
+
+def test_an_optional_rule_is_passed_over_where_the_file_lacks_its_source(tmp_path: pathlib.Path) -> None:
+    text = "k <-? old\nk <-? new\nz <-? w\nskip? nothing\nfresh? none"
+    ledger = load(tmp_path, model(k=(2, 3)), {"new": ONE}, text)
+    assert ledger.loaded[0].source == ("new",)
+
+
+@pytest.mark.parametrize("images", ["tf", "torch", "unit", None])
+def test_the_ledger_says_what_images_the_rules_name(tmp_path: pathlib.Path, images: str | None) -> None:
+    ledger = load(tmp_path, model(k=(2, 3)), {"w": ONE}, "k <- w" + (f"\nimages {images}" if images else ""))
+    assert ledger.images == images
+    assert ledger.to_json()["images"] == images
+
+
+def test_images_are_named_once() -> None:
+    with pytest.raises(PortError, match=r"^my.rules:2: `images unit`: `images` takes one of tf, torch, unit, once"):
+        language.parse("images tf\nimages unit", name="my.rules")
+
+
+def test_every_kind_of_images_that_rules_know_is_one_that_models_know() -> None:
+    from engine import models
+
+    assert set(language.IMAGES) == set(models.IMAGES)
+
+
+def test_of_the_shipped_rules_dinov2_alone_names_images() -> None:
+    assert {name: detect.named(name).images for name in detect.shipped() if detect.named(name).images} == {
+        "dinov2_hf": "torch"
+    }
+
+
+@pytest.mark.parametrize("name", list(detect.shipped()))
+def test_shipped_rules_are_parsed_and_can_be_named(name: str) -> None:
+    assert detect.named(name).rules
+    assert detect.named(f"{name}.rules") == detect.named(name)
+
+
+# --- lines that mean nothing ---
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("k", "a line is `TARGET <- SOURCE | TRANSFORM`"),
+        ("k = w", "a line is `TARGET <- SOURCE | TRANSFORM`"),
+        ("skpi w", "or begins with skip, fresh, prefix, detect, images; nearest: skip"),
+        ("skip", "`skip` takes one pattern"),
+        ("skip a b", "`skip` takes one pattern"),
+        ("prefix? a", "a line is `TARGET <- SOURCE"),
+        ("image torch", "a line is `TARGET <- SOURCE.*nearest: images"),
+        ("images", "`images` takes one of tf, torch, unit, once"),
+        ("images caffe", "`images caffe`: `images` takes one of tf, torch, unit, once"),
+        ("images tf unit", "`images` takes one of"),
+        ("images? tf", "a line is `TARGET <- SOURCE"),
+        ("<- w", "a rule is one target pattern, one `<-`"),
+        ("k <- w <- v", "a rule is one target pattern, one `<-`"),
+        ("a b <- w", "a rule is one target pattern, one `<-`"),
+        ("k <-", "one source name is wanted after `<-`"),
+        ("k <- | transpose", "one source name is wanted after `<-`"),
+        ("k <- w v", "one source name is wanted after `<-`"),
+        ("k <- w + | concat(0)", "one source name is wanted after `<-`"),
+        ("k <- + w +", "one source name is wanted after `<-`"),
+        ("k <- w + v", "2 sources need a `concat.axis.`"),
+        ("k <- w |", "is no transform"),
+        ("k <- w | transposed(1, 0)", "unknown transform `transposed`.*nearest: transpose"),
+        ("k <- w | split(1, 2)", "`split` takes 3 arguments, not 2"),
+        ("k( <- w", "`k\\(` is no regular expression"),
+        ("skip [", "`\\[` is no regular expression"),
+        (r"k/(\d) <- w.\2", r"`w.\\2` refers to \\2, but `k/\(\\d\)` has 1 groups"),
+        (r"k <- w\n", r"refers to \\n"),
+    ],
+)
+def test_a_line_that_means_nothing_is_refused_with_its_number(line: str, said: str) -> None:
+    with pytest.raises(PortError, match=f"^my.rules:3: .*{said}"):
+        language.parse(f"# first\nx <- y\n{line}\n", name="my.rules")
+
+
+def test_a_rule_file_that_cannot_be_read_is_named(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "latin.rules").write_bytes(b"k <- \xff")
+    (tmp_path / "big.rules").write_bytes(b"#" * (2 << 20))
+    for name, said in (("latin", "no text in UTF-8"), ("big", "are no rule file"), ("absent", "no such file")):
+        with pytest.raises(PortError, match=said):
+            detect.named(tmp_path / f"{name}.rules")
+
+
+WORDS = [*"ab\\1 <-?|+()[]*.#\"'\n,{}^$", " <- ", " | ", "skip ", "images tf", "transpose", "split(0, 1, 0)"]
+
+
+@given(st.lists(st.sampled_from(WORDS), max_size=40))
+@settings(deadline=None, max_examples=500)
+def test_any_text_is_rules_or_an_error_with_a_line(words: list[str]) -> None:
+    try:
+        language.parse("".join(words), name="f")
+    except PortError as error:
+        if not str(error).startswith("f:"):
+            raise
+
+
+# --- rules that do not hold ---
+
+
+def test_two_rules_for_one_variable(tmp_path: pathlib.Path) -> None:
+    said = failure(tmp_path, model(k=(2, 3)), {"w": ONE, "v": ONE}, "k <- w\n\n. <- v")
+    assert said == "my.rules:3: a second rule for the variable k; the first is my.rules:1"
+    said = failure(tmp_path, model(k=(2, 3)), {"w": ONE, "v": ONE}, "k <-? w\nk <-? v")
+    assert said.startswith("my.rules:2: a second rule for the variable k")
+    said = failure(tmp_path, model(k=(2, 3)), {"w": ONE}, "k <- w\nfresh k")
+    assert "second rule for the variable k" in said
+
+
+def test_a_rule_that_matches_no_variable(tmp_path: pathlib.Path) -> None:
+    said = failure(tmp_path, model(k=(2, 3)), {"w": ONE}, "k <- w\nkernle <- v")
+    assert said == "my.rules:2: `kernle` matches no variable of the model"
+    said = failure(tmp_path, model(k=(2, 3)), {"w": ONE}, "k <- w\nfresh z")
+    assert said == "my.rules:2: `fresh z` matches no variable of the model"
+
+
+def test_a_skip_that_matches_no_tensor(tmp_path: pathlib.Path) -> None:
+    said = failure(tmp_path, model(k=(2, 3)), {"w": ONE}, "k <- w\nskip pooler")
+    assert said == "my.rules:2: `skip pooler` matches no tensor of the file"
+
+
+def test_names_that_a_prefix_makes_equal(tmp_path: pathlib.Path) -> None:
+    said = failure(tmp_path, model(k=(2, 3)), {"w": ONE, "m.w": ONE}, "prefix m\\.\nk <- w")
+    assert said == "my.rules:1: without the prefix, w and m.w are both w"
+
+
+def test_a_source_that_the_file_lacks_names_the_line_and_the_nearest(tmp_path: pathlib.Path) -> None:
+    said = failure(tmp_path, model(k=(2, 3)), {"weight": ONE}, "k <- wieght")
+    assert "k [2, 3] (my.rules:1 wants wieght; nearest: weight)" in said
+    assert "in the file, not in the model (1):\n    weight" in said
+
+
+def test_a_variable_without_a_rule_is_missing(tmp_path: pathlib.Path) -> None:
+    said = failure(tmp_path, model(k=(2, 3), z=(1,)), {"w": ONE}, "k <- w")
+    assert "in the model, not in the file (1):\n    z [1] (no rule)" in said
+
+
+def test_a_shape_that_does_not_fit_shows_both_and_the_transforms(tmp_path: pathlib.Path) -> None:
+    said = failure(tmp_path, model(k=(2, 3)), {"w": ONE}, "\nk <- w | transpose(1, 0)")
+    assert "k: [3, 2] in the file (from [2, 3] | transpose(1, 0)), [2, 3] in the model (my.rules:2: w)" in said
+
+
+def test_a_transform_that_does_not_suit_shows_those_before_it(tmp_path: pathlib.Path) -> None:
+    said = failure(tmp_path, model(k=(2, 3)), {"w": ONE}, "k <- w | transpose(1, 0) | split(0, 2, 0)")
+    assert (
+        "k: `split(0, 2, 0)` does not suit [3, 2]: axis 0 has length 3, which does not divide by 2 "
+        "(from [2, 3] | transpose(1, 0)); [2, 3] in the model (my.rules:1: w)"
+    ) in said
+
+
+def test_integers_need_a_cast(tmp_path: pathlib.Path) -> None:
+    whole = ONE.astype(np.int32)
+    assert "k: int32 in the file, float32 in the model" in failure(tmp_path, model(k=(2, 3)), {"w": whole}, "k <- w")
+    target = model(k=(2, 3))
+    load(tmp_path, target, {"w": whole}, "k <- w | cast(float32)")
+    np.testing.assert_array_equal(target["k"], ONE)

@@ -4,22 +4,22 @@ The way through it: ``select`` resolves a filter against a model; ``TrainStep`` 
 and nothing else; a ``FreezeProof`` shows it.
 """
 
-from engine.selection.filters import FilterError, blocks, group, layers, parse, path
+from engine.selection.filters import FilterError, blocks, group, layers, parse_filter, path
 from engine.selection.selection import FreezeProof, Selection, select
 from engine.selection.variables import name_variables
-from engine.training.step import TrainStep, Window
+from engine.training.step import StepResult, TrainStep
 
 __all__ = [
     "FilterError",
     "FreezeProof",
     "Selection",
+    "StepResult",
     "TrainStep",
-    "Window",
     "blocks",
     "group",
     "layers",
     "name_variables",
-    "parse",
+    "parse_filter",
     "path",
     "select",
 ]

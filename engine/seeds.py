@@ -1,4 +1,4 @@
-"""Randomness that belongs to an example: a pure function of (seed, epoch, index), however a window is split.
+"""Randomness that belongs to an example: a pure function of (seed, epoch, index), however a step is split.
 
 The hash is splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014),
 the finaliser of java.util.SplittableRandom.

@@ -1,7 +1,7 @@
-"""Measure what accumulation costs: a window in k micro-batches against one piece, and k times one micro-batch.
+"""Measure what accumulation costs: a step in k micro-batches against one piece, and k times one micro-batch.
 
-All in one process, window by window in turn, the order turned round every time. First the same window
-in 1, 2, 4 and 8 parts: ratios to one piece are taken round by round. Then windows of 1, 2, 4 and 8 equal
+All in one process, step by step in turn, the order turned round every time. First the same step
+in 1, 2, 4 and 8 parts: ratios to one piece are taken round by round. Then steps of 1, 2, 4 and 8 equal
 micro-batches: the time of a micro-batch should not depend on how many there are. One random batch,
 AdamW, all variables (--train) of a ViT.
 """
@@ -20,7 +20,7 @@ F = flags.FLAGS
 
 flags.DEFINE_string("model", "vit:S/16", "A model as in finetune.")
 flags.DEFINE_integer("image_size", 224, "Height and width of the images in pixels.")
-flags.DEFINE_integer("batch_size", 32, "Examples in the window that is split.")
+flags.DEFINE_integer("batch_size", 32, "Examples in the step that is split.")
 flags.DEFINE_integer("micro_batch_size", 4, "Examples in each of the equal micro-batches.")
 flags.DEFINE_list("parts", ["1", "2", "4", "8"], "Comma-separated: numbers of micro-batches, 1 first.")
 flags.DEFINE_string("train", "@all", "Filter: what trains.")
@@ -45,12 +45,12 @@ def main() -> int:
         if F[name].value < 1:
             raise InputError(f"{name}={F[name].value}: it must be at least 1")
     if parts[:1] != [1] or max(parts) > F.batch_size:
-        raise InputError(f"parts={','.join(F.parts)}: 1 comes first, and a window of {F.batch_size} has no more parts")
+        raise InputError(f"parts={','.join(F.parts)}: 1 comes first, and a step of {F.batch_size} has no more parts")
     cli.check_out(F.out)
 
-    model = models.build(F.model, image_shape=(F.image_size, F.image_size, 3), outputs=1000)
+    model = models.build_model(F.model, image_shape=(F.image_size, F.image_size, 3), outputs=1000)
     selection = select(model.network, F.train, statistics=model.statistics)
-    loss_fn = losses.supervised(model.network)
+    loss_fn = losses.supervised_loss(model.network)
     rng = np.random.default_rng(0)
 
     def batch(size: int) -> dict[str, Any]:
@@ -60,18 +60,18 @@ def main() -> int:
     def step(size: int | None) -> TrainStep:
         return TrainStep(loss_fn, optimizers.AdamW(), micro_batch_size=size, remat=F.remat)
 
-    def timed(one: TrainStep, window: dict[str, Any]) -> float:
+    def timed(one: TrainStep, whole: dict[str, Any]) -> float:
         start = time.perf_counter()
-        one(selection, window, learning_rate=1e-5)
+        one(selection, whole, learning_rate=1e-5)
         return time.perf_counter() - start
 
     print(f"{F.model} at {F.image_size} px, train {F.train}, remat {F.remat}, {F.rounds} rounds")
-    window = batch(F.batch_size)
+    whole = batch(F.batch_size)
     split = {k: step(None if k == 1 else -(-F.batch_size // k)) for k in parts}
-    split_seconds = _rounds({k: lambda one=one: timed(one, window) for k, one in split.items()})
-    windows = {k: batch(k * F.micro_batch_size) for k in parts}
+    split_seconds = _rounds({k: lambda one=one: timed(one, whole) for k, one in split.items()})
+    steps = {k: batch(k * F.micro_batch_size) for k in parts}
     equal = step(F.micro_batch_size)
-    equal_seconds = _rounds({k: lambda k=k: timed(equal, windows[k]) for k in parts})
+    equal_seconds = _rounds({k: lambda k=k: timed(equal, steps[k]) for k in parts})
 
     results = {
         "split": {k: _against(values, split_seconds[1]) for k, values in split_seconds.items()},
@@ -80,7 +80,7 @@ def main() -> int:
             for k, values in equal_seconds.items()
         },
     }
-    _print(f"a window of {F.batch_size} examples in k micro-batches, to k = 1", "window s", results["split"])
+    _print(f"a step of {F.batch_size} examples in k micro-batches, to k = 1", "step s", results["split"])
     _print(f"k micro-batches of {F.micro_batch_size} examples, each, to k = {parts[-1]}", "part s", results["equal"])
     if F.out:
         from engine.files import write_json

@@ -1,10 +1,10 @@
-"""Measure what keeping the frozen part's outputs saves: whole jobs, windows and memory, with the cache and without.
+"""Measure what keeping the frozen part's outputs saves: whole jobs, steps and memory, with the cache and without.
 
 job: head-only training from features, against the equal Keras ViT with a frozen backbone in model.fit, and against one
 bare forward pass over the same images; the cache is new, and writing it counts. depth: the last two blocks and the head,
 against the same engine uncached. Each runner has a process of its own; they run one after the other, not interleaved.
-window: a window of kept features against a hand-written step on features held in memory, in turn in one process.
-memory: head-only training from features of few and of many examples, the same number of windows each.
+step: a step of kept features against a hand-written step on features held in memory, in turn in one process.
+memory: head-only training from features of few and of many examples, the same number of steps each.
 Images are made: noise, and labels that are their numbers modulo the classes. Nothing is evaluated.
 """
 
@@ -25,15 +25,15 @@ from scripts.baselines import harness
 
 F = flags.FLAGS
 
-WHAT = ("job", "depth", "window", "memory")
-RUNNERS = ("engine_cached", "engine", "keras_fit", "forward", "keras_forward", "window", "memory")
+WHAT = ("job", "depth", "step", "memory")
+RUNNERS = ("engine_cached", "engine", "keras_fit", "forward", "keras_forward", "step", "memory")
 HEAD, DEPTH = "@head", "@head @blocks[-2:]"
 # what is asked: the ratio -> its bound, and whether that is the least or the most
 ASKED = {
     "keras_fit_to_cached": (8.5, "at least"),
     "cached_to_forward": (1.2, "at most"),
     "uncached_to_cached": (2.0, "at least"),
-    "window_to_hand": (1.3, "at most"),
+    "step_to_hand": (1.3, "at most"),
 }
 _LIMITS = {
     "image_size": (1, 4096),
@@ -41,7 +41,7 @@ _LIMITS = {
     "images": (1, 10_000_000),
     "epochs": (1, 1_000_000),
     "batch_size": (1, 65536),
-    "window_batch_size": (1, 65536),
+    "step_batch_size": (1, 65536),
     "classes": (2, 1_000_000),
     "rounds": (1, 1_000_000),
     "warmup": (1, 1_000_000),
@@ -50,15 +50,15 @@ _LIMITS = {
 flags.DEFINE_list("what", list(WHAT), f"Comma-separated, what is measured: {', '.join(WHAT)}.")
 flags.DEFINE_string("model", "vit:S/16", "A plain ViT as in benchmark_step; depth needs two blocks.")
 flags.DEFINE_integer("image_size", 224, "Height and width of the images of job and depth in pixels.")
-flags.DEFINE_integer("images", 1024, "Examples in job, depth and window (there those that fill its last window).")
+flags.DEFINE_integer("images", 1024, "Examples in job, depth and step (there those that fill its last step).")
 flags.DEFINE_integer("epochs", 10, "Passes over the examples in job and depth.")
-flags.DEFINE_integer("batch_size", 32, "Examples per window in job and depth.")
+flags.DEFINE_integer("batch_size", 32, "Examples per step in job and depth.")
 flags.DEFINE_integer("classes", 10, "Outputs of the head, in classes, at least 2.")
-flags.DEFINE_integer("window_batch_size", 128, "Examples per window in window and memory.")
-flags.DEFINE_integer("rounds", 300, "Pairs of windows that are counted in window; then as many again in runs.")
+flags.DEFINE_integer("step_batch_size", 128, "Examples per step in step and memory.")
+flags.DEFINE_integer("rounds", 300, "Pairs of steps that are counted in step; then as many again in runs.")
 flags.DEFINE_integer("warmup", 20, "Pairs before them that are not counted, at least 1 (the first one compiles).")
 flags.DEFINE_integer(
-    "small_image_size", 32, "Pixels, in window and memory: features are as wide, whatever they were made from."
+    "small_image_size", 32, "Pixels, in step and memory: features are as wide, whatever they were made from."
 )
 flags.DEFINE_string(
     "memory_model", "vit:S/16,depth=1", "The ViT in memory: its features are as wide as with all blocks."
@@ -81,8 +81,8 @@ def main() -> int:
             results["job"] = _job()
         if "depth" in F.what:
             results["depth"] = _depth()
-        if "window" in F.what:
-            results["window"] = _window()
+        if "step" in F.what:
+            results["step"] = _step()
         if "memory" in F.what:
             results["memory"] = _memory(memory_examples)
     except harness.BenchmarkError as error:
@@ -129,21 +129,21 @@ def _whole(train: str, runners: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-def _window() -> dict[str, Any]:
-    size = F.window_batch_size
+def _step() -> dict[str, Any]:
+    size = F.step_batch_size
     with tempfile.TemporaryDirectory(prefix="benchmark_cache-") as folder:
         job = _made(folder, HEAD, F.model, F.small_image_size, size, steps=F.rounds, warmup=F.warmup)
-        found = _start("window", job, folder, F.images // size * size)
+        found = _start("step", job, folder, F.images // size * size)
     pairs, runs = zip(found["engine"]["seconds"], found["hand"]["seconds"], strict=True), found["runs"]
     return found | {
         "step_ms": {name: harness.quantiles([1e3 * s for s in found[name]["seconds"]]) for name in ("engine", "hand")},
-        "window_to_hand": harness.quantiles([ours / theirs for ours, theirs in pairs]),
+        "step_to_hand": harness.quantiles([ours / theirs for ours, theirs in pairs]),
         "runs_to_hand": harness.quantiles([a / b for a, b in zip(runs["engine"], runs["hand"], strict=True)]),
     }
 
 
 def _memory(examples: list[int]) -> dict[str, Any]:
-    size = F.window_batch_size
+    size = F.step_batch_size
     found = []
     for count in examples:
         with tempfile.TemporaryDirectory(prefix="benchmark_cache-") as folder:
@@ -202,8 +202,8 @@ def _child(name: str) -> int:
     result: dict[str, Any]
     if name == "keras_fit":
         result = cached.keras_fit(job, count)
-    elif name == "window":
-        result = cached.windows(job, count, folder / "cache")
+    elif name == "step":
+        result = cached.feature_steps(job, count, folder / "cache")
     elif name in ("forward", "keras_forward"):
         result = cached.forward(job, count, keras=name == "keras_forward")
     else:
@@ -232,18 +232,18 @@ def _print(results: dict[str, Any]) -> None:
             )
             print(f"train {train}; each in a process of its own, one after the other")
             _print_jobs(results[what])
-    if "window" in results:
-        _print_window(results["window"])
+    if "step" in results:
+        _print_step(results["step"])
     if "memory" in results:
         _print_memory(results["memory"])
 
 
 def _print_jobs(found: dict[str, Any]) -> None:
-    print(f"  {'runner':<14}{'seconds':>10}{'window ms':>11}{'last loss':>11}{'peak MiB':>10}")
+    print(f"  {'runner':<14}{'seconds':>10}{'step ms':>11}{'last loss':>11}{'peak MiB':>10}")
     for name, row in found.items():
         if name != "ratios":
             loss = f"{row['last_epoch_loss']:.4f}" if "last_epoch_loss" in row else ""
-            line = f"  {name:<14}{row['seconds']:>10.2f}{row['window_ms']['median']:>11.2f}{loss:>11}"
+            line = f"  {name:<14}{row['seconds']:>10.2f}{row['step_ms']['median']:>11.2f}{loss:>11}"
             print(f"{line}{row['peak_rss_bytes'] / 2**20:>10.0f}")
     cached = found["engine_cached"]
     print(
@@ -263,24 +263,24 @@ def _print_ratio(name: str, ratio: float, spread: str = "") -> None:
     print(f"  {name.replace('_', ' ')}: {ratio:.3f}{spread}{said}")
 
 
-def _print_window(found: dict[str, Any]) -> None:
+def _print_step(found: dict[str, Any]) -> None:
     ours, hand = (found["step_ms"][name] for name in ("engine", "hand"))
-    print(f"\nwindow: {F.model}, train {HEAD}, batch {F.window_batch_size}, {found['examples']:,} examples,")
+    print(f"\nstep of features: {F.model}, train {HEAD}, batch {F.step_batch_size}, {found['examples']:,} examples,")
     print(
         f"{len(found['engine']['seconds'])} pairs in turn in one process; AdamW by the same kernels, each loss fetched"
     )
     for name, row in (("engine", ours), ("hand", hand)):
         print(f"  {name:<8}{row['median']:>8.3f} ms ({row['p10']:.3f} to {row['p90']:.3f})")
-    for name, key in (("window_to_hand", "window_to_hand"), ("in_runs", "runs_to_hand")):
+    for name, key in (("step_to_hand", "step_to_hand"), ("in_runs", "runs_to_hand")):
         ratio = found[key]
         spread = f" ({ratio['p10']:.3f} to {ratio['p90']:.3f})"
         _print_ratio(name, ratio["median"], spread)
-    print(f"  runs: {found['runs']['windows']} windows of each in turn, reading and its thread's start included")
+    print(f"  runs: {found['runs']['steps']} steps of each in turn, reading and its thread's start included")
 
 
 def _print_memory(found: dict[str, Any]) -> None:
     few, many = found["few"], found["many"]
-    print(f"\nmemory: {F.memory_model}, train {HEAD}, batch {F.window_batch_size}, {few['windows']} windows each")
+    print(f"\nmemory: {F.memory_model}, train {HEAD}, batch {F.step_batch_size}, {few['steps']} steps each")
     for row in (few, many):
         print(
             f"  {row['examples']:>9,} examples: peak {row['peak_rss_bytes'] / 2**20:.1f} MiB, cache "
@@ -310,13 +310,13 @@ def _check_flags() -> list[int]:
         raise InputError(f"what={','.join(F.what)!r}: at least one is wanted, and each once")
     if {"job", "depth"} & set(F.what) and F.batch_size > F.images:
         raise InputError(f"batch_size={F.batch_size}: there are {F.images} images")
-    if "window" in F.what and F.window_batch_size > F.images:
-        raise InputError(f"window_batch_size={F.window_batch_size}: there are {F.images} images")
+    if "step" in F.what and F.step_batch_size > F.images:
+        raise InputError(f"step_batch_size={F.step_batch_size}: there are {F.images} images")
     examples = [int(word) if word.isdecimal() else 0 for word in F.memory_examples]
-    if len(examples) != 2 or not F.window_batch_size <= examples[0] < examples[1] <= 10_000_000:
+    if len(examples) != 2 or not F.step_batch_size <= examples[0] < examples[1] <= 10_000_000:
         raise InputError(
             f"memory_examples={','.join(F.memory_examples)!r}: two numbers are wanted, the first no less than "
-            f"window_batch_size={F.window_batch_size}, the second larger"
+            f"step_batch_size={F.step_batch_size}, the second larger"
         )
     cli.check_out(F.out)
     return examples

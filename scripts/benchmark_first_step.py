@@ -1,6 +1,6 @@
 """Time the first training step, tracing and compiling included: the engine against Keras.
 
-engine is the first window of TrainStep with AdamW; keras is the first train_on_batch of an equal ViT
+engine is the first step of TrainStep with AdamW; keras is the first train_on_batch of an equal ViT
 of keras.layers with equal weights. All variables train. Each measurement is a process of its own, in
 turn: engine, keras, keras, engine, and so on. The clock starts when the model with its weights and
 the batch are ready, and stops when the update is done and the loss is on the host; importing,

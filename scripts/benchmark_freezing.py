@@ -1,7 +1,7 @@
 """Which variables should I train? Runs freezing strategies side by side, on your model, data and machine.
 
 Each strategy is trained by each runner (the engine, the engine on kept features, Keras' fit, TF1's three ways to freeze)
-from the same weights on the same windows, each run in a fresh process. OUT gets results.json, results.csv, study.json
+from the same weights on the same steps, each run in a fresh process. OUT gets results.json, results.csv, study.json
 and report.html, which recommends a strategy and says why. Stopped or killed halfway, the same command with the same
 --out does what is missing.
 

@@ -46,7 +46,7 @@ flags.DEFINE_enum("loss", "softmax", ["softmax", "sigmoid", "mse"], "The loss, b
 flags.DEFINE_multi_string(
     "strategies",
     [],
-    "Comma-separated, or repeated: head; last_N (the head and the last N parts: a ViT's blocks, a Keras model's groups of layers, else what lies at the top of the model); norms, bias, attention (those variables and the head); gradual (the head, then half of the parts too, then everything, a third of the windows each); gradual_plateau (the head, then one part more whenever an evaluation is no better than the best before by 0.02 of the loss); full; or name=FILTER. Unless given: all that this model has, with N = 1, 2, 4, 8 and all parts (of at most 4, each N; of more than 12, N = 1, 4, 16 ... and all); what trains the same as another is there once.",
+    "Comma-separated, or repeated: head; last_N (the head and the last N parts: a ViT's blocks, a Keras model's groups of layers, else what lies at the top of the model); norms, bias, attention (those variables and the head); gradual (the head, then half of the parts too, then everything, a third of the steps each); gradual_plateau (the head, then one part more whenever an evaluation is no better than the best before by 0.02 of the loss); full; or name=FILTER. Unless given: all that this model has, with N = 1, 2, 4, 8 and all parts (of at most 4, each N; of more than 12, N = 1, 4, 16 ... and all); what trains the same as another is there once.",
 )
 flags.DEFINE_string("train", None, "Filter: one more strategy, named train.")
 flags.DEFINE_bool("skip_unmatched", False, "Leave out, and name, strategies that match nothing on this model.")
@@ -61,18 +61,16 @@ flags.DEFINE_integer(
 flags.DEFINE_bool(
     "quick",
     False,
-    "A first answer in a few minutes: unless given otherwise, few strategies, engine, engine_cached and one more runner, one repeat, half the windows.",
+    "A first answer in a few minutes: unless given otherwise, few strategies, engine, engine_cached and one more runner, one repeat, half the steps.",
 )
 # ---- how it trains
 flags.DEFINE_string("precision", "float32", "float32, mixed_bfloat16, mixed_float16 or float64.")
-flags.DEFINE_integer("micro_batches", 1, "Parts in which a window is computed, one after the other (not by keras_fit).")
-flags.DEFINE_integer("batch_size", 32, "Examples per window (one optimizer update).")
-flags.DEFINE_integer(
-    "steps", None, "Windows of each run, whatever its phases (unless given: 21, for a Keras model 12)."
-)
+flags.DEFINE_integer("micro_batches", 1, "Parts in which a step is computed, one after the other (not by keras_fit).")
+flags.DEFINE_integer("batch_size", 32, "Examples per step (one optimizer update).")
+flags.DEFINE_integer("steps", None, "Steps of each run, whatever its phases (unless given: 21, for a Keras model 12).")
 flags.DEFINE_float("epochs", None, "Passes over the training examples, instead of --steps.")
 flags.DEFINE_float("learning_rate", 1e-3, "Of Adam, constant, the same for all strategies.")
-flags.DEFINE_integer("eval_every", None, "Windows between evaluations (unless given, a third of the windows).")
+flags.DEFINE_integer("eval_every", None, "Steps between evaluations (unless given, a third of the steps).")
 flags.DEFINE_float(
     "target_accuracy",
     None,
@@ -96,7 +94,7 @@ flags.DEFINE_bool(
     "Histograms of weights and gradients at each evaluation of the runners engine and engine_cached: OUT/tensorboard, and one picture a strategy in OUT/histograms. Their time is not counted; the memory of such runs is higher.",
 )
 flags.DEFINE_bool(
-    "check_numerics", False, "If a window is not finite, name the first operation and variable where that began."
+    "check_numerics", False, "If a step is not finite, name the first operation and variable where that began."
 )
 
 

@@ -45,9 +45,9 @@ class Job:
         data_sha256: fingerprint of the data.
         weights: as in the flag; weights_sha256: of the variables that every run starts from.
         images: what the model wants its images to be, by a name of models.IMAGES; None for the model's own.
-        batch_size: examples per window; micro_batches: parts of one.
-        windows: of a run.
-        eval_every: windows between evaluations.
+        batch_size: examples per step; micro_batches: parts of one.
+        steps: of a run.
+        eval_every: steps between evaluations.
         learning_rate: constant; seed: of the order of the data.
         versions: of Python and the libraries.
     """
@@ -67,7 +67,7 @@ class Job:
     images: str | None
     batch_size: int
     micro_batches: int
-    windows: int
+    steps: int
     eval_every: int
     learning_rate: float
     seed: int
@@ -162,8 +162,8 @@ def examples(job: Job, out: pathlib.Path) -> data.Source:
         InputError: as the sources.
     """
     if (out / _EXAMPLES).exists():
-        return dataclasses.replace(data.open_source(f"npz:{out / _EXAMPLES}"), name=job.data)
-    return choose(job, data.open_source(job.data, eval_fraction=job.eval_fraction, image_size=job.image_size))
+        return dataclasses.replace(data.open_data(f"npz:{out / _EXAMPLES}"), name=job.data)
+    return choose(job, data.open_data(job.data, eval_fraction=job.eval_fraction, image_size=job.image_size))
 
 
 class Setting:
@@ -176,7 +176,7 @@ class Setting:
     def __init__(self, job: Job, source: data.Source) -> None:
         self.job, self.source = job, source
         self.numbers = precision.parse(job.precision)
-        self.model = models.build(
+        self.model = models.build_model(
             job.model,
             image_shape=self.source.image_shape,
             outputs=self.source.outputs(job.loss),
@@ -189,7 +189,7 @@ class Setting:
         self._check_labels()
         self.network = self.model.network
         self.variables = name_variables(self.network)
-        self.loss_fn = losses.supervised(self.network, job.loss)
+        self.loss_fn = losses.supervised_loss(self.network, job.loss)
         self.optimizer = optimizers.by_name("adam")
         normalise = self.model.normalise
         if job.images is not None:

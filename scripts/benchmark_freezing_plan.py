@@ -21,7 +21,7 @@ from engine.files import write_json, write_npz
 from engine.runs import run_directory
 from engine.selection.filters import FilterError, nearest
 from engine.study import results
-from engine.study.strategies import Known, Strategy, split
+from engine.study.strategies import ModelStrategies, Strategy, split
 from scripts.benchmark_freezing_job import (
     ENGINE_RUNNERS,
     RUNNERS,
@@ -38,7 +38,7 @@ from scripts.benchmark_freezing_job import (
 
 F = flags.FLAGS
 
-_WINDOWS, _KERAS_WINDOWS, _TRAIN_EXAMPLES, _EVAL_EXAMPLES = 21, 12, 512, 192
+_STEPS, _KERAS_STEPS, _TRAIN_EXAMPLES, _EVAL_EXAMPLES = 21, 12, 512, 192
 _EVALUATIONS = 3  # after the first; as many as gradual has phases, each of which ends with one
 
 
@@ -147,16 +147,16 @@ def make() -> Plan:
     setting = _setting()
     said, images = load(setting, F.weights)
     print(f"weights: {said}")
-    windows = _windows(setting)
+    steps = _steps(setting)
     job = dataclasses.replace(
         setting.job,
         weights_sha256=weights_sha256(setting.variables),
         images=images,
-        windows=windows,
-        eval_every=F.eval_every or -(-windows // _EVALUATIONS),
+        steps=steps,
+        eval_every=F.eval_every or -(-steps // _EVALUATIONS),
     )
     setting.job = job
-    known = Known(setting.variables, setting.model.statistics)
+    known = ModelStrategies(setting.variables, setting.model.statistics)
     strategies, unmatched = _strategies(known)
     runners, unable = _runners(setting)
     stamp = f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
@@ -164,7 +164,7 @@ def make() -> Plan:
     plan = Plan(pathlib.Path(F.out or f"runs/{stamp}-freezing-{name}"), job, setting, strategies, runners)
     plan.left_out = [{"strategy": s, "runner": r, "reason": why} for s, why in unmatched.items() for r in runners]
     plan.left_out += [{"strategy": s.name, "runner": r, "reason": why} for r, why in unable.items() for s in strategies]
-    phases = {s.name: [dataclasses.asdict(phase) for phase in s.phases(windows)] for s in strategies}
+    phases = {s.name: [dataclasses.asdict(phase) for phase in s.phases(steps)] for s in strategies}
     repeats = 1 if F.quick and not F["repeats"].present else F.repeats
     for repeat in range(repeats):
         turned = len(plan.pairs) * repeat // repeats  # a machine that slows down does not hit the same runs each time
@@ -190,11 +190,11 @@ def command() -> str:
 
 
 def _setting() -> Setting:
-    """The model and data of the flags; its windows are not decided yet."""
+    """The model and data of the flags; its steps are not decided yet."""
     size = None if F.image_size is None else data.parse_image_size(F.image_size)
     if size is None and F.data.startswith("folder:"):
         size = models.default_image_size(F.model)
-    source = data.open_source(F.data, eval_fraction=F.eval_fraction, image_size=size)
+    source = data.open_data(F.data, eval_fraction=F.eval_fraction, image_size=size)
     job = Job(
         model=F.model,
         head=F.head,
@@ -211,7 +211,7 @@ def _setting() -> Setting:
         images=None,
         batch_size=F.batch_size,
         micro_batches=F.micro_batches,
-        windows=1,
+        steps=1,
         eval_every=1,
         learning_rate=F.learning_rate,
         seed=F.seed,
@@ -227,16 +227,16 @@ def _examples(asked: int | None, usual: int, count: int) -> int | None:
     return asked or None
 
 
-def _windows(setting: Setting) -> int:
+def _steps(setting: Setting) -> int:
     if F.steps is not None:
         return int(F.steps)
     if F.epochs is not None:
         return max(1, round(F.epochs * setting.batches.per_epoch))
-    windows = _KERAS_WINDOWS if setting.keras else _WINDOWS
-    return windows // 2 if F.quick else windows
+    steps = _KERAS_STEPS if setting.keras else _STEPS
+    return steps // 2 if F.quick else steps
 
 
-def _strategies(known: Known) -> tuple[list[Strategy], dict[str, str]]:
+def _strategies(known: ModelStrategies) -> tuple[list[Strategy], dict[str, str]]:
     """What is compared; and name -> why, of what this model does not have."""
     own = [f"train={F.train}"] if F.train is not None else []
     if F.strategies:
@@ -313,7 +313,7 @@ def described(plan: Plan) -> None:
         print(f"         {note}")
     print(f"data:    {source.name}, {len(source.train)} train, {len(source.eval)} evaluation examples")
     print(
-        f"each:    {job.windows} windows of {job.batch_size}, adam at {job.learning_rate:g}, evaluated every {job.eval_every}"
+        f"each:    {job.steps} steps of {job.batch_size}, adam at {job.learning_rate:g}, evaluated every {job.eval_every}"
     )
     print(f"compare: {', '.join(strategy.name for strategy in plan.strategies)}")
     print(f"by:      {', '.join(plan.runners)}")

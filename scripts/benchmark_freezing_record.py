@@ -18,7 +18,7 @@ class LeftOut(Exception):  # noqa: N818 - no error: a runner that would only rep
 
 
 class NotFiniteError(LoopError):
-    """A window whose loss or gradient is not finite, and the batch of it. ``batch`` trains the selection's step."""
+    """A step whose loss or gradient is not finite, and the batch of it. ``batch`` trains the selection's step."""
 
     def __init__(self, message: str, stage: Stage, batch: Mapping[str, Any]) -> None:
         super().__init__(message)
@@ -29,14 +29,14 @@ class Record:
     """What is measured of a run while it goes.
 
     Attributes:
-        step_ms: of each window that is timed: not the first of a phase, which traces, nor one that traced again.
-        examples: of those windows.
-        first_step_seconds: of the first window.
-        first_loss, last_loss: of the first and the last window.
+        step_ms: of each step that is timed: not the first of a phase, which traces, nor one that traced again.
+        examples: of those steps.
+        first_step_seconds: of the first step.
+        first_loss, last_loss: of the first and the last step.
         points: one for each evaluation; ``seconds`` since the start, that evaluation included.
         slot_bytes: the most of any phase.
         norm: of the frozen part's output, at the last evaluation.
-        preparing: seconds of making graphs before the first window; counted to it.
+        preparing: seconds of making graphs before the first step; counted to it.
         job_seconds: from the first trace to the last evaluation.
         taken: share of the machine's time that others had meanwhile, its hypervisor too; None where no system tells.
     """
@@ -82,7 +82,7 @@ class Record:
         finally:
             self._paused += time.perf_counter() - started
 
-    def window(self, loss: float, *, seconds: float, examples: int, timed: bool) -> None:
+    def step(self, loss: float, *, seconds: float, examples: int, timed: bool) -> None:
         if timed:
             self.step_ms.append(1e3 * seconds)
             self.examples += examples

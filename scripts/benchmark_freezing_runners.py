@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from engine.feature_cache.policy import Caching, Wish
+from engine.feature_cache.policy import CacheOptions, CachePolicy
 from engine.study.cost import Cost, of_step
 from engine.training.evaluation import Evaluator
 from engine.training.loop import Event, Loop, LoopError, Stage, State
@@ -22,10 +22,10 @@ Watching = Callable[[Stage, int], None]
 
 
 class _Enough(Exception):  # noqa: N818 - no error
-    """A budget of windows ended as a phase did."""
+    """A budget of steps ended as a phase did."""
 
 
-class Driven(abc.ABC):
+class LoopRunner(abc.ABC):
     """A step that the engine's loop drives through a job's phases.
 
     Attributes:
@@ -47,9 +47,9 @@ class Driven(abc.ABC):
         """Trains to the end.
 
         Raises:
-            NotFiniteError: a window that the step refused.
+            NotFiniteError: a step that the step refused.
         """
-        job, windows = self.setting.job, self.setting.job.windows
+        job, steps = self.setting.job, self.setting.job.steps
         state = State()
         loop = Loop(
             step=self.step,
@@ -59,13 +59,13 @@ class Driven(abc.ABC):
             evaluate=self.evaluate,
             eval_every=job.eval_every,
             actions=(self._before, self._after),
-            stop=lambda: self.budget and state.step >= windows,
+            stop=lambda: self.budget and state.step >= steps,
         )
         self.record.begin()
         try:
             loop.run(state)
         except _Enough:
-            state.proof = None  # of a phase without windows
+            state.proof = None  # of a phase without steps
         except LoopError as error:
             raise NotFiniteError(str(error), self._stage, self._last) from None
         if state.proof is not None:  # a budget ended within a phase
@@ -78,8 +78,8 @@ class Driven(abc.ABC):
         return self.setting.batches.between(start, stop)
 
     @abc.abstractmethod
-    def evaluate(self, stage: Stage, windows: int) -> Evaluation:
-        """On the evaluation examples, after so many windows."""
+    def evaluate(self, stage: Stage, steps: int) -> Evaluation:
+        """On the evaluation examples, after so many steps."""
 
     def begin_phase(self, stage: Stage) -> None:  # noqa: B027 - a step may need nothing
         """Called before a phase's first batch is made."""
@@ -90,10 +90,10 @@ class Driven(abc.ABC):
 
     @abc.abstractmethod
     def cost(self, stage: Stage) -> Cost:
-        """What a window of a phase that was run costs."""
+        """What a step of a phase that was run costs."""
 
     def traces(self) -> int:
-        """How often something was traced so far: a window that traced is not timed."""
+        """How often something was traced so far: a step that traced is not timed."""
         return 0
 
     def close(self) -> None:  # noqa: B027 - a step may hold nothing
@@ -111,21 +111,21 @@ class Driven(abc.ABC):
 
     def _before(self, event: Event) -> None:
         if event.kind == "phase":
-            if self.budget and event.state.step >= self.setting.job.windows:
+            if self.budget and event.state.step >= self.setting.job.steps:
                 raise _Enough
             self._stage, self._fresh = event.stage, True
             self._from = event.state.step
             self.begin_phase(event.stage)
 
     def _after(self, event: Event) -> None:
-        if event.kind == "window" and event.window is not None:
+        if event.kind == "step" and event.result is not None:
             traced = self.traces()
             timed = not self._fresh and traced == self._traced
             if self._fresh:
                 self.record.slot_bytes = max(self.record.slot_bytes, self.slot_bytes())
             self._fresh, self._traced = False, traced
-            loss = float(event.window.loss)
-            self.record.window(loss, seconds=event.seconds, examples=event.examples, timed=timed)
+            loss = float(event.result.loss)
+            self.record.step(loss, seconds=event.seconds, examples=event.examples, timed=timed)
         elif event.kind == "evaluation":
             self.record.evaluation(event.state.evaluations[-1])
             if self.watch is not None:
@@ -140,7 +140,7 @@ class Driven(abc.ABC):
         self.phases.append(row | {"changed": list(changed)})
 
 
-class EngineRunner(Driven):
+class EngineRunner(LoopRunner):
     """TrainStep and Evaluator; with ``cache``, a folder, phases train from kept features where they can."""
 
     def __init__(
@@ -155,15 +155,15 @@ class EngineRunner(Driven):
             loss_scale=setting.loss_scale(),
         )
         self.evaluator = Evaluator(setting.loss_fn)
-        self.caching: Caching | None = None
+        self.caching: CachePolicy | None = None
         if cache is not None:
-            self.caching = Caching(
+            self.caching = CachePolicy(
                 self.step,
                 self.evaluator,
                 train=setting.batches,
                 evaluation=setting.evaluation,
                 data=setting.job.data_sha256,
-                wish=Wish(mode="auto", root=cache),
+                options=CacheOptions(mode="auto", root=cache),
                 say=lambda _: None,
             )
 
@@ -198,12 +198,10 @@ class EngineRunner(Driven):
             return super().batches(stage, start, stop)
         return self.caching.batches(stage, start, stop)
 
-    def evaluate(self, stage: Stage, windows: int) -> Evaluation:
+    def evaluate(self, stage: Stage, steps: int) -> Evaluation:
         given, watched = (self.setting.evaluation, None) if self.caching is None else self.caching.evaluation()
         found = self.evaluator(stage.selection, given, watched=watched)
-        return Evaluation(
-            windows, stage.phase.name, found.loss, found.metrics.get("accuracy"), found.frozen_output_norm
-        )
+        return Evaluation(steps, stage.phase.name, found.loss, found.metrics.get("accuracy"), found.frozen_output_norm)
 
     def slot_bytes(self) -> int:
         return self.step.slots.bytes()

@@ -41,10 +41,9 @@ def whole(plan: Plan, runs: list[dict[str, Any]]) -> dict[str, Any]:
             "proof reads them back."
         )
     notes += results.disturbed(runs)
-    skipped = [run for run in runs if run.get("skipped_windows")]
+    skipped = [run for run in runs if run.get("skipped_steps")]
     notes += [
-        f"{r['strategy']}, {r['runner']}: {r['skipped_windows']} windows were not finite and were skipped."
-        for r in skipped
+        f"{r['strategy']}, {r['runner']}: {r['skipped_steps']} steps were not finite and were skipped." for r in skipped
     ]
     return {
         "version": 1,
@@ -56,8 +55,8 @@ def whole(plan: Plan, runs: list[dict[str, Any]]) -> dict[str, Any]:
             "classes": len(source.classes),
             "image_shape": list(source.image_shape),
             "batch_size": job.batch_size,
-            "windows": job.windows,
-            "epochs": job.windows / plan.setting.batches.per_epoch,
+            "steps": job.steps,
+            "epochs": job.steps / plan.setting.batches.per_epoch,
             "precision": job.precision,
             "micro_batches": job.micro_batches,
             "seed": job.seed,
@@ -96,8 +95,8 @@ def _strategy(plan: Plan, name: str, runs: Sequence[Mapping[str, Any]]) -> dict[
     else:
         strategy = next(strategy for strategy in plan.strategies if strategy.name == name)
         phases, trained, start = [], [], 0
-        for stage in plan.setting.stages(strategy.phases(plan.job.windows)):
-            stop = min(plan.job.windows, start + stage.phase.windows(plan.setting.batches.per_epoch))
+        for stage in plan.setting.stages(strategy.phases(plan.job.steps)):
+            stop = min(plan.job.steps, start + stage.phase.step_count(plan.setting.batches.per_epoch))
             phases.append({"name": stage.phase.name, "train": stage.phase.train, "from_step": start, "to_step": stop})
             trained += [e.path for e in (*stage.selection.trained, *stage.selection.moving) if e.path not in trained]
             start = stop

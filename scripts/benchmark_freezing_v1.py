@@ -19,13 +19,13 @@ from engine.training import losses
 from engine.training.loop import Stage
 from engine.training.optimizers import Optimizer
 from engine.training.phases import Evaluation
-from engine.training.step import Window
+from engine.training.step import StepResult
 from scripts.benchmark_freezing_job import Setting
-from scripts.benchmark_freezing_runners import Driven
+from scripts.benchmark_freezing_runners import LoopRunner
 
 
 class SessionStep:
-    """TF1 windows as the loop calls them. Each selection has a graph of its own; values go from one to the next.
+    """TF1 steps as the loop calls them. Each selection has a graph of its own; values go from one to the next.
 
     Optimizer slots do not: TF1's Adam counts t for all variables together, so one that is unfrozen late would take
     steps of another size. Every runner begins a phase with fresh slots.
@@ -33,7 +33,7 @@ class SessionStep:
 
     def __init__(self, setting: Setting, method: str) -> None:
         self.setting, self.method = setting, method
-        self.windows = self.skipped = 0
+        self.steps = self.skipped = 0
         self.session: SessionLoop | None = None
         self.selection: Selection | None = None
         self.built: dict[Selection, TrainingGraph] = {}
@@ -45,12 +45,12 @@ class SessionStep:
         *,
         learning_rate: float,
         optimizer: Optimizer | None = None,
-    ) -> Window:
+    ) -> StepResult:
         session = self.fit(selection)
-        window = session.step(batch, learning_rate=learning_rate)
-        self.windows += 1
+        step = session.step(batch, learning_rate=learning_rate)
+        self.steps += 1
         self.skipped = session.skipped
-        return window
+        return step
 
     def fit(self, selection: Selection) -> SessionLoop:
         """The session whose graph trains a selection."""
@@ -61,7 +61,7 @@ class SessionStep:
                 self.session.close()
             network = v1_models.of(self.setting.network, selection)
             self.session = SessionLoop(
-                losses.supervised(network, self.setting.job.loss),
+                losses.supervised_loss(network, self.setting.job.loss),
                 Freezing(self.method, selection),
                 self.setting.optimizer,
                 {name: np.asarray(value) for name, value in self.setting.batches.at(0).items()},
@@ -87,21 +87,21 @@ class SessionStep:
             by_path[path].variable.assign(value)
 
 
-class V1Runner(Driven):
+class V1Runner(LoopRunner):
     """A SessionLoop with one of the three methods."""
 
     def __init__(self, setting: Setting, stages: Sequence[Stage], *, budget: bool, method: str) -> None:
         super().__init__(setting, stages, budget=budget)
         self.step: Any = SessionStep(setting, method)
 
-    def evaluate(self, stage: Stage, windows: int) -> Evaluation:
+    def evaluate(self, stage: Stage, steps: int) -> Evaluation:
         started = time.perf_counter()
         session = self.step.fit(stage.selection)
         self.record.preparing += time.perf_counter() - started
         found = session.evaluate(self.setting.evaluation)
         with self.record.pause():
             self.step.read_back(stage.selection)
-        return Evaluation(windows, stage.phase.name, found["loss"], found.get("accuracy"), None)
+        return Evaluation(steps, stage.phase.name, found["loss"], found.get("accuracy"), None)
 
     def slot_bytes(self) -> int:
         built = self.step.session.built

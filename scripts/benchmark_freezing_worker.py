@@ -32,7 +32,7 @@ def work(run: Run) -> None:
     """Does the run and writes its file, whole or not at all.
 
     Raises:
-        LoopError: a window was not finite; says where, if that was asked for.
+        LoopError: a step was not finite; says where, if that was asked for.
     """
     out = pathlib.Path(run.out)
     job = Job.from_json(json.loads((out / "job.json").read_text(encoding="utf-8"))["job"])
@@ -112,7 +112,7 @@ def _facts(run: Run, runner: Any, setting: Setting, stages: list[Stage]) -> dict
         "frozen_parameters": sum(entry.size for entry in setting.variables if entry.path not in moved),
         "freeze_verified": not any(row["changed"] for row in runner.phases),
         "weights_sha256": weights_sha256(entries),
-        "skipped_windows": getattr(getattr(runner, "step", None), "skipped", 0),
+        "skipped_steps": getattr(getattr(runner, "step", None), "skipped", 0),
         "cache": None,
         "frozen_output_norm": runner.record.norm,
         "cost": None,
@@ -126,10 +126,10 @@ def _facts(run: Run, runner: Any, setting: Setting, stages: list[Stage]) -> dict
         if not isinstance(runner, EngineRunner):
             found["frozen_output_norm"] = _norm(setting, stages[-1])
         costs: list[tuple[int, Cost]] = [(begun[stage.phase.name], runner.cost(stage)) for stage in stages]
-        windows = sum(count for count, _ in costs)
+        steps = sum(count for count, _ in costs)
         found["cost"] = {
-            "gflop_forward": sum(count * each.forward for count, each in costs) / windows,
-            "gflop_backward": sum(count * each.backward for count, each in costs) / windows,
+            "gflop_forward": sum(count * each.forward for count, each in costs) / steps,
+            "gflop_backward": sum(count * each.backward for count, each in costs) / steps,
             "backward_ops": max(each.backward_ops for _, each in costs),
         }
     return found
@@ -148,7 +148,7 @@ def _where(setting: Setting, runner: Any, error: NotFiniteError) -> str:
     """What --check_numerics adds to a failure."""
     if not error.batch:
         return "; --check_numerics cannot look back: the weights have moved already"
-    if not isinstance(runner, EngineRunner):  # the same window by the engine's graph, with the values of the session
+    if not isinstance(runner, EngineRunner):  # the same step by the engine's graph, with the values of the session
         runner.step.read_back(error.stage.selection)
         runner = EngineRunner(setting, [error.stage], budget=False)
     step, selection = runner.step, error.stage.selection

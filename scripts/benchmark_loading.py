@@ -106,7 +106,7 @@ def _shapes(config: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
 def _build() -> Any:
     from engine import models
 
-    return models.build(F.model, image_shape=(F.image_size, F.image_size, 3), outputs=1000)
+    return models.build_model(F.model, image_shape=(F.image_size, F.image_size, 3), outputs=1000)
 
 
 # ---- the processes that measure

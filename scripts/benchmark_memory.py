@@ -1,7 +1,7 @@
 """Measure peak memory of training against its forecast, and against Keras' model.fit.
 
 Each --run is a process of its own, one after the other: it builds the model with random weights, makes
-the forecast, trains some windows on one random batch and reports the largest memory that the process
+the forecast, trains some steps on one random batch and reports the largest memory that the process
 held, the interpreter and TensorFlow included. runner=keras_fit is an equal ViT of keras.layers in
 Keras' own fit; engine runs of the same model, batch and selection are compared with it.
 """
@@ -38,7 +38,7 @@ KEYS = {
     "optimizer": "adamw",
     "ema": "0",
     "memory_budget": "0",
-    "windows": "2",
+    "steps": "2",
 }
 _OURS_ALONE = ("micro_batches", "remat", "precision", "optimizer", "ema", "memory_budget")
 RUNS = (
@@ -57,7 +57,7 @@ flags.DEFINE_multi_string(
     list(RUNS),
     "What is measured, repeatable: keys and values as in 'model=vit:B/16 batch_size=64 memory_budget=3GB'. Keys: "
     + ", ".join(f"{key} ({value})" for key, value in KEYS.items())
-    + ". runner is engine or keras_fit; the other keys are flags of finetune; windows are those trained; 0 is none.",
+    + ". runner is engine or keras_fit; the other keys are flags of finetune; steps are those trained; 0 is none.",
 )
 flags.DEFINE_string("out", None, "A .json file for the results (bytes, seconds); unless given, none.")
 flags.DEFINE_bool("child", False, "Internal: be the process of one run, in JSON on standard input.")
@@ -107,7 +107,7 @@ def _parse(text: str) -> dict[str, str]:
                 f"run={text!r}: `{word}` is no key=value; keys: {', '.join(KEYS)}{nearest(key, list(KEYS))}"
             )
         run[key] = value
-    for key in ("image_size", "classes", "batch_size", "micro_batches", "windows"):
+    for key in ("image_size", "classes", "batch_size", "micro_batches", "steps"):
         if not run[key].isdecimal() or not 1 <= int(run[key]) <= 1_000_000:
             raise InputError(f"run={text!r}: {key}={run[key]!r}: a whole number from 1 is wanted")
     if run["runner"] not in ("engine", "keras_fit"):
@@ -170,7 +170,7 @@ def _keras(run: dict[str, str], folder: pathlib.Path) -> dict[str, Any]:
         train=[run["train"]],
         batch_size=int(run["batch_size"]),
         warmup=0,
-        steps=int(run["windows"]),
+        steps=int(run["steps"]),
         seed=0,
     )
     found = harness.start(["scripts.benchmark_step", "--child=keras_fit"], job, "keras_fit")
@@ -193,7 +193,7 @@ def _engine(run: dict[str, str]) -> dict[str, Any]:
 
     numbers = precision.parse(run["precision"])
     side, classes, batch_size = int(run["image_size"]), int(run["classes"]), int(run["batch_size"])
-    model = models.build(
+    model = models.build_model(
         run["model"],
         image_shape=(side, side, 3),
         outputs=classes,
@@ -202,7 +202,7 @@ def _engine(run: dict[str, str]) -> dict[str, Any]:
     )
     selection = select(model.network, run["train"], statistics=model.statistics)
     optimizer = optimizers.by_name(run["optimizer"])
-    loss_fn = losses.supervised(model.network)
+    loss_fn = losses.supervised_loss(model.network)
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.standard_normal((batch_size, side, side, 3), np.float32),
@@ -230,7 +230,7 @@ def _engine(run: dict[str, str]) -> dict[str, Any]:
         )
     step = planner.step(plan)
     seconds = []
-    for _ in range(int(run["windows"])):
+    for _ in range(int(run["steps"])):
         start = time.perf_counter()
         step(selection, batch, learning_rate=1e-4)
         seconds.append(time.perf_counter() - start)
@@ -248,7 +248,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
         return tuple(row[key] for key in ("model", "image_size", "classes", "train", "batch_size"))
 
     keras = {kind(row): row["peak_rss_bytes"] for row in rows if row["runner"] == "keras_fit"}
-    print(f"\n{'GB':>6}{'forecast':>10}{'ratio':>8}{'to keras':>10}{'window s':>10}  run")
+    print(f"\n{'GB':>6}{'forecast':>10}{'ratio':>8}{'to keras':>10}{'step s':>10}  run")
     for row in rows:
         peak, forecast, other = row["peak_rss_bytes"], row["forecast_bytes"], keras.get(kind(row))
         cells = [

@@ -2,7 +2,7 @@
 
 engine is TrainStep with AdamW; hand is the tf.function that an expert would write for the same ViT,
 one selection and one batch shape, without the gradient norm that the engine reports. These two run
-in turn in one process, window by window, and their ratio is taken pair by pair. keras_fit and torch
+in turn in one process, step by step, and their ratio is taken pair by pair. keras_fit and torch
 are equal ViTs with equal weights, each timed alone in a process of its own, so their times are not
 interleaved with the others'. Peak memory is always that of a process with one runner in it; it includes
 the interpreter and the libraries. The data are one random batch, so nothing is read or decoded.
@@ -42,11 +42,11 @@ flags.DEFINE_string(
     "A plain ViT: vit:mini, vit:Ti/16, vit:S/16, vit:B/16, vit:L/16 (any patch size in pixels; options after a comma: depth=N blocks, gelu=tanh, classes=N).",
 )
 flags.DEFINE_integer("image_size", 224, "Height and width of the images in pixels, a multiple of the patch size.")
-flags.DEFINE_integer("batch_size", 16, "Examples per window (one optimizer update).")
+flags.DEFINE_integer("batch_size", 16, "Examples per step (one optimizer update).")
 flags.DEFINE_integer("classes", 1000, "Outputs of the head, in classes, at least 2.")
 flags.DEFINE_multi_string("train", ["@head", "@all"], "Filter: what trains; repeatable, each is measured by itself.")
-flags.DEFINE_integer("steps", 10, "Windows that are counted, per runner and selection (for engine and hand: pairs).")
-flags.DEFINE_integer("warmup", 2, "Windows before them that are not counted, at least 1 (the first one compiles).")
+flags.DEFINE_integer("steps", 10, "Steps that are counted, per runner and selection (for engine and hand: pairs).")
+flags.DEFINE_integer("warmup", 2, "Steps before them that are not counted, at least 1 (the first one compiles).")
 flags.DEFINE_list(
     "runners",
     list(RUNNERS),

@@ -1,7 +1,7 @@
-"""Time one training window: the engine's against each of TF1's three ways to freeze, in turn in one process.
+"""Time one training step: the engine's against each of TF1's three ways to freeze, in turn in one process.
 
 Same ViT, weights, batch, selection and optimizer; the order is turned every round, and ratios are taken round by
-round. A TF1 window is one Session.run of a train op, its batch fed from memory; the engine's is one call of TrainStep.
+round. A TF1 step is one Session.run of a train op, its batch fed from memory; the engine's is one call of TrainStep.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ F = flags.FLAGS
 flags.DEFINE_string("model", "vit:S/16", "A ViT, as in finetune, or cnn:mini.")
 flags.DEFINE_integer("image_size", 224, "Height and width of the images in pixels.")
 flags.DEFINE_integer("classes", 1000, "Outputs of the head, at least 2.")
-flags.DEFINE_integer("batch_size", 16, "Examples per window.")
+flags.DEFINE_integer("batch_size", 16, "Examples per step.")
 flags.DEFINE_multi_string(
     "train", ["@blocks[-2:] @head"], "Filter: what trains; repeatable, each is measured by itself."
 )
 flags.DEFINE_enum("optimizer", "adam", ["sgd", "momentum", "adam"], "By the tf.compat.v1.train optimizer's rule.")
-flags.DEFINE_integer("steps", 10, "Rounds that are counted: each runner trains one window a round.")
+flags.DEFINE_integer("steps", 10, "Rounds that are counted: each runner trains one step a round.")
 flags.DEFINE_integer("warmup", 2, "Rounds before them that are not counted, at least 1 (the first one compiles).")
 flags.DEFINE_integer("seed", 0, "Of the initial weights, the images and the labels.")
 flags.DEFINE_string("out", None, "A .json file for the results (times in ms); unless given, none.")

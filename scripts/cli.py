@@ -158,7 +158,7 @@ def import_tensorflow(*, start: bool = True) -> Any:
 
 
 class StopSignal:
-    """SIGINT and SIGTERM ask the loop to stop after this window; a second one stops at once."""
+    """SIGINT and SIGTERM ask the loop to stop after this step; a second one stops at once."""
 
     def __init__(self) -> None:
         self.name: str | None = None
@@ -173,4 +173,4 @@ class StopSignal:
             os.write(2, b"\nstopped at once; the last checkpoint stands\n")
             os._exit(STOPPED)
         self.name = signal.Signals(number).name
-        os.write(2, f"\n{self.name}: stopping after this window (again: at once)\n".encode())
+        os.write(2, f"\n{self.name}: stopping after this step (again: at once)\n".encode())

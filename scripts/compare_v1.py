@@ -32,9 +32,9 @@ flags.DEFINE_enum("loss", "softmax", ["softmax", "sigmoid", "mse"], "The loss, b
 flags.DEFINE_enum("optimizer", "adam", ["sgd", "momentum", "adam"], "By the tf.compat.v1.train optimizer's rule.")
 flags.DEFINE_string("train", None, "Filter: what trains (unless given, the model's upper part and the head).")
 flags.DEFINE_float("learning_rate", 1e-3, "Constant.")
-flags.DEFINE_integer("batch_size", 64, "Examples per window (one optimizer update).")
-flags.DEFINE_integer("steps", 20, "Windows, at least 2 (the first is not timed: it compiles).")
-flags.DEFINE_integer("micro_batches", 1, "Parts in which a window is computed, one after the other.")
+flags.DEFINE_integer("batch_size", 64, "Examples per step (one optimizer update).")
+flags.DEFINE_integer("steps", 20, "Steps, at least 2 (the first is not timed: it compiles).")
+flags.DEFINE_integer("micro_batches", 1, "Parts in which a step is computed, one after the other.")
 flags.DEFINE_string(
     "precision", "float32", "float32, mixed_bfloat16, mixed_float16 or float64 (then all agree to 1e-10)."
 )
@@ -46,7 +46,7 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_string("runner", None, "Internal: which runner the subprocess is.")
 
-# float32 first window, as contract E3 has it; a longer run in float32 grows apart by rounding alone
+# float32 first step, as contract E3 has it; a longer run in float32 grows apart by rounding alone
 _FIRST_LOSS = 1e-6
 
 
@@ -180,8 +180,8 @@ def _child() -> int:
         return _show_leaks(setting)
     runner = runners.make(F.runner, setting)
     losses, seconds = [], []
-    for window in range(job.steps):
-        batch = setting.batches.at(window)
+    for number in range(job.steps):
+        batch = setting.batches.at(number)
         start = time.perf_counter()
         losses.append(runner.train(batch))
         seconds.append(time.perf_counter() - start)

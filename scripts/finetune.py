@@ -59,7 +59,7 @@ def main() -> int:
     size = None if F.image_size is None else data.parse_image_size(F.image_size)
     if size is None and F.data.startswith("folder:"):
         size = models.default_image_size(F.model)
-    source = data.open_source(
+    source = data.open_data(
         F.data,
         eval_fraction=F.eval_fraction,
         train_examples=F.train_examples,
@@ -68,7 +68,7 @@ def main() -> int:
         image_cache=sizes.parse_bytes(F.image_cache, name="image_cache"),
     )
     outputs = source.outputs(F.loss)
-    model = models.build(
+    model = models.build_model(
         F.model,
         image_shape=source.image_shape,
         outputs=outputs,
@@ -79,7 +79,7 @@ def main() -> int:
         compute=numbers.compute,
     )
     variables = name_variables(model.network)
-    loss_fn = losses.supervised(model.network, F.loss, label_smoothing=F.label_smoothing)
+    loss_fn = losses.supervised_loss(model.network, F.loss, label_smoothing=F.label_smoothing)
     _check_outputs(source, model)
     per_epoch = data.TrainBatches(source.train, batch_size=F.batch_size).per_epoch
 
@@ -107,14 +107,14 @@ def main() -> int:
         or f"runs/{datetime.datetime.now():%Y%m%d-%H%M%S}-{F.model.replace(':', '-').replace('/', '-').split(',')[0]}"
     )
     if F.resume and F.out is None:
-        raise run_directory.RunDirError("resume: --out=FOLDER says which run")
+        raise run_directory.RunDirectoryError("resume: --out=FOLDER says which run")
     found = run_directory.find_resumable(out, resume=F.resume, settings=settings, warn=print)
     state, ledger = State(), None
     images = None
     if found is not None:
         checkpoint.restore(found, variables)
         state, images = State.from_json(found.state["loop"]), found.state["decided"]["images"]
-        print(f"weights: {found.path}, {state.step} windows trained")
+        print(f"weights: {found.path}, {state.step} steps trained")
     elif F.rules is None and model.load is not None and (loaded := model.load(F.weights)) is not None:
         print(f"weights: {loaded}")
     elif F.weights == "none" or (F.weights == "auto" and model.shipped_weights is None):
@@ -130,7 +130,7 @@ def main() -> int:
         source.train, batch_size=F.batch_size, seed=F.seed, augment=augment.parse(F.augment), normalise=normalise
     )
 
-    # ---- how windows are computed
+    # ---- how steps are computed
     plan, step, stages = finetune_text.make(
         make_step,
         stages,
@@ -156,7 +156,7 @@ def main() -> int:
     print(f"data:    {source.name}, {len(source.train)} train, {len(source.eval)} evaluation{test} examples{skipped}")
     for stage in stages:
         print(
-            f"\nphase {stage.phase.name}: {stage.phase.windows(per_epoch)} windows, learning rate {stage.learning_rate:g}"
+            f"\nphase {stage.phase.name}: {stage.phase.step_count(per_epoch)} steps, learning rate {stage.learning_rate:g}"
         )
         print(stage.selection.table())
     print()
@@ -167,13 +167,13 @@ def main() -> int:
     evaluator = evaluation.Evaluator(loss_fn)
     eval_size = plan.micro_batch_size or (F.batch_size if F.memory_budget is not None else max(F.batch_size, 64))
     eval_every = F.eval_every or per_epoch
-    cache = policy.Caching(
+    cache = policy.CachePolicy(
         step,
         evaluator,
         train=batches,
         evaluation=data.EvalBatches(source.eval, batch_size=eval_size, normalise=normalise),
         data=source.fingerprint(),
-        wish=policy.Wish(
+        options=policy.CacheOptions(
             mode=F.cache,
             root=pathlib.Path(F.cache_dir or out.parent / "feature_cache"),
             dtype=F.cache_dtype,
@@ -199,10 +199,10 @@ def main() -> int:
         with step.evaluating(variables):
             return evaluator(stage.selection, given, watched=watched)
 
-    def record(stage: Any, windows: int) -> Evaluation:
+    def record(stage: Any, steps: int) -> Evaluation:
         result = measure(stage, *cache.evaluation())
         return Evaluation(
-            windows, stage.phase.name, result.loss, result.metrics.get("accuracy"), result.frozen_output_norm
+            steps, stage.phase.name, result.loss, result.metrics.get("accuracy"), result.frozen_output_norm
         )
 
     keeping = run_directory.Keeping(
@@ -212,7 +212,7 @@ def main() -> int:
         keep_best=F.keep_best,
         histograms=F.histograms,
     )
-    directory = run_directory.RunDir(
+    directory = run_directory.RunDirectory(
         out,
         step=step,
         variables=variables,
@@ -226,7 +226,7 @@ def main() -> int:
     directory.draw_lines(
         [picture.Panel(s.phase.name, s.selection, c.line) for s, c in zip(stages, choices, strict=True)]
     )
-    total = sum(stage.phase.windows(per_epoch) for stage in stages)
+    total = sum(stage.phase.step_count(per_epoch) for stage in stages)
     progress = Progress(total, start=state.step, log_every=F.log_every)
     cache.shows = progress.reaching
     loop = Loop(

@@ -29,7 +29,7 @@ def describe(run: Mapping[str, Any], evaluations: Sequence[Any], out: pathlib.Pa
     if evaluations:
         first, last = evaluations[0], evaluations[-1]
         if last.accuracy is not None:
-            print(f"evaluation accuracy: {first.accuracy:.4f} before, {last.accuracy:.4f} after {run['steps']} windows")
+            print(f"evaluation accuracy: {first.accuracy:.4f} before, {last.accuracy:.4f} after {run['steps']} steps")
         print(f"evaluation loss:     {first.loss:.4f} before, {last.loss:.4f} after")
     if final.get("test_accuracy") is not None:
         print(f"test accuracy:       {final['test_accuracy']:.4f}")
@@ -46,9 +46,9 @@ def describe(run: Mapping[str, Any], evaluations: Sequence[Any], out: pathlib.Pa
         f"time:                {run['timing']['total_seconds']:.0f} s, peak memory {run['memory']['peak_rss_bytes'] / 2**20:.0f} MiB"
     )
     print(f"run directory:       {out}")
-    if run["skipped_windows"]:
-        print(f"skipped windows:     {run['skipped_windows']} of {run['steps']}, not finite or without any weight")
-    for name, windows in run["left_out_terms"].items():
-        print(f"left out:            term {name} in {windows} windows: no example had a weight")
+    if run["skipped_steps"]:
+        print(f"skipped steps:     {run['skipped_steps']} of {run['steps']}, not finite or without any weight")
+    for name, steps in run["left_out_terms"].items():
+        print(f"left out:            term {name} in {steps} steps: no example had a weight")
     if run["exit"]["code"]:
         print(f"exit code {run['exit']['code']}: {run['exit']['reason']}")

@@ -75,7 +75,7 @@ flags.DEFINE_multi_string(
     "A phase, repeatable: 'name=head steps=200 train=\"head/.*\" learning_rate=1e-3'. Keys: name, train, steps | epochs | until=plateau (patience, min_delta, max_steps), learning_rate, schedule, weight_decay, layer_decay, clip_norm.",
 )
 flags.DEFINE_integer(
-    "steps", None, "Windows (optimizer updates) in all; of the default phases the first takes a quarter."
+    "steps", None, "Steps (optimizer updates) in all; of the default phases the first takes a quarter."
 )
 flags.DEFINE_float("epochs", None, "Passes over the training part, instead of --steps (8 unless given).")
 flags.DEFINE_integer(
@@ -95,7 +95,7 @@ flags.DEFINE_float(
 flags.DEFINE_string(
     "schedule",
     "cosine",
-    "Of the learning rate within a phase: constant, cosine, linear or exponential [,warmup=N] (windows).",
+    "Of the learning rate within a phase: constant, cosine, linear or exponential [,warmup=N] (steps).",
 )
 flags.DEFINE_float("momentum", None, "Momentum of --optimizer=momentum (0.9 unless given).")
 flags.DEFINE_bool("nesterov", None, "Nesterov's form of --optimizer=momentum.")
@@ -107,7 +107,7 @@ flags.DEFINE_float(
 )
 flags.DEFINE_float("epsilon", None, "What adam and adamw add to the root of the mean of squares (1e-8 unless given).")
 flags.DEFINE_float(
-    "weight_decay", None, "Decoupled weight decay per window, times the learning rate (adamw: 0.01 unless given)."
+    "weight_decay", None, "Decoupled weight decay per step, times the learning rate (adamw: 0.01 unless given)."
 )
 flags.DEFINE_string(
     "decay", None, "Filter: which of the trained variables decay (unless given: all but @bias @norm @embedding)."
@@ -116,11 +116,11 @@ flags.DEFINE_float(
     "layer_decay", None, "Factor on the learning rate per layer below the output, above 0 and at most 1."
 )
 flags.DEFINE_float("clip_norm", None, "Largest global norm of the selection's gradient (unless given, no clipping).")
-flags.DEFINE_integer("batch_size", 64, "Examples per window.")
+flags.DEFINE_integer("batch_size", 64, "Examples per step.")
 flags.DEFINE_float(
     "ema",
     None,
-    "Decay, above 0 and below 1, of averages of what trains, per window (0.9999 averages over some 10000 windows): they are evaluated, and written to ema.npz.",
+    "Decay, above 0 and below 1, of averages of what trains, per step (0.9999 averages over some 10000 steps): they are evaluated, and written to ema.npz.",
 )
 # ---- numbers and memory
 flags.DEFINE_string(
@@ -132,12 +132,12 @@ flags.DEFINE_enum(
     "nonfinite",
     None,
     ["skip", "stop"],
-    "A window whose loss or gradient is not finite changes nothing; skip it and go on (after 20 in a row the run fails), or stop there. Unless given: skip with mixed_float16, whose loss scale needs it, else stop.",
+    "A step whose loss or gradient is not finite changes nothing; skip it and go on (after 20 in a row the run fails), or stop there. Unless given: skip with mixed_float16, whose loss scale needs it, else stop.",
 )
 flags.DEFINE_integer(
     "micro_batches",
     None,
-    "Parts in which a window is computed, one after the other: the same result in less memory (unless given, 1, or what --memory_budget asks for).",
+    "Parts in which a step is computed, one after the other: the same result in less memory (unless given, 1, or what --memory_budget asks for).",
 )
 flags.DEFINE_enum(
     "remat",
@@ -189,9 +189,9 @@ flags.DEFINE_string(
 # ---- what is kept
 flags.DEFINE_string("out", None, "Run directory (unless given: runs/DATE-TIME-MODEL, a new one).")
 flags.DEFINE_bool("resume", False, "Go on from the newest whole checkpoint in --out, with the same flags.")
-flags.DEFINE_integer("eval_every", None, "Windows between evaluations (unless given, an epoch).")
-flags.DEFINE_integer("log_every", 10, "Windows between lines in metrics.jsonl.")
-flags.DEFINE_integer("checkpoint_every", None, "Windows between checkpoints (unless given, an epoch).")
+flags.DEFINE_integer("eval_every", None, "Steps between evaluations (unless given, an epoch).")
+flags.DEFINE_integer("log_every", 10, "Steps between lines in metrics.jsonl.")
+flags.DEFINE_integer("checkpoint_every", None, "Steps between checkpoints (unless given, an epoch).")
 flags.DEFINE_integer("keep", 2, "How many checkpoints stay.")
 flags.DEFINE_bool("keep_best", False, "Also keep checkpoints/best.npz, by --monitor.")
 flags.DEFINE_bool("histograms", False, "Histograms of trained variables in tensorboard/.")
@@ -220,7 +220,7 @@ def check_numbers() -> None:
         raise InputError(f"rules={F.rules}: they say how a file is read; --weights={F.weights} names none")
     if F.micro_batches is not None and not 1 <= F.micro_batches <= F.batch_size:
         raise InputError(
-            f"micro_batches={F.micro_batches}: a window of --batch_size={F.batch_size} examples has from 1 to "
+            f"micro_batches={F.micro_batches}: a step of --batch_size={F.batch_size} examples has from 1 to "
             f"{F.batch_size} parts"
         )
     if F.plan == "depth":

@@ -21,7 +21,7 @@ def stages(variables: ModelVariables, chosen: list[Phase], statistics: selection
     names = ("momentum", "nesterov", "beta1", "beta2", "epsilon", "weight_decay", "layer_decay", "clip_norm")
     given = {name: F[name].value for name in names}
     if F.decay is not None:
-        given["decay"] = filters.parse(F.decay)
+        given["decay"] = filters.parse_filter(F.decay)
         selection.matching(variables, given["decay"])
     base = optimizers.by_name(F.optimizer, **{name: value for name, value in given.items() if value is not None})
     found = []
@@ -62,12 +62,12 @@ def asked(upper: str, per_epoch: int) -> list[Phase]:
         return found
     if F.train is not None:
         return [Phase(name="train", train=F.train, **length)]
-    windows = F.steps or max(1, round(length["epochs"] * per_epoch))
-    head = max(1, windows // 4)
+    steps = F.steps or max(1, round(length["epochs"] * per_epoch))
+    head = max(1, steps // 4)
     found = [Phase(name="head", train="@head", steps=head, learning_rate=4 * F.learning_rate)]
-    if windows > head:
+    if steps > head:
         rate, train = 2 * F.learning_rate, f"{upper} @head".strip()  # in this order: upper layers may hold the head
-        found.append(Phase(name="upper", train=train, steps=windows - head, learning_rate=rate))
+        found.append(Phase(name="upper", train=train, steps=steps - head, learning_rate=rate))
     return found
 
 

@@ -1,4 +1,4 @@
-"""How finetune's windows are computed: as the flags say, or as --memory_budget allows."""
+"""How finetune's steps are computed: as the flags say, or as --memory_budget allows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from absl import flags
 
 from engine import sizes
 from engine.errors import InputError
-from engine.feature_cache.policy import Choice
+from engine.feature_cache.policy import CacheDecision
 from engine.frostline.line import FrostLine
 from engine.memory.forecast import Plan, Planner
 from engine.training.loop import Stage
@@ -34,7 +34,7 @@ def make(
     Args:
         make_step: (micro_batch_size, remat) -> the step that would train.
         stages: the phases that the flags ask for.
-        batch: any batch of a window's size.
+        batch: any batch of a step's size.
         saved: the plan of the checkpoint that is resumed: done again, whatever memory there is now.
         blocks: how many the model has.
         with_blocks: number of top blocks -> the phases that train them and the head.
@@ -74,14 +74,12 @@ def _asked(stages: Sequence[Stage]) -> list[Any]:
 
 
 def describe(plan: Plan, stages: Sequence[Stage], caveats: Sequence[str]) -> None:
-    """Prints how windows are computed, why, and what memory that is expected to take."""
+    """Prints how steps are computed, why, and what memory that is expected to take."""
     if plan.micro_batch_size is not None:
         count = -(-F.batch_size // plan.micro_batch_size)
-        print(
-            f"window:  {F.batch_size} examples in {count} micro-batches of {plan.micro_batch_size}, remat {plan.remat}"
-        )
+        print(f"step:  {F.batch_size} examples in {count} micro-batches of {plan.micro_batch_size}, remat {plan.remat}")
     elif plan.remat != "none":
-        print(f"window:  {F.batch_size} examples in one piece, remat {plan.remat}")
+        print(f"step:  {F.batch_size} examples in one piece, remat {plan.remat}")
     if plan.blocks is not None:
         print(f"depth:   the top {plan.blocks} blocks and the head train")
     for reason in plan.reasons:
@@ -92,7 +90,7 @@ def describe(plan: Plan, stages: Sequence[Stage], caveats: Sequence[str]) -> Non
         print(f"memory:  phase {stage.phase.name}: about {found.text()}")
 
 
-def describe_cache(stages: Sequence[Stage], choices: Sequence[Choice]) -> None:
+def describe_cache(stages: Sequence[Stage], choices: Sequence[CacheDecision]) -> None:
     """Prints where each phase is cut, and whether it trains from kept features."""
     for stage, choice in zip(stages, choices, strict=True):
         if isinstance(choice.line, FrostLine):

@@ -25,7 +25,7 @@ def main() -> int:
     from engine.data.idx import read_idx_folder
     from engine.files import write_npz
 
-    embedded = data.open_source("fashion_mnist_mini")
+    embedded = data.open_data("fashion_mnist_mini")
     assert embedded.test is not None
     parts = (embedded.train, embedded.eval, embedded.test)
     known = {image.tobytes() for part in parts for image in part.read(np.arange(len(part)))["image"]}

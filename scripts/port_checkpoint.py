@@ -112,7 +112,7 @@ def main() -> int:
         weights = port.Weights(source, averages=F.take_ema)
         size = data.parse_image_size(F.image_size) if F.image_size else None
         with contextlib.nullcontext() if real else outline():
-            network = models.network(F.target, image_size=size, channels=F.channels)
+            network = models.build_network(F.target, image_size=size, channels=F.channels)
         variables = name_variables(network)
         rules, confidence = _rules(weights, variables, out)
         decided = port.make(
@@ -263,7 +263,7 @@ def _describe(decided: Any) -> None:
     if decided.weights.hidden:
         print(f"others:  {len(decided.weights.hidden)} tensors are averages, slots or state of an optimizer")
     if decided.slots is not None:
-        slots, told = decided.slots, decided.windows
+        slots, told = decided.slots, decided.steps
         print(f"slots:   {len(slots.ports)} of {slots.kind}, after {told.t} steps (told by {told.told_by})")
         for note in filter(None, [told.note, *(f"{p}: {why}" for p, why in list(slots.left_out.items())[:5])]):
             print(f"         {note}")

@@ -34,7 +34,7 @@ def main(out: pathlib.Path | None) -> int:
         raise InputError(f"out={F.out!r}: it is the base itself; choose another prefix")
     rules = detect.named(F.rules)
     size = data.parse_image_size(F.image_size) if F.image_size else None
-    network = models.network(F.target, image_size=size, channels=F.channels)
+    network = models.build_network(F.target, image_size=size, channels=F.channels)
     variables = name_variables(network)
     grid = getattr(network, "grid", None)
     print(f"source:  {_load(network)}")

@@ -156,7 +156,7 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """An .npz of 60 real training and 20 test images in 3 classes, cut to 16x16 pixels."""
     from engine import data
 
-    source = data.open_source("fashion_mnist_mini")
+    source = data.open_data("fashion_mnist_mini")
     assert source.test is not None
     arrays: dict[str, np.ndarray] = {}
     for prefix, part, each in (("train", source.train, 20), ("test", source.test, 7)):

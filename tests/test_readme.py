@@ -25,7 +25,7 @@ def python_blocks() -> list[str]:
 def test_the_library_example_is_ten_lines_and_works_as_printed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = data.open_source("fashion_mnist_mini")
+    source = data.open_data("fashion_mnist_mini")
     fewer = dataclasses.replace(source, train=source.train.take(np.arange(0, 4500, 3)))  # an epoch of a third
     monkeypatch.setattr(data, "open_source", {"fashion_mnist_mini": fewer}.__getitem__)
     (code,) = [block for block in python_blocks() if "compat_v1" not in block]

@@ -21,10 +21,10 @@ def build(image_shape: tuple[int, int, int] = (187, 96, 1), outputs: int = 50) -
     layers = keras.layers
     spectrograms = keras.Input(image_shape, name="spectrograms")
     features = layers.BatchNormalization(epsilon=_EPSILON, name="norm0")(spectrograms)
-    for number, (window, strides) in enumerate((((4, 1), 2), (2, 2), (2, 2), (2, 2), (4, 4)), 1):
+    for number, (step, strides) in enumerate((((4, 1), 2), (2, 2), (2, 2), (2, 2), (4, 4)), 1):
         features = layers.Conv2D(_FILTERS, 3, padding="same", activation="relu", name=f"conv{number}")(features)
         features = layers.BatchNormalization(epsilon=_EPSILON, name=f"norm{number}")(features)
-        features = layers.MaxPooling2D(window, strides, name=f"pool{number}")(features)
+        features = layers.MaxPooling2D(step, strides, name=f"pool{number}")(features)
         if number < 5:
             features = layers.Dropout(_DROPOUT, name=f"dropout{number}")(features)
     features = layers.Flatten(name="flat")(features)

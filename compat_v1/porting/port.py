@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from compat_v1.checkpoints.families import Families, families
-from compat_v1.porting.slots import SlotPlan, Windows, plan_slots, windows
+from compat_v1.porting.slots import SlotPlan, SlotSteps, plan_slots, steps_trained
 from engine.files import FileError, PathLike, write_npz
 from engine.porting import apply, plan
 from engine.porting.errors import PortError
@@ -95,7 +95,7 @@ class Port:
         rules: how names correspond.
         plan: of the weights, without problems.
         slots: of the optimizer, or None.
-        windows: the slots' step count, or None.
+        steps: the slots' step count, or None.
         confidence: target -> how sure a proposed line is; others are 1.0.
     """
 
@@ -104,7 +104,7 @@ class Port:
     rules: Rules
     plan: plan.Plan
     slots: SlotPlan | None
-    windows: Windows | None
+    steps: SlotSteps | None
     confidence: Mapping[str, float]
 
     def ledger(self, *, target: str, parity: Any = None) -> dict[str, Any]:
@@ -123,8 +123,8 @@ class Port:
         value["skipped"] += [
             {"name": name, "rule": reason} for name, reason in self.weights.hidden.items() if name not in used
         ]
-        if self.slots is not None and self.windows is not None:
-            value["slots"] = self.slots.to_json(self.windows.t)
+        if self.slots is not None and self.steps is not None:
+            value["slots"] = self.slots.to_json(self.steps.t)
         value["parity"] = parity
         return value
 
@@ -160,8 +160,8 @@ class Port:
             yield step.entry.path, array
             if tell is not None:
                 tell(step.entry.path)
-        if self.slots is not None and self.windows is not None:
-            for name, array in self.slots.arrays(self.weights.source, self.windows.t):
+        if self.slots is not None and self.steps is not None:
+            for name, array in self.slots.arrays(self.weights.source, self.steps.t):
                 yield name, array
                 if tell is not None:
                     tell(name)
@@ -200,7 +200,7 @@ def make(
     slot_plan = told = None
     if slots is not None:
         slot_plan = plan_slots(found.steps, weights.families, None if slots == "auto" else slots)
-        told = windows(
+        told = steps_trained(
             weights.source, weights.families, slot_plan.kind, given=adam_step, beta1=betas[0], beta2=betas[1]
         )
     return Port(weights, variables, rules, found, slot_plan, told, confidence or {})

@@ -123,7 +123,7 @@ def plan_slots(steps: Sequence[Step], found: Families, kind: str | None = None) 
     return SlotPlan(kind, tuple(ports), left_out)
 
 
-class Windows(NamedTuple):
+class SlotSteps(NamedTuple):
     """How many steps an optimizer has made.
 
     Attributes:
@@ -137,7 +137,7 @@ class Windows(NamedTuple):
     note: str = ""
 
 
-def windows(
+def steps_trained(
     source: TensorSource,
     found: Families,
     kind: str,
@@ -145,7 +145,7 @@ def windows(
     given: int | None = None,
     beta1: float = 0.9,
     beta2: float = 0.999,
-) -> Windows:
+) -> SlotSteps:
     """The number of updates behind a checkpoint's slots, which Adam's bias correction needs.
 
     TensorFlow 1 keeps beta1_power = beta1**(t + 1), multiplied up in float32; it is 0 after some 830 steps at 0.9,
@@ -163,23 +163,23 @@ def windows(
     if given is not None:
         if given < 0:
             raise SlotError(f"adam_step={given}: it must be at least 0")
-        return Windows(given, "adam_step")
+        return SlotSteps(given, "adam_step")
     adam = kind.split("#")[0] == "Adam"
     for role in ("iter", "iterations"):
         if names := found.state.get(role, ()):
-            return Windows(_one({name: int(source.read(name)) for name in names}), names[0])
+            return SlotSteps(_one({name: int(source.read(name)) for name in names}), names[0])
     notes = []
     for role, beta in (("beta1_power", beta1), ("beta2_power", beta2)) if adam else ():
         powers = {name: float(source.read(name)) for name in found.state.get(role, ())}
         told = {name: steps for name, power in powers.items() if (steps := _steps(power, beta)) is not None}
         if told and len(told) == len(powers):
             t = _one(told)
-            return Windows(t, f"{role}={next(iter(powers.values())):g}", _check_beta2(source, found, t, beta2))
+            return SlotSteps(t, f"{role}={next(iter(powers.values())):g}", _check_beta2(source, found, t, beta2))
         notes += [f"{name}={power:g} {_why_not(power, beta)}" for name, power in powers.items()]
     if names := found.state.get("global_step", ()):
-        return Windows(_one({name: int(source.read(name)) for name in names}), names[0], "; ".join(notes))
+        return SlotSteps(_one({name: int(source.read(name)) for name in names}), names[0], "; ".join(notes))
     if not adam:
-        return Windows(0, "nothing: t does not matter to it")
+        return SlotSteps(0, "nothing: t does not matter to it")
     raise SlotError(
         f"adam_step: nothing in {source.path} tells how many steps Adam has made"
         + (f" ({'; '.join(notes)}; no global_step)" if notes else " (no beta1_power, beta2_power or global_step)")

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from compat_v1.checkpoints.families import Families
 from compat_v1.porting.reverse import Known, Reverse
-from compat_v1.porting.slots import SlotError, windows
+from compat_v1.porting.slots import SlotError, steps_trained
 from engine.files import PathLike
 from engine.porting.readers.source import TensorSource
 from engine.porting.rules import detect
@@ -104,7 +104,7 @@ def _powers(
     if base is None or held is None:
         return {name: np.asarray(value, np.float32) for name, value in values.items()}
     try:
-        if windows(base, held, "Adam", beta1=betas[0], beta2=betas[1]).t == t:
+        if steps_trained(base, held, "Adam", beta1=betas[0], beta2=betas[1]).t == t:
             return {}
     except SlotError:
         pass  # nothing told: what is written now does

@@ -66,9 +66,9 @@ def show(subject: Subject) -> list[Leak]:
         _regulariser(subject),
         _decay(subject),
         _statistics(subject if any(e.kind == "statistic" for e in subject.selection.variables) else _cnn(subject)),
-        _zero_gradient(subject, "Momentum", v1.train.MomentumOptimizer(_RATE, 0.9), windows=3),
-        _zero_gradient(subject, "Adam", v1.train.AdamOptimizer(_RATE), windows=3),
-        _zero_gradient(subject, "Ftrl", v1.train.FtrlOptimizer(_RATE), windows=0),
+        _zero_gradient(subject, "Momentum", v1.train.MomentumOptimizer(_RATE, 0.9), steps=3),
+        _zero_gradient(subject, "Adam", v1.train.AdamOptimizer(_RATE), steps=3),
+        _zero_gradient(subject, "Ftrl", v1.train.FtrlOptimizer(_RATE), steps=0),
         _saver(subject),
         _missing_slots(subject),
     ]
@@ -87,7 +87,7 @@ class _Graph:
             v1.set_random_seed(0)
             batch = {name: tf.constant(value) for name, value in subject.batch.items()}
             network = models.of(subject.network, chosen)
-            loss = losses.supervised(network, subject.loss)(batch, training=True, seeds=tf.constant(subject.seeds))
+            loss = losses.supervised_loss(network, subject.loss)(batch, training=True, seeds=tf.constant(subject.seeds))
             ((values, _),) = loss.terms.values()
             self.loss = tf.reduce_mean(values)
         self.variables = {variable.op.name: variable for variable in self.graph.get_collection("variables")}
@@ -152,10 +152,10 @@ def _statistics(subject: Subject) -> Leak:
     return Leak("BatchNorm statistics of frozen layers drift: UPDATE_OPS know no filter", *made.moved_by(train))
 
 
-def _zero_gradient(subject: Subject, name: str, optimizer: Any, *, windows: int) -> Leak:
-    """Some windows that train everything, then one with zeros for what should stay: the change in that last one.
+def _zero_gradient(subject: Subject, name: str, optimizer: Any, *, steps: int) -> Leak:
+    """Some steps that train everything, then one with zeros for what should stay: the change in that last one.
 
-    Momentum and Adam go on by what they remember of the windows before. Ftrl needs none: it computes a weight
+    Momentum and Adam go on by what they remember of the steps before. Ftrl needs none: it computes a weight
     anew from its own sums, which are 0.
     """
     made = _Graph(subject, "var_list")
@@ -166,12 +166,12 @@ def _zero_gradient(subject: Subject, name: str, optimizer: Any, *, windows: int)
         frozen = set(made.frozen)
         last = optimizer.apply_gradients([(tf.zeros_like(g) if v.op.name in frozen else g, v) for g, v in pairs])
     with made.session() as session:
-        for _ in range(windows):
+        for _ in range(steps):
             session.run(train)
         before = dict(zip(made.frozen, session.run(made.weights(made.frozen)), strict=True))
         session.run(last)
         after = dict(zip(made.frozen, session.run(made.weights(made.frozen)), strict=True))
-    what = "sets a weight to 0" if not windows else "still moves it, by what its slots remember"
+    what = "sets a weight to 0" if not steps else "still moves it, by what its slots remember"
     return Leak(f"a gradient of zeros is no freeze: {name} {what}", *_changes(before, after))
 
 

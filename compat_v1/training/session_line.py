@@ -1,4 +1,4 @@
-"""The frost line of a training graph: windows are fed what crosses it, instead of the images.
+"""The frost line of a training graph: steps are fed what crosses it, instead of the images.
 
 Where the line lies is the engine's answer (engine.frostline.line), for a graph whose variables are in it and whose inputs are
 placeholders. TF1 can be fed at any tensor, but not safely: Grappler ties constants to a tensor by control edges, which
@@ -19,8 +19,8 @@ import tensorflow as tf
 from compat_v1.errors import SessionError
 from compat_v1.training.training_graph import TrainingGraph
 from engine.frostline import line
-from engine.frostline.analysis import Anatomy
-from engine.frostline.fingerprint import CanonicalError
+from engine.frostline.analysis import Analysis
+from engine.frostline.fingerprint import FingerprintError
 from engine.frostline.line import Cut, Line, Refused
 from engine.frostline.split import FrostTensor, Same, feeds_of, reshaped
 from engine.frostline.traced import Compute, TracedError
@@ -109,7 +109,7 @@ class _Above:
     """A copy of what is above a line, in the same graph.
 
     Args:
-        anatomy: of the graph.
+        analysis: of the graph.
         crossing: what crosses.
         same: which tensors of the graph that is.
         wanted, effects: tensors and operations that are copied, with all that they need.
@@ -125,7 +125,7 @@ class _Above:
 
     def __init__(
         self,
-        anatomy: Anatomy,
+        analysis: Analysis,
         crossing: Sequence[FrostTensor],
         same: Same,
         *,
@@ -133,14 +133,14 @@ class _Above:
         effects: Sequence[Any] = (),
         without: Set[Any],
     ) -> None:
-        here, kept = anatomy.graph, stays(anatomy.graph)
+        here, kept = analysis.graph, stays(analysis.graph)
         with here.as_default():
             with tf.name_scope("fed"):
                 self.inputs = {t.key: v1.placeholder(t.dtype, [None, *t.shape], name=t.key) for t in crossing}
-                feeds = {id(tensor): tensor for tensor in kept if tensor is not anatomy.images}
+                feeds = {id(tensor): tensor for tensor in kept if tensor is not analysis.images}
                 feeds |= feeds_of(crossing, same, self.inputs)
                 count = tf.shape(self.inputs[crossing[0].key])[0]
-                feeds |= {id(tensor): value for tensor, value in anatomy.shape_values(count, None)}
+                feeds |= {id(tensor): value for tensor, value in analysis.shape_values(count, None)}
             scope = here.unique_name("above", mark_as_used=False)
             without = without | {tensor.op for tensor in kept}
             self.tensors = dataflow.copy(wanted, feeds, effects=effects, without=without, name=scope)
@@ -170,25 +170,25 @@ class SessionLine(Line):
     """A training graph, cut; made by ``cut``. ``below`` gives arrays, for SessionLoop.step and evaluate.
 
     Attributes:
-        runs: what a window runs for a batch that ``below`` made.
+        runs: what a step runs for a batch that ``below`` made.
     """
 
     def __init__(self, found: Cut, built: TrainingGraph, session: Any) -> None:
         report = [value for name, value in built.runs.report.items() if name != "grad_norm"]
         super().__init__(found, list(dataflow.ancestors(tf.nest.flatten(report))))
         self._built, self._session = built, session
-        anatomy, runs = self._anatomy, built.runs
+        analysis, runs = self._analysis, built.runs
         # what reads accumulators needs no images: it stays as it is
         fetched, effects = tf.nest.flatten([runs.report, runs.weighted]), [runs.add or runs.train_op]
         same = {id(crossing.tensor): (number, crossing) for number, crossing in enumerate(self._crossing)}
-        self._above = _Above(anatomy, self.tensors, same, wanted=fetched, effects=effects, without=anatomy.below())
+        self._above = _Above(analysis, self.tensors, same, wanted=fetched, effects=effects, without=analysis.below())
         report, weighted = tf.nest.pack_sequence_as([runs.report, runs.weighted], self._above.tensors)
         (last,) = self._above.ops
         changed = {"train_op": last} if runs.add is None else {"add": last}
         self.runs = runs._replace(report=report, weighted=weighted, **changed)
 
     def feeds(self, arrays: Mapping[str, Any]) -> dict[Any, Any]:
-        """Placeholder -> array, of what takes the place of the images in a window.
+        """Placeholder -> array, of what takes the place of the images in a step.
 
         Raises:
             SessionError: the batch lacks a tensor, or has it in another shape.
@@ -226,14 +226,14 @@ class SessionLine(Line):
     def after(self, lower: Line) -> Any:
         """As Line.after; the lower line may be another graph's: its tensors are the same if the values below them are."""
         try:
-            same = lower.same_in(self._anatomy, by_value=True)
-        except CanonicalError as error:
+            same = lower.same_in(self._analysis, by_value=True)
+        except FingerprintError as error:
             return Refused((str(error),))
         if isinstance(same, str):
             return self.not_below(same)
         wanted = [crossing.tensor for crossing in self._crossing]
         try:
-            above = _Above(self._anatomy, lower.tensors, same, wanted=wanted, without={self._anatomy.images.op})
+            above = _Above(self._analysis, lower.tensors, same, wanted=wanted, without={self._analysis.images.op})
         except ValueError:
             return self.needs_images("the higher line")
 
@@ -251,9 +251,9 @@ def cut(
     """Finds the frost line of a training graph, and copies what is above it.
 
     Args:
-        built: the graph; its windows are cut, and its evaluation where that computes the same tensors.
+        built: the graph; its steps are cut, and its evaluation where that computes the same tensors.
         session: that has the values of its variables.
-        images: name of the images in a batch; all other inputs are hot.
+        images: name of the images in a batch; all other inputs are varying.
         most_bytes: as engine.frostline.line.cut.
 
     Raises:
@@ -263,5 +263,5 @@ def cut(
     effects = [op for op in (runs.clear, runs.add, runs.train_op) if op is not None]
     fetched = [tensor for tensor in (runs.report, runs.weighted, runs.norm) if tensor is not None]
     traced = SessionGraph(built, session, fetched, effects)
-    found = line.find(Anatomy(traced, built.freezing.selection, images), most_bytes=most_bytes)
+    found = line.find(Analysis(traced, built.freezing.selection, images), most_bytes=most_bytes)
     return found if isinstance(found, Refused) else SessionLine(found, built, session)

@@ -1,7 +1,7 @@
-"""Training in a Session: one graph for a Selection and a freezing method, driven window by window.
+"""Training in a Session: one graph for a Selection and a freezing method, driven step by step.
 
-The window means what it means in the engine: terms are summed over micro-batches and divided once by
-the window's summed weights, the regulariser enters once, and a window that is not finite changes nothing.
+The step means what it means in the engine: terms are summed over micro-batches and divided once by
+the step's summed weights, the regulariser enters once, and a step that is not finite changes nothing.
 With one micro-batch it is one ``Session.run`` of a train op; with more, or with a loss scale, gradients
 are added up in accumulators and the host decides whether they are applied.
 """
@@ -26,7 +26,7 @@ from engine.training import losses
 from engine.training.losses import LossFunction
 from engine.training.optimizers import Optimizer
 from engine.training.precision import LossScale
-from engine.training.step import NonFiniteError, Window
+from engine.training.step import NonFiniteError, StepResult
 
 v1 = tf.compat.v1
 
@@ -44,7 +44,7 @@ class SessionLoop:
         freezing: how, and what, to freeze.
         optimizer: engine.training.optimizers' SGD, Momentum or Adam, whose tf.compat.v1.train forms train.
         batch: an example of the batches to come: names, dtypes, shapes.
-        micro_batch_size: examples per micro-batch; None computes a window in one piece.
+        micro_batch_size: examples per micro-batch; None computes a step in one piece.
         loss_scale: dynamic, which a model that computes in float16 needs.
         seed: of the initial weights, where ``assign`` does not give others.
         summaries: folder for TensorBoard's scalars, or None.
@@ -52,7 +52,7 @@ class SessionLoop:
     Attributes:
         built: the graph and what is in it.
         session: where it runs.
-        skipped: windows that changed nothing.
+        skipped: steps that changed nothing.
 
     Raises:
         FreezingError: the graph contradicts the selection.
@@ -91,14 +91,14 @@ class SessionLoop:
             self.session.run(self.built.initialise)
             self._writer = None if summaries is None else v1.summary.FileWriter(str(summaries), self.built.graph)
 
-    # ---- a window
+    # ---- a step
 
-    def step(self, batch: Mapping[str, Any], *, learning_rate: float) -> Window:
-        """Trains on one window.
+    def step(self, batch: Mapping[str, Any], *, learning_rate: float) -> StepResult:
+        """Trains on one step.
 
         Args:
             batch: name -> array [B, ...] as at the making, or as the line of ``cut`` made of such; "index" is not used.
-            learning_rate: of this window.
+            learning_rate: of this step.
 
         Raises:
             NonFiniteError: without a loss scale, a loss or gradient that is not finite; nothing has changed.
@@ -117,12 +117,12 @@ class SessionLoop:
         if skipped:
             self.assign({e.path: v for e, v in zip(self.freezing.selection.moving, before, strict=True)})
             if self.loss_scale is None and not finite:
-                raise NonFiniteError("a window was not applied: its loss or its gradient is not finite")
+                raise NonFiniteError("a step was not applied: its loss or its gradient is not finite")
             self.skipped += 1
         assert found is not None  # else it has raised
         weights = dict(zip(self.built.terms, found["weights"], strict=True))
         losses.check_weights(weights)
-        window = Window(
+        result = StepResult(
             loss=found["loss"],
             terms={n: v / w if w else 0.0 for (n, w), v in zip(weights.items(), found["values"], strict=True)},
             metrics={name: value / mass if mass else 0.0 for name, (value, mass) in found["metrics"].items()},
@@ -130,8 +130,8 @@ class SessionLoop:
             skipped=skipped,
             loss_scale=scale,
         )
-        self._summarise(window, learning_rate)
-        return window
+        self._summarise(result, learning_rate)
+        return result
 
     def _at_once(self, arrays: Mapping[str, np.ndarray], rate: float) -> dict[str, Any] | None:
         try:
@@ -161,14 +161,14 @@ class SessionLoop:
             _, more = self.session.run([runs.add, runs.report], feed)
             found = dict(more) if not found else tf.nest.map_structure(lambda a, b: a + b, found, dict(more))
         found["grad_norm"] = self.session.run(runs.norm, {self.built.scale: scale})
-        # a window without any weight has no gradient: zeros would still move by momentum
+        # a step without any weight has no gradient: zeros would still move by momentum
         found["applied"] = _finite(found) and any(divisors)
         if found["applied"]:
             self.session.run(runs.train_op, {self.built.rate: rate, self.built.scale: scale})
         return found
 
     def _fetched(self, arrays: Mapping[str, np.ndarray], *, evaluating: bool = False) -> tuple[Any, dict[Any, Any]]:
-        """What a window runs, or an evaluation fetches, for a batch; and placeholder -> array."""
+        """What a step runs, or an evaluation fetches, for a batch; and placeholder -> array."""
         line, names = self._line, list(self.built.inputs)
         feed: dict[Any, Any] = {}
         if line is None or line.images in arrays:
@@ -180,13 +180,13 @@ class SessionLoop:
             raise SessionError(f"batch: it has no {missing[0]!r}; it has {', '.join(arrays)}")
         return fetched, feed | {self.built.inputs[name]: arrays[name] for name in names}
 
-    def _summarise(self, window: Window, rate: float) -> None:
+    def _summarise(self, result: StepResult, rate: float) -> None:
         if self._writer is None:
             return
-        scalars = {"loss": window.loss, "grad_norm": window.grad_norm, "learning_rate": rate}
-        scalars |= window.metrics
+        scalars = {"loss": result.loss, "grad_norm": result.grad_norm, "learning_rate": rate}
+        scalars |= result.metrics
         values = [v1.Summary.Value(tag=f"train/{name}", simple_value=float(value)) for name, value in scalars.items()]
-        self._writer.add_summary(v1.Summary(value=values), self.windows)
+        self._writer.add_summary(v1.Summary(value=values), self.steps)
         self._writer.flush()
 
     # ---- the frost line
@@ -226,8 +226,8 @@ class SessionLoop:
         return {"loss": sum(means[0].values()), **means[1]}
 
     @property
-    def windows(self) -> int:
-        """Windows applied so far: the global step."""
+    def steps(self) -> int:
+        """Steps applied so far: the global step."""
         return int(self.session.run(self.built.steps))
 
     def assign(self, values: Mapping[str, np.ndarray]) -> None:
@@ -267,7 +267,7 @@ class SessionLoop:
         """Takes the newest checkpoint that is whole; a damaged one is named and the one before it taken.
 
         Returns:
-            Windows trained by then; 0 where the folder has no checkpoint at all.
+            Steps trained by then; 0 where the folder has no checkpoint at all.
 
         Raises:
             SessionError: there are checkpoints, but none can be restored.
@@ -285,7 +285,7 @@ class SessionLoop:
                 scale, good = self.session.run(self.built.scale_saved)
                 if scale:
                     self.loss_scale.scale, self.loss_scale.good = float(scale), int(good)
-            return self.windows
+            return self.steps
         if prefixes:
             raise SessionError(f"{folder}: none of its {len(prefixes)} checkpoints can be restored")
         return 0

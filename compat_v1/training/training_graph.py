@@ -21,7 +21,7 @@ _ACCUMULATORS = "accumulators"
 
 
 class Runs(NamedTuple):
-    """What a window fetches and runs.
+    """What a step fetches and runs.
 
     Attributes:
         report: loss, values, weights, metrics; grad_norm where it is not in parts.
@@ -45,16 +45,16 @@ class TrainingGraph:
         loss_fn, freezing, optimizer: as session_loop.SessionLoop.
         batch: name -> array: names, dtypes and shapes of the batches to come.
         in_parts: gradients are added up and applied apart; also where examples have weights, whose sum over the
-            window must be known first.
+            step must be known first.
         seed: of the initial weights.
 
     Attributes:
         graph: the tf.Graph.
         inputs: name -> placeholder [B, ...].
-        rate, scale, share, divisors: placeholders: learning rate, loss scale, a micro-batch's share of the window's
-            examples, and the window's summed weights by term.
+        rate, scale, share, divisors: placeholders: learning rate, loss scale, a micro-batch's share of the step's
+            examples, and the step's summed weights by term.
         in_parts: as given, or because of weights.
-        runs: what a window fetches and runs.
+        runs: what a step fetches and runs.
         evaluated: sums of terms and of metrics in inference mode.
         variables: path -> variable of the model.
         gradients: what the freezing method gave (freezing.Gradients).
@@ -62,7 +62,7 @@ class TrainingGraph:
         backward_ops: how many operations only the gradients need.
         setters: name -> (placeholder, operation that assigns it).
         initialise, saver, steps: of all variables; the global step.
-        scale_saved: the loss scale, for the Saver alone: [scale, finite windows since it moved].
+        scale_saved: the loss scale, for the Saver alone: [scale, finite steps since it moved].
 
     Raises:
         FreezingError, SessionError: as SessionLoop.

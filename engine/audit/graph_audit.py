@@ -175,7 +175,7 @@ def audit(
                 if (grads := gradient_inputs(write.node)) and all(is_zero(grad) for grad in grads)
             ),
         ),
-        expect_frozen=filters.parse(expect_frozen) if isinstance(expect_frozen, str) else expect_frozen,
+        expect_frozen=filters.parse_filter(expect_frozen) if isinstance(expect_frozen, str) else expect_frozen,
     )
     notes = [] if paths.known else ["no loss was found: gradients are judged by what feeds the optimizer"]
     python = sorted(node.name for node in running if "PyFunc" in node.op)

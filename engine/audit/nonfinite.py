@@ -1,4 +1,4 @@
-"""Where a window stops being finite: the first operation, and the variable read last before it.
+"""Where a step stops being finite: the first operation, and the variable read last before it.
 
 Every floating tensor of a traced forward and backward pass is looked at on the batch that failed. From a result that is
 not finite the way back leads through tensors that are not finite either, to the operation all of whose inputs still are:
@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from engine.frostline.analysis import Anatomy
+from engine.frostline.analysis import Analysis
 from engine.frostline.traced import TracedFunction
 from engine.graphs import dataflow
 from engine.selection.selection import Selection
@@ -62,7 +62,7 @@ def first_nonfinite(
         micro: from ``TrainStep.micro_batch`` for such a batch.
         selection: that it was traced for.
         batch: arrays by name, "seeds" included; "index" is not used.
-        loss_scale: that the window was computed with.
+        loss_scale: that the step was computed with.
         micro_batch_size: of the step; each part is looked at, and the first that fails is told.
 
     Returns:
@@ -70,9 +70,9 @@ def first_nonfinite(
     """
     tensors = {name: tf.convert_to_tensor(batch[name]) for name in micro.inputs}
     images = "image" if "image" in micro.inputs else next(n for n in micro.inputs if n not in ("label", "seeds"))
-    anatomy = Anatomy(TracedFunction(micro.function), selection, images)
-    looked = [t for op in anatomy.live for t in op.outputs if t.dtype.is_floating]
-    look = tf.function(_counter(anatomy, looked), autograph=False)
+    analysis = Analysis(TracedFunction(micro.function), selection, images)
+    looked = [t for op in analysis.live for t in op.outputs if t.dtype.is_floating]
+    look = tf.function(_counter(analysis, looked), autograph=False)
     count = int(next(iter(tensors.values())).shape[0])
     size = micro_batch_size or count
     state = [entry.variable for entry in selection.moving] + list(selection.variables.generators.values())
@@ -86,17 +86,17 @@ def first_nonfinite(
             variable.assign(value)
         bad = {id(t): int(n) for t, (n, _) in zip(looked, found, strict=True) if n}
         lengths = {id(t): int(length) for t, (_, length) in zip(looked, found, strict=True)}
-        if (root := _root(anatomy, micro, bad)) is not None:
-            return _finding(anatomy, micro, root, bad[id(root)], lengths[id(root)])
+        if (root := _root(analysis, micro, bad)) is not None:
+            return _finding(analysis, micro, root, bad[id(root)], lengths[id(root)])
     return None
 
 
-def _counter(anatomy: Anatomy, looked: list[Any]) -> Any:
+def _counter(analysis: Analysis, looked: list[Any]) -> Any:
     """(batch, divisors, share, loss_scale) -> int64 [tensors, 2]: elements that are not finite, and all."""
 
     def look(part: Mapping[str, Any], *others: Any) -> Any:
-        feeds = dataflow.outside(anatomy.graph) | {id(anatomy.inputs[name]): value for name, value in part.items()}
-        feeds |= {id(placeholder): value for placeholder, value in zip(anatomy.others, others, strict=True)}
+        feeds = dataflow.outside(analysis.graph) | {id(analysis.inputs[name]): value for name, value in part.items()}
+        feeds |= {id(placeholder): value for placeholder, value in zip(analysis.others, others, strict=True)}
         rows = []
         for tensor in dataflow.copy(looked, feeds):
             bad = tf.reduce_sum(tf.cast(tf.logical_not(tf.math.is_finite(tensor)), tf.int64))
@@ -106,12 +106,12 @@ def _counter(anatomy: Anatomy, looked: list[Any]) -> Any:
     return look
 
 
-def _root(anatomy: Anatomy, micro: MicroBatch, bad: Mapping[int, int]) -> Any | None:
+def _root(analysis: Analysis, micro: MicroBatch, bad: Mapping[int, int]) -> Any | None:
     """The tensor that is not finite though all that it is made from is, on the way to a result."""
-    results = [t for t in tf.nest.flatten(anatomy.graph.structured_outputs) if id(t) in bad]
+    results = [t for t in tf.nest.flatten(analysis.graph.structured_outputs) if id(t) in bad]
     if not results:
         return None
-    place = {op: number for number, op in enumerate(anatomy.graph.get_operations())}
+    place = {op: number for number, op in enumerate(analysis.graph.get_operations())}
     pending, seen, roots = list(results), {id(t) for t in results}, []
     while pending:
         tensor = pending.pop()
@@ -125,12 +125,12 @@ def _root(anatomy: Anatomy, micro: MicroBatch, bad: Mapping[int, int]) -> Any | 
     return min(roots, key=lambda tensor: place[tensor.op])
 
 
-def _finding(anatomy: Anatomy, micro: MicroBatch, root: Any, bad: int, length: int) -> Finding:
+def _finding(analysis: Analysis, micro: MicroBatch, root: Any, bad: int, length: int) -> Finding:
     op = root.op
     kind, name = op.type, op.name
     if op.type == "Placeholder":
-        kind, name = "input", anatomy.name(root)
+        kind, name = "input", analysis.name(root)
     elif op.type == "ReadVariableOp":
         kind = "variable"
     part = "forward" if op in set(micro.forward) else "backward"
-    return Finding(name, kind, part, anatomy.after(root), bad, length)
+    return Finding(name, kind, part, analysis.after(root), bad, length)

@@ -28,7 +28,7 @@ _LARGEST_RUN = 1 << 28
 
 
 def audit_step(step: TrainStep, selection: Selection, batch: Mapping[str, Any]) -> Audit:
-    """Audits the compiled window of a step: it must write what the selection trains and moves, and nothing else.
+    """Audits the compiled step of a step: it must write what the selection trains and moves, and nothing else.
 
     Beside the model's variables, the rows have slots (``optimizer/<path>/<slot>``), averages (``ema/<path>``) and
     variables outside the model that the user's loss takes (``outside/<name>``). ``trainable_collection`` is: the
@@ -73,7 +73,7 @@ def audit_step(step: TrainStep, selection: Selection, batch: Mapping[str, Any]) 
     frozen = {entry.path for entry in selection.frozen}
     found = [f for row in rows if row.path in frozen for f in findings.frozen_but_written(row)]
     found += findings.unseen_writes(run)
-    return Audit("engine step", "window", tuple(rows), tuple(dict.fromkeys(found)))
+    return Audit("engine step", "step", tuple(rows), tuple(dict.fromkeys(found)))
 
 
 def _given(

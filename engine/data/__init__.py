@@ -1,9 +1,9 @@
-"""Data: indexed sources, stateless order, augmentation by example, batches by window."""
+"""Data: indexed sources, stateless order, augmentation by example, batches by step."""
 
 from engine.data.batches import EvalBatches, Normalise, TrainBatches
 from engine.data.part import DataError, Part, Source
 from engine.data.resize import parse_image_size
-from engine.data.source import IMAGE_CACHE, open_source
+from engine.data.source import IMAGE_CACHE, open_data
 
 __all__ = [
     "IMAGE_CACHE",
@@ -13,6 +13,6 @@ __all__ = [
     "Part",
     "Source",
     "TrainBatches",
-    "open_source",
+    "open_data",
     "parse_image_size",
 ]

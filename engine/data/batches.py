@@ -1,4 +1,4 @@
-"""Batches as a pure function of the window: nothing is buffered, so a resume needs only a number."""
+"""Batches as a pure function of the step: nothing is buffered, so a resume needs only a number."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ class Normalise:
 
 
 class TrainBatches:
-    """Windows of a training part.
+    """Steps of a training part.
 
     Args:
         part: the examples.
-        batch_size: examples per window; the last window of an epoch has what is left.
+        batch_size: examples per step; the last step of an epoch has what is left.
         seed: with the epoch, decides the order; with the index too, augmentation and "seeds".
         augment: kinds of augmentation (engine.data.augment.KINDS).
         normalise: what the model wants its images to be.
@@ -81,7 +81,7 @@ class TrainBatches:
 
     @property
     def per_epoch(self) -> int:
-        """Windows in an epoch."""
+        """Steps in an epoch."""
         return -(-len(self.part) // self.batch_size)
 
     @property
@@ -93,24 +93,24 @@ class TrainBatches:
         """The images of these numbers as that epoch sees them: float32 [B, height, width, channels]."""
         return self._prepare(self.part.images[index], example_seeds(self.seed, epoch, index))
 
-    def place(self, window: int, count: int = 1) -> tuple[int, np.ndarray]:
-        """The epoch of a window, counted over all epochs, and the positions of its examples.
+    def place(self, step: int, count: int = 1) -> tuple[int, np.ndarray]:
+        """The epoch of a step, counted over all epochs, and the positions of its examples.
 
-        With ``count``, those of so many windows one after the other, as far as the epoch goes.
+        With ``count``, those of so many steps one after the other, as far as the epoch goes.
         """
-        epoch, number = divmod(window, self.per_epoch)
+        epoch, number = divmod(step, self.per_epoch)
         start, stop = number * self.batch_size, (number + count) * self.batch_size
         return epoch, order.permutation(self.seed, epoch, len(self.part), start=start, stop=stop)
 
-    def at(self, window: int) -> Batch:
-        """The batch of a window, counted over all epochs: "image", "label", "seeds", "index"."""
-        epoch, positions = self.place(window)
+    def at(self, step: int) -> Batch:
+        """The batch of a step, counted over all epochs: "image", "label", "seeds", "index"."""
+        epoch, positions = self.place(step)
         batch: Batch = self.part.read(positions)
         seeds = example_seeds(self.seed, epoch, batch["index"])
         return batch | {"image": self._prepare(batch["image"], seeds), "seeds": seeds}
 
     def between(self, start: int, stop: int) -> Iterator[Batch]:
-        """Batches of the windows [start, stop), made ahead on another thread."""
+        """Batches of the steps [start, stop), made ahead on another thread."""
         return ahead(self.at, range(start, stop))
 
     def epochs(self, count: int) -> Iterator[Batch]:

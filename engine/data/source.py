@@ -15,7 +15,7 @@ from engine.data.part import DataError, Images, Part, Source, check_labels
 from engine.data.resize import Size
 from engine.selection.filters import nearest
 
-__all__ = ["SOURCES", "DataError", "Images", "Part", "Source", "check_labels", "open_source"]
+__all__ = ["SOURCES", "DataError", "Images", "Part", "Source", "check_labels", "open_data"]
 
 EMBEDDED = "fashion_mnist_mini"
 SOURCES = (EMBEDDED, "fashion_mnist", "idx:DIR", "folder:DIR", "npz:FILE")
@@ -24,7 +24,7 @@ IMAGE_CACHE = 1 << 30
 FOLDER_SIZE = (224, 224)
 
 
-def open_source(
+def open_data(
     spec: str,
     *,
     eval_fraction: float | None = None,

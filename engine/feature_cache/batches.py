@@ -1,4 +1,4 @@
-"""Windows of kept features: the very examples, order, labels and seeds that windows of images have."""
+"""Steps of kept features: the very examples, order, labels and seeds that steps of images have."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from engine.data.batches import Batch, EvalBatches, TrainBatches, ahead
 from engine.feature_cache.store import Features
 from engine.seeds import example_seeds
 
-_BLOCK, _WINDOWS = 16 << 20, 16  # bytes and windows that are read at once, at most
+_BLOCK, _STEPS = 16 << 20, 16  # bytes and steps that are read at once, at most
 
 
 class FeatureBatches:
-    """Training windows as those of ``batches``, with the tensors at the frost line in place of "image".
+    """Training steps as those of ``batches``, with the tensors at the frost line in place of "image".
 
     Of a cache with K views, epoch e takes view e modulo K: the first K epochs see what they would see uncached.
 
     Args:
-        batches: windows of images.
+        batches: steps of images.
         features: of the same part, filled.
     """
 
@@ -29,17 +29,17 @@ class FeatureBatches:
 
     @property
     def per_epoch(self) -> int:
-        """Windows in an epoch."""
+        """Steps in an epoch."""
         return self.batches.per_epoch
 
-    def at(self, window: int) -> Batch:
-        """The batch of a window, counted over all epochs: tensors, "label", "seeds", "index"."""
-        return self._read(window, 1)[0]
+    def at(self, step: int) -> Batch:
+        """The batch of a step, counted over all epochs: tensors, "label", "seeds", "index"."""
+        return self._read(step, 1)[0]
 
     def between(self, start: int, stop: int) -> Iterator[Batch]:
-        """Batches of the windows [start, stop), read ahead on another thread, several at a time."""
+        """Batches of the steps [start, stop), read ahead on another thread, several at a time."""
         size = max(1, self.features.bytes // self.features.rows) * self.batches.batch_size
-        most = min(_WINDOWS, max(1, _BLOCK // size))
+        most = min(_STEPS, max(1, _BLOCK // size))
         blocks = []
         while start < stop:
             count = min(most, stop - start, self.per_epoch - start % self.per_epoch)
@@ -48,16 +48,16 @@ class FeatureBatches:
         for block in ahead(lambda block: self._read(*block), blocks):
             yield from block
 
-    def _read(self, window: int, count: int) -> list[Batch]:
-        """Batches of windows of one epoch: what reading costs besides the bytes is paid once for all of them."""
-        epoch, positions = self.batches.place(window, count)
+    def _read(self, step: int, count: int) -> list[Batch]:
+        """Batches of steps of one epoch: what reading costs besides the bytes is paid once for all of them."""
+        epoch, positions = self.batches.place(step, count)
         part, size = self.batches.part, self.batches.batch_size
         index = part.index[positions]
         whole: Batch = {"label": part.labels[positions], "index": index}
         whole["seeds"] = example_seeds(self.batches.seed, epoch, index)
         whole |= self.features.read(index, view=epoch % self.features.views)
         sizes = [min(size, len(index) - start) for start in range(0, len(index), size)]
-        # one copy of the whole, of which the parts are views: made here, while the window before is computed
+        # one copy of the whole, of which the parts are views: made here, while the step before is computed
         tensors = {name: tf.split(values, sizes) for name, values in whole.items() if name != "index"}
         indices = np.split(index, np.cumsum(sizes)[:-1])
         return [

@@ -1,8 +1,8 @@
-"""Which phases train from kept features: decided before the first window, in words, and done when a phase begins.
+"""Which phases train from kept features: decided before the first step, in words, and done when a phase begins.
 
 A phase is cut at its frost line (engine.frostline.line). Whether that pays is estimated from multiply-adds and bytes alone,
 never from the clock, so that the same flags decide the same. What the frozen part gives is then kept on disk
-(engine.feature_cache.store), and windows and evaluations of the phase read it there.
+(engine.feature_cache.store), and steps and evaluations of the phase read it there.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ MODES: tuple[Mode, ...] = ("auto", "off", "require")
 
 # In multiply-adds, of which 2 cores do some 3e10 a second: what is not work on examples.
 _PREPARING = 6e10  # tracing the parts above and below the line
-_WRITTEN, _READ = 60, 15  # a byte: computed into a shard, hashed, written and verified; and read in a window
+_WRITTEN, _READ = 60, 15  # a byte: computed into a shard, hashed, written and verified; and read in a step
 _PAYS = 0.9  # of the work uncached, at most
 
 
-class CachingError(InputError):
+class CacheError(InputError):
     """A cache that is required and cannot be."""
 
 
-class Shows(Protocol):
+class ShowsProgress(Protocol):
     """Shows how much of something long is done, as ``progress.reaching``."""
 
     def __call__(self, total: int, what: str) -> contextlib.AbstractContextManager[Callable[..., None]]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class CacheOptions:
     """What is asked for.
 
     Attributes:
@@ -66,7 +66,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Choice:
+class CacheDecision:
     """What was decided for a phase.
 
     Attributes:
@@ -91,16 +91,16 @@ class _Open:
     held: contextlib.ExitStack
 
 
-class Caching:
+class CachePolicy:
     """Decides for each phase and keeps its caches; an action of the loop, which fills them when a phase begins.
 
     Args:
         step: that trains.
         evaluator: of the same loss.
-        train: windows of images.
+        train: steps of images.
         evaluation: batches of images.
         data: fingerprint of the source.
-        wish: what is asked for.
+        options: what is asked for.
         say: told what happens, a line each.
         stop: asked while a cache is written; True ends that, and what is written stays.
 
@@ -108,7 +108,7 @@ class Caching:
         shows: shows how far a cache is written; may be set until the loop runs.
 
     Raises:
-        CachingError: the wish contradicts itself.
+        CacheError: the options contradicts itself.
     """
 
     def __init__(
@@ -119,22 +119,22 @@ class Caching:
         train: TrainBatches,
         evaluation: EvalBatches,
         data: str,
-        wish: Wish,
+        options: CacheOptions,
         say: Callable[[str], None] = print,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        if wish.mode not in MODES:
-            raise CachingError(f"cache={wish.mode!r}: it is one of {', '.join(MODES)}")
+        if options.mode not in MODES:
+            raise CacheError(f"cache={options.mode!r}: it is one of {', '.join(MODES)}")
         for name in ("dtype", "views"):
-            if wish.mode == "off" and getattr(wish, name) is not None:
-                raise CachingError(f"cache_{name}={getattr(wish, name)}: with --cache=off nothing is kept")
-        if wish.dtype is not None and wish.dtype not in store.DTYPES:
-            raise CachingError(f"cache_dtype={wish.dtype!r}: it is {' or '.join(store.DTYPES)}, or not given")
-        self._step, self._evaluator, self._data, self._wish = step, evaluator, data, wish
+            if options.mode == "off" and getattr(options, name) is not None:
+                raise CacheError(f"cache_{name}={getattr(options, name)}: with --cache=off nothing is kept")
+        if options.dtype is not None and options.dtype not in store.DTYPES:
+            raise CacheError(f"cache_dtype={options.dtype!r}: it is {' or '.join(store.DTYPES)}, or not given")
+        self._step, self._evaluator, self._data, self._options = step, evaluator, data, options
         self._train, self._evaluation = train, evaluation
         self._say, self._stop = say, stop
-        self.shows: Shows | None = None
-        self._choices: dict[str, Choice] = {}
+        self.shows: ShowsProgress | None = None
+        self._choices: dict[str, CacheDecision] = {}
         self._coming: set[str] = set()  # keys of caches that a phase will have filled
         self._open: _Open | None = None
         self._lower: dict[str, Features] = {}  # the last caches of this run: those at a higher line are made from them
@@ -142,7 +142,7 @@ class Caching:
         self._computed: dict[str, int] = {}
         self._watched: Mapping[str, Any] | None = None
 
-    # ---- before the first window
+    # ---- before the first step
 
     def decide(
         self,
@@ -152,18 +152,18 @@ class Caching:
         eval_every: int,
         saved: Sequence[bool] | None = None,
         look: bool = False,
-    ) -> list[Choice]:
+    ) -> list[CacheDecision]:
         """One choice for each phase.
 
         Args:
             stages: the phases.
-            per_epoch: windows in an epoch.
-            eval_every: windows between evaluations.
+            per_epoch: steps in an epoch.
+            eval_every: steps between evaluations.
             saved: what a resumed run had decided: done again.
             look: find the frost line also where no cache is wanted, to be shown.
 
         Raises:
-            CachingError: a cache is required and a phase cannot have one; says which, and why.
+            CacheError: a cache is required and a phase cannot have one; says which, and why.
         """
         trained: set[str] = set()
         for number, stage in enumerate(stages):
@@ -173,57 +173,59 @@ class Caching:
             choice = self._choice(stage, per_epoch=per_epoch, eval_every=eval_every, known=known, saved=given)
             if look and choice.line is None:
                 choice = dataclasses.replace(choice, line=self._step.cut(stage.selection, self._train.at(0)))
-            if self._wish.mode == "require" and not choice.used:
-                raise CachingError(f"cache=require: phase {stage.phase.name!r} cannot have one: {choice.reason}")
+            if self._options.mode == "require" and not choice.used:
+                raise CacheError(f"cache=require: phase {stage.phase.name!r} cannot have one: {choice.reason}")
             self._choices[stage.phase.name] = choice
             trained |= {entry.path for entry in (*stage.selection.trained, *stage.selection.moving)}
         return list(self._choices.values())
 
-    def _choice(self, stage: Stage, *, per_epoch: int, eval_every: int, known: bool, saved: bool | None) -> Choice:
-        if self._wish.mode == "off":
-            return Choice(False, "--cache=off")
-        if (reason := store.why_not(self._train.augment, self._wish.views)) is not None:
-            return Choice(False, reason)
-        windows = stage.phase.windows(per_epoch)
+    def _choice(
+        self, stage: Stage, *, per_epoch: int, eval_every: int, known: bool, saved: bool | None
+    ) -> CacheDecision:
+        if self._options.mode == "off":
+            return CacheDecision(False, "--cache=off")
+        if (reason := store.why_not(self._train.augment, self._options.views)) is not None:
+            return CacheDecision(False, reason)
+        steps = stage.phase.step_count(per_epoch)
         line = self._step.cut(stage.selection, self._train.at(0))
         if isinstance(line, Refused):
-            return Choice(False, line.describe(), line)
+            return CacheDecision(False, line.describe(), line)
         needed = self._bytes(line)
-        if self._wish.budget is not None and needed > self._wish.budget:
+        if self._options.budget is not None and needed > self._options.budget:
             cheaper = self._step.cut(stage.selection, self._train.at(0), most_bytes=self._most_bytes())
-            if isinstance(cheaper, Refused) or self._bytes(cheaper) > self._wish.budget:
+            if isinstance(cheaper, Refused) or self._bytes(cheaper) > self._options.budget:
                 least = f"; {cheaper.describe()}" if isinstance(cheaper, Refused) else ""
-                return Choice(
+                return CacheDecision(
                     False,
-                    f"the cache would take {format_bytes(needed)}, --cache_budget is {format_bytes(self._wish.budget)}"
+                    f"the cache would take {format_bytes(needed)}, --cache_budget is {format_bytes(self._options.budget)}"
                     f"{least} (--cache_dtype=bfloat16 halves float32)",
                     line,
                 )
             line, needed = cheaper, self._bytes(cheaper)
         if saved is not None:
-            return Choice(saved, "as the run that is resumed had decided", line, needed)
+            return CacheDecision(saved, "as the run that is resumed had decided", line, needed)
         try:
             made = self._features(line) if known else ()
         except InputError as error:  # what the frozen part reads has no digest
-            return Choice(False, str(error), line)
+            return CacheDecision(False, str(error), line)
         missing = sum(found.missing_rows for found in made if found.key not in self._coming) if known else self._rows()
-        work = self._work(line, windows, 1 + windows // eval_every, missing)
+        work = self._work(line, steps, 1 + steps // eval_every, missing)
         told = (
             f"an estimated {_times(work[1] / work[0])} the work uncached: the frozen part is computed for {missing:,} "
-            f"rows once, instead of {windows * self._train.batch_size:,} times in {windows:,} windows"
+            f"rows once, instead of {steps * self._train.batch_size:,} times in {steps:,} steps"
         )
-        if work[1] > _PAYS * work[0] and self._wish.mode == "auto":
-            return Choice(False, f"it would not pay: {told}", line)
+        if work[1] > _PAYS * work[0] and self._options.mode == "auto":
+            return CacheDecision(False, f"it would not pay: {told}", line)
         self._coming |= {found.key for found in made}
-        return Choice(True, told, line, needed)
+        return CacheDecision(True, told, line, needed)
 
     def _rows(self) -> int:
         """Of both caches."""
-        return (self._wish.views or 1) * len(self._train.part) + len(self._evaluation.part)
+        return (self._options.views or 1) * len(self._train.part) + len(self._evaluation.part)
 
     def _width(self, line: FrostLine) -> int:
         """Bytes of a row on disk."""
-        size = 2 if self._wish.dtype is not None else 8
+        size = 2 if self._options.dtype is not None else 8
         return sum(
             t.bytes * min(t.dtype.size, size) // t.dtype.size if t.dtype.is_floating else t.bytes for t in line.tensors
         )
@@ -233,13 +235,13 @@ class Caching:
 
     def _most_bytes(self) -> int:
         """An example may take at the line: what is computed is wider than what is kept where --cache_dtype narrows it."""
-        assert self._wish.budget is not None
-        wide = 2 if self._wish.dtype is not None else 1
-        return wide * self._wish.budget // self._rows()
+        assert self._options.budget is not None
+        wide = 2 if self._options.dtype is not None else 1
+        return wide * self._options.budget // self._rows()
 
-    def _work(self, line: FrostLine, windows: int, evaluations: int, missing: int) -> tuple[float, float]:
+    def _work(self, line: FrostLine, steps: int, evaluations: int, missing: int) -> tuple[float, float]:
         """Multiply-adds of the phase uncached and cached; ``missing``: rows that are not there yet."""
-        trained, evaluated = windows * self._train.batch_size, evaluations * len(self._evaluation.part)
+        trained, evaluated = steps * self._train.batch_size, evaluations * len(self._evaluation.part)
         below = line.step_share * line.macs
         forward = below / line.forward_share if line.forward_share else 0.0
         uncached = trained * line.macs + evaluated * forward
@@ -251,9 +253,14 @@ class Caching:
     def _features(self, line: FrostLine) -> tuple[Features, Features]:
         return (
             Features(
-                self._wish.root, line, self._train, data=self._data, dtype=self._wish.dtype, views=self._wish.views
+                self._options.root,
+                line,
+                self._train,
+                data=self._data,
+                dtype=self._options.dtype,
+                views=self._options.views,
             ),
-            Features(self._wish.root, line, self._evaluation, data=self._data, dtype=self._wish.dtype),
+            Features(self._options.root, line, self._evaluation, data=self._data, dtype=self._options.dtype),
         )
 
     # ---- while it runs
@@ -275,9 +282,11 @@ class Caching:
         try:
             self._open = self._filled(event.stage, choice.line)
         except (InputError, OSError) as failed:  # the disk, or values that the stored type cannot hold
-            where = f"{self._wish.root}: the cache cannot be kept there ({getattr(failed, 'strerror', None) or failed})"
+            where = (
+                f"{self._options.root}: the cache cannot be kept there ({getattr(failed, 'strerror', None) or failed})"
+            )
             error = where if isinstance(failed, OSError) else str(failed)
-            if self._wish.mode == "require":
+            if self._options.mode == "require":
                 raise LoopError(f"cache=require: phase {name!r}: {error}") from None
             self._choices[name] = dataclasses.replace(choice, used=False, reason=error, bytes=0)
             self._say(f"cache  | {name}: it trains uncached: {error}")
@@ -298,14 +307,14 @@ class Caching:
             for damaged in [text for made in both.values() for text in made.damaged]:
                 self._say(f"cache  | damaged, computed again: {damaged}")
             needed = sum(made.bytes * made.missing_rows // made.rows for made in both.values())
-            if self._wish.budget is not None and needed:
-                for gone in make_room(self._wish.root, needed, self._wish.budget):
+            if self._options.budget is not None and needed:
+                for gone in make_room(self._options.root, needed, self._options.budget):
                     self._say(f"cache  | {gone} was removed: --cache_budget is for all caches together")
             missing = sum(made.missing_rows for made in both.values())
             rows = sum(made.rows for made in both.values())
             self._say(
                 f"cache  | {name}: {rows - missing:,} of {rows:,} rows are there, {missing:,} are computed "
-                f"({format_bytes(sum(made.bytes for made in both.values()))} in {self._wish.root})"
+                f"({format_bytes(sum(made.bytes for made in both.values()))} in {self._options.root})"
             )
             for part, made in both.items():
                 if not self._fill(name, made, self._lower.get(part)):
@@ -337,7 +346,7 @@ class Caching:
             self._open = None
 
     def batches(self, stage: Stage, start: int, stop: int) -> Iterator[Mapping[str, Any]]:
-        """The windows [start, stop) of a phase that has begun."""
+        """The steps [start, stop) of a phase that has begun."""
         del stage  # the phase that runs
         if self._open is None:
             return self._train.between(start, stop)

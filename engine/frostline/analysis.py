@@ -1,4 +1,4 @@
-"""What a graph is made of, seen from the images: what is hot, what is cold and hangs on them, what may cross."""
+"""What a graph is made of, seen from the images: what is varying, what is invariant and hangs on them, what may cross."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from engine.errors import InputError
-from engine.frostline.dependence import Heat
+from engine.frostline.dependence import Dependence
 from engine.frostline.mincut import UNBOUNDED, Network
 from engine.frostline.traced import Compute, Traced
 from engine.graphs import dataflow
@@ -54,11 +54,11 @@ class Crossing:
         return size
 
 
-class Anatomy:
+class Analysis:
     """A graph taken apart.
 
     Args:
-        traced: the graph, and what a window wants of it.
+        traced: the graph, and what a step wants of it.
         selection: what trains and moves.
         images: name of the images in the batch.
 
@@ -67,10 +67,10 @@ class Anatomy:
         graph, inputs, others: of ``traced``.
         images: the placeholder of the images.
         live: operations that a run needs, in the order of the trace.
-        warm: cold operations that depend on the images' values.
-        tainted: warm operations whose results mix examples, as far as shapes tell.
+        input_dependent: invariant operations that depend on the images' values.
+        tainted: input_dependent operations whose results mix examples, as far as shapes tell.
         forbidden: tensors by ``id`` that were found to mix them.
-        heat: what is hot, and why.
+        dependence: what is varying, and why.
 
     Raises:
         AnatomyError: the batch has no such images.
@@ -84,13 +84,13 @@ class Anatomy:
         self.images = self.inputs[images]
         needed = dataflow.ancestors(traced.results, ops=traced.effects)
         self.live = [op for op in self.graph.get_operations() if op in needed]
-        self.heat = Heat(traced, selection, self.images, self.live)
+        self.dependence = Dependence(traced, selection, self.images, self.live)
         self.shapes = BatchShapes(self.graph, list(self.inputs.values()), self.live)
-        cold = [op for op in self.live if op not in self.heat.hot]
-        # of a cold tensor's shape only the batch size can change: that is known above the line too
-        self._sizes = {op for op in cold if op.type in SHAPES and all(self.shapes.certain(t) for t in op.inputs)}
+        invariant = [op for op in self.live if op not in self.dependence.varying]
+        # of a invariant tensor's shape only the batch size can change: that is known above the line too
+        self._sizes = {op for op in invariant if op.type in SHAPES and all(self.shapes.certain(t) for t in op.inputs)}
         reached = dataflow.dependents(self.graph, [self.images], but=self._sizes)
-        self.warm = {op for op in cold if op in reached}
+        self.input_dependent = {op for op in invariant if op in reached}
         self.forbidden: dict[int, Any] = {}
         self.tainted = self._mixed()
         self._again: set[Any] = set()
@@ -137,7 +137,7 @@ class Anatomy:
 
     def candidates(self) -> list[Crossing]:
         """All tensors that could cross, as far as shapes tell."""
-        found = [self.crossing(tensor) for op in self.live if op in self.warm for tensor in op.outputs]
+        found = [self.crossing(tensor) for op in self.live if op in self.input_dependent for tensor in op.outputs]
         return [crossing for crossing in found if crossing is not None]
 
     def views(self, crossing: Crossing) -> list[Crossing]:
@@ -155,10 +155,12 @@ class Anatomy:
         self.forbidden |= {id(tensor): tensor for tensor in tensors}
 
     def wanted(self) -> list[tuple[Any, Any]]:
-        """(warm tensor, hot operation that reads it, or None for a result)."""
-        warm = self.warm | {self.images.op}
-        read = [(t, op) for op in self.live if op in self.heat.hot for t in op.inputs if t.op in warm]
-        return read + [(tensor, None) for tensor in self.traced.results if tensor.op in warm]
+        """(input_dependent tensor, varying operation that reads it, or None for a result)."""
+        input_dependent = self.input_dependent | {self.images.op}
+        read = [
+            (t, op) for op in self.live if op in self.dependence.varying for t in op.inputs if t.op in input_dependent
+        ]
+        return read + [(tensor, None) for tensor in self.traced.results if tensor.op in input_dependent]
 
     def cut(self, price: float) -> Sequence[Crossing] | None:
         """The cheapest tensors to cross; None when there are none.
@@ -167,7 +169,7 @@ class Anatomy:
             price: bytes that doing a multiply-add again is worth.
         """
         wanted = {id(tensor): tensor for tensor, _ in self.wanted()}
-        needed = (dataflow.ancestors(wanted.values()) & self.warm) | {self.images.op}
+        needed = (dataflow.ancestors(wanted.values()) & self.input_dependent) | {self.images.op}
         ops = [op for op in self.live if op in needed] + [op for op in [self.images.op] if op not in self.live]
         network = Network()
         source, sink = network.node(), network.node()
@@ -202,13 +204,13 @@ class Anatomy:
 
     def below(self) -> set[Any]:
         """Warm operations that are not done again above the last cut."""
-        return (self.warm | {self.images.op}) - self._again
+        return (self.input_dependent | {self.images.op}) - self._again
 
     # ---- functions
 
     def function_of(self, tensors: Sequence[Any]) -> Compute:
-        """``images -> these cold tensors``; what asserts or prints below the line does it here."""
-        speaks = [op for op in self.live if op in self.warm and self.heat.speaks(op)]
+        """``images -> these invariant tensors``; what asserts or prints below the line does it here."""
+        speaks = [op for op in self.live if op in self.input_dependent and self.dependence.speaks(op)]
         return self.traced.function_of(self.images, tensors, [end for op in speaks for end in self._ends(op)])
 
     def _ends(self, op: Any) -> list[Any]:
@@ -216,14 +218,16 @@ class Anatomy:
         if self.traced.fetches(op):
             return [op]
         after = dataflow.dependents(self.graph, [], ops=[op])
-        return [end for end in self.live if end in after and end in self.warm and self.traced.fetches(end)][:1]
+        return [end for end in self.live if end in after and end in self.input_dependent and self.traced.fetches(end)][
+            :1
+        ]
 
     def effects(self) -> list[Any]:
-        """Hot operations with effects: a copy of what is above must not lose them."""
-        return [op for op in self.live if op in self.heat.hot and self.heat.effect(op)]
+        """Varying operations with effects: a copy of what is above must not lose them."""
+        return [op for op in self.live if op in self.dependence.varying and self.dependence.effect(op)]
 
     def shape_values(self, batch_size: Any, without: Set[Any] | None) -> list[tuple[Any, Any]]:
-        """(tensor that holds a cold tensor's shape, that shape for a batch of this size).
+        """(tensor that holds a invariant tensor's shape, that shape for a batch of this size).
 
         Those of tensors that come from ``without``, which are not there to be asked; None: all. The shapes are arrays
         where the size is a number, tensors where it is one.
@@ -240,18 +244,24 @@ class Anatomy:
 
     def mixing_ops(self) -> list[Any]:
         """Where examples are mixed first, as far as shapes tell."""
-        return [op for op in self.live if op in self.warm and op in self.tainted and op not in self._bytainted]
+        return [
+            op for op in self.live if op in self.input_dependent and op in self.tainted and op not in self._bytainted
+        ]
 
     def _mixed(self) -> set[Any]:
         """Warm operations that mix examples by their shapes alone, and all that reads their results."""
         sized = self._counting()
-        starts = [op for op in self.live if op in self.warm and (self._mixes(op) or sized & {t.op for t in op.inputs})]
+        starts = [
+            op
+            for op in self.live
+            if op in self.input_dependent and (self._mixes(op) or sized & {t.op for t in op.inputs})
+        ]
         self._bytainted: set[Any] = set()
         pending = list(starts)
         while pending:
             for output in pending.pop().outputs:
                 for reader in output.consumers():
-                    if reader in self.warm and reader not in self._bytainted:
+                    if reader in self.input_dependent and reader not in self._bytainted:
                         self._bytainted.add(reader)
                         pending.append(reader)
         return self._bytainted | set(starts)
@@ -265,7 +275,11 @@ class Anatomy:
     def _counting(self) -> set[Any]:
         """Operations that give numbers computed from the batch size: what reads them depends on how many examples there are."""
         after = dataflow.dependents(self.graph, [output for op in self._sizes for output in op.outputs])
-        casts = [op for op in self.live if op in after and op.type == "Cast" and op not in self.warm | self.heat.hot]
+        casts = [
+            op
+            for op in self.live
+            if op in after and op.type == "Cast" and op not in self.input_dependent | self.dependence.varying
+        ]
         casts = [op for op in casts if op.outputs[0].dtype.is_floating]
         if not casts:
             return set()
@@ -274,7 +288,9 @@ class Anatomy:
         counted = [self.traced.run(outputs, self.shape_values(size, None)) for size in (2, 3)]
         pairs = zip(casts, *counted, strict=True)
         found = {op for op, two, three in pairs if not np.array_equal(two, three)}
-        reached = dataflow.dependents(self.graph, [op.outputs[0] for op in found], but=self.warm | self.heat.hot)
+        reached = dataflow.dependents(
+            self.graph, [op.outputs[0] for op in found], but=self.input_dependent | self.dependence.varying
+        )
         return found | reached
 
 

@@ -1,8 +1,8 @@
-"""What of a traced step can change from one window to the next for the same images, and why, in words.
+"""What of a traced step can change from one step to the next for the same images, and why, in words.
 
-Hot is: what reads a trained or moving variable, or any variable that the graph itself writes; what takes an input
+Varying is: what reads a trained or moving variable, or any variable that the graph itself writes; what takes an input
 other than the images; what draws from a generator of its own; what writes; and all that depends on these by data or by
-control. Whatever is left is cold: a function of the images and of variables that keep still.
+control. Whatever is left is invariant: a function of the images and of variables that keep still.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ SPEAKS = frozenset(["Assert", "Print", "PrintV2"])
 
 @dataclass(frozen=True)
 class Cause:
-    """Something that makes an operation hot.
+    """Something that makes an operation varying.
 
     Attributes:
         kind: "trained", "moving", "written", "input", "random", "effect".
         name: path of the variable, name of the input, or type of the operation.
-        tensors: what is hot by it at once: all that depends on them is.
-        ops: operations that are hot themselves.
+        tensors: what is varying by it at once: all that depends on them is.
+        ops: operations that are varying themselves.
     """
 
     kind: str
@@ -45,13 +45,13 @@ class Cause:
     ops: tuple[Any, ...] = ()
 
 
-class Heat:
-    """What is hot in a graph.
+class Dependence:
+    """What is varying in a graph.
 
     Args:
         traced: the graph.
         selection: what trains and moves.
-        images: the one placeholder that is cold.
+        images: the one placeholder that is invariant.
         live: operations that a run needs; what others write (initialisers, what a saver restores) is not asked.
     """
 
@@ -61,7 +61,7 @@ class Heat:
         self._traced = traced
         self._library = {f.signature.name: f for f in traced.graph.as_graph_def().library.function}
         self.causes = list(self._causes(selection, live))
-        self.hot = self._reached(self.causes)
+        self.varying = self._reached(self.causes)
 
     def changes(self, cause: Cause) -> bool:
         """Whether a cause is what training itself is about, not something in its way."""
@@ -69,11 +69,11 @@ class Heat:
 
     @cached_property
     def by_training(self) -> set[Any]:
-        """What would be hot if nothing was in the way: no randomness, no state below what trains."""
+        """What would be varying if nothing was in the way: no randomness, no state below what trains."""
         return self._reached([cause for cause in self.causes if self.changes(cause)])
 
     def of(self, op: Any) -> list[Cause]:
-        """Why an operation is hot."""
+        """Why an operation is varying."""
         needed = dataflow.ancestors([], ops=[op])
         return [c for c in self.causes if any(t.op in needed for t in c.tensors) or any(o in needed for o in c.ops)]
 
@@ -102,7 +102,7 @@ class Heat:
         return op.type not in _HARMLESS
 
     def speaks(self, op: Any) -> bool:
-        """Whether an operation, or one in its functions, asserts or prints: no effect that would make it hot."""
+        """Whether an operation, or one in its functions, asserts or prints: no effect that would make it varying."""
         return op.type in SPEAKS or any(
             self._has(name, lambda node: node.op in SPEAKS, set()) for name in _functions(op.node_def)
         )

@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from engine.frostline.analysis import Anatomy, Crossing
+from engine.frostline.analysis import Analysis, Crossing
 from engine.frostline.dependence import Cause
 from engine.graphs.batch_shapes import SHAPES
 
 
-def why_not(anatomy: Anatomy, chosen: Sequence[Crossing] | None) -> tuple[str, ...]:
+def why_not(analysis: Analysis, chosen: Sequence[Crossing] | None) -> tuple[str, ...]:
     """Why there is no cut, or only one at the images."""
-    reasons = list(lowered_by(anatomy))
-    if not reasons and anatomy.mixing_ops():
-        reasons = [_mixing_words(anatomy)]
+    reasons = list(lowered_by(analysis))
+    if not reasons and analysis.mixing_ops():
+        reasons = [_mixing_words(analysis)]
     if not reasons:
         reads = [
-            op for tensor, op in anatomy.wanted() if tensor is anatomy.images or tensor.op.type in ("Cast", "Reshape")
+            op for tensor, op in analysis.wanted() if tensor is analysis.images or tensor.op.type in ("Cast", "Reshape")
         ]
-        first = reads[0] if reads else next((op for _, op in anatomy.wanted()), None)
-        why = [c for c in (anatomy.heat.of(first) if first is not None else []) if c.kind == "trained"]
+        first = reads[0] if reads else next((op for _, op in analysis.wanted()), None)
+        why = [c for c in (analysis.dependence.of(first) if first is not None else []) if c.kind == "trained"]
         name = f": {why[0].name} trains, and reads them" if why else ""
         if chosen is None:
             reasons = ["what trains reads the images by ways on which no tensor has one row for each example" + name]
@@ -32,44 +32,44 @@ def why_not(anatomy: Anatomy, chosen: Sequence[Crossing] | None) -> tuple[str, .
     return tuple(reasons)
 
 
-def lowered_by(anatomy: Anatomy) -> tuple[str, ...]:
+def lowered_by(analysis: Analysis) -> tuple[str, ...]:
     """What keeps the line below where training alone would have it, a sentence each."""
     words: dict[str, list[Any]] = {}
-    for tensor, op in anatomy.wanted():
-        if op is None or op in anatomy.heat.by_training or op.type in SHAPES:
+    for tensor, op in analysis.wanted():
+        if op is None or op in analysis.dependence.by_training or op.type in SHAPES:
             continue
-        for cause in anatomy.heat.of(op):
-            if not anatomy.heat.changes(cause):
+        for cause in analysis.dependence.of(op):
+            if not analysis.dependence.changes(cause):
                 words.setdefault(_words(cause), []).append(tensor)
     found = []
     for text, tensors in words.items():
-        path = anatomy.after(tensors[0])
+        path = analysis.after(tensors[0])
         where = f" (the first after {path})" if path else ""
         found.append(text.format(count=len(tensors), where=where))
-    return tuple(found) + ((_mixing_words(anatomy),) if found == [] and _blocked(anatomy) else ())
+    return tuple(found) + ((_mixing_words(analysis),) if found == [] and _blocked(analysis) else ())
 
 
-def _blocked(anatomy: Anatomy) -> bool:
-    """Whether a tensor that hot operations read must not cross because it mixes examples."""
-    return any(tensor.op in anatomy.tainted or id(tensor) in anatomy.forbidden for tensor, _ in anatomy.wanted())
+def _blocked(analysis: Analysis) -> bool:
+    """Whether a tensor that varying operations read must not cross because it mixes examples."""
+    return any(tensor.op in analysis.tainted or id(tensor) in analysis.forbidden for tensor, _ in analysis.wanted())
 
 
-def _mixing_words(anatomy: Anatomy) -> str:
-    ops = anatomy.mixing_ops()
-    forbidden = list(anatomy.forbidden.values())
+def _mixing_words(analysis: Analysis) -> str:
+    ops = analysis.mixing_ops()
+    forbidden = list(analysis.forbidden.values())
     if ops:
         tensor = ops[0].inputs[0]
-        what = f"{ops[0].name} ({ops[0].type}){_where(anatomy, tensor)} takes what it gives from the whole batch"
+        what = f"{ops[0].name} ({ops[0].type}){_where(analysis, tensor)} takes what it gives from the whole batch"
     elif forbidden:
         tensor = forbidden[0]
-        what = f"{tensor.op.name} ({tensor.op.type}){_where(anatomy, tensor)} gave an example other values in another batch"
+        what = f"{tensor.op.name} ({tensor.op.type}){_where(analysis, tensor)} gave an example other values in another batch"
     else:
         return "what trains reads tensors without a row for each example"
     return f"{what}: what depends on the other examples cannot be kept (BatchNorm: run it in inference mode, `!@stats`)"
 
 
-def _where(anatomy: Anatomy, tensor: Any) -> str:
-    path = anatomy.after(tensor)
+def _where(analysis: Analysis, tensor: Any) -> str:
+    path = analysis.after(tensor)
     return f" after {path}" if path else ""
 
 
@@ -87,4 +87,4 @@ def _words(cause: Cause) -> str:
         return (
             f"{name} is {what} below what trains{{where}}; without it, or in inference mode, the line would lie higher"
         )
-    return f"{cause.name} has an effect below what trains{{where}}; it must run in every window"
+    return f"{cause.name} has an effect below what trains{{where}}; it must run in every step"

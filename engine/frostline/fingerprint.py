@@ -18,7 +18,7 @@ _PASSES = frozenset(["Identity", "IdentityN", "StopGradient", "PreventGradient",
 Leaf = Callable[[Any], str | None]
 
 
-class CanonicalError(InputError):
+class FingerprintError(InputError):
     """A graph with a cycle: a loop as TensorFlow 1 wrote it."""
 
 
@@ -41,7 +41,7 @@ class Digests:
         """SHA-256 (hexadecimal) of each tensor.
 
         Raises:
-            CanonicalError: one depends on a loop whose operations are in the graph itself.
+            FingerprintError: one depends on a loop whose operations are in the graph itself.
         """
         tensors = list(tensors)
         opened: set[Any] = set()
@@ -53,7 +53,7 @@ class Digests:
                 pending.pop()
                 self._found.setdefault(op, self._op(op) if not waiting else "")
             elif op in opened:
-                raise CanonicalError(f"{op.name} is in a loop of TF1's control flow, which has no digest")
+                raise FingerprintError(f"{op.name} is in a loop of TF1's control flow, which has no digest")
             else:
                 opened.add(op)
                 pending.extend(waiting)

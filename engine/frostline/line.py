@@ -1,7 +1,7 @@
 """The frost line: a traced step cut in two, where what is frozen ends and what still moves begins.
 
-Loss and gradients are traced first and cut afterwards, so that nothing has to be differentiated again. What is cold
-(engine.frostline.dependence) and depends on the images is either computed once (the prefix) or computed again in every window (the
+Loss and gradients are traced first and cut afterwards, so that nothing has to be differentiated again. What is invariant
+(engine.frostline.dependence) and depends on the images is either computed once (the prefix) or computed again in every step (the
 suffix): the minimum cut of bytes that cross for an example, and a small price for each multiply-add that is done again.
 Only tensors cross whose row i depends on example i alone: reasoned from shapes, and then checked by running them.
 """
@@ -19,8 +19,8 @@ import tensorflow as tf
 
 from engine.errors import InputError
 from engine.frostline import explain, row_independence
-from engine.frostline.analysis import Anatomy, Crossing
-from engine.frostline.fingerprint import CanonicalError, Digests
+from engine.frostline.analysis import Analysis, Crossing
+from engine.frostline.fingerprint import Digests, FingerprintError
 from engine.frostline.split import FrostTensor, Same, feeds_of, reshaped, suffix_of
 from engine.frostline.traced import Compute, Traced, TracedFunction
 from engine.graphs import dataflow
@@ -52,12 +52,12 @@ class Cut:
     """Where a graph can be cut.
 
     Attributes:
-        anatomy: of the graph.
+        analysis: of the graph.
         crossing: what crosses.
         prefix: images -> those tensors.
     """
 
-    anatomy: Anatomy
+    analysis: Analysis
     crossing: Sequence[Crossing]
     prefix: Compute
 
@@ -80,18 +80,18 @@ class Line(abc.ABC):
     """
 
     def __init__(self, found: Cut, forward: Sequence[Any]) -> None:
-        anatomy = self._anatomy = found.anatomy
+        analysis = self._analysis = found.analysis
         self._crossing, self._prefix = found.crossing, found.prefix
-        self.images, self.selection = anatomy.name(anatomy.images), anatomy.selection
+        self.images, self.selection = analysis.name(analysis.images), analysis.selection
         self.tensors = tuple(
-            FrostTensor(key, c.tensor.name.removesuffix(":0"), c.shape, c.tensor.dtype, anatomy.after(c.tensor))
-            for key, c in zip(_keys(anatomy, len(found.crossing)), found.crossing, strict=True)
+            FrostTensor(key, c.tensor.name.removesuffix(":0"), c.shape, c.tensor.dtype, analysis.after(c.tensor))
+            for key, c in zip(_keys(analysis, len(found.crossing)), found.crossing, strict=True)
         )
-        kept = anatomy.macs(anatomy.below() & dataflow.ancestors([c.tensor for c in found.crossing]))
-        of_forward, self.macs = anatomy.macs(forward), anatomy.macs(anatomy.live)
+        kept = analysis.macs(analysis.below() & dataflow.ancestors([c.tensor for c in found.crossing]))
+        of_forward, self.macs = analysis.macs(forward), analysis.macs(analysis.live)
         self.forward_share = kept / of_forward if of_forward else 0.0
         self.step_share = kept / self.macs if self.macs else 0.0
-        self.notes = explain.lowered_by(anatomy)
+        self.notes = explain.lowered_by(analysis)
 
     @property
     def bytes(self) -> int:
@@ -128,12 +128,12 @@ class Line(abc.ABC):
         could change a feature. Names of nodes and variables do not count.
 
         Raises:
-            TracedError, CanonicalError: the prefix reads what has no value, or has a loop of TF1's control flow.
+            TracedError, FingerprintError: the prefix reads what has no value, or has a loop of TF1's control flow.
         """
-        tensors, images = [crossing.tensor for crossing in self._crossing], self._anatomy.images
-        named = self._anatomy.traced.outside(dataflow.leaves(tensors), by_value=True)
+        tensors, images = [crossing.tensor for crossing in self._crossing], self._analysis.images
+        named = self._analysis.traced.outside(dataflow.leaves(tensors), by_value=True)
         named[id(images)] = f"images {images.dtype.name} {images.shape.as_list()[1:]}"
-        found = Digests(self._anatomy.graph, lambda leaf: named.get(id(leaf))).of(tensors)
+        found = Digests(self._analysis.graph, lambda leaf: named.get(id(leaf))).of(tensors)
         return hashlib.sha256(f"{tf.__version__} {found}".encode()).hexdigest()
 
     def describe(self) -> str:
@@ -157,12 +157,12 @@ class Line(abc.ABC):
         computed below this one, or does not suffice.
         """
 
-    def in_evaluation(self, traced: Traced) -> tuple[Anatomy, Same] | Refused:
+    def in_evaluation(self, traced: Traced) -> tuple[Analysis, Same] | Refused:
         """An evaluation's graph, and which of its tensors are the line's."""
-        other = Anatomy(traced, self.selection, self.images)
+        other = Analysis(traced, self.selection, self.images)
         try:
             same = self.same_in(other)
-        except CanonicalError as error:
+        except FingerprintError as error:
             return Refused((str(error),))
         if isinstance(same, str):
             return Refused((f"in evaluation the frozen part computes no {same}: it differs by mode",))
@@ -176,7 +176,7 @@ class Line(abc.ABC):
         """Said of a tensor of a lower line."""
         return Refused((f"{tensor} of the lower line is not computed below the higher one",))
 
-    def same_in(self, other: Anatomy, *, by_value: bool = False) -> Same | str:
+    def same_in(self, other: Analysis, *, by_value: bool = False) -> Same | str:
         """Which tensors of another graph are the line's; or the name of one that the other graph does not compute.
 
         Args:
@@ -184,18 +184,18 @@ class Line(abc.ABC):
             by_value: variables of equal values are the same; else they are if they are one variable.
 
         Raises:
-            TracedError, CanonicalError: as ``digest``.
+            TracedError, FingerprintError: as ``digest``.
         """
 
-        def names(anatomy: Anatomy, crossing: Sequence[Crossing]) -> list[str]:
+        def names(analysis: Analysis, crossing: Sequence[Crossing]) -> list[str]:
             tensors = [one.tensor for one in crossing]
-            named = {id(placeholder): f"input {name}" for name, placeholder in anatomy.inputs.items()}
-            named |= anatomy.traced.outside(dataflow.leaves(tensors), by_value=by_value)
-            return Digests(anatomy.graph, lambda leaf: named.get(id(leaf))).of(tensors)
+            named = {id(placeholder): f"input {name}" for name, placeholder in analysis.inputs.items()}
+            named |= analysis.traced.outside(dataflow.leaves(tensors), by_value=by_value)
+            return Digests(analysis.graph, lambda leaf: named.get(id(leaf))).of(tensors)
 
-        wanted, cold = names(self._anatomy, self._crossing), other.candidates()
+        wanted, invariant = names(self._analysis, self._crossing), other.candidates()
         found: dict[str, list[Crossing]] = {}
-        for crossing, name in zip(cold, names(other, cold), strict=True):
+        for crossing, name in zip(invariant, names(other, invariant), strict=True):
             found.setdefault(name, []).append(crossing)
         same: Same = {}
         for number, (tensor, name) in enumerate(zip(self.tensors, wanted, strict=True)):
@@ -216,7 +216,7 @@ class FrostLine(Line):
     def __init__(self, found: Cut, micro: MicroBatch) -> None:
         super().__init__(found, micro.forward)
         same = {id(c.tensor): (number, c) for number, c in enumerate(found.crossing)}
-        made = suffix_of(found.anatomy, self.tensors, same, without=found.anatomy.below(), micro=micro)
+        made = suffix_of(found.analysis, self.tensors, same, without=found.analysis.below(), micro=micro)
 
         def copied(ops: Sequence[Any]) -> tuple[Any, ...]:
             return tuple(made.ops[op.name] for op in ops if op.name in made.ops)
@@ -237,7 +237,7 @@ class FrostLine(Line):
         above = dataflow.handles_read(self.suffix.graph)
         found = []
         for entry in self.selection.variables:
-            handle = self._anatomy.traced.handle(entry.path, entry.variable)
+            handle = self._analysis.traced.handle(entry.path, entry.variable)
             readers = [op for op in (handle.consumers() if handle is not None else ()) if op in needed]
             # a value that is read in vain, for a control edge, is not computed with
             used = any(op.type != "ReadVariableOp" or needed & set(op.outputs[0].consumers()) for op in readers)
@@ -264,16 +264,16 @@ class FrostLine(Line):
             return self.needs_images("evaluation")
 
     def after(self, lower: Line) -> Any:
-        same = lower.same_in(self._anatomy)
+        same = lower.same_in(self._analysis)
         if isinstance(same, str):
             return self.not_below(same)
 
         def between(values: Mapping[str, Any]) -> list[Any]:
-            feeds = dataflow.outside(self._anatomy.graph) | feeds_of(lower.tensors, same, values)
+            feeds = dataflow.outside(self._analysis.graph) | feeds_of(lower.tensors, same, values)
             count = tf.shape(values[lower.tensors[0].key])[0]
-            feeds |= {id(tensor): value for tensor, value in self._anatomy.shape_values(count, None)}
+            feeds |= {id(tensor): value for tensor, value in self._analysis.shape_values(count, None)}
             wanted = [crossing.tensor for crossing in self._crossing]
-            found = dataflow.copy(wanted, feeds, without={self._anatomy.images.op}, name="between")
+            found = dataflow.copy(wanted, feeds, without={self._analysis.images.op}, name="between")
             return [reshaped(value, c.shape) for value, c in zip(found, self._crossing, strict=True)]
 
         specs = {t.key: tf.TensorSpec([None, *t.shape], t.dtype, name=t.key) for t in lower.tensors}
@@ -295,21 +295,21 @@ def cut(
     Args:
         micro: from ``microbatch.trace``.
         selection: that it was traced for.
-        images: name of the images in the batch; all other inputs are hot.
+        images: name of the images in the batch; all other inputs are varying.
         most_bytes: that may cross for an example; None sets no limit. Cheaper cuts are tried, down to the fewest bytes.
 
     Raises:
         FrostLineError: the batch has no such name.
     """
-    found = find(Anatomy(TracedFunction(micro.function), selection, images), most_bytes=most_bytes)
+    found = find(Analysis(TracedFunction(micro.function), selection, images), most_bytes=most_bytes)
     return found if isinstance(found, Refused) else FrostLine(found, micro)
 
 
-def find(anatomy: Anatomy, *, most_bytes: int | None) -> Cut | Refused:
+def find(analysis: Analysis, *, most_bytes: int | None) -> Cut | Refused:
     """The cheapest cut of a graph within a limit on bytes, at tensors that do not mix examples."""
     reasons: list[str] = []
     for share in _CHEAPER:
-        found = _pure_cut(anatomy, MAC_PRICE * share)
+        found = _pure_cut(analysis, MAC_PRICE * share)
         if isinstance(found, Refused):
             return Refused(tuple(dict.fromkeys([*reasons, *found.reasons])))
         size = sum(crossing.bytes for crossing in found.crossing)
@@ -319,36 +319,36 @@ def find(anatomy: Anatomy, *, most_bytes: int | None) -> Cut | Refused:
     return Refused(tuple(reasons))
 
 
-def _pure_cut(anatomy: Anatomy, price: float) -> Cut | Refused:
+def _pure_cut(analysis: Analysis, price: float) -> Cut | Refused:
     """The cheapest cut of tensors that do not mix examples."""
     while True:
-        chosen = anatomy.cut(price)
+        chosen = analysis.cut(price)
         # below a line before the first product there is nothing worth keeping: it would be the images again
-        if chosen is None or not anatomy.macs(anatomy.below() & dataflow.ancestors([c.tensor for c in chosen])):
-            return Refused(explain.why_not(anatomy, chosen))
+        if chosen is None or not analysis.macs(analysis.below() & dataflow.ancestors([c.tensor for c in chosen])):
+            return Refused(explain.why_not(analysis, chosen))
         try:
-            prefix, bad = _checked(anatomy, chosen)
+            prefix, bad = _checked(analysis, chosen)
             if not bad:
-                return Cut(anatomy, chosen, prefix)
+                return Cut(analysis, chosen, prefix)
             # all are asked at once: of a mixing tensor all that depends on it mixes too
-            others = anatomy.candidates()
+            others = analysis.candidates()
             for start in range(0, len(others), _AT_ONCE):
-                bad += _checked(anatomy, others[start : start + _AT_ONCE])[1]
-            anatomy.forbid(bad)
-        except row_independence.PurityError as error:
+                bad += _checked(analysis, others[start : start + _AT_ONCE])[1]
+            analysis.forbid(bad)
+        except row_independence.RowIndependenceError as error:
             return Refused((str(error),))
 
 
-def _checked(anatomy: Anatomy, crossing: Sequence[Crossing]) -> tuple[Compute, list[Any]]:
+def _checked(analysis: Analysis, crossing: Sequence[Crossing]) -> tuple[Compute, list[Any]]:
     """images -> the tensors; and those of them that mix examples."""
-    compute = anatomy.function_of([c.tensor for c in crossing])
-    bad = row_independence.mixing(compute, [c.rows for c in crossing], anatomy.images)
+    compute = analysis.function_of([c.tensor for c in crossing])
+    bad = row_independence.mixing(compute, [c.rows for c in crossing], analysis.images)
     return compute, [crossing[number].tensor for number in bad]
 
 
-def _keys(anatomy: Anatomy, count: int) -> list[str]:
+def _keys(analysis: Analysis, count: int) -> list[str]:
     """Names for the tensors in a batch, which it does not have already."""
     stem = "frozen"
-    while any(name.startswith(stem) for name in anatomy.inputs):
+    while any(name.startswith(stem) for name in analysis.inputs):
         stem += "_"
     return [f"{stem}{number}" for number in range(count)]

@@ -19,7 +19,7 @@ from engine.errors import InputError
 _ROUNDING = {tf.float64: 1e-9, tf.float32: 1e-5, tf.bfloat16: 5e-2, tf.float16: 1e-2}
 
 
-class PurityError(InputError):
+class RowIndependenceError(InputError):
     """The frozen part cannot be run on made images."""
 
 
@@ -32,13 +32,13 @@ def mixing(compute: Callable[[Any], Sequence[Any]], rows: Sequence[int], images:
         images: a tensor (or its spec) of the shape and dtype of the images.
 
     Raises:
-        PurityError: they cannot be computed for made images.
+        RowIndependenceError: they cannot be computed for made images.
     """
     try:
         results = [[np.asarray(value) for value in compute(probe)] for probe in _probes(images)]
     except tf.errors.OpError as error:
         reason = error.message.splitlines()[0] if error.message else type(error).__name__
-        raise PurityError(f"the frozen part cannot be run on made images: {reason}") from None
+        raise RowIndependenceError(f"the frozen part cannot be run on made images: {reason}") from None
     return [number for number, (k, *values) in enumerate(zip(rows, *results, strict=True)) if _mixes(k, values)]
 
 
@@ -63,7 +63,7 @@ def _probes(images: Any) -> list[Any]:
     rng = np.random.default_rng(0)
     shape = images.shape.as_list()[1:]
     if None in shape:
-        raise PurityError(f"images of shape {images.shape}: all lengths but the batch's must be fixed")
+        raise RowIndependenceError(f"images of shape {images.shape}: all lengths but the batch's must be fixed")
     if images.dtype.is_floating:
         a, b, c = rng.standard_normal((3, *shape))
         b, c = b * 2.0 - 1.0, c * 0.5 + 2.0

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from engine.frostline.analysis import Anatomy, Crossing
+from engine.frostline.analysis import Analysis, Crossing
 from engine.graphs import dataflow
 from engine.training.microbatch import MicroBatch
 
@@ -60,7 +60,7 @@ class Suffix:
 
 
 def suffix_of(
-    anatomy: Anatomy,
+    analysis: Analysis,
     tensors: Sequence[FrostTensor],
     same: Same,
     *,
@@ -70,7 +70,7 @@ def suffix_of(
     """The part above the line as a function of its own.
 
     Args:
-        anatomy: of the function that is cut.
+        analysis: of the function that is cut.
         tensors: what crosses.
         same: which tensors of the graph they are.
         without: operations that are not to be copied.
@@ -79,26 +79,26 @@ def suffix_of(
     Raises:
         ValueError: the part above needs one of ``without``.
     """
-    outputs = anatomy.graph.structured_outputs
+    outputs = analysis.graph.structured_outputs
     flat = tf.nest.flatten(outputs)
     weights = {} if micro is None else {name: weight for name, weight in micro.weights.items() if weight is not None}
     kept: dict[str, Any] = {}
 
     def suffix(batch: Mapping[str, Any], *others: Any) -> Any:
-        feeds = dataflow.outside(anatomy.graph) | feeds_of(tensors, same, batch)
-        feeds |= {id(anatomy.inputs[name]): value for name, value in batch.items() if name in anatomy.inputs}
-        feeds |= {id(placeholder): value for placeholder, value in zip(anatomy.others, others, strict=True)}
+        feeds = dataflow.outside(analysis.graph) | feeds_of(tensors, same, batch)
+        feeds |= {id(analysis.inputs[name]): value for name, value in batch.items() if name in analysis.inputs}
+        feeds |= {id(placeholder): value for placeholder, value in zip(analysis.others, others, strict=True)}
         count = tf.shape(batch[tensors[0].key])[0]
-        feeds |= {id(tensor): value for tensor, value in anatomy.shape_values(count, without)}
+        feeds |= {id(tensor): value for tensor, value in analysis.shape_values(count, without)}
         found = dataflow.copy(
-            [*flat, *weights.values()], feeds, effects=anatomy.effects(), without=without, name="suffix"
+            [*flat, *weights.values()], feeds, effects=analysis.effects(), without=without, name="suffix"
         )
         kept.update(zip(weights, found[len(flat) :], strict=True))
         return tf.nest.pack_sequence_as(outputs, found[: len(flat)])
 
-    batch = {n: tf.TensorSpec(p.shape, p.dtype, name=n) for n, p in anatomy.inputs.items() if p is not anatomy.images}
+    batch = {n: tf.TensorSpec(p.shape, p.dtype, name=n) for n, p in analysis.inputs.items() if p is not analysis.images}
     batch |= {t.key: tf.TensorSpec([None, *t.shape], t.dtype, name=t.key) for t in tensors}
-    scalars = [tf.TensorSpec(p.shape, p.dtype, name=p.op.name) for p in anatomy.others]
+    scalars = [tf.TensorSpec(p.shape, p.dtype, name=p.op.name) for p in analysis.others]
     function = tf.function(suffix, autograph=False).get_concrete_function(batch, *scalars)
     ops = {op.name.removeprefix("suffix/"): op for op in function.graph.get_operations()}
     named = {} if micro is None else {name: kept.get(name) for name in micro.weights}

@@ -1,4 +1,4 @@
-"""A graph that is to be cut, whatever made it: what it is given, what a window wants of it, and how it is run."""
+"""A graph that is to be cut, whatever made it: what it is given, what a step wants of it, and how it is run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Traced(Protocol):
         graph: a tf.Graph.
         inputs: name -> placeholder of a batch's array, [B, ...].
         others: its further placeholders.
-        results: tensors that a window fetches.
+        results: tensors that a step fetches.
         effects: operations that it runs besides.
     """
 

@@ -147,26 +147,26 @@ def _idle(op: Any) -> bool:
     return bool(op.type == "ReadVariableOp" and not op.control_inputs)
 
 
-def frontier(graph: Any, *, hot: Iterable[Any], inputs: Iterable[Any]) -> list[Any]:
-    """The tensors at the frost line: they depend on ``inputs`` but on nothing hot, and hot ops read them.
+def frontier(graph: Any, *, varying: Iterable[Any], inputs: Iterable[Any]) -> list[Any]:
+    """The tensors at the frost line: they depend on ``inputs`` but on nothing varying, and varying ops read them.
 
     Of several that are one tensor in other shapes, the first is given.
 
     Args:
-        hot: source tensors, such as the captured handles of trained variables.
+        varying: source tensors, such as the captured handles of trained variables.
         inputs: placeholders of the examples.
     """
-    hot_ops = dependents(graph, hot)
+    varying_ops = dependents(graph, varying)
     inputs = list(inputs)
-    warm = dependents(graph, inputs)
+    input_dependent = dependents(graph, inputs)
     sources = {id(tensor) for tensor in inputs}
     found: dict[int, Any] = {}
     for op in graph.get_operations():
-        if op not in hot_ops:
+        if op not in varying_ops:
             continue
         for tensor in op.inputs:
-            cold = tensor.op not in hot_ops and (tensor.op in warm or id(tensor) in sources)
-            if cold and tensor.dtype.is_floating:
+            invariant = tensor.op not in varying_ops and (tensor.op in input_dependent or id(tensor) in sources)
+            if invariant and tensor.dtype.is_floating:
                 tensor = _viewed(tensor)
                 found.setdefault(id(tensor), tensor)
     return list(found.values())

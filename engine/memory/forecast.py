@@ -27,11 +27,11 @@ from engine.training import remat
 from engine.training.optimizers import Optimizer
 from engine.training.step import TrainStep
 
-_BYTES_PER_OPERATION = 55_000  # of the traced micro-batch: TensorFlow's own copies of the window's graph
+_BYTES_PER_OPERATION = 55_000  # of the traced micro-batch: TensorFlow's own copies of the step's graph
 _SLACK = 1.08  # the allocator's holes, of what comes and goes
 _IN_FLIGHT = 0.3  # of the gradients that are added up as they come: two threads run ahead of the adding
 _FEW = 4  # examples: smaller micro-batches make poor use of the processor
-_BATCHES_HELD = 3  # the window's, the next one's, and one on its way
+_BATCHES_HELD = 3  # the step's, the next one's, and one on its way
 
 
 class BudgetError(InputError):
@@ -40,7 +40,7 @@ class BudgetError(InputError):
 
 @dataclass(frozen=True)
 class Forecast:
-    """Bytes at the highest moment of a window.
+    """Bytes at the highest moment of a step.
 
     Attributes:
         weights: of all variables; they are in ``process`` already.
@@ -108,7 +108,7 @@ class Forecaster:
         self._averages = self._trained if step.averages is not None else 0
 
     def at(self, batch_size: int, micro_batch_size: int | None, *, process: int = 0) -> Forecast:
-        """The forecast for windows of ``batch_size``, in micro-batches or in one piece (None).
+        """The forecast for steps of ``batch_size``, in micro-batches or in one piece (None).
 
         ``process`` is what the process holds now (``resident_bytes``), in bytes.
         """
@@ -132,10 +132,10 @@ class Forecaster:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run's windows are computed.
+    """How a run's steps are computed.
 
     Attributes:
-        micro_batch_size: examples; None computes a window in one piece.
+        micro_batch_size: examples; None computes a step in one piece.
         remat: mode.
         forecasts: one for each selection.
         reasons: why, a sentence each.
@@ -169,7 +169,7 @@ class Planner:
     Attributes:
         make_step: (micro_batch_size, remat) -> the step that would train.
         batch: any batch.
-        batch_size: examples per window.
+        batch_size: examples per step.
         budget: bytes, of the whole process.
         process: tells what the process holds now, in bytes.
         modes: kinds of rematerialisation that may be used, cheapest first.
@@ -188,7 +188,7 @@ class Planner:
     def micro_batches(self, asked: Sequence[tuple[Selection, Optimizer]]) -> Plan:
         """The largest micro-batch that fits for all of (selection, optimizer); remat if it must be.
 
-        First comes a window in one piece; then micro-batches of at least 4 examples without remat,
+        First comes a step in one piece; then micro-batches of at least 4 examples without remat,
         with elementwise, with blocks; then smaller ones in the same order.
 
         Raises:
@@ -275,7 +275,7 @@ class Planner:
     def _forecasts(
         self, asked: Any, size: int | None, mode: remat.Mode, *, whole: bool = False
     ) -> tuple[Forecast, ...]:
-        """By a micro-batch that was traced to be a part of a window, or the ``whole`` of it."""
+        """By a micro-batch that was traced to be a part of a step, or the ``whole`` of it."""
         found = []
         for selection, optimizer in asked:
             key = (selection, optimizer, mode, whole)

@@ -99,7 +99,7 @@ class Model:
     load: Callable[[str], str | None] | None = None
 
 
-def build(
+def build_model(
     spec: str,
     *,
     image_shape: tuple[int, int, int],
@@ -158,7 +158,7 @@ def build(
     raise ModelSpecError(f"model={spec!r}: known models are {', '.join(known)}{nearest(name, known)}")
 
 
-def network(spec: str, *, image_size: tuple[int, int] | None = None, channels: int = 3, seed: int = 0) -> Any:
+def build_network(spec: str, *, image_size: tuple[int, int] | None = None, channels: int = 3, seed: int = 0) -> Any:
     """A bare network to put weights into: no head is made, nothing is taken off, outputs may be several.
 
     Args:
@@ -188,7 +188,7 @@ def network(spec: str, *, image_size: tuple[int, int] | None = None, channels: i
 
         return load_model(rest, "model")
     size = image_size or default_image_size(spec)
-    return build(spec, image_shape=(*size, channels), outputs=1000, logits=False, seed=seed).network
+    return build_model(spec, image_shape=(*size, channels), outputs=1000, logits=False, seed=seed).network
 
 
 def images_as(name: str, image_shape: tuple[int, int, int]) -> Normalise:

@@ -86,5 +86,5 @@ def _unfit(
             return f"{slot} is {source.dtype(name).name}"
     t = f"optimizer/{entry.path}/t"
     if source.shape(t) != () or source.dtype(t).kind not in "iu" or int(source.read(t)) < 0:
-        return "its t is no number of windows"
+        return "its t is no number of steps"
     return None

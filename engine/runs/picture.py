@@ -95,7 +95,7 @@ def _boxes(row: Sequence[Part], panel: Panel, side: State) -> list[Box]:
         if not train:
             if panel.line is None:
                 return "frozen", "frozen"
-            return side, "frozen, below the line" if side == "below" else "frozen, but every window computes it"
+            return side, "frozen, below the line" if side == "below" else "frozen, but every step computes it"
         statistics = {entry.path in moving for entry in inside if entry.kind == "statistic"}
         words = {(): "", (True,): ", statistics move", (False,): ", statistics stay"}.get(
             tuple(statistics), ", some statistics move"

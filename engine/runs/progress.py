@@ -15,9 +15,9 @@ class Progress:
     """An action that shows where a run is: step, loss, accuracy, time left.
 
     Args:
-        total: windows in all phases (the most there can be).
-        start: windows already trained.
-        log_every: windows between lines where there is no terminal, or no rich.
+        total: steps in all phases (the most there can be).
+        start: steps already trained.
+        log_every: steps between lines where there is no terminal, or no rich.
     """
 
     def __init__(self, total: int, *, start: int, log_every: int) -> None:
@@ -33,8 +33,8 @@ class Progress:
             self._say(
                 f"phase  | {event.stage.phase.name}: {event.stage.selection.trained_parameters:,} parameters train"
             )
-        elif event.kind == "window" and event.window is not None:
-            facts = {"loss": float(event.window.loss)} | {k: float(v) for k, v in event.window.metrics.items()}
+        elif event.kind == "step" and event.result is not None:
+            facts = {"loss": float(event.result.loss)} | {k: float(v) for k, v in event.result.metrics.items()}
             text = " | ".join(f"{name}: {value:.4f}" for name, value in facts.items())
             if self._bar is not None:
                 self._bar.update(self._task, completed=step, description=f"{event.stage.phase.name} | {text}")

@@ -54,19 +54,19 @@ def _rows(path: pathlib.Path) -> Iterable[dict[str, Any]]:
 
 
 def train_row(event: Event) -> dict[str, Any]:
-    """The kind=train line of a window."""
-    assert event.window is not None
+    """The kind=train line of a step."""
+    assert event.result is not None
     return {
         "kind": "train",
         "step": event.state.step,
         "phase": event.stage.phase.name,
-        "loss": float(event.window.loss),
+        "loss": float(event.result.loss),
         "learning_rate": event.learning_rate,
         "examples_per_second": event.examples / event.seconds,
-        "grad_norm": float(event.window.grad_norm),
-        "loss_scale": event.window.loss_scale,
+        "grad_norm": float(event.result.grad_norm),
+        "loss_scale": event.result.loss_scale,
         "skipped": event.skipped,
-    } | {name: float(value) for name, value in event.window.metrics.items()}
+    } | {name: float(value) for name, value in event.result.metrics.items()}
 
 
 def eval_row(evaluation: Evaluation) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class TensorBoard:
 
 
 def draw_curves(path: PathLike, rows: Sequence[Mapping[str, Any]], phases: Sequence[tuple[str, int]]) -> None:
-    """Draws loss and accuracy over steps; ``phases`` are (name, first window). Needs matplotlib."""
+    """Draws loss and accuracy over steps; ``phases`` are (name, first step). Needs matplotlib."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -122,7 +122,7 @@ def draw_curves(path: PathLike, rows: Sequence[Mapping[str, Any]], phases: Seque
             for kind, key, style in (("train", train_key, "-"), ("eval", eval_key, "o-")):
                 points = [(r["step"], r[key]) for r in rows if r["kind"] == kind and r.get(key) is not None]
                 if points:
-                    label = "train (window)" if kind == "train" else "evaluation"
+                    label = "train (step)" if kind == "train" else "evaluation"
                     panel.plot(*zip(*points, strict=True), style, markersize=4, linewidth=1.2, label=label)
             for name, start in phases:
                 panel.axvline(start, color="grey", linewidth=0.8, linestyle=":")
@@ -135,7 +135,7 @@ def draw_curves(path: PathLike, rows: Sequence[Mapping[str, Any]], phases: Seque
                     color="grey",
                     fontsize=8,
                 )
-            panel.set(title=title, xlabel="step (windows)")
+            panel.set(title=title, xlabel="step (steps)")
             panel.grid(alpha=0.3)
             if panel.get_legend_handles_labels()[0]:
                 panel.legend(loc="center right")
@@ -175,10 +175,10 @@ def phase_row(
 
 
 def timing(
-    total_seconds: float, first_step_seconds: float | None, window_seconds: Sequence[float], examples: int
+    total_seconds: float, first_step_seconds: float | None, step_seconds: Sequence[float], examples: int
 ) -> dict[str, Any]:
-    """run.json's ``timing``; the first window (tracing) is left out of the quantiles."""
-    steps = np.array(window_seconds) * 1e3
+    """run.json's ``timing``; the first step (tracing) is left out of the quantiles."""
+    steps = np.array(step_seconds) * 1e3
     quantile = {
         key: float(np.percentile(steps, q)) if len(steps) else None
         for key, q in (("median", 50), ("p10", 10), ("p90", 90))
@@ -187,7 +187,7 @@ def timing(
         "total_seconds": total_seconds,
         "first_step_seconds": first_step_seconds,
         "step_ms": quantile,
-        "examples_per_second": examples / float(sum(window_seconds)) if window_seconds else None,
+        "examples_per_second": examples / float(sum(step_seconds)) if step_seconds else None,
     }
 
 

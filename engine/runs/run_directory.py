@@ -38,7 +38,7 @@ _OURS = (
 _SAME = 1e-5  # relative: a phase may be resumed on another machine, whose products round otherwise
 
 
-class RunDirError(InputError):
+class RunDirectoryError(InputError):
     """A folder that cannot be a run's, or a resume that contradicts it."""
 
 
@@ -47,8 +47,8 @@ class Keeping:
     """What is written how often.
 
     Attributes:
-        log_every: windows between lines of kind=train.
-        checkpoint_every: windows between checkpoints; phases end with one in any case.
+        log_every: steps between lines of kind=train.
+        checkpoint_every: steps between checkpoints; phases end with one in any case.
         keep: how many numbered checkpoints stay.
         keep_best: also keep ``checkpoints/best.npz``, the best by evaluation.
         histograms: of trained variables, at each evaluation, for TensorBoard.
@@ -65,15 +65,15 @@ def find_resumable(out: pathlib.Path, *, resume: bool, settings: Mapping[str, An
     """The checkpoint to go on from; None for a new run.
 
     Raises:
-        RunDirError: the folder holds a run and ``resume`` is False; or a setting differs from the
+        RunDirectoryError: the folder holds a run and ``resume`` is False; or a setting differs from the
             checkpoint's (all such are listed); or the folder is a file.
         CheckpointError: all checkpoints are damaged.
     """
     if out.exists() and not out.is_dir():
-        raise RunDirError(f"out={out}: it is a file; a folder is wanted")
+        raise RunDirectoryError(f"out={out}: it is a file; a folder is wanted")
     held = [name for name in _OURS if (out / name).exists()]
     if held and not resume:
-        raise RunDirError(
+        raise RunDirectoryError(
             f"out={out}: it holds a run ({', '.join(held)}); go on with --resume, or choose another folder"
         )
     found = checkpoint.newest(out / "checkpoints", warn=warn) if resume else None
@@ -86,11 +86,11 @@ def find_resumable(out: pathlib.Path, *, resume: bool, settings: Mapping[str, An
         if saved.get(key) != settings.get(key)
     ]
     if differing:
-        raise RunDirError(f"resume={out}: flags contradict the checkpoint {found.path.name}:\n" + "\n".join(differing))
+        raise RunDirectoryError(f"resume={out}: flags contradict the checkpoint {found.path.name}:\n" + "\n".join(differing))
     return found
 
 
-class RunDir:
+class RunDirectory:
     """Writes a run's files; give ``action`` to the loop and call ``finish`` at the end.
 
     Args:
@@ -102,7 +102,7 @@ class RunDir:
         monitor: what "best" means.
         decided: what was decided at the start and a resume does again: ``plan`` (``forecast.Plan.to_json``)
             ``images`` (``Ledger.images``) and ``cache`` (which phases train from kept features).
-        from_step: windows trained before, of a resume: later lines of metrics.jsonl are dropped.
+        from_step: steps trained before, of a resume: later lines of metrics.jsonl are dropped.
             None is a new run: what one that was killed before its first checkpoint left is dropped.
         ledger: content of ledger.json where a new run's weights were ported; a resume keeps the file that is there.
         say: called with a line when something is left out.
@@ -156,8 +156,8 @@ class RunDir:
 
     def action(self, event: Event) -> None:
         """Takes part in the loop."""
-        if event.kind == "window":
-            self._window(event)
+        if event.kind == "step":
+            self._record(event)
         elif event.kind == "evaluation":
             self._watch(event.state)
             self._add(records.eval_row(event.state.evaluations[-1]))
@@ -180,11 +180,11 @@ class RunDir:
         if abs(last.frozen_output_norm - earlier[0]) > _SAME * abs(earlier[0]):
             self._say(
                 f"WARNING: the frozen part puts out something else than at this phase's start: the norm was {earlier[0]:.9g} "
-                f"and is {last.frozen_output_norm:.9g} after {last.step} windows; something frozen has been changed"
+                f"and is {last.frozen_output_norm:.9g} after {last.step} steps; something frozen has been changed"
             )
 
-    def _window(self, event: Event) -> None:
-        if self._step.traces != self._traces:  # the window's time was tracing
+    def _record(self, event: Event) -> None:
+        if self._step.traces != self._traces:  # the step's time was tracing
             self._traces = self._step.traces
             self._first = event.seconds if self._first is None else self._first
         else:
@@ -282,7 +282,7 @@ class RunDir:
             "timing": records.timing(time.perf_counter() - self._began, self._first, self._seconds, self._examples),
             "memory": self._memory(forecasts[: len(begun)]),
             "cache": dict(cache),
-            "skipped_windows": self._step.skipped,
+            "skipped_steps": self._step.skipped,
             "left_out_terms": dict(self._step.left_out),
             "exit": {"code": code, "reason": reason},
         }
@@ -295,7 +295,7 @@ class RunDir:
         rows: list[dict[str, Any]] = []
         start = 0
         for number, stage in enumerate(stages[: len(state.proven) + (state.proof is not None)]):
-            ended = number < len(state.proven)  # a run that fails at a phase's last window does not end it
+            ended = number < len(state.proven)  # a run that fails at a phase's last step does not end it
             stop, reason = where.ended[number] if ended and number < len(where.ended) else (state.step, outcome.reason)
             if ended:
                 changed = state.proven[number]

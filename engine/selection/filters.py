@@ -243,7 +243,7 @@ def group(name: str) -> Filter:
 _SLICED = re.compile(r"@(blocks|layers)(?:\(([^()]*)\))?(?:\[([^\[\]]*)\])?")
 
 
-def parse(text: str) -> Ordered:
+def parse_filter(text: str) -> Ordered:
     """Reads the text form.
 
     Raises:

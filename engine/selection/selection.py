@@ -136,7 +136,7 @@ def select(model: Any, filter: Filter | str, *, statistics: Statistics = "follow
     if statistics not in ("follow", "frozen"):
         raise ValueError(f"statistics={statistics!r}: it takes 'follow' or 'frozen'")
     variables = name_variables(model)
-    rule = filters.parse(filter) if isinstance(filter, str) else filter
+    rule = filters.parse_filter(filter) if isinstance(filter, str) else filter
     verdicts = _verdicts(rule, variables)
     trained = [e for e in variables if e.kind == "weight" and verdicts[e.path][0]]
     if not trained:
@@ -164,7 +164,7 @@ def select(model: Any, filter: Filter | str, *, statistics: Statistics = "follow
 def matching(model: Any, filter: Filter | str) -> frozenset[str]:
     """Paths that a filter matches, for other uses than training (decay). Same errors, but may be empty."""
     variables = name_variables(model)
-    verdicts = _verdicts(filters.parse(filter) if isinstance(filter, str) else filter, variables)
+    verdicts = _verdicts(filters.parse_filter(filter) if isinstance(filter, str) else filter, variables)
     return frozenset(path for path, (chosen, _) in verdicts.items() if chosen)
 
 

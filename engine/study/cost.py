@@ -1,4 +1,4 @@
-"""What a window costs in arithmetic: multiply-adds of a traced forward and backward pass, and what the machine could do.
+"""What a step costs in arithmetic: multiply-adds of a traced forward and backward pass, and what the machine could do.
 
 A multiply-add counts as 2 floating-point operations. Matrix products, convolutions and their gradients are counted,
 element-wise work is not; nor is what happens inside loops and branches.
@@ -60,7 +60,9 @@ def of_step(step: TrainStep, selection: Selection, batch: Any) -> Cost:
     if microbatch.calls_functions(micro.graph) and "image" in micro.inputs:
         specs = micro.function.structured_input_signature[0][0]
         whole = step.micro_batch_size is None
-        counted = microbatch.trace(step.loss_fn, selection, specs, whole=whole, remat_mode=step.remat, inline=True)
+        counted = microbatch.trace_micro_batch(
+            step.loss_fn, selection, specs, whole=whole, remat_mode=step.remat, inline=True
+        )
     return cost(_traced(counted))._replace(backward_ops=len(micro.backward))
 
 
@@ -73,7 +75,7 @@ def gemm_gflops(size: int = 1536, *, times: int = 15) -> dict[str, float]:
     left, right = (tf.random.stateless_uniform([size, size], seed=[0, number]) for number in (1, 2))
     product = tf.function(tf.matmul, autograph=False)
     seconds = []
-    for _ in range(times + 2):  # the first two warm up
+    for _ in range(times + 2):  # the first two input_dependent up
         started = time.perf_counter()
         product(left, right).numpy()
         seconds.append(time.perf_counter() - started)

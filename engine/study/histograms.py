@@ -72,7 +72,7 @@ class Histograms:
                 row[0].set_ylabel(part, rotation=0, ha="right", va="center")
             for panel, kind in zip(panels[-1], ("weights", "gradients"), strict=True):
                 panel.set_xlabel(f"log10 of the absolute value of {kind}")
-            panels[0][1].legend(title="after windows", fontsize=7, title_fontsize=7, loc="upper left")
+            panels[0][1].legend(title="after steps", fontsize=7, title_fontsize=7, loc="upper left")
             figure.suptitle(title + (f" (the last {len(parts)} parts; {hidden} more train)" if hidden else ""))
             picture = io.BytesIO()
             figure.savefig(picture, format="png", dpi=110)

@@ -25,7 +25,7 @@ class Candidate:
 
     Attributes:
         strategy, runner: of the row.
-        quality: evaluation accuracy or loss after the last window.
+        quality: evaluation accuracy or loss after the last step.
         gain: by how much that is better than before any training.
         seconds: of the whole job; median, least and most of the repeats.
         memory: peak bytes, or None.
@@ -191,7 +191,7 @@ def _basis(study: Mapping[str, Any], found: Sequence[Candidate], what: str, befo
     job = study["job"]
     words = "above" if what == "accuracy" else "below"
     reasons = [
-        f"Gain is how far the evaluation {what} after the last window lies {words} the {before} before any training, "
+        f"Gain is how far the evaluation {what} after the last step lies {words} the {before} before any training, "
         f"on {count(job['eval_examples'])} evaluation examples."
     ]
     if found:

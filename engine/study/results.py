@@ -22,9 +22,9 @@ TAKEN = 0.1  # share of the machine's time that others may have before times are
 
 Run = Mapping[str, Any]
 
-# Relative difference of losses. The first window's loss differs by rounding alone: other libraries sum in another order.
-# Later rounding has grown along the trajectory (in BatchNorm networks an ulp became 3e-2 within 50 windows), so the last
-# window's is no proof of equality, only a net for a runner that trains something else.
+# Relative difference of losses. The first step's loss differs by rounding alone: other libraries sum in another order.
+# Later rounding has grown along the trajectory (in BatchNorm networks an ulp became 3e-2 within 50 steps), so the last
+# step's is no proof of equality, only a net for a runner that trains something else.
 _FIRST = {"float32": 1e-5, "float64": 1e-6, "mixed_bfloat16": 5e-2, "mixed_float16": 1e-2}
 _LAST = {"float32": 2e-2, "float64": 1e-4, "mixed_bfloat16": 3e-1, "mixed_float16": 1e-1}
 
@@ -133,7 +133,7 @@ def choose_target(runs: Sequence[Run], asked: float | None) -> tuple[float | Non
 def disagreements(runs: Sequence[Run], *, precision: str) -> list[str]:
     """What a reader must know of runs that should be equal and are not, a sentence each.
 
-    All runners train the same windows of the same data from the same weights by the same rule. TF1's three methods
+    All runners train the same steps of the same data from the same weights by the same rule. TF1's three methods
     are to end with the same bits, and so are the repeats of any runner.
     """
     done = [run for run in runs if not run.get("failed") and "left_out" not in run]
@@ -147,13 +147,13 @@ def disagreements(runs: Sequence[Run], *, precision: str) -> list[str]:
                 apart = _apart(base[key], other[key])
                 if not apart <= bounds[precision]:
                     found.append(
-                        f"{strategy}: the {what} window's loss is {base[key]:.6g} by {base['runner']} and "
+                        f"{strategy}: the {what} step's loss is {base[key]:.6g} by {base['runner']} and "
                         f"{other[key]:.6g} by {other['runner']}: {apart:.1e} apart, {bounds[precision]:.0e} is expected at most."
                     )
             if other["trained_parameters"] != base["trained_parameters"]:
                 found.append(
                     f"{strategy}: {other['runner']} trained {other['trained_parameters']:,} parameters and "
-                    f"{base['runner']} {base['trained_parameters']:,}: their evaluations ended phases at other windows."
+                    f"{base['runner']} {base['trained_parameters']:,}: their evaluations ended phases at other steps."
                 )
         for name, repeats in by_runner.items():
             if len({run["weights_sha256"] for run in repeats}) > 1:

@@ -1,4 +1,4 @@
-"""Freezing strategies as data: a name, and the phases (filter text and share of the windows) that it stands for.
+"""Freezing strategies as data: a name, and the phases (filter text and share of the steps) that it stands for.
 
 A strategy is written for a model's parts (engine.selection.layer_groups), from the input to the head: a ViT's blocks; groups of layers of a
 Keras model (``block_16_expand`` ... ``block_16_project_BN`` are one); else what lies at the top of a tf.Module. What a
@@ -46,7 +46,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Step:
-    """A phase as a share of all windows. ``plateau``: it ends when evaluations stop getting better."""
+    """A phase as a share of all steps. ``plateau``: it ends when evaluations stop getting better."""
 
     name: str
     train: str
@@ -63,13 +63,13 @@ class Strategy:
 
     @property
     def budget(self) -> bool:
-        """Whether evaluations decide when phases end, so that windows are counted over all of them."""
+        """Whether evaluations decide when phases end, so that steps are counted over all of them."""
         return any(step.plateau for step in self.steps)
 
-    def phases(self, windows: int) -> list[Phase]:
-        """The phases of a run of so many windows; of a ``budget`` each may take all, and the run ends after them.
+    def phases(self, steps: int) -> list[Phase]:
+        """The phases of a run of so many steps; of a ``budget`` each may take all, and the run ends after them.
 
-        A phase for which no window is left is dropped, the last never.
+        A phase for which no step is left is dropped, the last never.
         """
         if self.budget:
             return [
@@ -79,20 +79,20 @@ class Strategy:
                     until="plateau",
                     patience=1,
                     min_delta=PLATEAU_DELTA,
-                    max_steps=windows,
+                    max_steps=steps,
                 )
                 for step in self.steps
             ]
-        ends = [round(windows * share) for share in itertools.accumulate(step.share for step in self.steps)]
-        ends[-1] = windows
+        ends = [round(steps * share) for share in itertools.accumulate(step.share for step in self.steps)]
+        ends[-1] = steps
         lengths = [end - start for start, end in itertools.pairwise([0, *ends])]
         if not lengths[-1]:
-            lengths = [0] * (len(lengths) - 1) + [windows]
+            lengths = [0] * (len(lengths) - 1) + [steps]
         pairs = zip(self.steps, lengths, strict=True)
         return [Phase(name=step.name, train=step.train, steps=length) for step, length in pairs if length]
 
 
-class Known:
+class ModelStrategies:
     """The strategies of one model.
 
     Args:
@@ -154,7 +154,7 @@ class Known:
             if name in _FAMILIES or re.fullmatch(r"last_\d+", name):
                 raise StrategyError(f"strategies={text!r}: {name} is a strategy already; another name tells them apart")
             try:
-                found = Strategy(name, (Step("train", str(filters.parse(rule)), 1.0),))
+                found = Strategy(name, (Step("train", str(filters.parse_filter(rule)), 1.0),))
             except filters.FilterError as error:
                 raise StrategyError(f"strategies={text!r}: {error}") from None
         else:

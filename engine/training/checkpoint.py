@@ -23,7 +23,7 @@ from engine.selection.selection import digest
 from engine.selection.variables import ModelVariables
 
 _NAME = re.compile(r"step-(\d{8,})\.npz")
-_FORMAT = 1
+_FORMAT = 2  # 1 counted "windows"
 
 
 class CheckpointError(InputError):
@@ -36,7 +36,7 @@ class Checkpoint:
 
     Attributes:
         path: its file.
-        step: windows trained.
+        step: steps trained.
         state: what the run saved beside arrays.
         arrays: every array by name.
     """

@@ -1,4 +1,4 @@
-"""Exponential moving averages of what trains, counted in windows."""
+"""Exponential moving averages of what trains, counted in steps."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class EmaError(InputError):
 
 
 class Averages:
-    """After each window: average = decay * average + (1 - decay) * variable, for the selection alone.
+    """After each step: average = decay * average + (1 - decay) * variable, for the selection alone.
 
     An average begins with the variable's value when it is first trained; a variable that is frozen
-    loses its average. Skipped windows do not count.
+    loses its average. Skipped steps do not count.
 
     Args:
-        decay: above 0 and below 1; some 1 / (1 - decay) windows are averaged over.
+        decay: above 0 and below 1; some 1 / (1 - decay) steps are averaged over.
 
     Attributes:
         values: path -> tf.Variable of the variable's shape and dtype.

@@ -146,9 +146,9 @@ def _tensors(batch: Mapping[str, Any]) -> dict[str, Any]:
 def _frozen_output_norms(selection: Selection, images: Any) -> Any | None:
     """The L2 norm of each example [B] at the frost line, in the graph that is being traced."""
     traced = tf.compat.v1.get_default_graph()
-    hot = dataflow.captured_handles(traced, [e.variable for e in (*selection.trained, *selection.moving)])
+    varying = dataflow.captured_handles(traced, [e.variable for e in (*selection.trained, *selection.moving)])
     frozen = dataflow.dependents(traced, dataflow.captured_handles(traced, [e.variable for e in selection.frozen]))
-    tensors = dataflow.frontier(traced, hot=hot, inputs=[images])
+    tensors = dataflow.frontier(traced, varying=varying, inputs=[images])
     tensors = [t for t in tensors if t.op in frozen and t.shape.rank and t.shape[0] is None]
     if not tensors:
         return None

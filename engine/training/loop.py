@@ -1,4 +1,4 @@
-"""The loop: runs phases window by window. It owns neither the step, the loss nor the optimizer.
+"""The loop: runs phases step by step. It owns neither the step, the loss nor the optimizer.
 
 State is small and explicit (``State``); which phase applies is computed from it (engine.training.phases), so
 a run that is killed and resumed takes the same course. Actions are callables given each event.
@@ -16,7 +16,7 @@ from engine.training import phases as phase_rules
 from engine.training.optimizers import Optimizer
 from engine.training.phases import Evaluation, Monitor, Phase
 from engine.training.schedules import Schedule
-from engine.training.step import NonFiniteError, TrainStep, Window
+from engine.training.step import NonFiniteError, StepResult, TrainStep
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class State:
     """What a resume needs beside variables and slots.
 
     Attributes:
-        step: windows trained, skipped ones included.
+        step: steps trained, skipped ones included.
         evaluations: all evaluations so far.
         proof: digests of the current phase's frozen variables at its start; None between phases.
         proven: for each ended phase, the frozen variables that changed (none, if all is well).
@@ -73,22 +73,22 @@ class Event(NamedTuple):
     """Something that happened.
 
     Attributes:
-        kind: "phase" (one begins), "window", "evaluation", "phase_end", "checkpoint" (state is whole
+        kind: "phase" (one begins), "step", "evaluation", "phase_end", "checkpoint" (state is whole
             and may be saved now).
         state: the state after it.
         stage: the stage it belongs to.
-        window: of a "window": what it gave.
-        learning_rate: of a "window".
-        seconds: of a "window": its time, the batch included.
-        examples: of a "window": how many examples it had.
-        skipped: of a "window": windows skipped so far, this one included.
+        step: of a "step": what it gave.
+        learning_rate: of a "step".
+        seconds: of a "step": its time, the batch included.
+        examples: of a "step": how many examples it had.
+        skipped: of a "step": steps skipped so far, this one included.
         force: of a "checkpoint": save whether or not one is due.
     """
 
     kind: str
     state: State
     stage: Stage
-    window: Window | None = None
+    result: StepResult | None = None
     learning_rate: float = 0.0
     seconds: float = 0.0
     examples: int = 0
@@ -113,15 +113,15 @@ class Loop:
     Attributes:
         step: the compiled step.
         stages: the phases in order.
-        batches: a phase and windows [start, stop) -> their batches, a pure function of these. Asked after the
+        batches: a phase and steps [start, stop) -> their batches, a pure function of these. Asked after the
             "phase" event.
-        per_epoch: windows in an epoch.
-        evaluate: a stage and the number of windows trained -> what to record.
-        eval_every: windows between evaluations; one is made at the start and at each phase's end too.
+        per_epoch: steps in an epoch.
+        evaluate: a stage and the number of steps trained -> what to record.
+        eval_every: steps between evaluations; one is made at the start and at each phase's end too.
         actions: called with each event, in order.
         early_stop: evaluations in a row that may be no better than the best before the run ends.
         monitor: what "better" means.
-        stop: asked after each window; True ends the run.
+        stop: asked after each step; True ends the run.
     """
 
     step: TrainStep
@@ -156,7 +156,7 @@ class Loop:
 
     def _run_phase(self, state: State, stage: Stage, where: phase_rules.Position) -> str | None:
         """Trains until the phase ends (None), or the run does (the reason)."""
-        length = stage.phase.windows(self.per_epoch)
+        length = stage.phase.step_count(self.per_epoch)
         last = where.from_step + length
         if self._stopped_early(state):  # a run that ended before is not trained on
             return "early_stop"
@@ -166,7 +166,7 @@ class Loop:
                 if self.stop():
                     self._tell(Event("checkpoint", state, stage, force=True))
                     return "stopped"
-                self._window(state, stage, batches, state.step - where.from_step, length)
+                self._step(state, stage, batches, state.step - where.from_step, length)
                 if state.step % self.eval_every == 0 or state.step == last:
                     self._evaluate(state, stage)
                 ended = self._locate(state).phase != where.phase
@@ -178,24 +178,22 @@ class Loop:
         finally:
             batches.close()  # type: ignore[attr-defined]
 
-    def _window(
-        self, state: State, stage: Stage, batches: Iterator[Mapping[str, Any]], number: int, length: int
-    ) -> None:
+    def _step(self, state: State, stage: Stage, batches: Iterator[Mapping[str, Any]], number: int, length: int) -> None:
         started = time.perf_counter()
         batch = next(batches)
         rate = stage.learning_rate * stage.schedule.factor(number, length)
-        before = self.step.windows
+        before = self.step.steps
         try:
-            window = self.step(stage.selection, batch, learning_rate=rate, optimizer=stage.optimizer)
+            result = self.step(stage.selection, batch, learning_rate=rate, optimizer=stage.optimizer)
         except NonFiniteError as error:
-            state.step += self.step.windows - before  # the last of too many skipped windows is counted
+            state.step += self.step.steps - before  # the last of too many skipped steps is counted
             raise LoopError(
                 f"{error} (phase {stage.phase.name!r}): lower the learning rate (now {rate:g}), warm up, or clip the gradient"
             ) from None
         state.step += 1
         seconds = time.perf_counter() - started
         examples = len(batch["index"]) if "index" in batch else len(next(iter(batch.values())))
-        self._tell(Event("window", state, stage, window, rate, seconds, examples, self.step.skipped))
+        self._tell(Event("step", state, stage, result, rate, seconds, examples, self.step.skipped))
 
     def _evaluate(self, state: State, stage: Stage) -> None:
         state.evaluations.append(self.evaluate(stage, state.step))

@@ -1,7 +1,7 @@
 """The Loss contract, and the supervised losses by name.
 
 A loss function is ``loss_fn(batch, *, training, seeds) -> Loss``. Its terms hold one value and one
-weight per example; each term is summed over a window (micro-batches, replicas) and divided once by
+weight per example; each term is summed over a step (micro-batches, replicas) and divided once by
 its own summed weights. That makes uneven and weighted batches exact; an average of averages is not.
 """
 
@@ -27,9 +27,9 @@ class Loss(NamedTuple):
     """What a loss function returns.
 
     Attributes:
-        terms: name -> (values [B], weights [B] or None for ones). The window's loss is the sum over
+        terms: name -> (values [B], weights [B] or None for ones). The step's loss is the sum over
             terms of sum(values * weights) / sum(weights); a term whose weights are all 0 counts 0.
-        regulariser: a scalar that enters once a window, or {variable path: scalar}, of which only
+        regulariser: a scalar that enters once a step, or {variable path: scalar}, of which only
             the selection's enter (the path "" always does); or None.
         metrics: name -> (values [B], weights [B] or None); averaged like terms, without gradient.
     """
@@ -78,12 +78,12 @@ def weighted_sums(pairs: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, 
 
 
 def objective(sums: Mapping[str, tuple[Any, Any]], regulariser: Any, *, divisors: Any = None, share: Any = None) -> Any:
-    """What is differentiated: of a whole window, or of one micro-batch, which sum to it.
+    """What is differentiated: of a whole step, or of one micro-batch, which sum to it.
 
     Args:
         sums: as ``weighted_sums`` gives them, at least one.
-        regulariser: of the window, a scalar.
-        divisors: [terms], the window's summed weights; None where these are the window's own sums.
+        regulariser: of the step, a scalar.
+        divisors: [terms], the step's summed weights; None where these are the step's own sums.
         share: the micro-batch's share of the regulariser; None is all of it.
     """
     parts = []
@@ -115,7 +115,7 @@ def regulariser_of(loss: Loss, trained: frozenset[str], dtype: Any) -> Any:
     return tf.cast(loss.regulariser, dtype)
 
 
-def supervised(model: Any, kind: str = "softmax", *, label_smoothing: float = 0.0) -> LossFunction:
+def supervised_loss(model: Any, kind: str = "softmax", *, label_smoothing: float = 0.0) -> LossFunction:
     """A loss function for batches {"image", "label"[, "weight"]} of a classifier or regressor.
 
     Args:

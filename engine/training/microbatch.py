@@ -1,7 +1,7 @@
 """The forward and backward pass of one micro-batch, traced once for a selection.
 
 The tape watches the selection's variables and nothing else, so nothing below the lowest of them is
-recorded. A window calls this function once, or once for each of its micro-batches.
+recorded. A step calls this function once, or once for each of its micro-batches.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class MicroBatch:
         return dict(zip(names, self.graph.inputs, strict=False))
 
 
-def trace(
+def trace_micro_batch(
     loss_fn: LossFunction,
     selection: Selection,
     specs: Mapping[str, tf.TensorSpec],
@@ -66,8 +66,8 @@ def trace(
 ) -> MicroBatch:
     """Traces loss and gradients.
 
-    The function takes the batch, ``divisors`` (one for each term: the window's summed weights),
-    ``share`` (of the window's examples, for the regulariser, which enters once a window) and
+    The function takes the batch, ``divisors`` (one for each term: the step's summed weights),
+    ``share`` (of the step's examples, for the regulariser, which enters once a step) and
     ``loss_scale``. It returns ``gradients`` (of the scaled loss; dense, at least float32), and the
     scalars ``values``, ``weights`` (a term's sums), ``metrics`` (pairs of sums) and ``regulariser``.
 
@@ -75,7 +75,7 @@ def trace(
         loss_fn: ``loss_fn(batch, *, training, seeds) -> Loss``.
         selection: what trains.
         specs: of the batch, "seeds" included.
-        whole: the micro-batch is the window: its own sums are the divisors, what is given is ignored.
+        whole: the micro-batch is the step: its own sums are the divisors, what is given is ignored.
         remat_mode: what the model's marks do (engine.training.remat).
         inline: whether tf.functions that the loss calls are written out, so that the graph shows what is in them.
 
@@ -154,8 +154,8 @@ def calls_functions(traced: Any) -> bool:
     return any(op.type in ("PartitionedCall", "StatefulPartitionedCall") for op in traced.get_operations())
 
 
-def window_weights(micro: MicroBatch, selection: Selection, batch: Mapping[str, Any], count: Any) -> list[Any]:
-    """Each term's summed weights over a whole window, inside a tf.function: float64 scalars.
+def step_weights(micro: MicroBatch, selection: Selection, batch: Mapping[str, Any], count: Any) -> list[Any]:
+    """Each term's summed weights over a whole step, inside a tf.function: float64 scalars.
 
     A micro-batch's gradient is divided by them, so they must be known before the first one: the part
     of the traced loss that makes the weights is run on the whole batch, and nothing else of it.

@@ -33,7 +33,7 @@ class Optimizer:
     """What all optimizers share.
 
     Attributes:
-        weight_decay: decoupled: each window, variable -= learning_rate * weight_decay * variable.
+        weight_decay: decoupled: each step, variable -= learning_rate * weight_decay * variable.
         decay: which trained variables decay; by default none of the biases, norms and embeddings.
         layer_decay: factor on the learning rate per layer counted from the output (BEiT,
             arXiv:2106.08254): 1 for what follows the last block, d for that block, d**2 below it.
@@ -55,7 +55,7 @@ class Optimizer:
             _check("clip_norm", self.clip_norm, 0.0, math.inf, open_low=True)
 
     def powers(self, t: np.ndarray) -> np.ndarray:
-        """Per-variable numbers that depend on t (windows seen, this one included): float64 [n, k]."""
+        """Per-variable numbers that depend on t (steps seen, this one included): float64 [n, k]."""
         return np.zeros((len(t), 0))
 
     def constants(self) -> tuple[float, ...]:
@@ -196,11 +196,11 @@ def by_name(name: str, **hyperparameters: Any) -> Optimizer:
 
 @dataclass
 class Slots:
-    """Slots of the trained variables by path, and the windows each has seen.
+    """Slots of the trained variables by path, and the steps each has seen.
 
     Attributes:
         values: path -> slot name -> tf.Variable of the variable's shape and dtype.
-        t: path -> number of windows applied since the slots were made.
+        t: path -> number of steps applied since the slots were made.
     """
 
     values: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -226,7 +226,7 @@ class Slots:
     def handles(self, chosen: Selection) -> list[list[Any]]:
         return [[slot.handle for slot in self.values[entry.path].values()] for entry in chosen.trained]
 
-    def windows(self, chosen: Selection) -> np.ndarray:
+    def steps(self, chosen: Selection) -> np.ndarray:
         return np.array([self.t[entry.path] for entry in chosen.trained], np.int64)
 
     def advance(self, chosen: Selection) -> None:

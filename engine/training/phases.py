@@ -1,4 +1,4 @@
-"""Phases, and which one applies: a pure function of saved state (windows trained, evaluations made)."""
+"""Phases, and which one applies: a pure function of saved state (steps trained, evaluations made)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PhaseError(InputError):
 
 
 class Evaluation(NamedTuple):
-    """One recorded evaluation. ``step`` counts windows trained; accuracy is None where there is none."""
+    """One recorded evaluation. ``step`` counts steps trained; accuracy is None where there is none."""
 
     step: int
     phase: str
@@ -38,10 +38,10 @@ class Phase:
     Attributes:
         name: for logs and files.
         train: filter text: what trains.
-        steps: windows; or None when ``epochs`` or ``until`` says how long.
+        steps: steps; or None when ``epochs`` or ``until`` says how long.
         epochs: passes over the training part; may be a fraction.
         until: "plateau" ends the phase when ``patience`` evaluations in a row are not better than the
-            best one before by more than ``min_delta``, or after ``max_steps`` windows.
+            best one before by more than ``min_delta``, or after ``max_steps`` steps.
         learning_rate, schedule, weight_decay, layer_decay, clip_norm: None takes the run's own.
     """
 
@@ -70,7 +70,7 @@ class Phase:
                 f"phase {self.name!r}: until={self.until!r}: `plateau` is the only way to end by evaluation"
             )
         if self.until and self.max_steps is None:
-            raise PhaseError(f"phase {self.name!r}: until=plateau needs max_steps=N, the most windows it may take")
+            raise PhaseError(f"phase {self.name!r}: until=plateau needs max_steps=N, the most steps it may take")
         if self.max_steps is not None and not self.until:
             raise PhaseError(f"phase {self.name!r}: max_steps={self.max_steps} goes with until=plateau")
         for key in ("steps", "epochs", "patience", "max_steps", "learning_rate", "clip_norm"):
@@ -85,10 +85,10 @@ class Phase:
             raise PhaseError(f"phase {self.name!r}: layer_decay={self.layer_decay}: it must be above 0 and at most 1")
         if self.schedule is not None:
             schedules.parse(self.schedule)
-        filters.parse(self.train)
+        filters.parse_filter(self.train)
 
-    def windows(self, per_epoch: int) -> int:
-        """Windows of the phase; the most there can be when evaluations end it."""
+    def step_count(self, per_epoch: int) -> int:
+        """Steps of the phase; the most there can be when evaluations end it."""
         if self.epochs is not None:
             return max(1, round(self.epochs * per_epoch))
         return self.steps or self.max_steps or 0
@@ -154,7 +154,7 @@ def _value(text: str, key: str, value: str) -> object:
 
 
 class Position(NamedTuple):
-    """Where a run is: the phase, its first window, and why the phases before it ended."""
+    """Where a run is: the phase, its first step, and why the phases before it ended."""
 
     phase: int
     from_step: int
@@ -164,11 +164,11 @@ class Position(NamedTuple):
 def locate(
     phases: Sequence[Phase], per_epoch: int, step: int, evaluations: Sequence[Evaluation], monitor: Monitor
 ) -> Position:
-    """The phase that the next window belongs to, after ``step`` windows; ``len(phases)`` at the end."""
+    """The phase that the next step belongs to, after ``step`` steps; ``len(phases)`` at the end."""
     from_step = 0
     ended: list[tuple[int, str]] = []
     for number, phase in enumerate(phases):
-        to_step, reason = from_step + phase.windows(per_epoch), "steps"
+        to_step, reason = from_step + phase.step_count(per_epoch), "steps"
         if phase.until:
             reason = "max_steps"
             mine = [e for e in evaluations if from_step < e.step <= min(step, to_step)]

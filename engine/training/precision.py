@@ -69,14 +69,14 @@ def wide(x: Any) -> Any:
 
 @dataclass
 class LossScale:
-    """A dynamic loss scale (arXiv:1710.03740, section 3.2), moved once a window.
+    """A dynamic loss scale (arXiv:1710.03740, section 3.2), moved once a step.
 
     Attributes:
         scale: what the loss is multiplied by, and gradients are divided by; a power of two, so that
             both are exact.
-        good: finite windows since the scale last moved.
+        good: finite steps since the scale last moved.
         floor, cap: the scale stays between them.
-        growth_every: finite windows in a row after which the scale doubles.
+        growth_every: finite steps in a row after which the scale doubles.
     """
 
     scale: float = 2.0**15
@@ -94,7 +94,7 @@ class LossScale:
             raise PrecisionError(f"growth_every={self.growth_every}: it must be at least 1")
 
     def update(self, finite: bool) -> None:
-        """Halves after a window that was not finite, doubles after enough that were."""
+        """Halves after a step that was not finite, doubles after enough that were."""
         if not finite:
             self.scale, self.good = max(self.floor, self.scale / 2), 0
             return

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure functions of the window within a phase, so resume needs no state."""
+"""Learning-rate schedules: pure functions of the step within a phase, so resume needs no state."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ class ScheduleError(InputError):
 
 @dataclass(frozen=True)
 class Schedule:
-    """Factor on the learning rate by window.
+    """Factor on the learning rate by step.
 
     Attributes:
-        kind: "constant"; "cosine" and "linear" fall from 1 towards 0, which the window after the
+        kind: "constant"; "cosine" and "linear" fall from 1 towards 0, which the step after the
             last one would have; "exponential" falls from 1 towards 0.01.
-        warmup: windows in which the factor first rises linearly to 1.
+        warmup: steps in which the factor first rises linearly to 1.
     """
 
     kind: str = "constant"
     warmup: int = 0
 
-    def factor(self, window: int, total: int) -> float:
-        """Factor at ``window`` (from 0) of ``total`` windows in the phase."""
-        if window < self.warmup:
-            return (window + 1) / (self.warmup + 1)
-        done = min(1.0, (window - self.warmup) / max(1, total - self.warmup))
+    def factor(self, step: int, total: int) -> float:
+        """Factor at ``step`` (from 0) of ``total`` steps in the phase."""
+        if step < self.warmup:
+            return (step + 1) / (self.warmup + 1)
+        done = min(1.0, (step - self.warmup) / max(1, total - self.warmup))
         if self.kind == "cosine":
             return 0.5 * (1.0 + math.cos(math.pi * done))
         if self.kind == "linear":
@@ -50,7 +50,7 @@ def parse(text: str) -> Schedule:
     """Reads ``kind[,warmup=N]``.
 
     Raises:
-        ScheduleError: unknown kind or option, or a warm-up that is no number of windows.
+        ScheduleError: unknown kind or option, or a warm-up that is no number of steps.
     """
     kind, *options = [part.strip() for part in text.split(",")]
     if kind not in KINDS:
@@ -61,6 +61,6 @@ def parse(text: str) -> Schedule:
     for option in options:
         match = re.fullmatch(r"warmup=(\d{1,9})", option)
         if match is None:
-            raise ScheduleError(f"schedule={text!r}: `{option}` is no option; warmup=N (windows, N >= 0) is")
+            raise ScheduleError(f"schedule={text!r}: `{option}` is no option; warmup=N (steps, N >= 0) is")
         warmup = int(match.group(1))
     return Schedule(kind, warmup)

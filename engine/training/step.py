@@ -1,4 +1,4 @@
-"""TrainStep: one compiled function per selection and optimizer. A window is one call of it.
+"""TrainStep: one compiled function per selection and optimizer. A step is one call of it.
 
 Gradients, slots, averages, decay and the clipping norm exist for the selection alone. Slots are
 passed to the compiled function by handle: it survives their being dropped, and going back to an
@@ -32,12 +32,12 @@ NonFinite = Literal["skip", "stop"]
 
 
 class NonFiniteError(RuntimeError):
-    """A window whose loss or gradient is not finite; it changed nothing."""
+    """A step whose loss or gradient is not finite; it changed nothing."""
 
 
 @dataclass(frozen=True)
-class Window:
-    """What one window gave; scalars as tensors, read when needed.
+class StepResult:
+    """What one step gave; scalars as tensors, read when needed.
 
     Attributes:
         loss: sum of all terms and the regulariser.
@@ -45,7 +45,7 @@ class Window:
         metrics: each metric's weighted mean.
         grad_norm: global norm of the selection's gradient, before clipping.
         skipped: nothing was updated: the loss or the gradient was not finite, or no example had a weight.
-        loss_scale: that this window was computed with (1.0 without one).
+        loss_scale: that this step was computed with (1.0 without one).
         left_out: terms whose weights were all 0.
     """
 
@@ -59,8 +59,8 @@ class Window:
 
 
 @dataclass(frozen=True, eq=False)
-class TracedWindow:
-    """A compiled window as a graph, to be read.
+class TracedStep:
+    """A compiled step as a graph, to be read.
 
     Attributes:
         graph: its function graph.
@@ -75,28 +75,28 @@ class TracedWindow:
 
 
 class TrainStep:
-    """Trains on one window a call.
+    """Trains on one step a call.
 
     Args:
         loss_fn: ``loss_fn(batch, *, training, seeds) -> Loss`` (engine.training.losses).
         optimizer: hyperparameters; ``__call__`` can be given another of the same kind.
         seed: base of the per-example seeds of batches that bring none.
-        micro_batch_size: examples per micro-batch: a window is computed in parts of so many (the last
+        micro_batch_size: examples per micro-batch: a step is computed in parts of so many (the last
             may have fewer), with the same result up to rounding and the memory of one part. None
             computes it in one piece.
         remat: "none", "elementwise" or "blocks": what is computed again instead of kept (engine.training.remat).
         loss_scale: dynamic loss scale, which a model that computes in float16 needs.
         ema: decay of averages of the trained variables; None keeps none.
-        nonfinite: "stop" raises at the first window that is not finite; "skip" goes on without it.
-            None: skips with a loss scale, else stops. Such a window never changes anything.
-        give_up: windows skipped in a row after which it raises all the same.
+        nonfinite: "stop" raises at the first step that is not finite; "skip" goes on without it.
+            None: skips with a loss scale, else stops. Such a step never changes anything.
+        give_up: steps skipped in a row after which it raises all the same.
 
     Attributes:
         slots: optimizer state of the current selection.
         averages: of the current selection, or None.
-        windows: windows trained so far, skipped ones included; not one that "stop" raised at.
+        steps: steps trained so far, skipped ones included; not one that "stop" raised at.
         skipped: how many of them were skipped.
-        left_out: term -> windows in which all its weights were 0.
+        left_out: term -> steps in which all its weights were 0.
         traces: how many times a function was traced.
 
     Raises:
@@ -132,7 +132,7 @@ class TrainStep:
         self.give_up = give_up
         self.slots = Slots()
         self.averages = Averages(ema) if ema is not None else None
-        self.windows = 0
+        self.steps = 0
         self.skipped = 0
         self.left_out: dict[str, int] = {}
         self.traces = 0
@@ -147,14 +147,14 @@ class TrainStep:
         *,
         learning_rate: float,
         optimizer: Optimizer | None = None,
-    ) -> Window:
+    ) -> StepResult:
         """Trains the selection on one batch.
 
         Args:
             selection: what may move.
             batch: name -> array or tensor, first axis the examples. "seeds" (int32 [B, 2]) are the
                 examples' random seeds; "index" stays on the host.
-            learning_rate: of this window.
+            learning_rate: of this step.
             optimizer: instead of the one given at the making, with the same slots.
 
         Raises:
@@ -175,14 +175,14 @@ class TrainStep:
             tf.constant(learning_rate, tf.float64),
             tf.constant(scale, tf.float64),
             self.slots.handles(selection),
-            tf.constant(optimizer.powers(self.slots.windows(selection) + 1)),
+            tf.constant(optimizer.powers(self.slots.steps(selection) + 1)),
             self.averages.handles(selection) if self.averages is not None else [],
         )
         losses.check_weights(result["weights"])
         losses.check_weights(result["metric_weights"])
         if bool(result["finite"]) and not bool(result["exact"]):
             raise losses.LossError(
-                "weights of micro-batches do not sum to those of the window: an example's weight must not depend on "
+                "weights of micro-batches do not sum to those of the step: an example's weight must not depend on "
                 "the other examples of its batch; compute it from the example, or before the batch is given"
             )
         applied = bool(result["applied"])
@@ -192,7 +192,7 @@ class TrainStep:
         empty = tuple(name for name, weight in result["weights"].items() if not float(weight))
         for name in empty:
             self.left_out[name] = self.left_out.get(name, 0) + 1
-        return Window(
+        return StepResult(
             loss=result["loss"],
             terms=result["terms"],
             metrics=result["metrics"],
@@ -206,8 +206,8 @@ class TrainStep:
         """The traced forward and backward pass for a selection and batches like this one, without running it."""
         return self._micro_batch(selection, self._tensors(batch))
 
-    def traced(self, selection: Selection, batch: Mapping[str, Any]) -> TracedWindow:
-        """The compiled window for a selection and batches like this one, without running it."""
+    def traced(self, selection: Selection, batch: Mapping[str, Any]) -> TracedStep:
+        """The compiled step for a selection and batches like this one, without running it."""
         tensors = self._tensors(batch)
         graph = self._function(selection, self.optimizer, tensors).graph
         first = len(tensors) + 2  # after the batch, the learning rate and the loss scale
@@ -219,7 +219,7 @@ class TrainStep:
             handles |= dict(zip((tensor.op.name for tensor in inputs), paths, strict=False))
         own = {id(entry.variable.handle): entry.path for entry in selection.variables}
         handles |= {inner.op.name: own[id(outer)] for outer, inner in graph.captures if id(outer) in own}
-        return TracedWindow(graph, handles, self._micro_batch(selection, tensors))
+        return TracedStep(graph, handles, self._micro_batch(selection, tensors))
 
     def cut(
         self, selection: Selection, batch: Mapping[str, Any], *, most_bytes: int | None = None
@@ -228,7 +228,7 @@ class TrainStep:
 
         Args:
             selection: what trains.
-            batch: any batch with "image", as a window has it.
+            batch: any batch with "image", as a step has it.
             most_bytes: that may cross for an example; None sets no limit.
         """
         tensors = self._tensors(batch)
@@ -253,11 +253,11 @@ class TrainStep:
             names = list(dict.fromkeys(entry.layer for entry in selection.moving))
             found.append(
                 f"{len(names)} BatchNorm layer(s) in training mode take their moments from a micro-batch, not from the "
-                f"window, and their statistics move once for each: {', '.join(names[:5])}; `!@stats` avoids it"
+                f"step, and their statistics move once for each: {', '.join(names[:5])}; `!@stats` avoids it"
             )
         if generators := list(selection.variables.generators):
             found.append(
-                f"{len(generators)} Keras layer(s) draw random numbers of their own, which depend on how a window is "
+                f"{len(generators)} Keras layer(s) draw random numbers of their own, which depend on how a step is "
                 f"split: {', '.join(generators[:5])}"
             )
         return found
@@ -266,7 +266,7 @@ class TrainStep:
         """What a resume needs beside variables and ``arrays``."""
         scale = self.loss_scale
         return {
-            "windows": self.windows,
+            "steps": self.steps,
             "skipped": self.skipped,
             "skipped_in_row": self._skipped_in_row,
             "left_out": dict(self.left_out),
@@ -288,7 +288,7 @@ class TrainStep:
         self.slots.restore(variables, self.optimizer, arrays)
         if self.averages is not None:
             self.averages.restore(variables, arrays)
-        self.windows, self.skipped = state["windows"], state["skipped"]
+        self.steps, self.skipped = state["steps"], state["skipped"]
         self._skipped_in_row, self.left_out = state["skipped_in_row"], dict(state["left_out"])
         if self.loss_scale is not None and state["loss_scale"] is not None:
             self.loss_scale.scale, self.loss_scale.good = state["loss_scale"]["scale"], state["loss_scale"]["good"]
@@ -298,10 +298,10 @@ class TrainStep:
     def _judge(
         self, selection: Selection, tensors: Mapping[str, Any], applied: bool, finite: bool, scale: float
     ) -> None:
-        """Counts a window and moves the loss scale, or raises; the skipped window that is one too many is counted."""
+        """Counts a step and moves the loss scale, or raises; the skipped step that is one too many is counted."""
         if not finite and self.nonfinite == "stop":
-            raise NonFiniteError(f"window {self.windows + 1} was not applied; {self._whose(selection, tensors, scale)}")
-        self.windows += 1
+            raise NonFiniteError(f"step {self.steps + 1} was not applied; {self._whose(selection, tensors, scale)}")
+        self.steps += 1
         if self.loss_scale is not None:
             self.loss_scale.update(finite)
         if applied:
@@ -314,7 +314,7 @@ class TrainStep:
         if self._skipped_in_row >= self.give_up:
             at = "" if self.loss_scale is None else f", the last with loss scale {scale:g}"
             raise NonFiniteError(
-                f"{self._skipped_in_row} windows in a row were skipped{at}; {self._whose(selection, tensors, scale)}"
+                f"{self._skipped_in_row} steps in a row were skipped{at}; {self._whose(selection, tensors, scale)}"
             )
 
     def _whose(self, selection: Selection, tensors: Mapping[str, Any], scale: float) -> str:
@@ -337,7 +337,7 @@ class TrainStep:
             )
         if "seeds" not in tensors:
             count = int(next(iter(tensors.values())).shape[0])
-            tensors["seeds"] = tf.constant(example_seeds(self.seed, self.windows, np.arange(count)))
+            tensors["seeds"] = tf.constant(example_seeds(self.seed, self.steps, np.arange(count)))
         return tensors
 
     def _micro_batch(self, selection: Selection, tensors: Mapping[str, Any]) -> MicroBatch:
@@ -348,7 +348,7 @@ class TrainStep:
 
     def _trace(self, selection: Selection, tensors: Mapping[str, Any], *, inline: bool) -> MicroBatch:
         whole = self.micro_batch_size is None
-        found = microbatch.trace(
+        found = microbatch.trace_micro_batch(
             self.loss_fn, selection, _specs(tensors), whole=whole, remat_mode=self.remat, inline=inline
         )
         if self.loss_scale is None and any(o.dtype == tf.float16 for op in found.backward for o in op.outputs):
@@ -358,7 +358,7 @@ class TrainStep:
     def _function(self, selection: Selection, optimizer: Optimizer, tensors: Mapping[str, Any]) -> Any:
         key = (selection, optimizer, _signature(tensors))
         if key not in self._compiled:
-            built = update.build(
+            built = update.build_update(
                 self._micro_batch(selection, tensors),
                 selection,
                 optimizer,
@@ -380,7 +380,7 @@ class TrainStep:
 
 
 def _call(function: Any, *arguments: Any) -> Any:
-    """Calls a concrete function without its checks: they take as long as all kernels of a window of features."""
+    """Calls a concrete function without its checks: they take as long as all kernels of a step of features."""
     return function.inference_fn.call_preflattened([*tf.nest.flatten(arguments), *function.captured_inputs])
 
 

@@ -1,7 +1,7 @@
-"""A window in the graph: sum micro-batches, unscale, check, clip, apply. One optimizer update.
+"""A step in the graph: sum micro-batches, unscale, check, clip, apply. One optimizer update.
 
 Each term's values and the gradients are summed over the micro-batches and divided once, by the sum of
-the term's weights over the whole window; an average of averages would be another loss. Whether the
+the term's weights over the whole step; an average of averages would be another loss. Whether the
 update is applied is decided once, when all gradients are there.
 """
 
@@ -14,13 +14,13 @@ import tensorflow as tf
 
 from engine.selection.selection import Selection
 from engine.training import ema, optimizers
-from engine.training.microbatch import MicroBatch, window_weights
+from engine.training.microbatch import MicroBatch, step_weights
 from engine.training.optimizers import Optimizer
 
 _AGREE = 1e-3  # relative: sums in another order differ by far less, weights that depend on the batch by more
 
 
-def build(
+def build_update(
     micro: MicroBatch,
     selection: Selection,
     optimizer: Optimizer,
@@ -29,22 +29,22 @@ def build(
     scaled: bool,
     ema_decay: float | None,
 ) -> Any:
-    """The function ``window(batch, learning_rate, loss_scale, handles, powers, averages)`` to be traced.
+    """The function ``step(batch, learning_rate, loss_scale, handles, powers, averages)`` to be traced.
 
     It returns the scalars ``loss``, ``grad_norm`` (before clipping), ``applied``, ``finite`` and ``exact`` (weights
-    of micro-batches sum to those of the window, so that an example's does not depend on the others); by name
+    of micro-batches sum to those of the step, so that an example's does not depend on the others); by name
     ``terms``, ``weights`` (a term's sum), ``metrics`` and ``metric_weights``. Finite means that the loss and the
     gradient's norm are: in float32 a norm above 1.8e19, whose square is too large, is not.
 
     Args:
         micro: the traced micro-batch; made with ``whole`` where ``micro_batch_size`` is None.
         selection, optimizer: what is updated, and how.
-        micro_batch_size: examples per micro-batch; the last one of a window may have fewer.
+        micro_batch_size: examples per micro-batch; the last one of a step may have fewer.
         scaled: whether gradients are divided by ``loss_scale``.
         ema_decay: of the averages behind the handles ``averages``; None keeps none.
     """
 
-    def window(
+    def step(
         batch: Mapping[str, Any], learning_rate: Any, loss_scale: Any, handles: Any, powers: Any, averages: Any
     ) -> dict[str, Any]:
         before = [entry.variable.read_value() for entry in selection.moving]
@@ -62,7 +62,7 @@ def build(
             gradients = [gradient * tf.cast(1.0 / loss_scale, gradient.dtype) for gradient in gradients]
         norm = tf.linalg.global_norm(gradients)
         finite = tf.math.is_finite(norm) & tf.math.is_finite(loss)
-        # a window in which nothing has a weight has no gradient: zeros would still move by momentum and decay
+        # a step in which nothing has a weight has no gradient: zeros would still move by momentum and decay
         weighed = tf.reduce_any(tf.stack([weight > 0 for weight in sums["weights"]]))
         pairs = list(zip(sums["weights"], sums["divisors"], strict=True))
         exact = tf.reduce_all(tf.stack([tf.abs(weight - divisor) <= _AGREE * divisor for weight, divisor in pairs]))
@@ -99,19 +99,19 @@ def build(
             "applied": tf.cond(finite & weighed & exact & measured, apply, skip),
         }
 
-    return window
+    return step
 
 
 def _sums(
     micro: MicroBatch, selection: Selection, batch: Mapping[str, Any], loss_scale: Any, size: int | None
 ) -> dict[str, Any]:
-    """What ``micro.function`` returns, summed over the window's micro-batches, and what terms were divided by."""
+    """What ``micro.function`` returns, summed over the step's micro-batches, and what terms were divided by."""
     if size is None:
         none = tf.zeros([len(micro.terms)], tf.float64)
-        whole_window: dict[str, Any] = micro.function(dict(batch), none, tf.ones([], tf.float64), loss_scale)
-        return whole_window | {"divisors": whole_window["weights"]}
+        whole_step: dict[str, Any] = micro.function(dict(batch), none, tf.ones([], tf.float64), loss_scale)
+        return whole_step | {"divisors": whole_step["weights"]}
     count = tf.shape(next(iter(batch.values())))[0]
-    divisors = tf.stack(window_weights(micro, selection, batch, count))
+    divisors = tf.stack(step_weights(micro, selection, batch, count))
     zeros = tf.nest.map_structure(lambda like: tf.zeros(like.shape, like.dtype), micro.function.structured_outputs)
     whole = tf.cast(count, tf.float64)
 
@@ -134,7 +134,7 @@ def _sums(
 def whose_gradients(micro: MicroBatch, selection: Selection, *, micro_batch_size: int | None) -> Any:
     """The function ``whose(batch, loss_scale)``: bool [trained variables], True where a gradient is not finite.
 
-    It is for the message about a window that was not applied: it computes the gradients again and
+    It is for the message about a step that was not applied: it computes the gradients again and
     changes nothing.
     """
 

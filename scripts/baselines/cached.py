@@ -1,4 +1,4 @@
-"""The runners of benchmark_cache: whole jobs from kept features and without, bare forward passes, windows of features."""
+"""The runners of benchmark_cache: whole jobs from kept features and without, bare forward passes, steps of features."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from scripts.baselines import harness, tensorflow_vit
 from scripts.baselines.harness import BenchmarkError, Job
 
 
-class Made:
+class SyntheticImages:
     """Images made of their numbers when they are read: however many there are, they take no memory.
 
     Uniform noise, uint8 [count, height, width, channels]; the same image for the same seed and number.
@@ -44,9 +44,9 @@ class Made:
 
 
 def made_batches(job: Job, count: int, *, held: bool) -> TrainBatches:
-    """Windows of so many made examples, whose labels are their numbers modulo the classes; ``held``: in memory."""
+    """Steps of so many made examples, whose labels are their numbers modulo the classes; ``held``: in memory."""
     numbers = np.arange(count)
-    images = Made(job, count)
+    images = SyntheticImages(job, count)
     part = Part(images[numbers] if held else images, numbers % job.config["classes"], numbers)
     return TrainBatches(part, batch_size=job.batch_size, seed=job.seed)
 
@@ -55,9 +55,9 @@ def made_batches(job: Job, count: int, *, held: bool) -> TrainBatches:
 
 
 def engine(job: Job, count: int, *, cache: pathlib.Path | None, held: bool = True) -> dict[str, Any]:
-    """``job.steps`` windows as finetune trains them, but nothing is evaluated and no file is written but the cache's.
+    """``job.steps`` steps as finetune trains them, but nothing is evaluated and no file is written but the cache's.
 
-    The clock runs from when model and images are there to the last window: cutting, tracing, digests, writing and
+    The clock runs from when model and images are there to the last step: cutting, tracing, digests, writing and
     verifying the cache and the freeze proof are in it.
 
     Args:
@@ -77,13 +77,13 @@ def engine(job: Job, count: int, *, cache: pathlib.Path | None, held: bool = Tru
         parse_schedule("constant"),
         runner.learning_rate,
     )
-    keeping = policy.Caching(
+    keeping = policy.CachePolicy(
         runner.step,
         Evaluator(runner.step.loss_fn),
         train=batches,
         evaluation=EvalBatches(Part(batches.part.images, np.zeros(1, np.int64), np.zeros(1, np.int64)), batch_size=1),
         data=f"made: seed {job.seed}",
-        wish=policy.Wish(mode="off" if cache is None else "require", root=cache or ""),
+        options=policy.CacheOptions(mode="off" if cache is None else "require", root=cache or ""),
     )
     keeping.shows = reaching
     keeping.decide([stage], per_epoch=batches.per_epoch, eval_every=job.steps)
@@ -94,7 +94,7 @@ def engine(job: Job, count: int, *, cache: pathlib.Path | None, held: bool = Tru
             stages=[stage],
             batches=keeping.batches,
             per_epoch=batches.per_epoch,
-            evaluate=lambda stage, windows: Evaluation(windows, stage.phase.name, math.nan, None, None),  # none is made
+            evaluate=lambda stage, steps: Evaluation(steps, stage.phase.name, math.nan, None, None),  # none is made
             eval_every=job.steps,
             actions=(keeping, watch),
         ).run(State())
@@ -110,19 +110,19 @@ def engine(job: Job, count: int, *, cache: pathlib.Path | None, held: bool = Tru
         "cache_bytes": cached["bytes"],
         "seconds_to_cut": decided,
         "seconds_to_fill": sum(phase["seconds"] for phase in cached["phases"]),
-        "window_ms": harness.quantiles([1e3 * value for value in watch.windows]),
+        "step_ms": harness.quantiles([1e3 * value for value in watch.steps]),
     }
 
 
 class _Watch:
-    """An action of the loop: shows how far it is; keeps losses and seconds of windows, and when the last one ended."""
+    """An action of the loop: shows how far it is; keeps losses and seconds of steps, and when the last one ended."""
 
     def __init__(self, count: int, job: Job) -> None:
         self._steps, self._per_epoch = job.steps, -(-count // job.batch_size)
         self._losses: list[tuple[float, int]] = []
         self._shown: contextlib.ExitStack = contextlib.ExitStack()
         self._show: Callable[..., None] | None = None
-        self.windows: list[float] = []
+        self.steps: list[float] = []
         self.last = 0.0
 
     def __enter__(self) -> None:
@@ -132,12 +132,12 @@ class _Watch:
         self._shown.__exit__(*error)
 
     def __call__(self, event: Event) -> None:
-        if event.window is not None:
-            loss = float(event.window.loss)
-            self.windows.append(event.seconds)
+        if event.result is not None:
+            loss = float(event.result.loss)
+            self.steps.append(event.seconds)
             self._losses.append((loss, event.examples))
             if self._show is None:  # not before: the cache shows its own progress
-                self._show = self._shown.enter_context(reaching(self._steps, "windows"))
+                self._show = self._shown.enter_context(reaching(self._steps, "steps"))
             self._show(len(self._losses), f"loss {loss:.4f}")
         self.last = time.perf_counter()
 
@@ -145,7 +145,7 @@ class _Watch:
         last = self._losses[-self._per_epoch :]
         return {
             "seconds": seconds,
-            "windows": len(self._losses),
+            "steps": len(self._losses),
             "first_loss": self._losses[0][0],
             "last_epoch_loss": sum(loss * size for loss, size in last) / sum(size for _, size in last),
         }
@@ -173,8 +173,8 @@ def keras_fit(job: Job, count: int) -> dict[str, Any]:
     start = time.perf_counter()
 
     def order() -> Iterator[np.ndarray]:
-        for window in range(job.steps):
-            yield batches.place(window)[1]
+        for number in range(job.steps):
+            yield batches.place(number)[1]
 
     def prepared(positions: Any) -> Any:
         pixels = tf.cast(tf.gather(images, positions), tf.float32) / 255.0
@@ -191,12 +191,12 @@ def keras_fit(job: Job, count: int) -> dict[str, Any]:
         )
     return {
         "seconds": time.perf_counter() - start,
-        "windows": len(losses_seen.losses),
+        "steps": len(losses_seen.losses),
         "first_loss": losses_seen.losses[0],
         "last_epoch_loss": losses_seen.losses[-1],  # fit's own mean over the epoch
         "examples": count,
         "peak_rss_bytes": harness.peak_rss_bytes(),
-        "window_ms": harness.quantiles([1e3 * value for value in losses_seen.seconds]),
+        "step_ms": harness.quantiles([1e3 * value for value in losses_seen.seconds]),
         **keras_vit.facts(model),
     }
 
@@ -228,16 +228,16 @@ def forward(job: Job, count: int, *, keras: bool) -> dict[str, Any]:
     return {
         "seconds": time.perf_counter() - start,
         "examples": count,
-        "window_ms": harness.quantiles([1e3 * value for value in seconds]),
+        "step_ms": harness.quantiles([1e3 * value for value in seconds]),
         "peak_rss_bytes": harness.peak_rss_bytes(),
     }
 
 
-# ---- windows of features
+# ---- steps of features
 
 
 class EngineOnFeatures(tensorflow_vit.Engine):
-    """TrainStep on windows that FeatureBatches reads from a cache on disk, ahead on another thread."""
+    """TrainStep on steps that FeatureBatches reads from a cache on disk, ahead on another thread."""
 
     def __init__(self, job: Job, count: int, root: pathlib.Path) -> None:
         super().__init__(job)
@@ -253,13 +253,13 @@ class EngineOnFeatures(tensorflow_vit.Engine):
         self.cut = [tensor.name for tensor in line.tensors]
 
     def reading(self, start: int, count: int) -> Callable[[], float]:
-        """The function that trains on the next of so many windows, the first of them ``start``."""
-        windows = self._kept.between(start, start + count)
+        """The function that trains on the next of so many steps, the first of them ``start``."""
+        steps = self._kept.between(start, start + count)
 
-        def window() -> float:
-            return float(self.step(self.selection, next(windows), learning_rate=self.learning_rate).loss)
+        def step() -> float:
+            return float(self.step(self.selection, next(steps), learning_rate=self.learning_rate).loss)
 
-        return window
+        return step
 
 
 class HandOnFeatures(tensorflow_vit.Hand):
@@ -274,20 +274,20 @@ class HandOnFeatures(tensorflow_vit.Hand):
         return self.network.head(images)
 
     def reading(self, order: list[np.ndarray]) -> Callable[[], float]:
-        """The function that trains on the next of these windows, each the numbers of its examples."""
-        windows = iter(order)
+        """The function that trains on the next of these steps, each the numbers of its examples."""
+        steps = iter(order)
 
-        def window() -> float:
-            numbers = next(windows)
+        def step() -> float:
+            numbers = next(steps)
             return float(self.step(tf.constant(self.features[numbers]), tf.constant(self.targets[numbers]))[0])
 
-        return window
+        return step
 
 
-def windows(job: Job, count: int, root: pathlib.Path) -> dict[str, Any]:
-    """Both on the same windows: in turn, window by window; then in turn in runs of many windows each.
+def feature_steps(job: Job, count: int, root: pathlib.Path) -> dict[str, Any]:
+    """Both on the same steps: in turn, step by step; then in turn in runs of many steps each.
 
-    The engine's reading thread works ahead, also while the other's window runs; in a run of its own it works at the
+    The engine's reading thread works ahead, also while the other's step runs; in a run of its own it works at the
     engine's expense alone.
     """
     ours = EngineOnFeatures(job, count, root)
@@ -298,8 +298,8 @@ def windows(job: Job, count: int, root: pathlib.Path) -> dict[str, Any]:
         return [ours.batches.place(start + number)[1] for number in range(length)]
 
     total = job.warmup + job.steps
-    ours.window = ours.reading(0, total)  # type: ignore[method-assign]
-    hand.window = hand.reading(order(0, total))  # type: ignore[method-assign]
+    ours.train_step = ours.reading(0, total)  # type: ignore[method-assign]
+    hand.train_step = hand.reading(order(0, total))  # type: ignore[method-assign]
     one, other = harness.run_pair(ours, hand, job)
     harness.check_agreement(job, {"engine": one, "hand": other}, {})
     runs: tuple[list[float], list[float]] = ([], [])
@@ -308,16 +308,16 @@ def windows(job: Job, count: int, root: pathlib.Path) -> dict[str, Any]:
         these = order(start, length)
         for which in (0, 1) if number % 2 == 0 else (1, 0):
             begun = time.perf_counter()
-            window = ours.reading(start, length) if which == 0 else hand.reading(these)
+            train_step = ours.reading(start, length) if which == 0 else hand.reading(these)
             for _ in range(length):
-                window()
-            del window  # ends the reading thread
+                train_step()
+            del train_step  # ends the reading thread
             runs[which].append((time.perf_counter() - begun) / length)
         start += length
     return {
         "engine": one,
         "hand": other,
-        "runs": {"windows": length, "engine": runs[0][1:], "hand": runs[1][1:]},
+        "runs": {"steps": length, "engine": runs[0][1:], "hand": runs[1][1:]},
         "cut": ours.cut,
         "cache_bytes": ours.features.bytes,
         "examples": count,

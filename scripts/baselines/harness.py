@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-# relative difference of the first window's loss; Keras and torch sum in another order
+# relative difference of the first step's loss; Keras and torch sum in another order
 AGREEMENT = {"hand": 1e-5, "keras": 1e-4, "keras_fit": 1e-4, "torch": 1e-4}
 
 
@@ -38,8 +38,8 @@ class Job:
         train: filter text of what trains.
         trained, decayed: variable paths that train, and those of them that decay.
         weights: .npz file of variable path -> array, which every runner starts from.
-        batch_size: examples per window.
-        warmup, steps: windows that are not counted, and those that are.
+        batch_size: examples per step.
+        warmup, steps: steps that are not counted, and those that are.
         adamw: learning_rate, beta1, beta2, epsilon, weight_decay.
         seed: of the images and labels.
     """
@@ -80,7 +80,7 @@ class Job:
 class Runner(Protocol):
     """A training loop that can be stepped from outside."""
 
-    def window(self) -> float:
+    def train_step(self) -> float:
         """Trains on the job's batch once and returns its loss, the update done."""
         ...
 
@@ -94,7 +94,7 @@ def run(runner: Runner, job: Job) -> dict[str, Any]:
     losses: list[float] = []
     seconds: list[float] = []
     for _ in range(job.warmup + job.steps):
-        timed(runner.window, losses, seconds)
+        timed(runner.train_step, losses, seconds)
     return report(runner, losses, seconds[job.warmup :])
 
 
@@ -104,14 +104,14 @@ def run_pair(one: Runner, other: Runner, job: Job) -> tuple[dict[str, Any], dict
     losses: tuple[list[float], list[float]] = ([], [])
     for number in range(job.warmup + job.steps):
         for which in (0, 1) if number % 2 == 0 else (1, 0):
-            timed((one, other)[which].window, losses[which], times[which])
+            timed((one, other)[which].train_step, losses[which], times[which])
     return (
         report(one, losses[0], times[0][job.warmup :]),
         report(other, losses[1], times[1][job.warmup :]),
     )
 
 
-class Asked(Protocol):
+class JsonJob(Protocol):
     """A job as ``start`` needs it: as text, and what of the model trains, for messages."""
 
     @property
@@ -120,7 +120,7 @@ class Asked(Protocol):
     def text(self) -> str: ...
 
 
-def start(words: list[str], job: Asked, runner: str, *, result: pathlib.Path | None = None) -> dict[str, Any]:
+def start(words: list[str], job: JsonJob, runner: str, *, result: pathlib.Path | None = None) -> dict[str, Any]:
     """Runs ``python -m`` of these words on a job in a process of its own; what it prints last.
 
     With ``result`` what it writes into that file, and what it prints is shown meanwhile.
@@ -147,9 +147,9 @@ def start(words: list[str], job: Asked, runner: str, *, result: pathlib.Path | N
     return found
 
 
-def timed(window: Callable[[], float], losses: list[float], seconds: list[float]) -> None:
+def timed(train_step: Callable[[], float], losses: list[float], seconds: list[float]) -> None:
     start = time.perf_counter()
-    loss = window()
+    loss = train_step()
     seconds.append(time.perf_counter() - start)
     losses.append(loss)
 
@@ -196,7 +196,7 @@ def check_agreement(job: Job, results: dict[str, Any], interleaved: dict[str, An
         bound = AGREEMENT.get(runner, AGREEMENT["hand"])
         if not abs(result["first_loss"] - base["first_loss"]) <= bound * abs(base["first_loss"]):  # a NaN fails too
             raise BenchmarkError(
-                f"{job.train}: the first window's loss is {result['first_loss']!r} for {runner} and "
+                f"{job.train}: the first step's loss is {result['first_loss']!r} for {runner} and "
                 f"{base['first_loss']!r} for the first runner; they should agree to {bound:g}"
             )
 

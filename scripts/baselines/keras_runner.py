@@ -1,4 +1,4 @@
-"""The runner keras_fit of benchmark_freezing: the same windows through Keras' own compile and fit.
+"""The runner keras_fit of benchmark_freezing: the same steps through Keras' own compile and fit.
 
 Keras freezes by ``layer.trainable`` and ``variable.trainable``. A layer none of whose weights trains is frozen as a
 layer, single variables as variables; BatchNorm is put into inference mode where the selection says so.
@@ -36,10 +36,10 @@ _METRICS: dict[str, Callable[[], list[Any]]] = {
 
 
 class KerasRunner:
-    """compile and fit, once for each phase; evaluations between windows through Keras' own evaluate.
+    """compile and fit, once for each phase; evaluations between steps through Keras' own evaluate.
 
     Attributes:
-        record, phases: as benchmark_freezing_runners.Driven.
+        record, phases: as benchmark_freezing_runners.LoopRunner.
     """
 
     def __init__(self, setting: Setting, stages: Sequence[Stage]) -> None:
@@ -54,11 +54,11 @@ class KerasRunner:
         """Trains to the end.
 
         Raises:
-            NotFiniteError: a window's loss; Keras has applied it by then.
+            NotFiniteError: a step's loss; Keras has applied it by then.
         """
         job, per_epoch = self.setting.job, self.setting.batches.per_epoch
         self.record.begin()
-        while self.step < job.windows and (where := self._where()).phase < len(self.stages):
+        while self.step < job.steps and (where := self._where()).phase < len(self.stages):
             stage = self.stages[where.phase]
             proof, start = FreezeProof.begin(stage.selection), self.step
             started = time.perf_counter()
@@ -66,14 +66,14 @@ class KerasRunner:
             self.record.preparing += time.perf_counter() - started
             if not self.evaluations:
                 self.evaluate(stage)
-            stop = min(where.from_step + stage.phase.windows(per_epoch), job.windows)
+            stop = min(where.from_step + stage.phase.step_count(per_epoch), job.steps)
             watch = _Watch(self, stage, where.phase, stop)
             self.model.fit(
                 self._dataset(start, stop), epochs=1, steps_per_epoch=stop - start, verbose=0, callbacks=[watch]
             )
             if not watch.finite:
                 raise NotFiniteError(
-                    f"window {self.step} was not finite, and Keras has applied it (phase {stage.phase.name!r})",
+                    f"step {self.step} was not finite, and Keras has applied it (phase {stage.phase.name!r})",
                     stage,
                     {},
                 )
@@ -102,7 +102,7 @@ class KerasRunner:
         return sum(int(np.prod(slot.shape)) * tf.as_dtype(slot.dtype).size for slot in slots)
 
     def cost(self, stage: Stage) -> Cost:
-        """What a window of a phase costs."""
+        """What a step of a phase costs."""
         freeze(self.model, stage.selection)
         pair = self._pair(self.setting.batches.at(0))
         return cost(traced(self.model, _LOSSES[self.setting.job.loss](), pair))
@@ -147,7 +147,7 @@ class KerasRunner:
 
 
 class _Watch(keras.callbacks.Callback):
-    """Times windows, evaluates when it is due, and ends the phase."""
+    """Times steps, evaluates when it is due, and ends the phase."""
 
     def __init__(self, runner: KerasRunner, stage: Stage, phase: int, stop: int) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ class _Watch(keras.callbacks.Callback):
         self._start = 0.0
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        self.model.reset_metrics()  # Keras reports means over an epoch; a window's own loss is wanted
+        self.model.reset_metrics()  # Keras reports means over an epoch; a step's own loss is wanted
         self._start = time.perf_counter()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -164,7 +164,7 @@ class _Watch(keras.callbacks.Callback):
         loss = float(logs["loss"])
         seconds = time.perf_counter() - self._start
         _, positions = runner.setting.batches.place(runner.step)
-        runner.record.window(loss, seconds=seconds, examples=len(positions), timed=not self._first)
+        runner.record.step(loss, seconds=seconds, examples=len(positions), timed=not self._first)
         self._first = False
         runner.step += 1
         if not np.isfinite(loss):

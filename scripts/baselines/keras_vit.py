@@ -124,10 +124,10 @@ def compiled(job: Job) -> Any:
 def run(job: Job) -> dict[str, Any]:
     """Builds, freezes, compiles and fits; reports as scripts.baselines.harness.run does."""
     model = compiled(job)
-    windows = job.warmup + job.steps
+    steps = job.warmup + job.steps
     watch = Stopwatch()
-    data = tf.data.Dataset.from_tensors(job.batch()).repeat(windows)
-    model.fit(data, epochs=1, steps_per_epoch=windows, verbose=0, callbacks=[watch])
+    data = tf.data.Dataset.from_tensors(job.batch()).repeat(steps)
+    model.fit(data, epochs=1, steps_per_epoch=steps, verbose=0, callbacks=[watch])
     return {
         "first_loss": watch.losses[0],
         "last_loss": watch.losses[-1],

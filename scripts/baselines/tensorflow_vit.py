@@ -27,14 +27,14 @@ def build(job: Job) -> vit.ViT:
 
 
 class Engine:
-    """engine.TrainStep with AdamW; the learning rate is passed with every window."""
+    """engine.TrainStep with AdamW; the learning rate is passed with every step."""
 
     def __init__(self, job: Job) -> None:
         network = build(job)
         self.selection = select(network, job.train)
         hyperparameters: dict[str, Any] = dict(job.adamw)
         self.learning_rate = hyperparameters.pop("learning_rate")
-        self.step = step.TrainStep(losses.supervised(network), AdamW(**hyperparameters), seed=job.seed)
+        self.step = step.TrainStep(losses.supervised_loss(network), AdamW(**hyperparameters), seed=job.seed)
         images, labels = job.batch()
         self.batch = {
             "image": tf.constant(images),
@@ -42,7 +42,7 @@ class Engine:
             "seeds": tf.constant(example_seeds(job.seed, 0, np.arange(job.batch_size))),
         }
 
-    def window(self) -> float:
+    def train_step(self) -> float:
         return float(self.step(self.selection, self.batch, learning_rate=self.learning_rate).loss)
 
     def facts(self) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class Hand:
         hits = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), labels)
         return loss, tf.reduce_mean(tf.cast(hits, tf.float32))
 
-    def window(self) -> float:
+    def train_step(self) -> float:
         return float(self.step(self.images, self.labels)[0])
 
     def facts(self) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def paths(model: nn.Module) -> dict[str, Any]:
 
 
 class Torch:
-    """requires_grad on what trains; cross-entropy, accuracy and torch.optim.AdamW (fused) per window."""
+    """requires_grad on what trains; cross-entropy, accuracy and torch.optim.AdamW (fused) per step."""
 
     def __init__(self, job: Job) -> None:
         self.model = ViT(job.config)
@@ -115,7 +115,7 @@ class Torch:
         images, labels = job.batch()
         self.images, self.labels = torch.from_numpy(images), torch.from_numpy(labels).long()
 
-    def window(self) -> float:
+    def train_step(self) -> float:
         logits = self.model(self.images)
         loss = functional.cross_entropy(logits, self.labels)
         self.optimizer.zero_grad(set_to_none=True)

@@ -30,9 +30,9 @@ class Job:
         model, data, loss, train, optimizer, precision: as in flags.
         weights: an .npz file of every variable: what each runner starts from.
         images: what the model wants its images to be, by a name of models.IMAGES, or None for the model's own.
-        batch_size: examples per window.
-        micro_batches: parts of a window.
-        steps: windows.
+        batch_size: examples per step.
+        micro_batches: parts of a step.
+        steps: steps.
         learning_rate, seed: of all.
     """
 
@@ -74,8 +74,8 @@ class Setting:
         self.job = job
         v1_models.check_name(job.model)
         self.numbers = precision.parse(job.precision)
-        source = data.open_source(job.data)
-        model = models.build(
+        source = data.open_data(job.data)
+        model = models.build_model(
             job.model,
             image_shape=source.image_shape,
             outputs=source.outputs(job.loss),
@@ -106,7 +106,7 @@ class EngineRunner:
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.step = TrainStep(
-            losses.supervised(setting.network, setting.job.loss),
+            losses.supervised_loss(setting.network, setting.job.loss),
             setting.optimizer,
             seed=setting.job.seed,
             micro_batch_size=setting.job.micro_batch_size,
@@ -147,7 +147,7 @@ class V1Runner:
         self.setting = setting
         network = v1_models.of(setting.network, setting.selection)
         self.loop = SessionLoop(
-            losses.supervised(network, setting.job.loss),
+            losses.supervised_loss(network, setting.job.loss),
             Freezing(method, setting.selection),
             setting.optimizer,
             _arrays(setting.batches.at(0)),

@@ -38,7 +38,7 @@ def make(
     Raises:
         InputError: a model that is no plain ViT, or a filter that does not suit it.
     """
-    built = models.build(model, image_shape=(image_size, image_size, 3), outputs=classes, seed=seed)
+    built = models.build_model(model, image_shape=(image_size, image_size, 3), outputs=classes, seed=seed)
     config = getattr(built.network, "config", None)
     if not isinstance(config, vit.Config) or config != dataclasses.replace(
         config,
@@ -85,7 +85,7 @@ def make(
             )
         )
     write_npz(weights, ((entry.path, entry.variable.numpy()) for entry in variables))
-    after = f", {steps} windows after {warmup}" if warmup else ""
+    after = f", {steps} steps after {warmup}" if warmup else ""
     print(f"{model} at {image_size} px, {variables.parameters:,} parameters, batch {batch_size}{after}")
     return jobs
 

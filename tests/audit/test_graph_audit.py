@@ -252,9 +252,9 @@ def images() -> dict[str, Any]:
 
 
 def engine_step(name: str, filter: str, **options: Any) -> tuple[Any, Any, TrainStep]:
-    network = models.build(name, image_shape=(16, 16, 1), outputs=3).network
+    network = models.build_model(name, image_shape=(16, 16, 1), outputs=3).network
     selection = select(network, filter)
-    return network, selection, TrainStep(losses.supervised(network, "softmax"), optimizers.AdamW(), **options)
+    return network, selection, TrainStep(losses.supervised_loss(network, "softmax"), optimizers.AdamW(), **options)
 
 
 @pytest.mark.parametrize("options", [{}, {"micro_batch_size": 4, "ema": 0.9, "loss_scale": True}], ids=["plain", "all"])
@@ -307,7 +307,7 @@ def test_a_planted_write_to_a_frozen_variable_is_found_before_a_step_is_run() ->
 
 
 def test_a_stopped_gradient_is_seen_in_a_step_too() -> None:
-    network = models.build("cnn:mini", image_shape=(16, 16, 1), outputs=3).network
+    network = models.build_model("cnn:mini", image_shape=(16, 16, 1), outputs=3).network
     selection = select(network, "head/.*")
     counter = tf.Variable(0.0)
 

@@ -1,4 +1,4 @@
-"""Where a window stops being finite: the operation and the variable that are named, and the masks that are not."""
+"""Where a step stops being finite: the operation and the variable that are named, and the masks that are not."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def look(net: Net, images: Any, *, micro_batch_size: int | None = None) -> Findi
     return first_nonfinite(micro, selection, batch, micro_batch_size=micro_batch_size)
 
 
-def test_a_finite_window_has_nothing_to_find() -> None:
+def test_a_finite_step_has_nothing_to_find() -> None:
     assert look(Net(tf.nn.relu), np.ones([2, 3])) is None
 
 
@@ -89,11 +89,11 @@ def test_each_micro_batch_is_looked_at() -> None:
     assert (found.kind, found.bad, found.of) == ("Exp", 3, 3)
 
 
-def test_a_refused_window_of_a_real_model_is_explained_and_nothing_moves() -> None:
-    model = models.build("cnn:mini", image_shape=(16, 16, 1), outputs=3)
+def test_a_refused_step_of_a_real_model_is_explained_and_nothing_moves() -> None:
+    model = models.build_model("cnn:mini", image_shape=(16, 16, 1), outputs=3)
     variables = name_variables(model.network)
     selection = select(variables, "@all")
-    step = TrainStep(losses.supervised(model.network), optimizers.SGD())
+    step = TrainStep(losses.supervised_loss(model.network), optimizers.SGD())
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.standard_normal((4, 16, 16, 1), np.float32),

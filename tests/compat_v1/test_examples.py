@@ -72,5 +72,5 @@ def test_models_of_other_sizes() -> None:
 
 
 def test_finetune_takes_one_by_its_name() -> None:
-    made = models.build("py:compat_v1.examples.musicnn_vgg:build", image_shape=(187, 96, 1), outputs=7)
+    made = models.build_model("py:compat_v1.examples.musicnn_vgg:build", image_shape=(187, 96, 1), outputs=7)
     assert made.network.output_shape == (None, 7)

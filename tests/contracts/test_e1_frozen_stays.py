@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from engine import FreezeProof, TrainStep, select
-from engine.models import build
+from engine.models import build_model
 from engine.selection import filters
 from engine.selection.selection import Selection, digests
 from engine.training import losses, optimizers
@@ -38,9 +38,9 @@ def network(name: str) -> tuple[Any, tuple[int, int, int]]:
     if name == "mobilenet":
         return mobilenet(), (32, 32, 3)
     if name == "cnn":
-        return build("cnn:mini", image_shape=(28, 28, 1), outputs=CLASSES).network, (28, 28, 1)
+        return build_model("cnn:mini", image_shape=(28, 28, 1), outputs=CLASSES).network, (28, 28, 1)
     spec = "vit:mini,depth=2,dropout=0.1,drop_path=0.1"
-    return build(spec, image_shape=(28, 28, 1), outputs=CLASSES).network, (28, 28, 1)
+    return build_model(spec, image_shape=(28, 28, 1), outputs=CLASSES).network, (28, 28, 1)
 
 
 def batch(shape: tuple[int, int, int], seed: int) -> dict[str, Any]:
@@ -52,9 +52,9 @@ def batch(shape: tuple[int, int, int], seed: int) -> dict[str, Any]:
     }
 
 
-def train(step: TrainStep, selection: Selection, shape: tuple[int, int, int], windows: int = 3) -> None:
-    for window in range(windows):
-        step(selection, batch(shape, window), learning_rate=0.05)
+def train(step: TrainStep, selection: Selection, shape: tuple[int, int, int], steps: int = 3) -> None:
+    for number in range(steps):
+        step(selection, batch(shape, number), learning_rate=0.05)
 
 
 CASES = [
@@ -76,7 +76,7 @@ CASES = [
 def test_frozen_variables_keep_every_bit_and_trained_ones_move(name: str, text: str, optimizer: str) -> None:
     model, shape = network(name)
     selection = select(model, text)
-    step = TrainStep(losses.supervised(model), OPTIMIZERS[optimizer])
+    step = TrainStep(losses.supervised_loss(model), OPTIMIZERS[optimizer])
     proof = FreezeProof.begin(selection)
     before = digests([*selection.trained, *selection.moving])
     train(step, selection, shape)
@@ -89,18 +89,18 @@ def test_frozen_variables_keep_every_bit_and_trained_ones_move(name: str, text: 
 @pytest.mark.usefixtures("deterministic_ops")
 def test_frozen_variables_stay_through_a_sequence_of_selections() -> None:
     model, shape = network("cnn")
-    step = TrainStep(losses.supervised(model), OPTIMIZERS["adamw"])
+    step = TrainStep(losses.supervised_loss(model), OPTIMIZERS["adamw"])
     for text in ("@head", "@all", "stages/2/.*", "@all !@stats", "@head"):
         selection = select(model, text)
         proof = FreezeProof.begin(selection)
-        train(step, selection, shape, windows=2)
+        train(step, selection, shape, steps=2)
         assert proof.changed(selection) == [], text
 
 
 def test_a_planted_write_to_a_frozen_variable_fails_the_proof() -> None:
     model, shape = network("vit")
     selection = select(model, "@head")
-    inner = losses.supervised(model)
+    inner = losses.supervised_loss(model)
 
     def planted(batch: Mapping[str, Any], *, training: bool, seeds: Any) -> Loss:
         beta = model.blocks[1].norm2.beta
@@ -109,7 +109,7 @@ def test_a_planted_write_to_a_frozen_variable_fails_the_proof() -> None:
 
     step = TrainStep(planted, OPTIMIZERS["adamw"])
     proof = FreezeProof.begin(selection)
-    train(step, selection, shape, windows=1)
+    train(step, selection, shape, steps=1)
     assert proof.changed(selection) == ["blocks/1/norm2/beta"]
 
 
@@ -117,14 +117,14 @@ def test_a_planted_write_to_frozen_statistics_fails_the_proof() -> None:
     model, shape = network("mobilenet")
     selection = select(model, "@head")
     proof = FreezeProof.begin(selection)
-    inner = losses.supervised(model)
+    inner = losses.supervised_loss(model)
 
     def planted(batch: Mapping[str, Any], *, training: bool, seeds: Any) -> Loss:
         statistics = selection.variables.by_path()["mobilenetv2_0.35_32/bn_Conv1/moving_mean"].variable
         statistics.assign_add(tf.fill(statistics.shape, 1e-3))
         return inner(batch, training=training, seeds=seeds)
 
-    train(TrainStep(planted, OPTIMIZERS["sgd"]), selection, shape, windows=1)
+    train(TrainStep(planted, OPTIMIZERS["sgd"]), selection, shape, steps=1)
     assert proof.changed(selection) == ["mobilenetv2_0.35_32/bn_Conv1/moving_mean"]
 
 
@@ -137,26 +137,26 @@ SPLIT_CASES = [
 
 @pytest.mark.parametrize(("name", "text", "optimizer"), SPLIT_CASES)
 @pytest.mark.usefixtures("deterministic_ops")
-def test_frozen_variables_stay_through_micro_batches_averages_and_skipped_windows(
+def test_frozen_variables_stay_through_micro_batches_averages_and_skipped_steps(
     name: str, text: str, optimizer: str
 ) -> None:
     model, shape = network(name)
     selection = select(model, text)
     step = TrainStep(
-        losses.supervised(model), OPTIMIZERS[optimizer], micro_batch_size=2, ema=0.9, loss_scale=LossScale()
+        losses.supervised_loss(model), OPTIMIZERS[optimizer], micro_batch_size=2, ema=0.9, loss_scale=LossScale()
     )
     proof = FreezeProof.begin(selection)
-    for window in range(5):  # 3 micro-batches each; windows 0 and 3 are not finite
-        given = batch(shape, window)
+    for number in range(5):  # 3 micro-batches each; steps 0 and 3 are not finite
+        given = batch(shape, number)
         given["weight"] += 0.1
-        if window in (0, 3):
+        if number in (0, 3):
             given["image"][3, 0, 0, 0] = np.inf  # reaches statistics; a relu6 makes it finite again
             given["weight"][3] = np.inf
         before = digests([*selection.trained, *selection.moving])
-        assert step(selection, given, learning_rate=0.05).skipped == (window in (0, 3))
+        assert step(selection, given, learning_rate=0.05).skipped == (number in (0, 3))
         after = digests([*selection.trained, *selection.moving])
         same = {path for path in before if after[path] == before[path]}
-        assert same == (set(before) if window in (0, 3) else set())
+        assert same == (set(before) if number in (0, 3) else set())
         assert proof.changed(selection) == []
     with step.averages.in_place(selection.variables):
         assert proof.changed(selection) == [], "averages of frozen variables"

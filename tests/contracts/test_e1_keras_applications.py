@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from engine import FreezeProof, TrainStep, select
-from engine.models import build
+from engine.models import build_model
 from engine.selection import filters
 from engine.selection.selection import digests
 from engine.selection.variables import name_variables
@@ -20,19 +20,19 @@ SPECS = {"MobileNetV2": "keras:MobileNetV2,alpha=0.35", "ResNet50": "keras:ResNe
 ADAMW = optimizers.AdamW(weight_decay=0.1, clip_norm=1.0, decay=filters.group("all"))
 
 
-def train(step: TrainStep, selection: Any, model: Any, windows: int) -> list[float]:
+def train(step: TrainStep, selection: Any, model: Any, steps: int) -> list[float]:
     images = tf.random.stateless_uniform([6, 32, 32, 3], [1, 2])
     batch = {"image": model.normalise(images), "label": np.arange(6) % 3}
-    return [float(step(selection, batch, learning_rate=1e-3).loss) for _ in range(windows)]
+    return [float(step(selection, batch, learning_rate=1e-3).loss) for _ in range(steps)]
 
 
 @pytest.mark.parametrize("name", ["MobileNetV2", pytest.param("ResNet50", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("deterministic_ops")
 def test_head_then_last_20_layers_with_statistics_still_unless_asked_for(name: str) -> None:
-    model = build(SPECS[name], image_shape=(32, 32, 3), outputs=3)
+    model = build_model(SPECS[name], image_shape=(32, 32, 3), outputs=3)
     variables = name_variables(model.network)
     statistics = [entry for entry in variables if entry.kind == "statistic"]
-    step = TrainStep(losses.supervised(model.network), ADAMW)
+    step = TrainStep(losses.supervised_loss(model.network), ADAMW)
     for text, moving in (
         ("@head", False),
         (f"@layers({name})[-20:] @head", False),
@@ -41,7 +41,7 @@ def test_head_then_last_20_layers_with_statistics_still_unless_asked_for(name: s
         selection = select(variables, text, statistics=model.statistics)
         proof = FreezeProof.begin(selection)
         before, still = digests([*selection.trained, *selection.moving]), digests(statistics)
-        found = train(step, selection, model, windows=3)
+        found = train(step, selection, model, steps=3)
         assert np.isfinite(found).all()
         assert proof.changed(selection) == []
         after = digests([*selection.trained, *selection.moving])

@@ -14,13 +14,13 @@ import tensorflow as tf
 from engine import TrainStep, select
 from engine.data.batches import TrainBatches
 from engine.data.part import Part
-from engine.models import build
+from engine.models import build_model
 from engine.training import losses, optimizers
 from engine.training.losses import Loss
 from engine.training.optimizers import Slots
 
-GRADIENT, WEIGHTS = 5e-6, 1e-10  # the contract: float32 first window; float64 after 10 windows
-MICRO, EVEN, UNEVEN, SHORT = 3, 6, 7, 4  # examples: 3+3, 3+3+1, and a last window of 3+1
+GRADIENT, WEIGHTS = 5e-6, 1e-10  # the contract: float32 first step; float64 after 10 steps
+MICRO, EVEN, UNEVEN, SHORT = 3, 6, 7, 4  # examples: 3+3, 3+3+1, and a last step of 3+1
 SELECTIONS = {"head": "@head", "last blocks": "@blocks[-1:] @head", "norms": "@norm", "full": "@all"}
 
 
@@ -67,11 +67,11 @@ def loss_of(model: Any, weighted: bool, terms: int) -> Any:
 
 
 def batches(count: int, size: int) -> list[dict[str, Any]]:
-    """Windows, the last one short. An example in three has no weight."""
+    """Steps, the last one short. An example in three has no weight."""
     rng = np.random.default_rng(size)
     found = []
-    for window in range(count):
-        n = SHORT if window == count - 1 > 0 else size
+    for number in range(count):
+        n = SHORT if number == count - 1 > 0 else size
         found.append(
             {
                 "image": rng.standard_normal((n, 8, 8, 1)),
@@ -87,19 +87,19 @@ class Side:
     """A model and its step; every ``run`` starts from the same weights."""
 
     def __init__(self, case: Case, dtype: Any, micro_batch_size: int | None, depth: int) -> None:
-        model = build(f"vit:mini,depth={depth}", image_shape=(8, 8, 1), outputs=4, dtype=dtype).network
+        model = build_model(f"vit:mini,depth={depth}", image_shape=(8, 8, 1), outputs=4, dtype=dtype).network
         self.selection = select(model, SELECTIONS[case.selection])
         loss_fn = loss_of(model, case.weighted, case.terms)
         self.step = TrainStep(loss_fn, optimizers.SGD(), micro_batch_size=micro_batch_size)
         self.start = [entry.variable.numpy() for entry in self.selection.trained]
 
-    def run(self, case: Case, windows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-        """The weights after the windows; and the first slots, which after one window are its gradient."""
+    def run(self, case: Case, steps: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+        """The weights after the steps; and the first slots, which after one step are its gradient."""
         optimizer, rate = optimizer_of(case)
         for entry, value in zip(self.selection.trained, self.start, strict=True):
             entry.variable.assign(value)
         self.step.slots = Slots()
-        for batch in windows:
+        for batch in steps:
             self.step(self.selection, batch, learning_rate=rate, optimizer=optimizer)
         first = [next(iter(self.step.slots.values[e.path].values())) for e in self.selection.trained]
         return joined([e.variable for e in self.selection.trained]), joined(first)
@@ -122,14 +122,14 @@ def relative(a: np.ndarray, b: np.ndarray) -> float:
 
 def check(cases: Sequence[Case], *, depth: int) -> None:
     """Of cases with one loss and selection, so that they share traces."""
-    for dtype, windows in ((tf.float32, 1), (tf.float64, 10)):
+    for dtype, steps in ((tf.float32, 1), (tf.float64, 10)):
         whole, parts = (Side(cases[0], dtype, size, depth) for size in (None, MICRO))
         for case in cases:
-            given = batches(windows, EVEN if case.even else UNEVEN)
+            given = batches(steps, EVEN if case.even else UNEVEN)
             weights, gradient = whole.run(case, given)
             split_weights, split_gradient = parts.run(case, given)
             assert relative(weights, np.concatenate([value.ravel() for value in whole.start])) > 1e-6, case
-            if windows == 1:
+            if steps == 1:
                 assert relative(split_gradient, gradient) < GRADIENT, case
             else:
                 assert relative(split_weights, weights) < WEIGHTS, case
@@ -163,38 +163,38 @@ def test_micro_batches_are_one_batch_in_the_whole_product(selection: str, weight
 # --- randomness, regularisers ---
 
 
-def trajectory(dtype: Any, micro_batch_size: int | None, windows: int) -> tuple[list[float], np.ndarray]:
-    """Losses and last weights with dropout, drop path and augmentation; windows of 7 images, then of 4."""
+def trajectory(dtype: Any, micro_batch_size: int | None, steps: int) -> tuple[list[float], np.ndarray]:
+    """Losses and last weights with dropout, drop path and augmentation; steps of 7 images, then of 4."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (18, 8, 8, 1), np.uint8)
     part = Part(images, rng.integers(0, 4, 18), np.arange(18))
     data = TrainBatches(part, batch_size=7, seed=3, augment=("flip", "crop", "rotate"))
     spec = "vit:mini,depth=1,dropout=0.2,drop_path=0.3"
-    model = build(spec, image_shape=(8, 8, 1), outputs=4, dtype=dtype).network
+    model = build_model(spec, image_shape=(8, 8, 1), outputs=4, dtype=dtype).network
     model.blocks[0].drop_path_rate = 0.3  # of the only block it would be 0
-    step = TrainStep(losses.supervised(model), optimizers.AdamW(), micro_batch_size=micro_batch_size)
+    step = TrainStep(losses.supervised_loss(model), optimizers.AdamW(), micro_batch_size=micro_batch_size)
     selection = select(model, "@all")
-    found = [float(step(selection, data.at(window), learning_rate=1e-3).loss) for window in range(windows)]
+    found = [float(step(selection, data.at(number), learning_rate=1e-3).loss) for number in range(steps)]
     return found, joined([entry.variable for entry in selection.trained])
 
 
 @pytest.mark.usefixtures("deterministic_ops")
 def test_dropout_drop_path_and_augmentation_do_not_depend_on_the_split() -> None:
-    whole, weights = trajectory(tf.float64, None, windows=6)
+    whole, weights = trajectory(tf.float64, None, steps=6)
     for size in (7, 4, 1):  # 1, 2 and 7 micro-batches
-        split, split_weights = trajectory(tf.float64, size, windows=6)
+        split, split_weights = trajectory(tf.float64, size, steps=6)
         np.testing.assert_allclose(split, whole, rtol=WEIGHTS, err_msg=f"micro-batches of {size}")
         assert relative(split_weights, weights) < WEIGHTS, size
 
 
 @pytest.mark.usefixtures("deterministic_ops")
 def test_the_first_loss_with_randomness_is_that_of_one_batch_in_float32() -> None:
-    whole, _ = trajectory(tf.float32, None, windows=1)
-    split, _ = trajectory(tf.float32, 1, windows=1)
+    whole, _ = trajectory(tf.float32, None, steps=1)
+    split, _ = trajectory(tf.float32, 1, steps=1)
     np.testing.assert_allclose(split, whole, rtol=1e-6)
 
 
-def test_a_regulariser_by_path_enters_once_a_window_and_for_the_selection_alone() -> None:
+def test_a_regulariser_by_path_enters_once_a_step_and_for_the_selection_alone() -> None:
     def trained(micro_batch_size: int | None) -> tuple[np.ndarray, float]:
         a, b = tf.Variable([1.0, -2.0], dtype=tf.float64), tf.Variable([3.0], dtype=tf.float64)
 
@@ -203,18 +203,18 @@ def test_a_regulariser_by_path_enters_once_a_window_and_for_the_selection_alone(
             return Loss({"t": (values, None)}, regulariser={"a": 3.0 * tf.reduce_sum(a**2), "b": 100.0 * b[0] ** 2})
 
         step = TrainStep(loss_fn, optimizers.SGD(), micro_batch_size=micro_batch_size)
-        windows = [
+        steps = [
             step(select({"a": a, "b": b}, "a"), {"x": np.linspace(-1, 2, size)}, learning_rate=0.01)
             for size in (5, 5, 3)
         ]
-        return a.numpy(), float(windows[-1].loss)
+        return a.numpy(), float(steps[-1].loss)
 
     (whole, loss), (split, split_loss) = trained(None), trained(2)
     np.testing.assert_allclose(split, whole, rtol=1e-14)  # a few roundings of float64
     np.testing.assert_allclose(split_loss, loss, rtol=1e-14)
 
 
-def test_keras_weight_and_activity_regularisers_enter_once_a_window() -> None:
+def test_keras_weight_and_activity_regularisers_enter_once_a_step() -> None:
     def trained(micro_batch_size: int | None) -> np.ndarray:
         keras.utils.set_random_seed(1)
         hidden = keras.layers.Dense(
@@ -225,7 +225,7 @@ def test_keras_weight_and_activity_regularisers_enter_once_a_window() -> None:
         )
         top = keras.layers.Dense(3, dtype="float64", kernel_regularizer=keras.regularizers.L1(0.1))
         model = keras.Sequential([keras.Input((5,), dtype="float64"), hidden, top])
-        step = TrainStep(losses.supervised(model), optimizers.Momentum(), micro_batch_size=micro_batch_size)
+        step = TrainStep(losses.supervised_loss(model), optimizers.Momentum(), micro_batch_size=micro_batch_size)
         rng = np.random.default_rng(0)
         for size in (5, 5, 3):
             batch = {"image": rng.standard_normal((size, 5)), "label": rng.integers(0, 3, size)}

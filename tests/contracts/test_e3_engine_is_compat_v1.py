@@ -14,11 +14,11 @@ from compat_v1.training import models as v1_models
 from compat_v1.training.freezing import METHODS, Freezing
 from compat_v1.training.session_loop import SessionLoop
 from engine import TrainStep, select
-from engine.models import build
+from engine.models import build_model
 from engine.training import losses, optimizers
 
-LOSS, GRADIENT, TRAJECTORY = 1e-6, 5e-6, 1e-10  # the contract: float32 first window; float64 after 50 windows
-WINDOWS, EXAMPLES = 50, 10
+LOSS, GRADIENT, TRAJECTORY = 1e-6, 5e-6, 1e-10  # the contract: float32 first step; float64 after 50 steps
+STEPS, EXAMPLES = 50, 10
 
 MODELS = {"vit": "vit:mini,depth=2,dropout=0.1", "cnn": "cnn:mini"}
 # "below": what trains lies below something frozen
@@ -50,7 +50,7 @@ class Run(NamedTuple):
     weights: dict[str, np.ndarray]
 
 
-def windows(count: int) -> list[dict[str, np.ndarray]]:
+def steps(count: int) -> list[dict[str, np.ndarray]]:
     rng = np.random.default_rng(3)
     return [
         {
@@ -68,14 +68,14 @@ class Sides:
     def __init__(self, case: Case, dtype: Any) -> None:
         self.dtype, self.rate = dtype, RATES[case.optimizer]
         self.optimizer = optimizers.by_name(case.optimizer)
-        self.network = build(MODELS[case.model], image_shape=(8, 8, 1), outputs=4, dtype=dtype).network
+        self.network = build_model(MODELS[case.model], image_shape=(8, 8, 1), outputs=4, dtype=dtype).network
         self.selection = select(self.network, SELECTIONS[case.model][case.selection])
         self.start = {entry.path: entry.variable.numpy() for entry in self.selection.variables}
         self.micro_batch_size = None if case.parts == 1 else -(-EXAMPLES // case.parts)
 
     def engine(self, batches: list[Mapping[str, Any]], optimizer: optimizers.Optimizer | None = None) -> Run:
         step = TrainStep(
-            losses.supervised(self.network), optimizer or self.optimizer, micro_batch_size=self.micro_batch_size
+            losses.supervised_loss(self.network), optimizer or self.optimizer, micro_batch_size=self.micro_batch_size
         )
         found = [float(step(self.selection, batch, learning_rate=self.rate).loss) for batch in batches]
         weights = {entry.path: entry.variable.numpy() for entry in self.selection.variables}
@@ -84,7 +84,7 @@ class Sides:
         return Run(found, weights | dict(step.slots.arrays()))
 
     def v1(self, method: str, batches: list[Mapping[str, Any]], optimizer: optimizers.Optimizer | None = None) -> Run:
-        loss_fn = losses.supervised(v1_models.of(self.network, self.selection))
+        loss_fn = losses.supervised_loss(v1_models.of(self.network, self.selection))
         freezing = Freezing(method, self.selection)
         with SessionLoop(
             loss_fn, freezing, optimizer or self.optimizer, batches[0], micro_batch_size=self.micro_batch_size
@@ -112,9 +112,9 @@ def same_bits(a: Run, b: Run) -> None:
         assert value.tobytes() == b.weights[name].tobytes(), name
 
 
-def first_window(case: Case) -> None:
-    """float32: the loss, and the gradient, which is what Momentum's accumulator holds after one window."""
-    sides, batches = Sides(case, tf.float32), windows(1)
+def first_step(case: Case) -> None:
+    """float32: the loss, and the gradient, which is what Momentum's accumulator holds after one step."""
+    sides, batches = Sides(case, tf.float32), steps(1)
     momentum = optimizers.Momentum()
     engine = sides.engine(batches, momentum)
     runs = [sides.v1(method, batches, momentum) for method in METHODS]
@@ -125,8 +125,8 @@ def first_window(case: Case) -> None:
         same_bits(run, runs[0])
 
 
-def fifty_windows(case: Case) -> None:
-    sides, batches = Sides(case, tf.float64), windows(WINDOWS)
+def fifty_steps(case: Case) -> None:
+    sides, batches = Sides(case, tf.float64), steps(STEPS)
     engine = sides.engine(batches)
     runs = [sides.v1(method, batches) for method in METHODS]
     paths = list(sides.start)
@@ -148,19 +148,19 @@ def test_the_short_list_holds_every_optimizer_and_each_model_with_every_selectio
 
 @pytest.mark.parametrize("case", SHORT, ids=str)
 @pytest.mark.usefixtures("deterministic_ops")
-def test_fifty_windows_of_the_engine_are_those_of_each_tf1_method(case: Case) -> None:
-    fifty_windows(case)
+def test_fifty_steps_of_the_engine_are_those_of_each_tf1_method(case: Case) -> None:
+    fifty_steps(case)
 
 
 @pytest.mark.parametrize("case", [Case("vit", "below", "momentum", 4), Case("cnn", "below", "momentum", 1)], ids=str)
 @pytest.mark.usefixtures("deterministic_ops")
-def test_the_first_window_in_float32_is_the_engines(case: Case) -> None:
-    first_window(case)
+def test_the_first_step_in_float32_is_the_engines(case: Case) -> None:
+    first_step(case)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in ALL if case not in SHORT], ids=str)
 @pytest.mark.usefixtures("deterministic_ops")
 def test_all_other_cases(case: Case) -> None:
-    fifty_windows(case)
-    first_window(case)
+    fifty_steps(case)
+    first_step(case)

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from engine import TrainStep, select
 from engine.frostline.line import FrostLine
-from engine.models import build
+from engine.models import build_model
 from engine.selection.selection import Selection
 from engine.selection.variables import name_variables
 from engine.training import losses, optimizers
@@ -20,7 +20,7 @@ from engine.training.evaluation import Evaluator
 from engine.training.losses import Loss
 from engine.training.precision import LossScale, parse
 
-FIRST, TRAJECTORY = 1e-6, 1e-10  # the contract: float32 first window; float64 after 50
+FIRST, TRAJECTORY = 1e-6, 1e-10  # the contract: float32 first step; float64 after 50
 CLASSES = 4
 
 
@@ -30,11 +30,11 @@ class Case(NamedTuple):
     make: Callable[[Any], Any]
     train: str
     image: tuple[int, int, int]
-    loss: Callable[[Any], Any] = losses.supervised
+    loss: Callable[[Any], Any] = losses.supervised_loss
 
 
 def vit(dtype: Any) -> Any:
-    return build("vit:mini,depth=3", image_shape=(8, 8, 1), outputs=CLASSES, dtype=dtype).network
+    return build_model("vit:mini,depth=3", image_shape=(8, 8, 1), outputs=CLASSES, dtype=dtype).network
 
 
 def vit_head(dtype: Any) -> Any:
@@ -47,7 +47,7 @@ def vit_head(dtype: Any) -> Any:
 def mobilenet(dtype: Any) -> Any:
     keras.utils.set_random_seed(0)
     spec = "keras:MobileNetV2,alpha=0.35"
-    model = build(spec, image_shape=(32, 32, 3), outputs=CLASSES, dtype=dtype, compute=dtype).network
+    model = build_model(spec, image_shape=(32, 32, 3), outputs=CLASSES, dtype=dtype, compute=dtype).network
     norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
     for layer in norms:  # statistics of what the random weights give, else the features are all but 0
         layer.momentum = 0.0
@@ -120,7 +120,7 @@ def batches(case: Case, count: int, dtype: Any) -> list[dict[str, Any]]:
 
 
 class Run(NamedTuple):
-    """What training gave; ``gradient``: of the first window, from the optimizer's first moments."""
+    """What training gave; ``gradient``: of the first step, from the optimizer's first moments."""
 
     losses: list[float]
     gradient: np.ndarray
@@ -129,12 +129,12 @@ class Run(NamedTuple):
     line: FrostLine | None
 
 
-def run(case: Case, windows: int, dtype: Any, *, cached: bool, micro: int | None = None, **options: Any) -> Run:
+def run(case: Case, steps: int, dtype: Any, *, cached: bool, micro: int | None = None, **options: Any) -> Run:
     """Trains from the same start; cached: from prefixes made of other batches, as a cache would be."""
     model = case.make(dtype)
     selection = select(model, case.train)
     step = TrainStep(case.loss(model), optimizers.AdamW(weight_decay=0.01), micro_batch_size=micro, **options)
-    given = batches(case, windows, dtype)
+    given = batches(case, steps, dtype)
     line = None
     start = joined(selection)
     if cached:
@@ -150,7 +150,7 @@ def run(case: Case, windows: int, dtype: Any, *, cached: bool, micro: int | None
     found_losses = []
     for batch in given:
         found_losses.append(float(step(selection, batch, learning_rate=1e-3).loss))
-        if len(found_losses) == 1:  # after one window AdamW's first moments are the gradient, times 1 - beta1
+        if len(found_losses) == 1:  # after one step AdamW's first moments are the gradient, times 1 - beta1
             slots = [next(iter(step.slots.values[e.path].values())).numpy() for e in selection.trained]
             gradient = np.concatenate([slot.astype(np.float64).ravel() for slot in slots])
     return Run(found_losses, gradient, joined(selection) - start, selection, line)
@@ -174,7 +174,7 @@ def relative(a: np.ndarray, b: np.ndarray) -> float:
 )
 @pytest.mark.usefixtures("deterministic_ops")
 def test_cached_equals_uncached(name: str) -> None:
-    """The first window in float32, and 50 in float64."""
+    """The first step in float32, and 50 in float64."""
     cached, plain = (run(CASES[name], 1, tf.float32, cached=c) for c in (True, False))
     np.testing.assert_allclose(cached.losses, plain.losses, rtol=FIRST)
     assert relative(cached.gradient, plain.gradient) < FIRST
@@ -239,10 +239,10 @@ def test_mixed_precision_keeps_its_semantics(precision: str) -> None:
     found = []
     for cached in (True, False):
         spec = {"image_shape": (8, 8, 1), "outputs": CLASSES, "dtype": numbers.variables, "compute": numbers.compute}
-        model = build("vit:mini,depth=2", **spec).network
+        model = build_model("vit:mini,depth=2", **spec).network
         selection = select(model, "head/.* @blocks[-1:]")
         scale = LossScale() if numbers.scaled else None
-        step = TrainStep(losses.supervised(model), optimizers.SGD(), micro_batch_size=3, loss_scale=scale)
+        step = TrainStep(losses.supervised_loss(model), optimizers.SGD(), micro_batch_size=3, loss_scale=scale)
         batch = batches(CASES["vit head"], 1, tf.float32)[0]
         if cached:
             line = step.cut(selection, batch)
@@ -276,6 +276,6 @@ def large(spec: str) -> Callable[[Any], Any]:
     def make(dtype: Any) -> Any:
         keras.utils.set_random_seed(0)
         shape = {"vit:S/16": (224, 224, 3), "keras:ResNet50": (64, 64, 3), "keras:InceptionV3": (96, 96, 3)}[spec]
-        return build(spec, image_shape=shape, outputs=CLASSES, dtype=dtype, compute=dtype).network
+        return build_model(spec, image_shape=shape, outputs=CLASSES, dtype=dtype, compute=dtype).network
 
     return make

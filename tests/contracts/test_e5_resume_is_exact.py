@@ -168,15 +168,15 @@ def test_checkpoints_hold_the_state_of_keras_seed_generators(tmp_path: pathlib.P
             step(select(network, ".*"), batch, learning_rate=0.1)
 
     whole = model()
-    train(whole, TrainStep(losses.supervised(whole), optimizers.Adam()), batches)
+    train(whole, TrainStep(losses.supervised_loss(whole), optimizers.Adam()), batches)
     first = model()
-    step = TrainStep(losses.supervised(first), optimizers.Adam())
+    step = TrainStep(losses.supervised_loss(first), optimizers.Adam())
     train(first, step, batches[:2])
     saved = checkpoint.save(tmp_path, 2, variables=name_variables(first), arrays=step.arrays, state={})
     second = model()
     variables, found = name_variables(second), checkpoint.read(saved)
     checkpoint.restore(found, variables)
-    step = TrainStep(losses.supervised(second), optimizers.Adam())
+    step = TrainStep(losses.supervised_loss(second), optimizers.Adam())
     step.slots.restore(variables, optimizers.Adam(), found.arrays)
     train(second, step, batches[2:])
     for a, b in zip(whole.get_weights(), second.get_weights(), strict=True):

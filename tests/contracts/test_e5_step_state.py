@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from engine import TrainStep, name_variables, select
-from engine.models import build
+from engine.models import build_model
 from engine.training import checkpoint, losses, optimizers
 from engine.training.losses import Loss
 from engine.training.precision import LossScale
@@ -21,8 +21,8 @@ PHASES = ["@head", "@head", "@head", "stages/3/.* @head", "stages/3/.* @head", "
 
 
 def made(**settings: Any) -> tuple[Any, TrainStep]:
-    model = build("cnn:mini", image_shape=(8, 8, 1), outputs=3).network
-    inner = losses.supervised(model)
+    model = build_model("cnn:mini", image_shape=(8, 8, 1), outputs=3).network
+    inner = losses.supervised_loss(model)
 
     def loss_fn(batch: Mapping[str, Any], *, training: bool, seeds: Any) -> Loss:
         loss = inner(batch, training=training, seeds=seeds)
@@ -39,8 +39,8 @@ def made(**settings: Any) -> tuple[Any, TrainStep]:
     return model, step
 
 
-def window(number: int) -> dict[str, Any]:
-    """Windows 1, 4 and 5 are not finite; in even ones the second term has no weight."""
+def batch_at(number: int) -> dict[str, Any]:
+    """Steps 1, 4 and 5 are not finite; in even ones the second term has no weight."""
     rng = np.random.default_rng(number)
     images = rng.standard_normal((5, 8, 8, 1), np.float32)
     if number in (1, 4, 5):
@@ -52,7 +52,7 @@ def window(number: int) -> dict[str, Any]:
 def train(model: Any, step: TrainStep, start: int, stop: int) -> list[tuple[float, float, bool]]:
     found = []
     for number in range(start, stop):
-        result = step(select(model, PHASES[number]), window(number), learning_rate=1e-2)
+        result = step(select(model, PHASES[number]), batch_at(number), learning_rate=1e-2)
         found.append((float(result.loss), result.loss_scale, result.skipped))
     return found
 
@@ -68,7 +68,7 @@ def test_a_restored_step_goes_on_with_the_same_bits_scale_averages_and_counts(tm
     expected = train(whole, step, 0, len(PHASES))
     assert {skipped for *_, skipped in expected} == {True, False}
     assert {scale for _, scale, _ in expected} == {256.0, 128.0, 64.0}
-    stop = 5  # in the second phase, between two skipped windows
+    stop = 5  # in the second phase, between two skipped steps
     first, saving = made()
     train(first, saving, 0, stop)
     state = json.loads(json.dumps(saving.state()))  # as a checkpoint stores it
@@ -83,7 +83,7 @@ def test_a_restored_step_goes_on_with_the_same_bits_scale_averages_and_counts(tm
     assert everything(second, resumed) == everything(whole, step)
     assert resumed.state() == step.state()
     assert step.state() == {
-        "windows": 7,
+        "steps": 7,
         "skipped": 3,
         "skipped_in_row": 0,
         "left_out": {"rarely": 4},
@@ -91,12 +91,12 @@ def test_a_restored_step_goes_on_with_the_same_bits_scale_averages_and_counts(tm
     }
 
 
-def test_skipped_windows_in_a_row_are_counted_across_a_resume() -> None:
+def test_skipped_steps_in_a_row_are_counted_across_a_resume() -> None:
     model, step = made(give_up=2)
     selection = select(model, "@head")
-    assert step(selection, window(1), learning_rate=1e-2).skipped
+    assert step(selection, batch_at(1), learning_rate=1e-2).skipped
     _, resumed = made(give_up=2)
     resumed.loss_fn = step.loss_fn
     resumed.restore(name_variables(model), step.state(), dict(step.arrays()))
-    with pytest.raises(NonFiniteError, match=r"2 windows in a row were skipped, the last with loss scale 128"):
-        resumed(selection, window(1), learning_rate=1e-2)
+    with pytest.raises(NonFiniteError, match=r"2 steps in a row were skipped, the last with loss scale 128"):
+        resumed(selection, batch_at(1), learning_rate=1e-2)

@@ -27,7 +27,7 @@ def folder() -> pathlib.Path:
 
 
 def test_the_real_vit_s14_gives_its_reference_output(folder: pathlib.Path) -> None:
-    network = models.build("vit:S/14,layer_scale", image_shape=(224, 224, 3), outputs=10).network
+    network = models.build_model("vit:S/14,layer_scale", image_shape=(224, 224, 3), outputs=10).network
     ledger = porting.load(network, folder / "vit_s14.safetensors")
     assert (ledger.rules, ledger.unused, ledger.missing, ledger.skipped) == ("dinov2_hf.rules", (), (), ())
     assert len(ledger.loaded) == 222

@@ -21,7 +21,7 @@ def pictures() -> list[np.ndarray]:
     """Real images of clothes, coloured by class: uint8 [28, 28, 3], 30 of each of the first three classes."""
     from engine import data
 
-    part = data.open_source("fashion_mnist_mini").train
+    part = data.open_data("fashion_mnist_mini").train
     found = []
     for label in range(3):
         grey = part.read(np.flatnonzero(part.labels == label)[:30])["image"].astype(np.float32)

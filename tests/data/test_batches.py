@@ -1,4 +1,4 @@
-"""Batches: a pure function of the window, so that a resume needs only a number."""
+"""Batches: a pure function of the step, so that a resume needs only a number."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ def equal(one: Any, two: Any) -> None:
 
 
 @pytest.mark.parametrize("augment", [(), ("flip", "crop", "contrast")])
-def test_a_window_is_the_same_alone_and_in_a_row(augment: tuple[str, ...]) -> None:
+def test_a_step_is_the_same_alone_and_in_a_row(augment: tuple[str, ...]) -> None:
     batches = TrainBatches(part(), batch_size=4, seed=3, augment=augment)
     again = TrainBatches(part(), batch_size=4, seed=3, augment=augment)
     found = list(batches.between(2, 9))
     assert len(found) == 7
-    for window, batch in zip(range(2, 9), found, strict=True):
-        equal(batch, again.at(window))
+    for step, batch in zip(range(2, 9), found, strict=True):
+        equal(batch, again.at(step))
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 10])
-def test_every_example_comes_once_an_epoch_and_the_last_window_is_what_is_left(size: int) -> None:
+def test_every_example_comes_once_an_epoch_and_the_last_step_is_what_is_left(size: int) -> None:
     batches = TrainBatches(part(), batch_size=size, seed=1)
     assert batches.per_epoch == -(-10 // size)
     orders = []
     for epoch in range(3):
-        windows = [batches.at(epoch * batches.per_epoch + n) for n in range(batches.per_epoch)]
-        sizes = [len(batch["index"]) for batch in windows]
+        steps = [batches.at(epoch * batches.per_epoch + n) for n in range(batches.per_epoch)]
+        sizes = [len(batch["index"]) for batch in steps]
         assert sizes == [size] * (10 // size) + ([10 % size] if 10 % size else [])
-        orders.append(np.concatenate([batch["index"] for batch in windows]).tolist())
+        orders.append(np.concatenate([batch["index"] for batch in steps]).tolist())
         assert sorted(orders[-1]) == list(range(100, 110))
     assert len({tuple(order) for order in orders}) == 3
 
 
-def test_epochs_are_all_windows_of_so_many_epochs() -> None:
+def test_epochs_are_all_steps_of_so_many_epochs() -> None:
     batches = TrainBatches(part(), batch_size=4)
     found = list(batches.epochs(2))
     assert len(found) == 6
@@ -62,7 +62,7 @@ def test_epochs_are_all_windows_of_so_many_epochs() -> None:
 
 def test_a_batch_holds_what_belongs_to_its_examples() -> None:
     source = part()
-    batch = TrainBatches(source, batch_size=4, seed=5).at(4)  # window 1 of epoch 1
+    batch = TrainBatches(source, batch_size=4, seed=5).at(4)  # step 1 of epoch 1
     positions = permutation(5, 1, 10, start=4, stop=8)
     index = source.index[positions]
     np.testing.assert_array_equal(batch["index"], index)

@@ -21,7 +21,7 @@ SMALL = (12, 12)
 
 
 def opened(folder: pathlib.Path, **options: Any) -> data.Source:
-    return data.open_source(f"folder:{folder}", **({"image_size": SMALL} | options))
+    return data.open_data(f"folder:{folder}", **({"image_size": SMALL} | options))
 
 
 def names_of(source: data.Source, part: data.Part) -> set[str]:
@@ -167,12 +167,12 @@ def test_a_batch_is_a_pure_function_of_its_number(make_folder: Any) -> None:
     folder = make_folder({"train/a": 10, "train/b": 13, "val/a": 2})
     one = data.TrainBatches(opened(folder).train, batch_size=5, seed=3, augment=("flip", "crop"))
     other = data.TrainBatches(opened(folder, image_cache=0).train, batch_size=5, seed=3, augment=("flip", "crop"))
-    wanted = {window: one.at(window) for window in range(12)}
-    for window in (11, 4, 0, 7):
-        for name, value in other.at(window).items():
-            np.testing.assert_array_equal(value, wanted[window][name])
-    for window, batch in zip(range(3, 9), other.between(3, 9), strict=True):
-        np.testing.assert_array_equal(batch["image"], wanted[window]["image"])
+    wanted = {step: one.at(step) for step in range(12)}
+    for step in (11, 4, 0, 7):
+        for name, value in other.at(step).items():
+            np.testing.assert_array_equal(value, wanted[step][name])
+    for step, batch in zip(range(3, 9), other.between(3, 9), strict=True):
+        np.testing.assert_array_equal(batch["image"], wanted[step]["image"])
 
 
 def test_the_fingerprint_tells_a_changed_a_renamed_and_a_new_file(make_folder: Any) -> None:
@@ -327,11 +327,11 @@ def test_a_share_that_leaves_a_part_or_class_empty_says_what_would_do(make_folde
 
 def test_options_are_checked() -> None:
     with pytest.raises(data.DataError, match="bad_images='ignore': it is stop or skip"):
-        data.open_source("fashion_mnist_mini", bad_images="ignore")
+        data.open_data("fashion_mnist_mini", bad_images="ignore")
     with pytest.raises(data.DataError, match="bad_images=skip: fashion_mnist_mini has no image files"):
-        data.open_source("fashion_mnist_mini", bad_images="skip")
+        data.open_data("fashion_mnist_mini", bad_images="skip")
     with pytest.raises(data.DataError, match=r"data='folder:': known sources are .*folder:DIR"):
-        data.open_source("folder:")
+        data.open_data("folder:")
 
 
 def test_names_that_are_no_text_can_be_shown(make_folder: Any) -> None:

@@ -22,7 +22,7 @@ def idx(array: np.ndarray) -> bytes:
 @pytest.fixture
 def write(tmp_path: pathlib.Path) -> Any:
     """Writes the four files of 40 and 10 real images: ``write(mark="-", zipped=True)`` -> DIR."""
-    source = data.open_source("fashion_mnist_mini")
+    source = data.open_data("fashion_mnist_mini")
     assert source.test is not None
 
     def make(mark: str = "-", *, zipped: bool = False, name: str = "idx") -> pathlib.Path:
@@ -45,24 +45,24 @@ def write(tmp_path: pathlib.Path) -> Any:
 @pytest.mark.parametrize("mark", ["-", "."])
 @pytest.mark.parametrize("zipped", [False, True])
 def test_both_usual_names_gzipped_or_not_give_the_same_data(write: Any, mark: str, zipped: bool) -> None:
-    source = data.open_source(f"idx:{write(mark, zipped=zipped)}", eval_fraction=0.2)
+    source = data.open_data(f"idx:{write(mark, zipped=zipped)}", eval_fraction=0.2)
     assert source.test is not None
     assert [len(part) for part in (source.train, source.eval, source.test)] == [32, 8, 10]
     assert source.image_shape == (28, 28, 1)
     assert source.classes == tuple("0123456789")
-    plain = data.open_source(f"idx:{write(name='plain')}", eval_fraction=0.2)
+    plain = data.open_data(f"idx:{write(name='plain')}", eval_fraction=0.2)
     assert source.fingerprint() == plain.fingerprint()
     np.testing.assert_array_equal(source.train.read(np.arange(32))["image"], plain.train.read(np.arange(32))["image"])
 
 
 def test_image_size_applies(write: Any) -> None:
-    assert data.open_source(f"idx:{write()}", image_size=(32, 48)).image_shape == (32, 48, 1)
+    assert data.open_data(f"idx:{write()}", image_size=(32, 48)).image_shape == (32, 48, 1)
 
 
 def test_a_missing_or_damaged_file_is_named(write: Any, tmp_path: pathlib.Path) -> None:
     def refused(folder: pathlib.Path) -> str:
         with pytest.raises(data.DataError) as caught:
-            data.open_source(f"idx:{folder}")
+            data.open_data(f"idx:{folder}")
         return str(caught.value)
 
     assert "there is no such folder" in refused(tmp_path / "nowhere")
@@ -84,7 +84,7 @@ def test_a_missing_or_damaged_file_is_named(write: Any, tmp_path: pathlib.Path) 
 
 def test_fashion_mnist_is_read_from_debians_folder(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrays, "DEBIAN", write(zipped=True))
-    source = data.open_source("fashion_mnist", eval_fraction=0.2)
+    source = data.open_data("fashion_mnist", eval_fraction=0.2)
     assert source.classes == arrays.FASHION
     assert len(source.train) == 32
 
@@ -95,7 +95,7 @@ def test_fashion_mnist_is_read_from_what_keras_downloads(write: Any, monkeypatch
     downloaded = read_idx_folder(write())
     monkeypatch.setattr(arrays, "DEBIAN", pathlib.Path("/nowhere"))
     monkeypatch.setattr(keras.datasets.fashion_mnist, "load_data", lambda: (downloaded["train"], downloaded["test"]))
-    assert len(data.open_source("fashion_mnist", eval_fraction=0.2).train) == 32
+    assert len(data.open_data("fashion_mnist", eval_fraction=0.2).train) == 32
 
 
 def test_fashion_mnist_without_files_and_network_says_where_it_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +112,7 @@ def test_fashion_mnist_without_files_and_network_says_where_it_comes_from(monkey
     monkeypatch.setattr(arrays, "DEBIAN", pathlib.Path("/nowhere"))
     monkeypatch.setattr(keras.datasets.fashion_mnist, "load_data", fail)
     with pytest.raises(data.DataError) as caught:
-        data.open_source("fashion_mnist")
+        data.open_data("fashion_mnist")
     for part in ("/nowhere", "package dataset-fashion-mnist", "no network", "--data=idx:FOLDER"):
         assert part in str(caught.value)
     assert waited == [15.0], "a network that gives no answer is given up"

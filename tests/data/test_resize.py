@@ -72,11 +72,11 @@ def test_float_images_stay_floats_in_range() -> None:
 
 
 def test_image_size_applies_to_arrays_and_the_run_is_the_same_whatever_the_budget() -> None:
-    kept = data.open_source("fashion_mnist_mini", image_size=(20, 24))
-    late = data.open_source("fashion_mnist_mini", image_size=(20, 24), image_cache=0)
+    kept = data.open_data("fashion_mnist_mini", image_size=(20, 24))
+    late = data.open_data("fashion_mnist_mini", image_size=(20, 24), image_cache=0)
     assert kept.image_shape == late.image_shape == (20, 24, 1)
     for part in ("train", "eval", "test"):
         one, other = (getattr(source, part).read(np.arange(5)) for source in (kept, late))
         for name in ("image", "label", "index"):
             np.testing.assert_array_equal(one[name], other[name])
-    assert data.open_source("fashion_mnist_mini").image_shape == (28, 28, 1)
+    assert data.open_data("fashion_mnist_mini").image_shape == (28, 28, 1)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.data import DataError, open_source
+from engine.data import DataError, open_data
 from engine.data.source import EMBEDDED
 
 RNG = np.random.default_rng(0)
@@ -29,7 +29,7 @@ def arrays(train: int = 20, test: int | None = 6, val: int | None = None, classe
 
 def opened(folder: pathlib.Path, content: dict[str, np.ndarray], **options: Any) -> Any:
     np.savez(folder / "data.npz", **content)  # type: ignore[arg-type]
-    return open_source(f"npz:{folder / 'data.npz'}", **options)
+    return open_data(f"npz:{folder / 'data.npz'}", **options)
 
 
 def refused(folder: pathlib.Path, content: dict[str, np.ndarray], **options: Any) -> str:
@@ -43,7 +43,7 @@ def refused(folder: pathlib.Path, content: dict[str, np.ndarray], **options: Any
 
 
 def test_the_embedded_source_is_whole() -> None:
-    source = open_source(EMBEDDED)
+    source = open_data(EMBEDDED)
     assert len(source.classes) == 10
     assert source.image_shape == source.train.images.shape[1:]
     assert source.test is not None
@@ -231,7 +231,7 @@ def test_arrays_that_make_no_sense_are_refused_with_the_rule(
 )
 def test_a_source_that_does_not_exist_is_refused(spec: str, message: str) -> None:
     with pytest.raises(DataError) as caught:
-        open_source(spec)
+        open_data(spec)
     assert message in str(caught.value)
 
 
@@ -240,4 +240,4 @@ def test_a_truncated_file_is_refused(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "data.npz"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"data\.npz: no \.npz file, or a truncated one"):
-        open_source(f"npz:{path}")
+        open_data(f"npz:{path}")

@@ -15,10 +15,10 @@ from engine.data import EvalBatches, TrainBatches
 from engine.data.part import Part
 from engine.feature_cache import eviction, policy
 from engine.feature_cache.batches import FeatureBatches
-from engine.feature_cache.policy import Caching, CachingError, Wish
+from engine.feature_cache.policy import CacheError, CacheOptions, CachePolicy
 from engine.feature_cache.store import Features
 from engine.frostline.line import FrostLine
-from engine.models import build
+from engine.models import build_model
 from engine.selection.selection import Selection
 from engine.training import losses, optimizers, schedules
 from engine.training.evaluation import Evaluator
@@ -33,8 +33,8 @@ def part(count: int, labels: Any = None) -> Part:
     return Part(rng.integers(0, 256, (count, 8, 8, 1), np.uint8), given, np.arange(count))
 
 
-def stage(name: str, selection: Selection, windows: int = 6) -> Stage:
-    phase = Phase(name=name, train="@all", steps=windows)
+def stage(name: str, selection: Selection, steps: int = 6) -> Stage:
+    phase = Phase(name=name, train="@all", steps=steps)
     return Stage(phase, selection, optimizers.AdamW(), schedules.parse("constant"), 1e-3)
 
 
@@ -42,18 +42,18 @@ class Job:
     """A small ViT, its data and caching."""
 
     def __init__(self, root: pathlib.Path, mode: policy.Mode = "require", said: list[str] | None = None) -> None:
-        self.model = build("vit:mini,depth=1", image_shape=(8, 8, 1), outputs=3).network
-        loss_fn = losses.supervised(self.model)
+        self.model = build_model("vit:mini,depth=1", image_shape=(8, 8, 1), outputs=3).network
+        loss_fn = losses.supervised_loss(self.model)
         self.step, self.evaluator = TrainStep(loss_fn, optimizers.AdamW()), Evaluator(loss_fn)
         self.train, self.evaluation = TrainBatches(part(20), batch_size=8), EvalBatches(part(7), batch_size=8)
         self.said: list[str] = said if said is not None else []
-        self.caching = Caching(
+        self.caching = CachePolicy(
             self.step,
             self.evaluator,
             train=self.train,
             evaluation=self.evaluation,
             data="the data",
-            wish=Wish(mode=mode, root=root),
+            options=CacheOptions(mode=mode, root=root),
             say=self.said.append,
         )
 
@@ -79,7 +79,7 @@ def test_a_higher_line_is_made_from_the_tensors_of_a_lower_one(
         patch.setattr(TrainBatches, "prepared", no_images)
         patch.setattr(EvalBatches, "prepared", no_images)
         kept = job.begin(higher)
-    plain = [job.train.at(window) for window in range(3)]
+    plain = [job.train.at(number) for number in range(3)]
     line = job.step.cut(higher.selection, plain[0])
     assert isinstance(line, FrostLine)
     for ours, theirs in zip(kept, plain, strict=True):
@@ -106,10 +106,10 @@ def test_auto_weighs_the_work_and_counts_what_is_there(tmp_path: pathlib.Path, m
     monkeypatch.setattr(policy, "_PREPARING", 0.0)
     monkeypatch.setattr(policy, "_WRITTEN", 0)
     monkeypatch.setattr(policy, "_READ", 0)
-    for windows, paid in ((2, False), (6, True)):  # 27 rows once against 16 + 7, and 48 + 7
+    for steps, paid in ((2, False), (6, True)):  # 27 rows once against 16 + 7, and 48 + 7
         job = Job(tmp_path, "auto")
-        (choice,) = job.caching.decide([stage("a", select(job.model, "@head"), windows)], per_epoch=3, eval_every=9)
-        assert choice.used is paid, windows
+        (choice,) = job.caching.decide([stage("a", select(job.model, "@head"), steps)], per_epoch=3, eval_every=9)
+        assert choice.used is paid, steps
     job.begin(stage("a", select(job.model, "@head")))
     again = Job(tmp_path, "auto")
     again.model.norm.gamma.assign(2 * again.model.norm.gamma)
@@ -160,10 +160,10 @@ def test_a_folder_that_is_a_file_is_told(tmp_path: pathlib.Path) -> None:
 
 
 def test_wishes_that_make_no_sense(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(CachingError, match="cache='yes': it is one of auto, off, require"):
+    with pytest.raises(CacheError, match="cache='yes': it is one of auto, off, require"):
         Job(tmp_path, "yes")  # type: ignore[arg-type]
     job = Job(tmp_path)
-    with pytest.raises(CachingError, match=r"phase 'all' cannot have one: no frost line: .*trains, and reads"):
+    with pytest.raises(CacheError, match=r"phase 'all' cannot have one: no frost line: .*trains, and reads"):
         job.caching.decide([stage("all", select(job.model, "@all"))], per_epoch=3, eval_every=3)
 
 
@@ -204,7 +204,7 @@ class TwoTasks(tf.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = build("vit:mini,depth=1", image_shape=(8, 8, 1), outputs=3).network
+        self.body = build_model("vit:mini,depth=1", image_shape=(8, 8, 1), outputs=3).network
         self.size = tf.Variable(tf.random.stateless_normal([96, 1], [1, 2], stddev=0.1), name="size")
         self.kind = tf.Variable(tf.random.stateless_normal([96, 3], [1, 3], stddev=0.1), name="kind")
 

@@ -23,7 +23,7 @@ from engine.feature_cache import store
 from engine.feature_cache.batches import EvalFeatureBatches, FeatureBatches
 from engine.feature_cache.store import Features, FeaturesError
 from engine.frostline.line import FrostLine, Refused
-from engine.models import build
+from engine.models import build_model
 from engine.training import losses, optimizers
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -41,9 +41,9 @@ class Run:
     """A model whose head trains, its batches and its line."""
 
     def __init__(self, train: str = "head/.*", **options: Any) -> None:
-        self.model = build("vit:mini,depth=1", image_shape=(8, 8, 1), outputs=3).network
+        self.model = build_model("vit:mini,depth=1", image_shape=(8, 8, 1), outputs=3).network
         self.selection = select(self.model, train)
-        self.step = TrainStep(losses.supervised(self.model), optimizers.AdamW())
+        self.step = TrainStep(losses.supervised_loss(self.model), optimizers.AdamW())
         self.batches = TrainBatches(part_of(), batch_size=16, seed=5, **options)
         line = self.step.cut(self.selection, self.batches.at(0))
         assert isinstance(line, FrostLine)
@@ -300,20 +300,20 @@ def test_view_j_is_what_epoch_j_sees(tmp_path: pathlib.Path) -> None:
     cached = FeatureBatches(run.batches, made)
     per_epoch = run.batches.per_epoch
     views = []
-    for window in range(3 * per_epoch):
-        given, kept = run.batches.at(window), cached.at(window)
+    for step in range(3 * per_epoch):
+        given, kept = run.batches.at(step), cached.at(step)
         (right,) = run.line.prefix(given["image"])
         close = np.allclose(kept["frozen0"], right, rtol=1e-4, atol=1e-5)
         views.append(close)
     assert views == [True] * 2 * per_epoch + [False] * per_epoch  # epoch 2 sees view 0 again
 
 
-# --- windows
+# --- steps
 
 
 @pytest.mark.usefixtures("deterministic_ops")
-def test_windows_of_features_are_the_windows_of_images(tmp_path: pathlib.Path) -> None:
-    """Three epochs of 3 windows, the last of 8 examples; losses, weights and evaluation."""
+def test_steps_of_features_are_the_steps_of_images(tmp_path: pathlib.Path) -> None:
+    """Three epochs of 3 steps, the last of 8 examples; losses, weights and evaluation."""
     results = []
     for cached in (True, False):
         run = Run()
@@ -322,7 +322,7 @@ def test_windows_of_features_are_the_windows_of_images(tmp_path: pathlib.Path) -
         held = EvalBatches(part, batch_size=16)
         from engine.training.evaluation import Evaluator
 
-        evaluator = Evaluator(losses.supervised(run.model))
+        evaluator = Evaluator(losses.supervised_loss(run.model))
         evaluated: Any = held
         if cached:
             batches = FeatureBatches(run.batches, filled(tmp_path, run))

@@ -44,7 +44,7 @@ def batch(count: int = 4) -> dict[str, Any]:
 
 
 def step_of(model: Any, **options: Any) -> TrainStep:
-    return TrainStep(losses.supervised(model), optimizers.SGD(), **options)
+    return TrainStep(losses.supervised_loss(model), optimizers.SGD(), **options)
 
 
 def cut(model: Any, train: str = "head", *, given: Any = None, **options: Any) -> FrostLine | Refused:
@@ -52,14 +52,14 @@ def cut(model: Any, train: str = "head", *, given: Any = None, **options: Any) -
 
 
 def line_of(model: Any, train: str = "head", **options: Any) -> FrostLine:
-    """A line at which a window gives what it gives without one."""
+    """A line at which a step gives what it gives without one."""
     found = cut(model, train, **options)
     assert isinstance(found, FrostLine), found
     return found
 
 
 def check_equal(model: Any, train: str = "head", *, micro: int | None = None) -> FrostLine:
-    """Cuts, and compares a window's gradient above the line with the whole one's."""
+    """Cuts, and compares a step's gradient above the line with the whole one's."""
     selection, given = select(model, train), batch()
     results = []
     for cached in (True, False):
@@ -67,9 +67,9 @@ def check_equal(model: Any, train: str = "head", *, micro: int | None = None) ->
         before = [entry.variable.numpy() for entry in selection.trained]
         line = step.cut(selection, given)
         assert isinstance(line, FrostLine), line
-        window = step(selection, line.below(given) if cached else given, learning_rate=1.0)
+        result = step(selection, line.below(given) if cached else given, learning_rate=1.0)
         after = [entry.variable.numpy() for entry in selection.trained]
-        results.append((float(window.loss), [b - a for a, b in zip(before, after, strict=True)]))
+        results.append((float(result.loss), [b - a for a, b in zip(before, after, strict=True)]))
         for entry, value in zip(selection.trained, before, strict=True):
             entry.variable.assign(value)
     np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-6)
@@ -110,8 +110,8 @@ def test_the_part_above_captures_no_variable_that_it_does_not_read() -> None:
     step, selection, given = step_of(model), select(model, "head"), batch()
     line = step.cut(selection, given)
     assert isinstance(line, FrostLine)
-    window = step.traced(selection, line.below(given))
-    assert [window.handles[tensor.op.name] for tensor in window.graph.inputs if tensor.dtype == tf.resource] == ["head"]
+    result = step.traced(selection, line.below(given))
+    assert [result.handles[tensor.op.name] for tensor in result.graph.inputs if tensor.dtype == tf.resource] == ["head"]
 
 
 def test_it_moves_down_to_where_fewer_bytes_cross_for_little_work() -> None:
@@ -210,7 +210,7 @@ def test_functions_that_a_model_calls_are_written_out() -> None:
     line = check_equal(model)
     assert [t.after for t in line.tensors] == ["body"]
     assert not tf.config.functions_run_eagerly()
-    evaluator, given = Evaluator(losses.supervised(model)), batch()
+    evaluator, given = Evaluator(losses.supervised_loss(model)), batch()
     assert evaluator.cut(line.selection, line, given) is None
     np.testing.assert_allclose(
         evaluator(line.selection, [line.below(given)]).loss, evaluator(line.selection, [given]).loss, rtol=1e-6
@@ -234,7 +234,7 @@ def test_a_subclassed_keras_model() -> None:
     assert [t.after for t in line.tensors] == ["norm/beta"]
 
 
-# --- what is hot
+# --- what is varying
 
 
 def words_of(between: Callable[[Any, Any], Any]) -> str:
@@ -420,7 +420,7 @@ def test_images_without_a_fixed_shape_are_refused() -> None:
     }
     from engine.training import microbatch
 
-    micro = microbatch.trace(losses.supervised(model), selection, specs, whole=True)
+    micro = microbatch.trace_micro_batch(losses.supervised_loss(model), selection, specs, whole=True)
     assert isinstance(line.cut(micro, selection), Refused)
 
 
@@ -488,6 +488,6 @@ def test_evaluation_that_differs_by_mode_is_told() -> None:
     model = Modes()
     line = line_of(model)
     assert line.tensors[0].name != "MatMul"
-    found = Evaluator(losses.supervised(model)).cut(line.selection, line, batch())
+    found = Evaluator(losses.supervised_loss(model)).cut(line.selection, line, batch())
     assert isinstance(found, Refused)
     assert "it differs by mode" in found.describe()

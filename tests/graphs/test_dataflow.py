@@ -126,24 +126,24 @@ def test_the_frontier_is_found_through_views_and_once() -> None:
     frozen, trained = tf.Variable(tf.ones([4, 4])), tf.Variable(tf.ones([4, 4]))
 
     def function(x: Any) -> Any:
-        cold = tf.matmul(x, frozen, name="cold")
-        two_views = tf.identity(tf.reshape(cold, [-1, 2, 2])), tf.reshape(cold, [-1, 4])
+        invariant = tf.matmul(x, frozen, name="invariant")
+        two_views = tf.identity(tf.reshape(invariant, [-1, 2, 2])), tf.reshape(invariant, [-1, 4])
         return tf.matmul(tf.reshape(two_views[0], [-1, 4]), trained) + tf.matmul(two_views[1], trained)
 
     made, inputs, _ = traced(function, [None, 4])
-    hot = dataflow.captured_handles(made, [trained])
-    assert [tensor.op.name for tensor in dataflow.frontier(made, hot=hot, inputs=inputs)] == ["cold"]
+    varying = dataflow.captured_handles(made, [trained])
+    assert [tensor.op.name for tensor in dataflow.frontier(made, varying=varying, inputs=inputs)] == ["invariant"]
     # with nothing frozen before it, the frontier is the input itself
     both = dataflow.captured_handles(made, [trained, frozen])
-    assert dataflow.frontier(made, hot=both, inputs=inputs) == [inputs[0]]
+    assert dataflow.frontier(made, varying=both, inputs=inputs) == [inputs[0]]
 
 
 def test_what_does_not_depend_on_the_input_is_not_at_the_frontier() -> None:
     frozen, trained = tf.Variable(tf.ones([4])), tf.Variable(tf.ones([4]))
     made, inputs, _ = traced(lambda x: tf.exp(x) * (trained + tf.exp(frozen)), [None, 4])
-    hot = dataflow.captured_handles(made, [trained])
-    assert [tensor.op.type for tensor in dataflow.frontier(made, hot=hot, inputs=inputs)] == ["Exp"]
-    assert dataflow.frontier(made, hot=hot, inputs=inputs)[0].shape.as_list() == [None, 4]
+    varying = dataflow.captured_handles(made, [trained])
+    assert [tensor.op.type for tensor in dataflow.frontier(made, varying=varying, inputs=inputs)] == ["Exp"]
+    assert dataflow.frontier(made, varying=varying, inputs=inputs)[0].shape.as_list() == [None, 4]
 
 
 # --- bytes ---

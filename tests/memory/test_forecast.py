@@ -13,7 +13,7 @@ import pytest
 from engine import TrainStep, select
 from engine.memory import forecast
 from engine.memory.forecast import BudgetError, Forecast, Forecaster, Plan, Planner, resident_bytes
-from engine.models import build
+from engine.models import build_model
 from engine.sizes import format_bytes
 from engine.training import losses, optimizers
 from engine.training.remat import MODES
@@ -24,7 +24,7 @@ ADAMW, MOMENTUM = optimizers.AdamW(), optimizers.Momentum()
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return build("vit:mini,depth=2", image_shape=(16, 16, 1), outputs=4).network
+    return build_model("vit:mini,depth=2", image_shape=(16, 16, 1), outputs=4).network
 
 
 def batch() -> dict[str, Any]:
@@ -39,7 +39,7 @@ def forecaster(model: Any) -> Callable[..., Forecaster]:
     def find(text: str = "@all", mode: str = "none", optimizer: Any = ADAMW, ema: float | None = None) -> Forecaster:
         key = text, mode, optimizer, ema
         if key not in known:
-            step = TrainStep(losses.supervised(model), optimizer, micro_batch_size=BATCH, remat=mode, ema=ema)
+            step = TrainStep(losses.supervised_loss(model), optimizer, micro_batch_size=BATCH, remat=mode, ema=ema)
             known[key] = Forecaster(step, select(model, text), optimizer, batch())
         return known[key]
 
@@ -75,7 +75,7 @@ def test_the_total_is_the_sum_of_its_parts_and_the_text_says_them(forecaster: An
 
 
 def test_slots_that_a_step_makes_are_those_of_its_forecast(model: Any, forecaster: Any) -> None:
-    step = TrainStep(losses.supervised(model), ADAMW)
+    step = TrainStep(losses.supervised_loss(model), ADAMW)
     step.slots.fit(select(model, "@blocks[-1:] @head"), ADAMW)
     assert forecaster("@blocks[-1:] @head").at(BATCH, None).slots == step.slots.bytes()
 
@@ -103,7 +103,7 @@ def test_rematerialisation_and_freezing_lower_the_activations(forecaster: Any) -
 
 
 def test_the_forecasts_trace_is_the_steps(model: Any) -> None:
-    step = TrainStep(losses.supervised(model), ADAMW)
+    step = TrainStep(losses.supervised_loss(model), ADAMW)
     Forecaster(step, select(model, "@head"), ADAMW, batch())
     assert step.micro_batch(select(model, "@head"), batch()) is step.micro_batch(select(model, "head/.*"), batch())
 

@@ -135,7 +135,7 @@ def test_statistics_of_a_trained_stage_move_and_of_a_frozen_one_do_not() -> None
     network = cnn()
     batch = {"image": images(), "label": np.array([0, 1, 2, 0])}
     before = values(network)
-    step = TrainStep(losses.supervised(network), optimizers.SGD())
+    step = TrainStep(losses.supervised_loss(network), optimizers.SGD())
     step(select(network, "stages/3/.* head/.*"), batch, learning_rate=0.1)
     moved = {path for path, value in values(network).items() if (value != before[path]).any()}
     assert moved == {path for path in before if path.startswith(("stages/3/", "head/"))}

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from engine import name_variables, select
 from engine.data import Normalise
-from engine.models import Model, ModelSpecError, build, default_image_size
+from engine.models import Model, ModelSpecError, build_model, default_image_size
 from engine.models.cnn import CNN
 from engine.models.registry import NAMES
 from engine.models.vit import SIZES, ViT
@@ -20,7 +20,7 @@ SHAPE = (32, 32, 3)
 
 
 def made(spec: str, *, shape: tuple[int, int, int] = SHAPE, outputs: int = 4, **options: Any) -> Model:
-    return build(spec, image_shape=shape, outputs=outputs, **options)
+    return build_model(spec, image_shape=shape, outputs=outputs, **options)
 
 
 def config(spec: str, **options: Any) -> Any:
@@ -104,7 +104,7 @@ def test_the_families_are_of_their_classes() -> None:
 )
 def test_the_upper_part_is_the_last_two_of_what_the_model_stacks(spec: str, prefixes: tuple[str, ...]) -> None:
     model = made(spec)
-    filters.parse(model.upper)
+    filters.parse_filter(model.upper)
     chosen = select(model.network, model.upper)
     wanted = [e.path for e in name_variables(model.network) if e.kind == "weight" and e.path.startswith(prefixes)]
     assert [entry.path for entry in chosen.trained] == wanted

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from engine import name_variables
 from engine.errors import InputError
-from engine.models import build, layers
+from engine.models import build_model, layers
 from engine.models.vit import Config, ViT
 from engine.seeds import example_seeds
 
@@ -94,7 +94,7 @@ def test_sizes_have_the_published_number_of_parameters(size: str, depth: int, pa
     """Blocks are all alike, so two small builds give the count of any depth."""
 
     def count(blocks: int) -> int:
-        model = build(f"vit:{size}/16,depth={blocks}", image_shape=(224, 224, 3), outputs=1000)
+        model = build_model(f"vit:{size}/16,depth={blocks}", image_shape=(224, 224, 3), outputs=1000)
         return name_variables(model.network).parameters
 
     one, two = count(1), count(2)
@@ -102,7 +102,7 @@ def test_sizes_have_the_published_number_of_parameters(size: str, depth: int, pa
 
 
 def test_a_whole_model_of_a_size_has_its_parameters() -> None:
-    model = build("vit:Ti/16", image_shape=(224, 224, 3), outputs=1000)
+    model = build_model("vit:Ti/16", image_shape=(224, 224, 3), outputs=1000)
     assert name_variables(model.network).parameters == 5_717_416
 
 

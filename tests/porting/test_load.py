@@ -12,12 +12,12 @@ import pytest
 import tensorflow as tf
 
 from engine import files, name_variables
-from engine.models import build
+from engine.models import build_model
 from engine.porting import Ledger, PortError, load
 
 
 def vit(seed: int = 0, *, outputs: int = 3, dtype: Any = tf.float32, options: str = "depth=1") -> Any:
-    return build(f"vit:mini,{options}", image_shape=(8, 8, 1), outputs=outputs, seed=seed, dtype=dtype).network
+    return build_model(f"vit:mini,{options}", image_shape=(8, 8, 1), outputs=outputs, seed=seed, dtype=dtype).network
 
 
 def values(model: Any) -> dict[str, np.ndarray]:
@@ -50,7 +50,7 @@ def refused(model: Any, path: pathlib.Path) -> str:
 
 @pytest.mark.parametrize("name", ["vit:mini,depth=1,layer_scale", "cnn:mini"])
 def test_every_variable_comes_back_bit_for_bit(tmp_path: pathlib.Path, name: str) -> None:
-    one, two = (build(name, image_shape=(8, 8, 1), outputs=3, seed=seed).network for seed in (1, 2))
+    one, two = (build_model(name, image_shape=(8, 8, 1), outputs=3, seed=seed).network for seed in (1, 2))
     ledger = load(two, saved(tmp_path, values(one)))
     assert targets(ledger) == list(values(one))
     assert ledger.fresh == {}
@@ -180,7 +180,7 @@ def test_a_long_list_is_cut_and_counted(tmp_path: pathlib.Path) -> None:
 
 
 def test_another_model_lists_both_sides(tmp_path: pathlib.Path) -> None:
-    cnn = build("cnn:mini", image_shape=(8, 8, 1), outputs=3).network
+    cnn = build_model("cnn:mini", image_shape=(8, 8, 1), outputs=3).network
     message = refused(vit(2), saved(tmp_path, values(cnn)))
     assert "in the model, not in the file" in message
     assert "in the file, not in the model" in message

@@ -42,12 +42,12 @@ class Branches(tf.Module):
 def panel_of(model: Any, train: str, shape: tuple[int, ...] = (6,)) -> Panel:
     given = {"image": RNG.standard_normal((4, *shape)).astype(np.float32), "label": RNG.integers(0, 3, 4)}
     selection = select(model, train)
-    step = TrainStep(losses.supervised(model), optimizers.SGD())
+    step = TrainStep(losses.supervised_loss(model), optimizers.SGD())
     return Panel(f"train {train}", selection, step.cut(selection, given))
 
 
 def network(spec: str) -> Any:
-    return models.build(spec, image_shape=(28, 28, 1), outputs=3).network
+    return models.build_model(spec, image_shape=(28, 28, 1), outputs=3).network
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_without_a_line_all_is_above_it() -> None:
     model = Branches()
     refused = panel_of(model, "@all !head/.* !unused/.*")
     assert isinstance(refused.line, Refused)
-    assert [box.words for box in layout(refused)[1]][-1] == "frozen, but every window computes it"
+    assert [box.words for box in layout(refused)[1]][-1] == "frozen, but every step computes it"
     unasked = layout(Panel("x", select(model, "head/.*")))
     assert unasked[0] == []
     assert [box.words for box in unasked[1]] == ["frozen", "trains"]
@@ -131,7 +131,7 @@ def test_the_line_is_drawn_where_there_is_one(tmp_path: pathlib.Path) -> None:
 
 
 def test_phases_lie_side_by_side_and_very_many_are_cut_short(tmp_path: pathlib.Path) -> None:
-    panel = Panel("phase", select(Branches(), "head/.*"), note="4 windows")
+    panel = Panel("phase", select(Branches(), "head/.*"), note="4 steps")
     sizes = {}
     for count in (1, 3, 4, 500):
         draw(tmp_path / "x.png", [panel] * count)

@@ -16,7 +16,7 @@ SMALL = [
     "--images=10",
     "--epochs=2",
     "--batch_size=4",
-    "--window_batch_size=4",
+    "--step_batch_size=4",
     "--rounds=6",
     "--warmup=1",
     "--memory_model=vit:Ti/16,depth=1",
@@ -26,12 +26,12 @@ WIDTH = 192
 HEAD = (WIDTH + 1) * 10
 
 BAD = [
-    ("--what=jobs", "what='jobs': known are job, depth, window, memory; nearest: job"),
+    ("--what=jobs", "what='jobs': known are job, depth, step, memory; nearest: job"),
     ("--what=job,job", "what='job,job': at least one is wanted, and each once"),
     ("--images=3", "batch_size=4: there are 3 images"),
-    ("--window_batch_size=11", "window_batch_size=11: there are 10 images"),
+    ("--step_batch_size=11", "step_batch_size=11: there are 10 images"),
     ("--memory_examples=4", "memory_examples='4': two numbers are wanted"),
-    ("--memory_examples=3,20", "the first no less than window_batch_size=4"),
+    ("--memory_examples=3,20", "the first no less than step_batch_size=4"),
     ("--memory_examples=20,20", "the second larger"),
     ("--epochs=0", "epochs=0: it must be from 1"),
     ("--model=cnn:mini", "model='cnn:mini': the peers are plain ViTs"),
@@ -42,7 +42,7 @@ BAD = [
 @pytest.mark.parametrize(
     "apart", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["one process", "each its own"]
 )
-def test_jobs_windows_and_memory_are_measured_and_bad_flags_are_named(
+def test_jobs_steps_and_memory_are_measured_and_bad_flags_are_named(
     run_each: Any, tmp_path: pathlib.Path, apart: bool
 ) -> None:
     out = tmp_path / "results.json"
@@ -52,14 +52,14 @@ def test_jobs_windows_and_memory_are_measured_and_bad_flags_are_named(
         assert (bad_code, said in bad_error) == (2, True), (flag, bad_error)
     assert code == 0, error
     results = json.loads(out.read_text())
-    assert list(results) == ["versions", "processors", "job", "depth", "window", "memory"]
+    assert list(results) == ["versions", "processors", "job", "depth", "step", "memory"]
     assert {"tensorflow", "keras", "numpy", "python"} <= set(results["versions"])
 
-    job, depth, window, memory = (results[what] for what in ("job", "depth", "window", "memory"))
+    job, depth, step, memory = (results[what] for what in ("job", "depth", "step", "memory"))
     assert list(job) == ["engine_cached", "keras_fit", "forward", "keras_forward", "ratios"]
     cached, keras = job["engine_cached"], job["keras_fit"]
     for row in (cached, keras):
-        assert (row["windows"], row["examples"], row["trained_parameters"]) == (6, 10, HEAD)
+        assert (row["steps"], row["examples"], row["trained_parameters"]) == (6, 10, HEAD)
     # the same images in the same order: the whole course agrees, not its start alone
     assert keras["first_loss"] == pytest.approx(cached["first_loss"], rel=1e-4)
     assert keras["last_epoch_loss"] == pytest.approx(cached["last_epoch_loss"], rel=1e-4)
@@ -79,16 +79,16 @@ def test_jobs_windows_and_memory_are_measured_and_bad_flags_are_named(
     assert cached["last_epoch_loss"] != pytest.approx(keras["last_epoch_loss"], rel=1e-4)  # more trains
     assert depth["ratios"] == {"uncached_to_cached": plain["seconds"] / cached["seconds"]}
 
-    assert window["examples"] == 8  # two whole windows
-    assert len(window["engine"]["seconds"]) == len(window["hand"]["seconds"]) == 6
-    assert window["engine"]["last_loss"] == pytest.approx(window["hand"]["last_loss"], rel=1e-4)
-    assert window["engine"]["slot_bytes"] == window["hand"]["slot_bytes"] == 2 * 4 * HEAD
-    assert (len(window["runs"]["engine"]), window["runs"]["windows"]) == (5, 1)
-    for name in ("window_to_hand", "runs_to_hand"):
-        assert 0 < window[name]["p10"] <= window[name]["median"] <= window[name]["p90"]
+    assert step["examples"] == 8  # two whole steps
+    assert len(step["engine"]["seconds"]) == len(step["hand"]["seconds"]) == 6
+    assert step["engine"]["last_loss"] == pytest.approx(step["hand"]["last_loss"], rel=1e-4)
+    assert step["engine"]["slot_bytes"] == step["hand"]["slot_bytes"] == 2 * 4 * HEAD
+    assert (len(step["runs"]["engine"]), step["runs"]["steps"]) == (5, 1)
+    for name in ("step_to_hand", "runs_to_hand"):
+        assert 0 < step[name]["p10"] <= step[name]["median"] <= step[name]["p90"]
 
     assert (memory["few"]["examples"], memory["many"]["examples"]) == (4, 20)
-    assert memory["few"]["windows"] == memory["many"]["windows"] == 5
+    assert memory["few"]["steps"] == memory["many"]["steps"] == 5
     more = memory["many"]["peak_rss_bytes"] - memory["few"]["peak_rss_bytes"]
     assert memory["more_peak_rss_bytes"] == more
     assert memory["more_cache_bytes"] == 16 * 4 * WIDTH
@@ -97,18 +97,20 @@ def test_jobs_windows_and_memory_are_measured_and_bad_flags_are_named(
     assert re.search(rf"keras fit to cached: {number}; at least 8\.5 is asked: (NOT )?reached", printed)
     assert re.search(rf"cached to forward: {number}; at most 1\.2 is asked", printed)
     assert re.search(rf"uncached to cached: {number}; at least 2 is asked", printed)
-    assert re.search(rf"window to hand: {number} \({number} to {number}\); at most 1\.3 is asked", printed)
+    assert re.search(rf"step to hand: {number} \({number} to {number}\); at most 1\.3 is asked", printed)
     assert re.search(rf"[+-]{number} MiB of peak memory for \+{number} MiB of cache", printed)
     assert f"tensorflow {results['versions']['tensorflow']}" in printed
 
 
 def test_made_images_depend_on_seed_and_number_alone() -> None:
-    from scripts.baselines.cached import Made
+    from scripts.baselines.cached import SyntheticImages
     from scripts.baselines.harness import Job
 
-    def made(seed: int) -> Made:
+    def made(seed: int) -> SyntheticImages:
         fields: dict[str, Any] = {"model": "", "train": "", "trained": [], "decayed": [], "weights": "", "adamw": {}}
-        return Made(Job(**fields, config={"image": [4, 5, 3]}, batch_size=2, warmup=0, steps=1, seed=seed), 9)
+        return SyntheticImages(
+            Job(**fields, config={"image": [4, 5, 3]}, batch_size=2, warmup=0, steps=1, seed=seed), 9
+        )
 
     images = made(0)
     assert (images.shape, images.dtype) == ((9, 4, 5, 3), np.uint8)

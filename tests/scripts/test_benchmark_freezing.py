@@ -169,7 +169,7 @@ def test_a_study_has_all_rows_of_the_contract(done: dict[str, Any]) -> None:
     assert code == 0, error
     found = study(done, "main")
     job = {
-        "model", "data", "train_examples", "eval_examples", "classes", "image_shape", "batch_size", "windows", "epochs",
+        "model", "data", "train_examples", "eval_examples", "classes", "image_shape", "batch_size", "steps", "epochs",
         "precision", "micro_batches", "seed", "optimizer", "learning_rate", "repeats", "target_accuracy", "command",
     }  # fmt: skip
     assert set(found["job"]) == job
@@ -320,7 +320,7 @@ def test_quick_takes_few_and_histograms_are_drawn(done: dict[str, Any]) -> None:
     assert {row["runner"] for row in found["results"]} == {"engine", "engine_cached", "v1_var_list"}
     assert {row["strategy"] for row in found["results"]} == {"head", "last_2", "bias", "full"}
     assert found["job"]["repeats"] == 1
-    assert found["job"]["windows"] == 10
+    assert found["job"]["steps"] == 10
     folder = done["out"] / "quick"
     assert {path.stem for path in (folder / "histograms").glob("*.png")} == {"head", "last_2", "bias", "full"}
     assert list((folder / "tensorboard" / "head-engine_cached").glob("events*"))
@@ -333,7 +333,7 @@ def test_a_loss_without_accuracy_has_none(done: dict[str, Any]) -> None:
     assert code == 0, error
     found = study(done, "mse")
     job = found["job"]
-    assert (job["train_examples"], job["image_shape"], job["windows"], job["seed"]) == (24, [12, 12, 1], 3, 3)
+    assert (job["train_examples"], job["image_shape"], job["steps"], job["seed"]) == (24, [12, 12, 1], 3, 3)
     assert (job["precision"], job["micro_batches"], job["target_accuracy"]) == ("float64", 3, None)
     engine, v1 = found["results"]
     assert engine["eval_accuracy"] is None

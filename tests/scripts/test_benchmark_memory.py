@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-TINY = "model=vit:mini,depth=1 image_size=28 classes=10 batch_size=4 windows=1"
+TINY = "model=vit:mini,depth=1 image_size=28 classes=10 batch_size=4 steps=1"
 
 
 BAD = [
@@ -17,7 +17,7 @@ BAD = [
     ("modl=vit:mini", "nearest: model"),
     ("vit:mini", "`vit:mini` is no key=value"),
     ("batch_size=0", "batch_size='0': a whole number from 1 is wanted"),
-    ("windows=many", "windows='many': a whole number from 1 is wanted"),
+    ("steps=many", "steps='many': a whole number from 1 is wanted"),
     ("image_size=-3", "image_size='-3': a whole number from 1"),
     ("batch_size=2 micro_batches=3", "more micro-batches than examples"),
     ("runner=torch", "runner='torch': it is engine or keras_fit"),
@@ -82,7 +82,7 @@ def test_runs_are_measured_against_their_forecasts_and_against_keras_and_bad_one
     assert len(budget["plan"]["reasons"]) == 1
 
     table = printed[printed.index("    GB  forecast") :].splitlines()
-    assert table[0].split() == ["GB", "forecast", "ratio", "to", "keras", "window", "s", "run"]
+    assert table[0].split() == ["GB", "forecast", "ratio", "to", "keras", "step", "s", "run"]
     number = r"\d+\.\d+"
     assert re.fullmatch(rf" *{number} +{number} +{number} +{number} +{number}  model=vit:mini,depth=1 .*", table[1])
     assert re.fullmatch(

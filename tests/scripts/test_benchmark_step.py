@@ -91,7 +91,7 @@ def test_a_pair_swaps_its_order_and_leaves_out_the_warmup():
         def __init__(self, name):
             self.name = name
 
-        def window(self):
+        def step(self):
             order.append(self.name)
             return 1.0
 

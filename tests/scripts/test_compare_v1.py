@@ -58,7 +58,7 @@ def test_the_methods_are_identical_agree_with_the_engine_and_the_leaks_are_shown
         assert message in error
 
 
-def test_windows_are_timed_in_turn(run_each: Any, tmp_path: pathlib.Path) -> None:
+def test_steps_are_timed_in_turn(run_each: Any, tmp_path: pathlib.Path) -> None:
     out = tmp_path / "times.json"
     asked = [
         "--model=cnn:mini", "--image_size=16", "--classes=3", "--batch_size=4", "--steps=2", "--warmup=1",

@@ -35,7 +35,7 @@ def test_a_run_directory_holds_the_whole_contract(call: Any, small_data: pathlib
     run = json.loads((out / "run.json").read_text())
     assert set(run) == {
         "flags", "versions", "model", "data", "phases", "steps", "final", "freeze_proof", "timing", "memory", "cache",
-        "skipped_windows", "left_out_terms", "exit",
+        "skipped_steps", "left_out_terms", "exit",
     }  # fmt: skip
     assert run["model"] == {"name": "cnn:mini", "parameters": 61_402 - 10 * 65 + 3 * 65}
     assert run["data"]["train_examples"] == 48
@@ -55,7 +55,7 @@ def test_a_run_directory_holds_the_whole_contract(call: Any, small_data: pathlib
     assert run["freeze_proof"] == {"verified": True, "variables": 15, "changed": []}
     assert run["steps"] == 4
     assert run["exit"] == {"code": 0, "reason": "done"}
-    assert (run["skipped_windows"], run["left_out_terms"]) == (0, {})
+    assert (run["skipped_steps"], run["left_out_terms"]) == (0, {})
     assert set(run["memory"]["forecast_bytes"]) == {
         "weights", "slots", "averages", "accumulators", "gradients", "activations", "batches", "graph", "process", "total",
     }  # fmt: skip
@@ -83,7 +83,7 @@ def test_a_run_directory_holds_the_whole_contract(call: Any, small_data: pathlib
     assert list((out / "tensorboard/eval").iterdir())
     assert "decided by" in printed
     assert "freeze proof:        verified; 15 frozen variables" in printed
-    assert re.search(r"evaluation accuracy: 0\.\d{4} before, [01]\.\d{4} after 4 windows", printed)
+    assert re.search(r"evaluation accuracy: 0\.\d{4} before, [01]\.\d{4} after 4 steps", printed)
 
 
 def test_a_checkpoint_is_a_weights_file(call: Any, small_data: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -160,7 +160,7 @@ def test_phases_end_by_steps_epochs_and_plateau(call: Any, small_data: pathlib.P
     assert phases[1]["moving"] == []
 
 
-def test_one_window_trains_the_first_default_phase_alone(
+def test_one_step_trains_the_first_default_phase_alone(
     call: Any, small_data: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     words = ["--model=cnn:mini", "--weights=none", "--eval_fraction=0.2", "--batch_size=8", f"--data=npz:{small_data}"]
@@ -338,7 +338,7 @@ def test_a_planted_write_fails_the_run_with_exit_code_1(
 ) -> None:
     from engine.training import losses
 
-    original = losses.supervised
+    original = losses.supervised_loss
 
     def planting(model: Any, kind: str, **options: Any) -> Any:
         inner = original(model, kind, **options)
@@ -360,7 +360,7 @@ def test_a_planted_write_fails_the_run_with_exit_code_1(
 
 
 def kill_at_work(process: int, number: signal.Signals, out: pathlib.Path, running: Callable[[], bool]) -> None:
-    """Sends a signal when some windows are trained."""
+    """Sends a signal when some steps are trained."""
     metrics, deadline = out / "metrics.jsonl", time.monotonic() + 120
     while running() and time.monotonic() < deadline:
         if metrics.exists() and len(metrics.read_text().splitlines()) > 3:

@@ -54,7 +54,7 @@ def test_a_cached_run_is_the_uncached_run_and_its_cache_serves_the_next(run: Any
     assert len(kept["cache"]["cut"]) == 1
     assert kept["cache"]["bytes"] == 60 * 96 * 4
     assert kept["cache"]["phases"][0]["computed_rows"] == 60
-    assert "the frozen part is computed for 60 rows once, instead of 72 times in 9 windows" in kept["cache"]["reason"]
+    assert "the frozen part is computed for 60 rows once, instead of 72 times in 9 steps" in kept["cache"]["reason"]
     assert "line:    phase train: the frost line is at" in printed
     assert "384 bytes an example" in printed
     assert "cache  | train: 0 of 60 rows are there, 60 are computed" in printed

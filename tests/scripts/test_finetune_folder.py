@@ -29,7 +29,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """DIR/CLASS/*.jpg: 30 real images each of trousers, bags and boots, as JPEG files of 40x30 pixels."""
     from engine import data
 
-    part = data.open_source("fashion_mnist_mini").train
+    part = data.open_data("fashion_mnist_mini").train
     folder = tmp_path_factory.mktemp("own") / "photos"
     for name, label in (("trousers", 1), ("bags", 8), ("boots", 9)):
         (folder / name).mkdir(parents=True)
@@ -169,7 +169,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_may_have_another_cache(
 
     own = (*SMALL, f"--data=folder:{photos}", "--augment=flip,crop", "--eval_every=4", "--checkpoint_every=1")
     assert call(*own, f"--out={tmp_path / 'whole'}")[0] == 0
-    asked = itertools.count()  # once before the first window
+    asked = itertools.count()  # once before the first step
     with monkeypatch.context() as patch:
         patch.setattr(cli.StopSignal, "__call__", lambda _: next(asked) > 3)
         assert call(*own, "--image_cache=0", f"--out={tmp_path / 'parts'}")[0] == 3

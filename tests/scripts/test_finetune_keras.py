@@ -56,7 +56,7 @@ def test_head_then_last_20_layers_is_one_command(call: Any, colour_data: pathlib
     # a resume builds the same network, and finds nothing left to train
     code, printed, err = call(*flags, f"--out={out}", "--resume")
     assert code == 0, err
-    assert "7 windows trained" in printed
+    assert "7 steps trained" in printed
     with Npz(out / "trained.npz") as trained:
         assert not [name for name in trained.names() if "moving" in name]
 

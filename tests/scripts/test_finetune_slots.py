@@ -15,7 +15,7 @@ QUICK = ("--model=vit:mini,depth=1", "--eval_fraction=0.2", "--batch_size=16", "
 
 @pytest.fixture(scope="module")
 def trained(finetune: Any, small_data: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A file with weights and Adam slots after two windows of all variables."""
+    """A file with weights and Adam slots after two steps of all variables."""
     out = tmp_path_factory.mktemp("first") / "run"
     flags = (*QUICK, f"--data=npz:{small_data}", "--weights=none", "--train=@all", "--steps=2", "--optimizer=adam")
     finetune(*flags, f"--out={out}")

@@ -21,7 +21,7 @@ QUICK = ("--model=vit:mini,depth=1", "--eval_fraction=0.2", "--batch_size=16", "
 @pytest.fixture
 def torch_like(tmp_path: pathlib.Path) -> pathlib.Path:
     """A file with names of its own, Linear weights [out, in], and the rules beside it."""
-    network = models.build("vit:mini,depth=1", image_shape=(16, 16, 1), outputs=9, seed=5).network
+    network = models.build_model("vit:mini,depth=1", image_shape=(16, 16, 1), outputs=9, seed=5).network
     arrays = {}
     for entry in name_variables(network):
         value = entry.variable.numpy()
@@ -86,9 +86,9 @@ def test_the_ledger_of_a_run_says_what_came_from_where_and_survives_a_resume(
     out = tmp_path / "run"
     flags = [*QUICK, "--steps=3", f"--data=npz:{small_data}", f"--weights={torch_like}", f"--out={out}"]
     flags.append(f"--rules={tmp_path / 'my.rules'}")
-    windows = itertools.count(1)
+    steps = itertools.count(1)
     with monkeypatch.context() as patch:
-        patch.setattr(cli.StopSignal, "__call__", lambda _: next(windows) > 1)
+        patch.setattr(cli.StopSignal, "__call__", lambda _: next(steps) > 1)
         assert call(*flags)[0] == 3
     written = (out / "ledger.json").read_bytes()
     ledger = json.loads(written)
@@ -151,7 +151,7 @@ DINOV2 = {
 @pytest.fixture
 def dinov2(tmp_path: pathlib.Path) -> pathlib.Path:
     """Weights of vit:mini,depth=1 on 16x16 colour images, as DINOv2's are written."""
-    network = models.build("vit:mini,depth=1", image_shape=(16, 16, 3), outputs=3, seed=5).network
+    network = models.build_model("vit:mini,depth=1", image_shape=(16, 16, 3), outputs=3, seed=5).network
     arrays = {}
     for entry in name_variables(network):
         value = entry.variable.numpy()
@@ -197,9 +197,9 @@ def test_images_are_given_as_the_weights_want_them_and_a_resume_keeps_that(
     assert said not in printed
     assert others[0] != whole[0]
     # a resume reads no weights file, and keeps what it said
-    windows = itertools.count()
+    steps = itertools.count()
     with monkeypatch.context() as patch:
-        patch.setattr(cli.StopSignal, "__call__", lambda _: next(windows) >= 1)
+        patch.setattr(cli.StopSignal, "__call__", lambda _: next(steps) >= 1)
         start("parts", code=3)
     printed, parts = start("parts", "--resume")
     assert said in printed

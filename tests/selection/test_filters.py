@@ -27,7 +27,7 @@ from engine.selection.filters import (
     blocks,
     group,
     layers,
-    parse,
+    parse_filter,
     path,
 )
 from engine.selection.groups import GROUPS
@@ -181,7 +181,7 @@ def test_a_slice_selects_what_pythons_own_list_slicing_selects(
         (layers("net")[start:stop:step], in_layers),
     ):
         assert {n for n, entry in enumerate(variables) if chosen(entry)} == expected
-        (item,) = parse(str(chosen)).items
+        (item,) = parse_filter(str(chosen)).items
         assert item.filter == chosen
 
 
@@ -191,7 +191,7 @@ def test_an_index_selects_what_pythons_own_list_index_selects(count: int, index:
     expected = [list(range(count))[index]] if -count <= index < count else []
     variables = [named(f"blocks/{n}/x", block=(n, count)) for n in range(count)]
     assert [n for n, entry in enumerate(variables) if blocks[index](entry)] == expected
-    (item,) = parse(f"@blocks[{index}]").items
+    (item,) = parse_filter(f"@blocks[{index}]").items
     assert item.filter == blocks[index]
 
 
@@ -223,8 +223,8 @@ def test_filters_of_equal_meaning_parts_are_equal_and_hash_alike() -> None:
     assert build() == build()
     assert hash(build()) == hash(build())
     assert {build(): 1}[build()] == 1
-    assert parse("head/.* !@norm") == parse("head/.*   !@norm")
-    assert hash(parse("@all")) == hash(parse("@all"))
+    assert parse_filter("head/.* !@norm") == parse_filter("head/.*   !@norm")
+    assert hash(parse_filter("@all")) == hash(parse_filter("@all"))
     assert blocks[0] == blocks[0:1] == Blocks(0, 1)
     assert layers[-20:] == Layers(-20, None)
     assert layers("net")[-1] == Layers(-1, None, None, "net")
@@ -244,10 +244,10 @@ def test_filters_that_differ_are_not_equal() -> None:
         path("b") | path("a"),
         path("a") & path("b"),
         ~path("a"),
-        parse("a"),
-        parse("!a"),
-        parse("a b"),
-        parse("b a"),
+        parse_filter("a"),
+        parse_filter("!a"),
+        parse_filter("a b"),
+        parse_filter("b a"),
     ]
     assert len(set(different)) == len(different)
 
@@ -261,17 +261,17 @@ def test_repr_and_text_show_the_parts() -> None:
     assert str(combined) == "(head/.* | (@blocks[-2:] & ~@norm))"
     assert str(layers("net")[:-1]) == "@layers(net)[:-1]"
     assert str(layers[3:9:2]) == "@layers[3:9:2]"
-    assert str(parse(" head/.*  !@blocks[0] @layers ")) == "head/.* !@blocks[0:1] @layers[:]"
-    assert [str(item) for item in parse("head/.* !@norm").items] == ["item 1 `head/.*`", "item 2 `!@norm`"]
+    assert str(parse_filter(" head/.*  !@blocks[0] @layers ")) == "head/.* !@blocks[0:1] @layers[:]"
+    assert [str(item) for item in parse_filter("head/.* !@norm").items] == ["item 1 `head/.*`", "item 2 `!@norm`"]
 
 
 def test_parts_are_the_smallest_filters_from_left_to_right() -> None:
     assert list((path("a") | blocks[0] & ~group("norm")).parts()) == [path("a"), blocks[0], group("norm")]
-    assert list(parse("a !@norm").parts()) == [path("a"), group("norm")]
+    assert list(parse_filter("a !@norm").parts()) == [path("a"), group("norm")]
 
 
 def test_filters_cannot_be_changed() -> None:
-    for chosen in (path("a"), group("all"), blocks[0], parse("a"), path("a") | path("b")):
+    for chosen in (path("a"), group("all"), blocks[0], parse_filter("a"), path("a") | path("b")):
         with pytest.raises(AttributeError, match="cannot assign"):
             chosen.anything = 1  # type: ignore[attr-defined]
 
@@ -307,32 +307,32 @@ def test_the_operators_make_the_classes_of_their_names() -> None:
 )
 def test_an_item_of_text_is_the_filter_of_python(text: str, expected: Filter) -> None:
     for word, negated in ((text, False), (f"!{text}", True)):
-        (item,) = parse(word).items
+        (item,) = parse_filter(word).items
         assert (item.position, item.negated, item.filter) == (1, negated, expected)
 
 
 def test_every_group_can_be_written() -> None:
     for name in GROUPS:
-        (item,) = parse(f"@{name}").items
+        (item,) = parse_filter(f"@{name}").items
         assert item.filter == group(name)
 
 
 def test_items_are_separated_by_any_white_space_and_counted_from_one() -> None:
-    items = parse("\n head/.*\t!@norm \n\n @blocks[-2:] ").items
+    items = parse_filter("\n head/.*\t!@norm \n\n @blocks[-2:] ").items
     assert [(item.position, str(item.filter)) for item in items] == [(1, "head/.*"), (2, "@norm"), (3, "@blocks[-2:]")]
 
 
 def test_the_last_item_that_matches_decides() -> None:
-    assert matched(parse("head/.* @blocks[-2:] !@norm")) == [
+    assert matched(parse_filter("head/.* @blocks[-2:] !@norm")) == [
         name for name in PATHS if re.match("head|blocks/[23]", name) and "norm" not in name
     ]
-    assert "blocks/3/norm1/gamma" not in matched(parse("@blocks[-2:] !@norm"))
-    assert "blocks/3/norm1/gamma" in matched(parse("!@norm @blocks[-2:]"))
+    assert "blocks/3/norm1/gamma" not in matched(parse_filter("@blocks[-2:] !@norm"))
+    assert "blocks/3/norm1/gamma" in matched(parse_filter("!@norm @blocks[-2:]"))
 
 
 def test_what_no_item_matches_is_not_selected_also_when_all_items_are_negated() -> None:
-    assert matched(parse("!head/.*")) == []
-    assert matched(parse("@all !head/.*")) == [name for name in PATHS if not name.startswith("head")]
+    assert matched(parse_filter("!head/.*")) == []
+    assert matched(parse_filter("@all !head/.*")) == [name for name in PATHS if not name.startswith("head")]
 
 
 WORDS = ["head/.*", "@norm", "@all", "@none", "@bias", "@blocks[-2:]", "@blocks[0]", "@kernel", "blocks/1/.*", ".*a"]
@@ -359,7 +359,7 @@ def test_text_agrees_with_reading_it_naively_from_left_to_right(words: list[tupl
                 chosen = not negated
         if chosen:
             expected.append(name)
-    rule = parse(" ".join(f"{'!' if negated else ''}{word}" for negated, word in words))
+    rule = parse_filter(" ".join(f"{'!' if negated else ''}{word}" for negated, word in words))
     assert matched(rule) == expected
     for entry in VIT:
         deciding = [position for position, (_, word) in enumerate(words, start=1) if naive(entry.path, word)]
@@ -416,16 +416,16 @@ def test_text_agrees_with_reading_it_naively_from_left_to_right(words: list[tupl
     ],
 )
 def test_a_mistake_names_the_item_its_position_and_the_rule(text: str, expected: str) -> None:
-    assert message(lambda: parse(text)) == expected
+    assert message(lambda: parse_filter(text)) == expected
 
 
 def test_an_unknown_group_is_answered_with_the_nearest_and_with_all() -> None:
-    text = message(lambda: parse("head/.* !@norms"))
+    text = message(lambda: parse_filter("head/.* !@norms"))
     assert text.startswith("item 2 `!@norms`: `@norms` is no group; nearest: @norm")
     assert text.endswith(
         "; groups: @all @none @kernel @bias @norm @embedding @attention @mlp @head @stats @blocks[i:j] @layers[i:j]"
     )
-    assert message(lambda: parse("@zzzzzz")).startswith("item 1 `@zzzzzz`: `@zzzzzz` is no group; groups: @all")
+    assert message(lambda: parse_filter("@zzzzzz")).startswith("item 1 `@zzzzzz`: `@zzzzzz` is no group; groups: @all")
     assert message(lambda: group("attn")).startswith("`@attn` is no group; nearest: @attention")
 
 

@@ -108,7 +108,7 @@ def study(
     return {
         "version": 1,
         "job": {"model": "vit:mini", "data": "fashion_mnist_mini", "train_examples": 4500, "eval_examples": 500, "classes": 10,
-                "image_shape": [28, 28, 1], "batch_size": 32, "windows": 150, "epochs": None, "precision": "float32", "micro_batches": 1,
+                "image_shape": [28, 28, 1], "batch_size": 32, "steps": 150, "epochs": None, "precision": "float32", "micro_batches": 1,
                 "seed": 0, "optimizer": "adam", "learning_rate": 1e-3, "repeats": repeats, "target_accuracy": 0.78 if accuracy else None,
                 "command": "python -m scripts.benchmark_freezing --model=vit:mini"},
         "machine": {"cpu": "A Processor 9000", "cores": 2, "memory_bytes": 25 * 10**9, "system": "Linux 6.1", "gemm_gflops": {"median": 151.0, "p10": 148.0, "p90": 153.0}},

@@ -1,4 +1,4 @@
-"""What a window costs in arithmetic: counted on layers whose multiply-adds are known."""
+"""What a step costs in arithmetic: counted on layers whose multiply-adds are known."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def test_a_multiply_add_is_two_operations_also_inside_calls(train: str, backward
 
 
 def test_of_features_only_what_is_above_the_line_counts() -> None:
-    model = models.build("cnn:mini", image_shape=(16, 16, 1), outputs=3)
+    model = models.build_model("cnn:mini", image_shape=(16, 16, 1), outputs=3)
     selection = select(model.network, "@head", statistics=model.statistics)
-    step = TrainStep(losses.supervised(model.network), optimizers.SGD())
+    step = TrainStep(losses.supervised_loss(model.network), optimizers.SGD())
     batch = {
         "image": np.ones([2, 16, 16, 1], np.float32),
         "label": np.zeros(2, np.int64),

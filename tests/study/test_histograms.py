@@ -21,11 +21,11 @@ def test_weights_and_gradients_are_collected_and_drawn(tmp_path: pathlib.Path, m
     pytest.importorskip("matplotlib")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    model = models.build("cnn:mini", image_shape=(16, 16, 1), outputs=3)
+    model = models.build_model("cnn:mini", image_shape=(16, 16, 1), outputs=3)
     variables = name_variables(model.network)
     selection = select(variables, "@all")
     assert selection.moving
-    step = TrainStep(losses.supervised(model.network), optimizers.SGD(), micro_batch_size=micro_batch_size)
+    step = TrainStep(losses.supervised_loss(model.network), optimizers.SGD(), micro_batch_size=micro_batch_size)
     batch = {
         "image": np.random.default_rng(0).standard_normal((4, 16, 16, 1), np.float32),
         "label": np.arange(4) % 3,
@@ -36,7 +36,7 @@ def test_weights_and_gradients_are_collected_and_drawn(tmp_path: pathlib.Path, m
     for entry in variables:
         np.testing.assert_array_equal(entry.variable.numpy(), before[entry.path])
     assert [g.shape for g in found] == [tuple(e.variable.shape) for e in selection.trained]
-    if micro_batch_size is None:  # the gradient is that by which a window moves
+    if micro_batch_size is None:  # the gradient is that by which a step moves
         step(selection, batch, learning_rate=0.5)
         for entry, gradient in zip(selection.trained, found, strict=True):
             expected = before[entry.path] - 0.5 * gradient

@@ -127,7 +127,7 @@ def test_without_accuracy_the_loss_decides_and_lower_is_better() -> None:
     ]
     found = recommend(study_of(*rows, before=None))
     assert found.sentence.startswith("head gives 96% of full's gain at 50% of its time")
-    assert "evaluation loss after the last window lies below the 2 before" in found.reasons[0]
+    assert "evaluation loss after the last step lies below the 2 before" in found.reasons[0]
 
 
 def test_times_within_their_spread_are_no_difference() -> None:

@@ -23,7 +23,7 @@ BESIDES = {
 
 
 def run(strategy: str = "head", runner: str = "engine", repeat: int = 1, **other: Any) -> dict[str, Any]:
-    """A run as its process writes it: 4 windows of 10 examples, 2 ms each, twice as much arithmetic as 10 GFLOP/s."""
+    """A run as its process writes it: 4 steps of 10 examples, 2 ms each, twice as much arithmetic as 10 GFLOP/s."""
     points = [
         {"step": step, "seconds": seconds, "eval_loss": loss, "eval_accuracy": accuracy, "train_loss": loss}
         for step, seconds, loss, accuracy in ((0, 0.5, 2.0, 0.1), (2, 1.0, 1.5, 0.5), (4, 2.0, 1.0, 0.8))
@@ -120,9 +120,9 @@ def test_equal_runs_have_nothing_to_say() -> None:
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        ({"first_loss": 2.001}, "the first window's loss is 2 by engine and 2.001 by v1_var_list"),
-        ({"last_loss": 1.5}, "the last window's loss is 1 by engine and 1.5 by v1_var_list"),
-        ({"last_loss": float("nan")}, "the last window's loss"),
+        ({"first_loss": 2.001}, "the first step's loss is 2 by engine and 2.001 by v1_var_list"),
+        ({"last_loss": 1.5}, "the last step's loss is 1 by engine and 1.5 by v1_var_list"),
+        ({"last_loss": float("nan")}, "the last step's loss"),
         ({"trained_parameters": 11}, "v1_var_list trained 11 parameters and engine 10"),
         ({"weights_sha256": "another"}, "TF1 methods did not end with the same bits"),
         ({"freeze_verified": False}, "the freeze proof failed"),

@@ -10,30 +10,30 @@ import pytest
 from engine import models
 from engine.selection.filters import FilterError
 from engine.selection.variables import name_variables
-from engine.study.strategies import Known, StrategyError, split
+from engine.study.strategies import ModelStrategies, StrategyError, split
 
 
-def known(spec: str, shape: tuple[int, int, int] = (16, 16, 1)) -> Known:
-    model = models.build(spec, image_shape=shape, outputs=3)
-    return Known(name_variables(model.network), model.statistics)
+def known(spec: str, shape: tuple[int, int, int] = (16, 16, 1)) -> ModelStrategies:
+    model = models.build_model(spec, image_shape=shape, outputs=3)
+    return ModelStrategies(name_variables(model.network), model.statistics)
 
 
 @pytest.fixture(scope="module")
-def vit() -> Known:
+def vit() -> ModelStrategies:
     return known("vit:mini")
 
 
 @pytest.fixture(scope="module")
-def mobile() -> Known:
+def mobile() -> ModelStrategies:
     return known("keras:MobileNetV2,alpha=0.35", (32, 32, 3))
 
 
-def trained(of: Known, text: str) -> list[set[str]]:
+def trained(of: ModelStrategies, text: str) -> list[set[str]]:
     """Paths that each phase of a strategy trains."""
     return [{e.path for e in of.select(step.train).trained} for step in of.strategy(text).steps]
 
 
-def test_a_vit_has_its_blocks_for_parts(vit: Known) -> None:
+def test_a_vit_has_its_blocks_for_parts(vit: ModelStrategies) -> None:
     assert [part.name for part in vit.parts] == [f"blocks/{n}" for n in range(6)]
     assert vit.ladder == (1, 2, 4, 6)
     [two] = trained(vit, "last_2")
@@ -42,13 +42,13 @@ def test_a_vit_has_its_blocks_for_parts(vit: Known) -> None:
     assert two < three
 
 
-def test_groups_come_with_the_head_and_nothing_else(vit: Known) -> None:
+def test_groups_come_with_the_head_and_nothing_else(vit: ModelStrategies) -> None:
     for name, group in (("norms", "norm"), ("bias", "bias"), ("attention", "attention")):
         [found] = trained(vit, name)
         assert found == {e.path for e in vit.variables if {group, "head"} & e.groups}
 
 
-def test_gradual_goes_down_from_the_head_to_everything(vit: Known) -> None:
+def test_gradual_goes_down_from_the_head_to_everything(vit: ModelStrategies) -> None:
     phases = trained(vit, "gradual")
     assert all(one < other for one, other in itertools.pairwise(phases))
     assert phases[0] == {"head/kernel", "head/bias"}
@@ -56,16 +56,16 @@ def test_gradual_goes_down_from_the_head_to_everything(vit: Known) -> None:
     assert len(trained(vit, "gradual_plateau")) == 8  # the head, one block more each time, everything
 
 
-def test_phases_share_the_windows_and_a_plateau_may_take_them_all(vit: Known) -> None:
+def test_phases_share_the_steps_and_a_plateau_may_take_them_all(vit: ModelStrategies) -> None:
     gradual = vit.strategy("gradual").phases(10)
     assert [phase.steps for phase in gradual] == [3, 4, 3]
     assert [phase.name for phase in vit.strategy("gradual").phases(1)] == ["full"]
     assert all(p.until == "plateau" and p.max_steps == 10 for p in vit.strategy("gradual_plateau").phases(10))
-    for windows in range(1, 40):
-        assert sum(p.steps or 0 for p in vit.strategy("gradual").phases(windows)) == windows
+    for steps in range(1, 40):
+        assert sum(p.steps or 0 for p in vit.strategy("gradual").phases(steps)) == steps
 
 
-def test_layers_of_a_keras_model_are_grouped_by_their_names(mobile: Known) -> None:
+def test_layers_of_a_keras_model_are_grouped_by_their_names(mobile: ModelStrategies) -> None:
     names = [part.name for part in mobile.parts]
     assert names[-3:] == ["block_15", "block_16", "Conv_1"]
     assert mobile.ladder == (1, 4, 16, len(names))
@@ -83,7 +83,7 @@ def test_layers_whose_names_say_nothing_are_cut_into_equal_groups() -> None:
     for number in range(5):
         x = keras.layers.Conv2D(2, 3, padding="same", name=f"the {chr(97 + number)}".replace(" ", "_"))(x)
     model = keras.Model(image, keras.layers.Dense(2, name="logits")(keras.layers.Flatten()(x)))
-    found = Known(name_variables(model), "frozen")
+    found = ModelStrategies(name_variables(model), "frozen")
     assert [part.name for part in found.parts] == ["the_a", "the_b", "the_c", "the_d", "the_e"]
     [two] = trained(found, "last_2")
     assert {path.split("/")[0] for path in two} == {"the_d", "the_e", "logits"}
@@ -103,7 +103,7 @@ def test_names_that_are_regular_expressions_match_themselves_alone() -> None:
     import tensorflow as tf
 
     odd = {"a.b/w": tf.Variable([1.0]), "axb/w": tf.Variable([1.0]), "c d/w": tf.Variable([1.0]), "e": tf.Variable(1.0)}
-    found = Known(name_variables(odd), "follow")
+    found = ModelStrategies(name_variables(odd), "follow")
     assert not found.head
     assert [part.name for part in found.parts] == ["a.b", "axb", "c d", "e"]
     assert trained(found, "last_2") == [{"c d/w", "e"}]
@@ -113,7 +113,7 @@ def test_names_that_are_regular_expressions_match_themselves_alone() -> None:
         found.strategy("head")
 
 
-def test_a_strategy_of_ones_own_is_a_filter_with_a_name(vit: Known) -> None:
+def test_a_strategy_of_ones_own_is_a_filter_with_a_name(vit: ModelStrategies) -> None:
     assert trained(vit, "mine=head/.* @blocks[0]") == [
         {e.path for e in vit.variables if e.path.startswith(("head/", "blocks/0/"))}
     ]
@@ -135,7 +135,9 @@ def test_a_strategy_of_ones_own_is_a_filter_with_a_name(vit: Known) -> None:
         ("../x=head/.*", StrategyError, "begins with a letter"),
     ],
 )
-def test_what_cannot_be_is_refused_in_words(vit: Known, text: str, error: type[Exception], message: str) -> None:
+def test_what_cannot_be_is_refused_in_words(
+    vit: ModelStrategies, text: str, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error) as raised:
         vit.strategy(text)
     assert message in str(raised.value)

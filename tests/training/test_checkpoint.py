@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 from engine import files, name_variables
-from engine.models import build
+from engine.models import build_model
 from engine.selection.variables import ModelVariables
 from engine.training import checkpoint
 from engine.training.checkpoint import CheckpointError
@@ -73,8 +73,8 @@ def test_a_checkpoint_brings_everything_back(tmp_path: pathlib.Path) -> None:
 def test_a_checkpoint_is_a_weights_file_too(tmp_path: pathlib.Path) -> None:
     from engine import porting
 
-    one = build("cnn:mini", image_shape=(8, 8, 1), outputs=3, seed=1).network
-    two = build("cnn:mini", image_shape=(8, 8, 1), outputs=3, seed=2).network
+    one = build_model("cnn:mini", image_shape=(8, 8, 1), outputs=3, seed=1).network
+    two = build_model("cnn:mini", image_shape=(8, 8, 1), outputs=3, seed=2).network
     path = checkpoint.save(tmp_path, 1, variables=name_variables(one), arrays=SLOTS.items, state={})
     porting.load(two, path)
     assert values(name_variables(two)) == values(name_variables(one))

@@ -1,4 +1,4 @@
-"""Averages: the recurrence, for the selection alone, counted in windows."""
+"""Averages: the recurrence, for the selection alone, counted in steps."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def made(**settings: Any) -> tuple[dict[str, Any], TrainStep]:
     return variables, TrainStep(loss_fn, optimizers.SGD(), ema=DECAY, **settings)
 
 
-def window(x: float) -> dict[str, Any]:
+def batch_of(x: float) -> dict[str, Any]:
     return {"x": np.full(4, x, np.float32)}
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 3])
-def test_averages_follow_the_recurrence_bit_by_bit_and_rest_in_skipped_windows(micro_batch_size: int | None) -> None:
+def test_averages_follow_the_recurrence_bit_by_bit_and_rest_in_skipped_steps(micro_batch_size: int | None) -> None:
     variables, step = made(nonfinite="skip", micro_batch_size=micro_batch_size)
     selection = select(variables, ".*")
     expected = {path: v.numpy() for path, v in variables.items()}
     for x in (1.0, -0.5, np.inf, 0.3, np.nan, 2.0):
-        skipped = step(selection, window(x), learning_rate=0.1).skipped
+        skipped = step(selection, batch_of(x), learning_rate=0.1).skipped
         assert skipped == (not np.isfinite(x))
         for path, variable in variables.items():
             if not skipped:
@@ -48,7 +48,7 @@ def test_averages_follow_the_recurrence_bit_by_bit_and_rest_in_skipped_windows(m
 
 def test_averages_exist_for_the_selection_alone() -> None:
     variables, step = made()
-    step(select(variables, "b"), window(1.0), learning_rate=0.1)
+    step(select(variables, "b"), batch_of(1.0), learning_rate=0.1)
     assert set(step.averages.values) == {"b"}
     assert step.averages.bytes() == 4
 
@@ -56,10 +56,10 @@ def test_averages_exist_for_the_selection_alone() -> None:
 def test_freezing_drops_an_average_and_unfreezing_begins_at_the_variables_value() -> None:
     variables, step = made()
     for text in (".*", "b"):
-        step(select(variables, text), window(1.0), learning_rate=0.1)
+        step(select(variables, text), batch_of(1.0), learning_rate=0.1)
     assert set(step.averages.values) == {"b"}
     b, now = step.averages.values["b"], variables["a"].numpy()
-    step(select(variables, ".*"), window(1.0), learning_rate=0.1)
+    step(select(variables, ".*"), batch_of(1.0), learning_rate=0.1)
     assert step.averages.values["b"] is b
     after = variables["a"].numpy()
     np.testing.assert_array_equal(step.averages.values["a"].numpy(), now - np.float32(1 - DECAY) * (now - after))
@@ -68,7 +68,7 @@ def test_freezing_drops_an_average_and_unfreezing_begins_at_the_variables_value(
 def trained() -> tuple[dict[str, Any], TrainStep]:
     variables, step = made()
     for x in (1.0, 0.3):
-        step(select(variables, "a"), window(x), learning_rate=0.1)
+        step(select(variables, "a"), batch_of(x), learning_rate=0.1)
     return variables, step
 
 
@@ -100,7 +100,7 @@ def test_arrays_restore_to_the_same_bits_and_go_on_alike() -> None:
         others[path].assign(variable)
     other.averages.restore(name_variables(others), saved)
     for one, of in ((step, variables), (other, others)):
-        one(select(of, "a"), window(0.7), learning_rate=0.1)
+        one(select(of, "a"), batch_of(0.7), learning_rate=0.1)
     np.testing.assert_array_equal(other.averages.values["a"].numpy(), step.averages.values["a"].numpy())
     assert set(other.averages.values) == {"a"}
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from engine import TrainStep, name_variables, select
 from engine.training import optimizers
-from engine.training.losses import Loss, LossError, regulariser_of, supervised, weighted_sums
+from engine.training.losses import Loss, LossError, regulariser_of, supervised_loss, weighted_sums
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.standard_normal((5, 4)) * 3
@@ -33,7 +33,7 @@ class Outputs(tf.Module):
 
 def run(kind: str, outputs: Any, labels: Any, *, weight: Any = None, smoothing: float = 0.0) -> Loss:
     batch = {"image": outputs, "label": labels} | ({} if weight is None else {"weight": weight})
-    return supervised(Outputs(), kind, label_smoothing=smoothing)(batch, training=True, seeds=None)
+    return supervised_loss(Outputs(), kind, label_smoothing=smoothing)(batch, training=True, seeds=None)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -144,12 +144,10 @@ def test_two_terms_are_each_divided_by_their_own_weights() -> None:
             metrics={"mean": (batch["x"], batch["w"])},
         )
 
-    window = TrainStep(loss_fn, optimizers.SGD())(
-        select(model, "@all"), {"x": values, "w": weights}, learning_rate=0.25
-    )
-    assert {name: float(value) for name, value in window.terms.items()} == {"first": 3.0, "second": 9.5}
-    assert float(window.loss) == 3.0 + 9.5 + 0.5
-    assert float(window.metrics["mean"]) == 4.75
+    step = TrainStep(loss_fn, optimizers.SGD())(select(model, "@all"), {"x": values, "w": weights}, learning_rate=0.25)
+    assert {name: float(value) for name, value in step.terms.items()} == {"first": 3.0, "second": 9.5}
+    assert float(step.loss) == 3.0 + 9.5 + 0.5
+    assert float(step.metrics["mean"]) == 4.75
     assert float(model.shift) == -0.25 * 3.0  # the gradient is 1 of the first term and 2 of the second
 
 
@@ -160,8 +158,8 @@ def test_a_term_whose_weights_are_all_zero_counts_nothing() -> None:
         shifted = batch["x"] + model.shift
         return Loss(terms={"live": (shifted, None), "dead": (shifted, tf.zeros_like(shifted))})
 
-    window = TrainStep(loss_fn, optimizers.SGD())(select(model, "@all"), {"x": np.array([2.0])}, learning_rate=1.0)
-    assert float(window.loss) == 2.0
+    step = TrainStep(loss_fn, optimizers.SGD())(select(model, "@all"), {"x": np.array([2.0])}, learning_rate=1.0)
+    assert float(step.loss) == 2.0
     assert float(model.shift) == -1.0
 
 
@@ -212,7 +210,7 @@ def keras_batch() -> dict[str, Any]:
 
 def test_keras_weight_regularisers_come_by_variable_path() -> None:
     model = keras_model()
-    loss = supervised(model)(keras_batch(), training=True, seeds=None)
+    loss = supervised_loss(model)(keras_batch(), training=True, seeds=None)
     paths = name_variables(model).by_path()
     expected = {
         "down/kernel": 0.25 * np.square(paths["down/kernel"].variable.numpy()).sum(),
@@ -226,17 +224,19 @@ def test_keras_weight_regularisers_come_by_variable_path() -> None:
 
 def test_a_regulariser_of_a_frozen_keras_layer_is_not_in_the_loss() -> None:
     model = keras_model()
-    window = TrainStep(supervised(model), optimizers.SGD())(select(model, "top/.*"), keras_batch(), learning_rate=1e-9)
+    step = TrainStep(supervised_loss(model), optimizers.SGD())(
+        select(model, "top/.*"), keras_batch(), learning_rate=1e-9
+    )
     penalty = 0.5 * np.abs(model.get_layer("top").kernel.numpy()).sum()
     # float32: the sum of a loss and a penalty of order 1, each rounded to 6e-8
-    np.testing.assert_allclose(float(window.loss) - float(window.terms["softmax"]), penalty, atol=1e-6)
+    np.testing.assert_allclose(float(step.loss) - float(step.terms["softmax"]), penalty, atol=1e-6)
 
 
 def test_a_keras_activity_regulariser_enters_once_and_does_not_pile_up() -> None:
     inputs = keras.Input([3])
     hidden = keras.layers.Dense(4, activity_regularizer=keras.regularizers.L2(0.5), name="down")(inputs)
     model = keras.Model(inputs, keras.layers.Dense(2, name="top")(hidden))
-    loss_fn, batch = supervised(model), keras_batch()
+    loss_fn, batch = supervised_loss(model), keras_batch()
     for _ in range(2):
         loss = loss_fn(batch, training=True, seeds=None)
         activity = model.get_layer("down")(batch["image"]).numpy()
@@ -244,13 +244,13 @@ def test_a_keras_activity_regulariser_enters_once_and_does_not_pile_up() -> None
         assert set(loss.regulariser) == {""}
         np.testing.assert_allclose(loss.regulariser[""], expected, rtol=1e-6)
     selection = select(model, "top/.*")
-    window = TrainStep(loss_fn, optimizers.SGD())(selection, batch, learning_rate=1e-9)
-    np.testing.assert_allclose(float(window.loss) - float(window.terms["softmax"]), expected, rtol=1e-6, atol=1e-6)
+    step = TrainStep(loss_fn, optimizers.SGD())(selection, batch, learning_rate=1e-9)
+    np.testing.assert_allclose(float(step.loss) - float(step.terms["softmax"]), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_a_keras_model_without_regularisers_has_none() -> None:
     model = keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
-    assert supervised(model)(keras_batch(), training=True, seeds=None).regulariser is None
+    assert supervised_loss(model)(keras_batch(), training=True, seeds=None).regulariser is None
 
 
 # --- errors ---
@@ -268,7 +268,7 @@ def test_a_keras_model_without_regularisers_has_none() -> None:
 )
 def test_a_loss_that_does_not_exist_is_refused_with_the_rule(kind: str, smoothing: float, message: str) -> None:
     with pytest.raises(LossError) as caught:
-        supervised(Outputs(), kind, label_smoothing=smoothing)
+        supervised_loss(Outputs(), kind, label_smoothing=smoothing)
     assert message in str(caught.value)
 
 

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from engine import TrainStep, name_variables, select
-from engine.models import build
+from engine.models import build_model
 from engine.selection import filters
 from engine.training.losses import Loss
 from engine.training.optimizers import (
@@ -27,7 +27,7 @@ from engine.training.optimizers import (
     layer_factors,
 )
 
-# Weights of order 1 and ten windows of some ten roundings of 1.1e-16 each: 1e-12 leaves room, and a
+# Weights of order 1 and ten steps of some ten roundings of 1.1e-16 each: 1e-12 leaves room, and a
 # wrong term of any of the formulas is above 1e-4.
 BOUND = 1e-12
 RATES = [0.05, 0.05, 0.1, 0.02, 0.05, 0.03, 0.05, 0.04, 0.01, 0.05]
@@ -74,13 +74,13 @@ def batches(count: int) -> list[np.ndarray]:
     return [rng.uniform(0.5, 1.5, size) for size in rng.integers(1, 6, count)]
 
 
-def train(model: Tiny, step: TrainStep, text: str, windows: Sequence[int], optimizer: Optimizer | None = None) -> None:
+def train(model: Tiny, step: TrainStep, text: str, steps: Sequence[int], optimizer: Optimizer | None = None) -> None:
     scales = batches(len(RATES))
-    for window in windows:
+    for number in steps:
         step(
             select(model, text),
-            {"scale": scales[window]},
-            learning_rate=RATES[window],
+            {"scale": scales[number]},
+            learning_rate=RATES[number],
             optimizer=optimizer,
         )
 
@@ -99,18 +99,18 @@ class Reference:
     def train(
         self,
         paths: Sequence[str],
-        windows: Sequence[int],
+        steps: Sequence[int],
         *,
         decayed: Sequence[str] = (),
         factors: Mapping[str, float] | None = None,
     ) -> None:
         scales = batches(len(RATES))
-        for window in windows:
-            gradients = {p: np.mean(scales[window]) * (self.values[p] - TARGETS[p]) for p in paths}
+        for number in steps:
+            gradients = {p: np.mean(scales[number]) * (self.values[p] - TARGETS[p]) for p in paths}
             norm = math.sqrt(sum(float(np.square(g).sum()) for g in gradients.values()))
             clip = self.optimizer.clip_norm
             for path, gradient in gradients.items():
-                rate = RATES[window] * (factors or {}).get(path, 1.0)
+                rate = RATES[number] * (factors or {}).get(path, 1.0)
                 if clip is not None and norm > clip:
                     gradient = gradient * (clip / norm)
                 if path in decayed:
@@ -155,7 +155,7 @@ def close(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> 
     ],
     ids=lambda optimizer: type(optimizer).__name__.lower(),
 )
-def test_ten_windows_equal_a_float64_reference(optimizer: Optimizer) -> None:
+def test_ten_steps_equal_a_float64_reference(optimizer: Optimizer) -> None:
     model = Tiny()
     reference = Reference(model.values(), optimizer)
     train(model, TrainStep(loss_of(model), optimizer), "@all", range(10))
@@ -224,7 +224,7 @@ def test_freezing_drops_slots_and_unfreezing_again_starts_anew() -> None:
 
 
 def test_float32_variables_have_float32_slots() -> None:
-    model = build("vit:mini,depth=1", image_shape=(8, 8, 1), outputs=2).network
+    model = build_model("vit:mini,depth=1", image_shape=(8, 8, 1), outputs=2).network
     slots = Slots()
     slots.fit(select(model, "@head"), Adam())
     assert {slot.dtype for both in slots.values.values() for slot in both.values()} == {tf.float32}
@@ -246,7 +246,7 @@ def test_decay_moves_only_what_the_decay_filter_says() -> None:
 def test_the_default_decay_leaves_out_biases_norms_and_embeddings() -> None:
     from engine.selection.selection import matching
 
-    network = build("vit:mini,depth=1,layer_scale", image_shape=(8, 8, 1), outputs=2).network
+    network = build_model("vit:mini,depth=1,layer_scale", image_shape=(8, 8, 1), outputs=2).network
     left_out = {e.path for e in name_variables(network)} - matching(network, AdamW().decay)
     assert left_out == {
         "patch/bias",
@@ -285,11 +285,11 @@ def test_the_clipping_norm_is_that_of_the_selection() -> None:
     model = Tiny()
     optimizer = SGD(clip_norm=0.1)
     before = model.values()
-    window = TrainStep(loss_of(model), optimizer)(
+    result = TrainStep(loss_of(model), optimizer)(
         select(model, "head/.*"), {"scale": np.array([1.0])}, learning_rate=1.0
     )
     gradient = np.concatenate([(before[p] - TARGETS[p]).ravel() for p in ("head/kernel", "head/bias")])
-    np.testing.assert_allclose(float(window.grad_norm), np.linalg.norm(gradient), rtol=1e-14)
+    np.testing.assert_allclose(float(result.grad_norm), np.linalg.norm(gradient), rtol=1e-14)
     moved = np.concatenate([(before[p] - model.values()[p]).ravel() for p in ("head/kernel", "head/bias")])
     np.testing.assert_allclose(np.linalg.norm(moved), 0.1, rtol=1e-13)
 
@@ -298,7 +298,7 @@ def test_the_clipping_norm_is_that_of_the_selection() -> None:
 
 
 def test_layer_factors_of_a_vit_count_blocks_from_the_output() -> None:
-    network = build("vit:mini,depth=3", image_shape=(8, 8, 1), outputs=2).network
+    network = build_model("vit:mini,depth=3", image_shape=(8, 8, 1), outputs=2).network
     factors = layer_factors(name_variables(network), 0.5)
     by_part = {path.split("/")[0] if not path.startswith("blocks") else path[:8]: f for path, f in factors.items()}
     assert by_part == {
@@ -315,7 +315,7 @@ def test_layer_factors_of_a_vit_count_blocks_from_the_output() -> None:
 
 
 def test_layer_factors_of_a_model_without_blocks_count_layers_with_weights() -> None:
-    network = build("cnn:mini", image_shape=(8, 8, 1), outputs=2).network
+    network = build_model("cnn:mini", image_shape=(8, 8, 1), outputs=2).network
     factors = layer_factors(name_variables(network), 0.5)
     layers = [f"stages/{n}/{kind}" for n in range(4) for kind in ("conv", "norm")] + ["head"]
     assert {path: f for path, f in factors.items() if path.endswith(("kernel", "gamma"))} == {

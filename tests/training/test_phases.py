@@ -125,13 +125,13 @@ def test_errors_of_filter_and_schedule_come_through() -> None:
 # --- lengths ---
 
 
-def test_epochs_become_windows_rounded_and_at_least_one() -> None:
+def test_epochs_become_steps_rounded_and_at_least_one() -> None:
     def length(epochs: float) -> int:
-        return Phase(name="a", train="@all", epochs=epochs).windows(10)
+        return Phase(name="a", train="@all", epochs=epochs).step_count(10)
 
     assert [length(e) for e in (1, 2, 0.5, 0.24, 0.01)] == [10, 20, 5, 2, 1]
-    assert steps("a", 7).windows(10) == 7
-    assert until(max_steps=70).windows(10) == 70
+    assert steps("a", 7).step_count(10) == 7
+    assert until(max_steps=70).step_count(10) == 70
 
 
 # --- plateau, score, best ---
@@ -215,7 +215,7 @@ def test_max_steps_ends_a_phase_that_keeps_getting_better() -> None:
     assert locate(phases, 10, 40, found, "eval_loss") == Position(1, 40, ((40, "max_steps"),))
 
 
-def test_a_plateau_in_the_last_window_is_max_steps() -> None:
+def test_a_plateau_in_the_last_step_is_max_steps() -> None:
     phases = [until(max_steps=30, patience=2)]
     assert locate(phases, 10, 30, losses(1.0, 1.0, 1.0), "eval_loss") == Position(1, 30, ((30, "max_steps"),))
 
@@ -235,8 +235,8 @@ def test_evaluations_after_the_step_in_question_do_not_count() -> None:
 
 @settings(deadline=None, max_examples=200)
 @given(data=st.data())
-def test_a_run_that_asks_at_every_window_visits_what_the_saved_state_says(data: st.DataObject) -> None:
-    """Walks windows one by one, as the loop does, and compares with one question at the end."""
+def test_a_run_that_asks_at_every_step_visits_what_the_saved_state_says(data: st.DataObject) -> None:
+    """Walks steps one by one, as the loop does, and compares with one question at the end."""
     phases = data.draw(
         st.lists(
             st.one_of(

@@ -1,4 +1,4 @@
-"""Precision: the loss scale's moves, windows that are skipped whole, and what stays in float32."""
+"""Precision: the loss scale's moves, steps that are skipped whole, and what stays in float32."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from engine import TrainStep, name_variables, select
-from engine.models import build
+from engine.models import build_model
 from engine.training import losses, optimizers, precision
 from engine.training.losses import Loss
 from engine.training.precision import LossScale, PrecisionError
@@ -21,7 +21,7 @@ HALF = {tf.float16, tf.bfloat16}
 
 def model(name: str, compute: Any) -> Any:
     spec = "vit:mini,depth=1" if name == "vit" else "cnn:mini"
-    network = build(spec, image_shape=(8, 8, 1), outputs=4).network
+    network = build_model(spec, image_shape=(8, 8, 1), outputs=4).network
     network.compute = compute
     return network
 
@@ -54,7 +54,7 @@ def test_precisions_say_what_variables_and_computing_are_in() -> None:
     assert precision.parse("mixed_float16") is precision.PRECISIONS["mixed_float16"]
 
 
-def test_the_scale_halves_at_once_and_doubles_after_enough_finite_windows_in_a_row() -> None:
+def test_the_scale_halves_at_once_and_doubles_after_enough_finite_steps_in_a_row() -> None:
     scale = LossScale(scale=8.0, floor=2.0, cap=16.0, growth_every=3)
     found = []
     for finite in (True, True, False, True, True, True, True, True, True, True, True, True, False, False, False, False):
@@ -77,13 +77,13 @@ def test_a_scale_that_never_waits_is_refused() -> None:
         LossScale(growth_every=0)
 
 
-# --- windows that are not finite ---
+# --- steps that are not finite ---
 
 
 @pytest.mark.parametrize("name", ["vit", "cnn"])
 def test_a_model_in_float16_is_refused_without_a_loss_scale(name: str) -> None:
     network = model(name, tf.float16)
-    step = TrainStep(losses.supervised(network), optimizers.SGD())
+    step = TrainStep(losses.supervised_loss(network), optimizers.SGD())
     with pytest.raises(StepError, match=r"loss_scale=None: the model computes in float16, .*LossScale\(\)"):
         step(select(network, "@head"), batch(), learning_rate=0.1)
 
@@ -91,7 +91,7 @@ def test_a_model_in_float16_is_refused_without_a_loss_scale(name: str) -> None:
 def test_images_in_float16_need_no_loss_scale() -> None:
     network = model("cnn", tf.float32)
     given = batch() | {"image": batch()["image"].astype(np.float16)}
-    TrainStep(losses.supervised(network), optimizers.SGD()).micro_batch(select(network, "@head"), given)
+    TrainStep(losses.supervised_loss(network), optimizers.SGD()).micro_batch(select(network, "@head"), given)
 
 
 def state(step: TrainStep, variables: Any) -> dict[str, bytes]:
@@ -100,12 +100,12 @@ def state(step: TrainStep, variables: Any) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(("micro_batch_size", "compute"), [(2, tf.float16), (None, tf.float32)])
-def test_an_infinite_pixel_skips_its_window_whole_and_nothing_else(micro_batch_size: int | None, compute: Any) -> None:
+def test_an_infinite_pixel_skips_its_step_whole_and_nothing_else(micro_batch_size: int | None, compute: Any) -> None:
     network = model("cnn", compute)
     selection, variables = select(network, "stages/[123]/.* @head"), name_variables(network)
     assert selection.moving
     step = TrainStep(
-        losses.supervised(network),
+        losses.supervised_loss(network),
         optimizers.AdamW(weight_decay=0.1, clip_norm=1.0),
         micro_batch_size=micro_batch_size,
         loss_scale=LossScale(2.0**10),
@@ -117,7 +117,7 @@ def test_an_infinite_pixel_skips_its_window_whole_and_nothing_else(micro_batch_s
     assert state(step, variables) == before
     assert result.skipped
     assert (result.loss_scale, step.loss_scale.scale) == (2.0**10, 2.0**9)
-    assert (step.windows, step.skipped) == (2, 1)
+    assert (step.steps, step.skipped) == (2, 1)
     assert not step(selection, batch(), learning_rate=1e-2).skipped
     after = state(step, variables)
     assert {path for path in before if after[path] == before[path]} == {e.path for e in selection.frozen}
@@ -139,26 +139,26 @@ BAD, GOOD = {"x": np.array([1, np.inf, 1], np.float32)}, {"x": np.ones(3, np.flo
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 2])
-def test_too_many_skipped_windows_in_a_row_end_the_run_and_name_the_variables(micro_batch_size: int | None) -> None:
+def test_too_many_skipped_steps_in_a_row_end_the_run_and_name_the_variables(micro_batch_size: int | None) -> None:
     selection, _, step = one_variable(micro_batch_size, loss_scale=LossScale(64.0), give_up=3)
     for given in (BAD, BAD, GOOD, BAD, BAD):  # a good one between starts the count anew
         step(selection, given, learning_rate=0.1)
     with pytest.raises(NonFiniteError) as caught:
         step(selection, BAD, learning_rate=0.1)
     assert str(caught.value) == (
-        "3 windows in a row were skipped, the last with loss scale 4; 1 of 2 gradients are not finite: b"
+        "3 steps in a row were skipped, the last with loss scale 4; 1 of 2 gradients are not finite: b"
     )
-    assert (step.windows, step.skipped) == (6, 5)
+    assert (step.steps, step.skipped) == (6, 5)
 
 
 @pytest.mark.parametrize(
     "settings", [{}, {"loss_scale": LossScale(64.0), "nonfinite": "stop"}], ids=["default", "asked"]
 )
-def test_where_it_should_stop_the_first_such_window_raises_and_changes_nothing(settings: dict[str, Any]) -> None:
+def test_where_it_should_stop_the_first_such_step_raises_and_changes_nothing(settings: dict[str, Any]) -> None:
     selection, _, step = one_variable(**settings)
     step(selection, GOOD, learning_rate=0.1)
     before, counts = state(step, selection.variables), step.state()
-    with pytest.raises(NonFiniteError, match=r"^window 2 was not applied; 1 of 2 gradients are not finite: b$"):
+    with pytest.raises(NonFiniteError, match=r"^step 2 was not applied; 1 of 2 gradients are not finite: b$"):
         step(selection, BAD, learning_rate=0.1)
     assert state(step, selection.variables) == before
     assert step.state() == counts
@@ -191,9 +191,9 @@ def test_an_infinite_loss_with_a_finite_gradient_counts() -> None:
     assert "each gradient is finite, but the loss" in one_kind_of_infinity(lambda a, x: a * x + np.float32(np.inf))
 
 
-def test_a_scale_too_large_for_float16_comes_down_until_windows_train() -> None:
+def test_a_scale_too_large_for_float16_comes_down_until_steps_train() -> None:
     network = model("cnn", tf.float16)
-    step = TrainStep(losses.supervised(network), optimizers.SGD(), loss_scale=LossScale(2.0**24))
+    step = TrainStep(losses.supervised_loss(network), optimizers.SGD(), loss_scale=LossScale(2.0**24))
     skipped = [step(select(network, "@head"), batch(), learning_rate=1e-3).skipped for _ in range(15)]
     assert skipped[0]
     assert not skipped[-1]
@@ -229,12 +229,12 @@ def first_gradient(compute: Any) -> np.ndarray:
     network = model("vit", compute)
     selection = select(network, "@all")
     scale = LossScale() if compute == tf.float16 else None
-    step = TrainStep(losses.supervised(network), optimizers.Momentum(), loss_scale=scale)
+    step = TrainStep(losses.supervised_loss(network), optimizers.Momentum(), loss_scale=scale)
     step(selection, batch(), learning_rate=1e-3)
     for entry in selection.trained:
         assert entry.variable.dtype == tf.float32
         assert step.slots.values[entry.path]["momentum"].dtype == tf.float32
-    # after one window the momentum is the gradient
+    # after one step the momentum is the gradient
     return np.concatenate([step.slots.values[entry.path]["momentum"].numpy().ravel() for entry in selection.trained])
 
 
@@ -259,7 +259,7 @@ def test_norms_softmax_and_loss_are_in_32_bits_and_products_in_16(
 ) -> None:
     network = model(name, compute)
     assert network(batch()["image"]).dtype == tf.float32
-    step = TrainStep(losses.supervised(network), optimizers.SGD(), loss_scale=LossScale())
+    step = TrainStep(losses.supervised_loss(network), optimizers.SGD(), loss_scale=LossScale())
     micro = step.micro_batch(select(network, "@all"), batch())
     for op in (*micro.forward, *micro.backward):
         if op.type in wide:

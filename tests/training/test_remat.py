@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from engine import TrainStep, select
 from engine.graphs import dataflow
-from engine.models import build
+from engine.models import build_model
 from engine.training import losses, optimizers, remat
 from engine.training.microbatch import MicroBatch
 from engine.training.remat import RematError
@@ -19,7 +19,7 @@ MODES = remat.MODES
 
 
 def vit(options: str = "depth=2", dtype: Any = tf.float32) -> Any:
-    return build(f"vit:mini,{options}", image_shape=(8, 8, 1), outputs=4, dtype=dtype).network
+    return build_model(f"vit:mini,{options}", image_shape=(8, 8, 1), outputs=4, dtype=dtype).network
 
 
 def batch(size: int = 5) -> dict[str, Any]:
@@ -28,15 +28,17 @@ def batch(size: int = 5) -> dict[str, Any]:
 
 
 def traced(model: Any, text: str, mode: str) -> MicroBatch:
-    step = TrainStep(losses.supervised(model), optimizers.SGD(), micro_batch_size=2, remat=mode)
+    step = TrainStep(losses.supervised_loss(model), optimizers.SGD(), micro_batch_size=2, remat=mode)
     return step.micro_batch(select(model, text), batch())
 
 
 def gradients(mode: str, text: str, *, options: str, dtype: Any, micro_batch_size: int | None) -> np.ndarray:
-    """The first window's, concatenated: the momentum after one window."""
+    """The first step's, concatenated: the momentum after one step."""
     model = vit(options, dtype)
     selection = select(model, text)
-    step = TrainStep(losses.supervised(model), optimizers.Momentum(), micro_batch_size=micro_batch_size, remat=mode)
+    step = TrainStep(
+        losses.supervised_loss(model), optimizers.Momentum(), micro_batch_size=micro_batch_size, remat=mode
+    )
     step(selection, batch(), learning_rate=0.1)
     return np.concatenate([step.slots.values[entry.path]["momentum"].numpy().ravel() for entry in selection.trained])
 
@@ -126,14 +128,14 @@ def test_no_gradient_of_a_variable_outside_the_selection_is_computed(mode: str) 
 
 @pytest.mark.parametrize("mode", ["elementwise", "blocks"])
 def test_a_model_without_marks_is_refused(mode: str) -> None:
-    model = build("cnn:mini", image_shape=(8, 8, 1), outputs=4).network
+    model = build_model("cnn:mini", image_shape=(8, 8, 1), outputs=4).network
     with pytest.raises(RematError, match=f"remat={mode}: the model marks nothing that can be computed again"):
         traced(model, "@head", mode)
 
 
 def test_an_unknown_mode_is_refused_with_the_nearest() -> None:
     with pytest.raises(RematError, match="remat='block': known are none, elementwise, blocks; nearest: blocks"):
-        TrainStep(losses.supervised(vit()), optimizers.SGD(), remat="block")
+        TrainStep(losses.supervised_loss(vit()), optimizers.SGD(), remat="block")
 
 
 def test_outside_a_training_step_marks_do_nothing() -> None:
@@ -165,7 +167,7 @@ def test_your_own_model_can_mark_what_is_recomputed() -> None:
     found = []
     for mode in ("none", "elementwise"):
         kernel.assign(np.linspace(-1, 1, 9).reshape(3, 3))
-        step = TrainStep(losses.supervised(model, "mse"), optimizers.SGD(), remat=mode)
+        step = TrainStep(losses.supervised_loss(model, "mse"), optimizers.SGD(), remat=mode)
         given = {"image": np.arange(6.0).reshape(2, 3), "label": np.ones((2, 3))}
         step(select({"kernel": kernel}, ".*"), given, learning_rate=0.1)
         found.append(kernel.numpy())

@@ -10,7 +10,7 @@ from engine.training.schedules import KINDS, Schedule, ScheduleError, parse
 
 
 def test_constant_is_one_everywhere() -> None:
-    assert {Schedule().factor(window, 10) for window in range(10)} == {1.0}
+    assert {Schedule().factor(step, 10) for step in range(10)} == {1.0}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -25,13 +25,13 @@ def test_the_middle_has_its_exact_value(kind: str, middle: float) -> None:
 
 
 @pytest.mark.parametrize(("kind", "end"), [("cosine", 0.0), ("linear", 0.0), ("exponential", 0.01), ("constant", 1.0)])
-def test_the_window_after_the_last_has_the_end_value_and_later_ones_keep_it(kind: str, end: float) -> None:
-    for window in (100, 101, 1000):
-        assert Schedule(kind).factor(window, 100) == end
+def test_the_step_after_the_last_has_the_end_value_and_later_ones_keep_it(kind: str, end: float) -> None:
+    for step in (100, 101, 1000):
+        assert Schedule(kind).factor(step, 100) == end
 
 
 @pytest.mark.parametrize(("kind", "last"), [("linear", 0.01), ("exponential", 0.01**0.99)])
-def test_the_last_window_still_trains(kind: str, last: float) -> None:
+def test_the_last_step_still_trains(kind: str, last: float) -> None:
     assert Schedule(kind).factor(99, 100) == pytest.approx(last, rel=1e-13)
     assert Schedule("cosine").factor(99, 100) > 0.0
 
@@ -39,7 +39,7 @@ def test_the_last_window_still_trains(kind: str, last: float) -> None:
 @pytest.mark.parametrize("kind", ["cosine", "linear", "exponential"])
 @pytest.mark.parametrize("warmup", [0, 7])
 def test_after_the_warm_up_the_factor_only_falls(kind: str, warmup: int) -> None:
-    factors = [Schedule(kind, warmup).factor(window, 50) for window in range(warmup, 51)]
+    factors = [Schedule(kind, warmup).factor(step, 50) for step in range(warmup, 51)]
     assert factors[0] == 1.0
     assert all(b < a for a, b in itertools.pairwise(factors))
 
@@ -47,11 +47,11 @@ def test_after_the_warm_up_the_factor_only_falls(kind: str, warmup: int) -> None
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_warm_up_rises_in_equal_steps_and_never_starts_at_zero(kind: str) -> None:
     schedule = Schedule(kind, warmup=4)
-    assert [schedule.factor(window, 20) for window in range(5)] == [1 / 5, 2 / 5, 3 / 5, 4 / 5, 1.0]
+    assert [schedule.factor(step, 20) for step in range(5)] == [1 / 5, 2 / 5, 3 / 5, 4 / 5, 1.0]
 
 
 def test_a_warm_up_as_long_as_the_phase_never_divides_by_zero() -> None:
-    assert [Schedule("cosine", warmup=3).factor(window, 3) for window in range(3)] == [0.25, 0.5, 0.75]
+    assert [Schedule("cosine", warmup=3).factor(step, 3) for step in range(3)] == [0.25, 0.5, 0.75]
     assert Schedule("cosine", warmup=9).factor(2, 3) == 0.3
 
 

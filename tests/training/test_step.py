@@ -13,14 +13,14 @@ import pytest
 import tensorflow as tf
 
 from engine import TrainStep, select
-from engine.models import build
+from engine.models import build_model
 from engine.training import losses, optimizers
 from engine.training.losses import Loss
 from engine.training.step import StepError
 
 
 def vit(options: str = "depth=3") -> Any:
-    return build(f"vit:mini,{options}", image_shape=(8, 8, 1), outputs=4).network
+    return build_model(f"vit:mini,{options}", image_shape=(8, 8, 1), outputs=4).network
 
 
 def batch(size: int = 6, seed: int = 0) -> dict[str, Any]:
@@ -30,17 +30,17 @@ def batch(size: int = 6, seed: int = 0) -> dict[str, Any]:
 
 def test_going_back_to_an_old_selection_traces_nothing() -> None:
     model = vit()
-    step = TrainStep(losses.supervised(model), optimizers.AdamW())
+    step = TrainStep(losses.supervised_loss(model), optimizers.AdamW())
     head, blocks = select(model, "@head"), select(model, "@head @blocks[-1:]")
     for selection in (head, blocks, head, select(model, "head/.*"), blocks):
         step(selection, batch(), learning_rate=1e-3)
     assert step.traces == 2
-    assert step.windows == 5
+    assert step.steps == 5
 
 
 def test_batches_of_any_length_share_one_trace() -> None:
     model = vit()
-    step = TrainStep(losses.supervised(model), optimizers.SGD())
+    step = TrainStep(losses.supervised_loss(model), optimizers.SGD())
     for size in (6, 1, 5, 6):
         step(select(model, "@head"), batch(size), learning_rate=1e-3)
     assert step.traces == 1
@@ -52,7 +52,7 @@ def recorded_ops(model: Any, text: str) -> tuple[list[str], int]:
 
     found: list[str] = []
     total: list[int] = []
-    inner = losses.supervised(model)
+    inner = losses.supervised_loss(model)
 
     def spying(batch: Mapping[str, Any], *, training: bool, seeds: Any) -> Loss:
         loss = inner(batch, training=training, seeds=seeds)
@@ -78,7 +78,7 @@ def test_the_tape_of_a_head_only_run_records_no_op_below_the_head() -> None:
 
 def test_the_backward_pass_of_a_head_only_run_is_one_product() -> None:
     model = vit()
-    step = TrainStep(losses.supervised(model), optimizers.AdamW())
+    step = TrainStep(losses.supervised_loss(model), optimizers.AdamW())
     kinds = [op.type for op in step.micro_batch(select(model, "@head"), batch()).backward]
     assert kinds.count("MatMul") == kinds.count("BiasAddGrad") == 1
     assert not {"BatchMatMulV2", "Softmax", "Erf", "Rsqrt", "RsqrtGrad", "ConcatV2"} & set(kinds)
@@ -86,7 +86,7 @@ def test_the_backward_pass_of_a_head_only_run_is_one_product() -> None:
 
 def test_the_backward_pass_grows_with_the_selection_only() -> None:
     model = vit("depth=4")
-    step = TrainStep(losses.supervised(model), optimizers.SGD())
+    step = TrainStep(losses.supervised_loss(model), optimizers.SGD())
     counts = [len(step.micro_batch(select(model, f"@blocks[{i}:]"), batch()).backward) for i in (3, 2, 1, 0)]
     steps = np.diff(counts)
     assert (steps > 0).all()
@@ -94,8 +94,8 @@ def test_the_backward_pass_grows_with_the_selection_only() -> None:
 
 
 def test_slots_exist_for_what_trains_alone() -> None:
-    model = build("vit:B/16,depth=2", image_shape=(32, 32, 3), outputs=10).network
-    step = TrainStep(losses.supervised(model), optimizers.AdamW())
+    model = build_model("vit:B/16,depth=2", image_shape=(32, 32, 3), outputs=10).network
+    step = TrainStep(losses.supervised_loss(model), optimizers.AdamW())
     images = np.zeros((1, 32, 32, 3), np.float32)
     step(select(model, "@head"), {"image": images, "label": np.array([1])}, learning_rate=1e-3)
     assert step.slots.bytes() == 2 * 4 * (768 * 10 + 10) < 1_000_000
@@ -104,7 +104,7 @@ def test_slots_exist_for_what_trains_alone() -> None:
 
 def test_freezing_drops_slots_and_frees_their_memory() -> None:
     model = vit()
-    step = TrainStep(losses.supervised(model), optimizers.Adam())
+    step = TrainStep(losses.supervised_loss(model), optimizers.Adam())
     step(select(model, "@all"), batch(), learning_rate=1e-3)
     slot = weakref.ref(step.slots.values["blocks/0/mlp/up/kernel"]["m"])
     step(select(model, "@head"), batch(), learning_rate=1e-3)
@@ -114,9 +114,9 @@ def test_freezing_drops_slots_and_frees_their_memory() -> None:
 
 def test_an_unfrozen_variable_starts_with_t_of_zero_and_steps_no_further_than_the_learning_rate() -> None:
     model = vit()
-    step = TrainStep(losses.supervised(model), optimizers.Adam())
-    for window in range(30):
-        step(select(model, "@head"), batch(seed=window), learning_rate=1e-3)
+    step = TrainStep(losses.supervised_loss(model), optimizers.Adam())
+    for number in range(30):
+        step(select(model, "@head"), batch(seed=number), learning_rate=1e-3)
     both = select(model, "@head blocks/2/mlp/down/kernel")
     kernel = model.blocks[2].mlp.down.kernel
     before = kernel.numpy()
@@ -164,7 +164,7 @@ def test_a_gradient_below_the_clipping_norm_keeps_its_bits() -> None:
     results = []
     for clip in (None, 1e6):
         model = vit()
-        step = TrainStep(losses.supervised(model), optimizers.SGD(clip_norm=clip))
+        step = TrainStep(losses.supervised_loss(model), optimizers.SGD(clip_norm=clip))
         step(select(model, "@all"), batch(), learning_rate=0.1)
         results.append(model.blocks[0].mlp.up.kernel.numpy())
     np.testing.assert_array_equal(*results)
@@ -173,16 +173,16 @@ def test_a_gradient_below_the_clipping_norm_keeps_its_bits() -> None:
 def test_another_optimizer_setting_keeps_the_slots() -> None:
     model = vit()
     base = optimizers.AdamW()
-    step = TrainStep(losses.supervised(model), base)
+    step = TrainStep(losses.supervised_loss(model), base)
     selection = select(model, "@head")
     step(selection, batch(), learning_rate=1e-3)
     step(selection, batch(), learning_rate=1e-3, optimizer=dataclasses.replace(base, weight_decay=0.3))
     assert step.slots.t["head/kernel"] == 2
 
 
-def test_examples_without_seeds_get_some_that_change_with_the_window() -> None:
+def test_examples_without_seeds_get_some_that_change_with_the_step() -> None:
     model = vit("depth=1,dropout=0.5")
-    step = TrainStep(losses.supervised(model), optimizers.SGD())
+    step = TrainStep(losses.supervised_loss(model), optimizers.SGD())
     values = {float(step(select(model, "@head"), batch(), learning_rate=1e-12).loss) for _ in range(4)}
     assert len(values) == 4
 

@@ -1,4 +1,4 @@
-"""Windows of micro-batches: one trace, accumulators for the selection, weights known before the first gradient."""
+"""Steps of micro-batches: one trace, accumulators for the selection, weights known before the first gradient."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from engine import TrainStep, name_variables, select
-from engine.models import build
+from engine.models import build_model
 from engine.selection import filters
 from engine.training import losses, optimizers
 from engine.training.losses import Loss, LossError
@@ -20,7 +20,7 @@ Values = Callable[[Mapping[str, Any], Any], Any]
 
 
 def vit() -> Any:
-    return build("vit:mini,depth=1", image_shape=(8, 8, 1), outputs=4).network
+    return build_model("vit:mini,depth=1", image_shape=(8, 8, 1), outputs=4).network
 
 
 def images(size: int = 6) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def test_one_trace_of_one_size_serves_any_number_of_micro_batches() -> None:
     counts = []
     for micro_batch_size in (1, 4):
         model = vit()
-        step = TrainStep(losses.supervised(model), optimizers.SGD(), micro_batch_size=micro_batch_size)
+        step = TrainStep(losses.supervised_loss(model), optimizers.SGD(), micro_batch_size=micro_batch_size)
         for size in (4, 16, 33):
             step(select(model, "@head"), images(size), learning_rate=1e-3)
         assert step.traces == 1
@@ -66,7 +66,7 @@ def test_one_trace_of_one_size_serves_any_number_of_micro_batches() -> None:
 def test_accumulators_are_the_selections_gradients_and_scalars() -> None:
     model = vit()
     selection = select(model, "@head @norm")
-    step = TrainStep(losses.supervised(model), optimizers.AdamW(), micro_batch_size=2)
+    step = TrainStep(losses.supervised_loss(model), optimizers.AdamW(), micro_batch_size=2)
     step(selection, images(), learning_rate=1e-3)
     (function,) = step._compiled.values()
     (loop,) = [op for op in function.graph.get_operations() if op.type in ("While", "StatelessWhile")]
@@ -130,13 +130,13 @@ def test_weights_that_depend_on_the_rest_of_the_batch_are_an_error_that_changes_
     step = TrainStep(loss_fn, optimizers.SGD(), micro_batch_size=2)
     with pytest.raises(LossError, match="an example's weight must not depend on the other examples"):
         step(select([a], ".*"), given, learning_rate=1.0)
-    assert (float(a), step.windows) == (1.0, 0)
+    assert (float(a), step.steps) == (1.0, 0)
     TrainStep(loss_fn, optimizers.SGD())(select([a], ".*"), given, learning_rate=1.0)  # one piece is the whole batch
     assert float(a) != 1.0
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 1, 2])
-def test_a_term_without_weight_in_a_window_is_left_out_and_counted(micro_batch_size: int | None) -> None:
+def test_a_term_without_weight_in_a_step_is_left_out_and_counted(micro_batch_size: int | None) -> None:
     a = tf.Variable(1.0)
 
     def loss_fn(batch: Mapping[str, Any], *, training: bool, seeds: Any) -> Loss:
@@ -153,7 +153,7 @@ def test_a_term_without_weight_in_a_window_is_left_out_and_counted(micro_batch_s
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 2])
-def test_a_window_in_which_nothing_has_a_weight_moves_nothing(micro_batch_size: int | None) -> None:
+def test_a_step_in_which_nothing_has_a_weight_moves_nothing(micro_batch_size: int | None) -> None:
     a, loss_fn = line(lambda batch, seeds: batch["w"])
     decaying = optimizers.Momentum(weight_decay=0.1, decay=filters.group("all"))
     step = TrainStep(loss_fn, decaying, micro_batch_size=micro_batch_size, ema=0.5)
@@ -164,16 +164,16 @@ def test_a_window_in_which_nothing_has_a_weight_moves_nothing(micro_batch_size: 
     assert (float(a), dict(step.arrays())) == before
     assert result.skipped
     assert result.left_out == ("t",)
-    assert (step.windows, step.skipped, step.left_out) == (2, 1, {"t": 1})
+    assert (step.steps, step.skipped, step.left_out) == (2, 1, {"t": 1})
 
 
 @pytest.mark.parametrize("bad", [-1.0, np.nan])
 @pytest.mark.parametrize("micro_batch_size", [None, 2])
 def test_a_negative_weight_is_an_error_that_changes_nothing(micro_batch_size: int | None, bad: float) -> None:
-    model = build("cnn:mini", image_shape=(8, 8, 1), outputs=4).network
+    model = build_model("cnn:mini", image_shape=(8, 8, 1), outputs=4).network
     selection = select(model, "stages/3/.*")
     assert selection.moving
-    step = TrainStep(losses.supervised(model), optimizers.Momentum(), micro_batch_size=micro_batch_size)
+    step = TrainStep(losses.supervised_loss(model), optimizers.Momentum(), micro_batch_size=micro_batch_size)
     variables = name_variables(model)
     before = [entry.variable.numpy() for entry in variables]
     weight = np.array([1, 1, 1, 1, 1, bad], np.float32)
@@ -181,7 +181,7 @@ def test_a_negative_weight_is_an_error_that_changes_nothing(micro_batch_size: in
         step(selection, images() | {"weight": weight}, learning_rate=0.1)
     for entry, value in zip(variables, before, strict=True):
         np.testing.assert_array_equal(entry.variable.numpy(), value, err_msg=entry.path)
-    assert (step.windows, step.skipped, set(step.slots.t.values())) == (0, 0, {0})
+    assert (step.steps, step.skipped, set(step.slots.t.values())) == (0, 0, {0})
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 2])
@@ -221,20 +221,20 @@ def test_the_value_of_an_example_without_weight_does_not_matter(micro_batch_size
 def test_a_missing_label_without_weight_does_not_matter(kind: str) -> None:
     shift = tf.Variable(1.0)
     label = np.array([0, np.nan, 1], np.float32)
-    step = TrainStep(losses.supervised(lambda image: image + shift, kind), optimizers.SGD())
+    step = TrainStep(losses.supervised_loss(lambda image: image + shift, kind), optimizers.SGD())
     batch = {"image": np.ones((3, 1), np.float32), "label": label, "weight": np.array([1, 0, 1], np.float32)}
     result = step(select([shift], ".*"), batch, learning_rate=1e-6)
     assert not result.skipped
     present = {name: value[[0, 2]] for name, value in batch.items()}
     shift.assign(1.0)
-    again = TrainStep(losses.supervised(lambda image: image + shift, kind), optimizers.SGD())
+    again = TrainStep(losses.supervised_loss(lambda image: image + shift, kind), optimizers.SGD())
     assert float(again(select([shift], ".*"), present, learning_rate=1e-6).grad_norm) == float(result.grad_norm)
 
 
 # --- sizes ---
 
 
-def test_micro_batches_larger_than_the_window_are_one() -> None:
+def test_micro_batches_larger_than_the_step_are_one() -> None:
     a, loss_fn = line(lambda batch, seeds: None)
     result = TrainStep(loss_fn, optimizers.SGD(), micro_batch_size=1000)(
         select([a], ".*"), {"x": X[:4]}, learning_rate=1.0

@@ -199,7 +199,7 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
 
 
 def curves(study: Mapping[str, Any], advice: Recommendation, over: str) -> Markup | None:
-    """Evaluation accuracy (or loss) over ``seconds`` or over windows (``step``), a curve for each strategy."""
+    """Evaluation accuracy (or loss) over ``seconds`` or over steps (``step``), a curve for each strategy."""
     accuracy = by_accuracy(study)
     key, what = ("eval_accuracy", "accuracy") if accuracy else ("eval_loss", "loss")
     time = over == "seconds"
@@ -212,7 +212,7 @@ def curves(study: Mapping[str, Any], advice: Recommendation, over: str) -> Marku
     if not drawn:
         return None
     longest = max(x for _, points in drawn for x, _ in points)
-    size, unit_name = unit(longest) if time else (1.0, "windows")
+    size, unit_name = unit(longest) if time else (1.0, "steps")
     drawn = [(name, [(x / size, y) for x, y in points]) for name, points in drawn]
     everywhere = [p for _, points in drawn for p in points]
     ends = [points[-1][0] for _, points in drawn]
@@ -222,7 +222,7 @@ def curves(study: Mapping[str, Any], advice: Recommendation, over: str) -> Marku
         else linear((p[0] for p in everywhere), zero=True)
     )
     log = ", each step a factor" if x.log else ""
-    below = f"time ({unit_name}{log})" if time else "windows"
+    below = f"time ({unit_name}{log})" if time else "steps"
     plot = _Plot(x, linear(p[1] for p in everywhere), right=98.0, names=(below, f"evaluation {what}"))
     parts: list[Child] = [plot.frame()]
     for _, points in drawn[_CURVES:]:
@@ -239,7 +239,7 @@ def curves(study: Mapping[str, Any], advice: Recommendation, over: str) -> Marku
         parts.append(_mark(number, plot.right + 11, y, 4.0))
         style = "label chosen" if advice.chosen and name == advice.chosen.strategy else "label"
         parts.append(tag("text", middle_out(name, 10), tag("title", name), x=plot.right + 18, y=y + 4, class_=style))
-    title = f"Evaluation {what} over {'time' if time else 'windows'}"
+    title = f"Evaluation {what} over {'time' if time else 'steps'}"
     last = listed(
         (f"{name} ends at {quality(points[-1][1], accuracy=accuracy)}" for name, points in told), most=_CURVES
     )

@@ -111,7 +111,7 @@ def _section(key: str, title: str, *inside: Child) -> Markup:
 def _question(study: Mapping[str, Any]) -> list[Child]:
     job = study["job"]
     shape = " × ".join(str(size) for size in job["image_shape"])
-    much = f"{count(job['windows'])} windows of {count(job['batch_size'])} examples"
+    much = f"{count(job['steps'])} steps of {count(job['batch_size'])} examples"
     if job["epochs"] is not None:
         much += f" ({digits(job['epochs'])} epoch{'' if job['epochs'] == 1 else 's'})"
     return [

@@ -62,26 +62,26 @@ COLUMNS = (
     Column(
         "Runner",
         "who trained: the engine; engine_cached, which computes what lies below the frost line once; Keras' own fit; or "
-        "one of TF1's three ways of freezing. All see the same windows from the same weights",
+        "one of TF1's three ways of freezing. All see the same steps from the same weights",
         _of("runner"),
         str,
     ),
-    Column("Accuracy", "of the evaluation examples, after the last window; higher is better", _of("eval_accuracy"), _fixed),
-    Column("Eval. loss", "on the evaluation examples, after the last window", _of("eval_loss"), _aligned(4)),
+    Column("Accuracy", "of the evaluation examples, after the last step; higher is better", _of("eval_accuracy"), _fixed),
+    Column("Eval. loss", "on the evaluation examples, after the last step", _of("eval_loss"), _aligned(4)),
     Column(
         "Job (s)",
-        "from the first trace to the last window, median of the repeats: evaluations and filling the cache count, "
+        "from the first trace to the last step, median of the repeats: evaluations and filling the cache count, "
         "starting the process does not",
         _of("job_seconds"),
         _aligned(3),
     ),
     Column("Slowest (s)", "the slowest repeat's job", _of("job_seconds_spread", "most"), _aligned(3)),
     Column("To target (s)", "until the target accuracy was first seen in an evaluation", _of("time_to_target_seconds"), _aligned(3)),
-    Column("Window (ms)", "one update, median; tracing and evaluations are left out", _of("step_ms", "median"), _aligned(3)),
-    Column("p10 (ms)", "a tenth of the windows was faster", _of("step_ms", "p10"), _aligned(3)),
-    Column("p90 (ms)", "a tenth of the windows was slower", _of("step_ms", "p90"), _aligned(3)),
+    Column("Step (ms)", "one update, median; tracing and evaluations are left out", _of("step_ms", "median"), _aligned(3)),
+    Column("p10 (ms)", "a tenth of the steps was faster", _of("step_ms", "p10"), _aligned(3)),
+    Column("p90 (ms)", "a tenth of the steps was slower", _of("step_ms", "p90"), _aligned(3)),
     Column("Examples/s", "trained, evaluations left out", _of("examples_per_second"), _aligned(3)),
-    Column("First (s)", "the first window, with its tracing", _of("first_step_seconds"), _aligned(3)),
+    Column("First (s)", "the first step, with its tracing", _of("first_step_seconds"), _aligned(3)),
     Column(
         "Peak (MiB)",
         "largest resident memory of the process: TensorFlow itself, some hundred MiB, and the data count",
@@ -92,16 +92,16 @@ COLUMNS = (
     Column("Trained", "parameters, over all phases", _of("trained_parameters"), count),
     Column("Frozen", "parameters that never moved", _of("frozen_parameters"), count),
     Column("Backward ops", "operations of the backward pass in the graph: how much of it freezing spared", _of("backward_ops"), count),
-    Column("GFLOP", "for an example, in a window as it runs; two for a multiply-add", _of("gflop_per_example"), _aligned(3)),
+    Column("GFLOP", "for an example, in a step as it runs; two for a multiply-add", _of("gflop_per_example"), _aligned(3)),
     Column("forward", "GFLOP of the forward pass", _of("gflop_forward"), _aligned(3)),
     Column("backward", "GFLOP of the backward pass", _of("gflop_backward"), _aligned(3)),
     Column(
         "Of GEMM (%)",
-        "what a window reaches of this machine's speed in multiplying large matrices, measured in the same study",
+        "what a step reaches of this machine's speed in multiplying large matrices, measured in the same study",
         _of("gemm_share", divided=0.01),
         _aligned(3),
     ),
-    Column("Train loss", "of the last window, before its update", _of("final_loss"), _aligned(4)),
+    Column("Train loss", "of the last step, before its update", _of("final_loss"), _aligned(4)),
     Column("Frozen norm", "of the tensors at the frost line on a fixed batch: equal wherever the line is", _of("frozen_output_norm"), _aligned(6)),
     Column("Cache (MiB)", "on disk", _of("cache", "bytes", divided=MEBI), _aligned(3)),
     Column("Fill (s)", "filling the cache, counted in the job", _of("cache", "seconds"), _aligned(3)),
@@ -109,7 +109,7 @@ COLUMNS = (
     Column("Weights", "first digits of the digest of the trained weights: equal ones are equal to the bit", _weights, str),
     Column("Repeats", "runs of which a row is the median", _of("repeats"), count),
     Column("Precision", "what was computed in", _of("precision"), str),
-    Column("Micro-batches", "parts that a window was computed in", _of("micro_batches"), count),
+    Column("Micro-batches", "parts that a step was computed in", _of("micro_batches"), count),
 )  # fmt: skip
 _HINT = "A click on a column's name sorts by it, a second one turns the order."
 _SAID_ONCE = ("Repeats", "Precision", "Micro-batches")

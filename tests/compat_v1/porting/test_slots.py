@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from compat_v1.checkpoints.families import Families, families
 from compat_v1.checkpoints.reader import open_checkpoint
-from compat_v1.porting.slots import SlotError, plan_slots, windows
+from compat_v1.porting.slots import SlotError, plan_slots, steps_trained
 from engine import files, porting
 from engine.porting.apply import load
 from engine.porting.plan import resolve
@@ -102,7 +102,7 @@ def port(folder: pathlib.Path, kind: str | None = None, **told: Any) -> tuple[pa
         ledger = load(network, source, chosen)
         steps = resolve(name_variables(network), source, chosen).steps
         plan = plan_slots(steps, found, kind)
-        t = windows(source, found, plan.kind, **told).t
+        t = steps_trained(source, found, plan.kind, **told).t
         weights = [(entry.path, entry.variable.numpy()) for entry in name_variables(network)]
         files.write_npz(folder / "new.npz", [*weights, *plan.arrays(source, t)])
         assert len(ledger.loaded) == 4
@@ -111,7 +111,7 @@ def port(folder: pathlib.Path, kind: str | None = None, **told: Any) -> tuple[pa
 
 
 def go_on(file: pathlib.Path, optimizer: Optimizer, *, first: int) -> tuple[dict[str, np.ndarray], str | None]:
-    """Trains 5 windows of this engine from a file; returns the weights in the old names, and what was said."""
+    """Trains 5 steps of this engine from a file; returns the weights in the old names, and what was said."""
     network = Net()
     porting.load(network, file)
     variables = name_variables(network)
@@ -120,7 +120,7 @@ def go_on(file: pathlib.Path, optimizer: Optimizer, *, first: int) -> tuple[dict
         return Loss(terms={"mse": (tf.reduce_sum((network(batch["x"]) - batch["y"]) ** 2, 1), None)})
 
     step = TrainStep(loss, optimizer)
-    chosen = selection.select(variables, filters.parse("@all"))
+    chosen = selection.select(variables, filters.parse_filter("@all"))
     with porting.open_tensors(file) as source:
         said = porting.continue_from(source, step.slots, chosen, optimizer)
     for number in range(first, first + 5):
@@ -147,7 +147,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", list(CASES))
 @pytest.mark.parametrize("parts", [0, 2], ids=["whole", "partitioned"])
-def test_five_windows_after_the_port_are_five_more_steps_of_tensorflow_1(
+def test_five_steps_after_the_port_are_five_more_steps_of_tensorflow_1(
     tmp_path: pathlib.Path, name: str, parts: int
 ) -> None:
     make, optimizer = CASES[name]
@@ -210,8 +210,8 @@ def test_a_fitting_optimizer_is_named_and_sgd_keeps_none(tmp_path: pathlib.Path)
     [
         ("optimizer/left/m", np.zeros((6, 2), np.float32), r"m is \[6, 2\], the variable \[6, 1\]"),
         ("optimizer/left/m", np.zeros((6, 1), np.int32), "m is int32"),
-        ("optimizer/left/t", np.float32(1.5), "its t is no number of windows"),
-        ("optimizer/left/t", np.int64(-1), "its t is no number of windows"),
+        ("optimizer/left/t", np.float32(1.5), "its t is no number of steps"),
+        ("optimizer/left/t", np.int64(-1), "its t is no number of steps"),
         ("optimizer/left/t", None, "the file has m, v"),
         ("optimizer/left/v", None, "the file has m, t"),
     ],
@@ -306,7 +306,7 @@ def power(beta: float, t: int) -> np.float32:
 
 def told(kind: str = "Adam", given: int | None = None, **values: Any) -> Any:
     source: Any = Scalars(**values)
-    return windows(source, families(source), kind, given=given)
+    return steps_trained(source, families(source), kind, given=given)
 
 
 @pytest.mark.parametrize("t", [0, 1, 7, 100, 500, 800])
@@ -360,8 +360,8 @@ def test_the_counter_of_optimizer_v2_and_optimizers_that_need_no_t() -> None:
 def test_t_of_the_real_checkpoints(real: pathlib.Path) -> None:
     for name, t in (("t2t_transformer", 1), ("made_partitioned_adam", 3)):
         with open_checkpoint(real / name) as source:
-            assert windows(source, families(source), "Adam").t == t
+            assert steps_trained(source, families(source), "Adam").t == t
     with open_checkpoint(real / "musicnn_MTT_vgg") as source:
         with pytest.raises(SlotError, match="beta1_power=0 has underflowed; beta2_power=0 has underflowed"):
-            windows(source, families(source), "Adam")
-        assert windows(source, families(source), "Adam", given=12345).t == 12345
+            steps_trained(source, families(source), "Adam")
+        assert steps_trained(source, families(source), "Adam", given=12345).t == 12345

@@ -7,12 +7,12 @@ import pytest
 
 from compat_v1.training import leaks
 from engine import select
-from engine.models import build
+from engine.models import build_model
 
 
 @pytest.fixture(scope="module")
 def found() -> tuple[leaks.Subject, list[leaks.Leak]]:
-    network = build("cnn:mini", image_shape=(8, 8, 1), outputs=4).network
+    network = build_model("cnn:mini", image_shape=(8, 8, 1), outputs=4).network
     for index, entry in enumerate(select(network, "@all").variables):  # no weight is what it is initialised with
         entry.variable.assign(entry.variable + 0.01 * (index + 1))
     rng = np.random.default_rng(0)
@@ -50,7 +50,7 @@ def test_sizes_are_what_the_rules_give(found: tuple[leaks.Subject, list[leaks.Le
 
 
 def test_a_network_without_statistics_borrows_the_small_cnn() -> None:
-    network = build("vit:mini,depth=1", image_shape=(8, 8, 1), outputs=4).network
+    network = build_model("vit:mini,depth=1", image_shape=(8, 8, 1), outputs=4).network
     batch = {
         "image": np.random.default_rng(0).standard_normal((6, 8, 8, 1)).astype(np.float32),
         "label": np.arange(6) % 4,

@@ -11,7 +11,7 @@ import tensorflow as tf
 from compat_v1.training import models as v1_models
 from compat_v1.training.models import ModelError
 from engine import select
-from engine.models import build
+from engine.models import build_model
 
 v1 = tf.compat.v1
 SHAPE = (8, 8, 3)
@@ -40,7 +40,7 @@ def assign_all(values: dict[str, np.ndarray]) -> list[Any]:
 
 @pytest.mark.parametrize(("spec", "dtype"), CASES)
 def test_weights_exchange_by_name_and_logits_are_equal(spec: str, dtype: str) -> None:
-    network = build(spec, image_shape=SHAPE, outputs=4, seed=2, dtype=tf.as_dtype(dtype)).network
+    network = build_model(spec, image_shape=SHAPE, outputs=4, seed=2, dtype=tf.as_dtype(dtype)).network
     selection, seeds = select(network, "@all"), np.arange(6, dtype=np.int32).reshape(3, 2)
     images, values = IMAGES.astype(dtype), values_of(network)
     with tf.Graph().as_default():
@@ -63,8 +63,8 @@ def test_weights_exchange_by_name_and_logits_are_equal(spec: str, dtype: str) ->
 
 @pytest.mark.parametrize(("spec", "compute"), [("vit:mini,depth=1", "float16"), ("cnn:mini", "bfloat16")])
 def test_sixteen_bits_keep_variables_and_logits_in_float32(spec: str, compute: str) -> None:
-    network = build(spec, image_shape=SHAPE, outputs=4, compute=tf.as_dtype(compute)).network
-    exact = build(spec, image_shape=SHAPE, outputs=4).network
+    network = build_model(spec, image_shape=SHAPE, outputs=4, compute=tf.as_dtype(compute)).network
+    exact = build_model(spec, image_shape=SHAPE, outputs=4).network
     values = values_of(network)
     with tf.Graph().as_default():
         logits = v1_models.of(network, select(network, "@all"))(tf.constant(IMAGES.astype(np.float32)), training=True)
@@ -79,7 +79,7 @@ def test_sixteen_bits_keep_variables_and_logits_in_float32(spec: str, compute: s
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_update_ops_move_the_statistics_as_the_engine_does(dtype: str) -> None:
-    network = build("cnn:mini", image_shape=SHAPE, outputs=4, dtype=tf.as_dtype(dtype)).network
+    network = build_model("cnn:mini", image_shape=SHAPE, outputs=4, dtype=tf.as_dtype(dtype)).network
     selection = select(network, "@all")
     images, values = IMAGES.astype(dtype), values_of(network)
     with tf.Graph().as_default():
@@ -100,7 +100,7 @@ def test_update_ops_move_the_statistics_as_the_engine_does(dtype: str) -> None:
 
 
 def test_layers_that_do_not_train_run_in_inference_mode() -> None:
-    network = build("cnn:mini", image_shape=SHAPE, outputs=4).network
+    network = build_model("cnn:mini", image_shape=SHAPE, outputs=4).network
     with tf.Graph().as_default():
         v1_models.of(network, select(network, "stages/3/.* head/.*"))(tf.constant(IMAGES, tf.float32), training=True)
         names = [op.op.name for op in v1.get_collection(v1.GraphKeys.UPDATE_OPS)]
@@ -109,7 +109,7 @@ def test_layers_that_do_not_train_run_in_inference_mode() -> None:
 
 
 def test_two_towers_share_one_scope_and_a_partitioner_changes_nothing() -> None:
-    network = build("vit:mini,depth=1", image_shape=SHAPE, outputs=4).network
+    network = build_model("vit:mini,depth=1", image_shape=SHAPE, outputs=4).network
     images = IMAGES.astype(np.float32)
     values = {f"twin/{path}": value for path, value in values_of(network).items()}
     with tf.Graph().as_default():
@@ -140,10 +140,10 @@ def test_two_towers_share_one_scope_and_a_partitioner_changes_nothing() -> None:
 
 
 def test_a_network_without_a_tf1_form_is_an_error() -> None:
-    network = build("vit:mini,depth=1", image_shape=SHAPE, outputs=4).network
+    network = build_model("vit:mini,depth=1", image_shape=SHAPE, outputs=4).network
     with pytest.raises(ModelError, match="model=function: the TF1 path has vit"):
         v1_models.of(lambda images: images, select(network, "@all"))
-    dropping = build("vit:mini,depth=1,dropout=0.1", image_shape=SHAPE, outputs=4).network
+    dropping = build_model("vit:mini,depth=1,dropout=0.1", image_shape=SHAPE, outputs=4).network
     made = v1_models.of(dropping, select(dropping, "@all"))
     with tf.Graph().as_default(), pytest.raises(ModelError, match="seeds=None"):
         made(tf.constant(IMAGES, tf.float32), training=True)

@@ -23,7 +23,7 @@ from engine.data.part import Part
 from engine.feature_cache.batches import EvalFeatureBatches, FeatureBatches
 from engine.feature_cache.store import Features
 from engine.frostline.line import FrostLine, Refused
-from engine.models import build
+from engine.models import build_model
 from engine.training import losses, optimizers
 from engine.training.evaluation import Evaluator
 from engine.training.losses import Loss
@@ -32,7 +32,7 @@ from engine.training.step import NonFiniteError
 
 v1 = tf.compat.v1
 ROOT = pathlib.Path(__file__).resolve().parents[3]
-FIRST, TRAJECTORY = 1e-6, 1e-10  # contract E4: float32 first window; float64 after 50
+FIRST, TRAJECTORY = 1e-6, 1e-10  # contract E4: float32 first step; float64 after 50
 CLASSES, EXAMPLES = 4, 8
 
 
@@ -52,7 +52,7 @@ VIT_BLOCK = Case("vit:mini,depth=2", "@blocks[-1:] head/.*")
 CNN = CASES["cnn last stage, frozen statistics"]
 
 
-def windows(count: int, dtype: Any = tf.float32, *, weight: bool = False) -> list[dict[str, Any]]:
+def steps(count: int, dtype: Any = tf.float32, *, weight: bool = False) -> list[dict[str, Any]]:
     rng = np.random.default_rng(1)
     return [
         {
@@ -70,7 +70,9 @@ class Side:
     """A network of the engine and the session loop of a method, from the same weights."""
 
     def __init__(self, case: Case, dtype: Any, method: str, *, compute: Any = None, **options: Any) -> None:
-        self.network = build(case.spec, image_shape=(8, 8, 1), outputs=CLASSES, dtype=dtype, compute=compute).network
+        self.network = build_model(
+            case.spec, image_shape=(8, 8, 1), outputs=CLASSES, dtype=dtype, compute=compute
+        ).network
         # the default head is nearly zero
         kernel = self.network.head.kernel
         kernel.assign(tf.cast(np.random.default_rng(0).standard_normal(kernel.shape), kernel.dtype))
@@ -78,10 +80,10 @@ class Side:
         self.start = {entry.path: entry.variable.numpy() for entry in self.selection.variables}
         weight = options.pop("weight", False)
         self.loop = SessionLoop(
-            losses.supervised(v1_models.of(self.network, self.selection)),
+            losses.supervised_loss(v1_models.of(self.network, self.selection)),
             Freezing(method, self.selection),
             options.pop("optimizer", optimizers.Adam()),
-            windows(1, compute or dtype, weight=weight)[0],
+            steps(1, compute or dtype, weight=weight)[0],
             **options,
         )
         self.loop.assign(self.start)
@@ -92,7 +94,7 @@ class Side:
         return line
 
     def engine_line(self) -> FrostLine:
-        line = TrainStep(losses.supervised(self.network), optimizers.Adam()).cut(self.selection, windows(1)[0])
+        line = TrainStep(losses.supervised_loss(self.network), optimizers.Adam()).cut(self.selection, steps(1)[0])
         assert isinstance(line, FrostLine), line
         return line
 
@@ -106,7 +108,7 @@ class Run(NamedTuple):
 def run(case: Case, count: int, dtype: Any, method: str, *, fed: bool, **options: Any) -> Run:
     """Trains from the same start; fed: with tensors made beforehand in batches of another size, as a cache would be."""
     with Side(case, dtype, method, **options).loop as loop:
-        given = windows(count, dtype, weight=options.get("weight", False))
+        given = steps(count, dtype, weight=options.get("weight", False))
         start = joined(loop)
         if fed:
             line = loop.cut()
@@ -134,15 +136,15 @@ def relative(a: np.ndarray, b: np.ndarray) -> float:
 # --- contract E4
 
 
-def first_window(case: Case, method: str, **options: Any) -> None:
-    """float32: the loss, and the gradient, which is what one window of SGD moves."""
+def first_step(case: Case, method: str, **options: Any) -> None:
+    """float32: the loss, and the gradient, which is what one step of SGD moves."""
     options |= {"optimizer": optimizers.SGD()}
     fed, plain = (run(case, 1, tf.float32, method, fed=f, **options) for f in (True, False))
     np.testing.assert_allclose(fed.losses, plain.losses, rtol=FIRST)
     np.testing.assert_allclose(fed.norms, plain.norms, rtol=FIRST)
 
 
-def fifty_windows(case: Case, method: str, **options: Any) -> None:
+def fifty_steps(case: Case, method: str, **options: Any) -> None:
     fed, plain = (run(case, 50, tf.float64, method, fed=f, **options) for f in (True, False))
     assert np.linalg.norm(plain.changes) > 1e-2
     np.testing.assert_allclose(fed.losses, plain.losses, rtol=TRAJECTORY)
@@ -159,8 +161,8 @@ def fifty_windows(case: Case, method: str, **options: Any) -> None:
 )
 @pytest.mark.usefixtures("deterministic_ops")
 def test_fed_equals_unfed(name: str, method: str, size: int | None) -> None:
-    first_window(CASES[name], method, micro_batch_size=size)
-    fifty_windows(CASES[name], method, micro_batch_size=size)
+    first_step(CASES[name], method, micro_batch_size=size)
+    fifty_steps(CASES[name], method, micro_batch_size=size)
 
 
 @pytest.mark.slow
@@ -169,8 +171,8 @@ def test_fed_equals_unfed(name: str, method: str, size: int | None) -> None:
 @pytest.mark.parametrize("size", [None, 3])
 @pytest.mark.usefixtures("deterministic_ops")
 def test_fed_equals_unfed_in_all_other_cases(name: str, method: str, size: int | None) -> None:
-    first_window(CASES[name], method, micro_batch_size=size)
-    fifty_windows(CASES[name], method, micro_batch_size=size)
+    first_step(CASES[name], method, micro_batch_size=size)
+    fifty_steps(CASES[name], method, micro_batch_size=size)
 
 
 @pytest.mark.usefixtures("deterministic_ops")
@@ -191,15 +193,15 @@ def test_sixteen_bits_cross_as_they_are(compute: str) -> None:
         case = CNN if compute == "float16" else VIT_BLOCK
         side = Side(case, tf.float32, "trainable", compute=tf.as_dtype(compute), micro_batch_size=3, **scale)
         with side.loop as loop:
-            given = windows(1, tf.as_dtype(compute))[0]
+            given = steps(1, tf.as_dtype(compute))[0]
             if fed:
                 line = side.cut()
                 assert {t.dtype.name for t in line.tensors} <= {compute, "float32"}
                 assert {t.dtype.name for t in line.tensors} & {compute}
                 given = line.below(given)
-            window = loop.step(given, learning_rate=1e-3)
-            assert not window.skipped
-            found.append((float(window.loss), float(window.grad_norm)))
+            step = loop.step(given, learning_rate=1e-3)
+            assert not step.skipped
+            found.append((float(step.loss), float(step.grad_norm)))
     np.testing.assert_allclose(found[0], found[1], rtol=1e-3)
 
 
@@ -222,7 +224,7 @@ def test_the_line_is_the_engines_whatever_the_method(case: Case) -> None:
             assert line.forward_share == pytest.approx(engine.forward_share, rel=1e-6)
             # a little less: TF1's optimizer also computes the gradient of what crosses
             assert 0.8 * engine.step_share < line.step_share <= engine.step_share
-            image = windows(1)[0]["image"]
+            image = steps(1)[0]["image"]
             for ours, theirs in zip(line.prefix(image), engine.prefix(image), strict=True):
                 np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
             # the same operations; the fused kernel of BatchNorm is not what the engine computes
@@ -231,9 +233,9 @@ def test_the_line_is_the_engines_whatever_the_method(case: Case) -> None:
 
 
 def test_what_is_below_is_not_run() -> None:
-    """Neither the images nor what reads them: with every frozen variable lost, a fed window is the same."""
+    """Neither the images nor what reads them: with every frozen variable lost, a fed step is the same."""
     sides = [Side(Case("cnn:mini", "head/.*"), tf.float32, "stop_gradient") for _ in range(2)]
-    batch = windows(1)[0]
+    batch = steps(1)[0]
     found = []
     for lost, side in enumerate(sides):
         with side.loop as loop:
@@ -267,12 +269,12 @@ def test_evaluation_is_fed_the_same_tensors(case: Case) -> None:
     side = Side(case, tf.float64, "trainable")
     with side.loop as loop:
         line = side.cut()
-        parts = windows(3, tf.float64)
+        parts = steps(3, tf.float64)
         parts[2] = {key: value[:5] for key, value in parts[2].items()}
         assert line.evaluation is None
         ours, theirs = loop.evaluate([line.below(part) for part in parts]), loop.evaluate(parts)
         assert ours == pytest.approx(theirs, rel=1e-12)
-        found = Evaluator(losses.supervised(side.network))(side.selection, parts)
+        found = Evaluator(losses.supervised_loss(side.network))(side.selection, parts)
         assert ours["loss"] == pytest.approx(found.loss, rel=1e-10)
 
 
@@ -320,14 +322,14 @@ def small(count: int = 4) -> dict[str, Any]:
 
 
 def line_of(loop: SessionLoop) -> SessionLine:
-    """A line, at which a window gives what it gives without."""
+    """A line, at which a step gives what it gives without."""
     line = loop.cut()
     assert isinstance(line, SessionLine), line
     start, found = dict(loop.values()), []
     for batch in (line.below(small()), small()):
         loop.assign(start)
-        window = loop.step(batch, learning_rate=0.5)
-        found.append([float(window.loss), float(window.grad_norm)])
+        step = loop.step(batch, learning_rate=0.5)
+        found.append([float(step.loss), float(step.grad_norm)])
     loop.assign(start)
     np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
     return line
@@ -372,7 +374,7 @@ def test_the_batch_size_is_asked_of_a_tensor_that_is_not_there() -> None:
 
 
 def test_a_train_op_moves_what_it_writes_so_that_is_above() -> None:
-    """A counter in UPDATE_OPS: what reads it changes; a fed window still moves it."""
+    """A counter in UPDATE_OPS: what reads it changes; a fed step still moves it."""
 
     def between(x: Any, _: Any, training: bool) -> Any:
         count = v1.get_variable("count", [], initializer=v1.zeros_initializer(), trainable=False)
@@ -426,12 +428,12 @@ def test_batch_norm_in_training_mode_below_is_refused() -> None:
         return Loss({"t": (tf.nn.sparse_softmax_cross_entropy_with_logits(labels=batch["label"], logits=logits), None)})
 
     def once() -> None:
-        given = {n: v1.placeholder(v.dtype, [None, *v.shape[1:]]) for n, v in windows(1)[0].items()}
+        given = {n: v1.placeholder(v.dtype, [None, *v.shape[1:]]) for n, v in steps(1)[0].items()}
         loss_fn(given, training=True, seeds=None)
 
     for method in METHODS:
         freezing = Freezing(method, resolve(once, "head/.*"))
-        said = refused(SessionLoop(loss_fn, freezing, optimizers.SGD(), windows(1)[0]))
+        said = refused(SessionLoop(loss_fn, freezing, optimizers.SGD(), steps(1)[0]))
         assert "bn/moving_mean is state that the step itself changes" in said
         assert "in inference mode, the line would lie higher" in said
 
@@ -472,7 +474,7 @@ def test_an_assertion_below_the_line_is_made_when_the_tensors_are(where: str) ->
             line.prefix(bad["image"])
 
 
-def test_images_that_are_looked_at_in_every_window_cross_too() -> None:
+def test_images_that_are_looked_at_in_every_step_cross_too() -> None:
     """As an operation with an effect wants; the last line that was cut counts."""
 
     def between(x: Any, batch: Mapping[str, Any], training: bool) -> Any:
@@ -585,7 +587,7 @@ def test_a_phase_with_a_higher_line_goes_on_from_the_lower_ones_tensors(tmp_path
     )
     with low.loop, high.loop:
         lower, higher = low.cut(), high.cut()
-        images = windows(1, tf.float64)[0]["image"]
+        images = steps(1, tf.float64)[0]["image"]
         between = higher.after(lower)
         assert not isinstance(between, Refused), between
         given = {t.key: v for t, v in zip(lower.tensors, lower.prefix(images), strict=True)}

@@ -1,4 +1,4 @@
-"""The session loop: precision, skipped windows, weights, regularisers, the Saver and resuming."""
+"""The session loop: precision, skipped steps, weights, regularisers, the Saver and resuming."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from compat_v1.training.freezing import Freezing
 from compat_v1.training.session_loop import SessionLoop
 from compat_v1.training.training_graph import optimizer_of
 from engine import TrainStep, data, select
-from engine.models import build
+from engine.models import build_model
 from engine.training import losses, optimizers
 from engine.training.losses import Loss
 from engine.training.precision import LossScale
@@ -45,10 +45,10 @@ def loop_of(
     spec: str, train: str, optimizer: Any, *, method: str = "var_list", compute: Any = None, **more: Any
 ) -> Any:
     """A loop, and the engine's side of it; both start from the same weights."""
-    network = build(spec, image_shape=(8, 8, 1), outputs=4, compute=compute).network
+    network = build_model(spec, image_shape=(8, 8, 1), outputs=4, compute=compute).network
     selection = select(network, train)
     start = {entry.path: entry.variable.numpy() for entry in selection.variables}
-    loss_fn = losses.supervised(v1_models.of(network, selection))
+    loss_fn = losses.supervised_loss(v1_models.of(network, selection))
     given = more.pop("batch", None) or batches(1, weight=more.pop("weight", False))[0]
     loop = SessionLoop(loss_fn, Freezing(method, selection), optimizer, given, **more)
     loop.assign(start)
@@ -62,7 +62,7 @@ def test_sixteen_bits_train_as_the_engine_does(spec: str, compute: str) -> None:
         spec, "@all !@bias", optimizers.Momentum(), compute=tf.as_dtype(compute), micro_batch_size=4, **scale
     )
     scale = {"loss_scale": LossScale()} if compute == "float16" else {}
-    step = TrainStep(losses.supervised(network), optimizers.Momentum(), micro_batch_size=4, **scale)
+    step = TrainStep(losses.supervised_loss(network), optimizers.Momentum(), micro_batch_size=4, **scale)
     with loop:
         for batch in batches(3):
             mine, engine = loop.step(batch, learning_rate=0.02), step(selection, batch, learning_rate=0.02)
@@ -71,11 +71,11 @@ def test_sixteen_bits_train_as_the_engine_does(spec: str, compute: str) -> None:
             # the two graphs round in other places: 11 and 8 bits
             assert mine.loss == pytest.approx(float(engine.loss), rel=2e-3 if compute == "float16" else 2e-2)
             assert mine.metrics.keys() == engine.metrics.keys()
-        assert loop.windows == 3
+        assert loop.steps == 3
 
 
 @pytest.mark.parametrize("scaled", [True, False])
-def test_a_window_that_is_not_finite_changes_nothing(scaled: bool) -> None:
+def test_a_step_that_is_not_finite_changes_nothing(scaled: bool) -> None:
     scale = LossScale() if scaled else None
     loop, _, selection = loop_of("cnn:mini", "@all", optimizers.Adam(), loss_scale=scale)
     good, bad = batches(2)
@@ -101,11 +101,11 @@ def saved(loop: SessionLoop) -> list[Any]:
 
 
 @pytest.mark.parametrize("size", [None, 4])
-def test_weighted_windows_divide_by_the_sum_of_the_windows_weights(size: int | None) -> None:
+def test_weighted_steps_divide_by_the_sum_of_the_steps_weights(size: int | None) -> None:
     loop, network, selection = loop_of(
         "vit:mini,depth=1", "@head", optimizers.SGD(), weight=True, micro_batch_size=size
     )
-    step = TrainStep(losses.supervised(network), optimizers.SGD())
+    step = TrainStep(losses.supervised_loss(network), optimizers.SGD())
     with loop:
         for batch in batches(2, weight=True):
             mine, engine = loop.step(batch, learning_rate=0.1), step(selection, batch, learning_rate=0.1)
@@ -117,7 +117,7 @@ def test_weighted_windows_divide_by_the_sum_of_the_windows_weights(size: int | N
         assert all(value.tobytes() == before[path].tobytes() for path, value in loop.values())
 
 
-def test_a_regulariser_enters_once_a_window_and_for_the_selection_alone() -> None:
+def test_a_regulariser_enters_once_a_step_and_for_the_selection_alone() -> None:
     def loss_fn(batch: Mapping[str, Any], *, training: bool, seeds: Any) -> Loss:
         with v1.variable_scope(v1.get_variable_scope(), regularizer=tf.keras.regularizers.l2(0.5)):
             kernel = v1.get_variable("kernel", [64, 4])
@@ -138,8 +138,8 @@ def test_a_regulariser_enters_once_a_window_and_for_the_selection_alone() -> Non
                 loss_fn, Freezing(method, selection), optimizers.SGD(), batches(1)[0], micro_batch_size=size
             ) as loop:
                 loop.assign({"kernel": np.full((64, 4), 0.1, np.float32), "frozen": np.full(4, 3.0, np.float32)})
-                window = loop.step(batches(1)[0], learning_rate=0.1)
-                assert window.loss == pytest.approx(window.terms["size"] + 0.5 * 64 * 4 * 0.01, rel=1e-5)
+                outcome = loop.step(batches(1)[0], learning_rate=0.1)
+                assert outcome.loss == pytest.approx(outcome.terms["size"] + 0.5 * 64 * 4 * 0.01, rel=1e-5)
                 values = dict(loop.values())
                 assert values["frozen"].tolist() == [3.0] * 4
                 results.append(values["kernel"])
@@ -148,23 +148,23 @@ def test_a_regulariser_enters_once_a_window_and_for_the_selection_alone() -> Non
 
 
 def test_resuming_goes_on_with_the_same_bits_past_a_damaged_checkpoint(tmp_path: pathlib.Path) -> None:
-    source = data.open_source("fashion_mnist_mini", train_examples=48)
+    source = data.open_data("fashion_mnist_mini", train_examples=48)
     stream = data.TrainBatches(source.train, batch_size=16, seed=1)
 
     def make() -> SessionLoop:
-        network = build("cnn:mini", image_shape=source.image_shape, outputs=10, seed=3).network
+        network = build_model("cnn:mini", image_shape=source.image_shape, outputs=10, seed=3).network
         selection = select(network, "@all !stages/0/.*")
         start = {entry.path: entry.variable.numpy() for entry in selection.variables}
-        loss_fn = losses.supervised(v1_models.of(network, selection))
+        loss_fn = losses.supervised_loss(v1_models.of(network, selection))
         loop = SessionLoop(loss_fn, Freezing("stop_gradient", selection), optimizers.Adam(), stream.at(0),
                            loss_scale=LossScale(growth_every=2))  # fmt: skip
         loop.assign(start)
         return loop
 
     with make() as loop:
-        for window in range(5):
-            loop.step(stream.at(window), learning_rate=0.01)
-            if window in (2, 3):
+        for number in range(5):
+            loop.step(stream.at(number), learning_rate=0.01)
+            if number in (2, 3):
                 prefix = loop.save(tmp_path)
         wanted, scale = dict(loop.values()), loop.loss_scale
     damaged = pathlib.Path(f"{prefix}.index")
@@ -174,8 +174,8 @@ def test_resuming_goes_on_with_the_same_bits_past_a_damaged_checkpoint(tmp_path:
         assert loop.restore(tmp_path, warn=warnings.append) == 3
         assert len(warnings) == 1
         assert "model.ckpt-4" in warnings[0]
-        for window in range(loop.windows, 5):
-            loop.step(stream.at(window), learning_rate=0.01)
+        for number in range(loop.steps, 5):
+            loop.step(stream.at(number), learning_rate=0.01)
         assert loop.loss_scale == scale
         for path, value in loop.values():
             assert value.tobytes() == wanted[path].tobytes(), path

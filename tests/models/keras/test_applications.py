@@ -15,7 +15,7 @@ import tensorflow as tf
 from engine import FreezeProof, TrainStep, select
 from engine.data import Normalise
 from engine.errors import InputError
-from engine.models import ModelSpecError, build, default_image_size
+from engine.models import ModelSpecError, build_model, default_image_size
 from engine.models.keras import applications, heads
 from engine.selection.variables import name_variables
 from engine.training import losses, optimizers
@@ -25,7 +25,7 @@ SMALL = "keras:MobileNetV2,alpha=0.35"
 
 
 def small(channels: int = 3, **more: Any) -> Any:
-    return build(SMALL, image_shape=(32, 32, channels), outputs=3, **more)
+    return build_model(SMALL, image_shape=(32, 32, channels), outputs=3, **more)
 
 
 def values(network: Any) -> dict[str, np.ndarray]:
@@ -44,7 +44,7 @@ def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray], under: str = 
 )
 def test_an_application_is_built_with_a_head_and_runs(name: str) -> None:
     side = 75 if name in ("InceptionV3", "Xception") else 32
-    model = build(f"keras:{name}", image_shape=(side, side, 3), outputs=3, head="gap,8,dropout=0.5")
+    model = build_model(f"keras:{name}", image_shape=(side, side, 3), outputs=3, head="gap,8,dropout=0.5")
     images = model.normalise(tf.random.stateless_uniform([2, side, side, 3], [0, 0]))
     outputs = model.network(images, training=False)
     assert outputs.shape == (2, 3)
@@ -121,7 +121,7 @@ def test_float64_is_built_and_trains() -> None:
 
 
 def test_names_are_found_in_any_case_and_options_are_keras_own() -> None:
-    model = build("keras:mobilenetv2,alpha=0.5", image_shape=(32, 32, 3), outputs=2)
+    model = build_model("keras:mobilenetv2,alpha=0.5", image_shape=(32, 32, 3), outputs=2)
     wanted = keras.applications.MobileNetV2(alpha=0.5, weights=None, include_top=False, input_shape=(32, 32, 3))
     assert name_variables(model.network).parameters == wanted.count_params() + 1280 * 2 + 2
 
@@ -225,10 +225,10 @@ def test_a_saved_model_gives_logits_of_the_probabilities_that_it_gave(
     saved, path = make(), tmp_path / f"m{suffix}"
     saved.save(path)
     x = np.random.default_rng(0).random((4, 8, 8, 1), np.float32)
-    model = build(f"file:{path}", image_shape=(8, 8, 1), outputs=3)
+    model = build_model(f"file:{path}", image_shape=(8, 8, 1), outputs=3)
     np.testing.assert_allclose(activation(model.network(x)), saved(x), rtol=1e-6, atol=1e-7)
     assert any("is taken off" in note for note in model.notes)
-    kept = build(f"file:{path}", image_shape=(8, 8, 1), outputs=3, logits=False)
+    kept = build_model(f"file:{path}", image_shape=(8, 8, 1), outputs=3, logits=False)
     np.testing.assert_array_equal(kept.network(x), saved(x))
     assert select(model.network, f"{model.upper} @head", statistics=model.statistics).trained
 
@@ -236,7 +236,7 @@ def test_a_saved_model_gives_logits_of_the_probabilities_that_it_gave(
 def test_a_saved_model_without_last_activation_is_taken_as_it_is(tmp_path: pathlib.Path) -> None:
     saved, path = plain([keras.layers.Dense(3)]), tmp_path / "m.keras"
     saved.save(path)
-    model = build(f"file:{path},preprocess=unit", image_shape=(8, 8, 1), outputs=3)
+    model = build_model(f"file:{path},preprocess=unit", image_shape=(8, 8, 1), outputs=3)
     assert model.notes == ()
     assert model.normalise == Normalise(mean=(0.0,), std=(1.0,), channels=1)
     assert same(values(saved), values(model.network))
@@ -247,13 +247,13 @@ def test_a_saved_model_without_last_activation_is_taken_as_it_is(tmp_path: pathl
 def test_a_model_with_softmax_below_its_last_layer_keeps_it(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "m.keras"
     plain([keras.layers.Dense(5, "softmax"), keras.layers.Dense(3)]).save(path)
-    assert not any("taken off" in n for n in build(f"file:{path}", image_shape=(8, 8, 1), outputs=3).notes)
+    assert not any("taken off" in n for n in build_model(f"file:{path}", image_shape=(8, 8, 1), outputs=3).notes)
 
 
 def test_a_new_head_takes_the_place_of_the_last_layer_and_keeps_the_rest(tmp_path: pathlib.Path) -> None:
     saved, path = plain([keras.layers.Dense(6, "relu"), keras.layers.Dense(9, "softmax")]), tmp_path / "m.keras"
     saved.save(path)
-    model = build(f"file:{path}", image_shape=(8, 8, 1), outputs=3, head="gap,4")
+    model = build_model(f"file:{path}", image_shape=(8, 8, 1), outputs=3, head="gap,4")
     paths = [entry.path for entry in name_variables(model.network)]
     assert [p for p in paths if p.startswith("head/")] == [f"head/{n}" for n in ("hidden_0/kernel", "hidden_0/bias", "logits/kernel", "logits/bias")]  # fmt: skip
     old, new = values(saved), values(model.network)
@@ -261,14 +261,14 @@ def test_a_new_head_takes_the_place_of_the_last_layer_and_keeps_the_rest(tmp_pat
     assert len(kept) == len(old) - 2
     assert all(np.array_equal(array, new[f"backbone/{path}"]) for path, array in kept.items())
     with pytest.raises(ModelSpecError, match=r"outputs have shape 9, the data want 3; --head=gap puts a new head"):
-        build(f"file:{path}", image_shape=(8, 8, 1), outputs=3)
+        build_model(f"file:{path}", image_shape=(8, 8, 1), outputs=3)
 
 
 def test_a_new_head_on_a_saved_model_starts_from_the_seed_alone(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "m.keras"
     keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(3)]).save(path)
     one, same_seed, other = (
-        values(build(f"file:{path}", image_shape=(8, 8, 3), outputs=2, head="gap,4", seed=seed).network)
+        values(build_model(f"file:{path}", image_shape=(8, 8, 3), outputs=2, head="gap,4", seed=seed).network)
         for seed in (1, 1, 2)
     )
     assert same(one, same_seed)
@@ -278,7 +278,7 @@ def test_a_new_head_on_a_saved_model_starts_from_the_seed_alone(tmp_path: pathli
 def test_a_model_that_scales_its_images_is_given_pixels(tmp_path: pathlib.Path) -> None:
     layers = [keras.layers.Rescaling(1 / 255), keras.layers.Flatten(), keras.layers.Dense(3)]
     keras.Sequential([keras.Input((8, 8, 1)), *layers]).save(tmp_path / "m.keras")
-    model = build(f"file:{tmp_path / 'm.keras'}", image_shape=(8, 8, 1), outputs=3)
+    model = build_model(f"file:{tmp_path / 'm.keras'}", image_shape=(8, 8, 1), outputs=3)
     assert np.max(model.normalise(tf.ones([1, 8, 8, 1]))) == pytest.approx(255.0)
     assert "0 to 255" in model.notes[0]
     assert model.upper == ""  # beside the head it has no weight
@@ -327,11 +327,11 @@ def damaged(folder: pathlib.Path) -> dict[str, tuple[str, str]]:
 def test_files_that_cannot_be_used_are_refused_with_the_reason(tmp_path: pathlib.Path) -> None:
     for name, (head, message) in damaged(tmp_path).items():
         with pytest.raises(InputError, match=message):
-            build(f"file:{tmp_path / name}", image_shape=(8, 8, 1), outputs=3, head=head or None)
+            build_model(f"file:{tmp_path / name}", image_shape=(8, 8, 1), outputs=3, head=head or None)
     with pytest.raises(ModelSpecError, match="the images are 28x28, its input is 8x8"):
-        build(f"file:{tmp_path / 'whole.keras'}", image_shape=(28, 28, 1), outputs=3)
+        build_model(f"file:{tmp_path / 'whole.keras'}", image_shape=(28, 28, 1), outputs=3)
     with pytest.raises(ModelSpecError, match="its weights are float32; float64 is wanted"):
-        build(f"file:{tmp_path / 'whole.keras'}", image_shape=(8, 8, 1), outputs=3, dtype=tf.float64)
+        build_model(f"file:{tmp_path / 'whole.keras'}", image_shape=(8, 8, 1), outputs=3, dtype=tf.float64)
 
 
 def test_a_lambda_in_the_format_of_keras_2_runs_nothing(tmp_path: pathlib.Path) -> None:
@@ -354,7 +354,7 @@ def test_a_lambda_in_the_format_of_keras_2_runs_nothing(tmp_path: pathlib.Path) 
         layer["config"] = {"name": "l", "function": [text, None, None], "function_type": "lambda", "arguments": {}}
         file.attrs["model_config"] = json.dumps(config)
     with pytest.raises(ModelSpecError):
-        build(f"file:{tmp_path / 'm.h5'}", image_shape=(8, 8, 1), outputs=3)
+        build_model(f"file:{tmp_path / 'm.h5'}", image_shape=(8, 8, 1), outputs=3)
     assert not planted.exists()
 
 
@@ -382,7 +382,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
 def test_what_is_wrong_in_a_name_is_named(case: str) -> None:
     spec, more, message = WRONG[case]
     with pytest.raises(InputError, match=message):
-        build(spec, image_shape=(40, 40, 3), outputs=3, **more)
+        build_model(spec, image_shape=(40, 40, 3), outputs=3, **more)
 
 
 # ---- models from the user's code
@@ -437,9 +437,9 @@ def user_code(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("user_code")
 @pytest.mark.parametrize(("name", "statistics"), [("module", "follow"), ("subclass", "frozen")])
 def test_a_factory_gives_a_model_that_trains(name: str, statistics: str) -> None:
-    model = build(f"py:user_code:{name}", image_shape=(8, 8, 1), outputs=3)
+    model = build_model(f"py:user_code:{name}", image_shape=(8, 8, 1), outputs=3)
     assert model.statistics == statistics
-    step = TrainStep(losses.supervised(model.network), optimizers.SGD())
+    step = TrainStep(losses.supervised_loss(model.network), optimizers.SGD())
     selection = select(model.network, "@all", statistics=model.statistics)
     before = values(model.network)
     step(selection, {"image": np.ones([2, 8, 8, 1], np.float32), "label": np.array([0, 2])}, learning_rate=0.1)
@@ -448,7 +448,7 @@ def test_a_factory_gives_a_model_that_trains(name: str, statistics: str) -> None
 
 @pytest.mark.usefixtures("user_code")
 def test_a_factory_without_arguments_may_get_a_new_head() -> None:
-    model = build("py:user_code:nine", image_shape=(8, 8, 1), outputs=3, head="gap")
+    model = build_model("py:user_code:nine", image_shape=(8, 8, 1), outputs=3, head="gap")
     assert [e.path for e in name_variables(model.network)] == ["head/logits/kernel", "head/logits/bias"]
 
 
@@ -468,7 +468,7 @@ def test_a_factory_without_arguments_may_get_a_new_head() -> None:
 )
 def test_a_factory_without_a_usable_model_is_named(name: str, message: str) -> None:
     with pytest.raises(ModelSpecError, match=message):
-        build(f"py:user_code:{name}", image_shape=(8, 8, 1), outputs=3)
+        build_model(f"py:user_code:{name}", image_shape=(8, 8, 1), outputs=3)
 
 
 # ---- the legacy file of FACTS.md
@@ -481,13 +481,13 @@ def test_a_factory_without_a_usable_model_is_named(name: str, message: str) -> N
 def test_the_last_layers_of_emotion_model_fine_tune() -> None:
     path = os.environ["FROSTLINE_EMOTION_MODEL"]
     x = np.random.default_rng(0).random((6, 64, 64, 1), np.float32)
-    kept = build(f"file:{path}", image_shape=(64, 64, 1), outputs=7)
+    kept = build_model(f"file:{path}", image_shape=(64, 64, 1), outputs=7)
     wanted = keras.saving.load_model(path, compile=False)(x)
     np.testing.assert_allclose(tf.nn.softmax(kept.network(x)), wanted, rtol=0, atol=1e-6)
-    for model, outputs in ((kept, 7), (build(f"file:{path}", image_shape=(64, 64, 1), outputs=3, head="gap"), 3)):
+    for model, outputs in ((kept, 7), (build_model(f"file:{path}", image_shape=(64, 64, 1), outputs=3, head="gap"), 3)):
         batch = {"image": x, "label": np.arange(6) % outputs}
         assert sum(e.path.endswith("moving_mean") for e in name_variables(model.network)) == 14
-        step = TrainStep(losses.supervised(model.network), optimizers.Adam())
+        step = TrainStep(losses.supervised_loss(model.network), optimizers.Adam())
         for text in ("@head", f"{model.upper} @head"):
             selection = select(model.network, text, statistics=model.statistics)
             proof, before = FreezeProof.begin(selection), values(model.network)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from engine.models import build
+from engine.models import build_model
 from engine.models.keras import heads
 from engine.models.keras import weights as keras_weights
 from engine.models.keras.weights import ImagenetFile
@@ -158,7 +158,7 @@ def test_imagenet_weights_are_used_where_the_file_is(models_folder: pathlib.Path
 
 def test_an_application_names_keras_own_file_and_takes_it(models_folder: pathlib.Path) -> None:
     spec = "keras:MobileNetV2,alpha=0.35"
-    one, other = (build(spec, image_shape=(32, 32, 3), outputs=3, seed=seed) for seed in (1, 2))
+    one, other = (build_model(spec, image_shape=(32, 32, 3), outputs=3, seed=seed) for seed in (1, 2))
     assert one.load is not None
     assert other.load is not None
     name = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_224_no_top.h5"
@@ -192,7 +192,7 @@ def test_a_server_that_never_answers_does_not_hang(
 
 
 def test_networks_without_imagenet_weights_say_why() -> None:
-    model = build("keras:MobileNetV2,alpha=0.2", image_shape=(32, 32, 3), outputs=3)
+    model = build_model("keras:MobileNetV2,alpha=0.2", image_shape=(32, 32, 3), outputs=3)
     assert model.load is not None
     with pytest.raises(PortError, match=r"there are none for .*alpha must be one of"):
         model.load("imagenet")

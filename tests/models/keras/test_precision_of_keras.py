@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from engine import TrainStep, select
-from engine.models import ModelSpecError, build
+from engine.models import ModelSpecError, build_model
 from engine.selection.variables import name_variables
 from engine.training import losses, optimizers
 
@@ -57,7 +57,7 @@ def saved(path: pathlib.Path) -> pathlib.Path:
 
 
 def check(model: Any, shape: tuple[int, int, int], compute: str = "bfloat16") -> None:
-    """float32 variables, computing layers, float32 logits near those of float32, and a window that trains."""
+    """float32 variables, computing layers, float32 logits near those of float32, and a step that trains."""
     variables = name_variables(model.network)
     assert {entry.variable.dtype.name for entry in variables if entry.kind == "weight"} == {"float32"}
     layers = [
@@ -68,7 +68,7 @@ def check(model: Any, shape: tuple[int, int, int], compute: str = "bfloat16") ->
     assert {layer.variable_dtype for layer in layers} == {"float32"}
     images = np.random.default_rng(0).random((2, *shape), np.float32)
     batch = {"image": images, "label": np.array([0, 2])}
-    loss_fn = losses.supervised(model.network)
+    loss_fn = losses.supervised_loss(model.network)
     outputs = model.network(images, training=False)
     assert outputs.dtype.name == compute
     loss = loss_fn(batch, training=False, seeds=None)
@@ -78,22 +78,22 @@ def check(model: Any, shape: tuple[int, int, int], compute: str = "bfloat16") ->
     step = TrainStep(loss_fn, optimizers.SGD())
     selection = select(model.network, "@all", statistics=model.statistics)
     before = {entry.path: entry.variable.numpy() for entry in variables}
-    window = step(selection, batch, learning_rate=0.1)
-    assert window.loss.dtype == tf.float32
-    assert np.isfinite(window.loss)
+    result = step(selection, batch, learning_rate=0.1)
+    assert result.loss.dtype == tf.float32
+    assert np.isfinite(result.loss)
     assert any(not np.array_equal(before[entry.path], entry.variable.numpy()) for entry in selection.trained)
     assert all(np.array_equal(before[entry.path], entry.variable.numpy()) for entry in selection.frozen)
 
 
 def test_an_application_computes_in_16_bits() -> None:
-    model = build(SMALL, image_shape=(32, 32, 3), outputs=3, head="gap,8", compute=tf.bfloat16)
+    model = build_model(SMALL, image_shape=(32, 32, 3), outputs=3, head="gap,8", compute=tf.bfloat16)
     check(model, (32, 32, 3))
     assert keras.config.dtype_policy().name == "float32"  # of layers that others make
 
 
 def test_an_application_starts_from_the_weights_of_float32() -> None:
-    one = build(SMALL, image_shape=(32, 32, 3), outputs=3)
-    two = build(SMALL, image_shape=(32, 32, 3), outputs=3, compute=tf.bfloat16)
+    one = build_model(SMALL, image_shape=(32, 32, 3), outputs=3)
+    two = build_model(SMALL, image_shape=(32, 32, 3), outputs=3, compute=tf.bfloat16)
     for a, b in zip(name_variables(one.network), name_variables(two.network), strict=True):
         assert a.path == b.path
         np.testing.assert_array_equal(a.variable, b.variable, a.path)
@@ -103,10 +103,10 @@ def test_an_application_starts_from_the_weights_of_float32() -> None:
 @pytest.mark.parametrize("head", [None, "gap,8"])
 def test_a_saved_model_computes_in_16_bits(tmp_path: pathlib.Path, suffix: str, head: str | None) -> None:
     path = saved(tmp_path / f"m{suffix}")
-    model = build(f"file:{path}", image_shape=(8, 8, 1), outputs=3, head=head, compute=tf.bfloat16)
+    model = build_model(f"file:{path}", image_shape=(8, 8, 1), outputs=3, head=head, compute=tf.bfloat16)
     images = np.random.default_rng(0).random((2, 8, 8, 1), np.float32)
     if head is None:
-        wide = build(f"file:{path}", image_shape=(8, 8, 1), outputs=3)
+        wide = build_model(f"file:{path}", image_shape=(8, 8, 1), outputs=3)
         np.testing.assert_allclose(
             tf.cast(model.network(images), tf.float32), wide.network(images), rtol=0.05, atol=0.02
         )
@@ -116,13 +116,13 @@ def test_a_saved_model_computes_in_16_bits(tmp_path: pathlib.Path, suffix: str, 
 def test_a_float32_file_is_refused_for_float64(tmp_path: pathlib.Path) -> None:
     path = saved(tmp_path / "m.keras")
     with pytest.raises(ModelSpecError, match="its weights are float32; float64 is wanted"):
-        build(f"file:{path}", image_shape=(8, 8, 1), outputs=3, dtype=tf.float64)
+        build_model(f"file:{path}", image_shape=(8, 8, 1), outputs=3, dtype=tf.float64)
 
 
 @pytest.mark.usefixtures("user_code")
 @pytest.mark.parametrize("name", ["subclass", "layers"])
 def test_keras_models_of_a_factory_compute_in_16_bits(name: str) -> None:
-    check(build(f"py:precise_code:{name}", image_shape=(8, 8, 1), outputs=3, compute=tf.bfloat16), (8, 8, 1))
+    check(build_model(f"py:precise_code:{name}", image_shape=(8, 8, 1), outputs=3, compute=tf.bfloat16), (8, 8, 1))
 
 
 @pytest.mark.usefixtures("user_code")
@@ -130,6 +130,6 @@ def test_a_module_of_a_factory_decides_itself_and_is_refused() -> None:
     with pytest.raises(
         ModelSpecError, match=r"precision=mixed_bfloat16: precise_code:module returns a tf.Module, which"
     ):
-        build("py:precise_code:module", image_shape=(8, 8, 1), outputs=3, compute=tf.bfloat16)
+        build_model("py:precise_code:module", image_shape=(8, 8, 1), outputs=3, compute=tf.bfloat16)
     with pytest.raises(ModelSpecError, match="its weights are float32; float64 is wanted"):
-        build("py:precise_code:module", image_shape=(8, 8, 1), outputs=3, dtype=tf.float64)
+        build_model("py:precise_code:module", image_shape=(8, 8, 1), outputs=3, dtype=tf.float64)

@@ -290,9 +290,9 @@ def test_a_saved_model_and_a_hugging_face_folder(tmp_path: pathlib.Path) -> None
 
 
 def test_our_model_comes_back_from_a_tf_checkpoint(tmp_path: pathlib.Path) -> None:
-    from engine.models import build
+    from engine.models import build_model
 
-    one, two = (build("vit:mini,depth=1", image_shape=(8, 8, 1), outputs=3, seed=s).network for s in (1, 2))
+    one, two = (build_model("vit:mini,depth=1", image_shape=(8, 8, 1), outputs=3, seed=s).network for s in (1, 2))
     tf.train.Checkpoint(one).save(str(tmp_path / "ckpt"))
     ledger = porting.load(two, tmp_path)
     assert [entry.name for entry in ledger.skipped] == ["save_counter"]

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from engine.models import build
+from engine.models import build_model
 from engine.porting import PortError, restore_strict
 from engine.selection.variables import name_variables
 
 
 def network(*, outputs: int = 3, seed: int = 0) -> Any:
-    return build("cnn:mini", image_shape=(8, 8, 1), outputs=outputs, seed=seed).network
+    return build_model("cnn:mini", image_shape=(8, 8, 1), outputs=outputs, seed=seed).network
 
 
 def sequential(width: int = 4) -> Any:

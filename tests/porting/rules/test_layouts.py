@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from engine import name_variables, porting
-from engine.models import build
+from engine.models import build_model
 from engine.porting import PortError
 from engine.porting.rules import detect
 
@@ -22,7 +22,7 @@ WIDTH, HEADS, PATCH = 96, 3, 8
 
 def vit(options: str = "", *, seed: int = 0, image: tuple[int, int, int] = (32, 32, 3), outputs: int = 5) -> Any:
     spec = f"vit:mini/{PATCH},depth=2" + (f",{options}" if options else "")
-    network = build(spec, image_shape=image, outputs=outputs, seed=seed).network
+    network = build_model(spec, image_shape=image, outputs=outputs, seed=seed).network
     rng = np.random.default_rng(seed)
     for entry in name_variables(network):  # biases and norms too must be told apart
         entry.variable.assign(entry.variable + rng.normal(0, 0.1, entry.variable.shape).astype(np.float32))
@@ -352,7 +352,7 @@ def test_a_norm_after_pooling_does_not_load_into_one_before_it(tmp_path: pathlib
 
 
 def test_a_deeper_file_is_an_error(tmp_path: pathlib.Path) -> None:
-    one = build(f"vit:mini/{PATCH},depth=1", image_shape=(32, 32, 3), outputs=5).network
+    one = build_model(f"vit:mini/{PATCH},depth=1", image_shape=(32, 32, 3), outputs=5).network
     path = written(tmp_path, "vit_hf", to_hf(values(vit(seed=1))))
     with pytest.raises(PortError, match=r"in the file, not in the model \(16\)"):
         porting.load(one, path)

@@ -1,4 +1,4 @@
-"""How finetune computes windows: in parts, in other numbers, within a budget, with averages, not finite."""
+"""How finetune computes steps: in parts, in other numbers, within a budget, with averages, not finite."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture
 def whole(run: Any, shared: pathlib.Path) -> pathlib.Path:
-    """The folder of a run of three windows in one piece, float32, without anything that a flag here offers."""
+    """The folder of a run of three steps in one piece, float32, without anything that a flag here offers."""
     if not (shared / "whole").exists():
         run(str(shared / "whole"), ALL, "--steps=3")
     return shared / "whole"
@@ -77,7 +77,7 @@ def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def stopped(run: Any, monkeypatch: pytest.MonkeyPatch, name: str, *flags: str, after: int) -> str:
-    """A run that is asked to stop after so many windows, and does; the first time it asks is before any."""
+    """A run that is asked to stop after so many steps, and does; the first time it asks is before any."""
     from scripts import cli
 
     asked = itertools.count()
@@ -93,7 +93,7 @@ def test_micro_batches_change_no_number_and_run_json_names_them(
     run: Any, whole: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     printed = run("parts", ALL, "--steps=3", "--micro_batches=3")
-    assert "window:  8 examples in 3 micro-batches of 3, remat none" in printed
+    assert "step:  8 examples in 3 micro-batches of 3, remat none" in printed
     losses, parts = rows(whole, "train"), rows(tmp_path / "parts", "train")
     assert parts[0]["loss"] == pytest.approx(losses[0]["loss"], rel=1e-6)
     assert parts[0]["grad_norm"] == pytest.approx(losses[0]["grad_norm"], rel=1e-5)
@@ -111,7 +111,7 @@ def test_micro_batches_change_no_number_and_run_json_names_them(
     assert whole_memory["forecast_bytes"]["activations"] > memory["forecast_bytes"]["activations"]
 
 
-def test_a_cnn_in_micro_batches_is_told_that_its_statistics_are_not_the_windows(run: Any) -> None:
+def test_a_cnn_in_micro_batches_is_told_that_its_statistics_are_not_the_steps(run: Any) -> None:
     printed = run("parts", "--model=cnn:mini", ALL, "--steps=1", "--micro_batches=2")
     assert "BatchNorm layer(s) in training mode take their moments from a micro-batch" in printed
     assert "`!@stats` avoids it" in printed
@@ -119,7 +119,7 @@ def test_a_cnn_in_micro_batches_is_told_that_its_statistics_are_not_the_windows(
 
 def test_blocks_computed_again_give_the_same_losses(run: Any, whole: pathlib.Path, tmp_path: pathlib.Path) -> None:
     printed = run("again", ALL, "--steps=3", "--remat=blocks")
-    assert "window:  8 examples in one piece, remat blocks" in printed
+    assert "step:  8 examples in one piece, remat blocks" in printed
     kept, again = rows(whole, "train"), rows(tmp_path / "again", "train")
     assert again[0]["loss"] == pytest.approx(kept[0]["loss"], rel=1e-6)
     for one, other in zip(kept, again, strict=True):
@@ -141,7 +141,7 @@ def test_each_precision_trains_and_metrics_hold_the_loss_scale(
     assert [row["loss_scale"] for row in train] == [scale] * 3
     assert [row["skipped"] for row in train] == [0] * 3
     assert all(np.isfinite(row["loss"]) for row in train)
-    assert facts(tmp_path / "run")["skipped_windows"] == 0
+    assert facts(tmp_path / "run")["skipped_steps"] == 0
     wanted = np.float64 if precision == "float64" else np.float32
     assert {array.dtype for array in arrays(tmp_path / "run/trained.npz").values()} == {np.dtype(wanted)}
 
@@ -176,7 +176,7 @@ def test_averages_hold_what_trains_alone(run: Any, tmp_path: pathlib.Path) -> No
 
 def test_a_dry_run_prints_tables_and_memory_and_writes_nothing(run: Any, tmp_path: pathlib.Path) -> None:
     printed = run("dry", "--steps=8", "--dry_run", "--ema=0.9", "--micro_batches=2")
-    assert re.search(r"phase head: 2 windows.*phase upper: 6 windows", printed, re.DOTALL)
+    assert re.search(r"phase head: 2 steps.*phase upper: 6 steps", printed, re.DOTALL)
     assert printed.count("decided by") == 2
     for phase in ("head", "upper"):
         assert re.search(rf"memory:  phase {phase}: about [\d.]+ [MG]iB = process before .*averages .*graph", printed)
@@ -229,8 +229,8 @@ def test_a_depth_plan_trains_the_blocks_that_fit(run: Any, tmp_path: pathlib.Pat
 
 
 BAD: dict[str, tuple[list[str], str]] = {
-    "no micro-batch": (["--micro_batches=0"], "micro_batches=0: a window of --batch_size=8 examples has from 1 to 8"),
-    "too many": (["--micro_batches=99"], "micro_batches=99: a window of --batch_size=8 examples has from 1 to 8 parts"),
+    "no micro-batch": (["--micro_batches=0"], "micro_batches=0: a step of --batch_size=8 examples has from 1 to 8"),
+    "too many": (["--micro_batches=99"], "micro_batches=99: a step of --batch_size=8 examples has from 1 to 8 parts"),
     "precision": (["--precision=half"], "precision='half': known are float32, mixed_bfloat16, mixed_float16, float64"),
     "near precision": (["--precision=mixed_float"], "nearest: mixed_float16"),
     "budget": (["--memory_budget=lots"], "memory_budget='lots'"),
@@ -258,14 +258,14 @@ def test_bad_values_end_with_a_message_and_write_nothing(run: Any, tmp_path: pat
     assert not list(tmp_path.iterdir())
 
 
-# ---- windows that are not finite
+# ---- steps that are not finite
 
 OVERFLOW = ("--optimizer=sgd", "--learning_rate=1e30", "--schedule=constant", ALL)
 
 
-def test_stop_fails_at_the_first_such_window_and_names_variables(run: Any, tmp_path: pathlib.Path) -> None:
+def test_stop_fails_at_the_first_such_step_and_names_variables(run: Any, tmp_path: pathlib.Path) -> None:
     printed = run("run", *OVERFLOW, "--steps=5", "--nonfinite=stop", code=1)
-    assert re.search(r"window 2 was not applied; \d+ of \d+ gradients are not finite: [a-z_]+/\w+", printed), printed
+    assert re.search(r"step 2 was not applied; \d+ of \d+ gradients are not finite: [a-z_]+/\w+", printed), printed
     assert "lower the learning rate (now 1e+30)" in printed
     end = facts(tmp_path / "run")
     assert end["steps"] == 1
@@ -273,18 +273,18 @@ def test_stop_fails_at_the_first_such_window_and_names_variables(run: Any, tmp_p
     assert "gradients are not finite" in end["exit"]["reason"]
 
 
-def test_skip_counts_such_windows_and_fails_after_20_in_a_row(run: Any, tmp_path: pathlib.Path) -> None:
+def test_skip_counts_such_steps_and_fails_after_20_in_a_row(run: Any, tmp_path: pathlib.Path) -> None:
     printed = run("few", *OVERFLOW, "--steps=6", "--nonfinite=skip")
     end = facts(tmp_path / "few")
-    assert (end["steps"], end["skipped_windows"]) == (6, 5)
-    assert "skipped windows:     5 of 6, not finite or without any weight" in printed
+    assert (end["steps"], end["skipped_steps"]) == (6, 5)
+    assert "skipped steps:     5 of 6, not finite or without any weight" in printed
     assert [row["skipped"] for row in rows(tmp_path / "few", "train")] == [0, 1, 2, 3, 4, 5]
-    # the last of them is a phase's last window: the phase has failed, and the next one never began
+    # the last of them is a phase's last step: the phase has failed, and the next one never began
     phases = ("--phase=name=one steps=21", "--phase=name=two train=@head steps=2")
     printed = run("many", *OVERFLOW, *phases, "--nonfinite=skip", code=1)
-    assert "20 windows in a row were skipped" in printed
+    assert "20 steps in a row were skipped" in printed
     end = facts(tmp_path / "many")
-    assert (end["steps"], end["skipped_windows"]) == (21, 20)
+    assert (end["steps"], end["skipped_steps"]) == (21, 20)
     assert [(phase["name"], phase["to_step"], phase["reason"]) for phase in end["phases"]] == [("one", 21, "failed")]
     # what was skipped changed nothing
     few, many = arrays(tmp_path / "few/trained.npz"), arrays(tmp_path / "many/trained.npz")
@@ -304,7 +304,7 @@ def test_a_resume_with_all_of_it_ends_with_the_same_bits(
     stopped(run, monkeypatch, "parts", *flags, after=3)
     assert facts(tmp_path / "parts")["steps"] == 3
     printed = run("parts", *flags, "--resume")
-    assert "3 windows trained" in printed
+    assert "3 steps trained" in printed
     for name in ("trained.npz", "ema.npz"):
         whole, parts = arrays(tmp_path / "whole" / name), arrays(tmp_path / "parts" / name)
         assert list(whole) == list(parts)
@@ -316,13 +316,13 @@ def test_a_resume_with_all_of_it_ends_with_the_same_bits(
     assert facts(tmp_path / "whole")["final"] == facts(tmp_path / "parts")["final"]
 
 
-def test_a_resume_counts_skipped_windows_on(run: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resume_counts_skipped_steps_on(run: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = (*OVERFLOW, "--steps=30", "--nonfinite=skip")
     stopped(run, monkeypatch, "run", *flags, after=8)
-    assert facts(tmp_path / "run")["skipped_windows"] == 7
-    assert "20 windows in a row were skipped" in run("run", *flags, "--resume", code=1)
+    assert facts(tmp_path / "run")["skipped_steps"] == 7
+    assert "20 steps in a row were skipped" in run("run", *flags, "--resume", code=1)
     end = facts(tmp_path / "run")
-    assert (end["steps"], end["skipped_windows"]) == (21, 20)
+    assert (end["steps"], end["skipped_steps"]) == (21, 20)
 
 
 def test_a_resume_keeps_the_plan_whatever_memory_there_is_now(

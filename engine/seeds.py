@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX1 = 0xBF58476D1CE4E5B9
@@ -35,6 +34,8 @@ def uniform(seeds: Any, shape: Sequence[int], *, site: int) -> Any:
         shape: static shape per example.
         site: a number that is different at every place that draws, so that draws are independent.
     """
+    import tensorflow as tf  # here, not above: the ground needs no TensorFlow
+
     count = math.prod(shape)
     key = tf.bitcast(seeds, tf.uint64)  # [B]
     key = _mix(key + tf.constant((site + 1) * _MIX1 % 2**64, tf.uint64))
@@ -45,6 +46,8 @@ def uniform(seeds: Any, shape: Sequence[int], *, site: int) -> Any:
 
 
 def _mix(z: Any) -> Any:
+    import tensorflow as tf
+
     for shift, factor in ((30, _MIX1), (27, _MIX2)):
         z = tf.bitwise.bitwise_xor(z, tf.bitwise.right_shift(z, tf.constant(shift, tf.uint64)))
         z = z * tf.constant(factor, tf.uint64)

@@ -51,7 +51,7 @@ def main() -> int:
 
 def _audit(path: pathlib.Path) -> Any:
     from compat_v1.graphs import metagraph
-    from engine.audit.graph_audit import audit
+    from engine.audit.graph_audit import audit_graph
     from engine.audit.training_audit import audit_run
     from engine.errors import InputError
 
@@ -63,7 +63,7 @@ def _audit(path: pathlib.Path) -> Any:
     graph = metagraph.read(path, tags=F.tags)
     for repair in graph.repairs:
         print(f"repaired: {repair}")
-    return audit(graph.facts(), F.train_op, expect_frozen=F.expect_frozen)
+    return audit_graph(graph.facts(), F.train_op, expect_frozen=F.expect_frozen)
 
 
 def run() -> None:

@@ -214,9 +214,9 @@ def _child(name: str) -> int:
 
 
 def _versions() -> dict[str, str]:
-    from engine.runs import run_directory
+    from engine import host
 
-    return run_directory.versions()
+    return host.versions()
 
 
 # ---- what is shown
@@ -300,7 +300,7 @@ def _check_flags() -> list[int]:
         InputError: flags that contradict themselves, or lie outside their ranges.
     """
     from engine.errors import InputError
-    from engine.selection.filters import nearest
+    from engine.text import nearest
 
     cli.check_numbers(_LIMITS)
     for what in F.what:

@@ -17,9 +17,10 @@ from compat_v1.training import models as v1_models
 from engine import data, models, porting
 from engine.data import order
 from engine.data.source import check_labels
+from engine.digests import digest
 from engine.errors import InputError
 from engine.files import Npz, write_npz
-from engine.selection.selection import digest, select
+from engine.selection.selection import select
 from engine.selection.variables import NamedVariable, is_keras, name_variables
 from engine.training import losses, optimizers, precision, schedules
 from engine.training.loop import Stage

@@ -15,13 +15,13 @@ from typing import Any
 
 from absl import flags
 
-from engine import data, models
+from engine import data, host, models
 from engine.errors import InputError
 from engine.files import write_json, write_npz
-from engine.runs import run_directory
-from engine.selection.filters import FilterError, nearest
+from engine.selection.filters import FilterError
 from engine.study import results
 from engine.study.strategies import ModelStrategies, Strategy, split
+from engine.text import nearest
 from scripts.benchmark_freezing_job import (
     ENGINE_RUNNERS,
     RUNNERS,
@@ -215,7 +215,7 @@ def _setting() -> Setting:
         eval_every=1,
         learning_rate=F.learning_rate,
         seed=F.seed,
-        versions=run_directory.versions(),
+        versions=host.versions(),
     )
     return Setting(job, choose(job, source))
 

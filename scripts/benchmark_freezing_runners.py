@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from engine.feature_cache.policy import CacheOptions, CachePolicy
+from engine.frostline.watch import frozen_output_norms
 from engine.study.cost import Cost, of_step
 from engine.training.evaluation import Evaluator
 from engine.training.loop import Event, Loop, LoopError, Stage, State
-from engine.training.optimizers import Slots
+from engine.training.optimizer_state import Slots
 from engine.training.phases import Evaluation
 from engine.training.step import TrainStep
 from scripts.benchmark_freezing_job import Setting, StudyError
@@ -154,7 +155,7 @@ class EngineRunner(LoopRunner):
             micro_batch_size=setting.job.micro_batch_size,
             loss_scale=setting.loss_scale(),
         )
-        self.evaluator = Evaluator(setting.loss_fn)
+        self.evaluator = Evaluator(setting.loss_fn, watch=frozen_output_norms)
         self.caching: CachePolicy | None = None
         if cache is not None:
             self.caching = CachePolicy(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from engine import host
 from engine.audit import nonfinite
 from engine.files import write_json
 from engine.runs import records
@@ -56,7 +57,7 @@ def work(run: Run) -> None:
     finally:
         if cache is not None:
             shutil.rmtree(cache, ignore_errors=True)
-    peak = records.peak_rss_bytes()  # before anything is looked at that is no part of the run
+    peak = host.peak_rss_bytes()  # before anything is looked at that is no part of the run
     found = _identity(run) | {"peak_rss_bytes": peak} | _measured(runner) | _facts(run, runner, setting, stages)
     if pictures is not None:
         pictures.close()
@@ -138,10 +139,13 @@ def _facts(run: Run, runner: Any, setting: Setting, stages: list[Stage]) -> dict
 def _norm(setting: Setting, stage: Stage) -> float | None:
     """Of what the frozen part puts out for the first evaluation examples, by the values that a runner ended with."""
     from engine.data import EvalBatches
+    from engine.frostline.watch import frozen_output_norms
     from engine.training.evaluation import WATCHED, Evaluator
 
     batches = EvalBatches(setting.evaluation.part, batch_size=WATCHED, normalise=setting.evaluation.normalise)
-    return Evaluator(setting.loss_fn)(stage.selection, [next(iter(batches))]).frozen_output_norm
+    return Evaluator(setting.loss_fn, watch=frozen_output_norms)(
+        stage.selection, [next(iter(batches))]
+    ).frozen_output_norm
 
 
 def _where(setting: Setting, runner: Any, error: NotFiniteError) -> str:

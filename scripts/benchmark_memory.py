@@ -91,7 +91,7 @@ def main() -> int:
 def _parse(text: str) -> dict[str, str]:
     from engine import sizes
     from engine.errors import InputError
-    from engine.selection.filters import nearest
+    from engine.text import nearest
     from engine.training import optimizers, precision, remat
     from engine.training.ema import Averages
 
@@ -187,7 +187,7 @@ def _engine(run: dict[str, str]) -> dict[str, Any]:
     import numpy as np
 
     from engine import models, select, sizes
-    from engine.memory import forecast
+    from engine.memory.planner import Planner
     from engine.training import losses, optimizers, precision, remat
     from engine.training.step import TrainStep
 
@@ -215,7 +215,7 @@ def _engine(run: dict[str, str]) -> dict[str, Any]:
         return TrainStep(loss_fn, optimizer, micro_batch_size=size, remat=mode, loss_scale=scale, ema=ema)
 
     budget = sizes.parse_bytes(run["memory_budget"], name="memory_budget")
-    planner = forecast.Planner(
+    planner = Planner(
         make_step=make_step,
         batch=batch,
         batch_size=batch_size,

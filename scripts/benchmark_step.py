@@ -175,7 +175,7 @@ def _child(name: str) -> int:
 
 def _check_flags() -> None:
     from engine.errors import InputError
-    from engine.selection.filters import nearest
+    from engine.text import nearest
 
     cli.check_numbers(_LIMITS)
     for runner in F.runners:

@@ -36,9 +36,10 @@ _FREE = {
 def main() -> int:
     import tensorflow as tf
 
-    from engine import data, models, sizes
+    from engine import data, host, models, sizes
     from engine.data import augment
     from engine.feature_cache import policy
+    from engine.frostline.watch import frozen_output_norms
     from engine.runs import picture, run_directory
     from engine.runs.progress import Progress
     from engine.selection.variables import name_variables
@@ -164,7 +165,7 @@ def main() -> int:
     finetune_text.describe(plan, stages, caveats)
 
     # ---- what is below the frost line, and whether it is computed once
-    evaluator = evaluation.Evaluator(loss_fn)
+    evaluator = evaluation.Evaluator(loss_fn, watch=frozen_output_norms)
     eval_size = plan.micro_batch_size or (F.batch_size if F.memory_budget is not None else max(F.batch_size, 64))
     eval_every = F.eval_every or per_epoch
     cache = policy.CachePolicy(
@@ -260,7 +261,7 @@ def main() -> int:
         final = finetune_end.tested(tested, source.test, source.classes)
     facts = {
         "flags": cli.own_flags(finetune_flags.__name__),
-        "versions": run_directory.versions() | {"deterministic": str(F.deterministic)},
+        "versions": host.versions() | {"deterministic": str(F.deterministic)},
         "model": {"name": F.model, "parameters": variables.parameters},
         "data": {
             "name": source.name,

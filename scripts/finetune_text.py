@@ -12,7 +12,7 @@ from engine import sizes
 from engine.errors import InputError
 from engine.feature_cache.policy import CacheDecision
 from engine.frostline.line import FrostLine
-from engine.memory.forecast import Plan, Planner
+from engine.memory.planner import Plan, Planner
 from engine.training.loop import Stage
 from engine.training.remat import MODES, Mode
 from engine.training.step import TrainStep

@@ -1,4 +1,4 @@
-"""Rules about the rooms themselves: who imports whom, and where one question is answered."""
+"""Rules about the rooms themselves: who may import whom, where one question is answered, and how long things are."""
 
 from __future__ import annotations
 
@@ -7,28 +7,117 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+PACKAGES = ("engine", "compat_v1", "scripts")
+GROUND = ("errors", "files", "text", "sizes", "digests", "seeds", "host")
+# Each room may import the rooms to its left. A lazy import is an import.
+ORDER = (
+    "ground",
+    "engine.data",
+    "engine.graphs",
+    "engine.selection",
+    "engine.training",
+    "engine.frostline",
+    "engine.memory",
+    "engine.porting",
+    "engine.models",
+    "engine.feature_cache",
+    "engine.runs",
+    "engine.audit",
+    "engine.recipes",
+    "engine.study",
+    "engine",
+    "compat_v1",
+    "scripts",
+)
+PATHS = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
-def imports(path: pathlib.Path) -> set[str]:
+def module_of(path: pathlib.Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in PATHS}
+
+
+def room_of(module: str) -> str:
+    """The room of a module: a package under engine/, the ground, or the whole of compat_v1 and scripts."""
+    first, _, rest = module.partition(".")
+    if first != "engine" or not rest:
+        return first
+    name = rest.split(".")[0]
+    return "ground" if name in GROUND else f"engine.{name}"
+
+
+def imported(path: pathlib.Path) -> set[str]:
+    """The project's modules that a file imports, lazily or not; names are resolved to the modules that they are."""
+    module = module_of(path)
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+                for _ in range(node.level - 1):
+                    package = package.rpartition(".")[0]
+                base = f"{package}.{base}".strip(".") if base else package
+            for alias in node.names:
+                whole = f"{base}.{alias.name}"
+                found.add(whole if whole in MODULES else base)
+    return {name for name in found if name.split(".")[0] in PACKAGES and name != module}
 
 
-def test_the_engine_imports_neither_compat_v1_nor_scripts_nor_flags() -> None:
-    for path in (ROOT / "engine").rglob("*.py"):
-        for name in imports(path):
-            assert name.split(".")[0] not in {"compat_v1", "scripts"}, f"{path.name} imports {name}"
-            assert name != "absl.flags", f"{path.name} reads flags"
+IMPORTS = {module: imported(path) for module, path in MODULES.items()}
+
+
+def test_every_module_lies_in_a_room_and_there_are_at_most_twenty() -> None:
+    rooms = {room_of(module) for module in MODULES}
+    assert rooms <= set(ORDER), rooms - set(ORDER)
+    assert len(rooms) <= 20
+
+
+def test_no_room_imports_a_room_to_its_right() -> None:
+    upward = [
+        f"{module} ({room_of(module)}) imports {name} ({room_of(name)})"
+        for module, names in IMPORTS.items()
+        for name in sorted(names)
+        if module != "engine" and ORDER.index(room_of(name)) > ORDER.index(room_of(module))
+    ]
+    assert not upward, "\n".join(upward)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    done: set[str] = set()
+
+    def visit(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, " -> ".join((*way[way.index(module) :], module))
+        if module not in done:
+            for name in sorted(IMPORTS.get(module, ())):
+                if name in MODULES:
+                    visit(name, (*way, module))
+            done.add(module)
+
+    for module in sorted(MODULES):
+        visit(module, ())
+
+
+def test_only_the_programs_know_flags() -> None:
+    for path in PATHS:
+        if path.is_relative_to(ROOT / "scripts"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+            names += [f"{node.module}.{name}" for name in names] if isinstance(node, ast.ImportFrom) else []
+            assert "absl.flags" not in names, f"{path.relative_to(ROOT)} reads flags"
 
 
 def test_only_selection_and_variables_ask_whether_a_variable_is_trainable() -> None:
-    for path in [*(ROOT / "engine").rglob("*.py"), ROOT / "scripts/finetune.py"]:
+    for path in [*(ROOT / "engine").rglob("*.py"), *(ROOT / "scripts").glob("finetune*.py")]:
         if path.name in {"selection.py", "variables.py"}:
             continue
         asked = [
@@ -59,6 +148,19 @@ print("imported")
     assert done.stdout.strip() == "imported", done.stderr
 
 
+def test_the_ground_needs_no_tensorflow() -> None:
+    code = f"""
+import importlib, sys
+for name in {GROUND!r}:
+    importlib.import_module("engine." + name)
+print("tensorflow" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout.strip() == "False", done.stderr
+
+
 def test_no_room_imports_keras_before_a_keras_model_is_asked_for() -> None:
     for path in (ROOT / "engine").rglob("*.py"):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -67,7 +169,11 @@ def test_no_room_imports_keras_before_a_keras_model_is_asked_for() -> None:
             assert not [name for name in names if name.split(".")[0] in {"keras", "h5py"}], path.name
 
 
-def test_no_file_is_longer_than_400_lines() -> None:
-    for room in ("engine", "compat_v1", "scripts"):
-        for path in (ROOT / room).rglob("*.py"):
-            assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path.name
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_file_is_longer_than_400_lines_and_no_function_than_80(package: str) -> None:
+    for path in (ROOT / package).rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 400, path.name
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                assert (node.end_lineno or 0) - node.lineno < 80, f"{path.name}: {node.name}"

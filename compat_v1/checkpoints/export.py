@@ -24,7 +24,7 @@ from engine.files import FileError, PathLike
 from engine.porting.readers import bundle_index
 from engine.porting.readers.checkpoint_file import told
 from engine.porting.readers.source import TensorSource
-from engine.selection.filters import nearest
+from engine.text import nearest
 
 _SLICED = 1 << 30  # bytes: a larger tensor of a base is written in slices
 _CAN_SLICE = ("float32", "float64", "int32", "int64")  # what RestoreV2 puts together again

@@ -16,7 +16,7 @@ from tensorflow.python.framework import op_def_registry  # the one place that kn
 
 from compat_v1.errors import GraphError
 from compat_v1.graphs.op_allowlist import VARIABLES
-from engine.selection.filters import nearest
+from engine.text import nearest
 
 PLACEHOLDERS = ("Placeholder", "PlaceholderV2")  # one with a default need not be fed
 _MOST_OUTPUTS = 1 << 20  # of one operation

@@ -14,7 +14,7 @@ from compat_v1.errors import GraphError
 from compat_v1.graphs import safety
 from compat_v1.graphs.extract import Extracted, Input, OldVariable
 from engine.porting.readers.source import TensorSource
-from engine.selection.filters import nearest
+from engine.text import nearest
 
 
 class Original:

@@ -17,8 +17,8 @@ from compat_v1.graphs.extract import Extracted, Input
 from compat_v1.graphs.original import Original
 from engine.porting.rules import transforms
 from engine.porting.rules.transforms import Spec, Target, Transform
-from engine.selection.filters import nearest
 from engine.selection.variables import is_keras
+from engine.text import nearest
 from engine.training.losses import keywords
 
 _MOST_ELEMENTS = 1 << 28  # of an input that is drawn

@@ -13,6 +13,7 @@ import numpy as np
 
 from compat_v1.checkpoints.families import Families, families
 from compat_v1.porting.slots import SlotPlan, SlotSteps, plan_slots, steps_trained
+from engine import text
 from engine.files import FileError, PathLike, write_npz
 from engine.porting import apply, plan
 from engine.porting.errors import PortError
@@ -214,5 +215,5 @@ def _damaged(path: pathlib.Path, bad: list[verify.Damage]) -> PortError:
     if len(bad) == 1:
         return PortError(bad[0].reason)
     return PortError(
-        f"{path}: {len(bad)} tensors are damaged" + plan.listed("damaged", [entry.reason for entry in bad])
+        f"{path}: {len(bad)} tensors are damaged" + text.listed("damaged", [entry.reason for entry in bad])
     )

@@ -18,13 +18,14 @@ from compat_v1.graphs import saver_keys
 from compat_v1.graphs.endpoints import shape_of
 from engine.files import FileError, PathLike
 from engine.porting.errors import PortError
-from engine.porting.plan import Plan, Step, listed, resolve
+from engine.porting.plan import Plan, Step, resolve
 from engine.porting.readers.source import TensorSource
 from engine.porting.rules import detect, transforms
 from engine.porting.rules.inverse import invert, source_shape
 from engine.porting.rules.language import Rules
 from engine.porting.rules.transforms import Spec
 from engine.selection.variables import ModelVariables, name_variables
+from engine.text import listed
 
 _COMPARED = 1 << 22  # elements that are compared at a time
 

@@ -21,7 +21,7 @@ from engine.errors import InputError
 from engine.porting import apply
 from engine.porting.plan import Step
 from engine.porting.readers.source import TensorSource
-from engine.selection.filters import nearest
+from engine.text import nearest
 
 _TINY = float(np.finfo(np.float32).tiny)  # below it powers lose their digits, then are 0
 _MOST_STEPS = 200_000  # 0.999**87,000 is 0 in float32

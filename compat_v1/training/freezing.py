@@ -27,9 +27,10 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from engine.errors import InputError
-from engine.selection.filters import Filter, nearest
+from engine.selection.filters import Filter
 from engine.selection.selection import Selection, Statistics, select
 from engine.selection.variables import name_graph_variables
+from engine.text import nearest
 
 v1 = tf.compat.v1
 

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from compat_v1.errors import SessionError
 from compat_v1.training.training_graph import TrainingGraph
+from engine.digests import digest
 from engine.frostline import line
 from engine.frostline.analysis import Analysis
 from engine.frostline.fingerprint import FingerprintError
@@ -26,7 +27,6 @@ from engine.frostline.split import FrostTensor, Same, feeds_of, reshaped
 from engine.frostline.traced import Compute, TracedError
 from engine.graphs import dataflow
 from engine.graphs.graph_variables import HOLDERS
-from engine.selection.selection import digest
 
 v1 = tf.compat.v1
 

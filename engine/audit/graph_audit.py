@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from engine import text
 from engine.audit import findings
 from engine.audit.findings import Finding
 from engine.audit.gradient_paths import GradientPaths, find_losses, is_zero
@@ -109,7 +110,7 @@ class Audit:
         return "\n".join(lines)
 
 
-def audit(
+def audit_graph(
     facts: GraphFacts,
     train_op: str | Sequence[str] | None = None,
     *,
@@ -233,7 +234,7 @@ def _train_ops(flat: FlatGraph, facts: GraphFacts, wanted: str | Sequence[str] |
     if not names:
         raise AuditError("train_op=[]: at least one op is fetched")
     missing = next(name for name in names if not _named(flat, name))
-    hint = f"; candidates: {listed}" if listed else filters.nearest(missing, list(flat.top))
+    hint = f"; candidates: {listed}" if listed else text.nearest(missing, list(flat.top))
     raise AuditError(f"train_op={missing!r}: {facts.source} has no such op{hint}")
 
 

@@ -15,12 +15,14 @@ from engine.audit import findings
 from engine.audit.gradient_paths import GradientPaths
 from engine.audit.graph_audit import Audit, AuditError, Row, owned_slots, with_moved
 from engine.audit.graphdef import FlatGraph, Tensor
-from engine.audit.write_kinds import Kinds, is_statistic
+from engine.audit.write_kinds import Kinds
 from engine.audit.writes import Holders, writes
+from engine.digests import digest
 from engine.files import PathLike
 from engine.graphs.graph_variables import GraphVariable
 from engine.selection.filters import Filter
-from engine.selection.selection import Selection, digest
+from engine.selection.selection import Selection
+from engine.selection.statistics import is_statistic
 from engine.training import checkpoint
 from engine.training.step import TrainStep
 

@@ -26,11 +26,11 @@ from typing import Literal
 from engine.audit.gradient_paths import GradientPaths, forward, is_seed
 from engine.audit.graphdef import FlatGraph, Node
 from engine.audit.writes import Holders, Write
+from engine.selection.statistics import is_statistic
 
 Kind = Literal["optimizer apply", "regulariser path", "EMA", "UPDATE_OPS", "assign"]
 
 _SHADOW = re.compile(r"(.*/)?ExponentialMovingAverage(/(biased|local_step))?")
-_STATISTIC = re.compile(r"(.*/)?(moving|running)_(mean|var|variance|std|stddev|avg|average)(/(biased|local_step))?")
 _GATHERS = frozenset(["NoOp", "Identity", "IdentityN", "Merge", "_Ret", "_Loop", "_Arg"])
 
 
@@ -104,11 +104,6 @@ class Kinds:
             states |= new
             found |= forward(flat, (node for node, name in holders.nodes().items() if name in new))
         return found
-
-
-def is_statistic(name: str) -> bool:
-    """Whether a variable is named as moving moments are."""
-    return _STATISTIC.fullmatch(name) is not None
 
 
 def _gathered(nodes: Iterable[Node]) -> set[Node]:

@@ -13,29 +13,8 @@ from typing import Any
 
 from engine.audit.graphdef import RESOURCE, FlatGraph, Node, Tensor, argument_names
 from engine.graphs.graph_variables import HOLDERS, GraphVariable, of_node
+from engine.graphs.op_kinds import READS
 
-# Take a variable by reference or handle, and leave it as it is.
-READS = frozenset(
-    [
-        "DebugGradientRefIdentity",
-        "DisableCopyOnRead",
-        "IsVariableInitialized",
-        "ReadVariableOp",
-        "ReadVariableXlaSplitND",
-        "RefEnter",
-        "RefExit",
-        "RefIdentity",
-        "RefMerge",
-        "RefNextIteration",
-        "RefSelect",
-        "RefSwitch",
-        "ResourceGather",
-        "ResourceGatherNd",
-        "VarIsInitializedOp",
-        "VariableShape",
-        "_ReadVariablesOp",
-    ]
-)
 # Where a handle can come from that is not seen here.
 _HANDLES_FROM_ELSEWHERE = re.compile(
     r"Placeholder|TensorList(Get|Pop|Gather|Stack)|TensorArray(Read|Gather|Concat|Pack)|GetNext|Dequeue|Unstage|PyFunc|_Arg|Optional"

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from engine import seeds as example_seeds
 from engine.errors import InputError
-from engine.selection.filters import nearest
+from engine.text import nearest
 
 KINDS = ("flip", "crop", "color", "rotate", "zoom", "contrast")
 CROP = 0.125  # largest shift, as a share of the side

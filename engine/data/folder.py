@@ -20,7 +20,7 @@ from engine.data.header import SUFFIXES
 from engine.data.image_files import ImageFiles, Say, shown
 from engine.data.part import DataError, Part, Source
 from engine.data.resize import Size
-from engine.selection.filters import nearest
+from engine.text import nearest
 
 PARTS = ("train", "val", "test")
 _LOOK_LIKE_PARTS = {"train", "training", "val", "valid", "validation", "test", "testing", "eval", "evaluation", "dev"}

@@ -13,7 +13,7 @@ from engine.data.folder import open_folder
 from engine.data.image_files import Say
 from engine.data.part import DataError, Images, Part, Source, check_labels
 from engine.data.resize import Size
-from engine.selection.filters import nearest
+from engine.text import nearest
 
 __all__ = ["SOURCES", "DataError", "Images", "Part", "Source", "check_labels", "open_data"]
 

@@ -21,6 +21,7 @@ from engine.feature_cache.batches import EvalFeatureBatches, FeatureBatches
 from engine.feature_cache.eviction import make_room, taken
 from engine.feature_cache.store import Features
 from engine.files import PathLike
+from engine.frostline.cuts import cut_evaluation, cut_step
 from engine.frostline.line import FrostLine, Refused
 from engine.sizes import format_bytes
 from engine.training.evaluation import WATCHED, Evaluator
@@ -172,7 +173,7 @@ class CachePolicy:
             given = None if saved is None else saved[number]
             choice = self._choice(stage, per_epoch=per_epoch, eval_every=eval_every, known=known, saved=given)
             if look and choice.line is None:
-                choice = dataclasses.replace(choice, line=self._step.cut(stage.selection, self._train.at(0)))
+                choice = dataclasses.replace(choice, line=cut_step(self._step, stage.selection, self._train.at(0)))
             if self._options.mode == "require" and not choice.used:
                 raise CacheError(f"cache=require: phase {stage.phase.name!r} cannot have one: {choice.reason}")
             self._choices[stage.phase.name] = choice
@@ -187,12 +188,12 @@ class CachePolicy:
         if (reason := store.why_not(self._train.augment, self._options.views)) is not None:
             return CacheDecision(False, reason)
         steps = stage.phase.step_count(per_epoch)
-        line = self._step.cut(stage.selection, self._train.at(0))
+        line = cut_step(self._step, stage.selection, self._train.at(0))
         if isinstance(line, Refused):
             return CacheDecision(False, line.describe(), line)
         needed = self._bytes(line)
         if self._options.budget is not None and needed > self._options.budget:
-            cheaper = self._step.cut(stage.selection, self._train.at(0), most_bytes=self._most_bytes())
+            cheaper = cut_step(self._step, stage.selection, self._train.at(0), most_bytes=self._most_bytes())
             if isinstance(cheaper, Refused) or self._bytes(cheaper) > self._options.budget:
                 least = f"; {cheaper.describe()}" if isinstance(cheaper, Refused) else ""
                 return CacheDecision(
@@ -297,7 +298,7 @@ class CachePolicy:
         name = stage.phase.name
         train, evaluation = self._features(line)
         held = contextlib.ExitStack()
-        uncut = self._evaluator.cut(stage.selection, line, self._first())
+        uncut = cut_evaluation(self._evaluator, stage.selection, line, self._first())
         if uncut is not None:
             self._say(f"cache  | {name}: evaluations see images: {'; '.join(uncut.reasons)}")
         both = {"train": train} if uncut is not None else {"train": train, "evaluation": evaluation}

@@ -210,7 +210,7 @@ class Analysis:
 
     def function_of(self, tensors: Sequence[Any]) -> Compute:
         """``images -> these invariant tensors``; what asserts or prints below the line does it here."""
-        speaks = [op for op in self.live if op in self.input_dependent and self.dependence.speaks(op)]
+        speaks = [op for op in self.live if op in self.input_dependent and self.dependence.kinds.speaks(op)]
         return self.traced.function_of(self.images, tensors, [end for op in speaks for end in self._ends(op)])
 
     def _ends(self, op: Any) -> list[Any]:
@@ -224,7 +224,7 @@ class Analysis:
 
     def effects(self) -> list[Any]:
         """Varying operations with effects: a copy of what is above must not lose them."""
-        return [op for op in self.live if op in self.dependence.varying and self.dependence.effect(op)]
+        return [op for op in self.live if op in self.dependence.varying and self.dependence.kinds.has_effect(op)]
 
     def shape_values(self, batch_size: Any, without: Set[Any] | None) -> list[tuple[Any, Any]]:
         """(tensor that holds a invariant tensor's shape, that shape for a batch of this size).

@@ -283,7 +283,7 @@ class FrostLine(Line):
             return self.needs_images("the higher line")
 
 
-def cut(
+def cut_micro_batch(
     micro: MicroBatch,
     selection: Selection,
     *,

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
+from engine.digests import digest
 from engine.errors import InputError
 from engine.graphs import dataflow
-from engine.selection.selection import digest
 
 Compute = Callable[[Any], Sequence[Any]]
 

@@ -15,11 +15,12 @@ from typing import Any
 import tensorflow as tf
 
 from engine.data import Normalise
+from engine.models.images import chosen_mode, colour_notes, preprocessing_by_name
 from engine.models.keras import heads, saved
-from engine.models.keras.applications import chosen_mode, colour_notes, preprocessing_by_name, seeded
-from engine.models.registry import Model, ModelSpecError, Request
-from engine.selection.filters import nearest
+from engine.models.keras.scopes import seeded
+from engine.models.spec import Model, ModelSpecError, Request
 from engine.selection.variables import is_keras, name_variables
+from engine.text import nearest
 from engine.training.losses import keywords
 
 

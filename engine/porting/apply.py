@@ -17,12 +17,13 @@ import tensorflow as tf
 from engine.files import FileError, PathLike
 from engine.porting.errors import PortError
 from engine.porting.ledger import Ledger, Loaded
-from engine.porting.plan import Plan, Step, listed, resolve
+from engine.porting.plan import Plan, Step, resolve
 from engine.porting.readers import verify
 from engine.porting.readers.source import TensorSource, open_tensors
 from engine.porting.rules import detect, transforms
 from engine.porting.rules.language import Rules
 from engine.selection.variables import ModelVariables, name_variables
+from engine.text import listed
 
 _AHEAD = 2  # tensors that are made while one is assigned
 _STRIP = 128  # rows of the source that are in the cache together

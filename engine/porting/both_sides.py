@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from engine.text import listed
+
 
 @dataclass(frozen=True)
 class Differences:
@@ -19,9 +21,9 @@ class Differences:
 
     def __str__(self) -> str:
         return (
-            _listed("in the model, not in the file", self.missing)
-            + _listed("in the file, not in the model", self.unused)
-            + _listed("of another shape or type", self.wrong)
+            listed("in the model, not in the file", self.missing)
+            + listed("in the file, not in the model", self.unused)
+            + listed("of another shape or type", self.wrong)
         )
 
 
@@ -35,10 +37,3 @@ def compare(wanted: Mapping[str, Sequence[int]], given: Mapping[str, Sequence[in
             f"{name}: {ours} in the model, {theirs} in the file" for name, ours, theirs in shapes if ours != theirs
         ),
     )
-
-
-def _listed(title: str, lines: Sequence[str], *, most: int = 8) -> str:
-    if not lines:
-        return ""
-    rest = f"\n    ... and {len(lines) - most} more" if len(lines) > most else ""
-    return f"\n  {title} ({len(lines)}):\n    " + "\n    ".join(lines[:most]) + rest

@@ -14,8 +14,8 @@ from engine.porting.readers.source import TensorSource
 from engine.porting.rules import transforms
 from engine.porting.rules.language import Rule, Rules
 from engine.porting.rules.transforms import Spec, Target
-from engine.selection.filters import nearest
 from engine.selection.variables import NamedVariable
+from engine.text import listed, nearest
 
 
 @dataclass(frozen=True)
@@ -188,11 +188,3 @@ def _why(absent: Sequence[tuple[Rule, str]], names: dict[str, str]) -> str:
 def _castable(dtype: np.dtype[Any], entry: NamedVariable) -> bool:
     floating = dtype.kind == "f" or dtype.name == "bfloat16"
     return floating if entry.variable.dtype.is_floating else dtype == entry.variable.dtype.as_numpy_dtype
-
-
-def listed(title: str, lines: Sequence[str], *, most: int = 8) -> str:
-    """Some lines of a list under its title, "" when it is empty."""
-    if not lines:
-        return ""
-    rest = f"\n    ... and {len(lines) - most} more" if len(lines) > most else ""
-    return f"\n  {title} ({len(lines)}):\n    " + "\n    ".join(lines[:most]) + rest

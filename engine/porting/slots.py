@@ -9,7 +9,8 @@ import numpy as np
 from engine.porting.readers.source import TensorSource
 from engine.selection.selection import Selection
 from engine.selection.variables import NamedVariable
-from engine.training.optimizers import OPTIMIZERS, Optimizer, Slots
+from engine.training.optimizer_state import Slots
+from engine.training.optimizers import OPTIMIZERS, Optimizer
 
 
 def continue_from(source: TensorSource, slots: Slots, chosen: Selection, optimizer: Optimizer) -> str | None:

@@ -191,13 +191,6 @@ def timing(
     }
 
 
-def peak_rss_bytes() -> int:
-    """Largest resident memory of this process so far."""
-    with contextlib.suppress(OSError, StopIteration):  # Linux: getrusage would count the parent before exec too
-        status = pathlib.Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-        return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM:")).split()[1])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak) if sys.platform == "darwin" else int(peak) * 1024
 
 
 def _finite(value: Any) -> Any:

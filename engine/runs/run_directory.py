@@ -14,6 +14,7 @@ import tensorflow as tf
 from engine.training import checkpoint, phases
 from engine import files
 from engine.runs import picture, records
+from engine import host
 from engine.training.checkpoint import Checkpoint
 from engine.errors import InputError
 from engine.memory.forecast import Forecast
@@ -329,20 +330,7 @@ class RunDirectory:
             "forecast_bytes": None if most is None else dataclasses.asdict(most) | {"total": most.total},
             "plan": self._decided["plan"],
             "slot_bytes": self._slot_bytes,
-            "peak_rss_bytes": records.peak_rss_bytes(),
+            "peak_rss_bytes": host.peak_rss_bytes(),
         }
 
 
-def versions() -> dict[str, str]:
-    """Versions of what decides a run's bits."""
-    import platform
-
-    import keras
-    import numpy
-
-    return {
-        "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "numpy": numpy.__version__,
-    }

@@ -10,7 +10,6 @@ A filter only says what it matches. What then trains is decided in selection.py,
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from engine.errors import InputError
 from engine.selection.groups import GROUPS
 from engine.selection.variables import NamedVariable
+from engine.text import nearest
 
 
 class FilterError(InputError):
@@ -289,12 +289,6 @@ def _parse_item(body: str) -> Filter:
             raise FilterError("`[]` is no slice of whole numbers, such as [-2:] or [0:3]")
         return made[numbers[0]]
     return made[slice(*numbers)]
-
-
-def nearest(word: str, known: list[str], *, count: int = 3) -> str:
-    """ "; nearest: ..." with the known words most like ``word``, or "" when none is like it."""
-    close = difflib.get_close_matches(word, known, n=count, cutoff=0.4)
-    return f"; nearest: {', '.join(close)}" if close else ""
 
 
 def _slice_text(part: Blocks | Layers) -> str:

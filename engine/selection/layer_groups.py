@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
-from engine.selection.selection import shorten
 from engine.selection.variables import ModelVariables
+from engine.text import shorten
 
 # the part of a Keras layer's name that says which block it belongs to: conv4_block6_2_bn, block_16_project_BN
 _STEM = re.compile(r".*(?:block|stage|layer|unit|cell|group|mixed)_?\d+[a-z]?(?=_|$)", re.IGNORECASE)

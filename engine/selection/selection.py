@@ -8,19 +8,16 @@ runs in inference mode and its statistics are frozen.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-import numpy as np
-
+from engine import text
 from engine.selection import filters
 from engine.selection.filters import Filter, FilterError, Item, Ordered
 from engine.selection.variables import ModelVariables, NamedVariable, StatisticsLayer, name_variables
+from engine.text import shorten
 
 Statistics = Literal["follow", "frozen"]
 
@@ -196,7 +193,7 @@ def _check_matches(name: str, part: Filter, variables: ModelVariables) -> None:
         return
     hint = ""
     if isinstance(part, filters.Path):
-        hint = filters.nearest(part.pattern, _known_names(variables))
+        hint = text.nearest(part.pattern, _known_names(variables))
     elif isinstance(part, filters.Blocks):
         count = max((e.block[1] for e in variables if e.block), default=0)
         hint = f"; the model has {count} blocks" if count else "; the model has no blocks (paths with blocks/N/)"
@@ -274,60 +271,3 @@ def _statistics_rule(
         return verdicts[entry.path] if filters.Group("stats") in rule.parts() else default
     spoken = [i for i in rule.items if i.filter(entry) and all(e.kind == "statistic" for e in variables if i.filter(e))]
     return (not spoken[-1].negated, str(spoken[-1])) if spoken else default
-
-
-def digest(path: str, value: np.ndarray) -> str:
-    """SHA-256 over path, dtype, shape and little-endian bytes of an array, in hexadecimal."""
-    value = np.asarray(value)
-    if value.dtype.byteorder == ">" or (value.dtype.byteorder == "=" and sys.byteorder == "big"):
-        value = value.astype(value.dtype.newbyteorder("<"))
-    hasher = hashlib.sha256(f"{path}\0{value.dtype.name}\0{list(value.shape)}\0".encode())
-    hasher.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
-    return hasher.hexdigest()
-
-
-def digests(entries: Sequence[NamedVariable]) -> dict[str, str]:
-    return {entry.path: digest(entry.path, entry.variable.numpy()) for entry in entries}
-
-
-@dataclass(frozen=True)
-class FreezeProof:
-    """Digests of every frozen variable, to be compared later."""
-
-    before: Mapping[str, str]
-
-    @classmethod
-    def begin(cls, selection: Selection) -> FreezeProof:
-        return cls(digests(selection.frozen))
-
-    def changed(self, selection: Selection) -> list[str]:
-        """Paths of frozen variables whose bytes are not what they were."""
-        after = digests(selection.frozen)
-        return [path for path in self.before if after.get(path) != self.before[path]]
-
-
-def shorten(paths: Sequence[str], *, most: int = 5) -> str:
-    """``blocks/0-3, norm, head``: first components, numbered ones as ranges."""
-    found: dict[str, set[int]] = {}
-    for path in paths:
-        match = re.match(r"([^/]+)/(\d+)(?:/|$)", path)
-        name, number = (match.group(1), int(match.group(2))) if match else (path.split("/")[0], None)
-        found.setdefault(name, set())
-        if number is not None:
-            found[name].add(number)
-    words = [f"{name}/{_ranges(sorted(numbers))}" if numbers else name for name, numbers in found.items()]
-    rest = len(words) - most
-    return ", ".join(words[:most]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    words: list[str] = []
-    start = previous = numbers[0]
-    for number in [*numbers[1:], None]:
-        if number is not None and number == previous + 1:
-            previous = number
-            continue
-        words.append(str(start) if start == previous else f"{start}-{previous}")
-        if number is not None:
-            start = previous = number
-    return "+".join(words)

@@ -19,6 +19,7 @@ import tensorflow as tf
 from engine.errors import InputError
 from engine.graphs.graph_variables import GraphVariable
 from engine.selection import groups, keras_names
+from engine.selection.statistics import is_statistic, statistic_layer
 
 Kind = Literal["weight", "statistic", "constant"]
 
@@ -167,7 +168,7 @@ def name_graph_variables(variables: Sequence[Any]) -> ModelVariables:
     """Names the variables of a TF1 graph, such as its GLOBAL_VARIABLES: a path is the variable's ``op.name``.
 
     Its layer is the scope around it. Moving means and variances, which TF1's layers make with
-    ``trainable=False``, are statistics; others made so are constants. A partition (``kernel/part_3``)
+    ``trainable=False``, are statistics (engine.selection.statistics); others made so are constants. A partition (``kernel/part_3``)
     has the whole variable's name as an alias.
 
     Raises:
@@ -176,11 +177,12 @@ def name_graph_variables(variables: Sequence[Any]) -> ModelVariables:
     walk = _Walk(None)
     for variable in variables:
         name = variable.op.name
-        layer, _, own = _PART.sub("", name).rpartition("/")
+        whole = _PART.sub("", name)
+        layer = whole.rpartition("/")[0]
         kind = _module_kind(None, "", variable)
-        if kind == "constant" and own in ("moving_mean", "moving_variance"):
-            kind = "statistic"
-        for path in dict.fromkeys((name, _PART.sub("", name))):
+        if kind == "constant" and is_statistic(whole):
+            kind, layer = "statistic", statistic_layer(whole)
+        for path in dict.fromkeys((name, whole)):
             walk.found.append(_Found(path, variable, kind, None, layer, ()))
     if not walk.found:
         raise ModelError("variables=[]: the graph has no variables; build the model before they are named")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from engine.graphs import dataflow
+from engine.graphs import dataflow, tracing
 from engine.graphs.batch_shapes import BatchShapes
 from engine.selection.selection import Selection
 from engine.training import microbatch
@@ -57,7 +57,7 @@ def of_step(step: TrainStep, selection: Selection, batch: Any) -> Cost:
     """What the engine's step costs for a selection and batches like this one: of features, only the part above the line."""
     micro = step.micro_batch(selection, batch)
     counted = micro
-    if microbatch.calls_functions(micro.graph) and "image" in micro.inputs:
+    if tracing.calls_functions(micro.graph) and "image" in micro.inputs:
         specs = micro.function.structured_input_signature[0][0]
         whole = step.micro_batch_size is None
         counted = microbatch.trace_micro_batch(

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 from engine.errors import InputError
 from engine.selection import filters
-from engine.selection.filters import nearest
 from engine.selection.layer_groups import part_names
 from engine.selection.selection import Selection, Statistics, select
 from engine.selection.variables import ModelVariables, NamedVariable
+from engine.text import nearest
 from engine.training.phases import Phase
 
 PLATEAU_DELTA = 0.02  # a loss that improves by less from one evaluation to the next has reached its plateau

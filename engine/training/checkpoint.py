@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from engine.digests import digest
 from engine.errors import InputError
 from engine.files import Npz, PathLike, write_npz
-from engine.selection.selection import digest
 from engine.selection.variables import ModelVariables
 
 _NAME = re.compile(r"step-(\d{8,})\.npz")

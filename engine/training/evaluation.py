@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from engine.frostline.line import FrostLine, Refused
-from engine.graphs import dataflow
+from engine.graphs.tracing import batch_tensors, inlined, signature, specs_of
 from engine.selection.selection import Selection
 from engine.training import losses
 from engine.training.losses import LossFunction
-from engine.training.microbatch import calls_functions, inlined
 
 WATCHED = 32  # examples, the first of a part, whose frozen output is watched
 
@@ -37,11 +35,28 @@ class Result:
     frozen_output_norm: float | None
 
 
-class Evaluator:
-    """Evaluates a loss function; compiled once per selection (the frost line depends on it)."""
+class TracedEvaluation(NamedTuple):
+    """A traced evaluation. ``watches``: whether something frozen lies below the frost line, whose norm it gives."""
 
-    def __init__(self, loss_fn: LossFunction) -> None:
+    function: Any
+    watches: bool
+
+
+# (selection, images) -> the norm of each example [B] at the frost line, in the graph that is being traced, or None
+Watch = Callable[[Selection, Any], Any | None]
+
+
+class Evaluator:
+    """Evaluates a loss function; compiled once per selection (the frost line depends on it).
+
+    Args:
+        loss_fn: ``loss_fn(batch, *, training, seeds) -> Loss``.
+        watch: what gives the norm of the frozen output (engine.frostline.watch); None watches nothing.
+    """
+
+    def __init__(self, loss_fn: LossFunction, *, watch: Watch | None = None) -> None:
         self.loss_fn = loss_fn
+        self.watch = watch
         self._compiled: dict[Any, Any] = {}
 
     def __call__(
@@ -65,7 +80,7 @@ class Evaluator:
         norms: list[np.ndarray] = []
         below = False
         for batch in batches:
-            tensors = _tensors(batch)
+            tensors = batch_tensors(batch)
             function, below = self._function(selection, tensors)
             out = function(tensors)
             for pairs in (out["terms"], out["metrics"]):
@@ -77,7 +92,7 @@ class Evaluator:
                 examples.setdefault(name, []).append(values.numpy().astype(np.float64))
             norms.append(out["norms"].numpy())
         if watched is not None:
-            tensors = _tensors(watched)
+            tensors = batch_tensors(watched)
             function, below = self._function(selection, tensors)
             norms = [function(tensors)["norms"].numpy()]
         first = np.concatenate(norms)[:WATCHED] if norms else np.zeros(0)
@@ -88,41 +103,34 @@ class Evaluator:
             frozen_output_norm=float(np.mean(first)) if below and len(first) else None,
         )
 
-    def cut(self, selection: Selection, line: FrostLine, batch: Mapping[str, Any]) -> Refused | None:
-        """Cuts the evaluation at a training step's frost line; batches that ``line.below`` made evaluate the part above.
+    def traced(self, selection: Selection, batch: Mapping[str, Any], *, inline: bool = False) -> TracedEvaluation:
+        """The traced evaluation for a selection and batches like this one, without running it.
 
-        Args:
-            selection: the one that the line is for.
-            line: where to cut.
-            batch: any batch with images.
-
-        Returns:
-            None; or why it cannot be cut there: the frozen part computes something else in inference mode.
+        ``inline`` traces anew and writes out the tf.functions that the loss calls.
         """
-        tensors = _tensors(batch)
-        traced, below = self._function(selection, tensors)
-        if calls_functions(traced.graph):
-            with inlined():
-                traced, below = self._trace(selection, tensors)
-        above = line.cut(traced)
-        if isinstance(above, Refused):
-            return above
-        self._compiled[_key(selection, line.specs(tensors))] = (above, below)
-        return None
+        tensors = batch_tensors(batch)
+        if not inline:
+            return self._function(selection, tensors)
+        with inlined():
+            return self._trace(selection, tensors)
 
-    def _function(self, selection: Selection, tensors: Mapping[str, Any]) -> tuple[Any, bool]:
-        key = _key(selection, tensors)
+    def use_traced(self, selection: Selection, specs: Mapping[str, Any], traced: TracedEvaluation) -> None:
+        """From now on, batches of these specs are evaluated by this function instead of a trace of the loss."""
+        self._compiled[selection, signature(specs)] = traced
+
+    def _function(self, selection: Selection, tensors: Mapping[str, Any]) -> TracedEvaluation:
+        key = (selection, signature(tensors))
         if key not in self._compiled:
             self._compiled[key] = self._trace(selection, tensors)
         return self._compiled[key]
 
-    def _trace(self, selection: Selection, tensors: Mapping[str, Any]) -> tuple[Any, bool]:
+    def _trace(self, selection: Selection, tensors: Mapping[str, Any]) -> TracedEvaluation:
         below = []
 
         def evaluate(batch: Mapping[str, Any]) -> dict[str, Any]:
             inputs = {name: value for name, value in batch.items() if name != "seeds"}
             loss = self.loss_fn(inputs, training=False, seeds=batch.get("seeds"))
-            norms = _frozen_output_norms(selection, batch["image"])
+            norms = None if self.watch is None else self.watch(selection, batch["image"])
             below.append(norms is not None)
             return {
                 "terms": losses.weighted_sums(loss.terms),
@@ -131,26 +139,5 @@ class Evaluator:
                 "norms": tf.zeros([0], tf.float64) if norms is None else norms,
             }
 
-        specs = {name: tf.TensorSpec([None, *t.shape[1:]], t.dtype, name=name) for name, t in tensors.items()}
-        return tf.function(evaluate, autograph=False).get_concrete_function(specs), below[-1]
-
-
-def _key(selection: Selection, tensors: Mapping[str, Any]) -> Any:
-    return (selection, tuple((name, t.dtype, tuple(t.shape[1:])) for name, t in sorted(tensors.items())))
-
-
-def _tensors(batch: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tf.convert_to_tensor(value) for name, value in batch.items() if name != "index"}
-
-
-def _frozen_output_norms(selection: Selection, images: Any) -> Any | None:
-    """The L2 norm of each example [B] at the frost line, in the graph that is being traced."""
-    traced = tf.compat.v1.get_default_graph()
-    varying = dataflow.captured_handles(traced, [e.variable for e in (*selection.trained, *selection.moving)])
-    frozen = dataflow.dependents(traced, dataflow.captured_handles(traced, [e.variable for e in selection.frozen]))
-    tensors = dataflow.frontier(traced, varying=varying, inputs=[images])
-    tensors = [t for t in tensors if t.op in frozen and t.shape.rank and t.shape[0] is None]
-    if not tensors:
-        return None
-    squares = [tf.reduce_sum(tf.square(tf.cast(t, tf.float64)), axis=list(range(1, t.shape.rank))) for t in tensors]
-    return tf.sqrt(tf.add_n(squares))
+        specs = specs_of(tensors)
+        return TracedEvaluation(tf.function(evaluate, autograph=False).get_concrete_function(specs), below[-1])

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from engine.selection.selection import FreezeProof, Selection
+from engine.selection.proof import FreezeProof
+from engine.selection.selection import Selection
 from engine.training import phases as phase_rules
 from engine.training.optimizers import Optimizer
 from engine.training.phases import Evaluation, Monitor, Phase

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, Protocol
 import tensorflow as tf
 
 from engine.errors import InputError
-from engine.selection.filters import nearest
 from engine.selection.variables import is_keras, name_variables
+from engine.text import nearest
 from engine.training.precision import wide
 
 LOSSES = ("softmax", "sigmoid", "mse")

@@ -7,7 +7,7 @@ recorded. A step calls this function once, or once for each of its micro-batches
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ import tensorflow as tf
 
 from engine.errors import InputError
 from engine.graphs import dataflow
+from engine.graphs.op_kinds import OpKinds
+from engine.graphs.tracing import inlined
 from engine.selection.selection import Selection
 from engine.training import losses, remat
 from engine.training.losses import LossFunction
@@ -138,22 +140,6 @@ def trace_micro_batch(
     )
 
 
-@contextlib.contextmanager
-def inlined() -> Iterator[None]:
-    """Surrounds tracing: tf.functions that are called are run as Python, their operations land in the caller's graph."""
-    before = tf.config.functions_run_eagerly()
-    tf.config.run_functions_eagerly(True)
-    try:
-        yield
-    finally:
-        tf.config.run_functions_eagerly(before)
-
-
-def calls_functions(traced: Any) -> bool:
-    """Whether a graph has calls of functions, whose operations it does not show."""
-    return any(op.type in ("PartitionedCall", "StatefulPartitionedCall") for op in traced.get_operations())
-
-
 def step_weights(micro: MicroBatch, selection: Selection, batch: Mapping[str, Any], count: Any) -> list[Any]:
     """Each term's summed weights over a whole step, inside a tf.function: float64 scalars.
 
@@ -166,12 +152,13 @@ def step_weights(micro: MicroBatch, selection: Selection, batch: Mapping[str, An
     own = {id(entry.variable.handle): entry.path for entry in selection.variables}
     outer = {id(inner): source for source, inner in micro.graph.captures}
     wanted: dict[str, Any] = {}
+    kinds = OpKinds(micro.graph)
     for name, weight in micro.weights.items():
         if weight is None:
             continue
         needed = dataflow.ancestors([weight])
         reads = [own[id(s)] for s, inner in micro.graph.captures if inner.op in needed and id(s) in own]
-        drawn = [op.type for op in needed if dataflow.is_random(op)]
+        drawn = [op.type for op in needed if kinds.draws(op)]
         if reads or drawn:
             what = f"the variable {reads[0]}" if reads else f"random numbers ({drawn[0]})"
             raise StepError(

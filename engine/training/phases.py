@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from engine.errors import InputError
 from engine.selection import filters
-from engine.selection.filters import nearest
+from engine.text import nearest
 from engine.training import schedules
 
 Monitor = Literal["eval_loss", "eval_accuracy"]

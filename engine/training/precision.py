@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from engine.errors import InputError
-from engine.selection.filters import nearest
+from engine.text import nearest
 
 
 class PrecisionError(InputError):

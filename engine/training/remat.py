@@ -18,7 +18,7 @@ from typing import Any, Literal
 import tensorflow as tf
 
 from engine.errors import InputError
-from engine.selection.filters import nearest
+from engine.text import nearest
 
 Mode = Literal["none", "elementwise", "blocks"]
 MODES: tuple[Mode, ...] = ("none", "elementwise", "blocks")

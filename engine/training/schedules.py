@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from engine.errors import InputError
-from engine.selection.filters import nearest
+from engine.text import nearest
 
 KINDS = ("constant", "cosine", "linear", "exponential")
 

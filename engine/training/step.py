@@ -15,16 +15,17 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
-from engine.frostline import line as frost_line
-from engine.frostline.line import FrostLine, Refused
+from engine.graphs.tracing import call_unchecked, signature, specs_of
 from engine.seeds import example_seeds
 from engine.selection.selection import Selection
 from engine.selection.variables import ModelVariables
+from engine.text import first_of
 from engine.training import losses, microbatch, update
 from engine.training.ema import Averages
 from engine.training.losses import LossFunction
 from engine.training.microbatch import MicroBatch, StepError
-from engine.training.optimizers import Optimizer, Slots
+from engine.training.optimizer_state import Slots
+from engine.training.optimizers import Optimizer
 from engine.training.precision import LossScale
 from engine.training.remat import check as check_remat
 
@@ -163,13 +164,13 @@ class TrainStep:
             NonFiniteError: see ``nonfinite`` and ``give_up``; names the variables whose gradients were not finite.
         """
         optimizer = optimizer or self.optimizer
-        tensors = self._tensors(batch)
+        tensors = self.tensors(batch)
         self.slots.fit(selection, optimizer)
         if self.averages is not None:
             self.averages.fit(selection)
         function = self._function(selection, optimizer, tensors)
         scale = self.loss_scale.scale if self.loss_scale is not None else 1.0
-        result = _call(
+        result = call_unchecked(
             function,
             tensors,
             tf.constant(learning_rate, tf.float64),
@@ -202,13 +203,22 @@ class TrainStep:
             left_out=empty,
         )
 
-    def micro_batch(self, selection: Selection, batch: Mapping[str, Any]) -> MicroBatch:
-        """The traced forward and backward pass for a selection and batches like this one, without running it."""
-        return self._micro_batch(selection, self._tensors(batch))
+    def micro_batch(self, selection: Selection, batch: Mapping[str, Any], *, inline: bool = False) -> MicroBatch:
+        """The traced forward and backward pass for a selection and batches like this one, without running it.
+
+        ``inline`` traces anew and writes out the tf.functions that the loss calls; the step itself goes on with the
+        trace that it has.
+        """
+        tensors = self.tensors(batch)
+        return self._trace(selection, tensors, inline=True) if inline else self._micro_batch(selection, tensors)
+
+    def use_micro_batch(self, selection: Selection, specs: Mapping[str, Any], micro: MicroBatch) -> None:
+        """From now on, batches of these specs are trained by this micro-batch instead of a trace of the loss."""
+        self._micro[selection, signature(specs), self.micro_batch_size is None] = micro
 
     def traced(self, selection: Selection, batch: Mapping[str, Any]) -> TracedStep:
         """The compiled step for a selection and batches like this one, without running it."""
-        tensors = self._tensors(batch)
+        tensors = self.tensors(batch)
         graph = self._function(selection, self.optimizer, tensors).graph
         first = len(tensors) + 2  # after the batch, the learning rate and the loss scale
         names = [f"optimizer/{e.path}/{slot}" for e in selection.trained for slot in self.optimizer.slots]
@@ -220,25 +230,6 @@ class TrainStep:
         own = {id(entry.variable.handle): entry.path for entry in selection.variables}
         handles |= {inner.op.name: own[id(outer)] for outer, inner in graph.captures if id(outer) in own}
         return TracedStep(graph, handles, self._micro_batch(selection, tensors))
-
-    def cut(
-        self, selection: Selection, batch: Mapping[str, Any], *, most_bytes: int | None = None
-    ) -> FrostLine | Refused:
-        """Cuts the step for a selection at its frost line; batches that ``FrostLine.below`` made train the part above.
-
-        Args:
-            selection: what trains.
-            batch: any batch with "image", as a step has it.
-            most_bytes: that may cross for an example; None sets no limit.
-        """
-        tensors = self._tensors(batch)
-        micro = self._micro_batch(selection, tensors)
-        if microbatch.calls_functions(micro.graph):
-            micro = self._trace(selection, tensors, inline=True)
-        line = frost_line.cut(micro, selection, most_bytes=most_bytes)
-        if isinstance(line, FrostLine):
-            self._micro[selection, _signature(line.specs(tensors))] = line.suffix
-        return line
 
     def evaluating(self, variables: ModelVariables) -> contextlib.AbstractContextManager[None]:
         """Surrounds an evaluation: with averages, they are in the model meanwhile."""
@@ -325,10 +316,15 @@ class TrainStep:
         bad = tf.function(whose, autograph=False)(dict(tensors), tf.constant(scale, tf.float64)).numpy()
         names = [entry.path for entry, is_bad in zip(selection.trained, bad, strict=True) if is_bad]
         if names:
-            return f"{len(names)} of {len(bad)} gradients are not finite: {_some(names)}"
+            return f"{len(names)} of {len(bad)} gradients are not finite: {first_of(names)}"
         return "each gradient is finite, but the loss or the gradient's norm is too large"
 
-    def _tensors(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    def tensors(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch as the step trains on it: tensors, with seeds where it brings none; checked.
+
+        Raises:
+            StepError: it is empty, or its arrays have different numbers of examples.
+        """
         tensors = {name: tf.convert_to_tensor(value) for name, value in batch.items() if name != "index"}
         lengths = {name: t.shape[0] if t.shape.rank else None for name, t in tensors.items()}
         if not lengths or None in lengths.values() or len(set(lengths.values())) != 1 or 0 in lengths.values():
@@ -341,7 +337,7 @@ class TrainStep:
         return tensors
 
     def _micro_batch(self, selection: Selection, tensors: Mapping[str, Any]) -> MicroBatch:
-        key = (selection, _signature(tensors))
+        key = (selection, signature(tensors), self.micro_batch_size is None)
         if key not in self._micro:
             self._micro[key] = self._trace(selection, tensors, inline=False)
         return self._micro[key]
@@ -349,14 +345,14 @@ class TrainStep:
     def _trace(self, selection: Selection, tensors: Mapping[str, Any], *, inline: bool) -> MicroBatch:
         whole = self.micro_batch_size is None
         found = microbatch.trace_micro_batch(
-            self.loss_fn, selection, _specs(tensors), whole=whole, remat_mode=self.remat, inline=inline
+            self.loss_fn, selection, specs_of(tensors), whole=whole, remat_mode=self.remat, inline=inline
         )
         if self.loss_scale is None and any(o.dtype == tf.float16 for op in found.backward for o in op.outputs):
             raise StepError("loss_scale=None: the model computes in float16, whose gradients need one: LossScale()")
         return found
 
     def _function(self, selection: Selection, optimizer: Optimizer, tensors: Mapping[str, Any]) -> Any:
-        key = (selection, optimizer, _signature(tensors))
+        key = (selection, optimizer, signature(tensors), self.micro_batch_size)
         if key not in self._compiled:
             built = update.build_update(
                 self._micro_batch(selection, tensors),
@@ -368,7 +364,7 @@ class TrainStep:
             )
             scalar, handle = tf.TensorSpec([], tf.float64), tf.TensorSpec([], tf.resource)
             self._compiled[key] = tf.function(built, autograph=False).get_concrete_function(
-                _specs(tensors),
+                specs_of(tensors),
                 scalar,
                 scalar,
                 [[handle] * len(optimizer.slots) for _ in selection.trained],
@@ -377,20 +373,3 @@ class TrainStep:
             )
             self.traces += 1
         return self._compiled[key]
-
-
-def _call(function: Any, *arguments: Any) -> Any:
-    """Calls a concrete function without its checks: they take as long as all kernels of a step of features."""
-    return function.inference_fn.call_preflattened([*tf.nest.flatten(arguments), *function.captured_inputs])
-
-
-def _signature(tensors: Mapping[str, Any]) -> Any:
-    return tuple((name, t.dtype, tuple(t.shape[1:])) for name, t in sorted(tensors.items()))
-
-
-def _specs(tensors: Mapping[str, Any]) -> dict[str, tf.TensorSpec]:
-    return {name: tf.TensorSpec([None, *t.shape[1:]], t.dtype, name=name) for name, t in tensors.items()}
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -17,6 +17,7 @@ from engine.data.part import Part
 from engine.feature_cache import policy
 from engine.feature_cache.batches import FeatureBatches
 from engine.feature_cache.store import Features
+from engine.frostline.cuts import cut_step
 from engine.frostline.line import FrostLine
 from engine.runs.progress import reaching
 from engine.training.evaluation import Evaluator
@@ -242,7 +243,7 @@ class EngineOnFeatures(tensorflow_vit.Engine):
     def __init__(self, job: Job, count: int, root: pathlib.Path) -> None:
         super().__init__(job)
         self.batches = made_batches(job, count, held=False)
-        line = self.step.cut(self.selection, self.batches.at(0))
+        line = cut_step(self.step, self.selection, self.batches.at(0))
         if not isinstance(line, FrostLine):
             raise BenchmarkError(f"{job.train}: {line.describe()}")
         self.features = Features(root, line, self.batches, data=f"made: seed {job.seed}")

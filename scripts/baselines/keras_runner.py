@@ -15,7 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 from engine.graphs import dataflow
-from engine.selection.selection import FreezeProof, Selection
+from engine.selection.proof import FreezeProof
+from engine.selection.selection import Selection
 from engine.study.cost import Cost, Pass, cost
 from engine.training import phases as phase_rules
 from engine.training.loop import Stage

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from engine.graphs import dataflow
+from engine.memory import buffers
 from engine.models import vit
 from engine.seeds import example_seeds
 from engine.selection.selection import select
@@ -57,7 +57,7 @@ class Engine:
                 "watched_variables": len(self.selection.trained),
                 "all_variables": len(self.selection.variables),
                 "forward_ops": len(traced.forward),
-                "activation_bytes": dataflow.saved_bytes(traced.backward, examples),
+                "activation_bytes": buffers.saved_bytes(traced.backward, examples),
                 "traces": self.step.traces,
             },
         }

@@ -15,7 +15,8 @@ from compat_v1.training import models as v1_models
 from compat_v1.training.freezing import METHODS, Freezing
 from compat_v1.training.session_loop import SessionLoop
 from engine import data, models
-from engine.selection.selection import Selection, digest, select
+from engine.digests import digest
+from engine.selection.selection import Selection, select
 from engine.training import losses, optimizers, precision
 from engine.training.step import TrainStep
 

@@ -15,12 +15,13 @@ import tensorflow as tf
 from engine import TrainStep, models, select
 from engine.audit import graphdef
 from engine.audit.findings import RULES
-from engine.audit.graph_audit import AuditError, audit, with_moved
+from engine.audit.graph_audit import AuditError, audit_graph, with_moved
 from engine.audit.graph_collections import GraphFacts
 from engine.audit.graphdef import FlatGraph, FlatGraphError
 from engine.audit.training_audit import audit_run, audit_step
+from engine.digests import digest
 from engine.selection.filters import FilterError
-from engine.selection.selection import digest, digests
+from engine.selection.proof import digests
 from engine.training import losses, optimizers
 from engine.training.losses import Loss
 
@@ -54,7 +55,7 @@ def facts(graph: tf.Graph) -> GraphFacts:
 
 
 def test_the_json_has_the_keys_of_the_contract() -> None:
-    found = audit(facts(small())).to_json()
+    found = audit_graph(facts(small())).to_json()
     assert list(found) == ["source", "train_op", "variables", "findings"]
     assert (found["source"], found["train_op"], found["findings"]) == ("graph", "train", [])
     assert found["variables"][0] == {
@@ -73,8 +74,8 @@ def test_the_json_has_the_keys_of_the_contract() -> None:
 
 def test_the_train_op_is_found_by_its_collection_or_by_what_nothing_waits_for() -> None:
     made = small()
-    assert audit(facts(made)).train_op == "train"
-    assert audit(dataclasses.replace(facts(made), train_ops=())).train_op == "train"
+    assert audit_graph(facts(made)).train_op == "train"
+    assert audit_graph(dataclasses.replace(facts(made), train_ops=())).train_op == "train"
 
 
 def test_several_train_ops_are_listed() -> None:
@@ -84,32 +85,32 @@ def test_several_train_ops_are_listed() -> None:
         v1.train.GradientDescentOptimizer(0.1).minimize(loss, name="other")
     for given in (facts(made), dataclasses.replace(facts(made), train_ops=())):
         with pytest.raises(AuditError, match=r"2 ops may be it; name one of: train, other"):
-            audit(given)
-        both = audit(given, ["train", "other"])
+            audit_graph(given)
+        both = audit_graph(given, ["train", "other"])
         assert both.train_op == "train, other"
         assert len(both.row("body/kernel").by) == 2
 
 
 def test_a_train_op_that_is_not_there_is_told_with_the_candidates() -> None:
     with pytest.raises(AuditError, match=r"train_op='trian': graph has no such op; candidates: train"):
-        audit(facts(small()), "trian")
+        audit_graph(facts(small()), "trian")
     with pytest.raises(AuditError, match=r"train_op='los': graph has no such op; nearest: loss"):
-        audit(facts(small(train=False)), "los")
+        audit_graph(facts(small(train=False)), "los")
     with pytest.raises(AuditError, match="no train op: no optimizer's op is in the graph"):
-        audit(facts(small(train=False)))
+        audit_graph(facts(small(train=False)))
     with pytest.raises(AuditError, match="at least one op"):
-        audit(facts(small()), [])
+        audit_graph(facts(small()), [])
 
 
 def test_what_is_fetched_may_be_a_tensor_or_write_nothing() -> None:
-    assert not any(row.written for row in audit(facts(small(train=False)), "loss:0").variables)
+    assert not any(row.written for row in audit_graph(facts(small(train=False)), "loss:0").variables)
 
 
 # --- expect_frozen
 
 
 def test_each_variable_expected_frozen_that_is_written_is_a_finding_with_a_fix() -> None:
-    found = audit(facts(small()), expect_frozen="body/.* !.*/bias")
+    found = audit_graph(facts(small()), expect_frozen="body/.* !.*/bias")
     assert [(f.path, f.rule, f.fix) for f in found.findings] == [
         (
             "body/kernel",
@@ -122,16 +123,16 @@ def test_each_variable_expected_frozen_that_is_written_is_a_finding_with_a_fix()
 
 
 def test_groups_mean_the_variables_of_the_model_not_the_optimizer_s_state() -> None:
-    found = audit(facts(small()), expect_frozen="@all")
+    found = audit_graph(facts(small()), expect_frozen="@all")
     assert [f.path for f in found.findings] == ["body/kernel", "body/bias", "head/kernel"]
-    assert [f.path for f in audit(facts(small()), expect_frozen="@kernel !@head").findings] == ["body/kernel"]
+    assert [f.path for f in audit_graph(facts(small()), expect_frozen="@kernel !@head").findings] == ["body/kernel"]
 
 
 def test_an_item_that_matches_nothing_is_an_error_with_the_nearest_paths() -> None:
     with pytest.raises(FilterError, match=r"expect_frozen: item 1 `bodi/.\*` matches nothing.*nearest: body/"):
-        audit(facts(small()), expect_frozen="bodi/.*")
+        audit_graph(facts(small()), expect_frozen="bodi/.*")
     with pytest.raises(FilterError, match="step counters and averages are no variables of the model"):
-        audit(facts(small()), expect_frozen="global_step")
+        audit_graph(facts(small()), expect_frozen="global_step")
 
 
 def test_python_code_can_break_a_promise_and_is_told() -> None:
@@ -141,10 +142,10 @@ def test_python_code_can_break_a_promise_and_is_told() -> None:
         x = v1.py_func(lambda: np.ones([2, 3], np.float32), [], tf.float32, name="load")
         x.set_shape([2, 3])
         v1.train.GradientDescentOptimizer(0.1).minimize(tf.reduce_sum(tf.square(x @ kernel)), name="train")
-    plain = audit(facts(made))
+    plain = audit_graph(facts(made))
     assert plain.findings == ()
     assert "Python functions run, and can write what they like: load" in plain.notes
-    expected = audit(facts(made), expect_frozen="still")
+    expected = audit_graph(facts(made), expect_frozen="still")
     assert [(f.path, f.rule.partition(":")[0]) for f in expected.findings] == [("load", "unseen write")]
 
 
@@ -152,7 +153,7 @@ def test_a_write_through_a_handle_from_elsewhere_is_told() -> None:
     with tf.Graph().as_default() as made:
         handle = v1.placeholder(tf.resource, [], name="handle")
         tf.raw_ops.AssignAddVariableOp(resource=handle, value=1.0, name="hidden")
-    found = audit(facts(made), "hidden")
+    found = audit_graph(facts(made), "hidden")
     assert [(f.path, f.rule.partition(":")[0]) for f in found.findings] == [("hidden", "unseen write")]
 
 
@@ -164,7 +165,7 @@ def test_what_is_frozen_owns_no_slots_which_an_unfreezing_checkpoint_would_lack(
         loss = made.get_tensor_by_name("loss:0")
         head = [v for v in v1.trainable_variables() if v.op.name.startswith("head")]
         v1.train.AdamOptimizer(0.1).minimize(loss, var_list=head, name="train")
-    found = audit(facts(made))
+    found = audit_graph(facts(made))
     assert found.row("head/kernel").slots == ("head/kernel/Adam", "head/kernel/Adam_1")
     assert found.row("body/kernel").slots == ()
 
@@ -195,7 +196,7 @@ def test_nothing_of_the_graph_is_run(tmp_path: pathlib.Path) -> None:
     reshape = definition.node.add(name="shaped", op="Reshape", input=["kernel/Initializer/random_uniform", "huge"])
     reshape.attr["T"].type = tf.float32.as_datatype_enum
     given = dataclasses.replace(facts(made), definition=definition)
-    assert audit(given, "train").row("kernel").written
+    assert audit_graph(given, "train").row("kernel").written
     assert not any(trace.exists() for trace in traces)
 
 
@@ -332,7 +333,7 @@ def test_a_stopped_gradient_is_seen_in_a_step_too() -> None:
 
 
 def test_what_moved_although_nothing_writes_it_is_a_finding() -> None:
-    found = audit(facts(small(train=False)), "loss")
+    found = audit_graph(facts(small(train=False)), "loss")
     before = {"body/kernel": digest("body/kernel", np.zeros(3)), "body/bias": digest("body/bias", np.zeros(3))}
     after = before | {"body/kernel": digest("body/kernel", np.ones(3))}
     moved = with_moved(found, before, after)

@@ -13,7 +13,8 @@ import tensorflow as tf
 from engine import FreezeProof, TrainStep, select
 from engine.models import build_model
 from engine.selection import filters
-from engine.selection.selection import Selection, digests
+from engine.selection.proof import digests
+from engine.selection.selection import Selection
 from engine.training import losses, optimizers
 from engine.training.losses import Loss
 from engine.training.precision import LossScale

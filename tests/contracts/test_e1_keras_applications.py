@@ -11,7 +11,7 @@ import tensorflow as tf
 from engine import FreezeProof, TrainStep, select
 from engine.models import build_model
 from engine.selection import filters
-from engine.selection.selection import digests
+from engine.selection.proof import digests
 from engine.selection.variables import name_variables
 from engine.training import losses, optimizers
 

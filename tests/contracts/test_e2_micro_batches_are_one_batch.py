@@ -17,7 +17,7 @@ from engine.data.part import Part
 from engine.models import build_model
 from engine.training import losses, optimizers
 from engine.training.losses import Loss
-from engine.training.optimizers import Slots
+from engine.training.optimizer_state import Slots
 
 GRADIENT, WEIGHTS = 5e-6, 1e-10  # the contract: float32 first step; float64 after 10 steps
 MICRO, EVEN, UNEVEN, SHORT = 3, 6, 7, 4  # examples: 3+3, 3+3+1, and a last step of 3+1

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from engine import TrainStep, select
+from engine.frostline.cuts import cut_evaluation, cut_step
 from engine.frostline.line import FrostLine
 from engine.models import build_model
 from engine.selection.selection import Selection
@@ -138,7 +139,7 @@ def run(case: Case, steps: int, dtype: Any, *, cached: bool, micro: int | None =
     line = None
     start = joined(selection)
     if cached:
-        found = step.cut(selection, given[0])
+        found = cut_step(step, selection, given[0])
         assert isinstance(found, FrostLine), found
         line = found
         stored = [line.prefix(tf.concat([b["image"], b["image"][:3]], 0)) for b in given]  # another batch size
@@ -221,10 +222,10 @@ def test_evaluation_from_the_same_tensors_is_the_same(name: str) -> None:
     case = CASES[name]
     model = case.make(tf.float64)
     selection, batch = select(model, case.train), batches(case, 1, tf.float64)[0]
-    line = TrainStep(case.loss(model), optimizers.SGD()).cut(selection, batch)
+    line = cut_step(TrainStep(case.loss(model), optimizers.SGD()), selection, batch)
     assert isinstance(line, FrostLine)
     evaluator = Evaluator(case.loss(model))
-    assert evaluator.cut(selection, line, batch) is None
+    assert cut_evaluation(evaluator, selection, line, batch) is None
     ours, theirs = evaluator(selection, [line.below(batch)]), evaluator(selection, [batch])
     np.testing.assert_allclose(ours.loss, theirs.loss, rtol=1e-12)
     assert ours.metrics == theirs.metrics or name == "two heads"
@@ -245,7 +246,7 @@ def test_mixed_precision_keeps_its_semantics(precision: str) -> None:
         step = TrainStep(losses.supervised_loss(model), optimizers.SGD(), micro_batch_size=3, loss_scale=scale)
         batch = batches(CASES["vit head"], 1, tf.float32)[0]
         if cached:
-            line = step.cut(selection, batch)
+            line = cut_step(step, selection, batch)
             assert isinstance(line, FrostLine)
             assert {t.dtype for t in line.tensors} <= {numbers.compute, tf.float32}
             batch = line.below(batch)

@@ -151,7 +151,8 @@ def test_a_resume_after_the_newest_checkpoint_was_damaged_ends_with_the_same_bit
 def test_checkpoints_hold_the_state_of_keras_seed_generators(tmp_path: pathlib.Path) -> None:
     import keras
 
-    from engine import TrainStep, name_variables, select
+    from engine import TrainStep, select
+    from engine.selection.variables import name_variables
     from engine.training import checkpoint, losses, optimizers
 
     def model() -> Any:

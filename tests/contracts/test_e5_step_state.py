@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine import TrainStep, name_variables, select
+from engine import TrainStep, select
 from engine.models import build_model
+from engine.selection.variables import name_variables
 from engine.training import checkpoint, losses, optimizers
 from engine.training.losses import Loss
 from engine.training.precision import LossScale

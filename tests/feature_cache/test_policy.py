@@ -17,7 +17,9 @@ from engine.feature_cache import eviction, policy
 from engine.feature_cache.batches import FeatureBatches
 from engine.feature_cache.policy import CacheError, CacheOptions, CachePolicy
 from engine.feature_cache.store import Features
+from engine.frostline.cuts import cut_step
 from engine.frostline.line import FrostLine
+from engine.frostline.watch import frozen_output_norms
 from engine.models import build_model
 from engine.selection.selection import Selection
 from engine.training import losses, optimizers, schedules
@@ -44,7 +46,10 @@ class Job:
     def __init__(self, root: pathlib.Path, mode: policy.Mode = "require", said: list[str] | None = None) -> None:
         self.model = build_model("vit:mini,depth=1", image_shape=(8, 8, 1), outputs=3).network
         loss_fn = losses.supervised_loss(self.model)
-        self.step, self.evaluator = TrainStep(loss_fn, optimizers.AdamW()), Evaluator(loss_fn)
+        self.step, self.evaluator = (
+            TrainStep(loss_fn, optimizers.AdamW()),
+            Evaluator(loss_fn, watch=frozen_output_norms),
+        )
         self.train, self.evaluation = TrainBatches(part(20), batch_size=8), EvalBatches(part(7), batch_size=8)
         self.said: list[str] = said if said is not None else []
         self.caching = CachePolicy(
@@ -80,7 +85,7 @@ def test_a_higher_line_is_made_from_the_tensors_of_a_lower_one(
         patch.setattr(EvalBatches, "prepared", no_images)
         kept = job.begin(higher)
     plain = [job.train.at(number) for number in range(3)]
-    line = job.step.cut(higher.selection, plain[0])
+    line = cut_step(job.step, higher.selection, plain[0])
     assert isinstance(line, FrostLine)
     for ours, theirs in zip(kept, plain, strict=True):
         (key,) = set(ours) - {"label", "seeds", "index"}
@@ -231,7 +236,7 @@ def test_several_heads_train_together_or_one_after_the_other_from_one_cache(tmp_
             selection = select(model, text)
             given: Any = batches
             if kept:
-                line = step.cut(selection, batches.at(0))
+                line = cut_step(step, selection, batches.at(0))
                 assert isinstance(line, FrostLine)
                 features = Features(tmp_path, line, batches, data="tasks")
                 assert features.fill()

@@ -22,6 +22,7 @@ from engine.data.part import Part
 from engine.feature_cache import store
 from engine.feature_cache.batches import EvalFeatureBatches, FeatureBatches
 from engine.feature_cache.store import Features, FeaturesError
+from engine.frostline.cuts import cut_evaluation, cut_step
 from engine.frostline.line import FrostLine, Refused
 from engine.models import build_model
 from engine.training import losses, optimizers
@@ -45,7 +46,7 @@ class Run:
         self.selection = select(self.model, train)
         self.step = TrainStep(losses.supervised_loss(self.model), optimizers.AdamW())
         self.batches = TrainBatches(part_of(), batch_size=16, seed=5, **options)
-        line = self.step.cut(self.selection, self.batches.at(0))
+        line = cut_step(self.step, self.selection, self.batches.at(0))
         assert isinstance(line, FrostLine)
         self.line = line
 
@@ -256,7 +257,7 @@ def test_a_higher_line_is_filled_from_a_lower_one_without_the_images(
     low = Run(train="head/.* norm/.*")
     lower = filled(tmp_path, low)
     selection = select(low.model, "head/.*")
-    line = low.step.cut(selection, low.batches.at(0))
+    line = cut_step(low.step, selection, low.batches.at(0))
     assert isinstance(line, FrostLine)
     assert line.tensors[0].shape != low.line.tensors[0].shape
 
@@ -328,7 +329,7 @@ def test_steps_of_features_are_the_steps_of_images(tmp_path: pathlib.Path) -> No
             batches = FeatureBatches(run.batches, filled(tmp_path, run))
             kept = Features(tmp_path, run.line, held, data=DATA)
             kept.fill()
-            assert evaluator.cut(run.selection, run.line, next(iter(held))) is None
+            assert cut_evaluation(evaluator, run.selection, run.line, next(iter(held))) is None
             evaluated = EvalFeatureBatches(held, kept)
             assert len(evaluated) == 3
             for one, other in zip(batches.between(0, 9), run.batches.between(0, 9), strict=True):

@@ -15,7 +15,8 @@ import tensorflow as tf
 
 from engine import TrainStep, select
 from engine.frostline import line
-from engine.frostline.line import FrostLine, Refused
+from engine.frostline.cuts import cut_evaluation, cut_step
+from engine.frostline.line import FrostLine, Refused, cut_micro_batch
 from engine.training import losses, optimizers
 from engine.training.evaluation import Evaluator
 from engine.training.losses import Loss
@@ -48,7 +49,7 @@ def step_of(model: Any, **options: Any) -> TrainStep:
 
 
 def cut(model: Any, train: str = "head", *, given: Any = None, **options: Any) -> FrostLine | Refused:
-    return step_of(model).cut(select(model, train), given or batch(), **options)
+    return cut_step(step_of(model), select(model, train), given or batch(), **options)
 
 
 def line_of(model: Any, train: str = "head", **options: Any) -> FrostLine:
@@ -65,7 +66,7 @@ def check_equal(model: Any, train: str = "head", *, micro: int | None = None) ->
     for cached in (True, False):
         step = step_of(model, micro_batch_size=micro)
         before = [entry.variable.numpy() for entry in selection.trained]
-        line = step.cut(selection, given)
+        line = cut_step(step, selection, given)
         assert isinstance(line, FrostLine), line
         result = step(selection, line.below(given) if cached else given, learning_rate=1.0)
         after = [entry.variable.numpy() for entry in selection.trained]
@@ -108,7 +109,7 @@ def test_it_lies_where_the_lowest_trained_variable_begins() -> None:
 def test_the_part_above_captures_no_variable_that_it_does_not_read() -> None:
     model = Model()
     step, selection, given = step_of(model), select(model, "head"), batch()
-    line = step.cut(selection, given)
+    line = cut_step(step, selection, given)
     assert isinstance(line, FrostLine)
     result = step.traced(selection, line.below(given))
     assert [result.handles[tensor.op.name] for tensor in result.graph.inputs if tensor.dtype == tf.resource] == ["head"]
@@ -211,7 +212,7 @@ def test_functions_that_a_model_calls_are_written_out() -> None:
     assert [t.after for t in line.tensors] == ["body"]
     assert not tf.config.functions_run_eagerly()
     evaluator, given = Evaluator(losses.supervised_loss(model)), batch()
-    assert evaluator.cut(line.selection, line, given) is None
+    assert cut_evaluation(evaluator, line.selection, line, given) is None
     np.testing.assert_allclose(
         evaluator(line.selection, [line.below(given)]).loss, evaluator(line.selection, [given]).loss, rtol=1e-6
     )
@@ -302,7 +303,7 @@ def test_what_reads_a_variable_that_the_step_writes_is_hot() -> None:
 
     model = Counts()
     step, selection, given = step_of(model), select(model, "head"), batch()
-    line = step.cut(selection, given)
+    line = cut_step(step, selection, given)
     assert isinstance(line, FrostLine)
     assert [t.name for t in line.tensors] == ["MatMul"]
     assert "count is state that the step itself changes" in line.notes[0]
@@ -321,7 +322,7 @@ def test_a_write_in_a_branch_is_seen() -> None:
 
     model = Counts()
     step, selection, given = step_of(model), select(model, "head"), batch()
-    line = step.cut(selection, given)
+    line = cut_step(step, selection, given)
     assert isinstance(line, FrostLine)
     assert [t.name for t in line.tensors] == ["MatMul"]
     step(selection, line.below(given), learning_rate=0.1)
@@ -346,7 +347,7 @@ def test_labels_below_what_trains_are_hot() -> None:
         x = deep(tf.matmul(batch["image"], model.body) * tf.cast(batch["label"][:, None], tf.float32))
         return Loss({"t": (tf.reduce_sum(tf.matmul(x, model.head), 1), None)})
 
-    line = TrainStep(loss_fn, optimizers.SGD()).cut(select(model, "head"), batch())
+    line = cut_step(TrainStep(loss_fn, optimizers.SGD()), select(model, "head"), batch())
     assert isinstance(line, FrostLine)
     assert [t.name for t in line.tensors] == ["MatMul"]
 
@@ -421,14 +422,14 @@ def test_images_without_a_fixed_shape_are_refused() -> None:
     from engine.training import microbatch
 
     micro = microbatch.trace_micro_batch(losses.supervised_loss(model), selection, specs, whole=True)
-    assert isinstance(line.cut(micro, selection), Refused)
+    assert isinstance(cut_micro_batch(micro, selection), Refused)
 
 
 def test_an_unknown_name_of_the_images_is_an_error() -> None:
     model = Model()
     step, selection = step_of(model), select(model, "head")
     with pytest.raises(Exception, match="images='pixels': the batch has image, label, seeds"):
-        line.cut(step.micro_batch(selection, batch()), selection, images="pixels")
+        cut_micro_batch(step.micro_batch(selection, batch()), selection, images="pixels")
     with pytest.raises(line.FrostLineError, match="it has no 'image'"):
         line_of(model).below({"label": 1})
 
@@ -459,13 +460,14 @@ import sys
 import numpy as np, tensorflow as tf
 from engine import TrainStep, select
 from engine.training import losses, optimizers
-from engine.models import build
+from engine.frostline.cuts import cut_step
+from engine.models import build_model
 for _ in range(int(sys.argv[1])):
     tf.function(lambda x: x * 2).get_concrete_function(tf.TensorSpec([]))  # other names, other numbers
-model = build("vit:mini,depth=1", image_shape=(8, 8, 1), outputs=int(sys.argv[1]) + 2).network
-step = TrainStep(losses.supervised(model), optimizers.SGD())
+model = build_model("vit:mini,depth=1", image_shape=(8, 8, 1), outputs=int(sys.argv[1]) + 2).network
+step = TrainStep(losses.supervised_loss(model), optimizers.SGD())
 batch = {"image": np.zeros((2, 8, 8, 1), np.float32), "label": np.zeros(2, np.int64)}
-print("digest", step.cut(select(model, "head/.*"), batch).digest())
+print("digest", cut_step(step, select(model, "head/.*"), batch).digest())
 """
 
 
@@ -488,6 +490,6 @@ def test_evaluation_that_differs_by_mode_is_told() -> None:
     model = Modes()
     line = line_of(model)
     assert line.tensors[0].name != "MatMul"
-    found = Evaluator(losses.supervised_loss(model)).cut(line.selection, line, batch())
+    found = cut_evaluation(Evaluator(losses.supervised_loss(model)), line.selection, line, batch())
     assert isinstance(found, Refused)
     assert "it differs by mode" in found.describe()

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from engine.graphs import dataflow
-from engine.graphs.dataflow import Buffers
+from engine.frostline.watch import frontier
+from engine.graphs import dataflow, op_kinds
+from engine.memory import buffers
+from engine.memory.buffers import Buffers
 
 
 def traced(function: Callable[..., Any], *shapes: list[int | None]) -> Any:
@@ -58,7 +60,7 @@ def test_random_is_what_draws_from_a_state_of_its_own() -> None:
         return stateless + tf.random.uniform([2]) + tf.random.normal([2]) + tf.random.shuffle(x)
 
     made, _, _ = traced(draws, [2])
-    found = {op.type for op in made.get_operations() if dataflow.is_random(op)}
+    found = {op.type for op in made.get_operations() if op_kinds.is_random(op.type)}
     assert found == {"RandomUniform", "RandomStandardNormal", "RandomShuffle"}
 
 
@@ -132,18 +134,18 @@ def test_the_frontier_is_found_through_views_and_once() -> None:
 
     made, inputs, _ = traced(function, [None, 4])
     varying = dataflow.captured_handles(made, [trained])
-    assert [tensor.op.name for tensor in dataflow.frontier(made, varying=varying, inputs=inputs)] == ["invariant"]
+    assert [tensor.op.name for tensor in frontier(made, varying=varying, inputs=inputs)] == ["invariant"]
     # with nothing frozen before it, the frontier is the input itself
     both = dataflow.captured_handles(made, [trained, frozen])
-    assert dataflow.frontier(made, varying=both, inputs=inputs) == [inputs[0]]
+    assert frontier(made, varying=both, inputs=inputs) == [inputs[0]]
 
 
 def test_what_does_not_depend_on_the_input_is_not_at_the_frontier() -> None:
     frozen, trained = tf.Variable(tf.ones([4])), tf.Variable(tf.ones([4]))
     made, inputs, _ = traced(lambda x: tf.exp(x) * (trained + tf.exp(frozen)), [None, 4])
     varying = dataflow.captured_handles(made, [trained])
-    assert [tensor.op.type for tensor in dataflow.frontier(made, varying=varying, inputs=inputs)] == ["Exp"]
-    assert dataflow.frontier(made, varying=varying, inputs=inputs)[0].shape.as_list() == [None, 4]
+    assert [tensor.op.type for tensor in frontier(made, varying=varying, inputs=inputs)] == ["Exp"]
+    assert frontier(made, varying=varying, inputs=inputs)[0].shape.as_list() == [None, 4]
 
 
 # --- bytes ---
@@ -229,4 +231,4 @@ def test_bytes_kept_for_the_backward_pass_are_those_it_reads_and_did_not_make() 
     made, _, _ = traced(function, [None, 8])
     backward = [op for op in made.get_operations() if op not in set(forward)]
     # x of the product, and what tanh gave
-    assert dataflow.saved_bytes(backward, 10) == (8 + 16) * 4 * 10
+    assert buffers.saved_bytes(backward, 10) == (8 + 16) * 4 * 10

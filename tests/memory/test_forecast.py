@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from engine import TrainStep, select
+from engine.host import resident_bytes
 from engine.memory import forecast
-from engine.memory.forecast import BudgetError, Forecast, Forecaster, Plan, Planner, resident_bytes
+from engine.memory.forecast import Forecast, Forecaster
+from engine.memory.planner import BudgetError, Plan, Planner
 from engine.models import build_model
 from engine.sizes import format_bytes
 from engine.training import losses, optimizers

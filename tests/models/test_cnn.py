@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from engine import TrainStep, name_variables, select
+from engine import TrainStep, select
 from engine.models.cnn import CNN, WIDTHS
 from engine.models.layers import BatchNorm
+from engine.selection.variables import name_variables
 from engine.training import losses, optimizers
 
 

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from engine import name_variables, select
+from engine import select
 from engine.data import Normalise
 from engine.models import Model, ModelSpecError, build_model, default_image_size
 from engine.models.cnn import CNN
 from engine.models.registry import NAMES
 from engine.models.vit import SIZES, ViT
 from engine.selection import filters
+from engine.selection.variables import name_variables
 
 SHAPE = (32, 32, 3)
 

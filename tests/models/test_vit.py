@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from engine import name_variables
 from engine.errors import InputError
 from engine.models import build_model, layers
 from engine.models.vit import Config, ViT
 from engine.seeds import example_seeds
+from engine.selection.variables import name_variables
 
 SMALL = Config(width=12, depth=2, heads=3, patch=4, image=(8, 12, 2), classes=5)
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from engine import files, name_variables
+from engine import files
 from engine.models import build_model
 from engine.porting import Ledger, PortError, load
+from engine.selection.variables import name_variables
 
 
 def vit(seed: int = 0, *, outputs: int = 3, dtype: Any = tf.float32, options: str = "depth=1") -> Any:

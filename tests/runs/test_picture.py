@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from engine.frostline.cuts import cut_step
 from engine import TrainStep, models, select
 from engine.training import losses, optimizers
 from engine.frostline.line import FrostLine, Refused
@@ -43,7 +44,7 @@ def panel_of(model: Any, train: str, shape: tuple[int, ...] = (6,)) -> Panel:
     given = {"image": RNG.standard_normal((4, *shape)).astype(np.float32), "label": RNG.integers(0, 3, 4)}
     selection = select(model, train)
     step = TrainStep(losses.supervised_loss(model), optimizers.SGD())
-    return Panel(f"train {train}", selection, step.cut(selection, given))
+    return Panel(f"train {train}", selection, cut_step(step, selection, given))
 
 
 def network(spec: str) -> Any:

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from engine import models, name_variables
+from engine import models
 from engine.files import Npz
+from engine.selection.variables import name_variables
 
 QUICK = ("--model=vit:mini,depth=1", "--eval_fraction=0.2", "--batch_size=16", "--steps=1", "--train=@head")
 

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from engine.errors import InputError
 from engine.models.cnn import CNN
-from engine.selection import filters
 from engine.selection.filters import (
     And,
     Blocks,
@@ -33,6 +32,7 @@ from engine.selection.filters import (
 from engine.selection.groups import GROUPS
 from engine.selection.selection import matching, select
 from engine.selection.variables import ModelVariables, NamedVariable, name_variables
+from engine.text import nearest
 
 BLOCKS = 4
 
@@ -529,6 +529,6 @@ def test_a_filter_that_trains_nothing_says_so_with_paths_of_the_model() -> None:
 
 def test_nearest_gives_at_most_the_count_asked_for() -> None:
     known = ["head", "heads", "heat", "x"]
-    assert filters.nearest("head", known) == "; nearest: head, heads, heat"
-    assert filters.nearest("head", known, count=1) == "; nearest: head"
-    assert filters.nearest("0", known) == ""
+    assert nearest("head", known) == "; nearest: head, heads, heat"
+    assert nearest("head", known, count=1) == "; nearest: head"
+    assert nearest("0", known) == ""

@@ -8,8 +8,8 @@ import keras
 import pytest
 import tensorflow as tf
 
-from engine import name_variables
 from engine.selection.layer_groups import Part, label, middle_out, part_names, parts, runs
+from engine.selection.variables import name_variables
 
 
 def names(*paths: str) -> list[str]:

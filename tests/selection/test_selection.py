@@ -16,11 +16,14 @@ import tensorflow as tf
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from engine.digests import digest
 from engine.models.cnn import CNN
 from engine.models.layers import BatchNorm
 from engine.selection.filters import FilterError, group, path
-from engine.selection.selection import FreezeProof, Selection, digest, digests, matching, select, shorten
+from engine.selection.proof import FreezeProof, digests
+from engine.selection.selection import Selection, matching, select
 from engine.selection.variables import NamedVariable, name_variables
+from engine.text import shorten
 
 MOMENTS = ("moving_mean", "moving_variance")
 DEFAULT = "inference mode: the default for this model (ask for moving ones with @stats)"

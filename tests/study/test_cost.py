@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from engine import models
+from engine.frostline.cuts import cut_step
 from engine.frostline.line import FrostLine
 from engine.selection.selection import select
 from engine.study import cost
@@ -51,7 +52,7 @@ def test_of_features_only_what_is_above_the_line_counts() -> None:
         "seeds": np.zeros([2, 2], np.int32),
     }
     whole = cost.of_step(step, selection, batch)
-    line = step.cut(selection, batch)
+    line = cut_step(step, selection, batch)
     assert isinstance(line, FrostLine)
     above = cost.of_step(step, selection, line.below(batch))
     width = model.network.head.kernel.shape[0]

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from engine import files, name_variables
+from engine import files
 from engine.models import build_model
-from engine.selection.variables import ModelVariables
+from engine.selection.variables import ModelVariables, name_variables
 from engine.training import checkpoint
 from engine.training.checkpoint import CheckpointError
 
@@ -182,8 +182,8 @@ def test_an_array_exchanged_behind_the_archives_back_is_told(tmp_path: pathlib.P
 
 def test_another_format_is_named(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "step-00000001.npz"
-    rewrite(path, body={"format": 2, "step": 1, "digests": {}, "state": {}}, arrays={})
-    with pytest.raises(CheckpointError, match="format 2; this version reads format 1"):
+    rewrite(path, body={"format": 1, "step": 1, "digests": {}, "state": {}}, arrays={})
+    with pytest.raises(CheckpointError, match="format 1; this version reads format 2"):
         checkpoint.read(path)
 
 
@@ -193,11 +193,11 @@ def test_another_format_is_named(tmp_path: pathlib.Path) -> None:
         "[]",
         "3",
         "not json",
-        '{"format": 1}',
-        '{"format": 1, "digests": ["a"], "step": 1, "state": {}}',
-        '{"format": 1, "digests": {}, "state": {}}',
-        '{"format": 1, "digests": {}, "state": {}, "step": null}',
-        '{"format": 1, "digests": 3, "step": 1, "state": {}}',
+        '{"format": 2}',
+        '{"format": 2, "digests": ["a"], "step": 1, "state": {}}',
+        '{"format": 2, "digests": {}, "state": {}}',
+        '{"format": 2, "digests": {}, "state": {}, "step": null}',
+        '{"format": 2, "digests": 3, "step": 1, "state": {}}',
         '{"a":' * 100_000,
     ],
     ids=lambda body: body[:30],

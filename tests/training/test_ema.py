@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from engine import TrainStep, name_variables, select
+from engine import TrainStep, select
+from engine.selection.variables import name_variables
 from engine.training import optimizers
 from engine.training.ema import Averages, EmaError
 from engine.training.losses import Loss

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from engine import select
+from engine.frostline.watch import frozen_output_norms
 from engine.models import build_model
 from engine.training import losses
 from engine.training.evaluation import Evaluator
@@ -32,7 +33,7 @@ def batches(sizes: list[int], **more: Any) -> list[dict[str, Any]]:
 def test_means_do_not_depend_on_how_examples_are_batched() -> None:
     model = vit()
     selection = select(model, "@head")
-    evaluator = Evaluator(losses.supervised_loss(model))
+    evaluator = Evaluator(losses.supervised_loss(model), watch=frozen_output_norms)
     weight = {"weight": lambda rng, n: rng.random(n, np.float32)}
     one = evaluator(selection, batches([10], **weight))
     many = evaluator(selection, batches([4, 1, 5], **weight))
@@ -44,7 +45,7 @@ def test_means_do_not_depend_on_how_examples_are_batched() -> None:
 def test_evaluation_changes_nothing_and_uses_no_dropout() -> None:
     model = vit("depth=2,dropout=0.5")
     selection = select(model, "@all")
-    evaluator = Evaluator(losses.supervised_loss(model))
+    evaluator = Evaluator(losses.supervised_loss(model), watch=frozen_output_norms)
     before = [v.numpy() for v in model.variables]
     assert evaluator(selection, batches([6])).loss == evaluator(selection, batches([6])).loss
     for variable, value in zip(model.variables, before, strict=True):
@@ -54,7 +55,7 @@ def test_evaluation_changes_nothing_and_uses_no_dropout() -> None:
 def test_the_frozen_output_norm_is_that_of_the_tensor_below_the_lowest_trained_variable() -> None:
     model = vit()
     (batch,) = batches([5])
-    evaluator = Evaluator(losses.supervised_loss(model))
+    evaluator = Evaluator(losses.supervised_loss(model), watch=frozen_output_norms)
     features = model.features(tf.constant(batch["image"]))[:, 0]
     expected = float(tf.reduce_mean(tf.norm(features, axis=1)))
     assert evaluator(select(model, "@head"), [batch]).frozen_output_norm == pytest.approx(expected, rel=1e-5)
@@ -63,7 +64,7 @@ def test_the_frozen_output_norm_is_that_of_the_tensor_below_the_lowest_trained_v
 def test_the_frozen_output_norm_moves_only_when_something_below_it_does() -> None:
     model = vit()
     (batch,) = batches([5])
-    evaluator = Evaluator(losses.supervised_loss(model))
+    evaluator = Evaluator(losses.supervised_loss(model), watch=frozen_output_norms)
     selection = select(model, "@head @blocks[-1:]")
     before = evaluator(selection, [batch]).frozen_output_norm
     model.blocks[2].mlp.up.kernel.assign_add(model.blocks[2].mlp.up.kernel)
@@ -74,5 +75,5 @@ def test_the_frozen_output_norm_moves_only_when_something_below_it_does() -> Non
 
 def test_there_is_no_frozen_output_when_everything_trains() -> None:
     model = vit()
-    evaluator = Evaluator(losses.supervised_loss(model))
+    evaluator = Evaluator(losses.supervised_loss(model), watch=frozen_output_norms)
     assert evaluator(select(model, "@all"), batches([5])).frozen_output_norm is None

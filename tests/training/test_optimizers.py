@@ -11,21 +11,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from engine import TrainStep, name_variables, select
+from engine import TrainStep, select
 from engine.models import build_model
 from engine.selection import filters
+from engine.selection.variables import name_variables
 from engine.training.losses import Loss
-from engine.training.optimizers import (
-    SGD,
-    Adam,
-    AdamW,
-    Momentum,
-    Optimizer,
-    OptimizerError,
-    Slots,
-    by_name,
-    layer_factors,
-)
+from engine.training.optimizer_state import Slots
+from engine.training.optimizers import SGD, Adam, AdamW, Momentum, Optimizer, OptimizerError, by_name, layer_factors
 
 # Weights of order 1 and ten steps of some ten roundings of 1.1e-16 each: 1e-12 leaves room, and a
 # wrong term of any of the formulas is above 1e-4.

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from engine import TrainStep, name_variables, select
+from engine import TrainStep, select
 from engine.models import build_model
+from engine.selection.variables import name_variables
 from engine.training import losses, optimizers, precision
 from engine.training.losses import Loss
 from engine.training.precision import LossScale, PrecisionError

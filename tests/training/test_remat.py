@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from engine import TrainStep, select
-from engine.graphs import dataflow
+from engine.memory import buffers
 from engine.models import build_model
 from engine.training import losses, optimizers, remat
 from engine.training.microbatch import MicroBatch
@@ -67,12 +67,12 @@ def test_recomputed_gradients_are_those_of_kept_tensors_with_dropout_too(
 
 
 def kept(micro: MicroBatch) -> int:
-    return dataflow.saved_bytes(micro.backward, 16)
+    return buffers.saved_bytes(micro.backward, 16)
 
 
 def peak(micro: MicroBatch, examples: int = 256) -> int:
     inputs = list(micro.inputs.values())
-    return dataflow.Buffers(micro.graph, inputs, micro.graph.outputs, kept=False).peak(examples)
+    return buffers.Buffers(micro.graph, inputs, micro.graph.outputs, kept=False).peak(examples)
 
 
 def test_each_mode_keeps_less_than_the_one_before() -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 from engine.errors import InputError
 from engine.selection import groups
-from engine.selection.filters import nearest
 from engine.selection.variables import name_variables
+from engine.text import nearest
 
 POOLS = ("gap", "gmp", "flatten")
 _LAYERS = {  # by rank of the features: what averages, takes the largest, or keeps all

@@ -7,7 +7,7 @@ import warnings
 import zipfile
 from typing import Any
 
-from engine.models.registry import ModelSpecError
+from engine.models.spec import ModelSpecError
 
 SUFFIXES = (".keras", ".h5", ".hdf5")
 

@@ -11,9 +11,10 @@ from typing import Any
 import tensorflow as tf
 
 from engine.data import Normalise
-from engine.models.keras import applications, heads, weights
+from engine.models import images
+from engine.models.keras import heads, scopes, weights
 from engine.models.keras.safe_loading import load_model
-from engine.models.registry import Model, ModelSpecError, Request
+from engine.models.spec import Model, ModelSpecError, Request
 from engine.selection.variables import is_keras, name_variables
 
 
@@ -57,7 +58,7 @@ def adopt(request: Request, model: Any, *, own: str) -> Model:
     if request.head is not None:
         parsed = heads.parse(request.head)
         backbone = heads.cut(model, spec)
-        with applications.seeded(request.seed), applications.dtype_policy(request.policy):
+        with scopes.seeded(request.seed), scopes.dtype_policy(request.policy):
             network = heads.compose(backbone, parsed, outputs)
         notes.append(f"a new head of {outputs} outputs on {backbone.name}'s {_size(backbone.output_shape)} features")
     else:
@@ -76,7 +77,7 @@ def adopt(request: Request, model: Any, *, own: str) -> Model:
         normalise,
         upper=heads.upper(network),
         statistics="frozen",
-        notes=(*notes, *applications.colour_notes(normalise, request.image_shape)),
+        notes=(*notes, *images.colour_notes(normalise, request.image_shape)),
         load=functools.partial(weights.load, spec=spec, network=network, backbone=backbone, own=own),
     )
 
@@ -134,13 +135,13 @@ def _check_input(spec: str, model: Any, image: tuple[int, int, int]) -> None:
 
 def _preprocessing(request: Request, model: Any) -> tuple[Normalise, str]:
     channels = model.input_shape[3]
-    mode = applications.chosen_mode(request)
+    mode = images.chosen_mode(request)
     if mode is not None:
-        return applications.preprocessing_by_name(mode, channels), ""
+        return images.preprocessing_by_name(mode, channels), ""
     scaling = any(type(x).__name__ in ("Rescaling", "Normalization") for x in model._flatten_layers())
     why = "it scales images itself" if scaling else "a file does not say what it was trained on"
     note = f"images are given as {'0 to 255' if scaling else '-1 to 1'} ({why}; ,preprocess= says otherwise)"
-    return applications.preprocessing_by_name("pixels" if scaling else "tf", channels), note
+    return images.preprocessing_by_name("pixels" if scaling else "tf", channels), note
 
 
 def _size(shape: Any) -> str:

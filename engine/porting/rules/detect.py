@@ -8,12 +8,11 @@ import pathlib
 
 from engine.files import PathLike
 from engine.porting.errors import PortError
-from engine.porting.plan import listed
 from engine.porting.readers.source import TensorSource
 from engine.porting.rules import language
 from engine.porting.rules.language import Rules
-from engine.selection.filters import nearest
 from engine.selection.variables import ModelVariables
+from engine.text import listed, nearest
 
 _FOLDER = pathlib.Path(__file__).parent
 OWN = "frostline"  # names are the variables' paths

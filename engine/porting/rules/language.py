@@ -42,7 +42,7 @@ from engine.files import PathLike
 from engine.porting.errors import PortError
 from engine.porting.rules import transforms
 from engine.porting.rules.transforms import Transform
-from engine.selection.filters import nearest
+from engine.text import nearest
 
 _WORD = re.compile(r'"(?:[^"\\]|\\.)*"|\S+')
 _KEYWORDS = ("skip", "fresh", "prefix", "detect")

@@ -23,7 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from engine.porting.rules import position_grid as grids
-from engine.selection.filters import nearest
+from engine.text import nearest
 
 _DTYPES: dict[str, Any] = {
     name: np.dtype(name)

@@ -22,6 +22,7 @@ from engine.data import EvalBatches, TrainBatches
 from engine.data.part import Part
 from engine.feature_cache.batches import EvalFeatureBatches, FeatureBatches
 from engine.feature_cache.store import Features
+from engine.frostline.cuts import cut_step
 from engine.frostline.line import FrostLine, Refused
 from engine.models import build_model
 from engine.training import losses, optimizers
@@ -94,7 +95,7 @@ class Side:
         return line
 
     def engine_line(self) -> FrostLine:
-        line = TrainStep(losses.supervised_loss(self.network), optimizers.Adam()).cut(self.selection, steps(1)[0])
+        line = cut_step(TrainStep(losses.supervised_loss(self.network), optimizers.Adam()), self.selection, steps(1)[0])
         assert isinstance(line, FrostLine), line
         return line
 

@@ -16,6 +16,7 @@ from engine import FreezeProof, TrainStep, select
 from engine.data import Normalise
 from engine.errors import InputError
 from engine.models import ModelSpecError, build_model, default_image_size
+from engine.models.images import preprocessing, preprocessing_by_name
 from engine.models.keras import applications, heads
 from engine.selection.variables import name_variables
 from engine.training import losses, optimizers
@@ -67,7 +68,7 @@ def test_preprocessing_equals_that_of_the_application(name: str) -> None:
     module = inspect.getmodule(getattr(keras.applications, name))
     images = np.random.default_rng(0).random((2, 5, 4, 3), np.float32)
     wanted = module.preprocess_input(images * 255.0)  # type: ignore[union-attr]
-    got = applications.preprocessing(module.preprocess_input)(tf.constant(images))  # type: ignore[union-attr]
+    got = preprocessing(module.preprocess_input)(tf.constant(images))  # type: ignore[union-attr]
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6 * max(1.0, np.abs(wanted).max()))
 
 
@@ -75,7 +76,7 @@ def test_preprocessing_equals_that_of_the_application(name: str) -> None:
 def test_preprocessing_by_name_equals_that_of_keras(mode: str) -> None:
     images = np.random.default_rng(0).random((2, 5, 4, 3), np.float32)
     wanted = keras.applications.imagenet_utils.preprocess_input(images * 255.0, mode=mode)
-    got = applications.preprocessing_by_name(mode, 3)(tf.constant(images))
+    got = preprocessing_by_name(mode, 3)(tf.constant(images))
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6 * max(1.0, np.abs(wanted).max()))
 
 
@@ -90,7 +91,7 @@ def test_normalise_repeats_gray_makes_gray_and_reverses_channels() -> None:
 
 def test_a_preprocessing_that_is_no_scale_and_offset_is_refused() -> None:
     with pytest.raises(ModelSpecError, match="no scale and offset by channel"):
-        applications.preprocessing(lambda pixels: pixels.mean(axis=-1, keepdims=True) + 0 * pixels)
+        preprocessing(lambda pixels: pixels.mean(axis=-1, keepdims=True) + 0 * pixels)
 
 
 def test_grayscale_images_reach_a_backbone_of_three_channels_and_the_user_is_told() -> None:
@@ -502,4 +503,4 @@ def test_the_last_layers_of_emotion_model_fine_tune() -> None:
 @pytest.mark.parametrize("mode", ["torch", "caffe"])
 def test_a_preprocessing_for_colours_is_refused_for_one_channel(mode: str) -> None:
     with pytest.raises(ModelSpecError, match=f"preprocess={mode}: it is for 3 channels, the model has 1"):
-        applications.preprocessing_by_name(mode, 1)
+        preprocessing_by_name(mode, 1)

@@ -13,13 +13,13 @@ import pytest
 import tensorflow as tf
 from test_layouts import LAYOUTS, values, vit
 
-from engine import name_variables, porting
+from engine import porting
 from engine.porting import plan
 from engine.porting.proposals.proposal import Line, Proposal
 from engine.porting.proposals.propose import SourceEntry, propose
 from engine.porting.rules import detect
 from engine.porting.rules.language import parse
-from engine.selection.variables import NamedVariable
+from engine.selection.variables import NamedVariable, name_variables
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from engine import name_variables
 from engine.porting.proposals.propose import SourceEntry, propose
 from engine.porting.rules.language import parse
+from engine.selection.variables import name_variables
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 K = keras.layers

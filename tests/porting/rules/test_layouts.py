@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from engine import name_variables, porting
+from engine import porting
 from engine.models import build_model
 from engine.porting import PortError
 from engine.porting.rules import detect
+from engine.selection.variables import name_variables
 
 Arrays = dict[str, np.ndarray]
 WIDTH, HEADS, PATCH = 96, 3, 8

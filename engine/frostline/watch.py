@@ -1,0 +1,56 @@
+"""The frozen output: what the frozen part gives, watched for the same examples at every evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import tensorflow as tf
+
+from engine.graphs import dataflow
+from engine.selection.selection import Selection
+
+
+def frozen_output_norms(selection: Selection, images: Any) -> Any | None:
+    """The L2 norm of each example [B] at the frost line, in the graph that is being traced."""
+    traced = tf.compat.v1.get_default_graph()
+    varying = dataflow.captured_handles(traced, [e.variable for e in (*selection.trained, *selection.moving)])
+    frozen = dataflow.dependents(traced, dataflow.captured_handles(traced, [e.variable for e in selection.frozen]))
+    tensors = frontier(traced, varying=varying, inputs=[images])
+    tensors = [t for t in tensors if t.op in frozen and t.shape.rank and t.shape[0] is None]
+    if not tensors:
+        return None
+    squares = [tf.reduce_sum(tf.square(tf.cast(t, tf.float64)), axis=list(range(1, t.shape.rank))) for t in tensors]
+    return tf.sqrt(tf.add_n(squares))
+
+
+def frontier(graph: Any, *, varying: Iterable[Any], inputs: Iterable[Any]) -> list[Any]:
+    """The tensors at the frost line: they depend on ``inputs`` but on nothing varying, and varying ops read them.
+
+    Of several that are one tensor in other shapes, the first is given.
+
+    Args:
+        varying: source tensors, such as the captured handles of trained variables.
+        inputs: placeholders of the examples.
+    """
+    varying_ops = dataflow.dependents(graph, varying)
+    inputs = list(inputs)
+    input_dependent = dataflow.dependents(graph, inputs)
+    sources = {id(tensor) for tensor in inputs}
+    found: dict[int, Any] = {}
+    for op in graph.get_operations():
+        if op not in varying_ops:
+            continue
+        for tensor in op.inputs:
+            invariant = tensor.op not in varying_ops and (tensor.op in input_dependent or id(tensor) in sources)
+            if invariant and tensor.dtype.is_floating:
+                tensor = _viewed(tensor)
+                found.setdefault(id(tensor), tensor)
+    return list(found.values())
+
+
+def _viewed(tensor: Any) -> Any:
+    """The tensor that this one shows in another shape or under another name: the same bytes."""
+    while tensor.op.type in ("Reshape", "Identity", "IdentityN"):
+        tensor = tensor.op.inputs[tensor.value_index]
+    return tensor

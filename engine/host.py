@@ -1,4 +1,4 @@
-"""The machine that runs this: memory of the process, versions of what decides a run's bits."""
+"""The machine that runs this: memory of the process, versions of what decides a run's bits, spreads of what is timed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import os
 import pathlib
 import resource
 import sys
+from collections.abc import Sequence
+
+import numpy as np
 
 
 def peak_rss_bytes() -> int:
@@ -46,3 +49,13 @@ def versions() -> dict[str, str]:
         "keras": keras.__version__,
         "numpy": numpy.__version__,
     }
+
+
+def quantiles(values: Sequence[float] | np.ndarray) -> dict[str, float]:
+    """Median, 10th and 90th percentile (interpolated linearly) of at least one value.
+
+    Example:
+        >>> quantiles([1.0, 2.0, 3.0])
+        {'median': 2.0, 'p10': 1.2, 'p90': 2.8}
+    """
+    return {key: float(np.percentile(values, q)) for key, q in (("median", 50), ("p10", 10), ("p90", 90))}

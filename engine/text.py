@@ -1,28 +1,73 @@
-"""Texts for messages: nearest names, lists cut short, ranges."""
+"""Texts for messages and screens: nearest names, lists cut short, ranges, aligned tables."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 
-def nearest(word: str, known: list[str], *, count: int = 3) -> str:
-    """ "; nearest: ..." with the known words most like ``word``, or "" when none is like it."""
+def nearest(word: str, known: Sequence[str], *, count: int = 3) -> str:
+    """ "; nearest: ..." with the known words most like ``word``, or "" when none is like it.
+
+    Example:
+        >>> nearest("hed", ["head", "norm"])
+        '; nearest: head'
+    """
     close = difflib.get_close_matches(word, known, n=count, cutoff=0.4)
     return f"; nearest: {', '.join(close)}" if close else ""
 
 
+def join_some(names: Sequence[str], *, most: int = 5) -> str:
+    """The first names, and how many more there are.
+
+    Example:
+        >>> join_some(["a", "b", "c", "d"], most=2)
+        'a, b and 2 more'
+    """
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def listed(title: str, lines: Sequence[str], *, most: int = 8) -> str:
-    """Some lines of a list under its title, "" when it is empty."""
+    """The first lines of a list under its title, indented; "" when the list is empty."""
     if not lines:
         return ""
     rest = f"\n    ... and {len(lines) - most} more" if len(lines) > most else ""
     return f"\n  {title} ({len(lines)}):\n    " + "\n    ".join(lines[:most]) + rest
 
 
+def table(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> str:
+    """Rows of cells as aligned text; the last column may have any length.
+
+    Args:
+        rows: the heading first; all have the same number of cells.
+        right: columns that are aligned at the right, such as numbers.
+
+    Example:
+        >>> print(table([("", "size"), ("head", "97"), ("norm", "1,024")], right={1}))
+               size
+        head     97
+        norm  1,024
+    """
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    if len(rows[0]) - 1 not in right:
+        widths[-1] = 0
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
 def shorten(paths: Sequence[str], *, most: int = 5) -> str:
-    """``blocks/0-3, norm, head``: first components, numbered ones as ranges."""
+    """First components of paths, numbered ones as ranges.
+
+    Example:
+        >>> shorten(["blocks/0/norm", "blocks/1/norm", "head/kernel"])
+        'blocks/0-1, head'
+    """
     found: dict[str, set[int]] = {}
     for path in paths:
         match = re.match(r"([^/]+)/(\d+)(?:/|$)", path)
@@ -31,8 +76,7 @@ def shorten(paths: Sequence[str], *, most: int = 5) -> str:
         if number is not None:
             found[name].add(number)
     words = [f"{name}/{_ranges(sorted(numbers))}" if numbers else name for name, numbers in found.items()]
-    rest = len(words) - most
-    return ", ".join(words[:most]) + (f" and {rest} more" if rest > 0 else "")
+    return join_some(words, most=most)
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -46,7 +90,3 @@ def _ranges(numbers: Sequence[int]) -> str:
         if number is not None:
             start = previous = number
     return "+".join(words)
-
-
-def first_of(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -13,8 +13,8 @@ from typing import Any
 
 from absl import flags
 
+from engine.host import quantiles
 from scripts import cli
-from scripts.baselines import harness
 
 F = flags.FLAGS
 
@@ -101,8 +101,8 @@ def _rounds(runners: dict[int, Any]) -> dict[int, list[float]]:
 
 def _against(values: list[float], others: list[float]) -> dict[str, Any]:
     return {
-        "seconds": harness.quantiles(values),
-        "ratio": harness.quantiles([a / b for a, b in zip(values, others, strict=True)]),
+        "seconds": quantiles(values),
+        "ratio": quantiles([a / b for a, b in zip(values, others, strict=True)]),
     }
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from absl import flags
 
+from engine.host import quantiles
 from scripts import cli
 from scripts.baselines import harness
 
@@ -136,9 +137,9 @@ def _step() -> dict[str, Any]:
         found = _start("step", job, folder, F.images // size * size)
     pairs, runs = zip(found["engine"]["seconds"], found["hand"]["seconds"], strict=True), found["runs"]
     return found | {
-        "step_ms": {name: harness.quantiles([1e3 * s for s in found[name]["seconds"]]) for name in ("engine", "hand")},
-        "step_to_hand": harness.quantiles([ours / theirs for ours, theirs in pairs]),
-        "runs_to_hand": harness.quantiles([a / b for a, b in zip(runs["engine"], runs["hand"], strict=True)]),
+        "step_ms": {name: quantiles([1e3 * s for s in found[name]["seconds"]]) for name in ("engine", "hand")},
+        "step_to_hand": quantiles([ours / theirs for ours, theirs in pairs]),
+        "runs_to_hand": quantiles([a / b for a, b in zip(runs["engine"], runs["hand"], strict=True)]),
     }
 
 

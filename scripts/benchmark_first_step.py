@@ -19,6 +19,7 @@ from typing import Any
 
 from absl import flags
 
+from engine.host import quantiles
 from scripts import cli
 from scripts.baselines import harness
 
@@ -96,10 +97,10 @@ def _results(pairs: list[dict[str, Any]]) -> dict[str, Any]:
         "batch_size": F.batch_size,
         "parameters": pairs[0]["engine"]["parameters"],
         "keras_xla": pairs[0]["keras"]["xla"],
-        "seconds": {runner: harness.quantiles(values) for runner, values in seconds.items()},
-        "ratio": harness.quantiles(ratios),
+        "seconds": {runner: quantiles(values) for runner, values in seconds.items()},
+        "ratio": quantiles(ratios),
         "each": seconds,
-        "peak_rss_bytes": {r: harness.quantiles([pair[r]["peak_rss_bytes"] for pair in pairs]) for r in RUNNERS},
+        "peak_rss_bytes": {r: quantiles([pair[r]["peak_rss_bytes"] for pair in pairs]) for r in RUNNERS},
     }
 
 

@@ -59,7 +59,7 @@ def _study(server: Server) -> int:
         )
         return cli.FAILED
     print()
-    show.table(found["results"])
+    show.print_table(found["results"])
     for note in found["notes"]:
         print(f"note: {note}")
     for line in planning.once(found["left_out"]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import pathlib
@@ -17,11 +16,10 @@ from compat_v1.training import models as v1_models
 from engine import data, models, porting
 from engine.data import order
 from engine.data.source import check_labels
-from engine.digests import digest
 from engine.errors import InputError
 from engine.files import Npz, write_npz
 from engine.selection.selection import select
-from engine.selection.variables import NamedVariable, is_keras, name_variables
+from engine.selection.variables import is_keras, name_variables
 from engine.training import losses, optimizers, precision, schedules
 from engine.training.loop import Stage
 from engine.training.phases import Phase
@@ -282,11 +280,3 @@ def load(setting: Setting, weights: str) -> tuple[str, str | None]:
         raise InputError(f"weights={weights!r}: {error}{hint}") from None
     setting.variables.refresh()
     return f"{file.name}, {ledger.summary()}", None if model.images_chosen else ledger.images
-
-
-def weights_sha256(entries: Iterable[NamedVariable]) -> str:
-    """SHA-256 over the digests (engine.selection.selection.digest) of variables, in the model's order."""
-    hasher = hashlib.sha256()
-    for entry in entries:
-        hasher.update(digest(entry.path, np.asarray(entry.variable.numpy())).encode())
-    return hasher.hexdigest()

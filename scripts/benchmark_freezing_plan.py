@@ -19,6 +19,7 @@ from engine import data, host, models
 from engine.errors import InputError
 from engine.files import write_json, write_npz
 from engine.selection.filters import FilterError
+from engine.selection.proof import weights_sha256
 from engine.study import results
 from engine.study.strategies import ModelStrategies, Strategy, split
 from engine.text import nearest
@@ -32,7 +33,6 @@ from scripts.benchmark_freezing_job import (
     choose,
     keep_examples,
     load,
-    weights_sha256,
     why_not,
 )
 
@@ -150,7 +150,7 @@ def make() -> Plan:
     steps = _steps(setting)
     job = dataclasses.replace(
         setting.job,
-        weights_sha256=weights_sha256(setting.variables),
+        weights_sha256=weights_sha256((e.path, e.variable.numpy()) for e in setting.variables),
         images=images,
         steps=steps,
         eval_every=F.eval_every or -(-steps // _EVALUATIONS),

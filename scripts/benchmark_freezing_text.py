@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.runs.progress import open_bar
+from engine.text import table
 
 HEAD = ("strategy", "runner", "trained", "step ms", "p10-p90", "ex/s", "peak MiB", "slots MiB", "bwd ops",
         "GFLOP/ex", "of GEMM", "accuracy", "loss", "job s", "to target s", "frozen")  # fmt: skip
@@ -58,7 +59,7 @@ def result(run: Mapping[str, Any]) -> str:
     )
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> None:
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Prints the rows; as a table of rich on a terminal that has it."""
     body = [_cells(row) for row in rows]
     if sys.stdout.isatty():
@@ -80,11 +81,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> None:
                 shown.add_row(*cells)
             Console().print(shown)
             return
-    lines = [HEAD, *body]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEAD))]
-    for line in lines:
-        left = [cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True)]
-        print("  ".join([*left, *(c.rjust(w) for c, w in zip(line[2:], widths[2:], strict=True))]).rstrip())
+    print(table([HEAD, *body], right=range(2, len(HEAD))))
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -15,11 +15,12 @@ from engine import host
 from engine.audit import nonfinite
 from engine.files import write_json
 from engine.runs import records
+from engine.selection.proof import weights_sha256
 from engine.study.cost import Cost, gemm_gflops
 from engine.study.histograms import Histograms, gradients
 from engine.training.loop import LoopError, Stage
 from engine.training.phases import Phase
-from scripts.benchmark_freezing_job import V1_RUNNERS, Job, Run, Setting, examples, weights_sha256
+from scripts.benchmark_freezing_job import V1_RUNNERS, Job, Run, Setting, examples
 from scripts.benchmark_freezing_record import LeftOut, NotFiniteError
 from scripts.benchmark_freezing_runners import EngineRunner
 
@@ -112,7 +113,7 @@ def _facts(run: Run, runner: Any, setting: Setting, stages: list[Stage]) -> dict
         "trained_parameters": sum(entry.size for entry in entries if entry.path in trained),
         "frozen_parameters": sum(entry.size for entry in setting.variables if entry.path not in moved),
         "freeze_verified": not any(row["changed"] for row in runner.phases),
-        "weights_sha256": weights_sha256(entries),
+        "weights_sha256": weights_sha256((e.path, e.variable.numpy()) for e in entries),
         "skipped_steps": getattr(getattr(runner, "step", None), "skipped", 0),
         "cache": None,
         "frozen_output_norm": runner.record.norm,

@@ -20,6 +20,7 @@ from typing import Any
 
 from absl import flags
 
+from engine.host import quantiles
 from scripts import cli
 from scripts.baselines import harness
 
@@ -166,10 +167,10 @@ def _time() -> dict[str, Any]:
     counted = {name: values[1:] for name, values in seconds.items()}
 
     def ratio(to: str) -> dict[str, float]:
-        return harness.quantiles([a / b for a, b in zip(counted["load"], counted[to], strict=True)])
+        return quantiles([a / b for a, b in zip(counted["load"], counted[to], strict=True)])
 
     return {
-        "seconds": {name: harness.quantiles(values) for name, values in counted.items()},
+        "seconds": {name: quantiles(values) for name, values in counted.items()},
         "ratio": {name: ratio(name) for name in ("load_file", "one_by_one")},
     }
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from absl import flags
 
+from engine.host import quantiles
 from scripts import cli
 from scripts.baselines import harness
 
@@ -67,10 +68,8 @@ def main() -> int:
     rows: list[dict[str, Any]] = [
         {
             "runner": name,
-            "seconds": harness.quantiles([run["seconds"] for run in runs]),
-            "throughput_to_tensorflow": harness.quantiles(
-                [b / run["seconds"] for b, run in zip(base, runs, strict=True)]
-            ),
+            "seconds": quantiles([run["seconds"] for run in runs]),
+            "throughput_to_tensorflow": quantiles([b / run["seconds"] for b, run in zip(base, runs, strict=True)]),
             "peak_bytes": max(run["peak_bytes"] for run in runs),
         }
         for name, runs in found.items()

@@ -21,6 +21,7 @@ from typing import Any
 
 from absl import flags
 
+from engine.host import quantiles
 from scripts import cli
 from scripts.baselines import harness
 
@@ -117,12 +118,12 @@ def _row(job: harness.Job, runner: str, results: dict[str, Any], interleaved: di
     ratio = None
     if runner == "engine" and interleaved:
         one, other = (interleaved[name]["seconds"] for name in ("engine", "hand"))
-        ratio = harness.quantiles([a / b for a, b in zip(one, other, strict=True)])
+        ratio = quantiles([a / b for a, b in zip(one, other, strict=True)])
     return {
         "selection": job.train,
         "runner": runner,
         "installed": bool(result),
-        "step_ms": harness.quantiles([1e3 * s for s in result["seconds"]]) if result else None,
+        "step_ms": quantiles([1e3 * s for s in result["seconds"]]) if result else None,
         "interleaved": runner in interleaved,
         "ratio_to_hand": ratio,
         "peak_rss_bytes": result.get("peak_rss_bytes"),

@@ -13,6 +13,7 @@ from typing import Any
 
 from absl import flags
 
+from engine.host import quantiles
 from scripts import cli
 from scripts.baselines import harness
 
@@ -106,8 +107,8 @@ def _measure(job: Any, runners: Any) -> list[dict[str, Any]]:
             {
                 "selection": job.train,
                 "runner": name,
-                "step_ms": harness.quantiles([1e3 * value for value in counted]),
-                "ratio_to_engine": harness.quantiles(
+                "step_ms": quantiles([1e3 * value for value in counted]),
+                "ratio_to_engine": quantiles(
                     [a / b for a, b in zip(counted, seconds["engine"][F.warmup :], strict=True)]
                 ),
                 "backward_ops": runner.facts()["backward_ops"],

@@ -16,6 +16,8 @@ from typing import Any
 
 from absl import flags
 
+from engine import text
+from engine.host import quantiles
 from scripts import cli
 from scripts.baselines import harness
 
@@ -188,7 +190,7 @@ def _child() -> int:
     write_npz(pathlib.Path(job.weights).parent / f"{F.runner}.npz", runner.weights().items())
     facts = runner.facts()
     runner.close()
-    step = harness.quantiles([1e3 * value for value in seconds[1:]])
+    step = quantiles([1e3 * value for value in seconds[1:]])
     print(json.dumps({"losses": losses, **facts, "step_ms": step, "peak_rss_bytes": harness.peak_rss_bytes()}))
     return cli.DONE
 
@@ -253,10 +255,7 @@ def _print(found: dict[str, Any]) -> None:
                 row["weights_sha256"][:8],
             )
         )
-    widths = [max(len(line[column]) for line in table) for column in range(len(head))]
-    print()
-    for line in table:
-        print("  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]))
+    print("\n" + text.table(table, right=range(1, len(head))))
     print(f"\nthe three TF1 methods are {'' if found['identical'] else 'NOT '}bit-identical in losses and weights")
     for row in found["differences"]:
         print(

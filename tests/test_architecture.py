@@ -11,7 +11,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGES = ("engine", "compat_v1", "scripts")
-GROUND = ("errors", "files", "text", "sizes", "digests", "seeds", "host")
+GROUND = ("errors", "files", "text", "sizes", "digests", "seeds", "host", "tensorflow_private", "keras_private")
 # Each room may import the rooms to its left. A lazy import is an import.
 ORDER = (
     "ground",
@@ -159,6 +159,17 @@ print("tensorflow" in sys.modules)
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_private_names_of_tensorflow_and_keras_have_one_module_each() -> None:
+    for path in PATHS:
+        if path.name in {"tensorflow_private.py", "keras_private.py"}:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                assert not name.startswith(("tensorflow.python", "keras.src")), f"{path.name}: {name}"
 
 
 def test_no_room_imports_keras_before_a_keras_model_is_asked_for() -> None:

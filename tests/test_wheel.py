@@ -49,7 +49,7 @@ def test_the_wheel_holds_weights_data_and_licences_but_no_tests(wheel: pathlib.P
     assert "engine/data/fashion_mnist_mini.npz" in names
     assert "engine/data/fashion_mnist_mini.LICENSE" in names
     assert "engine/models/weights/vit_mini_fashion5.npz" in names
-    assert {"engine/study/page.css", "engine/study/page.js"} <= set(names)
+    assert {"engine/study/html/page.css", "engine/study/html/page.js"} <= set(names)
     assert "scripts/finetune.py" in names
     assert not [name for name in names if name.startswith("tests")]
     modules = {str(p.relative_to(ROOT)) for room in ("engine", "scripts") for p in (ROOT / room).rglob("*.py")}

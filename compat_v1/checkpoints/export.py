@@ -24,7 +24,7 @@ from engine.files import FileError, PathLike
 from engine.porting.readers import bundle_index
 from engine.porting.readers.checkpoint_file import told
 from engine.porting.readers.source import TensorSource
-from engine.text import nearest
+from engine.text import join_some, nearest
 
 _SLICED = 1 << 30  # bytes: a larger tensor of a base is written in slices
 _CAN_SLICE = ("float32", "float64", "int32", "int64")  # what RestoreV2 puts together again
@@ -263,6 +263,6 @@ def _restorer(prefix: str, key: str, spec: str, dtype: tf.DType) -> Any:
 def _check_wanted(wanted: Sequence[Wanted], keys: Sequence[str], base: PathLike | None) -> None:
     missing = list(dict.fromkeys(each.key for each in wanted if each.key not in set(keys)))
     if missing:
-        some = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
+        some = join_some(missing, most=8)
         hint = "; a base has them" if base is None else nearest(missing[0], list(keys))
         raise ExportError(f"the old graph's Saver restores {len(missing)} tensors that are not there: {some}{hint}")

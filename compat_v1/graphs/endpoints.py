@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.framework import op_def_registry  # the one place that knows an operation's outputs
 
 from compat_v1.errors import GraphError
 from compat_v1.graphs.op_allowlist import VARIABLES
+from engine import tensorflow_private
 from engine.text import nearest
 
 PLACEHOLDERS = ("Placeholder", "PlaceholderV2")  # one with a default need not be fed
@@ -51,7 +51,7 @@ def dtype_of(number: int) -> tf.DType:
 
 def types_of(node: Any, functions: Mapping[str, Any]) -> list[tf.DType]:
     """Types of a node's outputs, without "ref"; [] for an operation that is not known."""
-    definition = op_def_registry.get(node.op)
+    definition = tensorflow_private.op_definition(node.op)
     if definition is None and node.op in functions:
         definition = functions[node.op].signature
     found: list[tf.DType] = []

@@ -21,6 +21,7 @@ from compat_v1.graphs import branch_folding, safety, saver_keys, subgraph
 from compat_v1.graphs.endpoints import PLACEHOLDERS, Graph, dtype_of, producer, shape_of
 from compat_v1.graphs.op_allowlist import FILLS_TABLE, RANDOM, TABLES, VARIABLES
 from compat_v1.graphs.saver_keys import Wanted
+from engine.text import join_some
 
 Shape = tuple[int | None, ...] | None
 
@@ -176,10 +177,12 @@ def _find(meta: Any, graph: Graph, fed: list[str], fixed: Mapping[str, Any]) -> 
     inputs, found = graph.find_outputs(fed, [producer(name) for name in fixed])
     if not found:
         raise GraphError(
-            f"{graph.where}: no network is found by itself; outputs= names what is wanted, of {_some(inputs)}"
+            f"{graph.where}: no network is found by itself; outputs= names what is wanted, of {join_some(inputs, most=12)}"
         )
     if len(found) > 1:
-        raise GraphError(f"outputs=: {graph.where} has {len(found)} candidates; name those wanted: {_some(found)}")
+        raise GraphError(
+            f"outputs=: {graph.where} has {len(found)} candidates; name those wanted: {join_some(found, most=12)}"
+        )
     return inputs, found
 
 
@@ -188,7 +191,9 @@ def _only(graph: Graph, wanted: Sequence[str], fixed: Iterable[str]) -> list[str
     found = [f"{name}:0" for name in graph.sources(graph.needed(wanted, fixed))]
     data = [name for name in found if graph.type_of(name) != tf.bool]
     if len(data) > 1:
-        raise GraphError(f"inputs=: {', '.join(wanted)} of {graph.where} need {len(data)}; name them: {_some(data)}")
+        raise GraphError(
+            f"inputs=: {', '.join(wanted)} of {graph.where} need {len(data)}; name them: {join_some(data, most=12)}"
+        )
     return data
 
 
@@ -260,10 +265,6 @@ def _shape(graph: Graph, name: str) -> Shape:
 
 def _random(part: Any) -> tuple[str, ...]:
     return tuple(node.name for node in subgraph.all_nodes(part) if node.op in RANDOM)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 
 def _shown(shape: Shape) -> str:

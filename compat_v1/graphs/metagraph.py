@@ -18,8 +18,8 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tensorflow.core.framework import variable_pb2
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
-from tensorflow.python.framework import op_def_registry  # the one place that knows which ops exist
 
+from engine import tensorflow_private
 from engine.audit.graph_collections import GraphFacts
 from engine.errors import InputError
 from engine.graphs.graph_variables import GraphVariable, of_nodes
@@ -104,7 +104,7 @@ class MetaGraph:
             MetaGraphError: TensorFlow refuses it, or importing could run an op that reaches outside.
         """
         for node in _nodes(self.definition.graph_def):
-            op = op_def_registry.get(node.op)
+            op = tensorflow_private.op_definition(node.op)
             if op is not None and not op.is_stateful and _REACHES_OUT.search(node.op):
                 raise MetaGraphError(
                     f"{self.path}: {node.name}: importing a graph can run {node.op}, which reaches outside of it; "
@@ -239,7 +239,7 @@ def _check_ops(file: pathlib.Path, definition: Any) -> None:
     functions = {function.signature.name for function in definition.library.function}
     unknown: dict[str, str] = {}
     for node in _nodes(definition):
-        if node.op not in functions and op_def_registry.get(node.op) is None:
+        if node.op not in functions and tensorflow_private.op_definition(node.op) is None:
             unknown.setdefault(node.op, node.name)
     if unknown:
         listed = ", ".join(f"{op} (at {node})" for op, node in list(unknown.items())[:5])

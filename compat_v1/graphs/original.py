@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.eager import cancellation  # the one way to stop a function that runs
 
 from compat_v1.errors import GraphError
 from compat_v1.graphs import safety
 from compat_v1.graphs.extract import Extracted, Input, OldVariable
+from engine import tensorflow_private
 from engine.porting.readers.source import TensorSource
 from engine.text import nearest
 
@@ -99,7 +99,7 @@ class Original:
             raise GraphError(f"{self.extracted.path}: TensorFlow refuses the graph: {_text(error)}") from None
 
     def _run(self, function: Any, feeds: Any) -> list[np.ndarray]:
-        manager = cancellation.CancellationManager()
+        manager = tensorflow_private.cancellation_manager()
         timer = threading.Timer(self._time_limit, manager.start_cancel)
         timer.daemon = True
         timer.start()

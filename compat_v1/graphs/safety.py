@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework import op_def_registry  # the one place that knows which operations there are
 
 from compat_v1.graphs.op_allowlist import FILLS_TABLE, HARMLESS, TABLES, VARIABLES
+from engine import tensorflow_private
 from engine.errors import InputError
 
 MOST_BYTES = 1 << 31  # of one tensor, and of all constants together: what a GraphDef itself can hold
@@ -160,7 +160,7 @@ def _refused(op: str, library: frozenset[str], *, main: bool) -> str:
 
 
 def _registered(op: str) -> bool:
-    return op_def_registry.get(op) is not None
+    return tensorflow_private.op_definition(op) is not None
 
 
 def _functions_named(node: Any) -> Iterator[str]:

@@ -19,7 +19,7 @@ None of them touches BatchNorm statistics: a layer must be told (``moves``).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ from engine.errors import InputError
 from engine.selection.filters import Filter
 from engine.selection.selection import Selection, Statistics, select
 from engine.selection.variables import name_graph_variables
-from engine.text import nearest
+from engine.text import join_some, nearest
 
 v1 = tf.compat.v1
 
@@ -177,7 +177,7 @@ class Freezing:
         wanted = [entry.path for entry in self.selection.trained]
         if missing := [path for path in wanted if path not in made]:
             raise FreezingError(
-                f"{len(missing)} variable(s) should train, but the graph's trainable variables lack {_some(missing)}: "
+                f"{len(missing)} variable(s) should train, but the graph's trainable variables lack {join_some(missing)}: "
                 f"made with trainable=False, or under another name{nearest(missing[0], list(made))}"
             )
         var_list = [made[path] for path in wanted] if self.method == "var_list" else None
@@ -187,12 +187,12 @@ class Freezing:
         leaked = [name for name, gradient in gradients.items() if gradient is not None and name not in trained]
         if leaked:
             raise FreezingError(
-                f"method={self.method}: {len(leaked)} frozen variable(s) have a gradient all the same: {_some(leaked)}; "
+                f"method={self.method}: {len(leaked)} frozen variable(s) have a gradient all the same: {join_some(leaked)}; "
                 "the model was built outside Freezing.scope(), or the loss has a regulariser that reads them"
             )
         if cut := [path for path in wanted if gradients[path] is None]:
             raise FreezingError(
-                f"the loss does not depend on {len(cut)} trained variable(s): {_some(cut)}; leave them out of the filter"
+                f"the loss does not depend on {len(cut)} trained variable(s): {join_some(cut)}; leave them out of the filter"
             )
         return Gradients([(gradients[path], made[path]) for path in wanted], list(gradients))
 
@@ -205,7 +205,3 @@ class Freezing:
             for path in entry.paths:
                 found.setdefault(path, set()).add(entry.path in trained)
         return found
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -19,6 +19,7 @@ from engine.errors import InputError
 from engine.graphs.graph_variables import GraphVariable
 from engine.selection.filters import Filter, FilterError
 from engine.selection.selection import matching
+from engine.text import join_some
 
 RULES = {
     "frozen but written": "a variable that --expect_frozen names may be written",
@@ -105,7 +106,7 @@ def frozen_but_written(row: Any) -> Iterator[Finding]:
     for op, kind in row.by:
         kinds.setdefault(kind, []).append(op)
     for kind, ops in kinds.items():
-        yield Finding(row.path, f"frozen but written: by {_some(ops)} ({kind})", _FIXES[kind])
+        yield Finding(row.path, f"frozen but written: by {join_some(ops, most=3)} ({kind})", _FIXES[kind])
 
 
 def _expected(evidence: Evidence, wanted: Filter | None) -> frozenset[str]:
@@ -145,7 +146,7 @@ def _against_itself(row: Any, evidence: Evidence, rows: Sequence[Any]) -> Iterat
     if updates and not row.trainable_collection and evidence.facts.collected:
         yield Finding(
             row.path,
-            f"trains outside the collection: {_some([w.node.name for w in updates])} updates it, though it was made "
+            f"trains outside the collection: {join_some([w.node.name for w in updates], most=3)} updates it, though it was made "
             "with trainable=False",
             "take it out of var_list; or, if it is to train, make it trainable",
         )
@@ -165,7 +166,7 @@ def _against_itself(row: Any, evidence: Evidence, rows: Sequence[Any]) -> Iterat
     if zero:
         yield Finding(
             row.path,
-            f"a zero gradient is no freeze: {_some([w.node.name for w in zero])} gets one",
+            f"a zero gradient is no freeze: {join_some([w.node.name for w in zero], most=3)} gets one",
             "leave it out of apply_gradients: momentum, Adam and Ftrl move a weight whose gradient is zero",
         )
     if row.trainable_collection and evidence.paths.known and row.gradient != "yes":
@@ -173,7 +174,7 @@ def _against_itself(row: Any, evidence: Evidence, rows: Sequence[Any]) -> Iterat
         if decays:
             yield Finding(
                 row.path,
-                f"only decay moves it: {_some([w.node.name for w in decays])}; the loss's gradient is {row.gradient}",
+                f"only decay moves it: {join_some([w.node.name for w in decays], most=3)}; the loss's gradient is {row.gradient}",
                 "restrict decay to the variables that the loss trains",
             )
     if (
@@ -292,8 +293,3 @@ def moved_though_not_written(path: str, when: str) -> Finding:
         f"moved though not written: its bytes changed {when}, and nothing that runs writes it",
         "look for an assignment outside of training (a restored checkpoint, another fetch, a callback)",
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    names = list(dict.fromkeys(names))
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -8,14 +8,13 @@ that depends on no example is a regulariser. Whether a gradient passes an op is 
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.framework import ops  # its registry of gradients is the truth about what is differentiable
 
+from engine import tensorflow_private
 from engine.audit.graphdef import FlatGraph, Node, Tensor, data_ancestors
 from engine.audit.writes import Holders
 
@@ -68,7 +67,7 @@ _EXAMPLES = re.compile(
 _DIFFERENTIABLE = frozenset(
     kind
     for dtype in (tf.float16, tf.bfloat16, tf.float32, tf.float64, tf.complex64, tf.complex128, tf.resource, tf.variant)
-    for kind in (dtype.as_datatype_enum, dtype._as_ref.as_datatype_enum)
+    for kind in (dtype.as_datatype_enum, tensorflow_private.reference_type(dtype).as_datatype_enum)
 )
 
 
@@ -265,15 +264,7 @@ def _stops(node: Node, position: int) -> bool:
         return True
     if node.op.startswith("FusedBatchNorm") and not node.op.endswith(("Grad", "GradV2", "GradV3")) and position > 2:
         return True  # moving moments are constants to it
-    return not _has_gradient(node.op)
-
-
-@functools.cache
-def _has_gradient(op: str) -> bool:
-    try:
-        return ops.gradient_registry.lookup(op) is not None
-    except LookupError:
-        return False
+    return not tensorflow_private.has_gradient(node.op)
 
 
 def is_zero(tensor: Tensor) -> bool:

@@ -27,6 +27,7 @@ from engine.errors import InputError
 from engine.graphs.graph_variables import GraphVariable
 from engine.selection import filters
 from engine.selection.filters import Filter
+from engine.text import join_some, table
 
 
 class AuditError(InputError):
@@ -100,11 +101,7 @@ class Audit:
             )
             for row in self.variables
         ]
-        widths = [max(len(line[column]) for line in (head, *body)) for column in range(5)]
-        lines = [
-            "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[5]]).rstrip()
-            for line in (head, *body)
-        ]
+        lines = [table([head, *body])]
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"finding: {finding.path}: {finding.rule}\n    {finding.fix}" for finding in self.findings]
         return "\n".join(lines)
@@ -224,7 +221,7 @@ def _train_ops(flat: FlatGraph, facts: GraphFacts, wanted: str | Sequence[str] |
     if wanted is not None and names and all(_named(flat, name) for name in names):
         return names
     candidates = train_op_candidates(flat, facts)
-    listed = ", ".join(candidates[:10]) + (f" and {len(candidates) - 10} more" if len(candidates) > 10 else "")
+    listed = join_some(candidates, most=10)
     if wanted is None:
         if len(candidates) == 1:
             return candidates

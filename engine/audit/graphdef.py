@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import tensorflow as tf
-from tensorflow.python.framework import op_def_registry  # the one place that knows which ops exist
 
+from engine import tensorflow_private
 from engine.errors import InputError
 
 MOST_NODES = 300_000  # beyond those of the graph itself: what functions may come to, one copy for each call
@@ -175,7 +175,7 @@ class FlatGraph:
         node = Node(prefix + definition.name, definition.op, definition)
         self.nodes.append(node)
         function = self._functions.get(definition.op)
-        signature = function.signature if function is not None else op_def_registry.get(definition.op)
+        signature = function.signature if function is not None else tensorflow_private.op_definition(definition.op)
         if signature is None:
             raise FlatGraphError(f"{node.name}: {definition.op} is no op that TensorFlow {tf.__version__} knows")
         node.stateful = signature.is_stateful
@@ -213,7 +213,7 @@ class FlatGraph:
     def _offset(self, node: Node, output: str) -> int:
         """In function bodies outputs are named: ``node:output:number``."""
         function = self._functions.get(node.op)
-        signature = function.signature if function is not None else op_def_registry.get(node.op)
+        signature = function.signature if function is not None else tensorflow_private.op_definition(node.op)
         start = 0
         for argument in signature.output_arg:
             if argument.name == output:
@@ -342,7 +342,7 @@ def _attr(definition: Any, signature: Any, name: str) -> Any:
 
 def argument_names(node: Node) -> Iterator[str]:
     """The registered name of each input, such as "var" or "grad"."""
-    signature = op_def_registry.get(node.op)
+    signature = tensorflow_private.op_definition(node.op)
     for argument in signature.input_arg if signature is not None else ():
         for _ in _types(node.definition, signature, [argument])[0]:
             yield argument.name

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.ops import handle_data_util  # there is no public way to ask what a handle is of
 
+from engine import tensorflow_private
 from engine.audit import findings
 from engine.audit.gradient_paths import GradientPaths
 from engine.audit.graph_audit import Audit, AuditError, Row, owned_slots, with_moved
@@ -104,7 +104,7 @@ def _given(
 
 def _is_variable(handle: Any) -> bool:
     """Whether a handle is of a variable, not of a table or a generator's queue: only a variable's says what it holds."""
-    data = handle_data_util.get_resource_handle_data(handle)
+    data = tensorflow_private.handle_data(handle)
     return bool(data.is_set) and bool(data.shape_and_type)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from engine import tensorflow_private
 from engine.graphs.graph_variables import HOLDERS
 
 # Take a variable by reference or handle, and leave it as it is.
@@ -146,7 +147,5 @@ def _node_has_unknown_effect(node: Any) -> bool:
 
 
 def _is_stateful(kind: str) -> bool:
-    from tensorflow.python.framework import op_def_registry  # the one place that knows which ops have effects
-
-    found = op_def_registry.get(kind)
+    found = tensorflow_private.op_definition(kind)
     return found is None or found.is_stateful

@@ -8,6 +8,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from engine import tensorflow_private
+
 
 def batch_tensors(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tf.convert_to_tensor(value) for name, value in batch.items() if name != "index"}
@@ -31,7 +33,7 @@ def calls_functions(traced: Any) -> bool:
 
 def call_unchecked(function: Any, *arguments: Any) -> Any:
     """Calls a concrete function without its checks: they take as long as all kernels of a step of features."""
-    return function.inference_fn.call_preflattened([*tf.nest.flatten(arguments), *function.captured_inputs])
+    return tensorflow_private.call_unchecked(function, tf.nest.flatten(arguments))
 
 
 def signature(tensors: Mapping[str, Any]) -> Any:

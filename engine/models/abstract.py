@@ -6,7 +6,8 @@ import contextlib
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.ops.resource_variable_ops import UninitializedVariable  # there is no public one
+
+from engine import tensorflow_private
 
 _SMALL = 1 << 16  # elements: what a model may want to read while it is built (seeds, counters) stays real
 
@@ -26,7 +27,7 @@ def _without_value(next_creator: Any, **given: Any) -> Any:
     if not value.dtype.is_floating or value.shape.num_elements() < _SMALL:
         return next_creator(**given | {"initial_value": value})
     trainable = given.get("trainable")
-    return UninitializedVariable(
+    return tensorflow_private.uninitialized_variable(
         shape=value.shape,
         dtype=value.dtype,
         trainable=True if trainable is None else trainable,

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from engine.host import quantiles
 from engine.files import PathLike, write_bytes, write_json, write_npz
 from engine.training.loop import Event
 from engine.training.phases import Evaluation
@@ -179,14 +180,11 @@ def timing(
 ) -> dict[str, Any]:
     """run.json's ``timing``; the first step (tracing) is left out of the quantiles."""
     steps = np.array(step_seconds) * 1e3
-    quantile = {
-        key: float(np.percentile(steps, q)) if len(steps) else None
-        for key, q in (("median", 50), ("p10", 10), ("p90", 90))
-    }
+    none = {"median": None, "p10": None, "p90": None}
     return {
         "total_seconds": total_seconds,
         "first_step_seconds": first_step_seconds,
-        "step_ms": quantile,
+        "step_ms": quantiles(steps) if len(steps) else none,
         "examples_per_second": examples / float(sum(step_seconds)) if step_seconds else None,
     }
 

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from engine import keras_private
+
 
 def stable_names(root: Any) -> dict[int, str]:
     """Names of all layers below root, automatic ones numbered within the model.
@@ -13,13 +15,11 @@ def stable_names(root: Any) -> dict[int, str]:
     Keras counts automatic names up within a process (``dense``, ``dense_1``, ...), in the order of
     making. Numbered by rank of that count, a second build gets the names that a first one has.
     """
-    from keras.src.utils.naming import to_snake_case
-
-    layers = list(root._flatten_layers(include_self=False))
+    layers = keras_private.flatten_layers(root, include_self=False)
     automatic: dict[str, set[int]] = {}
     numbers: dict[int, tuple[str, int]] = {}
     for layer in layers:
-        stem = to_snake_case(type(layer).__name__)
+        stem = keras_private.snake_case(type(layer).__name__)
         match = re.fullmatch(re.escape(stem) + r"(?:_(\d+))?", layer.name)
         if match:
             number = int(match.group(1) or 0)
@@ -39,9 +39,7 @@ def stable_names(root: Any) -> dict[int, str]:
 
 def root_name(root: Any) -> str:
     """A root model's name, an automatic one without its number, which counts up within a process."""
-    from keras.src.utils.naming import to_snake_case
-
-    stem: str = to_snake_case(type(root).__name__)
+    stem = keras_private.snake_case(type(root).__name__)
     return stem if re.fullmatch(re.escape(stem) + r"_\d+", root.name) else root.name
 
 

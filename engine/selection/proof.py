@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from engine.digests import digest
 from engine.selection.selection import Selection
@@ -28,3 +31,15 @@ class FreezeProof:
         """Paths of frozen variables whose bytes are not what they were."""
         after = digests(selection.frozen)
         return [path for path in self.before if after.get(path) != self.before[path]]
+
+
+def weights_sha256(arrays: Iterable[tuple[str, np.ndarray]]) -> str:
+    """SHA-256 over the digests of arrays in the order given: equal for equal weights, to the bit.
+
+    Args:
+        arrays: (path, value) of each variable, in model order.
+    """
+    hasher = hashlib.sha256()
+    for path, value in arrays:
+        hasher.update(digest(path, np.asarray(value)).encode())
+    return hasher.hexdigest()

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from engine import text
+from engine import keras_private, text
 from engine.selection import filters
 from engine.selection.filters import Filter, FilterError, Item, Ordered
 from engine.selection.variables import ModelVariables, NamedVariable, StatisticsLayer, name_variables
-from engine.text import shorten
+from engine.text import shorten, table
 
 Statistics = Literal["follow", "frozen"]
 
@@ -83,12 +83,7 @@ class Selection:
         """The selection as aligned text."""
         head = ("", "variables", "parameters", "decided by", "paths")
         body = [(s, str(n), f"{p:,}", rule, paths) for s, n, p, rule, paths in self.rows()]
-        widths = [max(len(row[column]) for row in (head, *body)) for column in range(4)]
-        lines = []
-        for row in (head, *body):
-            cells = [row[0].ljust(widths[0]), row[1].rjust(widths[1]), row[2].rjust(widths[2]), row[3].ljust(widths[3])]
-            lines.append("  ".join([*cells, row[4]]).rstrip())
-        return "\n".join(lines)
+        return table([head, *body], right={1, 2})
 
     @contextlib.contextmanager
     def modes(self) -> Iterator[None]:
@@ -108,7 +103,7 @@ def _read_mode(layer: StatisticsLayer) -> list[tuple[Any, bool]]:
     """The switch; in Keras also those of the layers inside and all their variables, which the switch overwrites."""
     if layer.switch != "trainable":
         return [(layer.layer, getattr(layer.layer, layer.switch))]
-    return [(owner, owner.trainable) for owner in (*layer.layer._flatten_layers(), *layer.layer.weights)]
+    return [(owner, owner.trainable) for owner in (*keras_private.flatten_layers(layer.layer), *layer.layer.weights)]
 
 
 def _restore(layer: StatisticsLayer, before: list[tuple[Any, bool]]) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import tensorflow as tf
 
+from engine import keras_private, tensorflow_private
 from engine.errors import InputError
 from engine.graphs.graph_variables import GraphVariable
 from engine.selection import groups, keras_names
@@ -246,7 +247,7 @@ class _Walk:
         return self._seen[key]
 
     def module(self, module: tf.Module, path: str, layers: tuple[Any, ...]) -> None:
-        ignored = type(module)._TF_MODULE_IGNORED_PROPERTIES  # what tf.Module itself skips
+        ignored = tensorflow_private.ignored_module_properties(module)
         for name, value in vars(module).items():
             if name in ignored or name.startswith("_self_"):
                 continue
@@ -295,7 +296,7 @@ class _Walk:
                     self.inner.add(id(layer))
             for index, child in enumerate(children):
                 within[id(child)] = (*layers, (id(layer), index, len(children)))
-        weights, others = layer._trainable_variables, layer._non_trainable_variables
+        weights, others = keras_private.own_variables(layer)
         for names, kinds in ((weights, "weight"), (others, "statistic")):
             for own, variable in zip(keras_names.variable_names(names), names, strict=True):
                 raw = _raw(variable, own)
@@ -303,10 +304,10 @@ class _Walk:
                 self.add(_join(path, own), raw, kind, layer, unique, layers)
                 if kind == "statistic":
                     self.statistics_layers.setdefault(id(layer), StatisticsLayer(unique, layer, "trainable"))
-        for number, generator in enumerate(getattr(layer, "_seed_generators", ())):
+        for number, generator in enumerate(keras_private.seed_generators(layer)):
             self.generators.setdefault(_join(unique, f"seed_generator/{number}"), _raw(generator.state, "seed"))
         self._stack.add(id(layer))
-        for child in layer._layers:
+        for child in keras_private.child_layers(layer):
             if id(child) not in self._stack:
                 name = self._names.get(id(child), child.name)
                 own = self._unique("layer", _join(unique, name), child)

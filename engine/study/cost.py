@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from engine.graphs import dataflow, tracing
 from engine.graphs.batch_shapes import BatchShapes
+from engine.host import quantiles
 from engine.selection.selection import Selection
 from engine.training import microbatch
 from engine.training.microbatch import MicroBatch
@@ -80,4 +81,4 @@ def gemm_gflops(size: int = 1536, *, times: int = 15) -> dict[str, float]:
         product(left, right).numpy()
         seconds.append(time.perf_counter() - started)
     rates = 2e-9 * size**3 / np.array(seconds[2:])
-    return {key: float(np.percentile(rates, q)) for key, q in (("median", 50), ("p10", 10), ("p90", 90))}
+    return quantiles(rates)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
 
+from engine import keras_private
 from engine.errors import InputError
 from engine.selection.variables import is_keras, name_variables
 from engine.text import nearest
@@ -145,7 +146,11 @@ def supervised_loss(model: Any, kind: str = "softmax", *, label_smoothing: float
         values, metrics = compute(outputs, _present(batch["label"], weights), label_smoothing)
         regulariser = {path: penalty() for path, penalty in penalties.items()}
         if is_keras(model):
-            added = [tf.reduce_sum(value) for layer in model._flatten_layers() for value in layer._get_own_losses()]
+            added = [
+                tf.reduce_sum(value)
+                for layer in keras_private.flatten_layers(model)
+                for value in keras_private.own_losses(layer)
+            ]
             regulariser |= {"": tf.add_n(added)} if added else {}
         return Loss(
             terms={kind: (values, weights)},

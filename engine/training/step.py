@@ -19,7 +19,7 @@ from engine.graphs.tracing import call_unchecked, signature, specs_of
 from engine.seeds import example_seeds
 from engine.selection.selection import Selection
 from engine.selection.variables import ModelVariables
-from engine.text import first_of
+from engine.text import join_some
 from engine.training import losses, microbatch, update
 from engine.training.ema import Averages
 from engine.training.losses import LossFunction
@@ -316,7 +316,7 @@ class TrainStep:
         bad = tf.function(whose, autograph=False)(dict(tensors), tf.constant(scale, tf.float64)).numpy()
         names = [entry.path for entry, is_bad in zip(selection.trained, bad, strict=True) if is_bad]
         if names:
-            return f"{len(names)} of {len(bad)} gradients are not finite: {first_of(names)}"
+            return f"{len(names)} of {len(bad)} gradients are not finite: {join_some(names)}"
         return "each gradient is finite, but the loss or the gradient's norm is too large"
 
     def tensors(self, batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from engine.feature_cache.batches import FeatureBatches
 from engine.feature_cache.store import Features
 from engine.frostline.cuts import cut_step
 from engine.frostline.line import FrostLine
+from engine.host import quantiles
 from engine.runs.progress import reaching
 from engine.training.evaluation import Evaluator
 from engine.training.loop import Event, Loop, Stage, State
@@ -111,7 +112,7 @@ def engine(job: Job, count: int, *, cache: pathlib.Path | None, held: bool = Tru
         "cache_bytes": cached["bytes"],
         "seconds_to_cut": decided,
         "seconds_to_fill": sum(phase["seconds"] for phase in cached["phases"]),
-        "step_ms": harness.quantiles([1e3 * value for value in watch.steps]),
+        "step_ms": quantiles([1e3 * value for value in watch.steps]),
     }
 
 
@@ -197,7 +198,7 @@ def keras_fit(job: Job, count: int) -> dict[str, Any]:
         "last_epoch_loss": losses_seen.losses[-1],  # fit's own mean over the epoch
         "examples": count,
         "peak_rss_bytes": harness.peak_rss_bytes(),
-        "step_ms": harness.quantiles([1e3 * value for value in losses_seen.seconds]),
+        "step_ms": quantiles([1e3 * value for value in losses_seen.seconds]),
         **keras_vit.facts(model),
     }
 
@@ -229,7 +230,7 @@ def forward(job: Job, count: int, *, keras: bool) -> dict[str, Any]:
     return {
         "seconds": time.perf_counter() - start,
         "examples": count,
-        "step_ms": harness.quantiles([1e3 * value for value in seconds]),
+        "step_ms": quantiles([1e3 * value for value in seconds]),
         "peak_rss_bytes": harness.peak_rss_bytes(),
     }
 

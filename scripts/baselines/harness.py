@@ -20,6 +20,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from engine import text
+
 # relative difference of the first step's loss; Keras and torch sum in another order
 AGREEMENT = {"hand": 1e-5, "keras": 1e-4, "keras_fit": 1e-4, "torch": 1e-4}
 
@@ -180,11 +182,6 @@ def peak_rss_bytes() -> int:
     return int(peak) if sys.platform == "darwin" else int(peak) * 1024
 
 
-def quantiles(values: list[float] | np.ndarray) -> dict[str, float]:
-    """median, p10 and p90."""
-    return {key: float(np.percentile(values, q)) for key, q in (("median", 50), ("p10", 10), ("p90", 90))}
-
-
 def check_agreement(job: Job, results: dict[str, Any], interleaved: dict[str, Any]) -> None:
     """Unequal models must not be compared: parameters, what trains, and the first loss have to agree."""
     base = interleaved.get("engine") or next(iter(results.values()), None)
@@ -239,11 +236,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
                 "" if row["backward_ops"] is None else str(row["backward_ops"]),
             )
         )
-    widths = [max(len(line[column]) for line in table) for column in range(len(head))]
-    print()
-    for line in table:
-        left = [cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True)]
-        print("  ".join([*left, *(c.rjust(w) for c, w in zip(line[2:], widths[2:], strict=True))]).rstrip())
+    print("\n" + text.table(table, right=range(2, len(head))))
     for row in rows:
         if tape := row["tape"]:
             print(

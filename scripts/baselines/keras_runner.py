@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from engine import keras_private
 from engine.graphs import dataflow
 from engine.selection.proof import FreezeProof
 from engine.selection.selection import Selection
@@ -99,7 +100,7 @@ class KerasRunner:
     def slot_bytes(self) -> int:
         """Of Adam's m and v."""
         optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
-        slots = [*optimizer._momentums, *optimizer._velocities]
+        slots = keras_private.slot_variables(optimizer)
         return sum(int(np.prod(slot.shape)) * tf.as_dtype(slot.dtype).size for slot in slots)
 
     def cost(self, stage: Stage) -> Cost:
@@ -188,8 +189,8 @@ def freeze(model: Any, selection: Selection) -> None:
     """
     trained = {id(entry.variable) for entry in selection.trained}
     model.trainable = True
-    for layer in model._flatten_layers():
-        inner = list(layer._flatten_layers(include_self=False))
+    for layer in keras_private.flatten_layers(model):
+        inner = keras_private.flatten_layers(layer, include_self=False)
         if not inner and layer.weights and not any(id(variable.value) in trained for variable in layer.weights):
             layer.trainable = False
     for statistics in selection.inference:

@@ -15,7 +15,7 @@ from compat_v1.training import models as v1_models
 from compat_v1.training.freezing import METHODS, Freezing
 from compat_v1.training.session_loop import SessionLoop
 from engine import data, models
-from engine.digests import digest
+from engine.selection.proof import weights_sha256
 from engine.selection.selection import Selection, select
 from engine.training import losses, optimizers, precision
 from engine.training.step import TrainStep
@@ -181,16 +181,6 @@ class V1Runner:
 
 def make(runner: str, setting: Setting) -> EngineRunner | V1Runner:
     return EngineRunner(setting) if runner == "engine" else V1Runner(setting, runner.removeprefix("v1_"))
-
-
-def weights_sha256(values: Any) -> str:
-    """SHA-256 over the digests (engine.selection.selection.digest) of all variables, in the model's order."""
-    import hashlib
-
-    hasher = hashlib.sha256()
-    for path, value in values:
-        hasher.update(digest(path, value).encode())
-    return hasher.hexdigest()
 
 
 def _arrays(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:

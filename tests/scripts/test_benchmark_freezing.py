@@ -376,7 +376,7 @@ FORKED = """
 import os
 from scripts import benchmark_freezing_server as server, cli
 cli.import_tensorflow(start=False)
-from engine.runs.records import peak_rss_bytes
+from engine.host import peak_rss_bytes
 from scripts import benchmark_freezing_worker
 pages = server._library_pages()
 print(len(os.listdir("/proc/self/task")), peak_rss_bytes(), flush=True)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from engine import keras_private
 from engine.models.images import colour_notes, preprocessing
 from engine.models.keras import heads, weights
 from engine.models.keras.safe_loading import import_keras
@@ -116,10 +117,9 @@ def _not_loading() -> Iterator[list[ImagenetFile]]:
     layer when they are built for ImageNet weights.
     """
     import keras
-    from keras.src.utils import file_utils
 
     files: list[ImagenetFile] = []
-    get_file, load_weights = file_utils.get_file, keras.Model.load_weights
+    load_weights = keras.Model.load_weights
 
     def named(fname: str, origin: str, *, file_hash: str | None = None, **_: Any) -> _Loaded:
         files.append(ImagenetFile(fname, origin, file_hash))
@@ -128,13 +128,13 @@ def _not_loading() -> Iterator[list[ImagenetFile]]:
     def skipped(self: Any, filepath: Any, *args: Any, **kwargs: Any) -> Any:
         return None if isinstance(filepath, _Loaded) else load_weights(self, filepath, *args, **kwargs)
 
-    file_utils.get_file, keras.Model.load_weights = named, skipped
+    keras.Model.load_weights = skipped
     try:
-        with warnings.catch_warnings():
+        with keras_private.replaced_get_file(named), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*input_shape.*")  # of MobileNet: which file it takes
             yield files
     finally:
-        file_utils.get_file, keras.Model.load_weights = get_file, load_weights
+        keras.Model.load_weights = load_weights
 
 
 def _options(spec: str, function: Callable[..., Any], options: Mapping[str, str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from engine import keras_private
 from engine.errors import InputError
 from engine.selection import groups
 from engine.selection.variables import name_variables
@@ -137,7 +138,7 @@ def without_activation(model: Any, spec: str) -> tuple[Any, str]:
     while layer is None or isinstance(layer, keras.Model):
         owner = layer if layer is not None else model
         layer, inputs = _made_by(owner.outputs[0])
-    if len(layer._inbound_nodes) == 1 and getattr(layer, "activation", None) is not None:
+    if len(keras_private.inbound_nodes(layer)) == 1 and getattr(layer, "activation", None) is not None:
         layer.activation = keras.activations.linear
     elif owner is model and len(inputs) == 1 and not getattr(layer, "weights", ()):
         model = keras.Model(model.inputs[0], inputs[0], name=model.name)
@@ -179,5 +180,5 @@ def _made_by(tensor: Any) -> tuple[Any, list[Any]]:
     history = getattr(tensor, "_keras_history", None)
     if history is None:
         raise HeadError("the model is no graph of Keras layers; build it in py:module:factory with the head it needs")
-    node = history.operation._inbound_nodes[history.node_index]
+    node = keras_private.inbound_nodes(history.operation)[history.node_index]
     return history.operation, list(node.input_tensors)

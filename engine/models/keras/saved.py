@@ -10,6 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from engine import keras_private
 from engine.data import Normalise
 from engine.models import images
 from engine.models.keras import heads, scopes, weights
@@ -101,7 +102,7 @@ def follow_precision(request: Request, network: Any) -> None:
         )
     import keras
 
-    for layer in network._flatten_layers():
+    for layer in keras_private.flatten_layers(network):
         if not isinstance(layer, keras.layers.InputLayer):
             layer.dtype_policy = request.policy
 
@@ -138,7 +139,7 @@ def _preprocessing(request: Request, model: Any) -> tuple[Normalise, str]:
     mode = images.chosen_mode(request)
     if mode is not None:
         return images.preprocessing_by_name(mode, channels), ""
-    scaling = any(type(x).__name__ in ("Rescaling", "Normalization") for x in model._flatten_layers())
+    scaling = any(type(x).__name__ in ("Rescaling", "Normalization") for x in keras_private.flatten_layers(model))
     why = "it scales images itself" if scaling else "a file does not say what it was trained on"
     note = f"images are given as {'0 to 255' if scaling else '-1 to 1'} ({why}; ,preprocess= says otherwise)"
     return images.preprocessing_by_name("pixels" if scaling else "tf", channels), note

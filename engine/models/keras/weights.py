@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from engine import keras_private
 from engine.files import PathLike
 from engine.models.keras import safe_loading
 from engine.porting import PortError
@@ -36,9 +37,7 @@ class ImagenetFile:
     @property
     def path(self) -> pathlib.Path:
         """Where Keras keeps it: ``models/`` in $KERAS_HOME, or in ``.keras`` of the home folder."""
-        from keras.src.backend import config
-
-        return pathlib.Path(config.keras_home()).expanduser() / "models" / self.name
+        return keras_private.home() / "models" / self.name
 
 
 def load(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from engine.porting.errors import PortError
 from engine.porting.rules import language
+from engine.text import table
 
 SURE = 0.8
 _MOST_BYTES = 1 << 20  # of a rule file (engine.porting.rules.language)
@@ -145,12 +146,7 @@ class Proposal:
             rows.append((" + ".join(line.source), line.target, how, f"{line.confidence:.2f}", line.reason + others))
         rows += [("(none)", variable.path, "-", "", variable.reason) for variable in self.missing]
         rows += [(left.name, "(skip)", "-", f"{left.confidence:.2f}", left.reason) for left in self.skips]
-        shown = [tuple(_comment(cell) for cell in row) for row in rows]
-        widths = [max(len(row[column]) for row in shown) for column in range(4)]
-        return "\n".join(
-            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]).rstrip()
-            for row in shown
-        )
+        return table([tuple(_comment(cell) for cell in row) for row in rows])
 
 
 def _json(entry: Line | Missing) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from engine.selection.variables import name_variables
 
 v1 = tf.compat.v1
 Save = Callable[..., pathlib.Path]
-EXAMPLES = pathlib.Path(export.__file__).parent / "examples"
+EXAMPLES = pathlib.Path(export.__file__).parents[1] / "examples"
 RNG = np.random.default_rng(0)
 ARRAYS = {
     "dense/kernel": RNG.standard_normal((4, 3)).astype(np.float32),

@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 from engine import files, porting
 from engine.files import FileError
 from engine.porting import PortError, open_tensors
+from engine.porting.rules import language
 
 Arrays = dict[str, np.ndarray]
 ARRAYS: Arrays = {
@@ -186,7 +187,7 @@ def test_a_keras_file_loads_by_rules(tmp_path: pathlib.Path) -> None:
         for ours, theirs in (("one", "dense"), ("two", "dense_1"))
         for index, name in enumerate(("kernel", "bias"))
     ]
-    rules = porting.rules.parse("\n".join(lines))
+    rules = language.parse("\n".join(lines))
     porting.load(two, tmp_path / "m.weights.h5", rules)
     np.testing.assert_array_equal(two.layers[1].kernel, one.layers[1].kernel)
 

@@ -1,0 +1,31 @@
+"""Walking a graph: everything that can be reached from some nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from typing import TypeVar
+
+Node = TypeVar("Node", bound=Hashable)
+
+
+def reach(start: Iterable[Node], following: Callable[[Node], Iterable[Node]]) -> dict[Node, None]:
+    """The nodes of ``start`` and all that can be reached from them, each once, in the order in which they are found.
+
+    A dict, which keeps that order and answers ``in`` as a set does.
+
+    Args:
+        start: where to begin; nodes can be anything that can be hashed.
+        following: node -> the nodes one step further.
+
+    Example:
+        >>> list(reach([1], lambda n: [2 * n, n + 1] if n < 3 else []))
+        [1, 2, 3, 4]
+    """
+    found: dict[Node, None] = {}
+    pending = list(start)
+    while pending:
+        node = pending.pop()
+        if node not in found:
+            found[node] = None
+            pending.extend(following(node))
+    return found

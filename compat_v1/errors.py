@@ -1,11 +1,11 @@
-"""What several files of this room raise."""
+"""Errors that several modules of compat_v1 raise."""
 
 from engine.errors import InputError
 
 
 class SessionError(InputError):
-    """A batch, an optimizer or a checkpoint that the session loop cannot work with."""
+    """A batch, an optimizer or a checkpoint that the session loop cannot use."""
 
 
 class GraphError(InputError):
-    """An old graph lacks what is asked of it, or its values do not fit. The message names the file and the tensor."""
+    """An old graph lacks something or its values do not fit. The message names the file and the tensor."""

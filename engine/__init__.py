@@ -1,9 +1,9 @@
-"""Frostline's engine: fine-tuning in TensorFlow 2 under explicit control of what moves.
+"""Frostline's engine: fine-tuning in TensorFlow 2 under explicit control of which variables train.
 
-The way through it: ``select`` resolves a filter against a model; ``TrainStep`` trains that selection
-and nothing else; a ``FreezeProof`` shows it. ``Task`` and ``finetune`` do the whole job.
+``select`` resolves a filter against a model, ``TrainStep`` trains that selection and nothing else, and a ``FreezeProof``
+shows that the rest did not change. ``finetune`` does a whole job; ``Task`` opens its data, model, weights and loss.
 
-Names are imported when they are first used (PEP 562), so ``import engine`` costs nothing.
+Each name is imported when it is first used (PEP 562): ``import engine`` alone does not import TensorFlow.
 """
 
 from __future__ import annotations
@@ -12,47 +12,41 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from engine.audit.graph_audit import audit_graph as audit_graph
+    from engine.audit.training_audit import audit_step as audit_step
     from engine.data.source import open_data as open_data
     from engine.errors import InputError as InputError
     from engine.models.registry import build_model as build_model
+    from engine.models.weights import load_weights as load_weights
+    from engine.recipes.config import FinetuneConfig as FinetuneConfig
+    from engine.recipes.finetune import finetune as finetune
+    from engine.recipes.task import Task as Task
     from engine.selection.filters import (
         Filter as Filter,
-    )
-    from engine.selection.filters import (
         FilterError as FilterError,
-    )
-    from engine.selection.filters import (
         blocks as blocks,
-    )
-    from engine.selection.filters import (
         group as group,
-    )
-    from engine.selection.filters import (
         layers as layers,
-    )
-    from engine.selection.filters import (
         parse_filter as parse_filter,
-    )
-    from engine.selection.filters import (
         path as path,
     )
     from engine.selection.proof import FreezeProof as FreezeProof
-    from engine.selection.selection import Selection as Selection
-    from engine.selection.selection import select as select
-    from engine.training.losses import Loss as Loss
-    from engine.training.losses import supervised_loss as supervised_loss
-    from engine.training.optimizers import SGD as SGD
-    from engine.training.optimizers import Adam as Adam
-    from engine.training.optimizers import AdamW as AdamW
-    from engine.training.optimizers import Momentum as Momentum
+    from engine.selection.selection import Selection as Selection, select as select
+    from engine.training.losses import Loss as Loss, supervised_loss as supervised_loss
+    from engine.training.optimizers import SGD as SGD, Adam as Adam, AdamW as AdamW, Momentum as Momentum
     from engine.training.precision import LossScale as LossScale
-    from engine.training.step import StepResult as StepResult
-    from engine.training.step import TrainStep as TrainStep
+    from engine.training.step import StepResult as StepResult, TrainStep as TrainStep
 
 _HOMES = {
+    "engine.audit.graph_audit": ("audit_graph",),
+    "engine.audit.training_audit": ("audit_step",),
     "engine.data.source": ("open_data",),
     "engine.errors": ("InputError",),
     "engine.models.registry": ("build_model",),
+    "engine.models.weights": ("load_weights",),
+    "engine.recipes.config": ("FinetuneConfig",),
+    "engine.recipes.finetune": ("finetune",),
+    "engine.recipes.task": ("Task",),
     "engine.selection.filters": ("Filter", "FilterError", "blocks", "group", "layers", "parse_filter", "path"),
     "engine.selection.proof": ("FreezeProof",),
     "engine.selection.selection": ("Selection", "select"),
@@ -63,13 +57,15 @@ _HOMES = {
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0.dev0"  # the one place; pyproject.toml reads it here
 __all__ = sorted([*_HOME, "__version__"])
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(f"module 'engine' has no attribute {name!r}")
+        from engine.text import nearest
+
+        raise AttributeError(f"module 'engine' has no attribute {name!r}{nearest(name, __all__)}")
     return getattr(importlib.import_module(_HOME[name]), name)
 
 

@@ -1,4 +1,4 @@
-"""SHA-256 of arrays: over path, dtype, shape and little-endian bytes."""
+"""SHA-256 digests of named arrays."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def digest(path: str, value: np.ndarray) -> str:
-    """SHA-256 over path, dtype, shape and little-endian bytes of an array, in hexadecimal."""
+    """Returns the SHA-256, in hexadecimal, over an array's path, dtype, shape and little-endian bytes."""
     value = np.asarray(value)
     if value.dtype.byteorder == ">" or (value.dtype.byteorder == "=" and sys.byteorder == "big"):
         value = value.astype(value.dtype.newbyteorder("<"))

@@ -1,4 +1,4 @@
-"""The one base of all errors that a user's input can cause."""
+"""The base class of all errors that a user's input can cause, and the check of a number's range."""
 
 from __future__ import annotations
 
@@ -6,21 +6,50 @@ import math
 
 
 class InputError(ValueError):
-    """What was given is wrong. The message names it, its value, the rule, and the nearest valid thing."""
+    """An argument, a flag or a file is wrong.
+
+    Every error that a user's input causes is a subclass, so a program can catch this one class, print the message and
+    exit with code 2. The message names the argument, its value, the rule and the nearest valid value.
+
+    Example:
+        >>> from engine import InputError, parse_filter
+        >>> try:
+        ...     parse_filter("@nrom")
+        ... except InputError as error:
+        ...     print(str(error).split(";")[0])
+        item 1 `@nrom`: `@nrom` is not a group
+    """
 
 
-def check_range(name: str, value: float | None, least: float, most: float = math.inf) -> None:
-    """Raises InputError unless a value lies between ``least`` and ``most``, both included; None is not given.
+def check_range(
+    name: str,
+    value: float | None,
+    least: float | None = None,
+    most: float | None = None,
+    *,
+    above: float | None = None,
+    below: float | None = None,
+) -> None:
+    """Raises InputError, which names the argument or flag, unless a value is finite and within its limits.
 
-    Args:
-        name: of the argument or flag, for the message.
+    It may equal ``least`` and ``most``, but not ``above`` and ``below``. None, for "not given", always passes.
 
     Example:
         >>> check_range("keep", 0, 1)
         Traceback (most recent call last):
         engine.errors.InputError: keep=0: expected a number of at least 1
+        >>> check_range("ema", 1.0, above=0, below=1)
+        Traceback (most recent call last):
+        engine.errors.InputError: ema=1.0: expected a number above 0 and below 1
     """
-    if value is None or (math.isfinite(value) and least <= value <= most):
+    if value is None:
         return
-    limits = f"of at least {least:g}" if math.isinf(most) else f"from {least:g} to {most:g}"
-    raise InputError(f"{name}={value}: expected a number {limits}")
+    inside = (least is None or value >= least) and (most is None or value <= most)
+    strictly = (above is None or value > above) and (below is None or value < below)
+    if math.isfinite(value) and inside and strictly:
+        return
+    if least is not None and most is not None:
+        raise InputError(f"{name}={value}: expected a number from {least:.15g} to {most:.15g}")
+    limits = [(f"of at least {least}", least), (f"above {above}", above), (f"at most {most}", most)]
+    words = [text for text, limit in (*limits, (f"below {below}", below)) if limit is not None]
+    raise InputError(f"{name}={value}: expected a number {' and '.join(words)}")

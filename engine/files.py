@@ -1,13 +1,14 @@
-"""Reading and writing files so that nothing is half written and nothing hostile is believed.
+"""Reads and writes files so that no file is ever half written and no hostile file is trusted.
 
-Writes go to a temporary name in the same folder, are flushed to disk and renamed. Reads of ``.npz``
-check every size against the file before memory is allocated, and refuse pickled objects.
+A file is written under a temporary name in the same folder, flushed to disk and then renamed. Before an array of an
+``.npz`` file is read, its size is checked against the file; pickled objects are refused.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import zipfile
@@ -24,11 +25,11 @@ _BFLOAT16 = ":bfloat16"
 
 
 class FileError(InputError):
-    """A file that is missing, damaged or not what it should be. The message names it."""
+    """A file is missing, damaged or of the wrong kind. The message names it."""
 
 
-def write_atomically(path: PathLike, write: Callable[[IO[bytes]], None]) -> None:
-    """Calls ``write`` with a binary file; ``path`` appears whole, or stays as it was."""
+def write_atomically(path: PathLike, write: Callable[[IO[bytes]], object]) -> None:
+    """Calls ``write`` with a binary file. Afterwards ``path`` is either complete or unchanged."""
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -49,13 +50,12 @@ def write_atomically(path: PathLike, write: Callable[[IO[bytes]], None]) -> None
 
 
 def write_bytes(path: PathLike, content: bytes) -> None:
-    def write(file: IO[bytes]) -> None:
-        file.write(content)
-
-    write_atomically(path, write)
+    """Writes a file atomically."""
+    write_atomically(path, lambda file: file.write(content))
 
 
 def write_json(path: PathLike, value: Any) -> None:
+    """Writes a value as indented JSON, atomically."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_bytes(path, text.encode())
 
@@ -63,9 +63,9 @@ def write_json(path: PathLike, value: Any) -> None:
 def write_npz(
     path: PathLike, arrays: Iterable[tuple[str, np.ndarray]], *, texts: Mapping[str, str] | None = None
 ) -> None:
-    """Writes arrays one at a time. bfloat16 is stored as uint16 under ``name:bfloat16``.
+    """Writes (name, array) pairs one at a time. A bfloat16 array is stored as uint16 under ``name:bfloat16``.
 
-    ``texts`` are further members of the archive (name -> text), such as a checkpoint's state.
+    ``texts`` are further members of the archive by name, such as a checkpoint's state.
     """
 
     def write(file: IO[bytes]) -> None:
@@ -83,15 +83,15 @@ def write_npz(
 
 
 def _member(name: str) -> zipfile.ZipInfo:
-    return zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))  # equal content gives equal bytes
+    return zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))  # a fixed date, so equal content gives equal bytes
 
 
 class Npz:
-    """An ``.npz`` file, opened for reading one array at a time. A TensorSource (engine.porting.readers.source).
+    """An ``.npz`` file that is read one array at a time. It is a TensorSource (engine.porting.readers.source).
 
     Raises:
-        FileError: not there, no zip archive, truncated, an array with Python objects, or a header
-            that promises another size than the file has.
+        FileError: the file does not exist, is not a zip archive or is truncated; or an array holds Python objects, or
+            its header disagrees with the size of its data.
     """
 
     checksums = True
@@ -103,7 +103,7 @@ class Npz:
         try:
             self._archive = zipfile.ZipFile(self.path)
         except Exception as error:  # zipfile raises half a dozen types on damaged bytes
-            raise FileError(f"{self.path}: no .npz file, or a truncated one ({error})") from None
+            raise FileError(f"{self.path}: not an .npz file, or truncated ({error})") from None
         self._members: dict[str, zipfile.ZipInfo] = {}
         self._headers: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
         try:
@@ -111,7 +111,7 @@ class Npz:
                 if info.filename.endswith(".npy"):
                     name = info.filename.removesuffix(".npy").removesuffix(_BFLOAT16)
                     if name in self._members:
-                        raise FileError(f"{self.path}: {name}: the file holds it twice")
+                        raise FileError(f"{self.path}: {name}: the file holds this array twice")
                     self._members[name] = info
                     self._headers[name] = self._header(name)
         except FileError:
@@ -132,22 +132,20 @@ class Npz:
         with self._damage(name), self._archive.open(self._members[name]) as member:
             array = np.lib.format.read_array(member, allow_pickle=False)
             if member.read(1):
-                raise FileError(f"{self.path}: {name}: bytes follow the array")
+                raise FileError(f"{self.path}: {name}: there are bytes after the end of the array")
         return array.view(self.dtype(name)) if self.dtype(name) != array.dtype else array
 
     def read_slice(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows ``start`` to ``stop`` along axis 0. Not checked against the archive's checksum."""
+        """Reads rows ``start`` to ``stop`` (exclusive) along axis 0, without checking the archive's checksum."""
         with self._damage(name):
             shape, stored = self._headers[name]
         if not shape or not 0 <= start <= stop <= shape[0]:
-            raise FileError(f"{self.path}: {name}: rows {start} to {stop} of shape {list(shape)}")
-        row = stored.itemsize
-        for length in shape[1:]:
-            row *= length
+            raise FileError(f"{self.path}: {name}: cannot read rows {start} to {stop} of shape {list(shape)}")
+        row = math.prod(shape[1:], start=stored.itemsize)
         with self._damage(name), self._archive.open(self._members[name]) as member:
             version = np.lib.format.read_magic(member)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            if read(member)[1] and len(shape) > 1:  # Fortran order: rows do not lie together
+            if read(member)[1] and len(shape) > 1:  # Fortran order: rows are not contiguous
                 return self.read(name)[start:stop].copy()
             member.seek(start * row, os.SEEK_CUR)
             content = bytearray(row * (stop - start))
@@ -161,14 +159,14 @@ class Npz:
         return np.frombuffer(content, stored).reshape(stop - start, *shape[1:]).view(self.dtype(name))
 
     def others(self) -> list[str]:
-        """Members that are no arrays."""
+        """Returns the names of members that are not arrays."""
         return [info.filename for info in self._archive.infolist() if not info.filename.endswith(".npy")]
 
     def text(self, name: str) -> str:
         with self._damage(name):
             info = self._archive.getinfo(name)
             if info.file_size > 1 << 28:
-                raise FileError(f"{self.path}: {name}: {info.file_size} bytes of text are not believable")
+                raise FileError(f"{self.path}: {name}: {info.file_size} bytes of text; the limit is {1 << 28}")
             return self._archive.read(info).decode()
 
     def close(self) -> None:
@@ -181,29 +179,27 @@ class Npz:
         self.close()
 
     def _header(self, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-        """Shape and dtype of an array, believed only when they agree with the size in the archive."""
+        """Reads an array's shape and dtype, and checks them against its size in the archive."""
         info = self._members[name]
         if info.compress_size > self.path.stat().st_size:
-            raise FileError(f"{self.path}: {name}: its {info.compress_size} bytes are more than the file has")
+            raise FileError(f"{self.path}: {name}: claims {info.compress_size} bytes, more than the file has")
         with self._damage(name), self._archive.open(info) as member:
             version = np.lib.format.read_magic(member)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, _, dtype = read(member)
             offset = member.tell()
         if dtype.hasobject:
-            raise FileError(f"{self.path}: {name}: holds pickled Python objects; these are never loaded")
-        if dtype.itemsize == 0:  # any number of these fits into no bytes at all
-            raise FileError(f"{self.path}: {name}: is of {dtype.str}, elements without bytes")
-        size = dtype.itemsize
-        for length in shape:
-            size *= int(length)
+            raise FileError(f"{self.path}: {name}: holds pickled Python objects, which are never loaded")
+        if dtype.itemsize == 0:  # a header could claim any number of these
+            raise FileError(f"{self.path}: {name}: its dtype {dtype.str} has elements of 0 bytes")
+        size = math.prod(map(int, shape), start=dtype.itemsize)
         if size != info.file_size - offset:
             raise FileError(
                 f"{self.path}: {name}: its header says shape {list(shape)} {dtype.name} ({size} bytes), "
-                f"the file has {info.file_size - offset} bytes of it"
+                f"but the file holds {info.file_size - offset} bytes of data"
             )
         if info.file_size > info.compress_size * (1 if info.compress_type == zipfile.ZIP_STORED else 1032):
-            raise FileError(f"{self.path}: {name}: unpacks to more than deflate can hold; the file is damaged")
+            raise FileError(f"{self.path}: {name}: claims to unpack to more than deflate allows; the file is damaged")
         return tuple(int(length) for length in shape), dtype
 
     @contextlib.contextmanager
@@ -213,7 +209,7 @@ class Npz:
         except FileError:
             raise
         except KeyError:
-            raise FileError(f"{self.path}: it has no {name}") from None
+            raise FileError(f"{self.path}: the file has no {name}") from None
         except Exception as error:  # zipfile, its decompressors and numpy raise a dozen types on damaged bytes
             raise FileError(
                 f"{self.path}: {name}: damaged or truncated ({str(error) or type(error).__name__})"

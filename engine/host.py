@@ -1,22 +1,26 @@
-"""The machine that runs this: memory of the process, versions of what decides a run's bits, spreads of what is timed."""
+"""Facts about the machine and the process: memory, library versions, and quantiles of timings."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import gc
+import importlib.metadata
 import os
 import pathlib
+import platform
 import resource
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 
 def peak_rss_bytes() -> int:
-    """Largest resident memory of this process so far."""
-    with contextlib.suppress(OSError, StopIteration):  # Linux: getrusage would count the parent before exec too
+    """Returns the largest resident set size of this process so far, in bytes."""
+    with contextlib.suppress(OSError, StopIteration):  # Linux: getrusage would include the parent's memory before exec
         status = pathlib.Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
         return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM:")).split()[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -24,38 +28,85 @@ def peak_rss_bytes() -> int:
 
 
 def resident_bytes() -> int:
-    """Memory that this process holds now, what Python no longer needs given back."""
+    """Returns the current resident set size in bytes, after unused memory was given back to the system."""
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # glibc alone has it
+    with contextlib.suppress(OSError, AttributeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)
     try:
         pages = int(pathlib.Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except (OSError, ValueError, IndexError):  # not Linux: the most it held so far
+    except (OSError, ValueError, IndexError):  # not Linux: the peak is all there is
         return peak_rss_bytes()
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides a run's bits."""
-    import platform
-
-    import keras
-    import numpy
-    import tensorflow as tf
+    """Returns the versions of the libraries that decide a run's results to the bit."""
+    import tensorflow as tf  # its distribution has several names: tensorflow, tensorflow-cpu, tf-nightly
 
     return {
         "python": platform.python_version(),
         "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "numpy": numpy.__version__,
+        "keras": importlib.metadata.version("keras"),
+        "numpy": np.__version__,
     }
 
 
 def quantiles(values: Sequence[float] | np.ndarray) -> dict[str, float]:
-    """Median, 10th and 90th percentile (interpolated linearly) of at least one value.
+    """Returns the median and the 10th and 90th percentiles (linearly interpolated) of one or more values.
 
     Example:
         >>> quantiles([1.0, 2.0, 3.0])
         {'median': 2.0, 'p10': 1.2, 'p90': 2.8}
     """
     return {key: float(np.percentile(values, q)) for key, q in (("median", 50), ("p10", 10), ("p90", 90))}
+
+
+def import_tensorflow(*, start: bool = True, keras: bool = True) -> Any:
+    """Imports TensorFlow without its start-up messages, which no setting silences.
+
+    What was imported is kept from the garbage collector, which would look through it again and again while functions
+    are traced. Matplotlib, which Keras imports for two functions that plot, is left out: it takes longer than Keras.
+
+    ``start`` also starts the runtime, whose threads do not survive a fork. ``keras`` also imports Keras, as TensorFlow
+    does; without it, Keras is imported when it is first used.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    first = "tensorflow" not in sys.modules
+    hidden = [name for name in ("matplotlib", *(() if keras else ("keras.src",))) if name not in sys.modules]
+    with _stderr_on_failure(), _unimportable(hidden):
+        import tensorflow as tf
+
+        if start:
+            tf.constant(0)
+    if first:
+        gc.freeze()
+    return tf
+
+
+@contextlib.contextmanager
+def _unimportable(names: list[str]) -> Iterator[None]:
+    """Within this scope, importing one of these modules raises ImportError."""
+    sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in names:
+            del sys.modules[name]
+
+
+@contextlib.contextmanager
+def _stderr_on_failure() -> Iterator[None]:
+    """Within this scope, what any code writes to stderr is shown only if the scope raises."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    with tempfile.TemporaryFile() as written:
+        os.dup2(written.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            written.seek(0)
+            os.write(before, written.read())
+            raise
+        finally:
+            os.dup2(before, 2)
+            os.close(before)

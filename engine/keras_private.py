@@ -1,7 +1,7 @@
-"""Every private name of Keras that the project uses, each with what it is used for.
+"""All private names of Keras that the project uses, each with its purpose.
 
-The next Keras is a job for this file and its test: nothing else imports ``keras.src`` or reads an attribute of a Keras
-object that begins with an underscore. Keras is imported when a function is called.
+Supporting a new version of Keras means checking this file and its test: no other module imports ``keras.src`` or reads
+an attribute of a Keras object that begins with an underscore. Keras is imported only when a function is called.
 """
 
 from __future__ import annotations
@@ -13,42 +13,42 @@ from typing import Any
 
 
 def flatten_layers(layer: Any, *, include_self: bool = True) -> list[Any]:
-    """A layer and all layers inside it, in Keras' own order."""
+    """Returns a layer and all layers inside it, in Keras' own order."""
     return list(layer._flatten_layers(include_self=include_self))
 
 
 def child_layers(layer: Any) -> Sequence[Any]:
-    """The layers that a layer holds directly, those without weights and inside of custom layers included."""
+    """Returns the layers that a layer holds directly, including layers without weights and those of custom layers."""
     return layer._layers
 
 
 def own_variables(layer: Any) -> tuple[Sequence[Any], Sequence[Any]]:
-    """(made trainable, made not trainable): a layer's own variables, whatever ``trainable`` says now."""
+    """Returns a layer's own variables: those created as trainable, and as non-trainable, whatever they are now."""
     return layer._trainable_variables, layer._non_trainable_variables
 
 
 def seed_generators(layer: Any) -> Sequence[Any]:
-    """The seed generators that a layer keeps, such as Dropout's."""
+    """Returns the seed generators of a layer such as Dropout."""
     return getattr(layer, "_seed_generators", ())
 
 
 def own_losses(layer: Any) -> Sequence[Any]:
-    """What a layer itself added by ``add_loss`` in the last call, activity regularisers included."""
+    """Returns the losses that a layer itself added during its last call, including activity regularisers."""
     return layer._get_own_losses()
 
 
 def inbound_nodes(operation: Any) -> Sequence[Any]:
-    """The calls of a layer in a functional model."""
+    """Returns the calls of a layer in functional models."""
     return operation._inbound_nodes
 
 
 def slot_variables(optimizer: Any) -> list[Any]:
-    """Adam's first and second moments."""
+    """Returns the first and second moments of an Adam optimizer."""
     return [*optimizer._momentums, *optimizer._velocities]
 
 
 def snake_case(name: str) -> str:
-    """The name that Keras gives a layer of a class by itself.
+    """Converts a class name to the name that Keras gives such a layer by default.
 
     Example:
         >>> snake_case("BatchNormalization")
@@ -60,7 +60,7 @@ def snake_case(name: str) -> str:
 
 
 def home() -> pathlib.Path:
-    """Where Keras keeps downloaded files: $KERAS_HOME, or ``.keras`` in the home folder."""
+    """Returns the folder of downloaded files: $KERAS_HOME, or ``.keras`` in the home folder."""
     from keras.src.backend import config
 
     return pathlib.Path(config.keras_home()).expanduser()
@@ -68,7 +68,7 @@ def home() -> pathlib.Path:
 
 @contextlib.contextmanager
 def replaced_get_file(get_file: Callable[..., Any]) -> Iterator[None]:
-    """Within this scope, ``keras.applications`` asks ``get_file`` for its weights files instead of downloading them."""
+    """Makes ``keras.applications`` call ``get_file`` for its weights files, within a ``with`` block."""
     from keras.src.utils import file_utils
 
     before = file_utils.get_file

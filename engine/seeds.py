@@ -1,12 +1,14 @@
-"""Randomness that belongs to an example: a pure function of (seed, epoch, index), however a step is split.
+"""Random numbers per example: a pure function of (seed, epoch, index), independent of how a step is split.
 
-The hash is splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014),
-the finaliser of java.util.SplittableRandom.
+The hash is splitmix64 (Steele, Lea and Flood: Fast splittable pseudorandom number generators, 2014), the finaliser of
+java.util.SplittableRandom.
 """
 
 from __future__ import annotations
 
 import math
+import random
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,8 +19,19 @@ _MIX1 = 0xBF58476D1CE4E5B9
 _MIX2 = 0x94D049BB133111EB
 
 
+def seed_global_generators(seed: int) -> None:
+    """Seeds the global generators of Python, NumPy, TensorFlow and Keras, the last only if Keras is loaded."""
+    import tensorflow as tf  # here, not above: the ground needs no TensorFlow
+
+    if "keras" in sys.modules:
+        sys.modules["keras"].utils.set_random_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    tf.random.set_seed(seed)
+
+
 def example_seeds(seed: int, epoch: int, index: np.ndarray) -> np.ndarray:
-    """Seeds of examples: int32 [B, 2] from a run's seed, the epoch and the examples' index [B]."""
+    """Returns the seeds of examples, int32 [B, 2], from the run's seed, the epoch and the examples' index [B]."""
     with np.errstate(over="ignore"):
         key = _mix_numpy(np.uint64(seed % 2**64) + np.uint64(_GOLDEN))
         key = _mix_numpy(key ^ _mix_numpy(np.uint64(epoch) + np.uint64(2 * _GOLDEN % 2**64)))
@@ -27,14 +40,12 @@ def example_seeds(seed: int, epoch: int, index: np.ndarray) -> np.ndarray:
 
 
 def uniform(seeds: Any, shape: Sequence[int], *, site: int) -> Any:
-    """Uniform numbers in [0, 1): float32 [B, *shape], row i a function of seeds[i] and site alone.
+    """Draws uniform numbers in [0, 1): float32 [B, *shape], where row i depends only on seeds[i] and the site.
 
-    Args:
-        seeds: int32 [B, 2], from ``example_seeds``.
-        shape: static shape per example.
-        site: a number that is different at every place that draws, so that draws are independent.
+    The seeds are int32 [B, 2], from ``example_seeds``; the shape is static. The site is a number unique to each place
+    in the code that draws, which makes the draws independent.
     """
-    import tensorflow as tf  # here, not above: the ground needs no TensorFlow
+    import tensorflow as tf  # not at the top: this module must be importable without TensorFlow
 
     count = math.prod(shape)
     key = tf.bitcast(seeds, tf.uint64)  # [B]

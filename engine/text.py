@@ -1,14 +1,16 @@
-"""Texts for messages and screens: nearest names, lists cut short, ranges, aligned tables."""
+"""Text for messages and terminals: nearest names, shortened lists, ranges, aligned tables."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+
+from engine.errors import InputError
 
 
 def nearest(word: str, known: Sequence[str], *, count: int = 3) -> str:
-    """ "; nearest: ..." with the known words most like ``word``, or "" when none is like it.
+    """Returns "; nearest: ..." with the known words most similar to ``word``, or "" if none is similar.
 
     Example:
         >>> nearest("hed", ["head", "norm"])
@@ -19,7 +21,7 @@ def nearest(word: str, known: Sequence[str], *, count: int = 3) -> str:
 
 
 def join_some(names: Sequence[str], *, most: int = 5) -> str:
-    """The first names, and how many more there are.
+    """Joins the first names and says how many more there are.
 
     Example:
         >>> join_some(["a", "b", "c", "d"], most=2)
@@ -29,7 +31,7 @@ def join_some(names: Sequence[str], *, most: int = 5) -> str:
 
 
 def listed(title: str, lines: Sequence[str], *, most: int = 8) -> str:
-    """The first lines of a list under its title, indented; "" when the list is empty."""
+    """Returns the first lines of a list, indented under a title; "" if the list is empty."""
     if not lines:
         return ""
     rest = f"\n    ... and {len(lines) - most} more" if len(lines) > most else ""
@@ -37,11 +39,9 @@ def listed(title: str, lines: Sequence[str], *, most: int = 8) -> str:
 
 
 def table(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> str:
-    """Rows of cells as aligned text; the last column may have any length.
+    """Formats rows of cells, the heading first, as aligned text. The last column is not padded.
 
-    Args:
-        rows: the heading first; all have the same number of cells.
-        right: columns that are aligned at the right, such as numbers.
+    All rows have the same number of cells; ``right`` are the numbers of right-aligned columns.
 
     Example:
         >>> print(table([("", "size"), ("head", "97"), ("norm", "1,024")], right={1}))
@@ -62,7 +62,7 @@ def table(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> str:
 
 
 def shorten(paths: Sequence[str], *, most: int = 5) -> str:
-    """First components of paths, numbered ones as ranges.
+    """Summarises paths by their first components, with numbered components as ranges.
 
     Example:
         >>> shorten(["blocks/0/norm", "blocks/1/norm", "head/kernel"])
@@ -79,6 +79,14 @@ def shorten(paths: Sequence[str], *, most: int = 5) -> str:
     return join_some(words, most=most)
 
 
+def compile_pattern(pattern: str, *, name: str) -> re.Pattern[str]:
+    """Compiles a regular expression that a user gave; an InputError names the argument if it is not valid."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"{name}={pattern!r} is not a valid regular expression ({error})") from None
+
+
 def _ranges(numbers: Sequence[int]) -> str:
     words: list[str] = []
     start = previous = numbers[0]
@@ -90,3 +98,16 @@ def _ranges(numbers: Sequence[int]) -> str:
         if number is not None:
             start = previous = number
     return "+".join(words)
+
+
+def join_words(words: Iterable[object], *, most: int = 6) -> str:
+    """An enumeration for a sentence: all words, or the first ones and how many more there are.
+
+    Example:
+        >>> join_words("abc"), join_words("abc", most=2)
+        ('a, b and c', 'a and 2 more')
+    """
+    texts = [str(word) for word in words]
+    if len(texts) > most:
+        texts = [*texts[: most - 1], f"{len(texts) - most + 1} more"]
+    return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)

@@ -1,1 +1,1 @@
-"""Frostline's programs: ``python -m scripts.NAME``, or ``frostline-NAME`` once installed."""
+"""Frostline's programs: ``python -m scripts.NAME`` in a checkout, ``frostline NAME`` once installed."""

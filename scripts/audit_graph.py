@@ -1,7 +1,7 @@
-"""Audit a training graph: what may be written when the train op is fetched, by which op and of which kind.
+"""List the variables that a training graph may write, by which op and why, and report contradictions.
 
---graph is a .meta file, a TF1 SavedModel's folder, or the folder of a finetune run. Nothing of a graph is run. Exit code 1:
-there are findings (contradictions, each with a fix); 0: there are none.
+--graph is a .meta file, the folder of a TensorFlow 1 SavedModel, or the directory of a finetune run. Nothing in a graph
+is run. The exit code is 1 if there are findings (each comes with a fix), else 0.
 """
 
 from __future__ import annotations
@@ -11,32 +11,36 @@ from typing import Any
 
 from absl import flags
 
-from scripts import cli
+from . import cli
 
 F = flags.FLAGS
 
-flags.DEFINE_string("graph", None, "A .meta file, a SavedModel's folder or saved_model.pb, or a run directory.")
-flags.DEFINE_list("tags", None, "Tags, after commas, of the graph to take, where a SavedModel holds several.")
-flags.DEFINE_list(
-    "train_op",
-    None,
-    "Name of the op that is fetched to train (several after commas); unless given, the one that is found.",
+cli.define_flags(
+    __name__,
+    {
+        "graph": "A .meta file, a SavedModel's folder or saved_model.pb, or a run directory.",
+        "tags": "Comma-separated tags of the graph to audit, needed if a SavedModel holds several graphs.",
+        "train_op": "Name of the op that is fetched to train, or several, comma-separated (unless given, the only candidate).",
+        "expect_frozen": "A filter, as for finetune's --train, of variables that must not be written; each that may be written is a finding.",
+        "out": "A .json file to write (none unless given).",
+    },
+    {"tags": list, "train_op": list},
 )
-flags.DEFINE_string(
-    "expect_frozen",
-    None,
-    "A filter, as for finetune's --train: variables that must not be written. Each that may be is a finding.",
-)
-flags.DEFINE_string("out", None, "A .json file for the audit; unless given, none.")
 
 
 def main() -> int:
     from engine.errors import InputError
 
     if not F.graph:
-        raise InputError("graph=None: a .meta file, a SavedModel or a run directory is wanted; --help lists the flags")
+        raise InputError("graph=None: expected --graph=PATH, a .meta file, a SavedModel or a run directory")
+    path = pathlib.Path(F.graph)
+    is_run = path.is_dir() and (path / "run.json").exists()
+    for name in ("train_op", "tags") if is_run else ():
+        if F[name].value is not None:
+            raise InputError(f"{name}={F[name].value}: not used with a run directory, which holds no graph")
     cli.check_out(F.out)
-    found = _audit(pathlib.Path(F.graph))
+    cli.import_tensorflow(keras=False)
+    found = _audit(path, is_run=is_run)
     print(f"{found.source}, fetching {found.train_op}: {len(found.variables)} variables\n")
     print(found.table())
     written = sum(row.written for row in found.variables)
@@ -49,18 +53,14 @@ def main() -> int:
     return cli.FAILED if found.findings else cli.DONE
 
 
-def _audit(path: pathlib.Path) -> Any:
+def _audit(path: pathlib.Path, *, is_run: bool) -> Any:
     from compat_v1.graphs import metagraph
     from engine.audit.graph_audit import audit_graph
     from engine.audit.training_audit import audit_run
-    from engine.errors import InputError
 
-    if path.is_dir() and (path / "run.json").exists():
-        for name in ("train_op", "tags"):
-            if F[name].value is not None:
-                raise InputError(f"{name}={F[name].value}: a run directory holds no graph to find it in")
+    if is_run:
         return audit_run(path, expect_frozen=F.expect_frozen)
-    graph = metagraph.read(path, tags=F.tags)
+    graph = metagraph.read_metagraph(path, tags=F.tags)
     for repair in graph.repairs:
         print(f"repaired: {repair}")
     return audit_graph(graph.facts(), F.train_op, expect_frozen=F.expect_frozen)

@@ -1,9 +1,8 @@
-"""Measure what accumulation costs: a step in k micro-batches against one piece, and k times one micro-batch.
+"""Measure the cost of accumulation: a step in k micro-batches against one in a single piece, and steps of k micro-batches.
 
-All in one process, step by step in turn, the order turned round every time. First the same step
-in 1, 2, 4 and 8 parts: ratios to one piece are taken round by round. Then steps of 1, 2, 4 and 8 equal
-micro-batches: the time of a micro-batch should not depend on how many there are. One random batch,
-AdamW, all variables (--train) of a ViT.
+Everything runs in one process, step by step in turn, with the order reversed every time. First the same step in 1, 2, 4
+and 8 parts: the ratios to a single piece are taken round by round. Then steps of 1, 2, 4 and 8 equal micro-batches: the
+time of a micro-batch should not depend on how many there are. The data are one random batch; the optimizer is AdamW.
 """
 
 from __future__ import annotations
@@ -14,38 +13,40 @@ from typing import Any
 from absl import flags
 
 from engine.host import quantiles
-from scripts import cli
+
+from . import cli
 
 F = flags.FLAGS
 
-flags.DEFINE_string("model", "vit:S/16", "A model as in finetune.")
-flags.DEFINE_integer("image_size", 224, "Height and width of the images in pixels.")
-flags.DEFINE_integer("batch_size", 32, "Examples in the step that is split.")
-flags.DEFINE_integer("micro_batch_size", 4, "Examples in each of the equal micro-batches.")
-flags.DEFINE_list("parts", ["1", "2", "4", "8"], "Comma-separated: numbers of micro-batches, 1 first.")
-flags.DEFINE_string("train", "@all", "Filter: what trains.")
-flags.DEFINE_string("remat", "none", "none, elementwise or blocks.")
-flags.DEFINE_integer("rounds", 5, "How often each is timed, after one time that is not counted.")
-flags.DEFINE_string("out", None, "A .json file for the results (seconds); unless given, none.")
+flags.DEFINE_string("model", "vit:S/16", "The model, as in finetune.")
+flags.DEFINE_integer("image_size", 224, "The height and width of the images in pixels.")
+flags.DEFINE_integer("batch_size", 32, "The number of examples in the step that is split.")
+flags.DEFINE_integer("micro_batch_size", 4, "The number of examples in each of the equal micro-batches.")
+flags.DEFINE_list("parts", ["1", "2", "4", "8"], "The numbers of micro-batches, comma-separated, 1 first.")
+flags.DEFINE_string("train", "@all", "The filter of what is trained.")
+flags.DEFINE_string("remat", "none", "What is recomputed in the backward pass: none, elementwise or blocks.")
+flags.DEFINE_integer("rounds", 5, "How many times each is timed, after once that is not counted.")
+flags.DEFINE_string("out", None, "A .json file for the results (seconds); by default none is written.")
 
 
 def main() -> int:
+    cli.import_tensorflow()
     import numpy as np
 
     from engine import TrainStep, models, select
-    from engine.errors import InputError
+    from engine.errors import InputError, check_range
     from engine.training import losses, optimizers
 
-    parts = []
     for word in F.parts:
         if not word.isdecimal() or int(word) < 1:
-            raise InputError(f"parts={word!r}: whole numbers from 1 are wanted")
-        parts.append(int(word))
+            raise InputError(f"parts={word!r}: expected whole numbers of at least 1")
+    parts = [int(word) for word in F.parts]
     for name in ("image_size", "batch_size", "micro_batch_size", "rounds"):
-        if F[name].value < 1:
-            raise InputError(f"{name}={F[name].value}: it must be at least 1")
+        check_range(name, F[name].value, 1)
     if parts[:1] != [1] or max(parts) > F.batch_size:
-        raise InputError(f"parts={','.join(F.parts)}: 1 comes first, and a step of {F.batch_size} has no more parts")
+        raise InputError(
+            f"parts={','.join(F.parts)}: expected 1 first, and at most {F.batch_size}, the number of examples in a step"
+        )
     cli.check_out(F.out)
 
     model = models.build_model(F.model, image_shape=(F.image_size, F.image_size, 3), outputs=1000)
@@ -80,18 +81,15 @@ def main() -> int:
             for k, values in equal_seconds.items()
         },
     }
-    _print(f"a step of {F.batch_size} examples in k micro-batches, to k = 1", "step s", results["split"])
-    _print(f"k micro-batches of {F.micro_batch_size} examples, each, to k = {parts[-1]}", "part s", results["equal"])
-    if F.out:
-        from engine.files import write_json
-
-        write_json(F.out, results)
-        print(f"\nwritten: {F.out}")
+    _print(f"a step of {F.batch_size} examples in k micro-batches, relative to k = 1", "step s", results["split"])
+    title = f"one of k micro-batches of {F.micro_batch_size} examples, relative to k = {parts[-1]}"
+    _print(title, "part s", results["equal"])
+    cli.write_out(results)
     return cli.DONE
 
 
 def _rounds(runners: dict[int, Any]) -> dict[int, list[float]]:
-    """Each runner once a round, in turn, the order turned round every round; the first is not counted."""
+    """Runs each runner once a round, with the order reversed every round; the first round is not counted."""
     seconds: dict[int, list[float]] = {k: [] for k in runners}
     for number in range(F.rounds + 1):
         for k in list(runners) if number % 2 == 0 else list(runners)[::-1]:
@@ -100,19 +98,15 @@ def _rounds(runners: dict[int, Any]) -> dict[int, list[float]]:
 
 
 def _against(values: list[float], others: list[float]) -> dict[str, Any]:
-    return {
-        "seconds": quantiles(values),
-        "ratio": quantiles([a / b for a, b in zip(values, others, strict=True)]),
-    }
+    return {"seconds": quantiles(values), "ratio": quantiles([a / b for a, b in zip(values, others, strict=True)])}
 
 
 def _print(title: str, unit: str, rows: dict[int, dict[str, Any]]) -> None:
     print(f"\n{title}\n{'k':>4}{unit:>12}{'ratio':>10}  p10 to p90")
     for k, row in rows.items():
         ratio = row["ratio"]
-        print(
-            f"{k:>4}{row['seconds']['median']:>12.3f}{ratio['median']:>10.3f}  {ratio['p10']:.3f} to {ratio['p90']:.3f}"
-        )
+        spread = f"{ratio['p10']:.3f} to {ratio['p90']:.3f}"
+        print(f"{k:>4}{row['seconds']['median']:>12.3f}{ratio['median']:>10.3f}  {spread}")
 
 
 def run() -> None:

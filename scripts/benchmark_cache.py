@@ -1,11 +1,11 @@
-"""Measure what keeping the frozen part's outputs saves: whole jobs, steps and memory, with the cache and without.
+"""Measure what caching the outputs of the frozen part saves: whole jobs, steps and memory, with and without the cache.
 
-job: head-only training from features, against the equal Keras ViT with a frozen backbone in model.fit, and against one
-bare forward pass over the same images; the cache is new, and writing it counts. depth: the last two blocks and the head,
-against the same engine uncached. Each runner has a process of its own; they run one after the other, not interleaved.
-step: a step of kept features against a hand-written step on features held in memory, in turn in one process.
-memory: head-only training from features of few and of many examples, the same number of steps each.
-Images are made: noise, and labels that are their numbers modulo the classes. Nothing is evaluated.
+job: head-only training on cached features, against the equal Keras ViT with a frozen backbone in model.fit, and against a
+single forward pass over the same images; the cache is new, and writing it counts. depth: training the last two blocks and
+the head, against the same engine without a cache. Each runner has a process of its own; they run one after the other, not
+interleaved. step: a step on cached features against a hand-written step on features in memory, in turn in one process.
+memory: head-only training on the features of few and of many examples, for the same number of steps.
+The images are noise, and their labels are their numbers modulo the number of classes. Nothing is evaluated.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from typing import Any
 from absl import flags
 
 from engine.host import quantiles
-from scripts import cli
-from scripts.baselines import harness
+
+from . import cli
+from .baselines import harness
 
 F = flags.FLAGS
 
 WHAT = ("job", "depth", "step", "memory")
-RUNNERS = ("engine_cached", "engine", "keras_fit", "forward", "keras_forward", "step", "memory")
 HEAD, DEPTH = "@head", "@head @blocks[-2:]"
-# what is asked: the ratio -> its bound, and whether that is the least or the most
-ASKED = {
+# ratio -> its required bound, and whether that is a minimum or a maximum
+REQUIRED = {
     "keras_fit_to_cached": (8.5, "at least"),
     "cached_to_forward": (1.2, "at most"),
     "uncached_to_cached": (2.0, "at least"),
@@ -48,57 +48,57 @@ _LIMITS = {
     "warmup": (1, 1_000_000),
 }
 
-flags.DEFINE_list("what", list(WHAT), f"Comma-separated, what is measured: {', '.join(WHAT)}.")
-flags.DEFINE_string("model", "vit:S/16", "A plain ViT as in benchmark_step; depth needs two blocks.")
-flags.DEFINE_integer("image_size", 224, "Height and width of the images of job and depth in pixels.")
-flags.DEFINE_integer("images", 1024, "Examples in job, depth and step (there those that fill its last step).")
-flags.DEFINE_integer("epochs", 10, "Passes over the examples in job and depth.")
-flags.DEFINE_integer("batch_size", 32, "Examples per step in job and depth.")
-flags.DEFINE_integer("classes", 10, "Outputs of the head, in classes, at least 2.")
-flags.DEFINE_integer("step_batch_size", 128, "Examples per step in step and memory.")
-flags.DEFINE_integer("rounds", 300, "Pairs of steps that are counted in step; then as many again in runs.")
-flags.DEFINE_integer("warmup", 20, "Pairs before them that are not counted, at least 1 (the first one compiles).")
+flags.DEFINE_list("what", list(WHAT), f"What is measured, comma-separated: {', '.join(WHAT)}.")
+flags.DEFINE_string("model", "vit:S/16", "A plain ViT, as in benchmark_step; depth needs two blocks.")
+flags.DEFINE_integer("image_size", 224, "The height and width of the images in job and depth, in pixels.")
 flags.DEFINE_integer(
-    "small_image_size", 32, "Pixels, in step and memory: features are as wide, whatever they were made from."
+    "images", 1024, "The number of examples in job, depth and step (in step, rounded down to whole steps)."
+)
+flags.DEFINE_integer("epochs", 10, "The number of passes over the examples in job and depth.")
+flags.DEFINE_integer("batch_size", 32, "The number of examples per step in job and depth.")
+flags.DEFINE_integer("classes", 10, "The number of outputs of the head, at least 2.")
+flags.DEFINE_integer("step_batch_size", 128, "The number of examples per step in step and memory.")
+flags.DEFINE_integer("rounds", 300, "The number of timed pairs of steps in step; then the same number again, in runs.")
+flags.DEFINE_integer(
+    "warmup", 20, "The number of pairs before these, which are not timed, at least 1 (the first one compiles)."
+)
+flags.DEFINE_integer(
+    "small_image_size",
+    32,
+    "The height and width of the images in step and memory, in pixels; the width of features does not depend on it.",
 )
 flags.DEFINE_string(
-    "memory_model", "vit:S/16,depth=1", "The ViT in memory: its features are as wide as with all blocks."
+    "memory_model", "vit:S/16,depth=1", "The ViT in memory; its features are as wide as with all blocks."
 )
-flags.DEFINE_list("memory_examples", ["1000", "50000"], "Comma-separated: two numbers of examples, few and many.")
-flags.DEFINE_integer("seed", 0, "Of the initial weights, the images and their order.")
-flags.DEFINE_string("out", None, "A .json file for the results (seconds, bytes); unless given, none.")
-flags.DEFINE_enum("child", None, RUNNERS, "Internal: be the process of this runner; reads a job in JSON.")
-flags.DEFINE_string("folder", None, "Internal: of a child's cache and result.")
+flags.DEFINE_list(
+    "memory_examples", ["1000", "50000"], "The two numbers of examples in memory, few and many, comma-separated."
+)
+flags.DEFINE_integer("seed", 0, "The seed of the initial weights, the images and their order.")
+flags.DEFINE_string("out", None, "A .json file for the results (seconds, bytes); by default none is written.")
 
 
 def main() -> int:
-    if F.child:
-        return _child(F.child)
+    from engine import host
+
+    cli.import_tensorflow()
     memory_examples = _check_flags()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a child does not outlive this process
-    results: dict[str, Any] = {"versions": _versions(), "processors": os.cpu_count()}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no process of a runner outlives this one
+    results: dict[str, Any] = {"versions": host.versions(), "processors": os.cpu_count()}
     try:
-        if "job" in F.what:
-            results["job"] = _job()
-        if "depth" in F.what:
-            results["depth"] = _depth()
-        if "step" in F.what:
-            results["step"] = _step()
+        for what, measure in (("job", _job), ("depth", _depth), ("step", _step)):
+            if what in F.what:
+                results[what] = measure()
         if "memory" in F.what:
             results["memory"] = _memory(memory_examples)
     except harness.BenchmarkError as error:
         print(f"benchmark_cache: {error}", file=sys.stderr)
         return cli.FAILED
     _print(results)
-    if F.out:
-        from engine.files import write_json
-
-        write_json(F.out, results)
-        print(f"\nwritten: {F.out}")
+    cli.write_out(results)
     return cli.DONE
 
 
-# ---- what is measured
+# ---- measurements
 
 
 def _job() -> dict[str, Any]:
@@ -120,10 +120,10 @@ def _depth() -> dict[str, Any]:
 
 
 def _whole(train: str, runners: tuple[str, ...]) -> dict[str, Any]:
-    """Each runner's whole job in a process of its own."""
+    """Measures whole jobs, each runner in a process of its own."""
     per_epoch = -(-F.images // F.batch_size)
     with tempfile.TemporaryDirectory(prefix="benchmark_cache-") as folder:
-        job = _made(folder, train, F.model, F.image_size, F.batch_size, steps=F.epochs * per_epoch)
+        job = _build_job(folder, train, F.model, F.image_size, F.batch_size, steps=F.epochs * per_epoch)
         found = {runner: _start(runner, job, folder, F.images) for runner in runners}
     trained = {name: result for name, result in found.items() if "first_loss" in result}
     harness.check_agreement(job, trained, {})
@@ -133,7 +133,7 @@ def _whole(train: str, runners: tuple[str, ...]) -> dict[str, Any]:
 def _step() -> dict[str, Any]:
     size = F.step_batch_size
     with tempfile.TemporaryDirectory(prefix="benchmark_cache-") as folder:
-        job = _made(folder, HEAD, F.model, F.small_image_size, size, steps=F.rounds, warmup=F.warmup)
+        job = _build_job(folder, HEAD, F.model, F.small_image_size, size, steps=F.rounds, warmup=F.warmup)
         found = _start("step", job, folder, F.images // size * size)
     pairs, runs = zip(found["engine"]["seconds"], found["hand"]["seconds"], strict=True), found["runs"]
     return found | {
@@ -148,7 +148,7 @@ def _memory(examples: list[int]) -> dict[str, Any]:
     found = []
     for count in examples:
         with tempfile.TemporaryDirectory(prefix="benchmark_cache-") as folder:
-            job = _made(folder, HEAD, F.memory_model, F.small_image_size, size, steps=-(-max(examples) // size))
+            job = _build_job(folder, HEAD, F.memory_model, F.small_image_size, size, steps=-(-max(examples) // size))
             found.append(_start("memory", job, folder, count))
     few, many = found
     return {
@@ -162,12 +162,12 @@ def _memory(examples: list[int]) -> dict[str, Any]:
 # ---- processes
 
 
-def _made(
+def _build_job(
     folder: str, train: str, model: str, image_size: int, batch_size: int, *, steps: int, warmup: int = 0
 ) -> harness.Job:
-    from scripts.baselines import vit_jobs
+    from .baselines import vit_jobs
 
-    (job,) = vit_jobs.make(
+    (job,) = vit_jobs.build_jobs(
         pathlib.Path(folder),
         model=model,
         image_size=image_size,
@@ -185,42 +185,13 @@ def _start(runner: str, job: harness.Job, folder: str, count: int) -> dict[str, 
     print(f"  {job.train}: {runner}, {count:,} examples", flush=True)
     begun, own = time.monotonic(), pathlib.Path(folder) / f"{runner}-{count}"
     own.mkdir()
-    words = ["scripts.benchmark_cache", f"--child={runner}", f"--images={count}", f"--folder={own}"]
-    found = harness.start(words, job, runner, result=own / "result.json")
+    argument = {"job": job.to_json(), "runner": runner, "count": count, "folder": str(own)}
+    found = harness.run_apart("cached:measure", argument, what=f"{runner} on {job.train}", show=True)
     print(f"  {job.train}: {runner}, {count:,} examples: {time.monotonic() - begun:.0f} s", flush=True)
     return found
 
 
-def _child(name: str) -> int:
-    from engine.errors import InputError
-    from engine.files import write_json
-    from scripts.baselines import cached, vit_jobs
-
-    job = vit_jobs.read(name)
-    if F.folder is None:
-        raise InputError(f"child={name}: it is started by a benchmark with a --folder")
-    folder, count = pathlib.Path(F.folder), F.images
-    result: dict[str, Any]
-    if name == "keras_fit":
-        result = cached.keras_fit(job, count)
-    elif name == "step":
-        result = cached.feature_steps(job, count, folder / "cache")
-    elif name in ("forward", "keras_forward"):
-        result = cached.forward(job, count, keras=name == "keras_forward")
-    else:
-        cache = None if name == "engine" else folder / "cache"
-        result = cached.engine(job, count, cache=cache, held=name != "memory")
-    write_json(folder / "result.json", result)
-    return cli.DONE
-
-
-def _versions() -> dict[str, str]:
-    from engine import host
-
-    return host.versions()
-
-
-# ---- what is shown
+# ---- results
 
 
 def _print(results: dict[str, Any]) -> None:
@@ -228,9 +199,8 @@ def _print(results: dict[str, Any]) -> None:
     print(f", {results['processors']} processors")
     for what, train in (("job", HEAD), ("depth", DEPTH)):
         if what in results:
-            print(
-                f"\n{what}: {F.model} at {F.image_size} px, {F.images:,} images, batch {F.batch_size}, {F.epochs} epochs,"
-            )
+            much = f"{F.images:,} images, batch {F.batch_size}, {F.epochs} epochs"
+            print(f"\n{what}: {F.model} at {F.image_size} px, {much},")
             print(f"train {train}; each in a process of its own, one after the other")
             _print_jobs(results[what])
     if "step" in results:
@@ -248,8 +218,8 @@ def _print_jobs(found: dict[str, Any]) -> None:
             print(f"{line}{row['peak_rss_bytes'] / 2**20:>10.0f}")
     cached = found["engine_cached"]
     print(
-        f"  engine_cached: {cached['seconds_to_cut']:.2f} s until cut, {cached['seconds_to_fill']:.2f} s until the cache "
-        f"was filled and verified, {cached['cache_bytes'] / 2**20:.1f} MiB"
+        f"  engine_cached: {cached['seconds_to_cut']:.2f} s to cut the graph, {cached['seconds_to_fill']:.2f} s to fill and "
+        f"verify the cache of {cached['cache_bytes'] / 2**20:.1f} MiB"
     )
     for name, ratio in found["ratios"].items():
         _print_ratio(name, ratio)
@@ -257,26 +227,24 @@ def _print_jobs(found: dict[str, Any]) -> None:
 
 def _print_ratio(name: str, ratio: float, spread: str = "") -> None:
     said = ""
-    if name in ASKED:
-        bound, kind = ASKED[name]
+    if name in REQUIRED:
+        bound, kind = REQUIRED[name]
         reached = ratio >= bound if kind == "at least" else ratio <= bound
-        said = f"; {kind} {bound:g} is asked: {'reached' if reached else 'NOT reached'}"
+        said = f"; required: {kind} {bound:g}, {'reached' if reached else 'NOT reached'}"
     print(f"  {name.replace('_', ' ')}: {ratio:.3f}{spread}{said}")
 
 
 def _print_step(found: dict[str, Any]) -> None:
     ours, hand = (found["step_ms"][name] for name in ("engine", "hand"))
-    print(f"\nstep of features: {F.model}, train {HEAD}, batch {F.step_batch_size}, {found['examples']:,} examples,")
+    print(f"\nsteps on features: {F.model}, train {HEAD}, batch {F.step_batch_size}, {found['examples']:,} examples,")
     print(
-        f"{len(found['engine']['seconds'])} pairs in turn in one process; AdamW by the same kernels, each loss fetched"
+        f"{len(found['engine']['seconds'])} pairs in turn in one process; AdamW with the same kernels, every loss fetched"
     )
     for name, row in (("engine", ours), ("hand", hand)):
         print(f"  {name:<8}{row['median']:>8.3f} ms ({row['p10']:.3f} to {row['p90']:.3f})")
-    for name, key in (("step_to_hand", "step_to_hand"), ("in_runs", "runs_to_hand")):
-        ratio = found[key]
-        spread = f" ({ratio['p10']:.3f} to {ratio['p90']:.3f})"
-        _print_ratio(name, ratio["median"], spread)
-    print(f"  runs: {found['runs']['steps']} steps of each in turn, reading and its thread's start included")
+    for name, ratio in (("step_to_hand", found["step_to_hand"]), ("in_runs", found["runs_to_hand"])):
+        _print_ratio(name, ratio["median"], f" ({ratio['p10']:.3f} to {ratio['p90']:.3f})")
+    print(f"  runs: {found['runs']['steps']} steps of each in turn, including reading and the start of its thread")
 
 
 def _print_memory(found: dict[str, Any]) -> None:
@@ -291,32 +259,30 @@ def _print_memory(found: dict[str, Any]) -> None:
     print(f"  {more:+.1f} MiB of peak memory for {cache:+.1f} MiB of cache")
 
 
-# ---- what is asked
+# ---- flags
 
 
 def _check_flags() -> list[int]:
-    """The numbers of examples in memory.
-
-    Raises:
-        InputError: flags that contradict themselves, or lie outside their ranges.
-    """
+    """Checks the flags, and returns the two numbers of examples in memory."""
     from engine.errors import InputError
     from engine.text import nearest
 
     cli.check_numbers(_LIMITS)
     for what in F.what:
         if what not in WHAT:
-            raise InputError(f"what={what!r}: known are {', '.join(WHAT)}{nearest(what, list(WHAT))}")
+            raise InputError(
+                f"what={what!r} is not a valid measurement; expected {', '.join(WHAT)}{nearest(what, WHAT)}"
+            )
     if not F.what or len(set(F.what)) < len(F.what):
-        raise InputError(f"what={','.join(F.what)!r}: at least one is wanted, and each once")
+        raise InputError(f"what={','.join(F.what)!r}: expected at least one, and none twice")
     if {"job", "depth"} & set(F.what) and F.batch_size > F.images:
-        raise InputError(f"batch_size={F.batch_size}: there are {F.images} images")
+        raise InputError(f"batch_size={F.batch_size}: there are only {F.images} images")
     if "step" in F.what and F.step_batch_size > F.images:
-        raise InputError(f"step_batch_size={F.step_batch_size}: there are {F.images} images")
+        raise InputError(f"step_batch_size={F.step_batch_size}: there are only {F.images} images")
     examples = [int(word) if word.isdecimal() else 0 for word in F.memory_examples]
     if len(examples) != 2 or not F.step_batch_size <= examples[0] < examples[1] <= 10_000_000:
         raise InputError(
-            f"memory_examples={','.join(F.memory_examples)!r}: two numbers are wanted, the first no less than "
+            f"memory_examples={','.join(F.memory_examples)!r}: expected two numbers, the first of at least "
             f"step_batch_size={F.step_batch_size}, the second larger"
         )
     cli.check_out(F.out)

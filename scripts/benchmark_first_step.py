@@ -1,16 +1,14 @@
 """Time the first training step, tracing and compiling included: the engine against Keras.
 
-engine is the first step of TrainStep with AdamW; keras is the first train_on_batch of an equal ViT
-of keras.layers with equal weights. All variables train. Each measurement is a process of its own, in
-turn: engine, keras, keras, engine, and so on. The clock starts when the model with its weights and
-the batch are ready, and stops when the update is done and the loss is on the host; importing,
-building and model.compile are not counted. The data are one random batch. Keras decides itself about
-XLA (jit_compile="auto": not on a machine without accelerators); what it decided is reported.
+engine is the first step of TrainStep with AdamW; keras is the first train_on_batch of an equal ViT of keras.layers with
+equal weights. All variables are trained. Each measurement has a process of its own, in turn: engine, keras, keras, engine,
+and so on. The clock starts when the model, its weights and the batch are ready, and stops when the update is done and the
+loss is on the host; importing, building and model.compile are not counted. The data are one random batch. Keras itself
+decides whether to use XLA (jit_compile="auto": not on a machine without accelerators); its decision is reported.
 """
 
 from __future__ import annotations
 
-import json
 import pathlib
 import signal
 import sys
@@ -20,12 +18,14 @@ from typing import Any
 from absl import flags
 
 from engine.host import quantiles
-from scripts import cli
-from scripts.baselines import harness
+
+from . import cli
+from .baselines import harness
 
 F = flags.FLAGS
 
 RUNNERS = ("engine", "keras")
+_TARGETS = {"engine": "tensorflow_vit:measure_engine", "keras": "keras_vit:measure_first_step"}
 _LIMITS = {"image_size": (1, 4096), "batch_size": (1, 65536), "classes": (2, 1_000_000), "repeats": (1, 1000)}
 
 flags.DEFINE_string(
@@ -33,26 +33,26 @@ flags.DEFINE_string(
     "vit:B/16",
     "A plain ViT: vit:mini, vit:Ti/16, vit:S/16, vit:B/16, vit:L/16 (any patch size in pixels; options after a comma: depth=N blocks, gelu=tanh, classes=N).",
 )
-flags.DEFINE_integer("image_size", 224, "Height and width of the images in pixels, a multiple of the patch size.")
-flags.DEFINE_integer("batch_size", 4, "Examples in the batch.")
-flags.DEFINE_integer("classes", 1000, "Outputs of the head, in classes, at least 2.")
-flags.DEFINE_integer("repeats", 5, "Pairs of measurements, one of each runner in a process of its own.")
-flags.DEFINE_integer("seed", 0, "Of the initial weights, the images and the labels.")
-flags.DEFINE_string("out", None, "A .json file for the results (seconds, bytes); unless given, none.")
-flags.DEFINE_enum("child", None, RUNNERS, "Internal: be the process that measures this; reads a job in JSON.")
+flags.DEFINE_integer("image_size", 224, "The height and width of the images in pixels, a multiple of the patch size.")
+flags.DEFINE_integer("batch_size", 4, "The number of examples in the batch.")
+flags.DEFINE_integer("classes", 1000, "The number of outputs of the head, at least 2.")
+flags.DEFINE_integer(
+    "repeats", 5, "The number of pairs of measurements, one of each runner, every one in a process of its own."
+)
+flags.DEFINE_integer("seed", 0, "The seed of the initial weights, the images and the labels.")
+flags.DEFINE_string("out", None, "A .json file for the results (seconds, bytes); by default none is written.")
 
 
 def main() -> int:
-    if F.child:
-        return _child(F.child)
-    from scripts.baselines import vit_jobs
+    cli.import_tensorflow()
+    from .baselines import vit_jobs
 
     cli.check_numbers(_LIMITS)
     cli.check_out(F.out)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a child does not outlive this process
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no process of a runner outlives this one
     try:
         with tempfile.TemporaryDirectory(prefix="benchmark_first_step-") as folder:
-            (job,) = vit_jobs.make(
+            (job,) = vit_jobs.build_jobs(
                 pathlib.Path(folder),
                 model=F.model,
                 image_size=F.image_size,
@@ -69,20 +69,15 @@ def main() -> int:
         return cli.FAILED
     results = _results(pairs)
     _print(results)
-    if F.out:
-        from engine.files import write_json
-
-        write_json(F.out, results)
-        print(f"\nwritten: {F.out}")
+    cli.write_out(results)
     return cli.DONE
 
 
 def _pair(job: harness.Job, number: int) -> dict[str, Any]:
-    """Both runners once, the order swapped every pair."""
+    """Measures both runners once; the order is swapped after every pair."""
     found = {}
     for runner in RUNNERS if number % 2 == 0 else RUNNERS[::-1]:
-        words = ["scripts.benchmark_first_step", f"--child={runner}"]
-        found[runner] = harness.start(words, job, runner)
+        found[runner] = harness.run_apart(_TARGETS[runner], job.to_json(), what=runner)
         print(f"  {number + 1} of {F.repeats}, {runner}: {found[runner]['seconds'][0]:.2f} s", flush=True)
     harness.check_agreement(job, {runner: found[runner] for runner in RUNNERS}, {})
     return found
@@ -112,24 +107,8 @@ def _print(results: dict[str, Any]) -> None:
         print(f"{title:28}{row['median']:>10.2f}{row['p10']:>8.2f}{row['p90']:>8.2f}{peak:>10.0f}")
     ratio = results["ratio"]
     print(
-        f"engine to keras, median of the pairs' ratios: {ratio['median']:.3f} ({ratio['p10']:.3f} to {ratio['p90']:.3f})"
+        f"engine to keras, median of the ratios of the pairs: {ratio['median']:.3f} ({ratio['p10']:.3f} to {ratio['p90']:.3f})"
     )
-
-
-def _child(name: str) -> int:
-    from scripts.baselines import vit_jobs
-
-    job = vit_jobs.read(name)
-    if name == "keras":
-        from scripts.baselines import keras_vit
-
-        result = keras_vit.run_first(job)
-    else:
-        from scripts.baselines.tensorflow_vit import Engine
-
-        result = harness.run(Engine(job), job)
-    print(json.dumps(result))
-    return cli.DONE
 
 
 def run() -> None:

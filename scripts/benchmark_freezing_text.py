@@ -1,33 +1,60 @@
-"""What benchmark_freezing shows in a terminal: which run of how many, the time left, and the table at the end."""
+"""What benchmark_freezing prints: the plan, the progress with the time left, and the table at the end."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from engine.runs.progress import open_bar
 from engine.text import table
+
+if TYPE_CHECKING:
+    from engine.study.planning import Plan
+    from engine.study.run import StudyResult
 
 HEAD = ("strategy", "runner", "trained", "step ms", "p10-p90", "ex/s", "peak MiB", "slots MiB", "bwd ops",
         "GFLOP/ex", "of GEMM", "accuracy", "loss", "job s", "to target s", "frozen")  # fmt: skip
 
 
+def print_plan(plan: Plan) -> None:
+    """Prints what will be done."""
+    from engine.study.planning import summarize_left_out
+
+    job, task = plan.job, plan.setting.task
+    if task.weights is not None:
+        print(f"weights: {task.weights.text}")
+    print(f"model:   {job.model}, {task.variables.parameters:,} parameters in {len(task.variables)} variables")
+    for note in task.model.notes:
+        print(f"         {note}")
+    source = task.source
+    print(f"data:    {source.name}, {len(source.train)} training and {len(source.eval)} evaluation examples")
+    print(
+        f"each:    {job.steps} steps of {job.batch_size} examples, adam with learning rate {job.learning_rate:g}, "
+        f"evaluated every {job.eval_every} steps"
+    )
+    print(f"compare: {', '.join(strategy.name for strategy in plan.strategies)}")
+    print(f"by:      {', '.join(plan.runners)}")
+    for line in summarize_left_out(plan.left_out):
+        print(f"without: {line}")
+
+
 class Progress:
-    """Which of how many runs, and how long the rest will take; a bar on a terminal with rich, else lines."""
+    """Which of how many runs is running, and how long the rest will take: a bar on a terminal with rich, else lines."""
 
-    def __init__(self, total: int, *, there: int) -> None:
-        self._total, self._done, self._there = total, there, there
+    def __init__(self, total: int, *, done: int) -> None:
+        from engine.runs.progress import open_bar
+
+        self._total, self._done, self._before = total, done, done
         self._began = time.monotonic()
-        self._bar, self._task = open_bar(total, there)
+        self._bar, self._task = open_bar(total, done)
 
-    def starts(self, what: str) -> None:
+    def start(self, what: str) -> None:
         self._what = what
         if self._bar is not None:
             self._bar.update(self._task, description=what)
 
-    def ended(self, result: str) -> None:
+    def end(self, result: str) -> None:
         self._done += 1
         line = f"[{self._done}/{self._total}] {self._what}: {result}"
         if self._bar is not None:
@@ -41,12 +68,12 @@ class Progress:
             self._bar.stop()
 
     def _left(self) -> str:
-        each = (time.monotonic() - self._began) / max(1, self._done - self._there)
+        each = (time.monotonic() - self._began) / max(1, self._done - self._before)
         seconds = round(each * (self._total - self._done))
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
 
-def result(run: Mapping[str, Any]) -> str:
+def describe_run(run: Mapping[str, Any]) -> str:
     """One run in a few words."""
     if run.get("failed"):
         return f"FAILED: {run['reason']}"
@@ -59,8 +86,21 @@ def result(run: Mapping[str, Any]) -> str:
     )
 
 
-def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Prints the rows; as a table of rich on a terminal that has it."""
+def print_study(done: StudyResult) -> None:
+    """Prints what came out of a study."""
+    from engine.study.planning import summarize_left_out
+
+    print()
+    _print_rows(done.study["results"])
+    for note in done.study["notes"]:
+        print(f"note: {note}")
+    for line in summarize_left_out(done.study["left_out"]):
+        print(f"left out: {line}")
+    print(f"\nwritten: {done.out} (results.json, results.csv, study.json, report.html)")
+
+
+def _print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints the rows; with rich on a terminal, as one of its tables."""
     body = [_cells(row) for row in rows]
     if sys.stdout.isatty():
         try:
@@ -91,22 +131,22 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         row["strategy"],
         row["runner"],
-        _text(row["trained_parameters"], ",d"),
-        _text(step["median"], ".1f"),
+        _format(row["trained_parameters"], ",d"),
+        _format(step["median"], ".1f"),
         spread,
-        _text(row["examples_per_second"], ".0f"),
-        _text(row["peak_rss_bytes"], ".0f", 2**20),
-        _text(row["slot_bytes"], ".2f", 2**20),
-        _text(row["backward_ops"], "d"),
-        _text(row["gflop_per_example"], ".4g"),
-        _text(row["gemm_share"], ".0%"),
-        _text(row["eval_accuracy"], ".4f"),
-        _text(row["eval_loss"], ".4f"),
-        _text(row["job_seconds"], ".1f"),
-        _text(row["time_to_target_seconds"], ".1f"),
+        _format(row["examples_per_second"], ".0f"),
+        _format(row["peak_rss_bytes"], ".0f", 2**20),
+        _format(row["slot_bytes"], ".2f", 2**20),
+        _format(row["backward_ops"], "d"),
+        _format(row["gflop_per_example"], ".4g"),
+        _format(row["gemm_share"], ".0%"),
+        _format(row["eval_accuracy"], ".4f"),
+        _format(row["eval_loss"], ".4f"),
+        _format(row["job_seconds"], ".1f"),
+        _format(row["time_to_target_seconds"], ".1f"),
         "FAILED" if row["failed"] else verified,
     )
 
 
-def _text(value: float | None, form: str, unit: float = 1) -> str:
+def _format(value: float | None, form: str, unit: float = 1) -> str:
     return "" if value is None else format(value if unit == 1 else value / unit, form)

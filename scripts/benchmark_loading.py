@@ -1,18 +1,15 @@
-"""Measure loading a pre-trained ViT from safetensors: memory beyond the built model, time against plain reading.
+"""Measure loading a pre-trained ViT from safetensors: memory above the built model, and time against plain reading.
 
-Writes a file of random weights in Hugging Face's ViT layout. Memory is measured in a process that
-builds the model, resets the system's record of the peak and loads. Time is measured in another
-process, load and plain reading in turn: all tensors through the library safetensors, once into a
-dictionary (load_file) and once one by one. The file is in the system's cache for all of them.
+Writes a file of random weights in Hugging Face's ViT layout. Memory is measured in a process that builds the model, resets
+the system's record of the peak, and loads. Time is measured in another process, loading and plain reading in turn: the
+library safetensors reads all tensors, once into a dictionary (load_file) and once one by one. The file is in the system's
+cache for all of them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import pathlib
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,41 +17,35 @@ from typing import Any
 
 from absl import flags
 
-from engine.host import quantiles
-from scripts import cli
-from scripts.baselines import harness
+from engine.host import peak_rss_bytes, quantiles
+from engine.study import child
+
+from . import cli
 
 F = flags.FLAGS
 
-flags.DEFINE_string("model", "vit:B/16", "vit:Ti/16, vit:S/16, vit:B/16 or vit:L/16 (any patch size).")
-flags.DEFINE_integer("image_size", 224, "Height and width of the images in pixels, a multiple of the patch size.")
-flags.DEFINE_integer("repeats", 7, "Times that each is timed, in turn, after one time that is not counted.")
-flags.DEFINE_string("folder", None, "Where the file is written (unless given, a temporary folder).")
-flags.DEFINE_string("out", None, "A .json file for the results (seconds, bytes); unless given, none.")
-flags.DEFINE_enum("child", None, ["memory", "time"], "Internal: be the process that measures this.")
-flags.DEFINE_string("weights", None, "Internal: the file that the process loads.")
+flags.DEFINE_string("model", "vit:B/16", "The model: vit:Ti/16, vit:S/16, vit:B/16 or vit:L/16 (any patch size).")
+flags.DEFINE_integer("image_size", 224, "The height and width of the images in pixels, a multiple of the patch size.")
+flags.DEFINE_integer("repeats", 7, "How many times each is timed, in turn, after once that is not counted.")
+flags.DEFINE_string("folder", None, "The folder in which the file is written, temporarily (by default the system's).")
+flags.DEFINE_string("out", None, "A .json file for the results (seconds, bytes); by default none is written.")
 
 
 def main() -> int:
-    if F.child:
-        print(json.dumps(_memory() if F.child == "memory" else _time()))
-        return cli.DONE
-    from engine.errors import InputError
+    from engine.errors import check_range
 
-    if not 1 <= F.repeats <= 1000:
-        raise InputError(f"repeats={F.repeats}: it must be from 1 to 1000")
-    if F.out is not None and not pathlib.Path(F.out).parent.is_dir():
-        raise InputError(f"out={F.out!r}: its folder does not exist")
+    cli.import_tensorflow()
+
+    check_range("repeats", F.repeats, 1, 1000)
+    cli.check_out(F.out)
     with tempfile.TemporaryDirectory(prefix="benchmark_loading-", dir=F.folder) as folder:
         file = pathlib.Path(folder) / "model.safetensors"
-        facts = _write(file)
-        results = facts | _start("memory", file) | _start("time", file)
+        results = _write(file)
+        job = {"model": F.model, "image_size": F.image_size, "weights": str(file), "repeats": F.repeats}
+        for target in ("measure_memory", "measure_time"):
+            results |= child.run_job(f"{__package__}.benchmark_loading:{target}", job)
     _print(results)
-    if F.out:
-        from engine.files import write_json
-
-        write_json(F.out, results)
-        print(f"\nwritten: {F.out}")
+    cli.write_out(results)
     return cli.DONE
 
 
@@ -66,7 +57,7 @@ def _write(file: pathlib.Path) -> dict[str, Any]:
     from safetensors.numpy import save_file
 
     rng = np.random.default_rng(0)
-    config = _build().network.config
+    config = _build(F.model, F.image_size).network.config
     tensors = {name: 0.02 * rng.standard_normal(shape, np.float32) for name, shape in _shapes(config)}
     save_file(tensors, file)
     return {
@@ -79,7 +70,7 @@ def _write(file: pathlib.Path) -> dict[str, Any]:
 
 
 def _shapes(config: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of transformers' ViTForImageClassification."""
+    """The names and shapes in transformers' ViTForImageClassification."""
     width = config.width
     yield "vit.embeddings.cls_token", (1, 1, width)
     yield "vit.embeddings.position_embeddings", (1, config.tokens, width)
@@ -104,63 +95,52 @@ def _shapes(config: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "classifier.bias", (config.classes,)
 
 
-def _build() -> Any:
+def _build(model: str, image_size: int) -> Any:
     from engine import models
 
-    return models.build_model(F.model, image_shape=(F.image_size, F.image_size, 3), outputs=1000)
+    return models.build_model(model, image_shape=(image_size, image_size, 3), outputs=1000)
 
 
 # ---- the processes that measure
 
 
-def _start(what: str, file: pathlib.Path) -> dict[str, Any]:
-    words = [f"--child={what}", f"--weights={file}"]
-    words += [f"--{name}={F[name].value}" for name in ("model", "image_size", "repeats")]
-    command = [sys.executable, "-m", "scripts.benchmark_loading", *words]
-    child = subprocess.run(command, capture_output=True, text=True, check=False)
-    if child.returncode:
-        raise RuntimeError(f"measuring {what} failed: {child.stderr.strip()[-500:]}")
-    return json.loads(child.stdout.splitlines()[-1])
-
-
-def _memory() -> dict[str, Any]:
+def measure_memory(job: dict[str, Any]) -> dict[str, Any]:
     from engine import porting
 
-    network = _build().network
+    network = _build(job["model"], job["image_size"]).network
     built = _reset_peak()
-    ledger = porting.load(network, F.weights)
-    return {"variables": len(ledger.loaded), "rss_above_model_bytes": harness.peak_rss_bytes() - built}
+    ledger = porting.load(network, job["weights"])
+    return {"variables": len(ledger.loaded), "rss_above_model_bytes": peak_rss_bytes() - built}
 
 
 def _reset_peak() -> int:
-    """Resident memory now; on Linux later peaks count from here, elsewhere from the highest until now."""
+    """The resident memory now. On Linux later peaks count from here, elsewhere from the peak so far."""
     with contextlib.suppress(OSError):
         pathlib.Path("/proc/self/clear_refs").write_text("5")
-    return harness.peak_rss_bytes()
+    return peak_rss_bytes()
 
 
-def _time() -> dict[str, Any]:
+def measure_time(job: dict[str, Any]) -> dict[str, Any]:
     from safetensors import safe_open
     from safetensors.numpy import load_file
 
     from engine import porting
 
-    network = _build().network
+    network, weights = _build(job["model"], job["image_size"]).network, job["weights"]
 
     def one_by_one() -> None:
-        with safe_open(F.weights, "numpy") as file:
-            for name in file.keys():  # noqa: SIM118 it is no dictionary
+        with safe_open(weights, "numpy") as file:
+            for name in file.keys():  # noqa: SIM118 - it is not a dictionary
                 file.get_tensor(name)
 
     runners: dict[str, Callable[[], Any]] = {
-        "load": lambda: porting.load(network, F.weights),
-        "load_file": lambda: load_file(F.weights),
+        "load": lambda: porting.load(network, weights),
+        "load_file": lambda: load_file(weights),
         "one_by_one": one_by_one,
     }
     seconds: dict[str, list[float]] = {name: [] for name in runners}
-    for repeat in range(F.repeats + 1):
-        names = list(runners) if repeat % 2 else list(runners)[::-1]
-        for name in names:
+    for repeat in range(job["repeats"] + 1):
+        for name in list(runners) if repeat % 2 else list(runners)[::-1]:
             start = time.perf_counter()
             runners[name]()
             seconds[name].append(time.perf_counter() - start)

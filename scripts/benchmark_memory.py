@@ -1,18 +1,15 @@
-"""Measure peak memory of training against its forecast, and against Keras' model.fit.
+"""Measure the peak memory of training against its forecast, and against Keras' model.fit.
 
-Each --run is a process of its own, one after the other: it builds the model with random weights, makes
-the forecast, trains some steps on one random batch and reports the largest memory that the process
-held, the interpreter and TensorFlow included. runner=keras_fit is an equal ViT of keras.layers in
-Keras' own fit; engine runs of the same model, batch and selection are compared with it.
+Each --run has a process of its own, one after the other: it builds the model with random weights, makes the forecast,
+trains some steps on one random batch and reports the peak memory of the process, including the interpreter and TensorFlow.
+runner=keras_fit is an equal ViT of keras.layers in Keras' own fit; runs of the engine with the same model, batch and
+selection are compared with it.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import pathlib
 import shlex
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,8 +17,8 @@ from typing import Any
 
 from absl import flags
 
-from scripts import cli
-from scripts.baselines import harness
+from . import cli
+from .baselines import harness
 
 F = flags.FLAGS
 
@@ -55,18 +52,15 @@ RUNS = (
 flags.DEFINE_multi_string(
     "run",
     list(RUNS),
-    "What is measured, repeatable: keys and values as in 'model=vit:B/16 batch_size=64 memory_budget=3GB'. Keys: "
+    "A run to measure, repeatable: keys and values as in 'model=vit:B/16 batch_size=64 memory_budget=3GB'. Keys: "
     + ", ".join(f"{key} ({value})" for key, value in KEYS.items())
-    + ". runner is engine or keras_fit; the other keys are flags of finetune; steps are those trained; 0 is none.",
+    + ". runner is engine or keras_fit; steps is the number of steps trained; the other keys are flags of finetune, where 0 means none.",
 )
-flags.DEFINE_string("out", None, "A .json file for the results (bytes, seconds); unless given, none.")
-flags.DEFINE_bool("child", False, "Internal: be the process of one run, in JSON on standard input.")
+flags.DEFINE_string("out", None, "A .json file for the results (bytes, seconds); by default none is written.")
 
 
 def main() -> int:
-    if F.child:
-        print(json.dumps(_engine(json.load(sys.stdin))))
-        return cli.DONE
+    cli.import_tensorflow()
     runs = [_parse(text) for text in F.run]
     cli.check_out(F.out)
     rows: list[dict[str, Any]] = []
@@ -80,11 +74,7 @@ def main() -> int:
                 return cli.FAILED
             print(f" {rows[-1]['peak_rss_bytes'] / 1e9:.2f} GB", flush=True)
     _print(rows)
-    if F.out:
-        from engine.files import write_json
-
-        write_json(F.out, rows)
-        print(f"\nwritten: {F.out}")
+    cli.write_out(rows)
     return cli.DONE
 
 
@@ -104,19 +94,19 @@ def _parse(text: str) -> dict[str, str]:
         key, equals, value = word.partition("=")
         if key not in KEYS or not equals:
             raise InputError(
-                f"run={text!r}: `{word}` is no key=value; keys: {', '.join(KEYS)}{nearest(key, list(KEYS))}"
+                f"run={text!r}: `{word}` is not a valid key=value; keys: {', '.join(KEYS)}{nearest(key, list(KEYS))}"
             )
         run[key] = value
     for key in ("image_size", "classes", "batch_size", "micro_batches", "steps"):
         if not run[key].isdecimal() or not 1 <= int(run[key]) <= 1_000_000:
-            raise InputError(f"run={text!r}: {key}={run[key]!r}: a whole number from 1 is wanted")
+            raise InputError(f"run={text!r}: {key}={run[key]!r}: expected a whole number of at least 1")
     if run["runner"] not in ("engine", "keras_fit"):
-        raise InputError(f"run={text!r}: runner={run['runner']!r}: it is engine or keras_fit")
+        raise InputError(f"run={text!r}: runner={run['runner']!r}: expected engine or keras_fit")
     if int(run["micro_batches"]) > int(run["batch_size"]):
-        raise InputError(f"run={text!r}: more micro-batches than examples")
+        raise InputError(f"run={text!r}: there are more micro-batches than examples")
     try:
         precision.parse(run["precision"])
-        optimizers.by_name(run["optimizer"])
+        optimizers.build_optimizer(run["optimizer"])
         remat.check(run["remat"])
         budget = sizes.parse_bytes(run["memory_budget"], name="memory_budget")
         if decay := float(run["ema"]):
@@ -124,14 +114,14 @@ def _parse(text: str) -> dict[str, str]:
     except InputError as error:
         raise InputError(f"run={text!r}: {error}") from None
     except ValueError:
-        raise InputError(f"run={text!r}: ema={run['ema']!r}: a number is wanted") from None
+        raise InputError(f"run={text!r}: ema={run['ema']!r}: expected a number") from None
     if budget and (run["micro_batches"], run["remat"]) != (KEYS["micro_batches"], KEYS["remat"]):
-        raise InputError(f"run={text!r}: memory_budget decides micro_batches and remat")
+        raise InputError(f"run={text!r}: memory_budget chooses micro_batches and remat; leave them out")
     if run["runner"] == "keras_fit":
         other = [key for key in _OURS_ALONE if run[key] != KEYS[key]]
         if other:
             raise InputError(
-                f"run={text!r}: keras_fit takes no {', '.join(other)}: it is AdamW in float32, in one piece"
+                f"run={text!r}: keras_fit does not support {', '.join(other)}; it is AdamW in float32, in one piece"
             )
     return run
 
@@ -142,27 +132,20 @@ def _text(run: dict[str, str]) -> str:
 
 def _start(run: dict[str, str]) -> dict[str, Any]:
     from engine.errors import InputError
+    from engine.study import child
 
-    child = subprocess.run(
-        [sys.executable, "-m", "scripts.benchmark_memory", "--child"],
-        input=json.dumps(run),
-        capture_output=True,
-        text=True,
-        env=os.environ | {"KERAS_BACKEND": "tensorflow"},
-        check=False,
-    )
-    if child.returncode == cli.BAD_INPUT:
-        raise InputError(f"run={_text(run)!r}: {child.stderr.strip().removeprefix('benchmark_memory: ')}")
-    if child.returncode:
-        raise harness.BenchmarkError("; ".join(child.stderr.strip().splitlines()[-2:]) or f"exit {child.returncode}")
-    found: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
-    return found
+    try:
+        return child.run_job(f"{__package__}.benchmark_memory:measure_engine", run)
+    except child.ChildError as error:
+        if error.bad_input:
+            raise InputError(f"run={_text(run)!r}: {error}") from None
+        raise harness.BenchmarkError(str(error)) from None
 
 
 def _keras(run: dict[str, str], folder: pathlib.Path) -> dict[str, Any]:
-    from scripts.baselines import vit_jobs
+    from .baselines import vit_jobs
 
-    (job,) = vit_jobs.make(
+    (job,) = vit_jobs.build_jobs(
         folder,
         model=run["model"],
         image_size=int(run["image_size"]),
@@ -173,20 +156,16 @@ def _keras(run: dict[str, str], folder: pathlib.Path) -> dict[str, Any]:
         steps=int(run["steps"]),
         seed=0,
     )
-    found = harness.start(["scripts.benchmark_step", "--child=keras_fit"], job, "keras_fit")
-    return {
-        "peak_rss_bytes": found["peak_rss_bytes"],
-        "seconds": found["seconds"],
-        "forecast_bytes": None,
-        "plan": None,
-    }
+    found = harness.run_apart("keras_vit:measure_fit", job.to_json(), what="keras_fit")
+    return {key: found[key] for key in ("peak_rss_bytes", "seconds")} | {"forecast_bytes": None, "plan": None}
 
 
-def _engine(run: dict[str, str]) -> dict[str, Any]:
-    """The child: forecast first, then train and look at the peak."""
+def measure_engine(run: dict[str, str]) -> dict[str, Any]:
+    """Does a run in this process: first the forecast, then training, then a look at the peak."""
     import numpy as np
 
     from engine import models, select, sizes
+    from engine.host import peak_rss_bytes
     from engine.memory.planner import Planner
     from engine.training import losses, optimizers, precision, remat
     from engine.training.step import TrainStep
@@ -194,14 +173,10 @@ def _engine(run: dict[str, str]) -> dict[str, Any]:
     numbers = precision.parse(run["precision"])
     side, classes, batch_size = int(run["image_size"]), int(run["classes"]), int(run["batch_size"])
     model = models.build_model(
-        run["model"],
-        image_shape=(side, side, 3),
-        outputs=classes,
-        dtype=numbers.variables,
-        compute=numbers.compute,
+        run["model"], image_shape=(side, side, 3), outputs=classes, dtype=numbers.variables, compute=numbers.compute
     )
     selection = select(model.network, run["train"], statistics=model.statistics)
-    optimizer = optimizers.by_name(run["optimizer"])
+    optimizer = optimizers.build_optimizer(run["optimizer"])
     loss_fn = losses.supervised_loss(model.network)
     rng = np.random.default_rng(0)
     batch = {
@@ -215,27 +190,21 @@ def _engine(run: dict[str, str]) -> dict[str, Any]:
         return TrainStep(loss_fn, optimizer, micro_batch_size=size, remat=mode, loss_scale=scale, ema=ema)
 
     budget = sizes.parse_bytes(run["memory_budget"], name="memory_budget")
-    planner = Planner(
-        make_step=make_step,
-        batch=batch,
-        batch_size=batch_size,
-        budget=budget or 2**62,
-    )
+    planner = Planner(make_step=make_step, batch=batch, batch_size=batch_size, budget=budget or 2**62)
     parts = int(run["micro_batches"])
     if budget:
-        plan = planner.micro_batches([(selection, optimizer)])
+        plan = planner.plan_micro_batches([(selection, optimizer)])
     else:
-        plan = planner.as_asked(
-            [(selection, optimizer)], None if parts == 1 else -(-batch_size // parts), remat.check(run["remat"])
-        )
-    step = planner.step(plan)
+        size = None if parts == 1 else -(-batch_size // parts)
+        plan = planner.forecast_plan([(selection, optimizer)], size, remat.check(run["remat"]))
+    step = planner.build_step(plan)
     seconds = []
     for _ in range(int(run["steps"])):
         start = time.perf_counter()
         step(selection, batch, learning_rate=1e-4)
         seconds.append(time.perf_counter() - start)
     return {
-        "peak_rss_bytes": harness.peak_rss_bytes(),
+        "peak_rss_bytes": peak_rss_bytes(),
         "seconds": seconds,
         "forecast_bytes": plan.total,
         "forecast": plan.forecasts[0].text(),

@@ -1,17 +1,15 @@
 """Time one training step: the engine against a hand-written loop, Keras' model.fit and PyTorch.
 
-engine is TrainStep with AdamW; hand is the tf.function that an expert would write for the same ViT,
-one selection and one batch shape, without the gradient norm that the engine reports. These two run
-in turn in one process, step by step, and their ratio is taken pair by pair. keras_fit and torch
-are equal ViTs with equal weights, each timed alone in a process of its own, so their times are not
-interleaved with the others'. Peak memory is always that of a process with one runner in it; it includes
-the interpreter and the libraries. The data are one random batch, so nothing is read or decoded.
+engine is TrainStep with AdamW; hand is the tf.function that an expert would write for the same ViT, one selection and one
+batch shape, without the gradient norm that the engine reports. These two run in turn in one process, step by step, and
+their ratio is taken pair by pair. keras_fit and torch are equal ViTs with equal weights, each timed alone in a process of
+its own, so that their times are not interleaved with the others. Peak memory is always that of a process with a single
+runner; it includes the interpreter and the libraries. The data are one random batch, so nothing is read or decoded.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import pathlib
 import signal
 import sys
@@ -22,13 +20,21 @@ from typing import Any
 from absl import flags
 
 from engine.host import quantiles
-from scripts import cli
-from scripts.baselines import harness
+
+from . import cli
+from .baselines import harness
 
 F = flags.FLAGS
 
 RUNNERS = ("engine", "hand", "keras_fit", "torch")
 _PACKAGES = {"keras_fit": "keras", "torch": "torch"}
+_TARGETS = {
+    "pair": "tensorflow_vit:measure_pair",
+    "engine": "tensorflow_vit:measure_engine",
+    "hand": "tensorflow_vit:measure_hand",
+    "keras_fit": "keras_vit:measure_fit",
+    "torch": "torch_vit:measure",
+}
 _LIMITS = {
     "image_size": (1, 4096),
     "batch_size": (1, 65536),
@@ -42,37 +48,36 @@ flags.DEFINE_string(
     "vit:S/16",
     "A plain ViT: vit:mini, vit:Ti/16, vit:S/16, vit:B/16, vit:L/16 (any patch size in pixels; options after a comma: depth=N blocks, gelu=tanh, classes=N).",
 )
-flags.DEFINE_integer("image_size", 224, "Height and width of the images in pixels, a multiple of the patch size.")
-flags.DEFINE_integer("batch_size", 16, "Examples per step (one optimizer update).")
-flags.DEFINE_integer("classes", 1000, "Outputs of the head, in classes, at least 2.")
-flags.DEFINE_multi_string("train", ["@head", "@all"], "Filter: what trains; repeatable, each is measured by itself.")
-flags.DEFINE_integer("steps", 10, "Steps that are counted, per runner and selection (for engine and hand: pairs).")
-flags.DEFINE_integer("warmup", 2, "Steps before them that are not counted, at least 1 (the first one compiles).")
+flags.DEFINE_integer("image_size", 224, "The height and width of the images in pixels, a multiple of the patch size.")
+flags.DEFINE_integer("batch_size", 16, "The number of examples per step (one optimizer update).")
+flags.DEFINE_integer("classes", 1000, "The number of outputs of the head, at least 2.")
+flags.DEFINE_multi_string(
+    "train", ["@head", "@all"], "A filter of what is trained; repeatable, each is measured separately."
+)
+flags.DEFINE_integer("steps", 10, "The number of timed steps per runner and selection (for engine and hand: pairs).")
+flags.DEFINE_integer(
+    "warmup", 2, "The number of steps before these, which are not timed, at least 1 (the first one compiles)."
+)
 flags.DEFINE_list(
     "runners",
     list(RUNNERS),
-    "Comma-separated: engine, hand, keras_fit, torch. A runner whose library is missing is reported as not installed.",
+    "The runners, comma-separated: engine, hand, keras_fit, torch. A runner whose library is missing is reported as not installed.",
 )
-flags.DEFINE_integer("seed", 0, "Of the initial weights, the images and the labels.")
-flags.DEFINE_string("out", None, "A .json file for the results (times in ms, memory in bytes); unless given, none.")
-flags.DEFINE_enum(
-    "child",
-    None,
-    ["pair", "engine", "hand", "keras_fit"],
-    "Internal: be the subprocess of these runners; reads a job in JSON from standard input.",
+flags.DEFINE_integer("seed", 0, "The seed of the initial weights, the images and the labels.")
+flags.DEFINE_string(
+    "out", None, "A .json file for the results (times in ms, memory in bytes); by default none is written."
 )
 
 
 def main() -> int:
-    if F.child:
-        return _child(F.child)
-    from scripts.baselines import vit_jobs
+    cli.import_tensorflow()
+    from .baselines import vit_jobs
 
     _check_flags()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a child does not outlive this process
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no process of a runner outlives this one
     try:
         with tempfile.TemporaryDirectory(prefix="benchmark_step-") as folder:
-            jobs = vit_jobs.make(
+            jobs = vit_jobs.build_jobs(
                 pathlib.Path(folder),
                 model=F.model,
                 image_size=F.image_size,
@@ -88,19 +93,15 @@ def main() -> int:
         print(f"benchmark_step: {error}", file=sys.stderr)
         return cli.FAILED
     harness.print_table(rows)
-    if F.out:
-        from engine.files import write_json
-
-        write_json(F.out, rows)
-        print(f"\nwritten: {F.out}")
+    cli.write_out(rows)
     return cli.DONE
 
 
-# ---- what is measured
+# ---- measurements
 
 
 def _measure(job: harness.Job) -> list[dict[str, Any]]:
-    """All runners on one selection: one row each."""
+    """Measures all runners on one selection: one row each."""
     results: dict[str, dict[str, Any]] = {}
     paired = {"engine", "hand"} <= set(F.runners)
     interleaved = _start("pair", job) if paired else {}
@@ -137,41 +138,19 @@ def _row(job: harness.Job, runner: str, results: dict[str, Any], interleaved: di
     }
 
 
-# ---- subprocesses
-
-
 def _start(runner: str, job: harness.Job) -> dict[str, Any]:
-    """Runs one runner (or the pair) in a process of its own."""
-    # torch has its own module: this one imports TensorFlow, whose memory would count
-    words = ["scripts.baselines.torch_vit"] if runner == "torch" else ["scripts.benchmark_step", f"--child={runner}"]
+    """Measures one runner, or the pair, in a process of its own."""
     what = "engine and hand in turn" if runner == "pair" else f"{runner} alone"
     print(f"  {job.train}: {what} ...", end="", flush=True)
     start = time.monotonic()
-    found = harness.start(words, job, runner)
+    found = harness.run_apart(
+        _TARGETS[runner], job.to_json(), what=f"{runner} on {job.train}", tensorflow=runner != "torch"
+    )
     print(f" {time.monotonic() - start:.0f} s")
     return found
 
 
-def _child(name: str) -> int:
-    from scripts.baselines import vit_jobs
-
-    job = vit_jobs.read(name)
-    if name == "keras_fit":
-        from scripts.baselines import keras_vit
-
-        result: Any = keras_vit.run(job)
-    else:
-        from scripts.baselines.tensorflow_vit import Engine, Hand
-
-        if name == "pair":
-            result = dict(zip(("engine", "hand"), harness.run_pair(Engine(job), Hand(job), job), strict=True))
-        else:
-            result = harness.run(Engine(job) if name == "engine" else Hand(job), job)
-    print(json.dumps(result))
-    return cli.DONE
-
-
-# ---- what is asked
+# ---- flags
 
 
 def _check_flags() -> None:
@@ -181,10 +160,12 @@ def _check_flags() -> None:
     cli.check_numbers(_LIMITS)
     for runner in F.runners:
         if runner not in RUNNERS:
-            raise InputError(f"runners={runner!r}: known are {', '.join(RUNNERS)}{nearest(runner, list(RUNNERS))}")
+            raise InputError(
+                f"runners={runner!r} is not a known runner; expected {', '.join(RUNNERS)}{nearest(runner, RUNNERS)}"
+            )
     for name in ("runners", "train"):
         if not F[name].value or len(set(F[name].value)) < len(F[name].value):
-            raise InputError(f"{name}={','.join(F[name].value)!r}: at least one is wanted, and each once")
+            raise InputError(f"{name}={','.join(F[name].value)!r}: expected at least one, and none twice")
     cli.check_out(F.out)
 
 

@@ -1,7 +1,8 @@
-"""Time one training step: the engine's against each of TF1's three ways to freeze, in turn in one process.
+"""Time one training step: the engine against each of the three ways to freeze in TF1, in turn in one process.
 
-Same ViT, weights, batch, selection and optimizer; the order is turned every round, and ratios are taken round by
-round. A TF1 step is one Session.run of a train op, its batch fed from memory; the engine's is one call of TrainStep.
+All have the same ViT, weights, batch, selection and optimizer; the order is reversed every round, and ratios are taken
+round by round. A TF1 step is one Session.run of a train op, with its batch fed from memory; a step of the engine is one
+call of TrainStep.
 """
 
 from __future__ import annotations
@@ -14,38 +15,44 @@ from typing import Any
 from absl import flags
 
 from engine.host import quantiles
-from scripts import cli
-from scripts.baselines import harness
+
+from . import cli
+from .baselines import harness
 
 F = flags.FLAGS
 
-flags.DEFINE_string("model", "vit:S/16", "A ViT, as in finetune, or cnn:mini.")
-flags.DEFINE_integer("image_size", 224, "Height and width of the images in pixels.")
-flags.DEFINE_integer("classes", 1000, "Outputs of the head, at least 2.")
-flags.DEFINE_integer("batch_size", 16, "Examples per step.")
+flags.DEFINE_string("model", "vit:S/16", "The model: a ViT, as in finetune, or cnn:mini.")
+flags.DEFINE_integer("image_size", 224, "The height and width of the images in pixels.")
+flags.DEFINE_integer("classes", 1000, "The number of outputs of the head, at least 2.")
+flags.DEFINE_integer("batch_size", 16, "The number of examples per step.")
 flags.DEFINE_multi_string(
-    "train", ["@blocks[-2:] @head"], "Filter: what trains; repeatable, each is measured by itself."
+    "train", ["@blocks[-2:] @head"], "A filter of what is trained; repeatable, each is measured separately."
 )
-flags.DEFINE_enum("optimizer", "adam", ["sgd", "momentum", "adam"], "By the tf.compat.v1.train optimizer's rule.")
-flags.DEFINE_integer("steps", 10, "Rounds that are counted: each runner trains one step a round.")
-flags.DEFINE_integer("warmup", 2, "Rounds before them that are not counted, at least 1 (the first one compiles).")
-flags.DEFINE_integer("seed", 0, "Of the initial weights, the images and the labels.")
-flags.DEFINE_string("out", None, "A .json file for the results (times in ms); unless given, none.")
+flags.DEFINE_enum(
+    "optimizer", "adam", ["sgd", "momentum", "adam"], "The optimizer, with the rule of its tf.compat.v1.train namesake."
+)
+flags.DEFINE_integer("steps", 10, "The number of timed rounds, in each of which every runner trains one step.")
+flags.DEFINE_integer(
+    "warmup", 2, "The number of rounds before these, which are not timed, at least 1 (the first one compiles)."
+)
+flags.DEFINE_integer("seed", 0, "The seed of the initial weights, the images and the labels.")
+flags.DEFINE_string("out", None, "A .json file for the results (times in ms); by default none is written.")
 
 
 def main() -> int:
+    cli.import_tensorflow()
     import numpy as np
 
-    from engine.errors import InputError
-    from engine.files import write_json, write_npz
-    from scripts.baselines import v1 as runners
+    from engine.errors import check_range
+    from engine.files import write_npz
+
+    from .baselines import v1 as runners
 
     for name, low, high in (
         ("image_size", 8, 4096), ("classes", 2, 1_000_000), ("batch_size", 1, 65536), ("steps", 1, 1_000_000),
         ("warmup", 1, 1_000_000), ("seed", 0, 2**31 - 1),
     ):  # fmt: skip
-        if not low <= F[name].value <= high:
-            raise InputError(f"{name}={F[name].value}: it lies between {low} and {high}")
+        check_range(name, F[name].value, low, high)
     cli.check_out(F.out)
     rng = np.random.default_rng(F.seed)
     shape = (F.batch_size, F.image_size, F.image_size, 3)
@@ -74,34 +81,32 @@ def main() -> int:
                 seed=F.seed,
             )
             setting = runners.Setting(job)
-            write_npz(job.weights, ((e.path, e.variable.numpy()) for e in setting.selection.variables))
+            write_npz(job.weights, ((e.path, e.variable.numpy()) for e in setting.task.variables))
             rows += _measure(job, runners)
     _print(rows)
-    if F.out:
-        write_json(F.out, rows)
-        print(f"\nwritten: {F.out}")
+    cli.write_out(rows)
     return cli.DONE
 
 
 def _measure(job: Any, runners: Any) -> list[dict[str, Any]]:
-    """One row a runner: step_ms, and its ratio to the engine's, round by round."""
-    made = {}
+    """One row for each runner: step_ms, and its ratio to that of the engine, round by round."""
+    built = {}
     for name in runners.RUNNERS:
         print(f"{job.train}: preparing {name}", flush=True)
-        made[name] = runners.make(name, runners.Setting(job))
-    batch = next(iter(made.values())).setting.batches.at(0)
-    seconds: dict[str, list[float]] = {name: [] for name in made}
+        built[name] = runners.build_runner(name, runners.Setting(job))
+    batch = next(iter(built.values())).setting.batches.at(0)
+    seconds: dict[str, list[float]] = {name: [] for name in built}
     for number in range(F.warmup + F.steps):
         losses = {}
-        for name in list(made) if number % 2 == 0 else list(made)[::-1]:
+        for name in list(built) if number % 2 == 0 else list(built)[::-1]:
             start = time.perf_counter()
-            losses[name] = made[name].train(batch)
+            losses[name] = built[name].train(batch)
             seconds[name].append(time.perf_counter() - start)
         print(f"{job.train}: round {number + 1} of {F.warmup + F.steps}", flush=True)
         if number == 0 and any(abs(v - losses["engine"]) > 1e-5 * abs(losses["engine"]) for v in losses.values()):
-            raise harness.BenchmarkError(f"{job.train}: the first losses do not agree: {losses}")
+            raise harness.BenchmarkError(f"{job.train}: the losses of the first step do not agree: {losses}")
     rows = []
-    for name, runner in made.items():
+    for name, runner in built.items():
         counted = seconds[name][F.warmup :]
         rows.append(
             {

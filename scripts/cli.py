@@ -1,67 +1,71 @@
-"""What every program here does alike: flags, exit codes, signals, and errors without tracebacks.
+"""What all programs share: flags, exit codes, signals, and errors without tracebacks.
 
-Exit codes: 0 done (--help too), 1 the work failed, 2 bad flags or input, 3 stopped by a signal.
+A program is a module with flags, ``main`` and ``run``. ``main`` first checks everything it can without TensorFlow, then
+calls ``import_tensorflow`` and does the job, so that ``--help`` and mistakes are answered at once.
+
+Exit codes: 0 done (also --help), 1 the work failed, 2 bad flags or input, 3 stopped by a signal.
 """
 
 from __future__ import annotations
 
-import gc
+import dataclasses
 import os
 import signal
 import sys
-import tempfile
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 3
+_DEFINE: dict[type, Callable[..., Any]] = {
+    str: flags.DEFINE_string,
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    list: flags.DEFINE_list,
+}
 
-flags.DEFINE_bool("traceback", False, "On an error, print Python's traceback too.")
+flags.DEFINE_bool("traceback", False, "Print Python's traceback with an error.")
 
 
 def run(main: Callable[[], int], *, about: str, flags_in: str) -> None:
     """Parses flags, runs ``main`` and exits with its code.
 
-    Args:
-        main: the program; returns an exit code.
-        about: what --help says first.
-        flags_in: ``__name__`` of the module that defines the program's flags.
+    ``about`` is the text at the top of ``--help``, ``flags_in`` the ``__name__`` of the module with the program's flags.
     """
     sys.exit(_run(main, about, flags_in))
 
 
 def _run(main: Callable[[], int], about: str, flags_in: str) -> int:
+    name = os.path.basename(sys.argv[0]).removesuffix(".py")
     asked = {"-h", "-help", "--help", "--helpshort", "--helpfull"} & set(sys.argv[1:])
     if asked:
-        print(about.strip(), _help(flags_in, full="--helpfull" in asked), sep="\n\n")
-        return DONE
-    name = os.path.basename(sys.argv[0]).removesuffix(".py")
+        return answer(name, lambda: _print_help(about, flags_in, full="--helpfull" in asked))
     try:
         rest = flags.FLAGS(sys.argv)
         if len(rest) > 1:
-            raise flags.Error(f"{rest[1]!r}: every argument is a --flag")
+            raise flags.Error(f"unexpected argument {rest[1]!r}; expected only --flags")
     except flags.Error as error:
         return _fail(name, error, BAD_INPUT, "--help lists the flags")
     return answer(name, main)
 
 
 def answer(name: str, main: Callable[[], int]) -> int:
-    """The exit code of ``main``; whatever it raises is told in a sentence that begins with the program's name."""
+    """Returns the exit code of ``main``. An exception becomes one sentence on stderr, after the program's name."""
     try:
-        import_tensorflow()
         return main()
     except KeyboardInterrupt:
         return _fail(name, "stopped", STOPPED)
-    except BrokenPipeError:  # who read our output has enough, as `| head` does
+    except BrokenPipeError:  # the reader closed the pipe, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return FAILED
     except MemoryError:
-        return _fail(name, "out of memory: a smaller --batch_size needs less", FAILED)
-    except Exception as error:  # whatever it is, a user gets a sentence
+        return _fail(name, "out of memory; a smaller --batch_size needs less", FAILED)
+    except Exception as error:  # a user gets a sentence whatever happens
         if isinstance(error, ModuleNotFoundError) and error.name == "tensorflow":
-            return _fail(name, "TensorFlow is missing: pip install 'frostline[cpu]' (or [gpu])", FAILED)
+            return _fail(name, "TensorFlow is not installed; run pip install 'frostline[cpu]' (or [gpu])", FAILED)
         from engine.errors import InputError
 
         if isinstance(error, InputError):
@@ -79,86 +83,99 @@ def _fail(name: str, error: object, code: int, hint: str = "") -> int:
 
 
 def check_numbers(limits: Mapping[str, tuple[int, int]]) -> None:
-    """Raises InputError unless each flag lies between its least and its most value, and ``--seed`` is no less than 0."""
-    from engine.errors import InputError
+    """Raises InputError unless each flag lies between its least and its greatest value, and ``--seed`` is at least 0."""
+    from engine.errors import check_range
 
     for name, (least, most) in limits.items():
-        if not least <= flags.FLAGS[name].value <= most:
-            raise InputError(f"{name}={flags.FLAGS[name].value}: it must be from {least} to {most}")
-    if flags.FLAGS.seed < 0:
-        raise InputError(f"seed={flags.FLAGS.seed}: it must be at least 0")
+        check_range(name, flags.FLAGS[name].value, least, most)
+    check_range("seed", flags.FLAGS.seed, 0)
 
 
 def check_out(out: str | None) -> None:
-    """Raises InputError unless ``--out`` can be written as a file, or is not given."""
+    """Raises InputError unless ``out`` is None or a file that can be written."""
     from engine.errors import InputError
 
     if out is not None:
         folder = os.path.dirname(out) or "."
         if not os.path.isdir(folder) or os.path.isdir(out) or not os.access(folder, os.W_OK):
-            raise InputError(f"out={out!r}: it must be a file in an existing folder that can be written to")
+            raise InputError(f"out={out!r}: expected the name of a file in an existing, writable folder")
 
 
-def own_flags(module: str) -> dict[str, Any]:
-    """Name -> value of the flags that a program defines itself (``module`` is its ``__name__``)."""
-    defined = flags.FLAGS.flags_by_module_dict()
-    return {flag.name: flag.value for flag in defined.get(_registered(module), [])}
+def write_out(found: Any) -> None:
+    """Writes what a program has found into the JSON file ``--out``, if one is given."""
+    if out := flags.FLAGS.out:
+        from engine.files import write_json
+
+        write_json(out, found)
+        print(f"\nwritten: {out}")
+
+
+def field_defaults(config: type) -> dict[str, Any]:
+    """The ``defaults`` of flags that are the fields of a dataclass."""
+    types = {"str": str, "int": int, "float": float, "bool": bool}
+    found = {}
+    for field in dataclasses.fields(config):
+        empty = types.get(str(field.type).split(" | ")[0]) if field.default is None else field.default
+        found[field.name] = list(empty) if isinstance(empty, tuple) else empty
+    return found
+
+
+def define_flags(
+    module: str,
+    helps: Mapping[str, str],
+    defaults: Mapping[str, Any],
+    *,
+    choices: Mapping[str, Sequence[str]] = {},
+    repeatable: Sequence[str] = (),
+) -> None:
+    """Defines a flag of a program for each help text.
+
+    ``module`` is the ``__name__`` of the module whose flags they are. ``defaults`` holds the default of a flag (a list is
+    comma-separated) or, where there is none, its type; flags that are not in it are texts.
+    """
+    for name, text in helps.items():
+        default = defaults.get(name, str)
+        kind, value = (default, None) if isinstance(default, type) else (type(default), default)
+        if name in choices:
+            flags.DEFINE_enum(name, value, choices[name], text, module_name=_registered(module))
+        else:
+            define = flags.DEFINE_multi_string if name in repeatable else _DEFINE[kind]
+            define(name, value, text, module_name=_registered(module))
 
 
 def _registered(module: str) -> str:
     return sys.argv[0] if module == "__main__" else module  # absl's name for the main module
 
 
-def _help(module: str, *, full: bool) -> str:
-    """The program's own flags; with ``full``, those of libraries too."""
+def _print_help(about: str, module: str, *, full: bool) -> int:
+    """Prints the program's own flags; with ``full``, those of libraries too."""
+    print(about.strip(), end="\n\nflags:\n")
     defined = flags.FLAGS.flags_by_module_dict()
     own = [_registered(module), __name__]
     others = [name for name in sorted(defined) if name not in own] if full else []
-    found: list[str] = []
     for name in (*own, *others):
         for flag in defined.get(name, []):
             default = "" if flag.default in (None, [], "") else f" (default: {flag.default_as_str})"
             text = textwrap.fill(f"{flag.help}{default}", 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
-            found.append(f"  --{flag.name}\n{text}")
-    return "flags:\n" + "\n".join(found)
+            print(f"  --{flag.name}\n{text}")
+    sys.stdout.flush()
+    return DONE
 
 
-def import_tensorflow(*, start: bool = True) -> Any:
-    """Imports TensorFlow without its start-up messages, which no setting silences, and without matplotlib.
+def needs_keras(model: str) -> bool:
+    """True for a ``--model`` that Keras builds, or may build."""
+    return not model.startswith(("vit:", "cnn:"))
 
-    Keras, which TensorFlow imports, would import matplotlib for two functions that plot: a third of all the time.
-    Unless told not to, it starts the runtime too, whose threads no fork outlives. What was imported is kept from the
-    garbage collector, which would look through all of it again and again while functions are traced.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    first, hide = "tensorflow" not in sys.modules, "matplotlib" not in sys.modules
-    if hide:
-        sys.modules["matplotlib"] = None  # type: ignore[assignment]
-    sys.stderr.flush()
-    before = os.dup(2)
-    with tempfile.TemporaryFile() as hidden:
-        os.dup2(hidden.fileno(), 2)
-        try:
-            import tensorflow as tf
 
-            if start:
-                tf.constant(0)
-        except BaseException:
-            hidden.seek(0)
-            os.write(before, hidden.read())
-            raise
-        finally:
-            os.dup2(before, 2)
-            os.close(before)
-            if hide:
-                del sys.modules["matplotlib"]
-    if first:
-        gc.freeze()
-    return tf
+def import_tensorflow(*, start: bool = True, keras: bool = True) -> Any:
+    """Imports TensorFlow as ``engine.host.import_tensorflow`` does, and returns it."""
+    from engine import host
+
+    return host.import_tensorflow(start=start, keras=keras)
 
 
 class StopSignal:
-    """SIGINT and SIGTERM ask the loop to stop after this step; a second one stops at once."""
+    """True once SIGINT or SIGTERM has asked the loop to stop after the current step; a second signal exits at once."""
 
     def __init__(self) -> None:
         self.name: str | None = None
@@ -170,7 +187,7 @@ class StopSignal:
 
     def _take(self, number: int, _frame: object) -> None:
         if self.name is not None:
-            os.write(2, b"\nstopped at once; the last checkpoint stands\n")
+            os.write(2, b"\nstopped at once; the last checkpoint remains\n")
             os._exit(STOPPED)
         self.name = signal.Signals(number).name
-        os.write(2, f"\n{self.name}: stopping after this step (again: at once)\n".encode())
+        os.write(2, f"\n{self.name}: stopping after this step (a second signal stops at once)\n".encode())

@@ -1,77 +1,78 @@
-"""The engine and TF1's three ways to freeze, side by side: same weights, same data, same optimizer.
+"""The engine and the three ways to freeze in TF1, side by side: same weights, same data, same optimizer.
 
-Each runner (engine, v1_trainable, v1_stop_gradient, v1_var_list) trains in a process of its own. compare.json and
-the table say what each lists, keeps slots for and would lose, what it costs, and whether all end with the
+Each runner (engine, v1_trainable, v1_stop_gradient, v1_var_list) trains in a process of its own. compare.json and the
+table show what each lists, keeps slots for and would lose in a checkpoint, what it costs, and whether all end with the
 same weights. --show=leaks also demonstrates what each method lets through when it is used as TF1 programs use it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import tempfile
-import time
 from typing import Any
 
 from absl import flags
 
 from engine import text
-from engine.host import quantiles
-from scripts import cli
-from scripts.baselines import harness
+
+from . import cli
+from .baselines import harness
 
 F = flags.FLAGS
 
-flags.DEFINE_string(
-    "model", "vit:mini", "vit:mini, vit:SIZE/PATCH with options (as in finetune) or cnn:mini: what the TF1 path has."
+_DEFAULTS = {
+    "model": "vit:mini", "weights": "auto", "data": "fashion_mnist_mini", "loss": "softmax", "optimizer": "adam",
+    "learning_rate": 1e-3, "batch_size": 64, "steps": 20, "micro_batches": 1, "precision": "float32", "seed": 0,
+}  # fmt: skip
+cli.define_flags(
+    __name__,
+    {
+        "model": "The model: vit:mini, vit:SIZE/PATCH with options (as in finetune) or cnn:mini, which have TF1 forms.",
+        "weights": "auto (the weights that ship with the model, if there are any), none (random) or a file that finetune accepts.",
+        "data": "The data, as in finetune: fashion_mnist_mini, idx:DIR, npz:FILE, folder:DIR.",
+        "loss": "The loss, by name.",
+        "optimizer": "The optimizer, with the rule of its tf.compat.v1.train namesake.",
+        "train": "The filter of what is trained (by default the upper part of the model and the head).",
+        "learning_rate": "The learning rate, constant.",
+        "batch_size": "The number of examples per step (one optimizer update).",
+        "steps": "The number of steps, at least 2 (the first one compiles and is not timed).",
+        "micro_batches": "The number of micro-batches in which a step is computed, one after the other.",
+        "precision": "float32, mixed_bfloat16, mixed_float16 or float64 (in which all agree to 1e-10).",
+        "seed": "The seed of the initial weights, the order of the data and dropout.",
+        "show": "leaks: also demonstrate, and measure, what each method lets through.",
+        "out": "Where to write compare.json: a file ending in .json, or a folder (by default nowhere).",
+    },
+    _DEFAULTS,
+    choices={"loss": ["softmax", "sigmoid", "mse"], "optimizer": ["sgd", "momentum", "adam"], "show": ["leaks"]},
 )
-flags.DEFINE_string(
-    "weights", "auto", "auto (those that ship with the model, if any), none (random) or a file that finetune takes."
-)
-flags.DEFINE_string("data", "fashion_mnist_mini", "As in finetune: fashion_mnist_mini, idx:DIR, npz:FILE, folder:DIR.")
-flags.DEFINE_enum("loss", "softmax", ["softmax", "sigmoid", "mse"], "The loss, by name.")
-flags.DEFINE_enum("optimizer", "adam", ["sgd", "momentum", "adam"], "By the tf.compat.v1.train optimizer's rule.")
-flags.DEFINE_string("train", None, "Filter: what trains (unless given, the model's upper part and the head).")
-flags.DEFINE_float("learning_rate", 1e-3, "Constant.")
-flags.DEFINE_integer("batch_size", 64, "Examples per step (one optimizer update).")
-flags.DEFINE_integer("steps", 20, "Steps, at least 2 (the first is not timed: it compiles).")
-flags.DEFINE_integer("micro_batches", 1, "Parts in which a step is computed, one after the other.")
-flags.DEFINE_string(
-    "precision", "float32", "float32, mixed_bfloat16, mixed_float16 or float64 (then all agree to 1e-10)."
-)
-flags.DEFINE_integer("seed", 0, "Of the initial weights, the order of the data and dropout.")
-flags.DEFINE_enum("show", None, ["leaks"], "leaks: also show, and measure, what each method lets through.")
-flags.DEFINE_string("out", None, "compare.json: a file ending in .json, or a folder for it (unless given, none).")
-flags.DEFINE_enum(
-    "child", None, ["train", "leaks"], "Internal: be a subprocess; reads a job in JSON from standard input."
-)
-flags.DEFINE_string("runner", None, "Internal: which runner the subprocess is.")
 
-# float32 first step, as contract E3 has it; a longer run in float32 grows apart by rounding alone
+_LIMITS = {"batch_size": (1, 65536), "steps": (2, 1_000_000), "seed": (0, 2**31 - 1)}
+# the bound of contract E3 for the first step in float32; longer float32 runs grow apart by rounding alone
 _FIRST_LOSS = 1e-6
+_LISTS = ("trainable_collection", "in_compute_gradients", "slots", "saver_would_lose")
 
 
 def main() -> int:
-    if F.child:
-        return _child()
+    cli.import_tensorflow()
     from engine.files import write_json
-    from scripts.baselines import v1 as runners
+
+    from .baselines import v1 as runners
 
     _check_flags()
-    out = _out()
+    out = _open_out()
     with tempfile.TemporaryDirectory(prefix="compare_v1-") as folder:
-        job = _job(pathlib.Path(folder), runners)
+        job = _build_job(pathlib.Path(folder), runners)
         rows = []
         for number, runner in enumerate(runners.RUNNERS, start=1):
             print(f"[{number}/{len(runners.RUNNERS)}] {runner}", flush=True)
-            words = ["scripts.compare_v1", "--child=train", f"--runner={runner}"]
-            rows.append({"runner": runner, **harness.start(words, job, runner)})
+            argument = {"job": job.to_json(), "runner": runner}
+            rows.append({"runner": runner} | harness.run_apart("v1:train", argument, what=f"{runner} on {job.train}"))
         differences = _differences(pathlib.Path(folder), rows)
         leaks = []
         if F.show == "leaks":
             print("[leaks] what each method lets through", flush=True)
-            leaks = harness.start(["scripts.compare_v1", "--child=leaks"], job, "leaks")["leaks"]
+            leaks = harness.run_apart("v1:measure_leaks", {"job": job.to_json()}, what="measuring leaks")["leaks"]
     v1 = [row for row in rows if row["runner"] != "engine"]
     identical = all(r["losses"] == v1[0]["losses"] and r["weights_sha256"] == v1[0]["weights_sha256"] for r in v1)
     found = {
@@ -94,19 +95,16 @@ def main() -> int:
 
 
 def _check_flags() -> None:
-    from engine.errors import InputError
+    from engine.errors import InputError, check_range
 
-    for name, low, high in (("batch_size", 1, 65536), ("steps", 2, 1_000_000), ("micro_batches", 1, F.batch_size)):
-        if not low <= F[name].value <= high:
-            raise InputError(f"{name}={F[name].value}: it lies between {low} and {high}")
+    for name, (least, most) in (_LIMITS | {"micro_batches": (1, F.batch_size)}).items():
+        check_range(name, F[name].value, least, most)
     if not 0 < F.learning_rate < float("inf"):
-        raise InputError(f"learning_rate={F.learning_rate}: it must be above 0")
-    if not 0 <= F.seed < 2**31:
-        raise InputError(f"seed={F.seed}: it lies between 0 and {2**31 - 1}")
+        raise InputError(f"learning_rate={F.learning_rate}: expected a number above 0")
 
 
-def _out() -> pathlib.Path | None:
-    """Where compare.json goes; its folder is made."""
+def _open_out() -> pathlib.Path | None:
+    """The path of compare.json; creates its folder."""
     from engine.errors import InputError
 
     if F.out is None:
@@ -116,16 +114,15 @@ def _out() -> pathlib.Path | None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"out={F.out!r}: the folder cannot be made ({error})") from None
+        raise InputError(f"out={F.out!r}: the folder cannot be created ({error})") from None
     cli.check_out(str(path))
     return path
 
 
-def _job(folder: pathlib.Path, runners: Any) -> Any:
-    """Builds the model once, with its weights, and writes them for all; every complaint comes here."""
-    from engine import porting
-    from engine.errors import InputError
+def _build_job(folder: pathlib.Path, runners: Any) -> Any:
+    """Builds the model with its weights, and writes these for all runners; all errors in the input appear here."""
     from engine.files import write_npz
+    from engine.selection.selection import select
 
     job = runners.Job(
         model=F.model,
@@ -142,80 +139,19 @@ def _job(folder: pathlib.Path, runners: Any) -> Any:
         learning_rate=F.learning_rate,
         seed=F.seed,
     )
-    setting = runners.Setting(job)
-    model = setting.model
-    if F.train is None:
-        job = dataclasses.replace(job, train=f"{model.upper} @head")
-        setting = runners.Setting(job)
-        model = setting.model
-    if F.weights == "none" or (F.weights == "auto" and model.shipped_weights is None):
-        print("weights: random")
-    else:
-        file = model.shipped_weights if F.weights == "auto" else pathlib.Path(F.weights)
-        try:
-            ledger = porting.load(model.network, file)
-        except porting.PortError as error:
-            hint = f" They are for {model.shipped_for}; --weights=none starts from random ones." * (F.weights == "auto")
-            raise InputError(f"weights={F.weights!r}: {error}{hint}") from None
-        if not model.images_chosen:
-            job = dataclasses.replace(job, images=ledger.images)
-        print(f"weights: {file.name}, {ledger.summary()}")
-    write_npz(job.weights, ((e.path, e.variable.numpy()) for e in setting.selection.variables))
-    print(setting.selection.table(), end="\n\n")
+    task = runners.Setting(job, load=F.weights).task
+    job = dataclasses.replace(job, train=F.train or f"{task.model.upper} @head", images=task.images)
+    print(f"weights: {task.weights.text}")
+    write_npz(job.weights, ((e.path, e.variable.numpy()) for e in task.variables))
+    print(select(task.variables, job.train, statistics=task.model.statistics).table(), end="\n\n")
     return job
 
 
-# ---- a subprocess
-
-
-def _child() -> int:
-    import tensorflow as tf
-
-    from engine.files import write_npz
-    from scripts.baselines import v1 as runners
-
-    tf.keras.utils.set_random_seed(F.seed)
-    tf.config.experimental.enable_op_determinism()
-    job = runners.Job.read()
-    setting = runners.Setting(job)
-    if F.child == "leaks":
-        return _show_leaks(setting)
-    runner = runners.make(F.runner, setting)
-    losses, seconds = [], []
-    for number in range(job.steps):
-        batch = setting.batches.at(number)
-        start = time.perf_counter()
-        losses.append(runner.train(batch))
-        seconds.append(time.perf_counter() - start)
-    write_npz(pathlib.Path(job.weights).parent / f"{F.runner}.npz", runner.weights().items())
-    facts = runner.facts()
-    runner.close()
-    step = quantiles([1e3 * value for value in seconds[1:]])
-    print(json.dumps({"losses": losses, **facts, "step_ms": step, "peak_rss_bytes": harness.peak_rss_bytes()}))
-    return cli.DONE
-
-
-def _show_leaks(setting: Any) -> int:
-    import numpy as np
-
-    from compat_v1.training import leaks
-
-    by_path = setting.selection.variables.by_path()
-    for path, value in setting.weights():
-        by_path[path].variable.assign(value)
-    batch = {name: np.asarray(value) for name, value in setting.batches.at(0).items()}
-    seeds = batch.pop("seeds")
-    batch.pop("index")
-    subject = leaks.Subject(setting.network, setting.selection, batch, seeds, setting.job.loss)
-    print(json.dumps({"leaks": [leak._asdict() for leak in leaks.show(subject)]}))
-    return cli.DONE
-
-
-# ---- what came out
+# ---- results
 
 
 def _differences(folder: pathlib.Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each TF1 runner against the engine: relative difference of the first loss, and of all weights at the end."""
+    """The relative differences of each TF1 runner from the engine: of the first loss, and of all weights at the end."""
     import numpy as np
 
     engine, found = rows[0], []
@@ -245,10 +181,7 @@ def _print(found: dict[str, Any]) -> None:
                 row["runner"],
                 f"{row['losses'][0]:.6f}",
                 f"{row['losses'][-1]:.6f}",
-                *(
-                    str(len(row[k]))
-                    for k in ("trainable_collection", "in_compute_gradients", "slots", "saver_would_lose")
-                ),
+                *(str(len(row[name])) for name in _LISTS),
                 str(row["backward_ops"]),
                 f"{row['step_ms']['median']:.1f}",
                 f"{row['peak_rss_bytes'] / 2**20:.0f}",
@@ -259,15 +192,15 @@ def _print(found: dict[str, Any]) -> None:
     print(f"\nthe three TF1 methods are {'' if found['identical'] else 'NOT '}bit-identical in losses and weights")
     for row in found["differences"]:
         print(
-            f"{row['runner']} to engine: first loss {row['first_loss']:.1e}, weights at the end {row['weights']:.1e} (relative)"
+            f"{row['runner']} against engine: the first loss differs by {row['first_loss']:.1e}, the final weights by "
+            f"{row['weights']:.1e} (relative)"
         )
-    print("step times are of separate processes; scripts.benchmark_v1 measures them in turn")
+    print("step times come from separate processes; benchmark_v1 measures them in turn")
     if found["leaks"]:
-        print("\nleaks (largest change of an element; for missing slots, how many)")
+        print("\nleaks (the largest change of an element; for missing slots, their number)")
         for leak in found["leaks"]:
-            print(
-                f"  {leak['size']:.2g}  {len(leak['moved'])} variables  {leak['name']}: {', '.join(leak['moved'][:2])}"
-            )
+            moved = leak["moved"]
+            print(f"  {leak['size']:.2g}  {len(moved)} variables  {leak['name']}: {', '.join(moved[:2])}")
 
 
 def run() -> None:

@@ -1,99 +1,129 @@
-"""How finetune's steps are computed: as the flags say, or as --memory_budget allows."""
+"""What finetune prints: the job before it begins, progress, and the summary at the end."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-from absl import flags
+import contextlib
+from collections.abc import Callable, Sequence
 
 from engine import sizes
-from engine.errors import InputError
-from engine.feature_cache.policy import CacheDecision
+from engine.feature_cache.decision import CacheDecision
 from engine.frostline.line import FrostLine
-from engine.memory.planner import Plan, Planner
-from engine.training.loop import Stage
-from engine.training.remat import MODES, Mode
-from engine.training.step import TrainStep
+from engine.recipes.config import FinetuneConfig
+from engine.recipes.finetune import RunResult
+from engine.recipes.job import Job
+from engine.recipes.listener import Listener
+from engine.runs.progress import Progress
+from engine.training.loop import Event
 
-F = flags.FLAGS
-
-
-def make(
-    make_step: Callable[[int | None, Mode], TrainStep],
-    stages: list[Stage],
-    batch: Mapping[str, Any],
-    *,
-    saved: Mapping[str, Any] | None,
-    blocks: int,
-    with_blocks: Callable[[int], list[Stage]],
-) -> tuple[Plan, TrainStep, list[Stage]]:
-    """The plan, the step that trains by it, and the phases, which --plan=depth decides.
-
-    Args:
-        make_step: (micro_batch_size, remat) -> the step that would train.
-        stages: the phases that the flags ask for.
-        batch: any batch of a step's size.
-        saved: the plan of the checkpoint that is resumed: done again, whatever memory there is now.
-        blocks: how many the model has.
-        with_blocks: number of top blocks -> the phases that train them and the head.
-
-    Raises:
-        BudgetError: nothing fits.
-    """
-    planner = Planner(
-        make_step=make_step,
-        batch=batch,
-        batch_size=F.batch_size,
-        budget=2**62 if F.memory_budget is None else sizes.parse_bytes(F.memory_budget, name="memory_budget"),
-        modes=MODES if F.remat is None else (F.remat,),
-    )
-    size = None if F.micro_batches in (None, 1) else -(-F.batch_size // F.micro_batches)
-    mode: Mode = F.remat or "none"
-    if saved is not None:
-        if saved["blocks"] is not None:
-            stages = with_blocks(saved["blocks"])
-        plan = planner.as_asked(_asked(stages), saved["micro_batch_size"], saved["remat"])
-        plan = dataclasses.replace(plan, blocks=saved["blocks"], reasons=tuple(saved["reasons"]))
-    elif F.memory_budget is None:
-        plan = planner.as_asked(_asked(stages), size, mode)
-    elif F.plan == "micro_batches":
-        plan = planner.micro_batches(_asked(stages))
-    elif not blocks:
-        raise InputError(f"plan=depth: {F.model} has no blocks to choose from")
-    else:
-        choices = [(number, with_blocks(number)) for number in range(blocks, 0, -1)]
-        plan, place = planner.blocks([(number, _asked(found)) for number, found in choices], size, mode)
-        stages = choices[place][1]
-    return plan, planner.step(plan), stages
+from . import cli
 
 
-def _asked(stages: Sequence[Stage]) -> list[Any]:
-    return [(stage.selection, stage.optimizer) for stage in stages]
+class PrintingListener(Listener):
+    """Prints what a run does; SIGINT and SIGTERM stop it."""
+
+    def __init__(self, config: FinetuneConfig) -> None:
+        self._config = config
+        self._signal = cli.StopSignal()
+        self._progress: Progress | None = None
+
+    def should_stop(self) -> bool:
+        stop = self._signal()
+        self.stopped_by = self._signal.name
+        return stop
+
+    def say(self, line: str) -> None:
+        print(line)
+
+    def show_job(self, job: Job) -> None:
+        _print_job(job)
+        _print_plan(job)
+
+    def show_caching(self, job: Job, decisions: Sequence[CacheDecision]) -> None:
+        for stage, decision in zip(job.stages, decisions, strict=True):
+            name = stage.phase.name
+            if isinstance(decision.line, FrostLine):
+                print(f"line:    phase {name}: {decision.line.describe()}")
+            size = f" ({sizes.format_bytes(decision.bytes)} on disk)" if decision.used else ""
+            print(f"cache:   phase {name}: {'used' if decision.used else 'not used'}{size}; {decision.reason}")
+
+    def begin(self, total: int, start: int) -> None:
+        print()
+        self._progress = Progress(total, start=start, log_every=self._config.log_every)
+
+    def handle(self, event: Event) -> None:
+        if self._progress is not None:
+            self._progress(event)
+
+    def show_progress(self, total: int, what: str) -> contextlib.AbstractContextManager[Callable[..., None]]:
+        assert self._progress is not None
+        return self._progress.show_progress(total, what)
+
+    def end(self) -> None:
+        if self._progress is not None:
+            self._progress.close()
 
 
-def describe(plan: Plan, stages: Sequence[Stage], caveats: Sequence[str]) -> None:
-    """Prints how steps are computed, why, and what memory that is expected to take."""
+def _print_job(job: Job) -> None:
+    """Prints model, data, and what each phase trains."""
+    task, source = job.task, job.task.source
+    print(f"model:   {task.model.name}, {task.variables.parameters:,} parameters in {len(task.variables)} variables")
+    for note in task.model.notes:
+        print(f"         {note}")
+    if task.images is not None:
+        print(
+            f"         images are scaled as these weights expect ({task.images}; the option preprocess= overrides it)"
+        )
+    test = f", {len(source.test)} test" if source.test else ""
+    skipped = f"; {len(source.skipped)} bad images skipped" if source.skipped else ""
+    print(f"data:    {source.name}, {len(source.train)} train, {len(source.eval)} evaluation{test} examples{skipped}")
+    for stage in job.stages:
+        steps = stage.phase.step_count(task.per_epoch)
+        print(f"\nphase {stage.phase.name}: {steps} steps, learning rate {stage.learning_rate:g}")
+        print(stage.selection.table())
+    print()
+
+
+def _print_plan(job: Job) -> None:
+    """Prints how steps are computed, why, and how much memory that is expected to take."""
+    plan, size = job.plan, job.config.batch_size
     if plan.micro_batch_size is not None:
-        count = -(-F.batch_size // plan.micro_batch_size)
-        print(f"step:  {F.batch_size} examples in {count} micro-batches of {plan.micro_batch_size}, remat {plan.remat}")
+        count = -(-size // plan.micro_batch_size)
+        print(f"step:    {size} examples in {count} micro-batches of {plan.micro_batch_size}, remat {plan.remat}")
     elif plan.remat != "none":
-        print(f"step:  {F.batch_size} examples in one piece, remat {plan.remat}")
+        print(f"step:    {size} examples in one piece, remat {plan.remat}")
     if plan.blocks is not None:
         print(f"depth:   the top {plan.blocks} blocks and the head train")
-    for reason in plan.reasons:
-        print(f"         {reason}")
-    for caveat in caveats:
-        print(f"         {caveat}")
-    for stage, found in zip(stages, plan.forecasts, strict=True):
-        print(f"memory:  phase {stage.phase.name}: about {found.text()}")
+    for text in (*plan.reasons, *job.caveats()):
+        print(f"         {text}")
+    for stage, forecast in zip(job.stages, plan.forecasts, strict=True):
+        print(f"memory:  phase {stage.phase.name}: about {forecast.text()}")
 
 
-def describe_cache(stages: Sequence[Stage], choices: Sequence[CacheDecision]) -> None:
-    """Prints where each phase is cut, and whether it trains from kept features."""
-    for stage, choice in zip(stages, choices, strict=True):
-        if isinstance(choice.line, FrostLine):
-            print(f"line:    phase {stage.phase.name}: {choice.line.describe()}")
-        size = f" ({sizes.format_bytes(choice.bytes)} on disk)" if choice.used else ""
-        print(f"cache:   phase {stage.phase.name}: {'used' if choice.used else 'not used'}{size}; {choice.reason}")
+def print_end(result: RunResult) -> None:
+    """Prints accuracy before and after, the freeze proof, and where the files are."""
+    run, final, proof = result.run, result.run["final"], result.run["freeze_proof"]
+    print()
+    if result.evaluations:
+        first, last = result.evaluations[0], result.evaluations[-1]
+        if last.accuracy is not None:
+            print(f"evaluation accuracy: {first.accuracy:.4f} before, {last.accuracy:.4f} after {run['steps']} steps")
+        print(f"evaluation loss:     {first.loss:.4f} before, {last.loss:.4f} after")
+    if final.get("test_accuracy") is not None:
+        print(f"test accuracy:       {final['test_accuracy']:.4f}")
+        classes = final.get("test_class_accuracy", {})
+        if 0 < len(classes) <= 20:
+            print("  " + ", ".join(f"{name} {value:.2f}" for name, value in classes.items()))
+    if proof["verified"]:
+        print(f"freeze proof:        verified; {proof['variables']} frozen variables kept every bit in their phase")
+    else:
+        changed = ", ".join(proof["changed"][:5])
+        print(f"freeze proof:        FAILED; {len(proof['changed'])} frozen variables changed: {changed}")
+    memory = run["memory"]["peak_rss_bytes"] / 2**20
+    print(f"time:                {run['timing']['total_seconds']:.0f} s, peak memory {memory:.0f} MiB")
+    print(f"run directory:       {result.out}")
+    if run["skipped_steps"]:
+        print(f"skipped steps:       {run['skipped_steps']} of {run['steps']}, not finite or without any weight")
+    for name, steps in run["left_out_terms"].items():
+        print(f"left out:            term {name} in {steps} steps: no example had a weight")
+    if result.code:
+        print(f"exit code {result.code}: {result.reason}")

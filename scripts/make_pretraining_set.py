@@ -1,24 +1,35 @@
-"""Make the set that the shipped weights of vit:mini are trained on: 5 classes of Fashion-MNIST.
+"""Make the training set of the shipped weights of vit:mini: five classes of Fashion-MNIST.
 
-Reads the four files of the Debian package dataset-fashion-mnist, leaves out the other 5 classes and
-every image that is in the embedded set (compared byte by byte), and writes an .npz for
---data=npz:FILE. BUILD.md has the whole recipe.
+The four files of the Debian package dataset-fashion-mnist are read. The other five classes are left out, and so is every
+image that is in the embedded set (compared byte by byte). The result is an .npz file for --data=npz:FILE.
 """
 
 from __future__ import annotations
 
 from absl import flags
 
-from scripts import cli
+from . import cli
 
 F = flags.FLAGS
 
-flags.DEFINE_string("source", "/usr/share/datasets/fashion-mnist", "Folder with the four idx files of Fashion-MNIST.")
-flags.DEFINE_list("classes", ["0", "1", "4", "5", "8"], "Classes that are kept, renumbered from 0 in this order.")
+flags.DEFINE_string(
+    "source", "/usr/share/datasets/fashion-mnist", "The folder with the four idx files of Fashion-MNIST."
+)
+flags.DEFINE_list(
+    "classes",
+    ["0", "1", "4", "5", "8"],
+    "Classes to keep, from 0 to 9, comma-separated; they are renumbered from 0 in this order.",
+)
 flags.DEFINE_string("out", None, "The .npz file to write.", required=True)
 
 
 def main() -> int:
+    from engine.errors import InputError
+
+    if bad := [word for word in F.classes if word not in "0123456789" or len(word) != 1]:
+        raise InputError(f"classes={','.join(F.classes)}: {bad[0]!r} is not a class; expected numbers from 0 to 9")
+    cli.check_out(F.out)
+    cli.import_tensorflow(keras=False)
     import numpy as np
 
     from engine import data

@@ -1,8 +1,9 @@
-"""Port a checkpoint of TensorFlow 1 (or any weights file) into a model, with a ledger in which nothing is unexplained.
+"""Port a TensorFlow 1 checkpoint, or any weights file, into a model, and account for every tensor in a ledger.
 
-Rules say what becomes what (--rules), or are proposed from names and shapes (--auto). --out is an .npz file that finetune
-takes as --weights, or a Keras .weights.h5; ledger.json lies beside it. --verify_graph runs the old graph and the new
-model on the same input. --reverse goes back: weights into a checkpoint that the old graph's own Saver restores.
+Rules say which tensor becomes which variable (--rules), or they are proposed from names and shapes (--auto). --out is
+an .npz file for finetune's --weights, or a Keras .weights.h5 file; ledger.json is written next to it. --verify_graph
+runs the old graph and the new model on the same input and compares their outputs. --reverse goes the other way: it
+writes weights into a checkpoint that the old graph's own Saver restores.
 """
 
 from __future__ import annotations
@@ -14,108 +15,81 @@ from typing import Any
 
 from absl import flags
 
-from scripts import cli
+from . import cli
 
 F = flags.FLAGS
 
-flags.DEFINE_string(
-    "source",
-    None,
-    "The checkpoint: a prefix, one of its files, its folder, a SavedModel; or an .npz, safetensors or Keras file. With --reverse, the weights to go back with.",
-)
-flags.DEFINE_string(
-    "target",
-    None,
-    "The model, as finetune's --model: vit:SIZE/PATCH, cnn:mini, keras:NAME, file:X.keras, py:module:factory (any Keras model or tf.Module, with several outputs too); the option classes=N says how many outputs a head has (1000 unless given; a py: factory's own).",
-)
-flags.DEFINE_string(
-    "image_size",
-    None,
-    "Of the model's images, in pixels: N or HEIGHTxWIDTH (unless given, what the model is made for).",
-)
-flags.DEFINE_integer("channels", 3, "Of the model's images.")
-flags.DEFINE_string("rules", None, "Which tensor becomes which variable: a rule file, or the name of a shipped one.")
-flags.DEFINE_bool(
-    "auto",
-    False,
-    "Propose the rules from names and shapes. They are written beside --out as .rules, a confidence on every line.",
-)
-flags.DEFINE_bool("yes", False, "With --auto: also take lines with a confidence below 0.8.")
-flags.DEFINE_bool("take_ema", False, "Take the exponential moving averages of variables that have one.")
-flags.DEFINE_string(
-    "slots",
-    None,
-    "Also port the optimizer's slots: Adam, Momentum, RMSProp, Adagrad, or auto for the only one that there is (unless given, none).",
-)
-flags.DEFINE_integer("adam_step", None, "Steps that the optimizer has made, where nothing in the file tells.")
-flags.DEFINE_float("beta1", 0.9, "Of the Adam that made the slots: its step count is told by its powers.")
-flags.DEFINE_float("beta2", 0.999, "As --beta1.")
-flags.DEFINE_string(
-    "verify_graph", None, "The old graph (.meta, or a SavedModel): run it and the new model on the same input."
-)
-flags.DEFINE_string(
-    "inputs",
-    None,
-    "Of the old graph, comma-separated: tensors that are fed, in the order of the model's inputs, and NAME=VALUE for what has a value, as in images,is_training=False (unless given, the only placeholder).",
-)
-flags.DEFINE_string(
-    "outputs",
-    None,
-    "Of the old graph, comma-separated, in the order of the model's outputs: TENSOR, TENSOR=KEY of the model's, TENSOR | reshape(-1, 2) for another layout (unless given, the only candidate).",
-)
-flags.DEFINE_string("feed", None, "An .npz file with values for --inputs by name (unless given, seeded random values).")
-flags.DEFINE_integer("examples", 4, "Batch size of the seeded input.")
-flags.DEFINE_integer("seed", 0, "Of the seeded input.")
-flags.DEFINE_float("bound", 1e-5, "Largest difference that --verify_graph allows, absolute on outputs of unit scale.")
-flags.DEFINE_bool(
-    "dry_run",
-    False,
-    "Decide and print everything; write nothing but ledger.json (and proposed rules), where --out says.",
-)
-flags.DEFINE_bool(
-    "reverse",
-    False,
-    "Write --source (weights of --target) into a checkpoint of TensorFlow 1, by the same rules backwards.",
-)
-flags.DEFINE_string(
-    "base",
-    None,
-    "With --reverse: the old checkpoint. What did not change, and what no rule touches, is copied from it bit for bit.",
-)
-flags.DEFINE_string(
-    "graph", None, "With --reverse: the old graph (.meta); every key that its Saver restores must be in the checkpoint."
-)
-flags.DEFINE_enum("format", "V2", ["V1", "V2"], "With --reverse: the checkpoint's format.")
-flags.DEFINE_string(
-    "out", None, "FILE.npz or FILE.weights.h5; with --reverse, a checkpoint's prefix. ledger.json goes into its folder."
+_DEFAULTS = {
+    "channels": 3, "auto": False, "yes": False, "take_ema": False, "adam_step": int, "beta1": 0.9, "beta2": 0.999,
+    "examples": 4, "seed": 0, "bound": 1e-5, "dry_run": False, "reverse": False, "format": "V2",
+}  # fmt: skip
+cli.define_flags(
+    __name__,
+    {
+        "source": "The checkpoint: its prefix, one of its files, its folder, or a SavedModel; or an .npz, safetensors or Keras file. With --reverse, the weights to write back.",
+        "target": "The model, as for finetune's --model: vit:SIZE/PATCH, cnn:mini, keras:NAME, file:X.keras, or py:module:factory (any Keras model or tf.Module, also with several outputs). The option classes=N sets the number of outputs of the head (1000 unless given; a py: factory has its own).",
+        "image_size": "Height and width of the model's images in pixels: N or HEIGHTxWIDTH (unless given, the model's default).",
+        "channels": "Number of channels of the model's images.",
+        "rules": "Which tensor becomes which variable: a rule file, or the name of a shipped one.",
+        "auto": "Propose rules from names and shapes. They are written next to --out as a .rules file with a confidence on every line.",
+        "yes": "With --auto: also accept lines with a confidence below 0.8.",
+        "take_ema": "Use the exponential moving average of each variable that has one.",
+        "slots": "Also port the optimizer's slots: Adam, Momentum, RMSProp, Adagrad, or auto for the only kind in the file (unless given, none).",
+        "adam_step": "The number of steps the optimizer has made, if it cannot be determined from the file.",
+        "beta1": "beta1 of the Adam that computed the slots; its powers determine the number of steps.",
+        "beta2": "beta2 of the Adam that computed the slots.",
+        "verify_graph": "The old graph (.meta, or a SavedModel): run it and the new model on the same input.",
+        "inputs": "Inputs of the old graph, comma-separated: the tensors to feed, in the order of the model's inputs, and NAME=VALUE for those with a fixed value, for example images,is_training=False (unless given, the only placeholder).",
+        "outputs": "Outputs of the old graph, comma-separated, in the order of the model's outputs: TENSOR, TENSOR=KEY with a key of the model's outputs, or TENSOR | reshape(-1, 2) for another layout (unless given, the only candidate).",
+        "feed": "An .npz file with a value for each of --inputs, by name (unless given, seeded random values).",
+        "examples": "Batch size of the random input.",
+        "seed": "Seed of the random input.",
+        "bound": "Largest absolute difference that --verify_graph accepts, for outputs of unit scale.",
+        "dry_run": "Plan and print everything, but write no weights: only ledger.json and proposed rules, if --out is given.",
+        "reverse": "Write --source (weights of --target) into a TensorFlow 1 checkpoint, by the same rules in reverse.",
+        "base": "With --reverse: the old checkpoint. Tensors that did not change, and those that no rule names, are copied from it bit for bit.",
+        "graph": "With --reverse: the old graph (.meta); every key that its Saver restores must be in the checkpoint.",
+        "format": "With --reverse: the format of the checkpoint.",
+        "out": "FILE.npz or FILE.weights.h5; with --reverse, the prefix of a checkpoint. ledger.json is written into the same folder.",
+    },
+    _DEFAULTS,
+    choices={"format": ["V1", "V2"]},
 )
 
 
 def main() -> int:
+    out = _check_flags()
+    cli.import_tensorflow(keras=cli.needs_keras(F.target))
+    if F.reverse:
+        from . import port_reverse
+
+        assert out is not None
+        return port_reverse.main(out)
+    return _port(out)
+
+
+def _port(out: pathlib.Path | None) -> int:
     from compat_v1.checkpoints.reader import open_source
     from compat_v1.porting import port
-    from engine import data, models
+    from compat_v1.porting.graph_parity import compare_with_graph
+    from engine import data, models, porting
     from engine.files import write_json
-    from engine.models.abstract import outline
-    from engine.runs.progress import counting
+    from engine.models.abstract import abstract_variables
+    from engine.models.keras.weights_file import save_weights_file
+    from engine.runs.progress import show_each
     from engine.selection.variables import name_variables
 
-    out = _check_flags()
-    if F.reverse:
-        from scripts import port_reverse
-
-        return port_reverse.main(out)
     keras_file = out is not None and out.name.endswith(".weights.h5")
     real = F.verify_graph is not None or (keras_file and not F.dry_run)
     with open_source(F.source) as source:
-        # ---- the model, without memory where it is not run; then what becomes of what
+        # ---- the plan; a model that is not run is built without memory for its weights
         weights = port.Weights(source, averages=F.take_ema)
         size = data.parse_image_size(F.image_size) if F.image_size else None
-        with contextlib.nullcontext() if real else outline():
+        with contextlib.nullcontext() if real else abstract_variables():
             network = models.build_network(F.target, image_size=size, channels=F.channels)
         variables = name_variables(network)
         rules, confidence = _rules(weights, variables, out)
-        decided = port.make(
+        planned = port.plan_port(
             weights,
             variables,
             rules,
@@ -125,114 +99,124 @@ def main() -> int:
             betas=(F.beta1, F.beta2),
             confidence=confidence,
         )
-        _describe(decided)
+        _describe(planned)
 
-        # ---- the proof, before anything is written
+        # ---- the comparison, before anything is written
         parity = None
+        slots = len(planned.slots.ports) if planned.slots is not None else 0
         if real:
-            from engine import porting
-
-            with counting(len(decided.plan.steps) + _slot_count(decided), "checked") as tell:
-                decided.check(tell)
-            porting.load(network, weights, decided.rules)
+            with show_each(len(planned.plan.assignments) + slots, "checked") as tell:
+                planned.check(tell)
+            porting.load(network, weights, planned.rules)
         if F.verify_graph is not None:
-            parity = _verify(source, network)
-        ledger = decided.ledger(target=F.target, parity=None if parity is None else parity.to_json())
+            parity = compare_with_graph(
+                source,
+                network,
+                graph=F.verify_graph,
+                inputs=F.inputs,
+                outputs=F.outputs,
+                feed=F.feed,
+                examples=F.examples,
+                seed=F.seed,
+            )
+            print(parity.summary())
+        ledger = planned.ledger(target=F.target, parity=None if parity is None else parity.to_json())
 
-        # ---- the files; weights that are not proven are not written
+        # ---- the files; weights that differ from the original are not written
         equal = parity is None or parity.holds(F.bound)
         if out is not None and not F.dry_run and equal:
             if keras_file:
-                _save_keras(network, out)
+                save_weights_file(network, out)
             else:
-                with counting(len(decided.plan.steps) + 2 * _slot_count(decided), "written") as tell:
-                    decided.write_npz(out, tell)
+                with show_each(len(planned.plan.assignments) + 2 * slots, "written") as tell:
+                    planned.write_npz(out, tell)
             print(f"written: {out}")
     if out is not None:
         write_json(out.parent / "ledger.json", ledger)
         print(f"written: {out.parent / 'ledger.json'}")
     if parity is not None and not equal:
         print(
-            f"NOT EQUAL: the largest difference is {parity.max_abs_difference:.3g}, {F.bound:g} is allowed (--bound): "
-            "no weights are written; is the model's architecture the old graph's?"
+            f"NOT EQUAL: the largest difference is {parity.max_abs_difference:.3g}, above --bound={F.bound:g}. No weights "
+            "were written. Check that the model has the architecture of the old graph."
         )
         return cli.FAILED
     return cli.DONE
 
 
 def _check_flags() -> pathlib.Path | None:
-    """Complaints that need no file; where the output goes, its folder made."""
-    from engine.errors import InputError
+    """Checks everything that needs no file, creates the folder of --out and returns its path."""
+    from engine.errors import InputError, check_range
 
     for name in ("source", "target"):
         if F[name].value is None:
-            raise InputError(f"{name}: --{name} is needed; --help says what it takes")
+            raise InputError(f"{name}=None: --{name} is required; --help describes it")
     if F.auto and F.rules is not None:
-        raise InputError(f"auto, rules={F.rules}: give one of them")
+        raise InputError(f"auto, rules={F.rules}: expected only one of them")
     if F.yes and not F.auto:
-        raise InputError("yes: it goes with --auto")
+        raise InputError("yes is only used with --auto")
     with_graph = _given("inputs", "outputs", "feed", "bound", "examples", "seed")
     if F.verify_graph is None and with_graph:
-        raise InputError(
-            f"{', '.join(with_graph)}: only --verify_graph uses {'it' if len(with_graph) == 1 else 'them'}"
-        )
+        raise InputError(f"{', '.join(with_graph)}: only used with --verify_graph")
     if F.feed and (seeded := _given("examples", "seed")):
-        raise InputError(f"{', '.join(seeded)}: --feed={F.feed} gives the input")
-    if F.target.startswith("file:") and (made := _given("image_size", "channels")):
-        raise InputError(f"{', '.join(made)}: {F.target} says itself what its images are")
+        raise InputError(f"{', '.join(seeded)}: not used with --feed={F.feed}, which holds the input")
+    if F.target.startswith("file:") and (sized := _given("image_size", "channels")):
+        raise InputError(f"{', '.join(sized)}: {F.target} already defines its images")
     if F.target.startswith("py:") and _given("channels") and F.image_size is None and "classes=" not in F.target:
-        raise InputError(f"channels={F.channels}: give --image_size too; without it the factory is asked for its own")
+        raise InputError(f"channels={F.channels} also needs --image_size; otherwise the factory chooses both")
     if not F.reverse and (F.base is not None or F.graph is not None or F["format"].value != "V2"):
-        raise InputError("base, graph, format: they go with --reverse")
+        raise InputError("base, graph and format are only used with --reverse")
     if F.reverse and (F.slots or F.take_ema or F.verify_graph or F.auto):
-        raise InputError("reverse: --slots, --take_ema, --verify_graph and --auto are for the way there")
+        raise InputError("reverse cannot be combined with --slots, --take_ema, --verify_graph or --auto")
     if F.slots is None and F.adam_step is not None:
-        raise InputError(f"adam_step={F.adam_step}: it goes with --slots")
+        raise InputError(f"adam_step={F.adam_step} is only used with --slots")
     if F.slots is None and not F.reverse and (betas := _given("beta1", "beta2")):
-        raise InputError(f"{', '.join(betas)}: only --slots and --reverse use {'it' if len(betas) == 1 else 'them'}")
+        raise InputError(f"{', '.join(betas)}: only used with --slots or --reverse")
     for name, value in (("beta1", F.beta1), ("beta2", F.beta2)):
         if not 0 < value < 1:
-            raise InputError(f"{name}={value:g}: it lies between 0 and 1")
+            raise InputError(f"{name}={value:g}: expected a number between 0 and 1, both excluded")
     if not F.bound > 0:
-        raise InputError(f"bound={F.bound:g}: it must be above 0")
-    if F.examples < 1 or not 0 <= F.seed < 2**31 or not 1 <= F.channels <= 1024:
-        raise InputError(f"examples={F.examples}, seed={F.seed}, channels={F.channels}: out of range")
+        raise InputError(f"bound={F.bound:g}: expected a number above 0")
+    check_range("examples", F.examples, 1)
+    check_range("seed", F.seed, 0, 2**31 - 1)
+    check_range("channels", F.channels, 1, 1024)
+    if F.reverse and (F.rules is None or F.out is None):
+        raise InputError("reverse needs --rules (the rules that ported the checkpoint) and --out=PREFIX")
     if F.out is None:
-        if F.reverse or not (F.dry_run or F.verify_graph):
+        if not (F.dry_run or F.verify_graph):
             raise InputError(
-                "out: --out=FILE.npz (or .weights.h5) is needed, unless --dry_run or --verify_graph is asked for"
+                "out=None: expected FILE.npz or FILE.weights.h5, unless --dry_run or --verify_graph is given"
             )
         return None
     out = pathlib.Path(F.out)
     if not F.reverse and out.suffix != ".npz" and not out.name.endswith(".weights.h5"):
-        raise InputError(f"out={F.out!r}: it ends in .npz or .weights.h5")
+        raise InputError(f"out={F.out!r}: expected a name that ends in .npz or .weights.h5")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"out={F.out!r}: the folder cannot be made ({error.strerror})") from None
+        raise InputError(f"out={F.out!r}: its folder cannot be created ({error.strerror})") from None
     cli.check_out(str(out))
     return out
 
 
 def _given(*names: str) -> list[str]:
-    """Those of the flags that the command line names."""
+    """Returns those of the flags that are on the command line."""
     return [name for name in names if F[name].present]
 
 
 def _rules(weights: Any, variables: Any, out: pathlib.Path | None) -> tuple[Any, dict[str, float]]:
-    """The rules as given, as shipped, or as proposed; and of proposed ones how sure each line is."""
+    """Returns the given, detected or proposed rules, and for proposed ones the confidence in each line."""
     from engine.porting.rules import detect, language
 
     if not F.auto:
-        return (detect.choose(weights, variables) if F.rules is None else detect.named(F.rules)), {}
+        return (detect.choose_rules(weights, variables) if F.rules is None else detect.get_rules(F.rules)), {}
     from compat_v1.checkpoints.locate import locate
     from engine.errors import InputError
     from engine.files import write_bytes
     from engine.porting.proposals.proposal import SURE
-    from engine.porting.proposals.propose import entries_of, propose
+    from engine.porting.proposals.propose import list_entries, propose
 
-    # TensorFlow's own files have TensorFlow's order of axes: square kernels are certain then
-    proposal = propose(entries_of(weights), variables, layout="tf" if locate(F.source) is not None else None)
+    # TensorFlow's own files have TensorFlow's order of axes, so that square kernels are unambiguous
+    proposal = propose(list_entries(weights), variables, layout="tf" if locate(F.source) is not None else None)
     least = 0.0 if F.yes else SURE
     text = proposal.rules_text(at_least=least)
     print(proposal.table(), end="\n\n")
@@ -240,81 +224,36 @@ def _rules(weights: Any, variables: Any, out: pathlib.Path | None) -> tuple[Any,
     if out is not None:
         path = out.with_name(re.sub(r"(\.weights)?\.(npz|h5)$", "", out.name) + ".rules")
         if path.exists() and path.read_bytes() != text.encode():
-            raise InputError(f"{path}: it exists, and the proposal is another; name it with --rules, or remove it")
+            raise InputError(f"{path} exists and differs from the proposal; give it with --rules, or remove it")
         write_bytes(path, text.encode())
         print(f"written: {path}")
         where = str(path)
     doubtful = [line for line in proposal.lines if line.confidence < least]
     if doubtful or proposal.missing:
         names = ", ".join([line.target for line in doubtful] + [missing.path for missing in proposal.missing])
-        hint = "" if F.yes else "; --yes takes the doubtful ones too"
-        print(f"left to you: {names[:300]}: complete {where} and give it with --rules{hint}\n")
-    found = language.parse(text, name=pathlib.Path(where).name)
+        hint = "" if F.yes else "; --yes accepts the doubtful ones too"
+        print(f"unresolved: {names[:300]}. Complete {where} and give it with --rules{hint}\n")
+    found = language.parse_rules(text, name=pathlib.Path(where).name)
     return found, {line.target: line.confidence for line in proposal.lines if line.confidence >= least}
 
 
-def _describe(decided: Any) -> None:
-    plan = decided.plan
-    print(f"source:  {decided.weights.path}, {len(decided.weights.source.names())} tensors")
-    print(f"target:  {F.target}, {decided.variables.parameters:,} parameters in {len(decided.variables)} variables")
-    print(f"weights: {len(plan.steps)} variables by {decided.rules.name}; {len(plan.skipped)} tensors skipped by rule")
-    for path, reason in plan.fresh.items():
-        print(f"fresh:   {path}: {reason} (the option classes=N of --target says how many outputs the model has)")
-    if decided.weights.hidden:
-        print(f"others:  {len(decided.weights.hidden)} tensors are averages, slots or state of an optimizer")
-    if decided.slots is not None:
-        slots, told = decided.slots, decided.steps
-        print(f"slots:   {len(slots.ports)} of {slots.kind}, after {told.t} steps (told by {told.told_by})")
-        for note in filter(None, [told.note, *(f"{p}: {why}" for p, why in list(slots.left_out.items())[:5])]):
-            print(f"         {note}")
-
-
-def _slot_count(decided: Any) -> int:
-    return len(decided.slots.ports) if decided.slots is not None else 0
-
-
-def _verify(source: Any, network: Any) -> Any:
-    """Runs the old graph and the new model on one input, and prints how far they are apart."""
-    from compat_v1.graphs import extract, metagraph
-    from compat_v1.graphs.original import Original
-    from compat_v1.porting import parity
-    from engine.files import Npz
-
-    asked = parity.parse_outputs(F.outputs) if F.outputs else None
-    part = extract.extract(
-        metagraph.read(F.verify_graph).definition,
-        path=F.verify_graph,
-        inputs=extract.parse_inputs(F.inputs) if F.inputs else None,
-        outputs=[each.name for each in asked] if asked else None,
+def _describe(planned: Any) -> None:
+    """Prints the source, the target and what the rules do."""
+    plan = planned.plan
+    print(f"source:  {planned.weights.path}, {len(planned.weights.source.names())} tensors")
+    print(f"target:  {F.target}, {planned.variables.parameters:,} parameters in {len(planned.variables)} variables")
+    print(
+        f"weights: {len(plan.assignments)} variables by {planned.rules.name}; {len(plan.skipped)} tensors skipped by rule"
     )
-    print(f"graph:   {part.summary()}")
-    if F.feed:
-        with Npz(F.feed) as given:
-            feeds = parity.feeds_by_name(part.inputs, {name: given.read(name) for name in given.names()})
-    else:
-        feeds = parity.make_feeds(part.inputs, examples=F.examples, seed=F.seed)
-    found = parity.compare(Original(part, source), network, feeds=feeds, outputs=asked)
-    print(found.summary())
-    return found
-
-
-def _save_keras(network: Any, out: pathlib.Path) -> None:
-    """``save_weights``, under a temporary name first."""
-    import os
-
-    from engine.errors import InputError
-    from engine.selection.variables import is_keras
-
-    if not is_keras(network):
-        raise InputError(f"out={F.out!r}: {F.target} is no Keras model; --out=FILE.npz takes any")
-    temporary = out.with_name(f".{os.getpid()}.{out.name}")
-    try:
-        network.save_weights(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    for path, reason in plan.fresh.items():
+        print(f"fresh:   {path}: {reason} (the option classes=N of --target sets the number of outputs)")
+    if planned.weights.hidden:
+        print(f"others:  {len(planned.weights.hidden)} tensors are averages, slots or state of an optimizer")
+    if planned.slots is not None:
+        slots, steps = planned.slots, planned.steps
+        print(f"slots:   {len(slots.ports)} of {slots.kind}, after {steps.t} steps (known from {steps.origin})")
+        for note in filter(None, [steps.note, *(f"{p}: {why}" for p, why in list(slots.left_out.items())[:5])]):
+            print(f"         {note}")
 
 
 def run() -> None:

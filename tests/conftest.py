@@ -17,7 +17,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Tests run in parallel: more threads than cores only wait for one another.
-os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "2")
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 Program = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -47,28 +47,32 @@ def finetune() -> Program:
 
 
 EACH = """
-import contextlib, importlib, io, json, os, subprocess, sys
+import contextlib, importlib, io, json, os, pathlib, subprocess, sys
 from absl import flags
 from absl.testing import flagsaver
+from engine.study import child
 from scripts import cli
 
 results = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # where processes print that are not asked here
 module, asked, start = importlib.import_module(sys.argv[1]), json.load(sys.stdin), subprocess.run
 
-def run(words, given=""):
-    before, out, err = (sys.argv, sys.stdin), io.StringIO(), io.StringIO()
-    sys.argv, sys.stdin = [module.__name__.split(".")[-1], *words], io.StringIO(given)
+def run(words):
+    before, out, err = sys.argv, io.StringIO(), io.StringIO()
+    sys.argv = [module.__name__.split(".")[-1], *words]
     with flagsaver.flagsaver(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         flags.FLAGS.unparse_flags()
         code = cli._run(module.main, module.__doc__, module.__name__)
-    sys.argv, sys.stdin = before
+    sys.argv = before
     return code, out.getvalue(), err.getvalue()
 
 def here(command, **options):
-    if command[1:3] != ["-m", module.__name__]:
+    if command[1:3] != ["-m", "engine.study.child"] or "--bare" in command:
         return start(command, **options)
-    return subprocess.CompletedProcess(command, *run(command[3:], options["input"]))
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = child.perform(command[3], json.loads(options["input"]), pathlib.Path(command[4]))
+    return subprocess.CompletedProcess(command, code, "", err.getvalue())
 
 if sys.argv[2] == "here":
     subprocess.run = here

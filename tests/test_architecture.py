@@ -11,7 +11,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGES = ("engine", "compat_v1", "scripts")
-GROUND = ("errors", "files", "text", "sizes", "digests", "seeds", "host", "tensorflow_private", "keras_private")
+GROUND = ("errors", "lazy", "files", "text", "sizes", "digests", "seeds", "host", "tensorflow_private", "keras_private")
 # Each room may import the rooms to its left. A lazy import is an import.
 ORDER = (
     "ground",

@@ -65,17 +65,12 @@ def test_reference_types_are_those_of_old_graphs() -> None:
 
 
 def test_op_determinism_can_be_switched_off_again() -> None:
-    def enabled() -> bool:
-        try:
-            tf.random.uniform([1])
-        except RuntimeError:  # with op determinism a draw needs a seed
-            return True
-        return False
+    from tensorflow.python.framework import config
 
     tf.config.experimental.enable_op_determinism()
-    assert enabled()
+    assert config.is_op_determinism_enabled()
     tensorflow_private.disable_op_determinism()
-    assert not enabled()
+    assert not config.is_op_determinism_enabled()
 
 
 def model() -> Any:

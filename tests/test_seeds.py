@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import random
+import sys
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -132,3 +135,17 @@ def test_draws_that_differ_in_one_thing_are_uncorrelated(other: object) -> None:
     two = np.asarray(other(), np.float64).ravel()  # type: ignore[operator]
     # the correlation of n independent pairs has standard deviation 1/sqrt(n); five of them
     assert abs(np.corrcoef(one, two)[0, 1]) < 5 / math.sqrt(len(one))
+
+
+@pytest.mark.parametrize("loaded", [True, False], ids=["Keras is loaded", "Keras is not loaded"])
+def test_global_generators_start_as_keras_starts_them(monkeypatch: pytest.MonkeyPatch, loaded: bool) -> None:
+    def draw() -> list[float]:
+        numbers = [random.random(), np.random.rand(), tf.random.uniform([])]
+        return [float(number) for number in (*numbers, *([keras.random.uniform(())] if loaded else []))]
+
+    keras.utils.set_random_seed(5)
+    expected = draw()
+    if not loaded:
+        monkeypatch.delitem(sys.modules, "keras")
+    seeds.seed_global_generators(5)
+    assert draw() == expected

@@ -29,7 +29,7 @@ def test_a_size_is_a_number_and_a_unit(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1", "1 XB", "1e9", "nan", "1GiB2", "1,5GB", "99999999TB"])
 def test_what_is_no_size_is_refused_with_examples(text: str) -> None:
-    with pytest.raises(SizeError, match=r"image_cache='.*': (a size is a number and a unit, such as|it is at most)"):
+    with pytest.raises(SizeError, match=r"image_cache='.*': (expected a number and a unit, such as|expected at most)"):
         parse_bytes(text, name="image_cache")
 
 

@@ -1,1 +1,1 @@
-"""Old checkpoint files: finding, reading and writing them."""
+"""Finds, reads and writes the checkpoint files of TensorFlow 1."""

@@ -1,7 +1,7 @@
-"""Weights back into a name-based TF1 checkpoint that the old graph's own Saver restores.
+"""Writes weights to a name-based TF1 checkpoint that the Saver of the old graph restores.
 
-With a base every tensor of it is in the output, stored as it was (order, slices, data files): new values where there
-are some, its own bits where not. So an unchanged round trip gives the same bytes.
+With a base, the output has every tensor of the base, stored as it was (order, slices, data files): new values where
+there are any, and otherwise the same bits. So an unchanged round trip results in the same bytes.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,16 +23,16 @@ from compat_v1.checkpoints.writer import Entry, ExportError, Version
 from compat_v1.graphs.saver_keys import Slice, Wanted
 from engine.files import FileError, PathLike
 from engine.porting.readers import bundle_index
-from engine.porting.readers.checkpoint_file import told
+from engine.porting.readers.checkpoint_file import explaining_damage
 from engine.porting.readers.source import TensorSource
 from engine.text import join_some, nearest
 
-_SLICED = 1 << 30  # bytes: a larger tensor of a base is written in slices
-_CAN_SLICE = ("float32", "float64", "int32", "int64")  # what RestoreV2 puts together again
+_SLICED = 1 << 30  # bytes; a larger tensor of a base is written in slices
+_CAN_SLICE = ("float32", "float64", "int32", "int64")  # what RestoreV2 can join from slices
 
 
 class Values(Protocol):
-    """New values by name: a part of TensorSource (engine.porting.readers.source)."""
+    """New values by name; a part of TensorSource (engine.porting.readers.source)."""
 
     def names(self) -> list[str]: ...
 
@@ -44,20 +45,14 @@ class Values(Protocol):
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
-
-    Attributes:
-        files: their paths, data first.
-        written: tensors that came from the values given.
-        copied: tensors that were copied from the base.
-    """
+    """What was written: the files, data first; the tensors with new values, and those copied from the base."""
 
     files: tuple[str, ...]
     written: tuple[str, ...]
     copied: tuple[str, ...]
 
 
-def export(
+def export_checkpoint(
     values: Values | Mapping[str, np.ndarray],
     prefix: PathLike,
     *,
@@ -65,26 +60,24 @@ def export(
     wanted: Sequence[Wanted] = (),
     version: Version = "V2",
 ) -> Exported:
-    """Writes a checkpoint. Memory: about 256 MiB, or the largest tensor and its copy.
+    """Writes a checkpoint. Takes about 256 MiB of memory, or as much as the largest tensor and its copy.
+
+    Raises ExportError if a wanted key is missing, a value differs from the base in shape or dtype, or writing fails;
+    and FileError if the base cannot be read or is damaged. Nothing is written then.
 
     Args:
-        values: new values; names as ``open_checkpoint(base)`` has them, partitioned variables whole.
-        prefix: of the new checkpoint, without ``.index``.
-        base: a checkpoint that has the rest.
-        wanted: what the old graph's Saver restores (saver_keys.wanted): all of it must be there.
-        version: of the format.
-
-    Raises:
-        ExportError: a wanted key is missing, a value has another shape or type than the base's; it cannot be written.
-        FileError: the base cannot be read, or is damaged; nothing is written then.
+        values: the new values, named as by ``open_checkpoint(base)``, with partitioned variables whole.
+        prefix: the prefix of the new checkpoint, without ``.index``.
+        base: a checkpoint that has all other tensors.
+        wanted: what the Saver of the old graph restores (``saver_keys.list_wanted``); none of it may be missing.
     """
     given = _Arrays(values) if isinstance(values, Mapping) else values
     if version not in ("V1", "V2"):
-        raise ExportError(f"version={version!r}: V1 or V2")
+        raise ExportError(f"version={version!r} is not a valid version; expected V1 or V2")
     entries, written, copied = _without_base(given) if base is None else _with_base(given, base)
     keys = [*written, *copied]
     _check_wanted(wanted, keys, base)
-    files = writer.write(prefix, entries, version=version)
+    files = writer.write_checkpoint(prefix, entries, version=version)
     return Exported(tuple(map(str, files)), tuple(written), tuple(copied))
 
 
@@ -108,7 +101,7 @@ class _Arrays:
 
 
 class _Given:
-    """The values given, as parts of the base's keys; the last one is kept, for its next part."""
+    """The new values, cut as the keys of the base are; the last one is kept for its next part."""
 
     def __init__(self, values: Values, base: TensorSource | None) -> None:
         self.values = values
@@ -117,7 +110,7 @@ class _Given:
         self._parts: dict[str, tuple[str, tuple[slice, ...]]] = {}
         if base is None:
             return
-        for merged, parts in partitions.find(base).items():
+        for merged, parts in partitions.find_parts(base).items():
             at = 0
             for name in parts.names:
                 length = base.shape(name)[parts.axis]
@@ -125,7 +118,7 @@ class _Given:
                 at += length
 
     def name_of(self, key: str) -> str | None:
-        """The value that a key of the base is, or is a part of."""
+        """Returns the value that a key of the base is or is a part of."""
         if key in self._names:
             return key
         merged, _ = self._parts.get(key, ("", ()))
@@ -139,14 +132,14 @@ class _Given:
         part = np.broadcast_to(np.zeros((), bool), have)[self._place(key, name)].shape if have else ()
         if part != shape or kind != dtype:
             raise ExportError(
-                f"{name}: {list(have)} {kind.name} is given; the base has {key} {list(shape)} {dtype.name}"
+                f"{name}: got {list(have)} {kind.name}, but the base has {key} {list(shape)} {dtype.name}"
             )
 
     def read(self, key: str, within: tuple[slice, ...]) -> np.ndarray:
         name = self.name_of(key)
         assert name is not None
         if self._last is None or self._last[0] != name:
-            self._last = None  # the old one goes before the new one comes
+            self._last = None  # free the old value before the new one is read
             self._last = name, self.values.read(name)
         part = self._last[1][self._place(key, name)][within]
         return np.asarray(part, order="C")  # ascontiguousarray makes a scalar a vector
@@ -169,7 +162,7 @@ def _new(given: _Given, name: str) -> Entry:
 def _with_base(values: Values, base: PathLike) -> tuple[list[Entry], list[str], list[str]]:
     found = locate(base)
     if found is None:
-        raise FileError(f"base={os.fspath(base)}: there is no checkpoint")
+        raise FileError(f"base={os.fspath(base)}: there is no such checkpoint")
     source = open_checkpoint(base, merge_parts=False)
     given = _Given(values, source)
     entries = _v1_entries(given, source) if found.files else _v2_entries(given, source, found.prefix)
@@ -187,15 +180,15 @@ def _v1_entries(given: _Given, source: TensorSource) -> list[Entry]:
         shape, dtype = source.shape(name), source.dtype(name)
         given.check(name, shape, dtype)
         new = given.name_of(name) is not None
-        make = _reader(given, name, ()) if new else _copier(source, name)
+        make = partial(given.read, name, ()) if new else partial(source.read, name)
         entries.append(Entry(name, "", math.prod(shape) * dtype.itemsize, 0, make))
     return entries
 
 
 def _v2_entries(given: _Given, source: TensorSource, prefix: str) -> list[Entry]:
-    """The base's tensors and slices in the order in which its data files hold them."""
+    """Returns the tensors and slices of the base in the order of its data files."""
     placed = []
-    for key, entry in bundle_index.read(prefix).entries.items():
+    for key, entry in bundle_index.read_index(prefix).entries.items():
         if key in source.names():
             given.check(key, entry.shape, source.dtype(key))
         pieces = entry.pieces
@@ -206,12 +199,12 @@ def _v2_entries(given: _Given, source: TensorSource, prefix: str) -> list[Entry]
             spec = "" if piece.shape == entry.shape and len(entry.pieces) == 1 else part.spec
             within = tuple(slice(start, start + n) for start, n in zip(piece.start, piece.shape, strict=True))
             if given.name_of(key) is not None:
-                make = _reader(given, key, within)
+                make = partial(given.read, key, within)
             elif pieces is not entry.pieces:
-                make = _rows(source, key, within[0])
+                make = partial(source.read_slice, key, within[0].start, within[0].stop)
             else:
-                make = _restorer(prefix, key, spec, entry.dtype)
-            place = piece.file.name, piece.offset, piece.size > 0  # an empty tensor has the offset of what follows
+                make = partial(_restore, prefix, key, spec, entry.dtype)
+            place = piece.file.name, piece.offset, piece.size > 0  # an empty tensor has the offset of its successor
             placed.append((place, key, spec, piece.size, make))
     placed.sort(key=lambda each: (each[0], each[1]))
     groups = {file: number for number, file in enumerate(dict.fromkeys(each[0][0] for each in placed))}
@@ -219,7 +212,7 @@ def _v2_entries(given: _Given, source: TensorSource, prefix: str) -> list[Entry]
 
 
 def _cut(piece: bundle_index.Piece) -> list[bundle_index.Piece]:
-    """A large tensor in slices along its first axis, each of a shard's size."""
+    """Cuts a large tensor along its first axis into slices of the size of a shard."""
     rows, row = piece.shape[0], piece.size // piece.shape[0]
     each = max(1, writer.SHARD_BYTES // row)
     return [
@@ -233,36 +226,15 @@ def _cut(piece: bundle_index.Piece) -> list[bundle_index.Piece]:
     ]
 
 
-def _reader(given: _Given, key: str, within: tuple[slice, ...]) -> Any:
-    return lambda: given.read(key, within)
-
-
-def _copier(source: TensorSource, name: str) -> Any:
-    return lambda: source.read(name)
-
-
-def _rows(source: TensorSource, key: str, rows: slice) -> Any:
-    return lambda: source.read_slice(key, rows.start, rows.stop)
-
-
-def _restorer(prefix: str, key: str, spec: str, dtype: tf.DType) -> Any:
-    """Reads one stored piece, checksum included, into a tensor that is written as it is."""
-
-    def restore() -> Any:
-        try:
-            with tf.device("CPU:0"):
-                return tf.raw_ops.RestoreV2(prefix=prefix, tensor_names=[key], shape_and_slices=[spec], dtypes=[dtype])[
-                    0
-                ]
-        except Exception as error:  # OpError, IndexError, RuntimeError: by the kind of damage
-            raise FileError(f"{prefix}: {key}: damaged or truncated ({told(error)})") from None
-
-    return restore
+def _restore(prefix: str, key: str, spec: str, dtype: tf.DType) -> Any:
+    """Reads one stored piece and verifies its checksum."""
+    with explaining_damage(prefix, key), tf.device("CPU:0"):
+        return tf.raw_ops.RestoreV2(prefix=prefix, tensor_names=[key], shape_and_slices=[spec], dtypes=[dtype])[0]
 
 
 def _check_wanted(wanted: Sequence[Wanted], keys: Sequence[str], base: PathLike | None) -> None:
     missing = list(dict.fromkeys(each.key for each in wanted if each.key not in set(keys)))
     if missing:
         some = join_some(missing, most=8)
-        hint = "; a base has them" if base is None else nearest(missing[0], list(keys))
-        raise ExportError(f"the old graph's Saver restores {len(missing)} tensors that are not there: {some}{hint}")
+        hint = "; give a base that has them" if base is None else nearest(missing[0], list(keys))
+        raise ExportError(f"the Saver of the old graph restores {len(missing)} tensors that are missing: {some}{hint}")

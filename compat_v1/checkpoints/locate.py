@@ -1,4 +1,4 @@
-"""Finds the checkpoint that a path means: a prefix, one of its files, a folder, a ``checkpoint`` file."""
+"""Finds the checkpoint that a path means: by a prefix, one of its files, a folder or a ``checkpoint`` file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from engine.files import FileError, PathLike
 from engine.porting.readers.bundle_index import MAGIC
+from engine.text import join_some
 
 _PART = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
@@ -17,11 +18,10 @@ _LFS = b"version https://git-lfs"
 
 
 class Found(NamedTuple):
-    """A checkpoint's place.
+    """The place of a checkpoint.
 
-    Attributes:
-        prefix: as TensorFlow takes it; ends in ``/`` where the checkpoint has no name.
-        files: of the V1 format, all shards in order; () for V2.
+    The prefix is as TensorFlow expects it, and ends in ``/`` if the checkpoint has no name. ``files`` are all shards in
+    order for the V1 format, () for V2.
     """
 
     prefix: str
@@ -29,15 +29,13 @@ class Found(NamedTuple):
 
 
 def locate(path: PathLike) -> Found | None:
-    """The checkpoint that a path means, None where there is none.
+    """Finds the checkpoint that a path means; None if there is none.
 
-    Args:
-        path: a prefix (also ``DIR/`` of a checkpoint without a name); a file of a checkpoint (index, data, meta,
-            V1 shard); a folder with one checkpoint, or one that its ``checkpoint`` file chooses; a SavedModel's
-            folder; a ``checkpoint`` file. Where that file names a folder of its author's, the name alone counts.
-
-    Raises:
-        FileError: several without a choice, V1 shards are missing, or a file that was one and is damaged.
+    The path is a prefix (also ``DIR/`` for a checkpoint without a name); a file of a checkpoint (index, data, meta or
+    V1 shard); a folder with a single checkpoint, or with one that its ``checkpoint`` file chooses; the folder of a
+    SavedModel; or a ``checkpoint`` file. If that file names a folder, which may be its author's, only the last
+    component counts. Raises FileError if there are several checkpoints and no choice, V1 shards are missing, or a
+    checkpoint is damaged.
     """
     text = os.fspath(path)
     if text.endswith("/") and pathlib.Path(f"{text}.index").is_file():
@@ -54,9 +52,9 @@ def locate(path: PathLike) -> Found | None:
 
 
 def _at(prefix: str) -> Found | None:
-    """The checkpoint of this very prefix."""
+    """Returns the checkpoint with exactly this prefix."""
     file = pathlib.Path(prefix)
-    if pathlib.Path(f"{prefix}.index").is_file():  # the newer format first, as TensorFlow does
+    if pathlib.Path(f"{prefix}.index").is_file():  # the newer format first, as in TensorFlow
         return Found(prefix)
     name = _SHARD.sub("", file.name)
     shards = _shards(file.parent, name)
@@ -66,7 +64,7 @@ def _at(prefix: str) -> Found | None:
 
 
 def _shards(folder: pathlib.Path, name: str) -> tuple[pathlib.Path, ...]:
-    """The files of a sharded V1 checkpoint, () when there are none. Raises FileError when some are missing."""
+    """Returns the files of a sharded V1 checkpoint, () if there are none. Raises FileError if some are missing."""
     numbers: dict[int, set[int]] = {}
     for file in folder.iterdir() if folder.is_dir() else ():
         match = _SHARD.search(file.name)
@@ -75,7 +73,9 @@ def _shards(folder: pathlib.Path, name: str) -> tuple[pathlib.Path, ...]:
     if not numbers:
         return ()
     if len(numbers) > 1:
-        raise FileError(f"{folder / name}: shards of {' and of '.join(map(str, sorted(numbers)))} lie together")
+        raise FileError(
+            f"{folder / name}: the folder has shards of checkpoints with {' and '.join(map(str, sorted(numbers)))} shards"
+        )
     ((count, present),) = numbers.items()
     if missing := [number for number in range(count) if number not in present]:
         raise FileError(
@@ -86,7 +86,7 @@ def _shards(folder: pathlib.Path, name: str) -> tuple[pathlib.Path, ...]:
 
 
 def _in_folder(folder: pathlib.Path) -> Found | None:
-    for place in (folder, folder / "variables"):  # the second: a SavedModel
+    for place in (folder, folder / "variables"):  # a SavedModel has the second
         if not place.is_dir():
             continue
         prefixes = _prefixes(place)
@@ -97,14 +97,14 @@ def _in_folder(folder: pathlib.Path) -> Found | None:
         if len(prefixes) == 1 and (found := _at(prefixes[0])) is not None:
             return found
         if prefixes:
-            names = ", ".join(os.path.basename(prefix) or ".index" for prefix in prefixes[:5])
-            said = f"; its file checkpoint names {chosen}, which is not there" if chosen else ""
-            raise FileError(f"{folder}: it holds {len(prefixes)} checkpoints ({names}){said}; name one of them")
+            names = join_some([os.path.basename(prefix) or ".index" for prefix in prefixes])
+            hint = f"; its file `checkpoint` names {chosen}, which is not there" if chosen else ""
+            raise FileError(f"{folder}: the folder holds {len(prefixes)} checkpoints ({names}){hint}; name one of them")
     return None
 
 
 def _prefixes(folder: pathlib.Path) -> list[str]:
-    """Prefixes of the checkpoints in a folder, of both formats, in the order of names."""
+    """Returns the prefixes of the checkpoints in a folder, of both formats, sorted by name."""
     prefixes: dict[str, None] = {}
     for file in sorted(folder.iterdir()):
         if file.name.endswith(".index") and file.is_file():
@@ -115,7 +115,7 @@ def _prefixes(folder: pathlib.Path) -> list[str]:
 
 
 def _chosen(folder: pathlib.Path) -> str | None:
-    """The prefix that a folder's ``checkpoint`` file names, as it stands there."""
+    """Returns the prefix in the ``checkpoint`` file of a folder as it is written there."""
     try:
         with open(folder / "checkpoint", "rb") as file:
             match = _STATE.search(file.read(4096).decode(errors="replace"))
@@ -125,7 +125,7 @@ def _chosen(folder: pathlib.Path) -> str | None:
 
 
 def _is_table(file: pathlib.Path) -> bool:
-    """True for a file that ends as TensorFlow's tables do."""
+    """Whether a file ends as TensorFlow's tables do."""
     try:
         with open(file, "rb") as opened:
             opened.seek(-len(MAGIC), os.SEEK_END)
@@ -135,13 +135,13 @@ def _is_table(file: pathlib.Path) -> bool:
 
 
 def _check_damage(file: pathlib.Path) -> None:
-    """Raises FileError for a file that is no checkpoint, but seems to have been one."""
+    """Raises FileError for a file that is not a checkpoint but seems to have been one."""
     try:
         with open(file, "rb") as opened:
             start = opened.read(64)
     except OSError:
         return
     if start.startswith(_LFS):
-        raise FileError(f"{file}: a Git LFS pointer, not the checkpoint itself; `git lfs pull` fetches it")
+        raise FileError(f"{file}: this is a Git LFS pointer, not the checkpoint itself; fetch it with `git lfs pull`")
     if start[:2] == b"\0\0" and (_SHARD.search(file.name) or ".ckpt" in file.name):
-        raise FileError(f"{file}: a checkpoint of the V1 format without its end: it is truncated")
+        raise FileError(f"{file}: a V1 checkpoint whose end is missing; it is truncated")

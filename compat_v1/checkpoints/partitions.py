@@ -1,8 +1,8 @@
-r"""Parts of partitioned variables that a checkpoint holds as tensors of their own, put together again.
+r"""Joins the parts of partitioned variables that a checkpoint holds as separate tensors.
 
 A Saver given a dictionary (or a list of the parts) writes the parts of a partitioned variable as ``NAME/part_0``,
-``NAME/part_1`` ..., and their slots as ``NAME/part_0/Adam``. Here they are one tensor ``NAME``, and
-``NAME/Adam``, as a Saver that knows the variable would have named them.
+``NAME/part_1`` and so on, and their slots as ``NAME/part_0/Adam``. Here they become one tensor ``NAME``, and one
+``NAME/Adam``, as they would be named by a Saver that knows the variable.
 """
 
 from __future__ import annotations
@@ -16,20 +16,17 @@ import numpy as np
 
 from engine.files import FileError
 from engine.porting.readers import verify
+from engine.porting.readers.closing import Closing
 from engine.porting.readers.source import TensorSource
 
 _PART = re.compile(r"(?:^|(?<=/))part_(0|[1-9]\d{0,8})(?=/|$)")
 
 
 class Parts(NamedTuple):
-    """One merged tensor.
+    """One merged tensor: the names of its parts in numeric order, the axis that joins them, and the whole shape.
 
-    Attributes:
-        names: of the parts, in numeric order.
-        axis: along which they are joined.
-        assumed: all parts have one shape, so shapes do not tell the axis; 0 is what TensorFlow's partitioners
-            take unless told otherwise. (A rule can undo it: ``reshape | transpose | reshape``.)
-        shape: of the whole.
+    The axis is ``assumed`` to be 0, the default of TensorFlow's partitioners, if all parts have the same shape. (A rule
+    can correct it: ``reshape | transpose | reshape``.)
     """
 
     names: tuple[str, ...]
@@ -38,19 +35,17 @@ class Parts(NamedTuple):
     shape: tuple[int, ...]
 
 
-class Merged:
-    """A TensorSource whose partitioned tensors are whole. Memory: the tensor asked for and one part.
+class Merged(Closing):
+    """A TensorSource whose partitioned tensors are whole; ``parts`` is merged name -> its parts.
 
-    Attributes:
-        source: what it reads from.
-        parts: merged name -> what it is made of.
+    Reading takes the memory of the tensor and one part.
     """
 
     def __init__(self, source: TensorSource) -> None:
         self.source = source
         self.path: pathlib.Path = source.path
         self.checksums: bool = source.checksums
-        self.parts = find(source)
+        self.parts = find_parts(source)
         of = {part: name for name, parts in self.parts.items() for part in parts.names}
         self._names = list(dict.fromkeys(of.get(name, name) for name in source.names()))
 
@@ -58,7 +53,7 @@ class Merged:
         return list(self._names)
 
     def others(self) -> list[str]:
-        """Entries that are no tensors of numbers."""
+        """Returns the entries that are not tensors of numbers."""
         return list(getattr(self.source, "others", list)())
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -97,12 +92,12 @@ class Merged:
         return rows
 
     def check(self, name: str) -> None:
-        """Reads the tensor, or its parts one by one, and forgets it. Raises FileError naming the damaged part."""
+        """Reads the tensor, or its parts one by one, and discards it. Raises FileError naming the damaged part."""
         for part in self.parts[name].names if name in self.parts else (name,):
-            verify.check(self.source, part)
+            verify.check_tensor(self.source, part)
 
     def pieces(self, name: str) -> Sequence[Any]:
-        """What the tensor is stored as (engine.porting.readers.bundle_index.Piece), or the names of its parts."""
+        """Returns the stored pieces (engine.porting.readers.bundle_index.Piece), or the names of the parts."""
         if name in self.parts:
             return self.parts[name].names
         stored = getattr(self.source, "pieces", None)
@@ -111,19 +106,13 @@ class Merged:
     def close(self) -> None:
         self.source.close()
 
-    def __enter__(self) -> Merged:
-        return self
 
-    def __exit__(self, *unused: object) -> None:
-        self.close()
+def find_parts(source: TensorSource) -> dict[str, Parts]:
+    """Returns merged name -> parts, for groups of names that can be nothing else.
 
-
-def find(source: TensorSource) -> dict[str, Parts]:
-    """Merged name -> its parts. A group is taken only if it can be nothing else.
-
-    ``NAME/part_N`` must be tensors for every N from 0, of one dtype, with shapes that differ along one axis at most, and
-    nothing else may be called NAME. ``NAME/part_N/SUFFIX`` (slots and averages of parts, also below a scope of the
-    optimizer's) must then have the shapes of NAME's parts. So scopes that are merely called ``part_1`` stay scopes.
+    ``NAME/part_N`` must be tensors for every N from 0, of one dtype, whose shapes differ along at most one axis, and
+    nothing else may be called NAME. ``NAME/part_N/SUFFIX`` (slots and averages of parts, also below the scope of an
+    optimizer) must have the shapes of NAME's parts. So scopes that are merely called ``part_1`` stay scopes.
     """
     groups: dict[tuple[str, str], dict[int, str]] = {}
     taken = set(source.names())
@@ -159,7 +148,7 @@ def _joined(source: TensorSource, names: tuple[str, ...]) -> Parts | None:
 
 
 def _like(source: TensorSource, names: tuple[str, ...], before: str, merged: Mapping[str, Parts]) -> Parts | None:
-    """Slots of parts: joined as the variable's parts are, found below any scope."""
+    """Joins slots of parts like the parts of their variable, which is found below any scope."""
     words = before.split("/")
     for start in range(len(words)):
         base = merged.get("/".join(words[start:]))

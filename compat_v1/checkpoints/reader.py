@@ -1,12 +1,10 @@
-"""Legacy checkpoints as a TensorSource: V1 and V2 format, whole or partitioned, wherever their files lie."""
+"""Opens legacy checkpoints as a TensorSource: V1 and V2 format, whole or partitioned."""
 
 from __future__ import annotations
 
 import math
 import pathlib
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,43 +13,36 @@ import tensorflow as tf
 from compat_v1.checkpoints.locate import Found, locate
 from compat_v1.checkpoints.partitions import Merged
 from engine.files import FileError, PathLike
-from engine.porting.readers.checkpoint_file import Checkpoint, told
+from engine.porting.readers.checkpoint_file import Checkpoint, explaining_damage
+from engine.porting.readers.closing import Closing
 from engine.porting.readers.source import TensorSource, open_tensors
 
-_MOST_RATIO = 32  # bytes of memory for a byte in a V1 file: its integers are varints, its blocks may be packed
+_MOST_RATIO = 32  # bytes of memory per byte of a V1 file, whose integers are varints and whose blocks may be packed
 
 
 def open_checkpoint(path: PathLike, *, merge_parts: bool = True) -> TensorSource:
     """Opens a checkpoint of TensorFlow 1 (or 2), by any path that means one (compat_v1.checkpoints.locate).
 
-    Names, shapes and dtypes are there although data files may be missing or damaged: each tensor says so when
-    it is read, and ``engine.porting.readers.verify.damaged`` finds them all.
-
-    Args:
-        merge_parts: ``NAME/part_0``, ``NAME/part_1`` ... are one tensor NAME (compat_v1.checkpoints.partitions). False gives
-            every key as it is stored.
-
-    Raises:
-        FileError: there is none, several without a choice, or its index is damaged.
+    Names, shapes and dtypes are available even if data files are missing or damaged: the error comes when a tensor is
+    read, and ``engine.porting.readers.verify.find_damage`` finds all such tensors. ``merge_parts`` joins
+    ``NAME/part_0``, ``NAME/part_1`` and so on into one tensor NAME (compat_v1.checkpoints.partitions); False leaves
+    every key as it is stored. Raises FileError if there is no checkpoint, there are several without a choice, or the
+    index is damaged.
     """
     found = locate(path)
     if found is None:
         place = pathlib.Path(path)
         name = place.name
         raise FileError(
-            f"{place}: a folder without a checkpoint"
+            f"{place}: the folder holds no checkpoint"
             if place.is_dir()
-            else f"{place}: there is no checkpoint: neither {name}.index (V2) nor {name} or {name}-00000-of-NNNNN (V1)"
+            else f"{place}: there is no checkpoint; expected {name}.index (V2), or {name} or {name}-00000-of-NNNNN (V1)"
         )
     return _open(found, merge_parts=merge_parts)
 
 
 def open_source(path: PathLike, *, merge_parts: bool = True) -> TensorSource:
-    """Opens weights of any kind: a checkpoint as ``open_checkpoint`` does, else as ``engine.porting.open_tensors``.
-
-    Raises:
-        FileError: nothing that is known lies there.
-    """
+    """Opens weights of any kind: a checkpoint as ``open_checkpoint`` does, else as ``engine.porting.open_tensors``."""
     found = locate(path)
     return open_tensors(path) if found is None else _open(found, merge_parts=merge_parts)
 
@@ -61,14 +52,12 @@ def _open(found: Found, *, merge_parts: bool) -> TensorSource:
     return Merged(source) if merge_parts else source
 
 
-class V1Checkpoint:
+class V1Checkpoint(Closing):  # every read opens and closes the files
     """A checkpoint in the V1 format (one file, or ``-00000-of-NNNNN`` shards) as a TensorSource.
 
-    Slices of a variable that is stored in one piece are cut from the whole, which is in memory meanwhile: the
-    format keeps a piece as one value. Of a partitioned one only the pieces concerned are read.
-
-    Raises:
-        FileError: damaged, or a tensor that cannot be in files of this size.
+    The format keeps a piece as one value, so a slice of a variable that is stored in one piece is cut from the whole,
+    which is in memory meanwhile. For a partitioned variable, only the pieces concerned are read. Raises FileError if
+    the checkpoint is damaged, or declares a tensor that cannot be in files of this size.
     """
 
     checksums = True
@@ -76,14 +65,14 @@ class V1Checkpoint:
     def __init__(self, found: Found) -> None:
         self.path = pathlib.Path(found.prefix)
         name = re.sub(r"-\d{5}-of-", "-?????-of-", found.files[0].name)
-        # to TensorFlow this is a pattern; what the folder's name holds of patterns is meant literally
+        # TensorFlow takes this as a pattern, in which the folder is meant literally
         folder = str(found.files[0].parent)
         self._pattern = f"{_escaped(folder)}/{name if len(found.files) > 1 else _escaped(found.files[0].name)}"
         self._held = sum(file.stat().st_size for file in found.files)
         self._dtypes: dict[str, tf.DType] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._others: list[str] = []
-        with self._damage(""):
+        with explaining_damage(self.path, ""):
             reader = tf.compat.v1.train.NewCheckpointReader(self._pattern)
             shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
         for key in sorted(shapes):
@@ -102,7 +91,7 @@ class V1Checkpoint:
         return list(self._shapes)
 
     def others(self) -> list[str]:
-        """Entries that are no tensors of numbers."""
+        """Returns the entries that are not tensors of numbers."""
         return list(self._others)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -125,18 +114,9 @@ class V1Checkpoint:
         rest = "".join(":-" for _ in shape[1:])
         return self._restore(name, f"{' '.join(map(str, shape))} {start},{stop - start}{rest}")
 
-    def close(self) -> None:
-        pass  # every read opens and closes the files itself
-
-    def __enter__(self) -> V1Checkpoint:
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        self.close()
-
     def _restore(self, name: str, rows: str) -> np.ndarray:
         self._check_name(name)
-        with self._damage(name), tf.device("CPU:0"):
+        with explaining_damage(self.path, name), tf.device("CPU:0"):
             (value,) = tf.raw_ops.RestoreV2(
                 prefix=self._pattern, tensor_names=[name], shape_and_slices=[rows], dtypes=[self._dtypes[name]]
             )
@@ -144,22 +124,14 @@ class V1Checkpoint:
 
     def _check_name(self, name: str) -> None:
         if name not in self._shapes:
-            raise FileError(f"{self.path}: it has no {name}")
-
-    @contextmanager
-    def _damage(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # DataLossError, InternalError, RuntimeError: by the kind of damage
-            where = f"{self.path}: {name}" if name else f"{self.path}"
-            raise FileError(f"{where}: damaged or truncated ({told(error)})") from None
+            raise FileError(f"{self.path}: the file has no tensor {name}")
 
 
 def _plain(prefix: str) -> str:
     if special := set("*?[\\") & set(prefix):
         raise FileError(
-            f"{prefix}: TensorFlow takes {' '.join(sorted(special))} in a V2 checkpoint's path for a pattern and finds "
-            "nothing; rename the folder or file"
+            f"{prefix}: TensorFlow takes {' '.join(sorted(special))} in the path of a V2 checkpoint as a pattern and "
+            "finds nothing; rename the folder or file"
         )
     return prefix
 

@@ -1,4 +1,4 @@
-"""Writes a name-based checkpoint in bounded memory: in shards, under a temporary name, renamed when all is there."""
+"""Writes a name-based checkpoint in bounded memory: in shards, under a temporary name that is changed at the end."""
 
 from __future__ import annotations
 
@@ -14,26 +14,25 @@ import tensorflow as tf
 
 from engine.errors import InputError
 from engine.files import PathLike
-from engine.porting.readers.checkpoint_file import told
+from engine.porting.readers.checkpoint_file import describe_error
+from engine.text import join_some
 
 Version = Literal["V1", "V2"]
-_V1_TYPES = ("float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")  # what its readers give back
-SHARD_BYTES = 1 << 28  # tensors that are in memory together; a larger one is alone
+_V1_TYPES = ("float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")  # what its readers return
+SHARD_BYTES = 1 << 28  # of tensors that are in memory together; a larger one has a shard of its own
 
 
 class ExportError(InputError):
-    """A checkpoint that cannot be written as asked. Names the tensor or the file."""
+    """A checkpoint that cannot be written. The message names the tensor or the file."""
 
 
 class Entry(NamedTuple):
-    """One tensor, or one slice of one, to be written.
+    """One tensor, or a slice of one, to write; ``make`` returns the value as an array or a tensor.
 
     Attributes:
-        key: of the whole tensor.
-        spec: the slice, as SaveV2 takes it; "" for the whole.
-        size: in bytes.
-        group: entries of one group lie in data files of their own, as in the checkpoint they come from.
-        make: gives the value: an array or a tensor.
+        key, size: the key of the whole tensor, and the size in bytes of what is written.
+        spec: the slice as SaveV2 expects it; "" for the whole.
+        group: the number of its group; each group has its own data files, as in the checkpoint it comes from.
     """
 
     key: str
@@ -43,28 +42,21 @@ class Entry(NamedTuple):
     make: Callable[[], Any]
 
 
-def write(prefix: PathLike, entries: Sequence[Entry], *, version: Version = "V2") -> list[pathlib.Path]:
-    """Writes the entries in their order; the checkpoint appears whole, or what was there stays.
+def write_checkpoint(prefix: PathLike, entries: Sequence[Entry], *, version: Version = "V2") -> list[pathlib.Path]:
+    """Writes the entries in their order, to a checkpoint that appears as a whole; returns the files, data first.
 
-    Where one of the same name is replaced, its index goes first and comes last: in between there is none, never a mixed
-    one. Memory: ``SHARD_BYTES``, or the largest entry.
-
-    Args:
-        prefix: without ``.index``; ``DIR/`` for a checkpoint without a name. Its folder is made.
-        version: V2; or V1 (``PREFIX``, or ``PREFIX-00000-of-N`` when it is large), which has neither float16 nor bfloat16.
-
-    Returns:
-        The files, data first.
-
-    Raises:
-        ExportError: nothing to write, a type that V1 has not, or TensorFlow cannot write.
+    If a checkpoint of the same name is replaced, its index is removed first and written last, so that in between there
+    is no checkpoint but never a mixed one. Takes ``SHARD_BYTES`` of memory, or as much as the largest entry. The prefix
+    is without ``.index``, and ``DIR/`` for a checkpoint without a name; its folder is created. V1 (``PREFIX``, or
+    ``PREFIX-00000-of-N`` if large) has neither float16 nor bfloat16. Raises ExportError if there is nothing to write,
+    V1 does not have a dtype, or TensorFlow cannot write.
     """
     text = os.fspath(prefix)
     folder, name = pathlib.Path(os.path.dirname(text) or "."), os.path.basename(text)
     if not entries:
         raise ExportError(f"{text}: there is no tensor to write")
     if version == "V1" and not name:
-        raise ExportError(f"{text}: a V1 checkpoint is a file, and needs a name")
+        raise ExportError(f"{text}: a V1 checkpoint is a file and needs a name")
     shards = list(_shards(entries))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +66,7 @@ def write(prefix: PathLike, entries: Sequence[Entry], *, version: Version = "V2"
                 _flush(file)
             return _move(made, folder, f"{name}.index" if version == "V2" else "", name)
     except OSError as error:
-        raise ExportError(f"{text}: cannot be written ({error.strerror or error})") from None
+        raise ExportError(f"{text}: the checkpoint cannot be written ({error.strerror or error})") from None
 
 
 def _shards(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
@@ -90,11 +82,11 @@ def _shards(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
 
 
 def _write_v2(place: pathlib.Path, name: str, shards: Sequence[list[Entry]]) -> list[tuple[pathlib.Path, str]]:
-    """Files in the temporary folder, each with its name; the index last."""
+    """Writes files to the temporary folder; returns each with its final name, the index last."""
     prefixes = [f"{place}/shard{number}/x" for number in range(len(shards))]
     for shard, prefix in zip(shards, prefixes, strict=True):
         os.mkdir(os.path.dirname(prefix))
-        with _told(shard):
+        with _describing(shard):
             tf.raw_ops.SaveV2(
                 prefix=prefix,
                 tensor_names=[entry.key for entry in shard],
@@ -103,7 +95,7 @@ def _write_v2(place: pathlib.Path, name: str, shards: Sequence[list[Entry]]) -> 
             )
     if len(prefixes) > 1:
         os.mkdir(place / "all")
-        with _told(shards[0]):
+        with _describing(shards[0]):
             tf.raw_ops.MergeV2Checkpoints(
                 checkpoint_prefixes=prefixes, destination_prefix=f"{place}/all/x", delete_old_dirs=False
             )
@@ -119,8 +111,8 @@ def _write_v1(place: pathlib.Path, name: str, shards: Sequence[list[Entry]]) -> 
         data = [_tensor(entry) for entry in shard]
         for entry, tensor in zip(shard, data, strict=True):
             if tensor.dtype.name not in _V1_TYPES:
-                raise ExportError(f"{entry.key}: the V1 format has no {tensor.dtype.name}; V2 has")
-        with _told(shard):
+                raise ExportError(f"{entry.key}: the V1 format does not have {tensor.dtype.name}; use V2")
+        with _describing(shard):
             tf.raw_ops.SaveSlices(
                 filename=f"{place}/x{suffix}",
                 tensor_names=[entry.key for entry in shard],
@@ -138,7 +130,7 @@ def _tensor(entry: Entry) -> Any:
 
 
 def _move(made: Sequence[tuple[pathlib.Path, str]], folder: pathlib.Path, index: str, name: str) -> list[pathlib.Path]:
-    """Gives the files their names, the index last; data files that an older one had besides go."""
+    """Renames the files, the index last, and removes further data files of an older checkpoint."""
     names = {final for _, final in made}
     if index:
         with contextlib.suppress(FileNotFoundError):
@@ -173,11 +165,9 @@ def _temporary(folder: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def _told(shard: Sequence[Entry]) -> Iterator[None]:
+def _describing(shard: Sequence[Entry]) -> Iterator[None]:
     try:
         yield
     except (tf.errors.OpError, TypeError) as error:
-        names = ", ".join(entry.key for entry in shard[:3])
-        raise ExportError(
-            f"{names}{' ...' if len(shard) > 3 else ''}: TensorFlow cannot write it: {told(error)}"
-        ) from None
+        names = join_some([entry.key for entry in shard], most=3)
+        raise ExportError(f"{names}: TensorFlow cannot write this: {describe_error(error)}") from None

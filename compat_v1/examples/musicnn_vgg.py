@@ -1,4 +1,4 @@
-"""The VGG of musicnn (Pons and Serra 2019): tags of music from 3 seconds of log-mel spectrogram.
+"""The VGG of musicnn (Pons and Serra 2019), which tags music from 3 seconds of log-mel spectrogram.
 
 ``musicnn_vgg.rules`` ports the TensorFlow 1 checkpoints of github.com/jordipons/musicnn (MTT_vgg, MSD_vgg); the output
 is that of ``model/Sigmoid``.
@@ -10,13 +10,13 @@ from typing import Any
 
 from engine.models.keras.safe_loading import import_keras
 
-_EPSILON = 0.001  # of tf.layers.batch_normalization
+_EPSILON = 0.001  # the default of tf.layers.batch_normalization
 _DROPOUT = 0.25
 _FILTERS = 128
 
 
 def build(image_shape: tuple[int, int, int] = (187, 96, 1), outputs: int = 50) -> Any:
-    """The Keras model, spectrograms [B, frames, mels, 1] or [B, frames, mels] -> probabilities of the tags [B, outputs]."""
+    """Builds the Keras model: spectrograms [B, frames, mels, 1] or [B, frames, mels] -> probabilities [B, outputs]."""
     keras = import_keras()
     layers = keras.layers
     spectrograms = keras.Input(image_shape, name="spectrograms")

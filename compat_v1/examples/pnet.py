@@ -1,6 +1,6 @@
-"""PNet, the first stage of the face detector MTCNN (Zhang et al. 2016), as github.com/AITTSMD/MTCNN-Tensorflow trains it.
+"""PNet, the first stage of the face detector MTCNN (Zhang et al. 2016), as trained by github.com/AITTSMD/MTCNN-Tensorflow.
 
-``pnet.rules`` ports its TensorFlow 1 checkpoints; outputs are those of ``Reshape_4`` (as [B, 2]), ``bbox_pred`` and
+``pnet.rules`` ports its TensorFlow 1 checkpoints; the outputs are those of ``Reshape_4`` (as [B, 2]), ``bbox_pred`` and
 ``landmark_pred``.
 """
 
@@ -12,10 +12,10 @@ from engine.models.keras.safe_loading import import_keras
 
 
 def build(image_shape: tuple[int, int, int] = (12, 12, 3), outputs: int = 2) -> Any:
-    """The Keras model, images [B, H, W, 3] in -1 to 1, H and W at least 12 (or open: None).
+    """Builds the Keras model for images [B, H, W, 3] in -1 to 1, with H and W at least 12, or None for any size.
 
-    Returns three heads: probabilities of the classes, a box (4) and landmarks (10). At 12x12 each is [B, n]; at larger
-    sizes [B, rows, columns, n], one place every 2 pixels.
+    It has three heads: the probabilities of the classes, a box (4) and landmarks (10). At 12x12 each is [B, n]; at
+    larger sizes [B, rows, columns, n], with one place every 2 pixels.
     """
     keras = import_keras()
     layers = keras.layers

@@ -1,1 +1,1 @@
-"""Old graphs as data: parsed, checked for safety, cut down, and run only when asked."""
+"""Reads old graphs as data, checks that they are safe, extracts the part that is needed, and runs it."""

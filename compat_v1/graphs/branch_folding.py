@@ -1,7 +1,7 @@
-"""Takes the branch that a known condition takes, so that the other is no part of what the outputs need.
+"""Replaces a branch whose condition is known by the side taken, so that the outputs no longer need the other side.
 
-In training mode many old graphs update averages within a branch. With ``is_training=False`` that branch never runs,
-and then it need not be allowed to.
+Many old graphs update averages inside a branch for training. With ``is_training=False`` that branch never runs, and
+so its operations need not be allowed.
 """
 
 from __future__ import annotations
@@ -14,15 +14,13 @@ import tensorflow as tf
 
 from compat_v1.graphs.endpoints import producer, tensor_name
 
-_FARTHEST = 64  # operations between a condition and what is known
+_FARTHEST = 64  # the most operations between a condition and a known value
 
 
-def branches(definition: Any, fixed: Mapping[str, np.ndarray]) -> None:
-    """Changes a GraphDef in place: a Merge, or an If, whose condition is known becomes the branch taken.
+def fold_branches(definition: Any, fixed: Mapping[str, np.ndarray]) -> None:
+    """Changes a GraphDef in place: a Merge or If whose condition is known becomes the branch taken.
 
-    Args:
-        definition: its nodes have different names.
-        fixed: tensor name -> its value.
+    The nodes must have different names. ``fixed`` is tensor name -> its value.
     """
     nodes = {node.name: node for node in definition.node}
     known = {name: bool(value) for name, value in fixed.items() if value.dtype == bool and value.ndim == 0}
@@ -44,7 +42,7 @@ def branches(definition: Any, fixed: Mapping[str, np.ndarray]) -> None:
 
 
 def _condition(name: str, nodes: Mapping[str, Any], known: Mapping[str, bool]) -> bool | None:
-    """The value of a boolean tensor, where it follows from what is known."""
+    """Returns the value of a boolean tensor if it follows from known values, else None."""
     inverted = False
     for _ in range(_FARTHEST):
         if tensor_name(name) in known:
@@ -64,7 +62,7 @@ def _condition(name: str, nodes: Mapping[str, Any], known: Mapping[str, bool]) -
 
 
 def _dead(nodes: Mapping[str, Any], known: Mapping[str, bool]) -> set[str]:
-    """Tensors that are never computed, and the nodes (without ``:``) of which none is."""
+    """Returns tensors that are never computed, and nodes (without ``:``) of which no output is."""
     readers: dict[str, list[str]] = {}
     for node in nodes.values():
         for name in node.input:

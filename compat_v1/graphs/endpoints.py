@@ -1,14 +1,14 @@
-"""Finds what goes into an old graph and what comes out of it, on its GraphDef alone.
+"""Finds the inputs and outputs of an old graph from its GraphDef alone.
 
-A training graph has labels, losses, gradients, savers and summaries beside the network. The network's input is the
-source from which, alone, something is computed with variables. Its outputs are the floating tensors that depend on
-no other source and that nothing of the network reads on.
+Besides the network, a training graph has labels, losses, gradients, savers and summaries. The input of the network is
+the source from which alone something is computed with variables. Its outputs are the floating-point tensors that
+depend on no other source and that no other part of the network reads.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -16,41 +16,53 @@ import tensorflow as tf
 from compat_v1.errors import GraphError
 from compat_v1.graphs.op_allowlist import VARIABLES
 from engine import tensorflow_private
+from engine.graphs.reach import reach
 from engine.text import nearest
 
-PLACEHOLDERS = ("Placeholder", "PlaceholderV2")  # one with a default need not be fed
-_MOST_OUTPUTS = 1 << 20  # of one operation
+PLACEHOLDERS = ("Placeholder", "PlaceholderV2")  # those that must be fed
+_MOST_OUTPUTS = 1 << 20  # per operation
 _FED = re.compile(r"Dequeue|IteratorGetNext|ReaderRead|Unstage")
-_TRAINING = re.compile(r"(^|/)(gradients(_\d+)?|[^/]*(loss|xentropy)[^/]*)/")  # scopes that are no network
+_TRAINING = re.compile(r"(^|/)(gradients(_\d+)?|[^/]*(loss|xentropy)[^/]*)/")  # scopes outside of the network
 _ENDS = re.compile(r"^(Assign|Apply|Resource(Apply|Scatter|Sparse)|Scatter(Add|Sub|Update)|Save|Assert|Print|NoOp)")
 
 
 def producer(name: str) -> str:
-    """The node of an input such as ``x``, ``x:1`` or ``^x``."""
+    """Returns the node of an input such as ``x``, ``x:1``, ``^x`` or, in functions, ``x:out:0``."""
     return name.removeprefix("^").partition(":")[0]
 
 
+def all_nodes(definition: Any) -> Iterator[Any]:
+    """The NodeDefs of a GraphDef, including those of its functions."""
+    yield from definition.node
+    for function in definition.library.function:
+        yield from function.node_def
+
+
+def named_functions(node: Any) -> Iterator[str]:
+    """The functions that a node's attributes name."""
+    for value in node.attr.values():
+        if value.HasField("func"):
+            yield value.func.name
+        yield from (function.name for function in value.list.func)
+
+
 def tensor_name(name: str) -> str:
-    """``scope/op`` and ``scope/op:0`` as the latter."""
+    """Completes ``scope/op`` to ``scope/op:0``; full names stay."""
     return name if re.search(r":\d+$", name) else f"{name}:0"
 
 
 def dtype_of(number: int) -> tf.DType:
-    """A type from its number in a file, without "ref".
-
-    Raises:
-        GraphError: there is no such type.
-    """
+    """Returns a dtype from its number in a file, without "ref"; raises GraphError if there is no such type."""
     try:
         return tf.as_dtype(number).base_dtype
     except TypeError:
         raise GraphError(
-            f"a tensor of the type {number}, which TensorFlow does not know; the graph is damaged"
+            f"a tensor has the dtype {number}, which TensorFlow does not know; the graph is damaged"
         ) from None
 
 
 def types_of(node: Any, functions: Mapping[str, Any]) -> list[tf.DType]:
-    """Types of a node's outputs, without "ref"; [] for an operation that is not known."""
+    """Returns the dtypes of a node's outputs, without "ref"; [] for an unknown operation."""
     definition = tensorflow_private.op_definition(node.op)
     if definition is None and node.op in functions:
         definition = functions[node.op].signature
@@ -65,26 +77,22 @@ def types_of(node: Any, functions: Mapping[str, Any]) -> list[tf.DType]:
             number = next((a.default_value.type for a in definition.attr if a.name == output.type_attr), 0)
         repeats = node.attr[output.number_attr].i if output.number_attr in node.attr else 1
         if repeats > _MOST_OUTPUTS:
-            raise GraphError(f"{node.name} ({node.op}) says that it has {repeats:,} outputs; the graph is damaged")
+            raise GraphError(f"{node.name} ({node.op}) declares {repeats:,} outputs; the graph is damaged")
         found += [dtype_of(number) if number else tf.variant] * int(repeats)
     return found
 
 
 def shape_of(node: Any) -> tuple[int | None, ...] | None:
-    """A placeholder's or variable's shape as the graph says it; None where the rank is open."""
+    """Returns the shape of a placeholder or variable in the graph; None where the rank is unknown."""
     if "shape" not in node.attr or node.attr["shape"].shape.unknown_rank:
         return None
     return tuple(None if dim.size < 0 else int(dim.size) for dim in node.attr["shape"].shape.dim)
 
 
 class Graph:
-    """A GraphDef with its nodes by name and who reads what.
+    """A GraphDef with its nodes and library functions by name, and the readers of each node.
 
-    Attributes:
-        nodes: name -> NodeDef.
-        functions: name -> FunctionDef of the library.
-        versions: of TensorFlow, that wrote it.
-        where: the file, for messages.
+    ``versions`` are those of TensorFlow that wrote the graph and can read it; ``where`` is the file, for messages.
     """
 
     def __init__(self, definition: Any, *, where: str) -> None:
@@ -103,11 +111,7 @@ class Graph:
                     self._readers.setdefault(producer(name), []).append(node.name)
 
     def tensor(self, name: str, *, argument: str) -> str:
-        """A tensor's full name.
-
-        Raises:
-            GraphError: the graph has no such tensor; names the nearest.
-        """
+        """Returns the full name of a tensor; raises GraphError (with the nearest) if the graph has none."""
         full = tensor_name(name)
         node = self.nodes.get(producer(full))
         if node is None:
@@ -121,51 +125,36 @@ class Graph:
         return full
 
     def type_of(self, name: str) -> tf.DType:
-        """Of a tensor that ``tensor`` accepted."""
+        """Returns the dtype of a tensor, given its full name."""
         return types_of(self.nodes[producer(name)], self.functions)[int(name.rpartition(":")[2])]
 
     def needed(self, outputs: Iterable[str], cut: Iterable[str] = (), *, control: bool = True) -> set[str]:
-        """Nodes that the tensors need; the traversal ends at the tensors in ``cut``."""
+        """Returns the nodes that the tensors need; the traversal stops at the tensors in ``cut``."""
         ends = set(cut)
-        found: set[str] = set()
-        pending = [name for name in outputs if tensor_name(name) not in ends]
-        while pending:
-            name = producer(pending.pop())
-            if name in found or name not in self.nodes:
-                continue
-            found.add(name)
-            pending += [
-                each
-                for each in self.nodes[name].input
-                if (control or not each.startswith("^")) and tensor_name(each) not in ends
-            ]
-        return found
+
+        def producers(names: Iterable[str]) -> list[str]:
+            data = (name for name in names if control or not name.startswith("^"))
+            return [producer(name) for name in data if tensor_name(name) not in ends and producer(name) in self.nodes]
+
+        return set(reach(producers(outputs), lambda name: producers(self.nodes[name].input)))
 
     def sources(self, names: Iterable[str]) -> list[str]:
-        """Those of the nodes that are fed from outside: placeholders, and what takes from a queue or an iterator."""
+        """Returns the nodes among these that get data from outside: placeholders, and readers of queues and iterators."""
         wanted = set(names)
         return [
             n for n, node in self.nodes.items() if n in wanted and (node.op in PLACEHOLDERS or _FED.search(node.op))
         ]
 
     def dependents(self, names: Iterable[str], *, control: bool) -> set[str]:
-        """Nodes that depend on one of the nodes by data, or by data and control; themselves included."""
+        """Returns the nodes and all that depend on one of them by data, or by data and control."""
         readers = self._all_readers if control else self._readers
-        found: set[str] = set()
-        pending = list(names)
-        while pending:
-            name = pending.pop()
-            if name not in found:
-                found.add(name)
-                pending += readers.get(name, ())
-        return found
+        return set(reach(names, lambda name: readers.get(name, ())))
 
     def find_outputs(self, inputs: Sequence[str], fixed: Iterable[str]) -> tuple[list[str], list[str]]:
-        """Candidates for (inputs, outputs): tensors of a network that depends on its inputs alone.
+        """Finds candidates for (inputs, outputs) of a network that depends on its inputs alone.
 
-        Args:
-            inputs: tensors that are the inputs; none: the one source is found that is read together with variables.
-            fixed: nodes that have a value of their own, such as ``is_training``.
+        Without ``inputs``, it finds the one source that is read together with variables. ``fixed`` are the nodes that
+        have a fixed value, such as ``is_training``.
         """
         fixed = set(fixed)
         free = [name for name in self.sources(self.nodes) if name not in fixed and not self._is_switch(name)]
@@ -174,7 +163,7 @@ class Graph:
         training = {name for name in self.nodes if _TRAINING.search(name)}
 
         def ends(chosen: Sequence[str]) -> list[str]:
-            """Of the network that depends on the chosen nodes and on no other source."""
+            """Finds the outputs of the network that depends on the chosen nodes and on no other source."""
             others = [name for name in free if name not in self.needed(chosen)]
             inside = weighted - training - self.dependents(others, control=True)
             return self._ends(inside & self.dependents(chosen or weights, control=False))
@@ -187,7 +176,7 @@ class Graph:
         return list(inputs) or [f"{name}:0" for name in chosen], ends(chosen)
 
     def _ends(self, inside: set[str]) -> list[str]:
-        """Floating tensors of some nodes that no other of them reads; where nothing else reads some, those alone."""
+        """Returns the floating-point tensors that no other of the nodes reads; if nothing at all reads some, only those."""
         found: list[str] = []
         unread: list[str] = []
         for name in self.nodes:
@@ -202,6 +191,6 @@ class Graph:
         return unread or found
 
     def _is_switch(self, name: str) -> bool:
-        """Whether a source is a switch such as ``is_training``: no data."""
+        """Whether a source is a switch such as ``is_training`` and not data."""
         types = types_of(self.nodes[name], self.functions)
         return bool(types) and types[0] == tf.bool

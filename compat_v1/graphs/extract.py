@@ -1,7 +1,7 @@
-"""The part of an old graph that its outputs need, cut out, checked, and run in TensorFlow 2.
+"""Extracts and checks the part of an old graph that its outputs need, to run it in TensorFlow 2.
 
-Nothing is imported but this part: no ``import_meta_graph``, no restore operations, no queues. Variables are mapped
-in: of a resource variable the handle of one of our own, of a reference variable its value as a tensor.
+Nothing but this part is imported: no ``import_meta_graph``, no restore operations, no queues. Variables are mapped
+in: a resource variable as the handle of a new one, a reference variable as a tensor with its value.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import tensorflow as tf
 
 from compat_v1.errors import GraphError
 from compat_v1.graphs import branch_folding, safety, saver_keys, subgraph
-from compat_v1.graphs.endpoints import PLACEHOLDERS, Graph, dtype_of, producer, shape_of
-from compat_v1.graphs.op_allowlist import FILLS_TABLE, RANDOM, TABLES, VARIABLES
+from compat_v1.graphs.endpoints import PLACEHOLDERS, Graph, all_nodes, dtype_of, producer, shape_of
+from compat_v1.graphs.op_allowlist import FILLS_TABLE, TABLES, VARIABLES
 from compat_v1.graphs.saver_keys import Wanted
+from engine.graphs.op_kinds import is_random
 from engine.text import join_some
 
 Shape = tuple[int | None, ...] | None
@@ -28,7 +29,7 @@ Shape = tuple[int | None, ...] | None
 
 @dataclass(frozen=True)
 class Input:
-    """A tensor that is fed. ``shape``: None for an open rank, and in it for open lengths."""
+    """A tensor that is fed. ``shape`` is None for an unknown rank, and has None for unknown lengths."""
 
     name: str
     dtype: tf.DType
@@ -37,13 +38,10 @@ class Input:
 
 @dataclass(frozen=True)
 class OldVariable:
-    """A variable of the old graph.
+    """A variable of the old graph, by the name of its operation.
 
-    Attributes:
-        node: its operation.
-        dtype, shape: as the graph says them.
-        resource: whether it is read by a handle; else it is a reference variable.
-        saved: where a checkpoint has its value.
+    ``resource`` says whether it is read through a handle; otherwise it is a reference variable. ``saved`` is where a
+    checkpoint has its value.
     """
 
     node: str
@@ -58,14 +56,12 @@ class Extracted:
     """What the outputs of an old graph need.
 
     Attributes:
-        path: the graph's file, for messages.
-        definition: GraphDef of the part, checked; its variables and inputs are not in it.
-        tables: GraphDef that fills the part's look-up tables, and the operations that do.
-        inputs: what is fed.
-        fixed: tensor -> the value that it has.
-        outputs: tensor names, in the order asked for.
-        variables: those that the part reads.
-        random: operations of the part that draw random numbers: with any, two runs differ.
+        path: the file of the graph, for messages.
+        definition: the checked GraphDef of the part, without its variables and inputs.
+        tables: a GraphDef that fills the lookup tables of the part, and the operations that do so.
+        inputs, fixed: the tensors that are fed, and tensor -> its fixed value.
+        outputs: the names of the output tensors, in the order requested.
+        random: the operations of the part that draw random numbers; if there are any, no two runs are equal.
     """
 
     path: str
@@ -78,7 +74,7 @@ class Extracted:
     random: tuple[str, ...]
 
     def summary(self) -> str:
-        """One line for people."""
+        """A one-line summary for the user."""
         fixed = [f"{name}={value}" for name, value in self.fixed.items()]
         inputs = [f"{each.name} {_shown(each.shape)} {each.dtype.name}" for each in self.inputs]
         line = f"{len(self.definition.node)} operations, {len(self.variables)} variables"
@@ -86,10 +82,9 @@ class Extracted:
 
 
 def parse_inputs(text: str) -> dict[str, Any]:
-    """``a,b:0=False,c=0.5`` as {"a": None, "b:0": False, "c": 0.5}: what is fed, and what has a value.
+    """Parses ``a,b:0=False,c=0.5`` into {"a": None, "b:0": False, "c": 0.5}: fed tensors, and fixed values.
 
-    Raises:
-        GraphError: a value is no number and not True or False.
+    Raises GraphError if a value is neither a number nor True or False.
     """
     found: dict[str, Any] = {}
     for item in filter(None, (item.strip() for item in text.split(","))):
@@ -102,7 +97,7 @@ def parse_inputs(text: str) -> dict[str, Any]:
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             found[name] = None
         if not isinstance(found[name], (bool, int, float)):
-            raise GraphError(f"inputs={item}: the value is a number, True or False")
+            raise GraphError(f"inputs={item}: expected a number, True or False as the value")
     return found
 
 
@@ -113,19 +108,18 @@ def extract(
     inputs: Mapping[str, Any] | Sequence[str] | None = None,
     outputs: Sequence[str] | None = None,
 ) -> Extracted:
-    """Cuts out of a MetaGraphDef what the outputs need, and checks it (compat_v1.graphs.safety).
+    """Extracts from a MetaGraphDef what the outputs need, and checks it (compat_v1.graphs.safety).
+
+    Raises GraphError if there is no such tensor, there are several candidates (the message lists them), or a
+    placeholder has no value; UnsafeGraphError if the part does more than compute.
 
     Args:
-        meta: a MetaGraphDef.
-        path: its file, for messages.
-        inputs: tensors that are fed, ``scope/op`` or ``op:0``: any tensor, what lies before it is left out. With a
-            value (``{"is_training": False}``) it has that instead; branches of a known condition are not taken in. Without
-            any, the one that there is.
-        outputs: tensors wanted. None: those of the one signature, or the floating tensor that nothing reads.
-
-    Raises:
-        GraphError: no such tensor, several candidates (they are listed), a placeholder without a value.
-        UnsafeGraphError: the part does more than compute.
+        path: the file of the MetaGraphDef, for messages.
+        inputs: the tensors that are fed, as ``scope/op`` or ``op:0``. This can be any tensor; what it depends on is
+            left out. A tensor with a value (``{"is_training": False}``) is fixed instead of fed, and branches that
+            a fixed condition does not take are left out. None takes the only input.
+        outputs: the tensors to compute. None takes those of the only signature, or the floating-point tensor that
+            nothing reads.
     """
     where = os.fspath(path)
     definition = tf.compat.v1.GraphDef()
@@ -138,8 +132,8 @@ def extract(
     wanted = [graph.tensor(name, argument="outputs") for name in outputs or ()]
     if not wanted:
         fed, wanted = _find(meta, graph, fed, fixed)
-    branch_folding.branches(definition, fixed)
-    subgraph.upgrade(definition)
+    branch_folding.fold_branches(definition, fixed)
+    subgraph.upgrade_ops(definition)
     graph = Graph(definition, where=where)
     if not fed:
         fed = _only(graph, wanted, fixed)
@@ -149,7 +143,7 @@ def extract(
     tables = _tables(graph, needed)
     part = subgraph.cut_out(graph, needed)
     for each in (part, tables[0]):
-        safety.check(each, where=where)
+        safety.check_graph(each, where=where)
         subgraph.make_names_unique(each)
     read = {producer(name) for node in part.node for name in node.input} | {producer(name) for name in wanted}
     return Extracted(
@@ -160,12 +154,12 @@ def extract(
         fixed,
         tuple(wanted),
         _variables(meta, graph, needed & read),
-        _random(part),
+        tuple(node.name for node in all_nodes(part) if is_random(node.op)),
     )
 
 
 def _find(meta: Any, graph: Graph, fed: list[str], fixed: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Inputs and outputs that the caller did not name."""
+    """Finds the inputs and outputs that the caller did not name."""
     signatures = {name: each for name, each in meta.signature_def.items() if each.outputs and name[:2] != "__"}
     chosen = signatures.get("serving_default") or (next(iter(signatures.values())) if len(signatures) == 1 else None)
     if chosen is not None:
@@ -177,39 +171,39 @@ def _find(meta: Any, graph: Graph, fed: list[str], fixed: Mapping[str, Any]) -> 
     inputs, found = graph.find_outputs(fed, [producer(name) for name in fixed])
     if not found:
         raise GraphError(
-            f"{graph.where}: no network is found by itself; outputs= names what is wanted, of {join_some(inputs, most=12)}"
+            f"{graph.where}: no network was found; name its outputs with outputs=; the graph is fed {join_some(inputs, most=12)}"
         )
     if len(found) > 1:
         raise GraphError(
-            f"outputs=: {graph.where} has {len(found)} candidates; name those wanted: {join_some(found, most=12)}"
+            f"outputs=: {graph.where} has {len(found)} candidates; choose from: {join_some(found, most=12)}"
         )
     return inputs, found
 
 
 def _only(graph: Graph, wanted: Sequence[str], fixed: Iterable[str]) -> list[str]:
-    """The one input that the outputs need, switches such as ``is_training`` apart; none where they need none."""
+    """Returns the only input that the outputs need, not counting switches such as ``is_training``; or none."""
     found = [f"{name}:0" for name in graph.sources(graph.needed(wanted, fixed))]
     data = [name for name in found if graph.type_of(name) != tf.bool]
     if len(data) > 1:
         raise GraphError(
-            f"inputs=: {', '.join(wanted)} of {graph.where} need {len(data)}; name them: {join_some(data, most=12)}"
+            f"inputs=: {', '.join(wanted)} of {graph.where} need {len(data)} inputs; name them: {join_some(data, most=12)}"
         )
     return data
 
 
 def _all_fed(graph: Graph, needed: Iterable[str]) -> None:
-    """Every source among what is needed must have been cut off."""
+    """Raises GraphError if the outputs still need a source that is neither fed nor fixed."""
     for name in graph.sources(needed):
         node = graph.nodes[name]
         if node.op not in PLACEHOLDERS:
             raise GraphError(
-                f"inputs=: the outputs need {name}:0 ({node.op}), which takes from a queue or an iterator; "
-                f"inputs={name}:0 feeds it instead"
+                f"inputs=: the outputs need {name}:0 ({node.op}), which reads a queue or an iterator; "
+                f"feed it with inputs={name}:0"
             )
         kind = graph.type_of(f"{name}:0")
         value = "False" if kind == tf.bool else "VALUE"
         raise GraphError(
-            f"inputs=: the outputs need the {kind.name} placeholder {name} too; inputs={name}={value} gives it a value"
+            f"inputs=: the outputs also need the {kind.name} placeholder {name}; fix its value with inputs={name}={value}"
         )
 
 
@@ -218,12 +212,12 @@ def _fixed(graph: Graph, name: str, value: Any) -> np.ndarray:
     array = np.asarray(value)
     wanted = np.dtype(dtype.as_numpy_dtype)
     if (array.dtype.kind == "b") > (wanted.kind == "b") or not np.can_cast(array.dtype, wanted, casting="same_kind"):
-        raise GraphError(f"inputs={name}={value!r}: {dtype.name} is wanted")
+        raise GraphError(f"inputs={name}={value!r}: expected a value of dtype {dtype.name}")
     return array.astype(wanted)
 
 
 def _tables(graph: Graph, needed: set[str]) -> tuple[Any, tuple[str, ...]]:
-    """What fills the look-up tables among the nodes. Tables get names that nothing else in this process has."""
+    """Extracts what fills the lookup tables among the nodes, and gives the tables names unique in this process."""
     tables = {name for name in needed if graph.nodes[name].op in TABLES}
     fills = []
     for name in tables:
@@ -236,13 +230,13 @@ def _tables(graph: Graph, needed: set[str]) -> tuple[Any, tuple[str, ...]]:
             fills.append(name)
         elif node.op.startswith("InitializeTable"):
             raise GraphError(
-                f"{graph.where}: the table {node.input[0]} is filled from a file ({name}); inputs= cuts after it"
+                f"{graph.where}: the table {node.input[0]} is filled from a file ({name}); cut after it with inputs="
             )
     return subgraph.cut_out(graph, graph.needed(fills)), tuple(fills)
 
 
 def _variables(meta: Any, graph: Graph, names: set[str]) -> tuple[OldVariable, ...]:
-    saved = saver_keys.keys_of_variables(meta)
+    saved = saver_keys.find_variable_keys(meta)
     found = []
     for name, node in graph.nodes.items():
         if name in names and node.op in VARIABLES:
@@ -256,20 +250,14 @@ def _shape(graph: Graph, name: str) -> Shape:
     node, index = graph.nodes[producer(name)], int(name.rpartition(":")[2])
     if "shape" in node.attr:
         shape = shape_of(node)
-        return None if shape == () and graph.versions.producer < 24 else shape  # then, () said nothing
+        return None if shape == () and graph.versions.producer < 24 else shape  # then, () meant unknown
     shapes = node.attr["output_shapes"].list.shape if "output_shapes" in node.attr else ()
     if index < len(shapes) and not shapes[index].unknown_rank:
         return tuple(None if dim.size < 0 else int(dim.size) for dim in shapes[index].dim)
     return None
 
 
-def _random(part: Any) -> tuple[str, ...]:
-    return tuple(node.name for node in subgraph.all_nodes(part) if node.op in RANDOM)
-
-
 def _shown(shape: Shape) -> str:
-    return (
-        "of any shape"
-        if shape is None
-        else str([length if length is not None else "?" for length in shape]).replace("'", "")
-    )
+    if shape is None:
+        return "of any shape"
+    return str([length if length is not None else "?" for length in shape]).replace("'", "")

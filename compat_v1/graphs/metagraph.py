@@ -1,8 +1,8 @@
-"""Reads an old MetaGraph (``.meta``, or a SavedModel's ``saved_model.pb``) as data: nothing of it is built or run.
+"""Reads an old MetaGraph (``.meta``, or the ``saved_model.pb`` of a SavedModel) as data, without building or running it.
 
-Building is not harmless: where a shape depends on constants, TensorFlow evaluates the ops in between as soon as a
-graph is imported, files that they read included. So a MetaGraph is read, checked and repaired as a message, and
-``graph`` refuses what importing could run.
+Building a graph is not harmless: where a shape depends on constants, TensorFlow evaluates the ops in between as soon as
+the graph is imported, even if they read files. So a MetaGraph is read, checked and repaired as a message, and
+``graph`` refuses ops that importing could run.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import pathlib
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,33 +19,29 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tensorflow.core.framework import variable_pb2
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
+from compat_v1.graphs.endpoints import all_nodes
 from engine import tensorflow_private
 from engine.audit.graph_collections import GraphFacts
 from engine.errors import InputError
-from engine.graphs.graph_variables import GraphVariable, of_nodes
+from engine.graphs.graph_variables import GraphVariable, read_nodes
+from engine.text import join_some
 
-_LARGEST = 2**31 - 1  # bytes of a protocol buffer message
+_LARGEST = 2**31 - 1  # bytes in a protocol buffer message
 _VERSION = re.compile(r"\d+\.\d+\.\d+(-[0-9A-Za-z.+-]+)?")
 _REPAIRED_VERSION = "1.15.0"
-# Stateless, so that importing may evaluate them, and no mere arithmetic.
+# Stateless, so that importing may evaluate them, but not mere arithmetic.
 _REACHES_OUT = re.compile(
     r"ReadFile|WriteFile|MatchingFiles|PyFunc|Debug|Abort|ImmutableConst|Proto|Remote|Rpc|Send|Recv|Print|Record|Sql|Xla|TPU"
 )
 
 
 class MetaGraphError(InputError):
-    """A file that is no MetaGraph, is damaged, or needs what is not here. The message names it."""
+    """A file that is not a MetaGraph, is damaged, or needs unknown ops. The message names it."""
 
 
 @dataclass(frozen=True, eq=False)
 class MetaGraph:
-    """A MetaGraphDef, checked and repaired.
-
-    Attributes:
-        path: the file.
-        definition: the MetaGraphDef, repaired.
-        repairs: what was repaired, a sentence each.
-    """
+    """The MetaGraphDef of a file, checked and repaired; ``repairs`` says what was repaired, a sentence each."""
 
     path: pathlib.Path
     definition: Any
@@ -53,38 +49,30 @@ class MetaGraph:
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """Of a SavedModel, such as ("serve",); of a ``.meta`` mostly none."""
+        """The tags, such as ("serve",) for a SavedModel; a ``.meta`` file mostly has none."""
         return tuple(self.definition.meta_info_def.tags)
 
     def names(self, collection: str) -> tuple[str, ...]:
-        """Names of the ops or tensors in a collection of nodes, such as "train_op"; none where it is not there."""
-        return tuple(self.definition.collection_def[collection].node_list.value) if self._has(collection) else ()
+        """Returns the ops or tensors in a collection of nodes, such as "train_op"; () if there is no such collection."""
+        found = self.definition.collection_def
+        return tuple(found[collection].node_list.value) if collection in found else ()
 
     def variable_names(self, collection: str) -> tuple[str, ...]:
-        """Nodes of the variables in a collection, such as "trainable_variables".
-
-        Raises:
-            MetaGraphError: an entry is no VariableDef.
-        """
+        """Returns the nodes of the variables in a collection; raises MetaGraphError if an entry is no VariableDef."""
         return tuple(entry.variable_name.partition(":")[0] for entry in self._entries(collection))
 
     def variables(self) -> list[GraphVariable]:
-        """All variables of the graph, local ones and slots included, in the order of its nodes.
+        """Returns all variables of the graph, including local ones and slots, in the order of its nodes.
 
-        Raises:
-            MetaGraphError: the collection of variables is damaged.
+        Raises MetaGraphError if the collection of variables is damaged.
         """
         entries = [*self._entries("variables"), *self._entries("local_variables")]
         initial = {entry.variable_name.partition(":")[0]: entry.initial_value_name for entry in entries}
         collected = frozenset(self.variable_names("trainable_variables"))
-        return of_nodes(self.definition.graph_def.node, collected=collected, initial=initial)
+        return read_nodes(self.definition.graph_def.node, collected=collected, initial=initial)
 
     def facts(self) -> GraphFacts:
-        """What an audit asks of a graph.
-
-        Raises:
-            MetaGraphError: a collection of variables is damaged.
-        """
+        """Returns what an audit needs to know; raises MetaGraphError if a collection of variables is damaged."""
         saver = self.definition.saver_def.save_tensor_name
         return GraphFacts(
             source=str(self.path),
@@ -98,17 +86,16 @@ class MetaGraph:
         )
 
     def graph(self) -> tf.Graph:
-        """The graph, imported as it is into a new one. Runs nothing, but for shapes computed from constants.
+        """Imports the graph into a new one. Nothing is run except for shapes that are computed from constants.
 
-        Raises:
-            MetaGraphError: TensorFlow refuses it, or importing could run an op that reaches outside.
+        Raises MetaGraphError if TensorFlow refuses it, or importing could run an op that reaches outside.
         """
-        for node in _nodes(self.definition.graph_def):
+        for node in all_nodes(self.definition.graph_def):
             op = tensorflow_private.op_definition(node.op)
             if op is not None and not op.is_stateful and _REACHES_OUT.search(node.op):
                 raise MetaGraphError(
                     f"{self.path}: {node.name}: importing a graph can run {node.op}, which reaches outside of it; "
-                    "extract the part that is wanted, without such ops"
+                    "extract the part that you need, without such ops"
                 )
         made = tf.Graph()
         with made.as_default():
@@ -118,37 +105,27 @@ class MetaGraph:
                 raise MetaGraphError(f"{self.path}: TensorFlow cannot import the graph: {error}") from None
         return made
 
-    def _has(self, collection: str) -> bool:
-        return collection in self.definition.collection_def
-
     def _entries(self, collection: str) -> list[Any]:
-        if not self._has(collection):
+        found = self.definition.collection_def
+        if collection not in found:
             return []
         try:
-            return [
-                variable_pb2.VariableDef.FromString(entry)
-                for entry in self.definition.collection_def[collection].bytes_list.value
-            ]
+            return [variable_pb2.VariableDef.FromString(entry) for entry in found[collection].bytes_list.value]
         except DecodeError:
-            raise MetaGraphError(f"{self.path}: collection {collection}: an entry is no VariableDef") from None
+            raise MetaGraphError(f"{self.path}: an entry of the collection {collection} is not a VariableDef") from None
 
 
-def read(path: str | os.PathLike[str], *, tags: Collection[str] | None = None) -> MetaGraph:
-    """Reads a ``.meta`` file, a SavedModel's folder, or a ``saved_model.pb``.
+def read_metagraph(path: str | os.PathLike[str], *, tags: Collection[str] | None = None) -> MetaGraph:
+    """Reads a ``.meta`` file, the folder of a SavedModel, or a ``saved_model.pb``; ``tags`` choose one of several.
 
-    Args:
-        path: the file or folder.
-        tags: of the graph wanted, where a SavedModel holds several.
-
-    Raises:
-        MetaGraphError: no such file; no MetaGraph; truncated; several graphs and no tags that tell which; ops that
-            this TensorFlow does not know; a node whose input is not there.
+    Raises MetaGraphError if there is no such file; it is not a MetaGraph, or truncated; it holds several graphs and the
+    tags do not choose one; this TensorFlow does not know an op; or an input of a node is missing.
     """
     file = _file(pathlib.Path(path))
     content = _content(file)
     definition = _saved(file, content, tags) if file.name == "saved_model.pb" else _parse(file, content)
     if not definition.graph_def.node:
-        raise MetaGraphError(f"{file}: no MetaGraph: it holds no node of a graph")
+        raise MetaGraphError(f"{file}: not a MetaGraph; it holds no node of a graph")
     repairs = _repair(definition)
     _check_ops(file, definition.graph_def)
     _check_edges(file, definition.graph_def)
@@ -160,10 +137,10 @@ def _file(path: pathlib.Path) -> pathlib.Path:
         if (path / "saved_model.pb").is_file():
             return path / "saved_model.pb"
         here = sorted(str(path / name) for name in os.listdir(path) if name.endswith((".meta", ".pbtxt")))
-        hint = f"; a file to name in it: {', '.join(here[:3])}" if here else ""
+        hint = f"; name a file in it, such as {join_some(here, most=3)}" if here else ""
         raise MetaGraphError(f"{path}: the folder holds no saved_model.pb{hint}")
     if not path.is_file():
-        hint = f"; there is {path}.meta" if path.with_name(path.name + ".meta").is_file() else ""
+        hint = f"; did you mean {path}.meta?" if path.with_name(path.name + ".meta").is_file() else ""
         raise MetaGraphError(f"{path}: there is no such file{hint}")
     return path
 
@@ -172,16 +149,16 @@ def _content(file: pathlib.Path) -> bytes:
     try:
         size = file.stat().st_size
         if not 0 < size <= _LARGEST:
-            raise MetaGraphError(f"{file}: {size} bytes; a MetaGraph has from 1 to {_LARGEST}")
+            raise MetaGraphError(f"{file}: the file has {size} bytes; expected 1 to {_LARGEST} for a MetaGraph")
         content = file.read_bytes()
     except OSError as error:
-        raise MetaGraphError(f"{file}: cannot be read ({error.strerror})") from None
+        raise MetaGraphError(f"{file}: the file cannot be read ({error.strerror})") from None
     if content.startswith(b"version https://git-lfs"):
-        raise MetaGraphError(f"{file}: a pointer of Git LFS, not the file itself: fetch that with `git lfs pull`")
+        raise MetaGraphError(f"{file}: this is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`")
     if content.lstrip().startswith(
         (b"meta_info_def {", b"meta_info_def:", b"graph_def {", b"saved_model_schema_version:")
     ):
-        raise MetaGraphError(f"{file}: a MetaGraph in text form; the binary form is wanted")
+        raise MetaGraphError(f"{file}: this is a MetaGraph in text form; expected the binary form")
     return content
 
 
@@ -189,48 +166,39 @@ def _parse(file: pathlib.Path, content: bytes) -> Any:
     try:
         return meta_graph_pb2.MetaGraphDef.FromString(content)
     except DecodeError:
-        raise MetaGraphError(f"{file}: no MetaGraph, or a truncated one") from None
+        raise MetaGraphError(f"{file}: not a MetaGraph, or a truncated one") from None
 
 
 def _saved(file: pathlib.Path, content: bytes, tags: Collection[str] | None) -> Any:
     try:
         found = list(saved_model_pb2.SavedModel.FromString(content).meta_graphs)
     except DecodeError:
-        raise MetaGraphError(f"{file}: no SavedModel, or a truncated one") from None
+        raise MetaGraphError(f"{file}: not a SavedModel, or a truncated one") from None
     listed = "; ".join(",".join(sorted(one.meta_info_def.tags)) or "(no tags)" for one in found)
     if tags is None and len(found) == 1:
         return found[0]
     wanted = [one for one in found if tags is not None and set(one.meta_info_def.tags) == set(tags)]
     if len(wanted) == 1:
         return wanted[0]
-    asked = (
-        f"tags={','.join(sorted(tags))}: no graph has these" if tags is not None else "tags=None: which graph is meant"
-    )
-    raise MetaGraphError(f"{file}: {asked}; it holds {len(found)}, with the tags: {listed or 'none'}")
-
-
-def _nodes(definition: Any) -> Iterator[Any]:
-    """NodeDefs of a GraphDef, those in its functions included."""
-    yield from definition.node
-    for function in definition.library.function:
-        yield from function.node_def
+    problem = f"tags={','.join(sorted(tags))}: no graph has these tags" if tags is not None else "name a graph by tags="
+    raise MetaGraphError(f"{file}: {problem}; the file holds {len(found)} graphs, with the tags: {listed or 'none'}")
 
 
 def _repair(definition: Any) -> list[str]:
-    """Mends what keeps old graphs from being imported; says what."""
+    """Repairs what keeps old graphs from being imported; returns a sentence for each repair."""
     repairs = []
     version = definition.meta_info_def.tensorflow_version
     if not _VERSION.fullmatch(version):
         definition.meta_info_def.tensorflow_version = _REPAIRED_VERSION
-        repairs.append(f"tensorflow_version was {version!r}, which is no version; set to {_REPAIRED_VERSION!r}")
-    removed = 0
-    for node in _nodes(definition.graph_def):
-        if "_output_shapes" in node.attr:
-            del node.attr["_output_shapes"]
-            removed += 1
-    if removed:
         repairs.append(
-            f"_output_shapes removed from {removed} nodes: shapes are inferred anew, and those of old files contradict that"
+            f"tensorflow_version was {version!r}, which is not a valid version; set to {_REPAIRED_VERSION!r}"
+        )
+    shaped = [node for node in all_nodes(definition.graph_def) if "_output_shapes" in node.attr]
+    for node in shaped:
+        del node.attr["_output_shapes"]
+    if shaped:
+        repairs.append(
+            f"_output_shapes removed from {len(shaped)} nodes, since old files contradict the shapes that are inferred now"
         )
     return repairs
 
@@ -238,15 +206,14 @@ def _repair(definition: Any) -> list[str]:
 def _check_ops(file: pathlib.Path, definition: Any) -> None:
     functions = {function.signature.name for function in definition.library.function}
     unknown: dict[str, str] = {}
-    for node in _nodes(definition):
+    for node in all_nodes(definition):
         if node.op not in functions and tensorflow_private.op_definition(node.op) is None:
             unknown.setdefault(node.op, node.name)
     if unknown:
-        listed = ", ".join(f"{op} (at {node})" for op, node in list(unknown.items())[:5])
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        listed = join_some([f"{op} (at {node})" for op, node in unknown.items()])
         raise MetaGraphError(
-            f"{file}: {len(unknown)} kind(s) of op that TensorFlow {tf.__version__} does not know: {listed}{more}; they "
-            "come from a library of their own, or were taken out, and no library is loaded for a file"
+            f"{file}: TensorFlow {tf.__version__} does not know {len(unknown)} kind(s) of op: {listed}; they "
+            "belong to a custom library, or were removed, and no library is loaded for a file"
         )
 
 

@@ -1,4 +1,4 @@
-"""An extracted graph with its variables' values, as a function."""
+"""Runs an extracted graph with the values of its variables, as a function."""
 
 from __future__ import annotations
 
@@ -18,18 +18,12 @@ from engine.text import nearest
 
 
 class Original:
-    """The old network: feeds in, outputs out, as its Session gave them.
+    """The old network as a function of its feeds; it returns the same outputs as in its Session.
 
-    Args:
-        extracted: the part of the graph.
-        source: the checkpoint; only what the part reads is read.
-        time_limit: seconds that one call may take: an old graph may hold a loop that never ends. One operation
-            that is at work is waited for.
-
-    Raises:
-        GraphError: the checkpoint lacks a variable, or has it in another shape or type; TensorFlow refuses the graph.
-        UnsafeGraphError: a tensor would be too large.
-        FileError: the checkpoint is damaged.
+    Of ``source``, the checkpoint, only the variables of the extracted part are read. A call may take ``time_limit``
+    seconds, since an old graph may contain an endless loop; an operation that is already running is not interrupted.
+    Raises GraphError if the checkpoint lacks a variable or has it in another shape or dtype, or TensorFlow refuses the
+    graph; UnsafeGraphError if a tensor would be too large; and FileError if the checkpoint is damaged.
     """
 
     def __init__(self, extracted: Extracted, source: TensorSource, *, time_limit: float = 600.0) -> None:
@@ -45,19 +39,20 @@ class Original:
             }
         definition, fills = extracted.tables
         if fills:
-            run = self._function(definition, (), operations=fills)
-            self._run(run, ())
+            self._run(self._function(definition, (), operations=fills), ())
         self._call = self._function(extracted.definition, extracted.inputs, tensors=extracted.outputs)
 
     def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Output tensor -> value, for input tensor -> value.
+        """Computes output tensor -> value from input tensor -> value.
 
-        Raises:
-            GraphError: a feed is missing, unknown, or of another shape or type; the graph fails; out of time.
+        Raises GraphError if a feed is missing, unknown, or of another shape or dtype; or the graph fails or takes too
+        long.
         """
         names = [each.name for each in self.extracted.inputs]
         if set(feeds) != set(names):
-            raise GraphError(f"inputs={', '.join(feeds)}: {self.extracted.path} is fed {', '.join(names) or 'nothing'}")
+            raise GraphError(
+                f"inputs={', '.join(feeds)}: {self.extracted.path} expects {', '.join(names) or 'no input'}"
+            )
         fed = [_checked(each, np.asarray(feeds[each.name])) for each in self.extracted.inputs]
         results = self._run(self._call, [tf.constant(array) for array in fed])
         return dict(zip(self.extracted.outputs, results, strict=True))
@@ -108,7 +103,9 @@ class Original:
             return [each.numpy() for each in tf.nest.flatten(results)]
         except tf.errors.CancelledError:
             limit = f"{self._time_limit:g} seconds"
-            raise GraphError(f"{self.extracted.path}: it did not end within {limit}, and was stopped") from None
+            raise GraphError(
+                f"{self.extracted.path}: the graph did not finish within {limit} and was stopped"
+            ) from None
         except (ValueError, TypeError, tf.errors.OpError) as error:
             raise GraphError(f"{self.extracted.path}: the graph failed: {_text(error)}") from None
         finally:
@@ -116,7 +113,7 @@ class Original:
 
 
 def _read(variable: OldVariable, source: TensorSource, where: str) -> np.ndarray:
-    """The variable's value: a whole tensor, or a part of one."""
+    """Reads the value of a variable: a whole tensor, or a part of one."""
     names = source.names()
     part = variable.saved.part
     if variable.saved.key in names:
@@ -125,7 +122,7 @@ def _read(variable: OldVariable, source: TensorSource, where: str) -> np.ndarray
         key, part = variable.node, None
     else:
         raise GraphError(
-            f"{source.path}: it has no {variable.saved.key}, which the graph {where} reads{nearest(variable.node, names)}"
+            f"{source.path}: there is no {variable.saved.key}, which the graph {where} reads{nearest(variable.node, names)}"
         )
     shape, dtype = source.shape(key), tf.as_dtype(source.dtype(key))
     if part is not None and part.full == shape and part.full != part.shape:
@@ -138,7 +135,7 @@ def _read(variable: OldVariable, source: TensorSource, where: str) -> np.ndarray
     have = tuple(value.shape) if value is not None else shape
     if dtype != variable.dtype.base_dtype or not tf.TensorShape(variable.shape).is_compatible_with(have):
         raise GraphError(
-            f"{source.path}: {key} is {list(have)} {dtype.name}; the graph {where} wants "
+            f"{source.path}: {key} is {list(have)} {dtype.name}; the graph {where} expects "
             f"{variable.shape if variable.shape is None else list(variable.shape)} {variable.dtype.name}"
         )
     return source.read(key) if value is None else value
@@ -152,7 +149,7 @@ def _checked(wanted: Input, array: np.ndarray) -> np.ndarray:
     if not same or not tf.TensorShape(wanted.shape).is_compatible_with(array.shape):
         shape = "any shape" if wanted.shape is None else [n if n is not None else "?" for n in wanted.shape]
         raise GraphError(
-            f"inputs={wanted.name}: {list(array.shape)} {array.dtype.name} is given; {shape} {wanted.dtype.name} is wanted"
+            f"inputs={wanted.name}: got {list(array.shape)} {array.dtype.name}, expected {shape} {wanted.dtype.name}"
         )
     return array if wanted.dtype == tf.string else array.astype(dtype, copy=False)
 

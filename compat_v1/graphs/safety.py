@@ -1,10 +1,10 @@
-"""An old graph is somebody else's program: what it may do is checked before anything of it runs.
+"""Checks that an old graph, which is somebody else's program, only computes, before any of it runs.
 
-The check reads the GraphDef alone, library functions included, since TensorFlow already runs parts of a graph when
-it imports it (to know shapes). What passes may only compute (compat_v1.graphs.op_allowlist), names functions of its own
-library alone, without recursion, holds no handle to a resource of this process, and declares no constant or shape
-beyond ``MOST_BYTES``. Not seen before a run: shapes that are computed from inputs, and loops that never end;
-``Original.__call__`` (compat_v1.graphs.extract) has a time limit for these.
+The check reads the GraphDef alone, including its library functions, since TensorFlow already runs parts of a graph
+when it imports it (to infer shapes). A graph that passes consists of allowed operations (compat_v1.graphs.op_allowlist),
+names only functions of its own library, without recursion, holds no handle to a resource of this process, and declares
+no constant or shape beyond ``MOST_BYTES``. Shapes that are computed from inputs and endless loops cannot be seen
+before a run; ``Original.__call__`` (compat_v1.graphs.original) has a time limit for those.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from compat_v1.graphs.endpoints import named_functions, producer
 from compat_v1.graphs.op_allowlist import FILLS_TABLE, HARMLESS, TABLES, VARIABLES
 from engine import tensorflow_private
 from engine.errors import InputError
 
-MOST_BYTES = 1 << 31  # of one tensor, and of all constants together: what a GraphDef itself can hold
-_MOST_OPERATIONS = 10_000_000  # when every function call is written out
-_DEEPEST = 200  # calls within calls
+MOST_BYTES = 1 << 31  # in one tensor, and in all constants together; a GraphDef itself cannot be larger
+_MOST_OPERATIONS = 10_000_000  # with every function call expanded
+_DEEPEST = 200  # levels of calls within calls
 
-# Why an operation is refused, by a part of its name; the first that fits.
+# Why an operation is refused, by a part of its name; the first match counts.
 _REASONS = (
     ("PyFunc PyFuncStateless EagerPyFunc", "it runs Python code"),
     ("Abort Sleep", "it stops the process"),
@@ -35,43 +36,36 @@ _REASONS = (
         "File Reader Record Dataset Iterator Cache Sql LMDB Save Restore Checkpoint ImmutableConst LoadAndRemap Vocab",
         "it reaches files",
     ),
-    ("Queue Barrier Stage Mutex Session RandomSeedGenerator", "it reaches what the process shares"),
+    ("Queue Barrier Stage Mutex Session RandomSeedGenerator", "it reaches state that the process shares"),
     (
         "Proto Decode Encode Serialize Deserialize Prelinearize Audio Mfcc",
-        "it is a decoder or encoder, native code on bytes that come from the file",
+        "it is a decoder or encoder, which runs native code on bytes from the file",
     ),
     ("Assign Apply Scatter Inplace Count", "it changes variables"),
-    ("SymbolicGradient", "it makes functions by a name"),
+    ("SymbolicGradient", "it creates functions by name"),
 )
-# Operation -> input that says how large its result is, when that is a constant.
+# Operation -> the input that determines the size of its result, if that is a constant.
 _SIZE_INPUT = {
-    "Fill": 0,
-    "BroadcastTo": 1,
-    "Tile": 1,
-    "RandomUniform": 0,
-    "RandomUniformInt": 0,
-    "RandomStandardNormal": 0,
-    "TruncatedNormal": 0,
-    "StatelessRandomUniform": 0,
-    "StatelessRandomUniformV2": 0,
-    "StatelessRandomNormal": 0,
-    "StatelessRandomNormalV2": 0,
-    "StatelessTruncatedNormal": 0,
-    "StatelessTruncatedNormalV2": 0,
-    "LinSpace": 2,
-    "TensorArrayV3": 0,
-    "TensorListReserve": 1,
-    "EmptyTensorList": 1,
-    "OneHot": 1,
+    op: position
+    for position, ops in enumerate(
+        (
+            "Fill RandomUniform RandomUniformInt RandomStandardNormal TruncatedNormal StatelessRandomUniform "
+            "StatelessRandomUniformV2 StatelessRandomNormal StatelessRandomNormalV2 StatelessTruncatedNormal "
+            "StatelessTruncatedNormalV2 TensorArrayV3",
+            "BroadcastTo Tile TensorListReserve EmptyTensorList OneHot",
+            "LinSpace",
+        )
+    )
+    for op in ops.split()
 }
 
 
 class UnsafeGraphError(InputError):
-    """A graph that would do more than compute. Names the operations and where they are."""
+    """A graph that would do more than compute. The message names the operations and where they are."""
 
 
 class _Body(NamedTuple):
-    """The nodes of the main graph (function "") or of a library function."""
+    """The nodes of a library function, or of the main graph (whose ``function`` is "")."""
 
     function: str
     nodes: Any
@@ -80,21 +74,16 @@ class _Body(NamedTuple):
         return f"{node.name} ({node.op})" + (f" in the function {self.function}" if self.function else "")
 
 
-def check(definition: Any, *, where: str) -> None:
-    """Raises unless a GraphDef only computes.
+def check_graph(definition: Any, *, where: str) -> None:
+    """Raises unless a GraphDef only computes. Variables and tables may be in its main graph, but not in functions.
 
-    Args:
-        definition: as it will be imported; variables and tables may be in its main graph, not in functions.
-        where: the file, for messages.
-
-    Raises:
-        UnsafeGraphError: lists up to 8 refused operations, each with its reason and its function.
+    The UnsafeGraphError names ``where``, the file, and lists up to 8 refused operations, with the reason and function.
     """
     functions = [function.signature.name for function in definition.library.function]
     library = frozenset(functions)
     bodies = [_Body("", definition.node)]
     bodies += [_Body(function.signature.name, function.node_def) for function in definition.library.function]
-    problems = [f"the function {name} is there {n} times" for name, n in Counter(functions).items() if n > 1]
+    problems = [f"the function {name} is defined {n} times" for name, n in Counter(functions).items() if n > 1]
     problems += [f"the function {name} has the name of an operation" for name in functions if _registered(name)]
     calls: dict[str, Counter[str]] = {}
     held = 0
@@ -107,10 +96,10 @@ def check(definition: Any, *, where: str) -> None:
                 problems.append(f"{body.place(node)}: {reason}")
             if node.op in library:
                 called[node.op] += 1
-            for name in _functions_named(node):
+            for name in named_functions(node):
                 called[name] += 1
                 if name not in library:
-                    problems.append(f"{body.place(node)}: it calls {name}, which the graph's library does not have")
+                    problems.append(f"{body.place(node)}: it calls {name}, which is not in the graph's library")
             for tensor in _tensors(node):
                 size, wrong = _size(tensor)
                 held += size
@@ -119,55 +108,50 @@ def check(definition: Any, *, where: str) -> None:
             if wrong := _too_large(node, constants):
                 problems.append(f"{body.place(node)}: {wrong}")
     if held > MOST_BYTES:
-        problems.append(f"its constants declare {held:,} bytes; {MOST_BYTES:,} are allowed")
+        problems.append(f"its constants declare {held:,} bytes; at most {MOST_BYTES:,} are allowed")
     sizes = {body.function: len(body.nodes) for body in bodies}
-    if wrong := _written_out(calls, sizes, library):
+    if wrong := _check_calls(calls, sizes, library):
         problems.append(wrong)
     if problems:
         rest = f"\n  ... and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise UnsafeGraphError(
-            f"{where}: refused: what the outputs need does more than compute:\n  " + "\n  ".join(problems[:8]) + rest
+            f"{where}: refused, since what the outputs need does more than compute:\n  "
+            + "\n  ".join(problems[:8])
+            + rest
         )
 
 
 def check_sizes(graph: Any, *, where: str) -> None:
-    """Raises UnsafeGraphError for an imported graph with a tensor whose known shape has more than ``MOST_BYTES``."""
+    """Raises UnsafeGraphError if a tensor of an imported graph is known to have more than ``MOST_BYTES``."""
     for op in graph.get_operations():
         for tensor in op.outputs:
             if tensor.shape.is_fully_defined() and tensor.shape.num_elements() * (tensor.dtype.size or 1) > MOST_BYTES:
                 raise UnsafeGraphError(
-                    f"{where}: refused: {tensor.name} ({op.type}) would be {tensor.shape.as_list()} "
+                    f"{where}: refused, since {tensor.name} ({op.type}) would be {tensor.shape.as_list()} "
                     f"{tensor.dtype.name}, more than {MOST_BYTES:,} bytes"
                 )
 
 
 def _refused(op: str, library: frozenset[str], *, main: bool) -> str:
-    """Why an operation must not run, "" when it may."""
+    """Returns why an operation must not run, "" if it may."""
     if op in HARMLESS or op in library:
         return ""
     if op in VARIABLES | TABLES | FILLS_TABLE:
-        return "" if main else "a function's own variables and tables reach what the process shares"
+        return "" if main else "variables and tables of a function reach state that the process shares"
     if not _registered(op):
         return (
-            "TensorFlow makes such operations for itself" if op.startswith("_") else "no such operation is registered"
+            "TensorFlow creates such operations for itself" if op.startswith("_") else "no such operation is registered"
         )
     for parts, reason in _REASONS:
         if any(part in op for part in parts.split()):
             return reason
     if op.startswith("_"):
-        return "TensorFlow makes such operations for itself"
-    return "it is not among the operations that are known to be harmless"
+        return "TensorFlow creates such operations for itself"
+    return "it is not among the operations that are allowed"
 
 
 def _registered(op: str) -> bool:
     return tensorflow_private.op_definition(op) is not None
-
-
-def _functions_named(node: Any) -> Iterator[str]:
-    for value in node.attr.values():
-        if value.HasField("func"):
-            yield value.func.name
-        yield from (function.name for function in value.list.func)
 
 
 def _tensors(node: Any) -> Iterator[Any]:
@@ -178,51 +162,46 @@ def _tensors(node: Any) -> Iterator[Any]:
 
 
 def _size(tensor: Any) -> tuple[int, str]:
-    """Bytes that a TensorProto unpacks to, and what is wrong with it."""
+    """Returns the bytes that a TensorProto unpacks to, and what is wrong with it."""
     try:
         dtype = tf.as_dtype(tensor.dtype)
     except TypeError:
-        return 0, f"a constant of the unknown type {tensor.dtype}"
+        return 0, f"a constant of the unknown dtype {tensor.dtype}"
     if dtype.base_dtype in (tf.resource, tf.variant):
-        return 0, f"a constant {dtype.name} reaches what the process holds"
+        return 0, f"a constant {dtype.name} reaches objects of this process"
     dims = [dim.size for dim in tensor.tensor_shape.dim]
     if tensor.tensor_shape.unknown_rank or any(dim < 0 for dim in dims):
-        return 0, f"a constant of shape {dims}"
+        return 0, f"a constant of the invalid shape {dims}"
     each = dtype.size or 1
     size = math.prod(dims) * each
     if size > MOST_BYTES:
-        return 0, f"a constant of shape {dims} {dtype.name}; {MOST_BYTES:,} bytes are allowed"
+        return 0, f"a constant of shape {dims} {dtype.name}; at most {MOST_BYTES:,} bytes are allowed"
     if tensor.tensor_content and len(tensor.tensor_content) != size:
         return 0, f"a constant of shape {dims} {dtype.name} with {len(tensor.tensor_content)} bytes, not {size}"
     return size, ""
 
 
 def _too_large(node: Any, constants: dict[str, Any]) -> str:
-    """What is wrong with the size that a constant input gives an operation's result, or ""."""
+    """Returns what is wrong with the size of a result that a constant input determines, or ""."""
     if node.op == "Range":
-        values = [_numbers(constants.get(_producer(name))) for name in node.input[:3]]
+        values = [_numbers(constants.get(producer(name))) for name in node.input[:3]]
         if len(values) == 3 and all(value is not None and value.size == 1 for value in values):
             start, limit, delta = (float(value.reshape(-1)[0]) for value in values if value is not None)
             if delta and (limit - start) / delta > MOST_BYTES / 8:
-                return f"a range of {(limit - start) / delta:.0f} numbers"
+                return f"a range of {(limit - start) / delta:.0f} numbers is too large"
         return ""
     position = _SIZE_INPUT.get(node.op)
     if position is None or position >= len(node.input):
         return ""
-    value = _numbers(constants.get(_producer(node.input[position])))
+    value = _numbers(constants.get(producer(node.input[position])))
     if value is None or value.dtype.kind not in "iu":
         return ""
     count = math.prod(int(length) for length in value.reshape(-1))
-    return f"a result of {value.reshape(-1).tolist()} elements" if count > MOST_BYTES / 8 else ""
-
-
-def _producer(name: str) -> str:
-    """A node's name from one of its outputs, as main graphs (``x:1``) and functions (``x:out:0``) write it."""
-    return name.split(":", 1)[0]
+    return f"a result of {value.reshape(-1).tolist()} elements is too large" if count > MOST_BYTES / 8 else ""
 
 
 def _numbers(tensor: Any) -> np.ndarray | None:
-    """A small constant's values; None when it is none."""
+    """Returns the values of a small numeric constant; None for anything else."""
     if tensor is None or math.prod(dim.size for dim in tensor.tensor_shape.dim) > 64:
         return None
     try:
@@ -232,8 +211,8 @@ def _numbers(tensor: Any) -> np.ndarray | None:
     return value if value.dtype.kind in "iuf" else None
 
 
-def _written_out(calls: dict[str, Counter[str]], sizes: dict[str, int], library: frozenset[str]) -> str:
-    """What is wrong with the calls: recursion, too deep, or too many operations when all are written out; or ""."""
+def _check_calls(calls: dict[str, Counter[str]], sizes: dict[str, int], library: frozenset[str]) -> str:
+    """Returns what is wrong with the calls (recursion, depth, or too many operations once expanded), or ""."""
     inner = {name: {each: n for each, n in found.items() if each in library} for name, found in calls.items()}
     callers: dict[str, list[str]] = {}
     for name, found in inner.items():
@@ -242,11 +221,11 @@ def _written_out(calls: dict[str, Counter[str]], sizes: dict[str, int], library:
     waits = {name: len(found) for name, found in inner.items()}
     total, depth = dict(sizes), dict.fromkeys(sizes, 1)
     ready = [name for name, count in waits.items() if not count]
-    for name in ready:  # grows: a function follows when all that it calls are done
+    for name in ready:  # grows: a function is added when all that it calls are done
         total[name] += sum(n * total[each] for each, n in inner[name].items())
         depth[name] = 1 + max((depth[each] for each in inner[name]), default=0)
         if depth[name] > _DEEPEST:
-            return f"calls within calls, {_DEEPEST} deep: {name}"
+            return f"function calls are nested more than {_DEEPEST} deep: {name}"
         for caller in callers.get(name, ()):
             waits[caller] -= 1
             if not waits[caller]:
@@ -254,5 +233,7 @@ def _written_out(calls: dict[str, Counter[str]], sizes: dict[str, int], library:
     if len(ready) < len(sizes):
         return f"functions call themselves: {', '.join(sorted(name for name, n in waits.items() if n and name)[:4])}"
     if total[""] > _MOST_OPERATIONS:
-        return f"{total['']:,} operations when its function calls are written out; {_MOST_OPERATIONS:,} are allowed"
+        return (
+            f"{total['']:,} operations once its function calls are expanded; at most {_MOST_OPERATIONS:,} are allowed"
+        )
     return ""

@@ -1,7 +1,7 @@
-"""What an old graph's own Saver wants from a checkpoint: its keys, in what slices, for which variables.
+"""Finds what the Saver of an old graph restores from a checkpoint: which keys, in what slices, for which variables.
 
-Read from the restore operations that ``SaverDef`` names, so that a Saver with a dict, of averages or of partitioned
-variables is understood as it was, not guessed from names.
+This is read from the restore operations that ``SaverDef`` names and not guessed from names, so a Saver of a dict, of
+averages or of partitioned variables is understood correctly.
 """
 
 from __future__ import annotations
@@ -13,21 +13,16 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.core.framework import variable_pb2
 
-from compat_v1.graphs.endpoints import dtype_of
+from compat_v1.graphs.endpoints import dtype_of, producer
+from engine.graphs.reach import reach
 
 _RESTORES = ("RestoreV2", "RestoreSlice", "Restore")
 _PASSES = ("Identity", "Reshape", "Cast", "Squeeze")
-_ASSIGNS = ("Assign", "AssignVariableOp")
 
 
 @dataclass(frozen=True)
 class Slice:
-    """A part of a tensor in a checkpoint: along each axis where it begins and how long it is.
-
-    Attributes:
-        full: shape of the whole tensor.
-        begin, shape: of the part.
-    """
+    """A part of a tensor in a checkpoint: the ``full`` shape of the tensor, and the begin and shape of the part."""
 
     full: tuple[int, ...]
     begin: tuple[int, ...]
@@ -35,7 +30,7 @@ class Slice:
 
     @property
     def spec(self) -> str:
-        """As RestoreV2 and SaveV2 take it: ``4 3 0,2:0,3``. Lengths are written out, as TensorFlow's Saver does."""
+        """The slice as RestoreV2 and SaveV2 expect it, such as ``4 3 0,2:0,3``; lengths are explicit, as in tf.train.Saver."""
         parts = (f"{start},{length}" for start, length in zip(self.begin, self.shape, strict=True))
         return f"{' '.join(map(str, self.full))} {':'.join(parts)}"
 
@@ -45,10 +40,9 @@ class Wanted:
     """One tensor that a Saver restores.
 
     Attributes:
-        key: in the checkpoint.
-        part: None for the whole tensor.
-        dtype: its type; None where the restore operation does not say.
-        variable: node that gets it; "" for others, such as a table.
+        key, part: the key in the checkpoint, and the slice that is restored, None for the whole tensor.
+        dtype: the dtype; None where the restore operation does not state it.
+        variable: the node of the variable that it is assigned to; "" for anything else, such as a table.
     """
 
     key: str
@@ -57,41 +51,37 @@ class Wanted:
     variable: str
 
 
-def wanted(meta: Any) -> list[Wanted]:
-    """All that a MetaGraphDef's Saver restores, in its order; [] where it has none."""
+def list_wanted(meta: Any) -> list[Wanted]:
+    """Lists everything that the Saver of a MetaGraphDef restores, in its order; [] if it has no Saver."""
     nodes = {node.name: node for node in meta.graph_def.node}
     target = meta.saver_def.restore_op_name.partition(":")[0]
     restores: dict[str, None] = {}
     assigned: dict[tuple[str, int], str] = {}
-    seen: set[str] = set()
-    pending = [target] if target in nodes else []
-    while pending:
-        name = pending.pop()
-        if name in seen or name not in nodes:
-            continue
-        seen.add(name)
+
+    def before(name: str) -> list[str]:
+        node = nodes[name]
+        ends = node.op in _RESTORES or _assigns(node)
+        return [] if ends else [producer(each) for each in reversed(node.input) if producer(each) in nodes]
+
+    for name in reach([target] if target in nodes else [], before):
         node = nodes[name]
         if node.op in _RESTORES:
             restores[name] = None
-        elif node.op in _ASSIGNS and len(node.input) >= 2:
-            source = _origin(node.input[1], nodes)
-            if source is not None:
-                assigned[source] = node.input[0].partition(":")[0]
-                restores[source[0]] = None
-        else:
-            pending += [each.removeprefix("^").partition(":")[0] for each in reversed(node.input)]
+        elif _assigns(node) and (source := _origin(node.input[1], nodes)) is not None:
+            assigned[source] = producer(node.input[0])
+            restores[source[0]] = None
     order = {node.name: number for number, node in enumerate(meta.graph_def.node)}
     return [each for name in sorted(restores, key=order.__getitem__) for each in _of(nodes[name], nodes, assigned)]
 
 
-def keys_of_variables(meta: Any) -> dict[str, Wanted]:
-    """Variable node -> where its value is in a checkpoint: as the Saver says, else as the variables' own records do."""
-    found = {each.variable: each for each in wanted(meta) if each.variable}
+def find_variable_keys(meta: Any) -> dict[str, Wanted]:
+    """Returns variable node -> where its value is in a checkpoint, by the Saver or else by the VariableDefs."""
+    found = {each.variable: each for each in list_wanted(meta) if each.variable}
     for collection in meta.collection_def.values():
         for entry in collection.bytes_list.value:
             try:
                 record = variable_pb2.VariableDef.FromString(entry)
-            except Exception:  # another kind of collection: protobuf has its own exception type for each implementation
+            except Exception:  # another kind of collection; the type depends on the implementation of protobuf
                 continue
             node, info = record.variable_name.partition(":")[0], record.save_slice_info_def
             if node and node not in found and info.full_name:
@@ -101,8 +91,12 @@ def keys_of_variables(meta: Any) -> dict[str, Wanted]:
     return found
 
 
+def _assigns(node: Any) -> bool:
+    return node.op in ("Assign", "AssignVariableOp") and len(node.input) >= 2
+
+
 def _origin(name: str, nodes: dict[str, Any]) -> tuple[str, int] | None:
-    """The restore operation and output that a value comes from."""
+    """Returns the restore operation and output that a value comes from."""
     for _ in range(8):
         node = nodes.get(name.partition(":")[0])
         if node is None:
@@ -131,7 +125,7 @@ def _of(node: Any, nodes: dict[str, Any], assigned: dict[tuple[str, int], str]) 
 
 
 def _texts(node: Any, position: int, nodes: dict[str, Any]) -> list[str]:
-    """The strings of a constant input."""
+    """Returns the strings of a constant input."""
     source = nodes.get(node.input[position].partition(":")[0]) if position < len(node.input) else None
     if source is None or source.op != "Const":
         return []
@@ -139,7 +133,7 @@ def _texts(node: Any, position: int, nodes: dict[str, Any]) -> list[str]:
 
 
 def parse_slice(spec: str) -> Slice | None:
-    """A slice from RestoreV2's text; None for a whole tensor, or what is no such text."""
+    """Parses the slice specification of RestoreV2; None for a whole tensor or an invalid text."""
     *full, parts = spec.split() or [""]
     if not full or not all(length.isdigit() for length in full):
         return None

@@ -1,21 +1,22 @@
-"""Makes a part of a GraphDef into one of its own."""
+"""Turns a part of a GraphDef into a GraphDef."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import tensorflow as tf
 
-from compat_v1.graphs.endpoints import Graph, producer
+from compat_v1.graphs.endpoints import Graph, all_nodes, named_functions, producer
 from compat_v1.graphs.op_allowlist import SUCCESSORS, VARIABLES
+from engine.graphs.reach import reach
 
-_HOW = ("config", "config_proto", "executor_type")  # attributes of calls that say how they run
+_HOW = ("config", "config_proto", "executor_type")  # attributes of calls that only concern how they run
 
 
-def upgrade(definition: Any) -> None:
-    """Gives operations of the oldest graphs their successors' names; a placeholder with a default is that default."""
+def upgrade_ops(definition: Any) -> None:
+    """Replaces operations of the oldest graphs by their successors, and placeholders with a default by the default."""
     for node in definition.node:
         if node.op == "PlaceholderWithDefault":
             kind = node.attr["dtype"].type
@@ -26,7 +27,7 @@ def upgrade(definition: Any) -> None:
 
 
 def cut_out(graph: Graph, needed: set[str]) -> Any:
-    """Some nodes as a GraphDef of their own, without variables, devices and what only concerns how they run."""
+    """Copies some nodes to a new GraphDef, without variables, devices and what only concerns how they run."""
     part = tf.compat.v1.GraphDef()
     part.versions.CopyFrom(graph.versions)
     left = {name for name in needed if graph.nodes[name].op not in VARIABLES}
@@ -37,14 +38,11 @@ def cut_out(graph: Graph, needed: set[str]) -> Any:
         kept = [name for name in node.input if not name.startswith("^") or producer(name) in left]
         del node.input[:]
         node.input.extend(kept)
-    called: dict[str, None] = {}
-    pending = list(part.node)
-    while pending:
-        for name in _calls(pending.pop()):
-            if name in graph.functions and name not in called:
-                called[name] = None
-                pending += graph.functions[name].node_def
-    for name in called:
+
+    def called(nodes: Iterable[Any]) -> list[str]:
+        return [name for node in nodes for name in (node.op, *named_functions(node)) if name in graph.functions]
+
+    for name in reach(called(part.node), lambda name: called(graph.functions[name].node_def)):
         function = part.library.function.add()
         function.CopyFrom(graph.functions[name])
         function.attr.clear()
@@ -58,22 +56,8 @@ def cut_out(graph: Graph, needed: set[str]) -> Any:
     return part
 
 
-def _calls(node: Any) -> Iterator[str]:
-    yield node.op
-    for value in node.attr.values():
-        if value.HasField("func"):
-            yield value.func.name
-        yield from (function.name for function in value.list.func)
-
-
-def all_nodes(definition: Any) -> Iterator[Any]:
-    yield from definition.node
-    for function in definition.library.function:
-        yield from function.node_def
-
-
 def make_names_unique(part: Any) -> None:
-    """Gives library functions names that nothing else in this process has, once they are checked."""
+    """Gives library functions names that are unique in this process, after they were checked."""
     names = {
         function.signature.name: f"{function.signature.name}_{uuid.uuid4().hex}" for function in part.library.function
     }

@@ -1,1 +1,1 @@
-"""Checkpoints of TF1 programs into models, and back, with proof of parity."""
+"""Ports checkpoints of TF1 programs into models and back, with proof of parity."""

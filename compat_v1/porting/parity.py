@@ -1,4 +1,4 @@
-"""Proof that a ported model is its original: both run on the same input, and the largest difference is told."""
+"""Proves that a ported model computes what the original does: runs both on one input and reports the differences."""
 
 from __future__ import annotations
 
@@ -18,21 +18,19 @@ from compat_v1.graphs.original import Original
 from engine.porting.rules import transforms
 from engine.porting.rules.transforms import Spec, Target, Transform
 from engine.selection.variables import is_keras
-from engine.text import nearest
-from engine.training.losses import keywords
+from engine.text import join_some, nearest
+from engine.training.losses import accepted_keywords
 
-_MOST_ELEMENTS = 1 << 28  # of an input that is drawn
+_MOST_ELEMENTS = 1 << 28  # in a generated input
 BOUND = 1e-5  # contract E6: absolute, on outputs of unit scale
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One output of the old graph and what it is compared with.
+    """One output of the old graph, by its tensor, and the output that it is compared with.
 
-    Attributes:
-        name: tensor of the old graph.
-        key: of the new model's outputs: a name or a number; None: the one in the same place.
-        transforms: what brings the old output into the new one's layout.
+    ``key`` is the name or number of an output of the new model; None for the one in the same place. The transforms
+    bring the old output into the layout of the new one.
     """
 
     name: str
@@ -42,16 +40,10 @@ class Compared:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one output is off.
+    """How far one output is off: a tensor of the old graph, and the name or number (``key``) of the new model's output.
 
-    Attributes:
-        name: tensor of the old graph.
-        key: of the new model's output.
-        shape: of both.
-        max_abs_difference: infinite where the new model gives no finite value.
-        at: where it is; () for a scalar or an empty output.
-        original, ported: the two values there.
-        scale: largest absolute value of the original.
+    ``max_abs_difference`` is infinite where the new model's value is not finite, and ``at`` its index, () for a scalar;
+    ``original`` and ``ported`` are the two values there. ``scale`` is the largest absolute value of the original.
     """
 
     name: str
@@ -66,13 +58,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Parity:
-    """What the comparison found.
-
-    Attributes:
-        outputs: one entry an output.
-        inputs: tensor -> shape of what was fed.
-        notes: what the reader should know, such as random operations.
-    """
+    """What the comparison found for each output, with the shapes of the fed values and remarks for the user."""
 
     outputs: tuple[Difference, ...]
     inputs: Mapping[str, tuple[int, ...]]
@@ -83,11 +69,11 @@ class Parity:
         return max(output.max_abs_difference for output in self.outputs)
 
     def holds(self, bound: float = BOUND) -> bool:
-        """Whether every output is within the bound, which grows with outputs of more than unit scale."""
+        """Whether every output is within the bound, which is relative for outputs of more than unit scale."""
         return all(output.max_abs_difference <= bound * max(1.0, output.scale) for output in self.outputs)
 
     def summary(self) -> str:
-        """Aligned lines for people."""
+        """An aligned summary for the user."""
         width = max(len(output.name) for output in self.outputs)
         lines = [
             f"{output.name:<{width}} | {list(output.shape)} | largest difference {output.max_abs_difference:.3g}"
@@ -97,7 +83,7 @@ class Parity:
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def to_json(self) -> dict[str, Any]:
-        """The value of ``parity`` in ledger.json; a difference that is not finite is null."""
+        """Returns the value of ``parity`` in ledger.json; a difference that is not finite is null."""
         outputs = [
             {name: value if not isinstance(value, float) else _finite(value) for name, value in asdict(output).items()}
             for output in self.outputs
@@ -111,19 +97,18 @@ class Parity:
 
 
 def parse_outputs(text: str) -> list[Compared]:
-    """``OP[:N] [= KEY] [| TRANSFORM]...``, with commas between: ``Reshape_4=cls, boxes:0 | squeeze(1, 2)``.
+    """Parses ``OP[:N] [= KEY] [| TRANSFORM]...`` separated by commas: ``Reshape_4=cls, boxes:0 | squeeze(1, 2)``.
 
-    Raises:
-        GraphError: it is written otherwise, or a transform is unknown.
+    Raises GraphError if the syntax or a transform is not valid.
     """
     found = []
     for item in filter(None, (item.strip() for item in re.split(r",(?![^(]*\))", text))):
         head, *steps = (part.strip() for part in item.split("|"))
         name, _, key = (part.strip() for part in head.partition("="))
         if not name:
-            raise GraphError(f"outputs={item}: it is written OP, OP=KEY or OP | TRANSFORM")
+            raise GraphError(f"outputs={item}: expected OP, OP=KEY or OP | TRANSFORM")
         try:
-            found.append(Compared(name, key or None, tuple(map(transforms.parse, steps))))
+            found.append(Compared(name, key or None, tuple(map(transforms.parse_transform, steps))))
         except ValueError as error:
             raise GraphError(f"outputs={item}: {error}") from None
     return found
@@ -137,17 +122,14 @@ def make_feeds(
     shapes: Mapping[str, Sequence[int]] | None = None,
     below: Mapping[str, int] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Seeded values for a graph's inputs: standard normal; whole numbers are 0 or 1, which nearly every table has.
+    """Draws seeded values for the inputs of a graph: standard normal, or 0 and 1 for integers.
+
+    Raises GraphError if a length is unknown, or values of a dtype cannot be drawn.
 
     Args:
-        inputs: of the graph.
-        examples: the first length, where it is open; an open rank is one of that length.
-        seed: of the values.
-        shapes: tensor -> shape, where further lengths are open.
-        below: tensor -> the number that its whole numbers stay below.
-
-    Raises:
-        GraphError: a length is open, or a type cannot be drawn.
+        examples: the first length where it is unknown; a tensor of unknown rank is a vector of that length.
+        shapes: tensor -> shape, where other lengths are unknown.
+        below: tensor -> the exclusive upper bound of its integers, instead of 2 (an index that nearly every table has).
     """
     generator = np.random.default_rng(seed)
     given = {tensor_name(name): tuple(shape) for name, shape in (shapes or {}).items()}
@@ -156,49 +138,45 @@ def make_feeds(
     for each in inputs:
         shape = given.get(each.name) or _closed(each, examples)
         if math.prod(shape) > _MOST_ELEMENTS:
-            raise GraphError(f"inputs={each.name}: its shape is {list(shape)}; give the values in an .npz file")
+            raise GraphError(
+                f"inputs={each.name}: its shape {list(shape)} is too large to draw; give the values in an .npz file"
+            )
         if each.dtype.is_floating:
             value: Any = generator.standard_normal(shape)
         elif each.dtype.is_integer:
             value = generator.integers(0, limits.get(each.name, 2), shape)
         else:
-            hint = f"inputs={each.name}=False gives it one" if each.dtype == tf.bool else "give it in an .npz file"
-            raise GraphError(f"inputs={each.name}: no value is drawn for {each.dtype.name}; {hint}")
+            hint = f"fix it with inputs={each.name}=False" if each.dtype == tf.bool else "give it in an .npz file"
+            raise GraphError(f"inputs={each.name}: no value can be drawn for dtype {each.dtype.name}; {hint}")
         feeds[each.name] = np.asarray(value).astype(each.dtype.as_numpy_dtype)
     return feeds
 
 
 def feeds_by_name(inputs: Sequence[Input], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Given values (such as an .npz file's) for a graph's inputs; ``scope/op`` and ``op:0`` are the same.
+    """Assigns values, such as those of an .npz file, to the inputs of a graph; ``scope/op`` means ``scope/op:0``.
 
-    Raises:
-        GraphError: one is missing, or is for no input.
+    Raises GraphError if a value is missing, or a name is not that of an input.
     """
     found = {tensor_name(name): array for name, array in arrays.items()}
     names = [each.name for each in inputs]
     for name in names:
         if name not in found:
-            raise GraphError(f"inputs={name}: no value is given{nearest(name, list(found))}")
+            raise GraphError(f"inputs={name}: its value is missing{nearest(name, list(found))}")
     for name in found:
         if name not in names:
-            raise GraphError(f"inputs={name}: the graph is not fed that; {', '.join(names) or 'nothing'} is wanted")
+            raise GraphError(f"inputs={name} is not an input of the graph; expected {', '.join(names) or 'no inputs'}")
     return {name: found[name] for name in names}
 
 
-def compare(
+def compare_outputs(
     original: Original, model: Any, *, feeds: Mapping[str, np.ndarray], outputs: Sequence[Compared] | None = None
 ) -> Parity:
-    """Runs both on the same input.
+    """Runs both on the same input (tensor of the old graph -> value) and compares their outputs, or those named.
 
-    Args:
-        original: the old graph with its values.
-        model: a tf.Module, Keras model or other callable; takes the inputs in the graph's order (a Keras model as one
-            tensor or a list) and returns a tensor, a list or a mapping. It is run in inference mode.
-        feeds: tensor of the old graph -> value.
-        outputs: what is compared with what; None: one by one, in order.
-
-    Raises:
-        GraphError: numbers of outputs or shapes differ; the original gives values that are not finite; either fails.
+    The model is a tf.Module, Keras model or other callable. It takes the inputs in the order of the graph (a Keras
+    model takes one tensor or a list) and returns a tensor, a list or a mapping. It is run in inference mode. None for
+    ``outputs`` pairs them in order. Raises GraphError if the number of outputs or their shapes differ, the original's
+    values are not finite, or either fails.
     """
     extracted = original.extracted
     wanted = [Compared(name) for name in extracted.outputs] if outputs is None else list(outputs)
@@ -208,7 +186,8 @@ def compare(
     found = tuple(_difference(each, key, theirs[tensor_name(each.name)], ours[key]) for each, key in pairs)
     notes = []
     if extracted.random:
-        notes.append(f"the old graph draws random numbers ({', '.join(extracted.random[:3])}): no two runs are equal")
+        drawn = join_some(extracted.random, most=3)
+        notes.append(f"the old graph draws random numbers ({drawn}), so no two runs are equal")
     shapes = {name: tuple(np.shape(value)) for name, value in feeds.items()}
     return Parity(found, shapes, tuple(notes))
 
@@ -218,14 +197,14 @@ def _closed(each: Input, examples: int) -> tuple[int, ...]:
         return (examples,)
     if None in each.shape[1:]:
         shape = ["?" if length is None else length for length in each.shape]
-        raise GraphError(f"inputs={each.name}: its shape is {shape}; say it, or give the values in an .npz file")
+        raise GraphError(f"inputs={each.name}: its shape is {shape}; state it, or give the values in an .npz file")
     return tuple(examples if length is None else length for length in each.shape)
 
 
 def _run(model: Any, values: Sequence[np.ndarray]) -> Any:
     tensors = [tf.constant(value) for value in values]
     arguments: Sequence[Any] = tensors if not is_keras(model) or len(tensors) == 1 else [tensors]
-    switch = {"training": False} if is_keras(model) or "training" in keywords(model) else {}
+    switch = {"training": False} if is_keras(model) or "training" in accepted_keywords(model) else {}
     try:
         return model(*arguments, **switch)
     except Exception as error:  # the user's own code
@@ -235,7 +214,7 @@ def _run(model: Any, values: Sequence[np.ndarray]) -> Any:
 
 
 def _outputs(result: Any, model: Any) -> dict[str, np.ndarray]:
-    """The new model's outputs by name, or else by number."""
+    """Returns the new model's outputs by name, or else by number."""
     if isinstance(result, Mapping):
         return {str(name): np.asarray(value) for name, value in result.items()}
     values = list(result) if isinstance(result, (list, tuple)) else [result]
@@ -251,18 +230,20 @@ def _paired(
     names = list(ours)
     if any(each.key is None for each in wanted) and len(wanted) != len(names):
         raise GraphError(
-            f"outputs=: {len(wanted)} of {extracted.path} ({_shapes(theirs)}), {len(names)} of the new model "
-            f"({_shapes(ours)}); OP=KEY says which is which"
+            f"outputs=: {extracted.path} has {len(wanted)} ({_shapes(theirs)}), but the new model has {len(names)} "
+            f"({_shapes(ours)}); pair them with OP=KEY"
         )
     pairs = []
     for number, each in enumerate(wanted):
         if tensor_name(each.name) not in theirs:
-            raise GraphError(f"outputs={each.name}: it was not asked of {extracted.path}")
+            raise GraphError(f"outputs={each.name}: this was not extracted from {extracted.path}")
         key = names[number] if each.key is None else each.key
         if key not in ours and key.isdigit() and int(key) < len(names):
             key = names[int(key)]
         if key not in ours:
-            raise GraphError(f"outputs={each.name}={key}: the new model has {', '.join(names)}{nearest(key, names)}")
+            raise GraphError(
+                f"outputs={each.name}={key}: the new model has no such output; it has {', '.join(names)}{nearest(key, names)}"
+            )
         pairs.append((each, key))
     return pairs
 
@@ -271,22 +252,24 @@ def _difference(wanted: Compared, key: str, theirs: np.ndarray, ours: np.ndarray
     name = tensor_name(wanted.name)
     for array, whose in ((theirs, "the old graph"), (ours, "the new model")):
         if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
-            raise GraphError(f"outputs={name}: {whose} gives {array.dtype.name}; numbers are compared")
+            raise GraphError(
+                f"outputs={name}: the output of {whose} has dtype {array.dtype.name}; only numbers can be compared"
+            )
     target = Target(tuple(ours.shape))
-    result, _, problem = transforms.infer([Spec(theirs.shape, theirs.dtype)], wanted.transforms, target)
+    result, _, problem = transforms.infer_spec([Spec(theirs.shape, theirs.dtype)], wanted.transforms, target)
     if result is None:
         raise GraphError(f"outputs={name}: {problem}")
-    theirs = transforms.run([theirs], wanted.transforms, target)
+    theirs = transforms.apply_transforms([theirs], wanted.transforms, target)
     if theirs.shape != ours.shape:
         raise GraphError(
-            f"outputs={name}: {list(theirs.shape)} in the old graph, {list(ours.shape)} in the new model ({key}); "
-            "OP=KEY pairs others, OP | reshape(...) or transpose(...) changes the old one's layout"
+            f"outputs={name}: the shape is {list(theirs.shape)} in the old graph, {list(ours.shape)} in the new model ({key}); "
+            "pair another output with OP=KEY, or change the old layout with OP | reshape(...) or transpose(...)"
         )
     old, new = theirs.astype(np.float64), ours.astype(np.float64)
     if not np.isfinite(old).all():
-        raise GraphError(f"outputs={name}: the old graph gives values that are not finite on this input; take another")
+        raise GraphError(f"outputs={name}: the old graph's values are not finite on this input; try another")
     if not old.size:
-        raise GraphError(f"outputs={name}: both give {list(old.shape)}, nothing to compare; take another input")
+        raise GraphError(f"outputs={name}: both outputs are empty, of shape {list(old.shape)}; try another input")
     off = np.abs(old - new)
     off[~np.isfinite(off)] = np.inf
     at = tuple(int(number) for number in np.unravel_index(int(off.argmax()), off.shape))

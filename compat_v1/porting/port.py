@@ -1,4 +1,4 @@
-"""A legacy checkpoint into a file of this project: planned on names and shapes, then streamed tensor by tensor."""
+"""Ports a legacy checkpoint to a Frostline file: planned on names and shapes, then streamed tensor by tensor."""
 
 from __future__ import annotations
 
@@ -11,51 +11,31 @@ from typing import Any
 
 import numpy as np
 
-from compat_v1.checkpoints.families import Families, families
-from compat_v1.porting.slots import SlotPlan, SlotSteps, plan_slots, steps_trained
-from engine import text
+from compat_v1.checkpoints.families import Families, group_families
+from compat_v1.porting.slots import SlotPlan, SlotSteps, count_steps, plan_slots
 from engine.files import FileError, PathLike, write_npz
 from engine.porting import apply, plan
 from engine.porting.errors import PortError
 from engine.porting.ledger import Ledger
 from engine.porting.readers import verify
+from engine.porting.readers.closing import Closing
 from engine.porting.readers.source import TensorSource
 from engine.porting.rules.language import PatternLine, Rules
 from engine.selection.variables import ModelVariables
 
 
-class Weights:
-    """A checkpoint as rules should see it: of its variables, averages and optimizer state, the variables' names.
+class Renamed(Closing):
+    """Some tensors of a TensorSource under other names; ``real`` is name here -> name there."""
 
-    A TensorSource. What is hidden is in ``hidden``, with the reason. With ``averages`` a variable's name
-    gives the value of its exponential moving average, where it has one.
-
-    Raises:
-        PortError: averages are asked for, and there are none.
-    """
-
-    def __init__(self, source: TensorSource, *, averages: bool = False) -> None:
-        self.source = source
+    def __init__(self, source: TensorSource, real: Mapping[str, str]) -> None:
+        self.source, self._real = source, real
         self.path: pathlib.Path = source.path
         self.checksums: bool = source.checksums
-        self.families: Families = families(source)
-        self.hidden: dict[str, str] = {}
-        self._real: dict[str, str] = {}
-        for family in self.families.variables:
-            taken = family.ema if averages and family.ema is not None else family.name
-            self._real[family.name] = taken
-            for name in (family.name, *family.members()):
-                if name != taken:
-                    self.hidden[name] = f"belongs to {family.name}" + (f"; {taken} is taken" if averages else "")
-        for role, names in self.families.state.items():
-            self.hidden |= dict.fromkeys(names, f"state of an optimizer ({role})")
-        if averages and not any(family.ema for family in self.families.variables):
-            raise PortError(f"take_ema: {source.path} holds no exponential moving averages")
 
     def real(self, name: str) -> str:
-        """The name in the file."""
+        """Returns the name in the file."""
         if name not in self._real:
-            raise FileError(f"{self.path}: it has no variable {name}")
+            raise FileError(f"{self.path}: the checkpoint has no variable {name}")
         return self._real[name]
 
     def names(self) -> list[str]:
@@ -73,31 +53,42 @@ class Weights:
     def read_slice(self, name: str, start: int, stop: int) -> np.ndarray:
         return self.source.read_slice(self.real(name), start, stop)
 
+
+class Weights(Renamed):
+    """A checkpoint as rules should see it: its variables, without their averages and the optimizer's state.
+
+    This is a TensorSource. ``hidden`` has the names that are left out, with the reason. With ``averages``, the name of
+    a variable stands for its exponential moving average, if there is one; PortError is raised if there are none at all.
+    """
+
+    def __init__(self, source: TensorSource, *, averages: bool = False) -> None:
+        self.families: Families = group_families(source)
+        self.hidden: dict[str, str] = {}
+        real: dict[str, str] = {}
+        super().__init__(source, real)
+        for family in self.families.variables:
+            taken = family.ema if averages and family.ema is not None else family.name
+            real[family.name] = taken
+            for name in (family.name, *family.members()):
+                if name != taken:
+                    self.hidden[name] = f"belongs to {family.name}" + (f"; {taken} is used" if averages else "")
+        for role, names in self.families.state.items():
+            self.hidden |= dict.fromkeys(names, f"state of an optimizer ({role})")
+        if averages and not any(family.ema for family in self.families.variables):
+            raise PortError(f"take_ema: {source.path} has no exponential moving averages")
+
     def check(self, name: str) -> None:
-        verify.check(self.source, self.real(name))
+        verify.check_tensor(self.source, self.real(name))
 
     def close(self) -> None:
         self.source.close()
 
-    def __enter__(self) -> Weights:
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        self.close()
-
 
 @dataclass(frozen=True)
 class Port:
-    """A port that is decided, but not carried out.
+    """A port that is planned but not carried out. ``slots`` and ``steps`` are None if it has no slots.
 
-    Attributes:
-        weights: what is read.
-        variables: of the target.
-        rules: how names correspond.
-        plan: of the weights, without problems.
-        slots: of the optimizer, or None.
-        steps: the slots' step count, or None.
-        confidence: target -> how sure a proposed line is; others are 1.0.
+    ``confidence`` is target -> the confidence of a proposed line; all others have 1.0.
     """
 
     weights: Weights
@@ -109,8 +100,8 @@ class Port:
     confidence: Mapping[str, float]
 
     def ledger(self, *, target: str, parity: Any = None) -> dict[str, Any]:
-        """The content of ledger.json; nothing is unexplained in it."""
-        found: Ledger = apply.ledger(self.plan, self.weights, self.rules)
+        """Returns the content of ledger.json, which accounts for everything."""
+        found: Ledger = apply.build_ledger(self.plan, self.weights, self.rules)
         loaded = tuple(
             dataclasses.replace(
                 entry,
@@ -119,7 +110,7 @@ class Port:
             )
             for entry in found.loaded
         )
-        used = {port for slot in (self.slots.ports if self.slots else ()) for port in slot.step.sources}
+        used = {port for slot in (self.slots.ports if self.slots else ()) for port in slot.assignment.sources}
         value = dataclasses.replace(found, loaded=loaded).to_json(target=target)
         value["skipped"] += [
             {"name": name, "rule": reason} for name, reason in self.weights.hidden.items() if name not in used
@@ -129,46 +120,39 @@ class Port:
         value["parity"] = parity
         return value
 
-    def check(self, tell: Any = None) -> None:
-        """Reads all that is taken, and forgets it.
+    def check(self, on_tensor: Any = None) -> None:
+        """Reads and discards every tensor that the port uses; raises PortError, which names the damaged ones."""
+        names = [self.weights.real(name) for assignment in self.plan.assignments for name in assignment.sources]
+        names += [name for port in (self.slots.ports if self.slots else ()) for name in port.assignment.sources]
+        if bad := verify.find_damage(self.weights.source, dict.fromkeys(names), on_read=on_tensor):
+            raise verify.damage_error(self.weights.path, bad)
 
-        Raises:
-            PortError: tensors are damaged; each is named.
-        """
-        names = [self.weights.real(name) for step in self.plan.steps for name in step.sources]
-        names += [name for port in (self.slots.ports if self.slots else ()) for name in port.step.sources]
-        if bad := verify.damaged(self.weights.source, dict.fromkeys(names), tell=tell):
-            raise _damaged(self.weights.path, bad)
+    def write_npz(self, path: PathLike, on_tensor: Any = None) -> None:
+        """Writes the arrays by path, and the slots; one tensor is written while the next is read.
 
-    def write_npz(self, path: PathLike, tell: Any = None) -> None:
-        """Writes ``path -> array`` and slots, each tensor read, written and forgotten; the next is read meanwhile.
-
-        Args:
-            tell: called with each name that is written.
-
-        Raises:
-            PortError: tensors are damaged; each is named, and nothing is written.
+        ``on_tensor`` is called with each name after it was written. Raises PortError, which names each, if tensors are
+        damaged; nothing is written then.
         """
         try:
-            write_npz(path, self._arrays(tell))
+            write_npz(path, self._arrays(on_tensor))
         except FileError:
             if self.weights.checksums:
-                self.check()  # names them all
+                self.check()  # to name all that are damaged
             raise
 
-    def _arrays(self, tell: Any) -> Iterator[tuple[str, np.ndarray]]:
-        for step, array in apply.values(self.plan.steps, self.weights, ahead=1):
-            yield step.entry.path, array
-            if tell is not None:
-                tell(step.entry.path)
+    def _arrays(self, on_tensor: Any) -> Iterator[tuple[str, np.ndarray]]:
+        for assignment, array in apply.read_values(self.plan.assignments, self.weights, ahead=1):
+            yield assignment.entry.path, array
+            if on_tensor is not None:
+                on_tensor(assignment.entry.path)
         if self.slots is not None and self.steps is not None:
             for name, array in self.slots.arrays(self.weights.source, self.steps.t):
                 yield name, array
-                if tell is not None:
-                    tell(name)
+                if on_tensor is not None:
+                    on_tensor(name)
 
 
-def make(
+def plan_port(
     weights: Weights,
     variables: ModelVariables,
     rules: Rules,
@@ -179,41 +163,32 @@ def make(
     betas: tuple[float, float] = (0.9, 0.999),
     confidence: Mapping[str, float] | None = None,
 ) -> Port:
-    """Decides what becomes of every tensor and every variable, and of the slots.
+    """Plans what becomes of every tensor, every variable and the slots.
+
+    Raises PortError, which lists both sides, if something is unaccounted for or does not fit; SlotError if there are no
+    such slots, or their step count is unknown.
 
     Args:
-        rules: also such as skip or detect what ``weights`` hides: those lines hold all the same.
+        rules: how names correspond; a skip may match only names that ``weights`` hides.
         grid: the model's patch grid (rows, columns), for position embeddings.
-        slots: the optimizer's kind (Adam, Momentum, RMSProp, Adagrad ...), "auto" for the only one, None for none.
-        adam_step: the slots' step count, where nothing in the file tells.
-        betas: of the Adam that made them.
-
-    Raises:
-        PortError: something is unexplained or does not fit; both sides are listed.
-        SlotError: there are no such slots, or nothing tells their step count.
+        slots: the kind of optimizer (Adam, Momentum and so on); "auto" for the only one, None for none.
+        adam_step, betas: the step count of the slots, where the file does not have it, and the betas of their Adam.
+        confidence: target -> the confidence of a proposed line.
     """
     hidden = list(weights.hidden)
     kept = [line for line in rules.skip if line.optional or not any(_fits(line, rules, name) for name in hidden)]
     relaxed = [dataclasses.replace(line, optional=True) for line in rules.skip if line not in kept]
     rules = dataclasses.replace(rules, skip=(*kept, *relaxed))
-    found = plan.resolve(variables, weights, rules, grid=grid)
+    found = plan.build_plan(variables, weights, rules, grid=grid)
     found.check(weights, rules)
-    slot_plan = told = None
+    slot_plan = steps = None
     if slots is not None:
-        slot_plan = plan_slots(found.steps, weights.families, None if slots == "auto" else slots)
-        told = steps_trained(
+        slot_plan = plan_slots(found.assignments, weights.families, None if slots == "auto" else slots)
+        steps = count_steps(
             weights.source, weights.families, slot_plan.kind, given=adam_step, beta1=betas[0], beta2=betas[1]
         )
-    return Port(weights, variables, rules, found, slot_plan, told, confidence or {})
+    return Port(weights, variables, rules, found, slot_plan, steps, confidence or {})
 
 
 def _fits(line: PatternLine, rules: Rules, name: str) -> bool:
     return re.fullmatch(line.pattern, rules.without_prefix(name)) is not None
-
-
-def _damaged(path: pathlib.Path, bad: list[verify.Damage]) -> PortError:
-    if len(bad) == 1:
-        return PortError(bad[0].reason)
-    return PortError(
-        f"{path}: {len(bad)} tensors are damaged" + text.listed("damaged", [entry.reason for entry in bad])
-    )

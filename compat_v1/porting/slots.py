@@ -1,9 +1,9 @@
-"""Optimizer slots of a legacy checkpoint, made ready for this engine: transformed as their weights were.
+"""Ports the optimizer slots of a legacy checkpoint, transformed like their weights.
 
-The fused kernels of tf.compat.v1 optimizers are the engine's own, so values carry over as they are. What comes
-out are arrays named ``optimizer/<path>/<slot>`` and ``optimizer/<path>/t``; ``finetune`` goes on from those
-of Adam (m, v) and Momentum (momentum). RMSProp (rms, momentum; centered: mg too), Adagrad (accumulator),
-Ftrl (accumulator, linear) and Adadelta are written in the same way for those who have such an optimizer.
+The engine uses the fused kernels of the tf.compat.v1 optimizers, so values carry over unchanged. The results are
+arrays named ``optimizer/<path>/<slot>`` and ``optimizer/<path>/t``; ``finetune`` continues from those of Adam (m, v)
+and Momentum (momentum). RMSProp (rms, momentum and, if centered, mg), Adagrad (accumulator), Ftrl (accumulator,
+linear) and Adadelta are written in the same way, for users who have such an optimizer.
 """
 
 from __future__ import annotations
@@ -19,42 +19,34 @@ import numpy as np
 from compat_v1.checkpoints.families import Families
 from engine.errors import InputError
 from engine.porting import apply
-from engine.porting.plan import Step
+from engine.porting.plan import Assignment
 from engine.porting.readers.source import TensorSource
 from engine.text import nearest
 
-_TINY = float(np.finfo(np.float32).tiny)  # below it powers lose their digits, then are 0
+_TINY = float(np.finfo(np.float32).tiny)  # below it, powers lose their digits and then become 0
 _MOST_STEPS = 200_000  # 0.999**87,000 is 0 in float32
 
 
 class SlotError(InputError):
-    """Slots that are not there, or whose step count nothing tells."""
+    """Slots that do not exist, or whose step count is unknown."""
 
 
 class SlotPort(NamedTuple):
-    """One slot of one variable of the model.
-
-    Attributes:
-        slot: its name in the engine.
-        step: the port of the variable with the slot's tensors in place of the weight's.
-    """
+    """One slot of one variable of the model, assigned from the tensors of the slot instead of those of the weight."""
 
     slot: str
-    step: Step
+    assignment: Assignment
 
     @property
     def name(self) -> str:
-        return f"optimizer/{self.step.entry.path}/{self.slot}"
+        return f"optimizer/{self.assignment.entry.path}/{self.slot}"
 
 
 @dataclass(frozen=True)
 class SlotPlan:
-    """What becomes of a checkpoint's slots.
+    """What becomes of the slots of an optimizer in a checkpoint, in the order of the model.
 
-    Attributes:
-        kind: the optimizer.
-        ports: in the order of the model.
-        left_out: path of a ported variable -> why it gets no slots.
+    ``left_out`` is the path of a ported variable -> why it gets no slots.
     """
 
     kind: str
@@ -62,34 +54,33 @@ class SlotPlan:
     left_out: dict[str, str]
 
     def arrays(self, source: TensorSource, t: int) -> Iterator[tuple[str, np.ndarray]]:
-        """``optimizer/<path>/<slot>`` and, at the end, every ``optimizer/<path>/t``; one at a time.
+        """Yields ``optimizer/<path>/<slot>`` one at a time and, at the end, every ``optimizer/<path>/t``.
 
-        Raises:
-            FileError: a slot cannot be read.
+        Raises FileError if a slot cannot be read.
         """
         for port in self.ports:
-            yield port.name, apply.value(port.step, source)
-        for path in dict.fromkeys(port.step.entry.path for port in self.ports):
+            yield port.name, apply.read_value(port.assignment, source)
+        for path in dict.fromkeys(port.assignment.entry.path for port in self.ports):
             yield f"optimizer/{path}/t", np.asarray(t, np.int64)
 
     def to_json(self, t: int) -> list[dict[str, Any]]:
-        """The entries of a ledger's ``slots``."""
+        """Returns the entries of ``slots`` in a ledger."""
         return [
-            {"source": list(port.step.sources), "target": port.name, "transforms": list(port.step.done), "t": t}
+            {
+                "source": list(port.assignment.sources),
+                "target": port.name,
+                "transforms": list(port.assignment.done),
+                "t": t,
+            }
             for port in self.ports
         ]
 
 
-def plan_slots(steps: Sequence[Step], found: Families, kind: str | None = None) -> SlotPlan:
-    """Decides which slots become which.
+def plan_slots(assignments: Sequence[Assignment], found: Families, kind: str | None = None) -> SlotPlan:
+    """Decides which slots of the checkpoint become which slots of the model.
 
-    Args:
-        steps: how the weights are ported (engine.porting.plan); their sources may be averages.
-        found: the checkpoint's families.
-        kind: the optimizer, as ``Families.kinds`` calls it; None: the only one.
-
-    Raises:
-        SlotError: the checkpoint has no such slots, or several kinds and none was named.
+    The sources of the weights' assignments may be averages. The kind of optimizer is as named by ``Families.kinds``;
+    None takes the only one. Raises SlotError if there are no such slots, or several kinds and none was named.
     """
     kinds = list(found.kinds())
     if kind is None and len(kinds) != 1:
@@ -101,43 +92,39 @@ def plan_slots(steps: Sequence[Step], found: Families, kind: str | None = None) 
     kind = kind or kinds[0]
     ports: list[SlotPort] = []
     left_out: dict[str, str] = {}
-    for step in steps:
-        held = [family.slots.get(kind, {}) if (family := found.of(name)) else {} for name in step.sources]
+    for assignment in assignments:
+        held = [family.slots.get(kind, {}) if (family := found.get(name)) else {} for name in assignment.sources]
         wanted = list(held[0])
         if not all(held):
-            without = next(name for name, slots in zip(step.sources, held, strict=True) if not slots)
-            left_out[step.entry.path] = f"{without} has no {kind} slots"
+            without = next(name for name, slots in zip(assignment.sources, held, strict=True) if not slots)
+            left_out[assignment.entry.path] = f"{without} has no {kind} slots"
         elif any(set(slots) != set(wanted) for slots in held):
-            left_out[step.entry.path] = f"{' + '.join(step.sources)}: not all have the slots {', '.join(wanted)}"
-        elif any(text.startswith("resize_grid ") for text in step.done):
-            left_out[step.entry.path] = "its weight is resized; slots cannot be"
+            left_out[assignment.entry.path] = (
+                f"not all of {' + '.join(assignment.sources)} have the slots {', '.join(wanted)}"
+            )
+        elif any(text.startswith("resize_grid ") for text in assignment.done):
+            left_out[assignment.entry.path] = "its weight is resized, which slots cannot be"
         else:
             ports += [
-                SlotPort(slot, dataclasses.replace(step, sources=tuple(slots[slot] for slots in held)))
+                SlotPort(slot, dataclasses.replace(assignment, sources=tuple(slots[slot] for slots in held)))
                 for slot in wanted
             ]
     if not ports:
         raise SlotError(
-            f"slots={kind}: no variable of the model gets any: {next(iter(left_out.values()), 'none is ported')}"
+            f"slots={kind}: no variable of the model gets any ({next(iter(left_out.values()), 'no variable is ported')})"
         )
     return SlotPlan(kind, tuple(ports), left_out)
 
 
 class SlotSteps(NamedTuple):
-    """How many steps an optimizer has made.
-
-    Attributes:
-        t: the engine's t: updates made so far.
-        told_by: what says so.
-        note: what a user of these slots should know, or "".
-    """
+    """The updates that an optimizer has made (the engine's t), where the number comes from, and a remark, or ""."""
 
     t: int
-    told_by: str
+    origin: str
     note: str = ""
 
 
-def steps_trained(
+def count_steps(
     source: TensorSource,
     found: Families,
     kind: str,
@@ -146,23 +133,17 @@ def steps_trained(
     beta1: float = 0.9,
     beta2: float = 0.999,
 ) -> SlotSteps:
-    """The number of updates behind a checkpoint's slots, which Adam's bias correction needs.
+    """Finds the number of updates behind the slots of a checkpoint, which Adam's bias correction needs.
 
-    TensorFlow 1 keeps beta1_power = beta1**(t + 1), multiplied up in float32; it is 0 after some 830 steps at 0.9,
-    beta2_power after some 87,000 at 0.999. So: ``given``, OptimizerV2's ``iter``, beta1_power, beta2_power, global_step,
-    in this order. Optimizers without bias correction need none: 0 if nothing tells.
-
-    Args:
-        given: ``--adam_step``.
-        beta1, beta2: of the Adam that made the slots.
-
-    Raises:
-        SlotError: nothing tells, or several optimizers tell different numbers.
-        FileError: a scalar is damaged.
+    TensorFlow 1 keeps beta1_power = beta1**(t + 1), a product in float32. It is 0 after some 830 steps at 0.9;
+    beta2_power is 0 after some 87,000 steps at 0.999. So the number is taken from the first of these that has it:
+    ``given`` (the value of ``--adam_step``), ``iter`` of OptimizerV2, beta1_power, beta2_power, global_step. Optimizers
+    without bias correction do not need it; for them it may be 0. Raises SlotError if the number is unknown, or several
+    optimizers have different ones; FileError if a scalar is damaged.
     """
     if given is not None:
         if given < 0:
-            raise SlotError(f"adam_step={given}: it must be at least 0")
+            raise SlotError(f"adam_step={given}: expected at least 0")
         return SlotSteps(given, "adam_step")
     adam = kind.split("#")[0] == "Adam"
     for role in ("iter", "iterations"):
@@ -171,33 +152,33 @@ def steps_trained(
     notes = []
     for role, beta in (("beta1_power", beta1), ("beta2_power", beta2)) if adam else ():
         powers = {name: float(source.read(name)) for name in found.state.get(role, ())}
-        told = {name: steps for name, power in powers.items() if (steps := _steps(power, beta)) is not None}
-        if told and len(told) == len(powers):
-            t = _one(told)
+        known = {name: steps for name, power in powers.items() if (steps := _steps(power, beta)) is not None}
+        if known and len(known) == len(powers):
+            t = _one(known)
             return SlotSteps(t, f"{role}={next(iter(powers.values())):g}", _check_beta2(source, found, t, beta2))
         notes += [f"{name}={power:g} {_why_not(power, beta)}" for name, power in powers.items()]
     if names := found.state.get("global_step", ()):
         return SlotSteps(_one({name: int(source.read(name)) for name in names}), names[0], "; ".join(notes))
     if not adam:
-        return SlotSteps(0, "nothing: t does not matter to it")
+        return SlotSteps(0, "nothing; this optimizer does not use t")
     raise SlotError(
-        f"adam_step: nothing in {source.path} tells how many steps Adam has made"
+        f"adam_step: nothing in {source.path} says how many steps Adam has made"
         + (f" ({'; '.join(notes)}; no global_step)" if notes else " (no beta1_power, beta2_power or global_step)")
-        + "; --adam_step=N says it"
+        + "; state it with --adam_step=N"
     )
 
 
-def _one(told: dict[str, int]) -> int:
-    if len(set(told.values())) > 1:
-        both = ", ".join(f"{name}: {t}" for name, t in told.items())
+def _one(counts: dict[str, int]) -> int:
+    if len(set(counts.values())) > 1:
+        both = ", ".join(f"{name}: {t}" for name, t in counts.items())
         raise SlotError(
-            f"adam_step: the checkpoint tells different numbers of steps ({both}); --adam_step=N says which"
+            f"adam_step: the checkpoint has different numbers of steps ({both}); choose one with --adam_step=N"
         )
-    return next(iter(told.values()))
+    return next(iter(counts.values()))
 
 
 def _steps(power: float, beta: float) -> int | None:
-    """t of a power beta**(t + 1) that float32 multiplications made; None where it tells none."""
+    """Returns t of a power beta**(t + 1), a product in float32; None if it is not such a power."""
     if not _TINY < power < 1:
         return None
     base, now = np.float32(beta), np.float32(beta)
@@ -207,18 +188,18 @@ def _steps(power: float, beta: float) -> int | None:
         if now < power:
             break
         now *= base
-    t_plus_1 = math.log(power) / math.log(float(base))  # made in another way, such as in float64
+    t_plus_1 = math.log(power) / math.log(float(base))  # computed in another way, such as in float64
     return round(t_plus_1) - 1 if abs(t_plus_1 - round(t_plus_1)) < 0.01 and t_plus_1 > 0.5 else None
 
 
 def _why_not(power: float, beta: float) -> str:
-    return "has underflowed" if power <= _TINY else f"is no power of {beta:g}"
+    return "has underflowed" if power <= _TINY else f"is not a power of {beta:g}"
 
 
 def _check_beta2(source: TensorSource, found: Families, t: int, beta2: float) -> str:
-    """Says it when beta2_power fits another beta2 than the engine's."""
+    """Returns a note if beta2_power belongs to another beta2 than the given one."""
     for name in found.state.get("beta2_power", ()):
         power = float(source.read(name))
         if _TINY < power < 1 and abs(power - beta2 ** (t + 1)) > 1e-3 * (1 - power) + 1e-6:
-            return f"{name}={power:g} says that beta2 was {power ** (1 / (t + 1)):.4g}, not {beta2:g}"
+            return f"{name}={power:g} implies that beta2 was {power ** (1 / (t + 1)):.4g}, not {beta2:g}"
     return ""

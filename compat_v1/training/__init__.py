@@ -1,1 +1,1 @@
-"""Training as TF1 does it: graphs, sessions and the three ways to freeze."""
+"""Trains in the style of TF1: graphs, sessions and the three ways to freeze variables."""

@@ -1,6 +1,6 @@
-"""What the three freezing methods let through, shown on a real network with the code that TF1 programs have.
+"""Measures what the three freezing methods let through, on a real network and with code as in TF1 programs.
 
-Nothing here is how Frostline trains: each leak is made on purpose, in a graph of its own, run, and measured.
+Frostline does not train like this: each leak is provoked in a graph of its own, run and measured.
 """
 
 from __future__ import annotations
@@ -27,12 +27,9 @@ _RATE, _PENALTY = 0.01, 0.1
 
 
 class Leak(NamedTuple):
-    """One leak, as it was measured.
+    """One measured leak, and the frozen variables that changed, were lost, or have no slots.
 
-    Attributes:
-        name: what leaks, in words.
-        moved: paths of frozen variables that changed (that were lost; whose slots are missing).
-        size: the largest absolute change of an element; for missing slots, how many are missing.
+    ``size`` is the largest absolute change of an element; for missing slots, their number.
     """
 
     name: str
@@ -42,14 +39,10 @@ class Leak(NamedTuple):
 
 @dataclass(frozen=True)
 class Subject:
-    """What the leaks are shown on.
+    """What the leaks are measured on: a network that has a TF1 form (compat_v1.training.models), and its training.
 
-    Attributes:
-        network: an engine network that has a TF1 form (compat_v1.training.models.of).
-        selection: of that network; everything else should stay.
-        batch: "image" and "label" arrays.
-        seeds: int32 [B, 2].
-        loss: by name (engine.training.losses.LOSSES).
+    Everything outside of the selection should stay. The batch has the arrays "image" and "label", ``seeds`` is int32
+    [B, 2], and the loss is one of engine.training.losses.LOSSES.
     """
 
     network: Any
@@ -59,8 +52,8 @@ class Subject:
     loss: str = "softmax"
 
 
-def show(subject: Subject) -> list[Leak]:
-    """All leaks, measured. Statistics are shown on cnn:mini where the network has none."""
+def measure_leaks(subject: Subject) -> list[Leak]:
+    """Measures all leaks. That of statistics is measured on cnn:mini if the network has none."""
     return [
         _var_list_overrides(subject),
         _regulariser(subject),
@@ -75,7 +68,7 @@ def show(subject: Subject) -> list[Leak]:
 
 
 class _Graph:
-    """The network in a graph of its own, with the weights that it has in the engine."""
+    """The network in a graph of its own, with its weights from the engine."""
 
     def __init__(self, subject: Subject, method: str, *, all_statistics: bool = False) -> None:
         self.start = {entry.path: entry.variable.numpy() for entry in subject.selection.variables}
@@ -86,7 +79,7 @@ class _Graph:
         with self.graph.as_default(), self.freezing.scope():
             v1.set_random_seed(0)
             batch = {name: tf.constant(value) for name, value in subject.batch.items()}
-            network = models.of(subject.network, chosen)
+            network = models.translate_network(subject.network, chosen)
             loss = losses.supervised_loss(network, subject.loss)(batch, training=True, seeds=tf.constant(subject.seeds))
             ((values, _),) = loss.terms.values()
             self.loss = tf.reduce_mean(values)
@@ -105,7 +98,7 @@ class _Graph:
         return session
 
     def moved_by(self, *operations: Any) -> tuple[list[str], float]:
-        """Frozen paths that change when the operations run one after the other, and by how much at most."""
+        """Returns the frozen paths that change when the operations run one after another, and the largest change."""
         with self.session() as session:
             for operation in operations:
                 session.run(operation)
@@ -122,7 +115,7 @@ def _var_list_overrides(subject: Subject) -> Leak:
     with made.graph.as_default():
         every = [e.path for e in subject.selection.variables if e.kind == "weight"]
         train = v1.train.GradientDescentOptimizer(_RATE).minimize(made.loss, var_list=made.weights(every))
-    return Leak("a var_list that names variables made with trainable=False trains them", *made.moved_by(train))
+    return Leak("a var_list that names variables created with trainable=False trains them", *made.moved_by(train))
 
 
 def _regulariser(subject: Subject) -> Leak:
@@ -149,15 +142,13 @@ def _statistics(subject: Subject) -> Leak:
         gradients = made.freezing.compute_gradients(optimizer, made.loss)
         with tf.control_dependencies(v1.get_collection(v1.GraphKeys.UPDATE_OPS)):
             train = optimizer.apply_gradients(gradients.applied)
-    return Leak("BatchNorm statistics of frozen layers drift: UPDATE_OPS know no filter", *made.moved_by(train))
+    return Leak(
+        "BatchNorm statistics of frozen layers drift, since UPDATE_OPS ignore any filter", *made.moved_by(train)
+    )
 
 
 def _zero_gradient(subject: Subject, name: str, optimizer: Any, *, steps: int) -> Leak:
-    """Some steps that train everything, then one with zeros for what should stay: the change in that last one.
-
-    Momentum and Adam go on by what they remember of the steps before. Ftrl needs none: it computes a weight
-    anew from its own sums, which are 0.
-    """
+    """Trains everything for some steps, then makes one with zero gradients for what should stay; measures the last."""
     made = _Graph(subject, "var_list")
     with made.graph.as_default():
         every = made.weights(e.path for e in subject.selection.variables if e.kind == "weight")
@@ -171,8 +162,8 @@ def _zero_gradient(subject: Subject, name: str, optimizer: Any, *, steps: int) -
         before = dict(zip(made.frozen, session.run(made.weights(made.frozen)), strict=True))
         session.run(last)
         after = dict(zip(made.frozen, session.run(made.weights(made.frozen)), strict=True))
-    what = "sets a weight to 0" if not steps else "still moves it, by what its slots remember"
-    return Leak(f"a gradient of zeros is no freeze: {name} {what}", *_changes(before, after))
+    what = "sets a weight to 0" if not steps else "still moves it by its slots"
+    return Leak(f"a gradient of zeros does not freeze: {name} {what}", *_changes(before, after))
 
 
 def _saver(subject: Subject) -> Leak:
@@ -188,14 +179,14 @@ def _saver(subject: Subject) -> Leak:
         kept = {name for name, _ in tf.train.list_variables(prefix)}
     lost = [path for path in made.frozen if path not in kept]
     return Leak(
-        "a Saver over trainable_variables() loses what was made with trainable=False",
+        "a Saver over trainable_variables() loses variables created with trainable=False",
         lost,
         _changes(made.start, after)[1],
     )
 
 
 def _missing_slots(subject: Subject) -> Leak:
-    """What a Saver of the unfrozen graph does not find in the checkpoint of the frozen one."""
+    """Finds what a Saver of the unfrozen graph misses in the checkpoint of the frozen one."""
     with tempfile.TemporaryDirectory() as folder:
         saved = pathlib.Path(folder) / "model"
         frozen = _Graph(subject, "trainable")
@@ -216,11 +207,15 @@ def _missing_slots(subject: Subject) -> Leak:
                     return Leak("a slot is missing after unfreezing", [], 0.0)
         missing = wanted - {name for name, _ in tf.train.list_variables(str(saved))}
     paths = [path for path in frozen.frozen if f"{path}/Momentum" in missing]
-    return Leak("after unfreezing, a Saver of all variables fails on the old checkpoint: no slots", paths, len(missing))
+    return Leak(
+        "after unfreezing, a Saver of all variables fails on the old checkpoint, which has no slots",
+        paths,
+        len(missing),
+    )
 
 
 def _cnn(subject: Subject) -> Subject:
-    """cnn:mini for the same images, its last stage and head trained."""
+    """Builds cnn:mini for the same images, with its last stage and head trained."""
     network = subject.network
     assert isinstance(network, engine_vit.ViT)
     made = engine_cnn.CNN(network.config.image[2], network.config.classes, dtype=network.head.kernel.dtype)

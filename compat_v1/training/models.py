@@ -1,4 +1,4 @@
-"""The engine's ViT and cnn:mini in TF1 style; op names of variables are the engine's variable paths."""
+"""The engine's ViT and cnn:mini in TF1 style; the op names of variables are the engine's paths."""
 
 from __future__ import annotations
 
@@ -13,30 +13,26 @@ from engine.models import cnn as engine_cnn
 from engine.models import layers as engine_layers
 from engine.models import vit as engine_vit
 from engine.selection.selection import Selection
-from engine.training.precision import wide
+from engine.training.precision import widen
 
 v1 = tf.compat.v1
 
 
 class ModelError(InputError):
-    """A network that has no TF1 form here."""
+    """A network that has no TF1 form."""
 
 
 class Network(Protocol):
-    """Builds a network in the current graph and variable scope: images [B, height, width, channels] to logits."""
+    """A function from images [B, height, width, channels] to logits, built in the current graph and variable scope."""
 
     def __call__(self, images: Any, *, training: bool = False, seeds: Any = None) -> Any: ...
 
 
-def of(network: Any, selection: Selection) -> Network:
-    """The TF1 form of a network of the engine: the same variables by name, the same logits.
+def translate_network(network: Any, selection: Selection) -> Network:
+    """Translates a network of the engine to TF1, with the same variables by name and the same logits.
 
-    Args:
-        network: engine.models.vit.ViT or engine.models.cnn.CNN.
-        selection: of that network; BatchNorm layers whose statistics it does not move run in inference mode.
-
-    Raises:
-        ModelError: another kind of network.
+    BatchNorm layers whose statistics the selection, one of that network, does not move run in inference mode. Raises
+    ModelError if the network is neither an engine.models.vit.ViT nor an engine.models.cnn.CNN.
     """
     moving = frozenset(entry.layer for entry in selection.moving)
     if isinstance(network, engine_vit.ViT):
@@ -47,34 +43,24 @@ def of(network: Any, selection: Selection) -> Network:
 
 
 def check_name(spec: str) -> None:
-    """Looks at a model's name in a flag.
-
-    Raises:
-        ModelError: it has no TF1 form here.
-    """
+    """Raises ModelError unless a model, by its name in a flag, has a TF1 form."""
     if not (spec.startswith("vit:") or spec.split(",")[0].strip() == "cnn:mini"):
         raise ModelError(f"model={spec!r}: {_HAVE}")
 
 
-_HAVE = "the TF1 path has vit:SIZE[/PATCH] and cnn:mini; any other TF1 graph can be audited (scripts.audit_graph)"
+_HAVE = "the TF1 path has only vit:SIZE[/PATCH] and cnn:mini; any other TF1 graph can be audited (audit_graph)"
 
 
 def vit(images: Any, config: engine_vit.Config, *, training: bool = False, seeds: Any = None) -> Any:
-    """A ViT on images of the dtype that it computes in; see engine.models.vit for paths and options.
+    """Builds a ViT on images in the dtype that it computes in; see engine.models.vit for paths and options.
 
-    Args:
-        images: [B, height, width, channels].
-        config: shape and options.
-        training: whether dropout and drop path, where the config has them, draw from ``seeds``.
-        seeds: int32 [B, 2].
-
-    Returns:
-        Logits [B, classes], float32 at least.
+    Images are [B, height, width, channels]; dropout and drop path in training, if the config has them, draw from
+    ``seeds``, int32 [B, 2]. Returns logits [B, classes], float32 at least.
     """
     if training and seeds is None and (config.dropout or config.drop_path):
-        raise ModelError("seeds=None: dropout and drop path in training draw from per-example seeds [B, 2]")
+        raise ModelError("seeds=None: dropout and drop path in training need per-example seeds [B, 2]")
     width = config.width
-    x = layers.dense(engine_vit.patches(images, config), width, name="patch")
+    x = layers.dense(engine_vit.split_patches(images, config), width, name="patch")
     if config.has_class_token:
         token = layers.weight("class_token", [1, 1, width], v1.zeros_initializer(), x.dtype)
         x = tf.concat([tf.broadcast_to(tf.cast(token, x.dtype), [tf.shape(x)[0], 1, width]), x], axis=1)
@@ -90,19 +76,14 @@ def vit(images: Any, config: engine_vit.Config, *, training: bool = False, seeds
     x = x[:, 0] if config.pool == "token" else tf.reduce_mean(x[:, 1:] if config.has_class_token else x, axis=1)
     if config.fc_norm:
         x = layers.layer_norm(x, name="fc_norm", epsilon=config.norm_epsilon)
-    return wide(layers.dense(x, config.classes, name="head", scale=0.02))
+    return widen(layers.dense(x, config.classes, name="head", scale=0.02))
 
 
 def cnn(images: Any, classes: int, *, training: Callable[[str], bool]) -> Any:
-    """cnn:mini on images of the dtype that it computes in.
+    """Builds cnn:mini on images in the dtype that it computes in, [B, height, width, channels].
 
-    Args:
-        images: [B, height, width, channels].
-        classes: outputs.
-        training: of a BatchNorm layer, by its scope (``stages/0/norm``): whether it is in training mode.
-
-    Returns:
-        Logits [B, classes], float32 at least.
+    ``training`` says of the scope of a BatchNorm layer (``stages/0/norm``) whether it is in training mode. Returns
+    logits [B, classes], float32 at least.
     """
     x = images
     for index, filters in enumerate(engine_cnn.WIDTHS):
@@ -110,7 +91,7 @@ def cnn(images: Any, classes: int, *, training: Callable[[str], bool]) -> Any:
         with v1.variable_scope(scope):
             x = layers.conv(x, filters, 3, name="conv", stride=1 if index == 0 else 2, bias=False)
             x = tf.nn.relu(layers.batch_norm(x, training=training(f"{scope}/norm"), name="norm"))
-    return wide(layers.dense(tf.reduce_mean(x, axis=[1, 2]), classes, name="head", scale=0.02))
+    return widen(layers.dense(tf.reduce_mean(x, axis=[1, 2]), classes, name="head", scale=0.02))
 
 
 def _vit(network: engine_vit.ViT) -> Network:
@@ -142,7 +123,7 @@ def _block(x: Any, config: engine_vit.Config, index: int, *, training: bool, see
 
 
 def _branch(y: Any, config: engine_vit.Config, index: int, which: int, *, training: bool, seeds: Any) -> Any:
-    """What happens to a residual branch: the sites and rates are the engine's, so the same examples drop."""
+    """Applies dropout, layer scale and drop path to a residual branch, with the engine's sites and rates."""
     site = engine_vit.branch_site(index, which)
     if training and config.dropout:
         y = engine_layers.dropout(y, config.dropout, seeds=seeds, site=site)

@@ -1,10 +1,10 @@
-"""The frost line of a training graph: steps are fed what crosses it, instead of the images.
+"""Cuts a training graph at its frost line, so that steps are fed what crosses the line instead of the images.
 
-Where the line lies is the engine's answer (engine.frostline.line), for a graph whose variables are in it and whose inputs are
-placeholders. TF1 can be fed at any tensor, but not safely: Grappler ties constants to a tensor by control edges, which
-feeding the tensor does not cut, and then all that is below runs or asks for the images (seen on a ConvNet: the folded
-ShapeN of a fed tensor and a kernel). So what is above the line is copied, in the same graph and session and on the same
-variables, to placeholders of its own, and these are fed. What is below is not run, and nothing else is slower for it.
+engine.frostline.line decides where the line is, for a graph that contains its variables and whose inputs are placeholders.
+TF1 accepts feeds for any tensor, but that is not safe: Grappler ties constants to a tensor by control edges, which a feed
+does not cut, and then everything below runs or needs the images (seen on a ConvNet with the folded ShapeN of a fed tensor
+and a kernel). So the part above the line is copied, in the same graph and session and with the same variables, to
+placeholders of its own, and these are fed. The part below does not run, and nothing else becomes slower.
 """
 
 from __future__ import annotations
@@ -19,29 +19,25 @@ import tensorflow as tf
 from compat_v1.errors import SessionError
 from compat_v1.training.training_graph import TrainingGraph
 from engine.digests import digest
-from engine.frostline import line
 from engine.frostline.analysis import Analysis
 from engine.frostline.fingerprint import FingerprintError
 from engine.frostline.line import Cut, Line, Refused
-from engine.frostline.split import FrostTensor, Same, feeds_of, reshaped
+from engine.frostline.search import find_cut
+from engine.frostline.split import FrostTensor, Same, build_feeds, reshape_rows
 from engine.frostline.traced import Compute, TracedError
 from engine.graphs import dataflow
 from engine.graphs.graph_variables import HOLDERS
 
 v1 = tf.compat.v1
 
-_AT_ONCE = 64  # variables that are read in one run, whose values are held
+_AT_ONCE = 64  # the number of variables to read in one run
 _PLACEHOLDERS = frozenset(["Placeholder", "PlaceholderV2", "PlaceholderWithDefault"])
 
 
 class SessionGraph:
-    """A live graph and its session, as engine.frostline.traced.Traced: what of it is run, and how.
+    """A live graph and its session as an engine.frostline.traced.Traced.
 
-    Args:
-        built: the graph and what is in it.
-        session: where it runs; variables have values there.
-        results: tensors that a run fetches, nested as one likes.
-        effects: operations that it runs besides.
+    A run fetches ``results``, tensors in any nesting, and runs ``effects``, further operations.
     """
 
     def __init__(self, built: TrainingGraph, session: Any, results: Any, effects: Sequence[Any] = ()) -> None:
@@ -54,7 +50,7 @@ class SessionGraph:
         self.effects = effects
 
     def handle(self, path: str, variable: Any) -> Any | None:
-        """By name: the selection's own variable may be another graph's, or the engine's."""
+        """Finds a variable by path, since that of the selection may belong to another graph or to the engine."""
         own = self._built.variables.get(path)
         return None if own is None else own.op.outputs[0]
 
@@ -66,30 +62,30 @@ class SessionGraph:
         if not by_value:
             return {id(tensor): f"variable {tensor.op.name}" for tensor in held}
         if unknown := [tensor.op.name for tensor in held if tensor.op not in self._variables]:
-            raise TracedError(f"the frozen part reads {unknown[0]}, which is in no collection of variables")
+            raise TracedError(f"the frozen part reads {unknown[0]}, which is not in a collection of variables")
         found: dict[int, str] = {}
-        for start in range(0, len(held), _AT_ONCE):  # another set of fetches takes a session long to prepare
+        for start in range(0, len(held), _AT_ONCE):  # each new set of fetches takes a session long to prepare
             some = held[start : start + _AT_ONCE]
             values = self._session.run([self._variables[tensor.op] for tensor in some])
             found |= {id(t): "variable " + digest("", value) for t, value in zip(some, values, strict=True)}
         return found
 
-    def crosses(self, tensor: Any) -> bool:
-        """Not what is inside of loops and branches of TF1's control flow."""
+    def can_cut_at(self, tensor: Any) -> bool:
+        """Whether a tensor can be fed: not inside the loops and branches of TF1's control flow."""
         return bool(self.graph.is_feedable(tensor) and self.graph.is_fetchable(tensor))
 
-    def fetches(self, op: Any) -> bool:
+    def can_fetch(self, op: Any) -> bool:
         return bool(self.graph.is_fetchable(op))
 
     def run(self, tensors: Sequence[Any], feeds: Iterable[tuple[Any, Any]]) -> list[np.ndarray]:
         with self.graph.as_default():
-            given = {id(tensor): tensor for tensor in stays(self.graph)}
+            given = {id(tensor): tensor for tensor in list_kept(self.graph)}
             given |= {id(tensor): tf.constant(value) for tensor, value in feeds}
-            copies = dataflow.copy(tensors, given)
+            copies = dataflow.copy_tensors(tensors, given)
         found: list[np.ndarray] = self._session.run(copies)
         return found
 
-    def function_of(self, images: Any, tensors: Sequence[Any], effects: Sequence[Any]) -> Compute:
+    def build_function(self, images: Any, tensors: Sequence[Any], effects: Sequence[Any]) -> Compute:
         fetched = [list(tensors), list(effects)]
 
         def compute(given: Any) -> Sequence[Any]:
@@ -100,28 +96,13 @@ class SessionGraph:
 
     @cached_property
     def _variables(self) -> dict[Any, Any]:
-        """Operation -> the variable that it holds."""
+        """Operation -> its variable."""
         with self.graph.as_default():
             return {variable.op: variable for variable in v1.global_variables() + v1.local_variables()}
 
 
 class _Above:
-    """A copy of what is above a line, in the same graph.
-
-    Args:
-        analysis: of the graph.
-        crossing: what crosses.
-        same: which tensors of the graph that is.
-        wanted, effects: tensors and operations that are copied, with all that they need.
-        without: operations that are not: they were run before.
-
-    Attributes:
-        inputs: name of a tensor in a batch -> its placeholder.
-        tensors, ops: copies of ``wanted`` and of ``effects``.
-
-    Raises:
-        ValueError: something above needs one of ``without``.
-    """
+    """A copy of the part above a line, in the same graph. Raises ValueError if it needs one of ``without``."""
 
     def __init__(
         self,
@@ -133,44 +114,39 @@ class _Above:
         effects: Sequence[Any] = (),
         without: Set[Any],
     ) -> None:
-        here, kept = analysis.graph, stays(analysis.graph)
+        here, kept = analysis.graph, list_kept(analysis.graph)
         with here.as_default():
             with tf.name_scope("fed"):
                 self.inputs = {t.key: v1.placeholder(t.dtype, [None, *t.shape], name=t.key) for t in crossing}
                 feeds = {id(tensor): tensor for tensor in kept if tensor is not analysis.images}
-                feeds |= feeds_of(crossing, same, self.inputs)
+                feeds |= build_feeds(crossing, same, self.inputs)
                 count = tf.shape(self.inputs[crossing[0].key])[0]
                 feeds |= {id(tensor): value for tensor, value in analysis.shape_values(count, None)}
             scope = here.unique_name("above", mark_as_used=False)
             without = without | {tensor.op for tensor in kept}
-            self.tensors = dataflow.copy(wanted, feeds, effects=effects, without=without, name=scope)
+            self.tensors = dataflow.copy_tensors(wanted, feeds, effects=effects, without=without, name=scope)
             self.ops = [here.get_operation_by_name(f"{scope}/{op.name}") for op in effects]
 
     def feeds(self, arrays: Mapping[str, Any]) -> dict[Any, Any]:
-        """Placeholder -> array, of what crosses.
-
-        Raises:
-            SessionError: the batch lacks a tensor, or has it in another shape.
-        """
+        """Returns placeholder -> array for the tensors that cross the line."""
         for key, placeholder in self.inputs.items():
             if key not in arrays:
-                raise SessionError(f"batch: it has no {key!r}; it has {', '.join(arrays)}")
+                raise SessionError(f"batch: expected {key!r}; it has {', '.join(arrays)}")
             if not placeholder.shape.is_compatible_with(np.shape(arrays[key])):
                 wanted = ", ".join(["B", *map(str, placeholder.shape[1:])])
-                raise SessionError(f"{key}: shape {list(np.shape(arrays[key]))}, [{wanted}] is wanted")
+                raise SessionError(f"{key}: got shape {list(np.shape(arrays[key]))}, expected [{wanted}]")
         return {placeholder: arrays[key] for key, placeholder in self.inputs.items()}
 
 
-def stays(where: Any) -> list[Any]:
-    """Tensors of a graph that no copy takes the place of: variables and placeholders."""
+def list_kept(where: Any) -> list[Any]:
+    """Returns the tensors of a graph that are never copied: variables and placeholders."""
     return [op.outputs[0] for op in where.get_operations() if op.type in HOLDERS | _PLACEHOLDERS]
 
 
 class SessionLine(Line):
-    """A training graph, cut; made by ``cut``. ``below`` gives arrays, for SessionLoop.step and evaluate.
+    """A training graph that was cut by ``cut_training_graph``; ``runs`` is what a step runs for a batch at the line.
 
-    Attributes:
-        runs: what a step runs for a batch that ``below`` made.
+    ``replace_images`` returns such batches: arrays for SessionLoop.step and SessionLoop.evaluate.
     """
 
     def __init__(self, found: Cut, built: TrainingGraph, session: Any) -> None:
@@ -178,33 +154,33 @@ class SessionLine(Line):
         super().__init__(found, list(dataflow.ancestors(tf.nest.flatten(report))))
         self._built, self._session = built, session
         analysis, runs = self._analysis, built.runs
-        # what reads accumulators needs no images: it stays as it is
+        # what reads accumulators needs no images, so it stays as it is
         fetched, effects = tf.nest.flatten([runs.report, runs.weighted]), [runs.add or runs.train_op]
         same = {id(crossing.tensor): (number, crossing) for number, crossing in enumerate(self._crossing)}
-        self._above = _Above(analysis, self.tensors, same, wanted=fetched, effects=effects, without=analysis.below())
+        self._above = _Above(
+            analysis, self.tensors, same, wanted=fetched, effects=effects, without=analysis.ops_below()
+        )
         report, weighted = tf.nest.pack_sequence_as([runs.report, runs.weighted], self._above.tensors)
         (last,) = self._above.ops
         changed = {"train_op": last} if runs.add is None else {"add": last}
         self.runs = runs._replace(report=report, weighted=weighted, **changed)
 
     def feeds(self, arrays: Mapping[str, Any]) -> dict[Any, Any]:
-        """Placeholder -> array, of what takes the place of the images in a step.
+        """Returns placeholder -> array for what replaces the images in a step.
 
-        Raises:
-            SessionError: the batch lacks a tensor, or has it in another shape.
+        Raises SessionError if the batch lacks a tensor, or has it in another shape.
         """
         return self._above.feeds(arrays)
 
     @property
     def evaluation(self) -> Refused | None:
-        """Why the evaluation cannot be fed at the line; None: it can."""
+        """Why the evaluation cannot be fed at the line; None if it can."""
         return self._evaluated if isinstance(self._evaluated, Refused) else None
 
     def evaluated(self, arrays: Mapping[str, Any]) -> tuple[Any, dict[Any, Any]]:
-        """What an evaluation fetches, and what takes the place of the images in it.
+        """Returns what an evaluation fetches, and what replaces the images in it.
 
-        Raises:
-            SessionError: as ``feeds``; or the evaluation computes other tensors.
+        Raises SessionError as ``feeds`` does, and if the evaluation computes other tensors.
         """
         if isinstance(self._evaluated, Refused):
             raise SessionError(f"{self._evaluated.describe()}; evaluate on batches with {self.images!r}")
@@ -214,54 +190,49 @@ class SessionLine(Line):
     @cached_property
     def _evaluated(self) -> _Above | Refused:
         wanted = tf.nest.flatten(self._built.evaluated)
-        found = self.in_evaluation(SessionGraph(self._built, self._session, wanted))
+        found = self.match_evaluation(SessionGraph(self._built, self._session, wanted))
         if isinstance(found, Refused):
             return found
         other, same = found
         try:
             return _Above(other, self.tensors, same, wanted=wanted, without={other.images.op})
         except ValueError:
-            return self.needs_images("evaluation")
+            return self.refuse_without_images("evaluation")
 
-    def after(self, lower: Line) -> Any:
-        """As Line.after; the lower line may be another graph's: its tensors are the same if the values below them are."""
+    def build_bridge(self, lower: Line) -> Any:
+        """As Line.build_bridge; the lower line may be that of another graph, whose tensors are compared by value."""
         try:
-            same = lower.same_in(self._analysis, by_value=True)
+            same = lower.match_tensors(self._analysis, by_value=True)
         except FingerprintError as error:
             return Refused((str(error),))
         if isinstance(same, str):
-            return self.not_below(same)
+            return self.refuse_lower(same)
         wanted = [crossing.tensor for crossing in self._crossing]
         try:
             above = _Above(self._analysis, lower.tensors, same, wanted=wanted, without={self._analysis.images.op})
         except ValueError:
-            return self.needs_images("the higher line")
+            return self.refuse_without_images("the higher line")
 
         def between(values: Mapping[str, Any]) -> list[np.ndarray]:
             feeds = above.feeds({name: np.asarray(value) for name, value in values.items()})
             found = self._session.run(above.tensors, feeds)
-            return [reshaped(value, c.shape) for value, c in zip(found, self._crossing, strict=True)]
+            return [reshape_rows(value, c.shape) for value, c in zip(found, self._crossing, strict=True)]
 
         return between
 
 
-def cut(
+def cut_training_graph(
     built: TrainingGraph, session: Any, *, images: str = "image", most_bytes: int | None = None
 ) -> SessionLine | Refused:
-    """Finds the frost line of a training graph, and copies what is above it.
+    """Finds the frost line of a training graph, and copies the part above it.
 
-    Args:
-        built: the graph; its steps are cut, and its evaluation where that computes the same tensors.
-        session: that has the values of its variables.
-        images: name of the images in a batch; all other inputs are varying.
-        most_bytes: as engine.frostline.line.cut.
-
-    Raises:
-        AnatomyError: the batch has no such name.
+    The steps are cut, and the evaluation if that computes the same tensors. ``images`` is the name of the images in a
+    batch; all other inputs are varying. At most ``most_bytes`` may cross the line per example; None sets no limit.
+    Raises AnalysisError if the batch has no such name.
     """
     runs = built.runs
     effects = [op for op in (runs.clear, runs.add, runs.train_op) if op is not None]
     fetched = [tensor for tensor in (runs.report, runs.weighted, runs.norm) if tensor is not None]
     traced = SessionGraph(built, session, fetched, effects)
-    found = line.find(Analysis(traced, built.freezing.selection, images), most_bytes=most_bytes)
+    found = find_cut(Analysis(traced, built.freezing.selection, images), most_bytes=most_bytes)
     return found if isinstance(found, Refused) else SessionLine(found, built, session)

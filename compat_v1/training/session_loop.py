@@ -1,9 +1,8 @@
-"""Training in a Session: one graph for a Selection and a freezing method, driven step by step.
+"""Trains in a Session: one graph for a Selection and a freezing method, driven step by step.
 
-The step means what it means in the engine: terms are summed over micro-batches and divided once by
-the step's summed weights, the regulariser enters once, and a step that is not finite changes nothing.
-With one micro-batch it is one ``Session.run`` of a train op; with more, or with a loss scale, gradients
-are added up in accumulators and the host decides whether they are applied.
+A step has the same meaning as in the engine, and one that is not finite changes nothing. With one micro-batch, it is
+one ``Session.run`` of a train op. With more, or with a loss scale, gradients are accumulated, and the host decides
+whether to apply them.
 """
 
 from __future__ import annotations
@@ -31,32 +30,25 @@ from engine.training.step import NonFiniteError, StepResult
 v1 = tf.compat.v1
 
 
-_AT_ONCE = 64  # variables that are set in one run: preparing a run costs more than the values
+_AT_ONCE = 64  # the number of variables to set in one run, since preparing a run costs more than the values
 _IS_FINITE = re.compile(r"(above[^/]*/)?finite(_\d+)?")  # TrainingGraph's check, or a copy of it above a frost line
 
 
 class SessionLoop:
-    """Trains, evaluates, saves and restores one graph.
+    """Trains, evaluates, saves and restores one graph (``built``) in its session; ``skipped`` steps changed nothing.
+
+    Raises FreezingError if the graph contradicts the selection; SessionError if the batch, the loss or the optimizer
+    cannot be used.
 
     Args:
-        loss_fn: ``loss_fn(batch, *, training, seeds) -> Loss`` (engine.training.losses), building its model with
-            get_variable. REGULARIZATION_LOSSES of the training graph are added to its regulariser.
-        freezing: how, and what, to freeze.
-        optimizer: engine.training.optimizers' SGD, Momentum or Adam, whose tf.compat.v1.train forms train.
-        batch: an example of the batches to come: names, dtypes, shapes.
-        micro_batch_size: examples per micro-batch; None computes a step in one piece.
-        loss_scale: dynamic, which a model that computes in float16 needs.
-        seed: of the initial weights, where ``assign`` does not give others.
-        summaries: folder for TensorBoard's scalars, or None.
-
-    Attributes:
-        built: the graph and what is in it.
-        session: where it runs.
-        skipped: steps that changed nothing.
-
-    Raises:
-        FreezingError: the graph contradicts the selection.
-        SessionError: see its message.
+        loss_fn: ``loss_fn(batch, *, training, seeds) -> Loss`` (engine.training.losses), which builds its model with
+            get_variable. The REGULARIZATION_LOSSES of the training graph are added to its regulariser.
+        optimizer: SGD, Momentum or Adam of engine.training.optimizers; their tf.compat.v1.train forms train.
+        batch: an example of the batches, for their names, dtypes and shapes.
+        micro_batch_size: the examples per micro-batch; None computes a step in one piece.
+        loss_scale: a dynamic loss scale, which a model that computes in float16 needs.
+        seed: the seed of the initial weights, unless ``assign`` sets others.
+        summaries: the folder for TensorBoard's scalars, or None.
     """
 
     def __init__(
@@ -72,7 +64,7 @@ class SessionLoop:
         summaries: pathlib.Path | None = None,
     ) -> None:
         if micro_batch_size is not None and micro_batch_size < 1:
-            raise SessionError(f"micro_batch_size={micro_batch_size}: it must be at least 1")
+            raise SessionError(f"micro_batch_size={micro_batch_size}: expected at least 1")
         self.freezing = freezing
         self.micro_batch_size = micro_batch_size
         self.loss_scale = loss_scale
@@ -94,16 +86,12 @@ class SessionLoop:
     # ---- a step
 
     def step(self, batch: Mapping[str, Any], *, learning_rate: float) -> StepResult:
-        """Trains on one step.
+        """Trains one step.
 
-        Args:
-            batch: name -> array [B, ...] as at the making, or as the line of ``cut`` made of such; "index" is not used.
-            learning_rate: of this step.
-
-        Raises:
-            NonFiniteError: without a loss scale, a loss or gradient that is not finite; nothing has changed.
-            LossError: a negative weight.
-            SessionError: the batch lacks an array, or a tensor at the line has another shape.
+        The batch is name -> array [B, ...] as in the example batch, or one that ``below`` of the line returned; "index"
+        is ignored. Raises NonFiniteError if the loss or gradient is not finite, and there is no loss scale (nothing has
+        changed); LossError if a weight is negative; SessionError if the batch lacks an array, or a tensor at the line
+        has another shape.
         """
         arrays = _arrays(batch)
         statistics = [self.built.variables[entry.path] for entry in self.freezing.selection.moving]
@@ -119,7 +107,7 @@ class SessionLoop:
             if self.loss_scale is None and not finite:
                 raise NonFiniteError("a step was not applied: its loss or its gradient is not finite")
             self.skipped += 1
-        assert found is not None  # else it has raised
+        assert found is not None  # otherwise an error was raised
         weights = dict(zip(self.built.terms, found["weights"], strict=True))
         losses.check_weights(weights)
         result = StepResult(
@@ -161,14 +149,14 @@ class SessionLoop:
             _, more = self.session.run([runs.add, runs.report], feed)
             found = dict(more) if not found else tf.nest.map_structure(lambda a, b: a + b, found, dict(more))
         found["grad_norm"] = self.session.run(runs.norm, {self.built.scale: scale})
-        # a step without any weight has no gradient: zeros would still move by momentum
+        # a step without any weight has no gradient; zeros would still move variables by momentum
         found["applied"] = _finite(found) and any(divisors)
         if found["applied"]:
             self.session.run(runs.train_op, {self.built.rate: rate, self.built.scale: scale})
         return found
 
     def _fetched(self, arrays: Mapping[str, np.ndarray], *, evaluating: bool = False) -> tuple[Any, dict[Any, Any]]:
-        """What a step runs, or an evaluation fetches, for a batch; and placeholder -> array."""
+        """Returns what a step runs, or what an evaluation fetches, for a batch; and placeholder -> array."""
         line, names = self._line, list(self.built.inputs)
         feed: dict[Any, Any] = {}
         if line is None or line.images in arrays:
@@ -177,7 +165,7 @@ class SessionLoop:
             fetched, feed = line.evaluated(arrays) if evaluating else (line.runs, line.feeds(arrays))
             names.remove(line.images)
         if missing := [name for name in names if name not in arrays]:
-            raise SessionError(f"batch: it has no {missing[0]!r}; it has {', '.join(arrays)}")
+            raise SessionError(f"batch: expected {missing[0]!r}; it has {', '.join(arrays)}")
         return fetched, feed | {self.built.inputs[name]: arrays[name] for name in names}
 
     def _summarise(self, result: StepResult, rate: float) -> None:
@@ -192,18 +180,12 @@ class SessionLoop:
     # ---- the frost line
 
     def cut(self, *, images: str = "image", most_bytes: int | None = None) -> SessionLine | Refused:
-        """Finds the frost line; batches that ``SessionLine.below`` made train, and evaluate, what is above it.
+        """Finds the frost line; batches from ``SessionLine.below`` then train and evaluate only what is above it.
 
-        The last line that was cut counts. It holds for the values that variables below it have when ``below`` is called.
-
-        Args:
-            images: name of the images in a batch.
-            most_bytes: that may cross for an example; None sets no limit.
-
-        Raises:
-            AnatomyError: the batch has no such name.
+        The last cut counts. It is valid for the values that the variables below have when ``below`` is called. The
+        arguments and errors are those of ``session_line.cut_training_graph``.
         """
-        found = session_line.cut(self.built, self.session, images=images, most_bytes=most_bytes)
+        found = session_line.cut_training_graph(self.built, self.session, images=images, most_bytes=most_bytes)
         if isinstance(found, SessionLine):
             self._line = found
         return found
@@ -211,10 +193,10 @@ class SessionLoop:
     # ---- evaluation, values, files
 
     def evaluate(self, batches: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-        """ "loss" (no regulariser) and each metric, weighted means over all batches, in inference mode.
+        """Returns "loss" (without regulariser) and each metric as weighted means over all batches, in inference mode.
 
-        Raises:
-            SessionError: batches of tensors at the line, and the evaluation computes others (``SessionLine.evaluation``).
+        Raises SessionError if the batches are of tensors at the line, but the evaluation computes others
+        (``SessionLine.evaluation``).
         """
         totals: list[dict[str, np.ndarray]] = [{}, {}]
         for batch in batches:
@@ -227,33 +209,32 @@ class SessionLoop:
 
     @property
     def steps(self) -> int:
-        """Steps applied so far: the global step."""
+        """The number of steps applied so far, which is the global step."""
         return int(self.session.run(self.built.steps))
 
     def assign(self, values: Mapping[str, np.ndarray]) -> None:
-        """Sets variables of the live session by name: ``tf.compat.v1.assign`` of a placeholder.
+        """Sets variables of the live session by name, with ``tf.compat.v1.assign`` of a placeholder.
 
-        Raises:
-            SessionError: there is no such variable, or the shape is another; nothing is set then.
+        Raises SessionError, and sets nothing, if there is no such variable, or its shape differs.
         """
         for name, value in values.items():
             if name not in self.built.setters:
-                raise SessionError(f"variable {name!r}: the graph has none of that name")
+                raise SessionError(f"variable {name!r}: the graph has no variable of that name")
             wanted = tuple(self.built.setters[name][0].shape)
             if tuple(np.shape(value)) != wanted:
-                raise SessionError(f"variable {name!r}: shape {list(np.shape(value))}, {list(wanted)} is wanted")
+                raise SessionError(f"variable {name!r}: got shape {list(np.shape(value))}, expected {list(wanted)}")
         names = list(values)
         for start in range(0, len(names), _AT_ONCE):
             some = [(self.built.setters[name], values[name]) for name in names[start : start + _AT_ONCE]]
             self.session.run([op for (_, op), _ in some], {placeholder: value for (placeholder, _), value in some})
 
     def values(self) -> Iterator[tuple[str, np.ndarray]]:
-        """(path, value) of every variable of the model, one at a time, in the selection's order."""
+        """Yields (path, value) of every variable of the model in the selection's order."""
         for path, variable in self.built.variables.items():
             yield path, self.session.run(variable)
 
     def save(self, folder: pathlib.Path) -> pathlib.Path:
-        """Writes a checkpoint of all variables, slots and the step included; the newest two stay. Returns its prefix."""
+        """Writes a checkpoint of all variables, including slots and the step, and keeps the newest two; returns its prefix."""
         folder.mkdir(parents=True, exist_ok=True)
         if self.loss_scale is not None:
             self.assign({"loss_scale_saved": np.array([self.loss_scale.scale, self.loss_scale.good], np.float64)})
@@ -264,13 +245,10 @@ class SessionLoop:
         return pathlib.Path(prefix)
 
     def restore(self, folder: pathlib.Path, *, warn: Callable[[str], None] = print) -> int:
-        """Takes the newest checkpoint that is whole; a damaged one is named and the one before it taken.
+        """Restores the newest undamaged checkpoint; ``warn`` is called for each damaged one.
 
-        Returns:
-            Steps trained by then; 0 where the folder has no checkpoint at all.
-
-        Raises:
-            SessionError: there are checkpoints, but none can be restored.
+        Returns the number of steps trained by then; 0 if the folder has no checkpoint at all. Raises SessionError if
+        there are checkpoints, but none can be restored.
         """
         state = v1.train.get_checkpoint_state(str(folder))
         prefixes = [] if state is None else list(reversed(state.all_model_checkpoint_paths))
@@ -279,7 +257,7 @@ class SessionLoop:
                 with self.built.graph.as_default():
                     self.built.saver.restore(self.session, prefix)
             except (tf.errors.OpError, ValueError, IndexError) as error:
-                warn(f"{prefix}: it cannot be restored ({str(error).splitlines()[0][:200]})")
+                warn(f"{prefix}: this checkpoint cannot be restored ({str(error).splitlines()[0][:200]})")
                 continue
             if self.loss_scale is not None:
                 scale, good = self.session.run(self.built.scale_saved)

@@ -1,4 +1,4 @@
-"""The graph of one training run in TF1 style: forward, backward by a freezing method, train op, evaluation, Saver."""
+"""Builds the graph of a training run in TF1 style: forward, backward, train op, evaluation and Saver."""
 
 from __future__ import annotations
 
@@ -23,11 +23,10 @@ _ACCUMULATORS = "accumulators"
 class Runs(NamedTuple):
     """What a step fetches and runs.
 
-    Attributes:
-        report: loss, values, weights, metrics; grad_norm where it is not in parts.
-        weighted: term -> the sum of its weights, where it has any.
-        train_op: applies the gradients; where they are added up apart, what ``add`` added since ``clear``.
-        clear, add, norm: operations, and the global norm of the gradients, unscaled; None where it is not in parts.
+    ``report`` has the loss, values, weights and metrics, and grad_norm if the step is not computed in parts;
+    ``weighted`` is term -> the sum of its weights, for terms that have weights. If the step is computed in parts,
+    ``train_op`` applies the gradients that ``add`` added since ``clear``, and ``norm`` is the global norm of the
+    unscaled gradients.
     """
 
     report: Mapping[str, Any]
@@ -39,33 +38,24 @@ class Runs(NamedTuple):
 
 
 class TrainingGraph:
-    """What a session runs.
+    """A training graph and the tensors and operations that a session runs.
 
-    Args:
-        loss_fn, freezing, optimizer: as session_loop.SessionLoop.
-        batch: name -> array: names, dtypes and shapes of the batches to come.
-        in_parts: gradients are added up and applied apart; also where examples have weights, whose sum over the
-            step must be known first.
-        seed: of the initial weights.
+    Raises FreezingError and SessionError as session_loop.SessionLoop does, whose arguments it takes. Gradients are
+    accumulated and applied separately if ``in_parts`` says so, and if examples have weights, since their sum over the
+    step must be known first.
 
     Attributes:
-        graph: the tf.Graph.
         inputs: name -> placeholder [B, ...].
-        rate, scale, share, divisors: placeholders: learning rate, loss scale, a micro-batch's share of the step's
-            examples, and the step's summed weights by term.
-        in_parts: as given, or because of weights.
-        runs: what a step fetches and runs.
-        evaluated: sums of terms and of metrics in inference mode.
+        rate, scale, share, divisors: the placeholders of the learning rate, the loss scale, the micro-batch's share of
+            the step's examples, and the step's summed weights by term.
+        runs, evaluated: what a step fetches and runs; the sums of terms and of metrics in inference mode.
         variables: path -> variable of the model.
-        gradients: what the freezing method gave (freezing.Gradients).
-        slots: names of the optimizer's slots.
-        backward_ops: how many operations only the gradients need.
+        gradients: the result of the freezing method (freezing.Gradients).
+        slots: the names of the optimizer's slots.
+        backward_ops: the number of operations that only the gradients need.
         setters: name -> (placeholder, operation that assigns it).
-        initialise, saver, steps: of all variables; the global step.
-        scale_saved: the loss scale, for the Saver alone: [scale, finite steps since it moved].
-
-    Raises:
-        FreezingError, SessionError: as SessionLoop.
+        initialise, saver, steps: the initialiser and Saver of all variables, and the global step.
+        scale_saved: the loss scale as the Saver stores it: [scale, finite steps since it changed].
     """
 
     def __init__(
@@ -89,7 +79,7 @@ class TrainingGraph:
         self, loss_fn: LossFunction, optimizer: Optimizer, batch: Mapping[str, np.ndarray], in_parts: bool
     ) -> None:
         if "seeds" not in batch:
-            raise SessionError(f"batch: it has {', '.join(batch)}; seeds (int32 [B, 2]) are missing")
+            raise SessionError(f"batch: expected seeds (int32 [B, 2]); it has {', '.join(batch)}")
         self.inputs = {
             name: v1.placeholder(value.dtype, [None, *value.shape[1:]], name=f"inputs/{name}")
             for name, value in batch.items()
@@ -107,9 +97,9 @@ class TrainingGraph:
         self.terms, dtype = tuple(sums), next(iter(sums.values()))[0].dtype
         trained = frozenset(path for entry in self.freezing.selection.trained for path in entry.paths)
         penalties = [tf.cast(penalty, dtype) for penalty in v1.get_collection(v1.GraphKeys.REGULARIZATION_LOSSES)]
-        regulariser = tf.add_n([losses.regulariser_of(loss, trained, dtype), *penalties])
+        regulariser = tf.add_n([losses.sum_regulariser(loss, trained, dtype), *penalties])
         self.divisors = v1.placeholder(tf.float64, [len(sums)], name="divisors")
-        total = losses.objective(
+        total = losses.build_objective(
             sums, regulariser, divisors=self.divisors if split else None, share=self.share if split else None
         )
         weighted = {name: sums[name][1] for name in sums if loss.terms[name][1] is not None}
@@ -119,12 +109,14 @@ class TrainingGraph:
         self.variables = {e.path: made[e.path] for e in self.freezing.selection.variables if e.path in made}
         self._updates = v1.get_collection(v1.GraphKeys.UPDATE_OPS)
         self.steps = v1.train.get_or_create_global_step()
-        self.optimizer = optimizer_of(optimizer, self.rate, {v.dtype.base_dtype for v in self.variables.values()})
+        self.optimizer = translate_optimizer(
+            optimizer, self.rate, {v.dtype.base_dtype for v in self.variables.values()}
+        )
 
         before = set(self.graph.get_operations())
         self.gradients = self.freezing.compute_gradients(self.optimizer, total * tf.cast(self.scale, total.dtype))
         self.backward_ops = len(set(self.graph.get_operations()) - before)
-        pairs = [(_dense(gradient), variable) for gradient, variable in self.gradients.applied]
+        pairs = [(tf.convert_to_tensor(gradient), variable) for gradient, variable in self.gradients.applied]
         metrics = losses.weighted_sums(loss.metrics)
         report = {
             "loss": total,
@@ -138,7 +130,7 @@ class TrainingGraph:
         self.evaluated = [losses.weighted_sums(part) for part in (evaluated.terms, evaluated.metrics)]
 
     def _train_at_once(self, pairs: list[tuple[Any, Any]], report: dict[str, Any]) -> Runs:
-        """The train op as TF1 programs have it: update ops, then the optimizer; nothing if a number is not finite."""
+        """Builds the train op as in TF1 programs: update ops, then the optimizer; nothing runs if a number is not finite."""
         norm = tf.linalg.global_norm([gradient for gradient, _ in pairs])
         finite = tf.math.is_finite(norm) & tf.math.is_finite(report["loss"])
         check = tf.raw_ops.Assert(condition=finite, data=[norm], name="finite")
@@ -147,7 +139,7 @@ class TrainingGraph:
         return Runs(report | {"grad_norm": norm}, {}, train_op)
 
     def _accumulate(self, pairs: list[tuple[Any, Any]], report: dict[str, Any], weighted: dict[str, Any]) -> Runs:
-        """Accumulators that hold the sum of the micro-batches' gradients, still scaled, and what applies it."""
+        """Builds accumulators for the sum of the micro-batches' scaled gradients, and the operations that use it."""
         sums = [
             v1.Variable(
                 tf.zeros(variable.shape, wide_type(variable.dtype.base_dtype)),
@@ -169,7 +161,7 @@ class TrainingGraph:
         return Runs(report, weighted, train_op, clear, add, tf.linalg.global_norm(gradients))
 
     def _finish(self) -> None:
-        """What needs all variables to be there: initialisers, ways to set values, the Saver, summaries."""
+        """Builds what needs all variables to exist: initialisers, setters and the Saver."""
         v1.add_to_collection(v1.GraphKeys.TRAIN_OP, self.runs.train_op)
         self.slots = [
             slot.op.name
@@ -177,7 +169,7 @@ class TrainingGraph:
             for variable in self.variables.values()
             if (slot := self.optimizer.get_slot(variable, name)) is not None
         ]
-        # the loss scale lives on the host; here it is for the Saver alone
+        # the loss scale lives on the host; this variable is only for the Saver
         self.scale_saved = v1.get_variable(
             "loss_scale_saved", [2], tf.float64, v1.zeros_initializer(), trainable=False, use_resource=True
         )
@@ -190,21 +182,15 @@ class TrainingGraph:
         self.saver = v1.train.Saver(saved, max_to_keep=2, save_relative_paths=True)
 
 
-def optimizer_of(optimizer: Optimizer, rate: Any, dtypes: set[Any]) -> Any:
-    """The tf.compat.v1.train optimizer of the same rule.
+def translate_optimizer(optimizer: Optimizer, rate: Any, dtypes: set[Any]) -> Any:
+    """Returns the tf.compat.v1.train optimizer with the same update rule; raises SessionError if there is none.
 
-    Args:
-        optimizer: of the engine.
-        rate: learning rate, a float64 scalar tensor.
-        dtypes: of the variables. Float64 ones get numpy float64 hyperparameters: TF1 keeps Python floats as
-            float32, whatever it trains.
-
-    Raises:
-        SessionError: tf.compat.v1.train has no such rule.
+    ``rate`` is the learning rate, a float64 scalar tensor. If one of the ``dtypes`` of the variables is float64,
+    hyperparameters are numpy float64, since TF1 keeps Python floats as float32, whatever it trains.
     """
     if optimizer.weight_decay or optimizer.layer_decay is not None or optimizer.clip_norm is not None:
         raise SessionError(
-            "optimizer: the TF1 path trains as tf.compat.v1.train does, without weight_decay, layer_decay and clip_norm"
+            "optimizer: tf.compat.v1.train, which the TF1 path uses, has no weight_decay, layer_decay or clip_norm"
         )
     number: Callable[[float], Any] = np.float64 if tf.float64 in dtypes else float
     rate = rate if tf.float64 in dtypes else tf.cast(rate, tf.float32)
@@ -215,9 +201,5 @@ def optimizer_of(optimizer: Optimizer, rate: Any, dtypes: set[Any]) -> Any:
     if isinstance(optimizer, SGD):
         return v1.train.GradientDescentOptimizer(rate)
     raise SessionError(
-        f"optimizer={type(optimizer).__name__}: tf.compat.v1.train has none; sgd, momentum and adam are known"
+        f"optimizer={type(optimizer).__name__} is not in tf.compat.v1.train; expected SGD, Momentum or Adam"
     )
-
-
-def _dense(gradient: Any) -> Any:
-    return tf.convert_to_tensor(gradient)

@@ -1,1 +1,1 @@
-"""Who may write which variable, in any graph, and why."""
+"""Audits graphs, steps and runs: which op may write which variable, and why."""

@@ -1,4 +1,4 @@
-"""What a training graph declares beside its nodes: its collections and savers, of a live graph or of a file alike."""
+"""What a training graph declares besides its nodes: its collections and savers, for live graphs and files alike."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ _KEYS = tf.compat.v1.GraphKeys
 
 @dataclass(frozen=True, eq=False)
 class GraphFacts:
-    """A graph as data. All names are those of nodes or tensors.
+    """A training graph as data; its members are given by the names of nodes or tensors.
 
     Attributes:
-        source: what it is, for the report.
-        definition: the GraphDef.
-        variables: nodes of the variables in the collection of global variables.
-        collected: nodes of those in the collection of trainable variables.
-        update_ops, losses, train_ops: collections of these.
-        savers: for each saver the tensor that saves.
+        source, definition: the name of the graph in reports, and the GraphDef.
+        variables, collected: the nodes of the variables in the collections of global and of trainable variables.
+        update_ops, losses, train_ops: the members of these collections.
+        savers: the tensor that saves, for each saver.
     """
 
     source: str
@@ -34,8 +32,8 @@ class GraphFacts:
     savers: tuple[str, ...] = ()
 
     @classmethod
-    def of_graph(cls, graph: tf.Graph, *, source: str = "graph") -> GraphFacts:
-        """Of a live v1 graph."""
+    def from_graph(cls, graph: tf.Graph, *, source: str = "graph") -> GraphFacts:
+        """Reads the facts of a live v1 graph."""
         return cls(
             source=source,
             definition=graph.as_graph_def(),
@@ -44,12 +42,15 @@ class GraphFacts:
             update_ops=_names(graph.get_collection(_KEYS.UPDATE_OPS)),
             losses=_names(graph.get_collection(_KEYS.LOSSES)),
             train_ops=_names(graph.get_collection(_KEYS.TRAIN_OP)),
-            savers=_savers(graph),
+            savers=tuple(
+                (saver if hasattr(saver, "save_tensor_name") else saver.saver_def).save_tensor_name
+                for saver in graph.get_collection(_KEYS.SAVERS)
+            ),
         )
 
 
 def _holders(variables: Iterable[Any]) -> list[str]:
-    """Nodes of variables; a partitioned one has a node for each part, a Keras variable wraps one."""
+    """The nodes of variables; a partitioned variable has a node for each part, and a Keras variable wraps one."""
     found = []
     for variable in variables:
         variable = variable if isinstance(variable, tf.Variable) else getattr(variable, "value", variable)
@@ -59,11 +60,3 @@ def _holders(variables: Iterable[Any]) -> list[str]:
 
 def _names(members: Iterable[Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(member if isinstance(member, str) else member.name for member in members))
-
-
-def _savers(graph: tf.Graph) -> tuple[str, ...]:
-    found = []
-    for saver in graph.get_collection(_KEYS.SAVERS):
-        definition = saver if hasattr(saver, "save_tensor_name") else saver.saver_def
-        found.append(definition.save_tensor_name)
-    return tuple(found)

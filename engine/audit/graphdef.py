@@ -1,100 +1,31 @@
-"""A GraphDef as nodes and edges, its functions written out: read as data, so that nothing of the graph is run.
+"""A GraphDef as nodes and edges with its functions inlined; it is read as data, so nothing in the graph is run.
 
-Importing a graph is not reading it: TensorFlow evaluates constants that shapes depend on, and whatever lies between.
-Here only the registry of ops is asked, for what an op takes and gives.
-
-A call (If, While, Case, PartitionedCall, a function used as an op ...) becomes its bodies: arguments and results are
-nodes of their own, so that a variable or a gradient is followed through them as through any other edge. Each call has
-its own copy; a node in it is named ``CALL:NODE``.
+Importing a graph is not just reading it: TensorFlow evaluates constants that shapes depend on, with everything they need.
+A call (If, While, Case, PartitionedCall, a function used as an op, ...) becomes its own copy of its bodies, whose nodes are
+named ``CALL:NODE``. Arguments and results are nodes too, which are followed like any others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Any
 
 import tensorflow as tf
 
 from engine import tensorflow_private
-from engine.errors import InputError
+from engine.audit.nodes import RESOURCE, FlatGraphError, Node, Tensor, find_ancestors, find_types
 
-MOST_NODES = 300_000  # beyond those of the graph itself: what functions may come to, one copy for each call
+MOST_NODES = 300_000  # the most nodes that functions may add to the graph, with one copy per call
 _CALLS = frozenset(["PartitionedCall", "StatefulPartitionedCall"])
 _BRANCHES = {"If": 1, "StatelessIf": 1, "Case": 1, "StatelessCase": 1}
 _LOOPS = frozenset(["While", "StatelessWhile"])
-RESOURCE = tf.resource.as_datatype_enum
-
-
-class FlatGraphError(InputError):
-    """A graph that contradicts itself: an edge to nowhere, an op with the wrong number of inputs."""
-
-
-class Tensor(NamedTuple):
-    """One output of a node."""
-
-    node: Node
-    output: int
-
-
-class Node:
-    """One op.
-
-    Attributes:
-        name: unique; in a function's body ``CALL:NODE``.
-        op: its type; "_Arg", "_Loop" and "_Ret" are arguments and results of bodies: what comes out is what goes in.
-        definition: its NodeDef; None of arguments and results.
-        inputs: tensors it takes.
-        controls: nodes that run before it.
-        body: of a call, what runs within it.
-        takes, gives: data types (enums) of inputs and outputs; () where they are those of the inputs.
-        references: positions of inputs that it takes by reference.
-        stateful: as registered.
-        results: of a call, a node for each output; others read these, not the call.
-    """
-
-    __slots__ = (
-        "body",
-        "controls",
-        "definition",
-        "gives",
-        "inputs",
-        "name",
-        "op",
-        "references",
-        "results",
-        "stateful",
-        "takes",
-    )
-
-    def __init__(self, name: str, op: str, definition: Any = None) -> None:
-        self.name, self.op, self.definition = name, op, definition
-        self.inputs: list[Tensor] = []
-        self.controls: list[Node] = []
-        self.body: list[Node] = []
-        self.results: list[Node] = []
-        self.takes: list[int] = []
-        self.gives: list[int] = []
-        self.references: frozenset[int] = frozenset()
-        self.stateful = False
-
-    def __repr__(self) -> str:
-        return f"<{self.op} {self.name}>"
-
-    @property
-    def passes(self) -> bool:
-        """An argument or result: what comes out is what goes in."""
-        return self.op in ("_Arg", "_Loop", "_Ret")
-
-    def attr(self, name: str) -> Any:
-        """An attribute (AttrValue), or None."""
-        return self.definition.attr[name] if self.definition is not None and name in self.definition.attr else None
 
 
 class FlatGraph:
-    """All nodes of a GraphDef, those of its functions once for each call.
+    """All ``nodes`` of a GraphDef, with one copy of a function's nodes per call; ``top`` are its own nodes, by name.
 
-    Raises:
-        FlatGraphError: the graph contradicts itself, or is too large when its functions are written out.
+    Raises FlatGraphError if the graph contradicts itself, or is too large once its functions are inlined.
     """
 
     def __init__(self, definition: Any) -> None:
@@ -108,23 +39,24 @@ class FlatGraph:
         self._readers: dict[Node, list[Node]] | None = None
 
     def outputs(self, name: str) -> list[Tensor]:
-        """The tensors of a node by name; of a call, its results. Empty when there is no such node."""
+        """The output tensors of a node, or the results of a call; empty if there is no such node."""
         node = self._by_name.get(name)
         if node is None:
             return []
-        return [Tensor(result, 0) for result in node.results] or [Tensor(node, n) for n in range(len(node.gives))]
+        return [Tensor(result, 0) for result in node.results] or [
+            Tensor(node, n) for n in range(len(node.output_types))
+        ]
 
-    @property
+    @cached_property
     def _by_name(self) -> dict[str, Node]:
-        if not hasattr(self, "_names"):
-            self._names = {node.name: node for node in self.nodes if node.op != "_Ret"}
-        return self._names
+        return {node.name: node for node in self.nodes if node.op != "_Ret"}
 
     def node(self, name: str) -> Node | None:
+        """The node of a name, or None."""
         return self._by_name.get(name)
 
     def readers(self, node: Node) -> list[Node]:
-        """Nodes that take an output of this one."""
+        """The nodes that take an output of this one."""
         if self._readers is None:
             self._readers = {}
             for other in self.nodes:
@@ -132,29 +64,29 @@ class FlatGraph:
                     self._readers.setdefault(source, []).append(other)
         return self._readers.get(node, [])
 
-    def runs(self, roots: Iterable[Node]) -> set[Node]:
-        """What runs when these are fetched: what they depend on by data or control, and the bodies of calls among it.
+    def find_running(self, roots: Iterable[Node]) -> set[Node]:
+        """The nodes that run when ``roots`` are fetched: all that they depend on by data or control, and bodies of calls.
 
-        A dataset's function runs when something takes from an iterator: which dataset that is, is not followed.
+        The functions of all datasets count as run if anything reads from an iterator, whichever dataset that is of.
         """
-        found = ancestors(roots)
+        found = find_ancestors(roots)
         if any("GetNext" in node.op for node in found):
-            found |= ancestors(node for node in self.nodes if node.body and "Dataset" in node.op)
+            found |= find_ancestors(node for node in self.nodes if node.body and "Dataset" in node.op)
         return found
 
-    # ---- how it is built
+    # ---- construction
 
     def _wire(
         self, definitions: Iterable[Any], prefix: str, arguments: Mapping[str, Node], within: tuple[str, ...]
     ) -> dict[str, Node]:
-        """Nodes for NodeDefs, with their edges; calls are put down to be expanded. Returns them by their own names."""
+        """Builds nodes and edges for NodeDefs, and queues calls for expansion; returns the nodes by their own names."""
         made: dict[str, Node] = {}
         for one in definitions:
             if one.name in made:
                 raise FlatGraphError(f"{prefix}{one.name}: two nodes have this name")
             made[one.name] = self._node(one, prefix)
         if within and len(self.nodes) > self._own + MOST_NODES:
-            raise FlatGraphError(f"its functions, written out for each call, are more than {MOST_NODES} nodes")
+            raise FlatGraphError(f"inlining every call of the graph's functions takes more than {MOST_NODES} nodes")
         for one in made.values():
             for source in one.definition.input:
                 if source.startswith("^"):
@@ -165,8 +97,10 @@ class FlatGraph:
                     one.controls.append(before)
                 else:
                     one.inputs.append(self._tensor(one, source, made, arguments))
-            if len(one.inputs) != len(one.takes):
-                raise FlatGraphError(f"{one.name}: {one.op} takes {len(one.takes)} inputs, it has {len(one.inputs)}")
+            if len(one.inputs) != len(one.input_types):
+                raise FlatGraphError(
+                    f"{one.name}: {one.op} takes {len(one.input_types)} inputs, but it has {len(one.inputs)}"
+                )
             if self._bodies(one):
                 self._pending.append((one, within))
         return made
@@ -177,13 +111,13 @@ class FlatGraph:
         function = self._functions.get(definition.op)
         signature = function.signature if function is not None else tensorflow_private.op_definition(definition.op)
         if signature is None:
-            raise FlatGraphError(f"{node.name}: {definition.op} is no op that TensorFlow {tf.__version__} knows")
+            raise FlatGraphError(f"{node.name}: TensorFlow {tf.__version__} has no op {definition.op}")
         node.stateful = signature.is_stateful
-        node.takes, references = _types(definition, signature, signature.input_arg)
+        node.input_types, references = find_types(definition, signature, signature.input_arg)
         node.references = frozenset(references)
-        node.gives, _ = _types(definition, signature, signature.output_arg)
+        node.output_types, _ = find_types(definition, signature, signature.output_arg)
         if self._is_call(node):
-            node.results = [self._pass(node.name, "_Ret", [], [node]) for _ in node.gives]
+            node.results = [self._pass(node.name, "_Ret", [], [node]) for _ in node.output_types]
         return node
 
     def _is_call(self, node: Node) -> bool:
@@ -206,25 +140,27 @@ class FlatGraph:
             index = self._offset(node, rest[0]) + int(rest[1]) if len(rest) == 2 else int(rest[0]) if rest else 0
         except ValueError:
             raise FlatGraphError(f"{reader.name}: its input {text} cannot be read") from None
-        if not 0 <= index < len(node.gives):
-            raise FlatGraphError(f"{reader.name}: its input {text}: {node.op} has {len(node.gives)} outputs")
+        if not 0 <= index < len(node.output_types):
+            raise FlatGraphError(
+                f"{reader.name}: its input {text} does not exist: {node.op} has {len(node.output_types)} outputs"
+            )
         return Tensor(node.results[index], 0) if node.results else Tensor(node, index)
 
     def _offset(self, node: Node, output: str) -> int:
-        """In function bodies outputs are named: ``node:output:number``."""
+        """The number of a named output: in function bodies tensors are written ``node:output:number``."""
         function = self._functions.get(node.op)
         signature = function.signature if function is not None else tensorflow_private.op_definition(node.op)
         start = 0
         for argument in signature.output_arg:
             if argument.name == output:
                 return start
-            start += len(_types(node.definition, signature, [argument])[0])
+            start += len(find_types(node.definition, signature, [argument])[0])
         raise ValueError(output)
 
     def _bodies(self, node: Node) -> list[tuple[str, str]]:
-        """(attribute, library function) of the functions that a node calls; a function used as an op has no attribute."""
+        """Pairs (attribute, library function) that a node calls; for a function used as an op, the attribute is ""."""
         found = [("", node.op)]
-        for name in sorted(node.definition.attr):  # a map has no order of its own
+        for name in sorted(node.definition.attr):  # the order of a protobuf map is undefined
             value = node.definition.attr[name]
             kind = value.WhichOneof("value")
             found += [(name, value.func.name)] if kind == "func" else []
@@ -241,12 +177,14 @@ class FlatGraph:
             wanted = self._functions[name].signature.input_arg
             if self._is_call(call):
                 if len(wanted) != len(call.inputs) - first:
-                    raise FlatGraphError(f"{call.name}: {name} takes {len(wanted)} arguments")
+                    raise FlatGraphError(
+                        f"{call.name}: {name} takes {len(wanted)} arguments, not {len(call.inputs) - first}"
+                    )
                 sources = [[tensor] for tensor in call.inputs[first:]]
-            else:  # how such an op hands its inputs on is its own affair: each argument may be any of its kind
+            else:  # how such an op passes its inputs on is unknown: each argument may be any input of its kind
+                given = list(zip(call.inputs, call.input_types, strict=True))
                 sources = [
-                    [t for t, kind in zip(call.inputs, call.takes, strict=True) if (kind == RESOURCE) == is_handle]
-                    for is_handle in (argument.type == RESOURCE for argument in wanted)
+                    [t for t, kind in given if (kind == RESOURCE) == (argument.type == RESOURCE)] for argument in wanted
                 ]
             label = f"{call.name}:" if len(bodies) == 1 else f"{call.name}:{label}:"
             arguments = [self._pass(f"{label}argument {n}", "_Arg", tensors, []) for n, tensors in enumerate(sources)]
@@ -261,7 +199,7 @@ class FlatGraph:
             if name not in self._functions:
                 raise FlatGraphError(f"{call.name}: its function {name!r} is not in the graph")
             if len(self._functions[name].signature.input_arg) != len(state):
-                raise FlatGraphError(f"{call.name}: {name} takes another number of arguments")
+                raise FlatGraphError(f"{call.name}: {name} does not take {len(state)} arguments")
             returned = self._body(call, name, f"{call.name}:{label}:", state, within)
             if label == "body":
                 for one, tensor in zip(state, returned, strict=False):
@@ -270,79 +208,17 @@ class FlatGraph:
             result.inputs.append(Tensor(one, 0))
 
     def _body(self, call: Node, name: str, label: str, arguments: list[Node], within: tuple[str, ...]) -> list[Tensor]:
-        """Writes a function out for one call; returns its results."""
+        """Inlines a function for one call; returns its results."""
         if name in within:
-            raise FlatGraphError(f"{call.name}: {name} calls itself; such functions are not audited")
+            raise FlatGraphError(f"{call.name}: {name} calls itself; recursive functions cannot be audited")
         function = self._functions[name]
         signature = function.signature
         given = {argument.name: node for argument, node in zip(signature.input_arg, arguments, strict=True)}
         made = self._wire(function.node_def, label, given, (*within, name))
-        # what has effects runs even where no result depends on it
+        # nodes with effects run even if no result depends on them
         call.body += [node for node in made.values() if node.stateful or node.results or node.body]
         for node in function.control_ret.values():
             if node not in made:
                 raise FlatGraphError(f"{name}: {node} is not in the function")
             call.body.append(made[node])
         return [self._tensor(call, function.ret[output.name], made, given) for output in signature.output_arg]
-
-
-def ancestors(roots: Iterable[Node]) -> set[Node]:
-    """All nodes that these need by data or control, bodies of calls and themselves included."""
-    found: set[Node] = set()
-    pending = list(roots)
-    while pending:
-        node = pending.pop()
-        if node not in found:
-            found.add(node)
-            pending.extend(tensor.node for tensor in node.inputs)
-            pending.extend(node.controls)
-            pending.extend(node.body)
-    return found
-
-
-def data_ancestors(tensors: Iterable[Tensor]) -> set[Node]:
-    """All nodes whose values are in these tensors; their own included."""
-    found: set[Node] = set()
-    pending = [tensor.node for tensor in tensors]
-    while pending:
-        node = pending.pop()
-        if node not in found:
-            found.add(node)
-            pending.extend(tensor.node for tensor in node.inputs)
-    return found
-
-
-def _types(definition: Any, signature: Any, arguments: Iterable[Any]) -> tuple[list[int], list[int]]:
-    """Data types of a node's inputs or outputs, and the positions of those that are references."""
-    kinds: list[int] = []
-    references: list[int] = []
-    for argument in arguments:
-        if argument.type_list_attr:
-            here = list(_attr(definition, signature, argument.type_list_attr).list.type)
-        else:
-            count = _attr(definition, signature, argument.number_attr).i if argument.number_attr else 1
-            if not 0 <= count <= 1_000_000:
-                raise FlatGraphError(f"{definition.name}: {count} inputs or outputs are not believable")
-            kind = argument.type or _attr(definition, signature, argument.type_attr).type
-            here = [kind] * count
-        if argument.is_ref:
-            references.extend(range(len(kinds), len(kinds) + len(here)))
-        kinds += here
-    return kinds, references
-
-
-def _attr(definition: Any, signature: Any, name: str) -> Any:
-    if name in definition.attr:
-        return definition.attr[name]
-    for one in signature.attr:
-        if one.name == name and one.HasField("default_value"):
-            return one.default_value
-    raise FlatGraphError(f"{definition.name}: {definition.op} needs the attribute {name}")
-
-
-def argument_names(node: Node) -> Iterator[str]:
-    """The registered name of each input, such as "var" or "grad"."""
-    signature = tensorflow_private.op_definition(node.op)
-    for argument in signature.input_arg if signature is not None else ():
-        for _ in _types(node.definition, signature, [argument])[0]:
-            yield argument.name

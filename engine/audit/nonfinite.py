@@ -1,8 +1,7 @@
-"""Where a step stops being finite: the first operation, and the variable read last before it.
+"""Finds where a step stops being finite: the first such operation, and the last variable read before it.
 
-Every floating tensor of a traced forward and backward pass is looked at on the batch that failed. From a result that is
-not finite the way back leads through tensors that are not finite either, to the operation all of whose inputs still are:
-a mask of -inf that a softmax swallows is not on that way.
+From a non-finite result of the batch that failed, the search goes back through non-finite tensors to an operation whose
+inputs are all finite. A mask of -inf that a softmax absorbs is not on that path.
 """
 
 from __future__ import annotations
@@ -22,12 +21,14 @@ from engine.training.microbatch import MicroBatch
 
 @dataclass(frozen=True)
 class Finding:
-    """Attributes:
-    op: name of the first operation with a result that is not finite, in the traced graph.
-    kind: its type, such as "Exp"; "input" for what the batch brings, "variable" for a value read.
-    part: "forward" or "backward".
-    variable: path of the variable read last on the way to it; "" when none was.
-    bad, of: elements that are not finite, of so many.
+    """The first operation with a non-finite result.
+
+    Attributes:
+        op: its name in the traced graph.
+        kind: its type, such as "Exp"; "input" for an array of the batch, "variable" for the value of a variable.
+        part: "forward" or "backward".
+        variable: the path of the last variable read before it; "" if there is none.
+        bad, of: the number of non-finite elements, and of all elements.
     """
 
     op: str
@@ -38,14 +39,14 @@ class Finding:
     of: int
 
     def describe(self) -> str:
-        """In one sentence."""
+        """The finding as one clause."""
         share = f"{self.bad:,} of {self.of:,} elements"
         if self.kind == "input":
-            return f"the batch's {self.op!r} is not finite: {share}"
+            return f"{self.op!r} in the batch is not finite: {share}"
         if self.kind == "variable":
             return f"the variable {self.variable} itself is not finite: {share}"
         after = f", after the variable {self.variable}" if self.variable else ""
-        return f"the first operation that is not finite is {self.op} ({self.kind}, {self.part}{after}): {share}"
+        return f"the first operation with a non-finite result is {self.op} ({self.kind}, {self.part}{after}): {share}"
 
 
 def first_nonfinite(
@@ -56,17 +57,15 @@ def first_nonfinite(
     loss_scale: float = 1.0,
     micro_batch_size: int | None = None,
 ) -> Finding | None:
-    """Looks for where loss or gradients stop being finite; runs the batch once more and changes nothing.
+    """Finds where the loss or a gradient stops being finite; runs the batch once more and changes nothing.
 
     Args:
-        micro: from ``TrainStep.micro_batch`` for such a batch.
-        selection: that it was traced for.
-        batch: arrays by name, "seeds" included; "index" is not used.
-        loss_scale: that the step was computed with.
-        micro_batch_size: of the step; each part is looked at, and the first that fails is told.
+        micro, selection: from ``TrainStep.micro_batch`` for such a batch, and the selection that it was traced for.
+        batch: arrays by name, including "seeds"; "index" is not used.
+        loss_scale, micro_batch_size: those of the step; the first micro-batch that fails is reported.
 
     Returns:
-        None when everything that loss and gradients are made of is finite.
+        The finding; None if the loss, the gradients and everything that they are computed from are finite.
     """
     tensors = {name: tf.convert_to_tensor(batch[name]) for name in micro.inputs}
     images = "image" if "image" in micro.inputs else next(n for n in micro.inputs if n not in ("label", "seeds"))
@@ -92,13 +91,14 @@ def first_nonfinite(
 
 
 def _counter(analysis: Analysis, looked: list[Any]) -> Any:
-    """(batch, divisors, share, loss_scale) -> int64 [tensors, 2]: elements that are not finite, and all."""
+    """(batch, divisors, share, loss_scale) -> int64 [tensors, 2]: the numbers of non-finite and of all elements."""
 
     def look(part: Mapping[str, Any], *others: Any) -> Any:
-        feeds = dataflow.outside(analysis.graph) | {id(analysis.inputs[name]): value for name, value in part.items()}
+        feeds = dataflow.captured_tensors(analysis.graph)
+        feeds |= {id(analysis.inputs[name]): value for name, value in part.items()}
         feeds |= {id(placeholder): value for placeholder, value in zip(analysis.others, others, strict=True)}
         rows = []
-        for tensor in dataflow.copy(looked, feeds):
+        for tensor in dataflow.copy_tensors(looked, feeds):
             bad = tf.reduce_sum(tf.cast(tf.logical_not(tf.math.is_finite(tensor)), tf.int64))
             rows.append(tf.stack([bad, tf.size(tensor, out_type=tf.int64)]))
         return tf.stack(rows)
@@ -107,7 +107,7 @@ def _counter(analysis: Analysis, looked: list[Any]) -> Any:
 
 
 def _root(analysis: Analysis, micro: MicroBatch, bad: Mapping[int, int]) -> Any | None:
-    """The tensor that is not finite though all that it is made from is, on the way to a result."""
+    """The first non-finite tensor, on the way to a result, that is computed from finite ones alone."""
     results = [t for t in tf.nest.flatten(analysis.graph.structured_outputs) if id(t) in bad]
     if not results:
         return None
@@ -127,10 +127,7 @@ def _root(analysis: Analysis, micro: MicroBatch, bad: Mapping[int, int]) -> Any 
 
 def _finding(analysis: Analysis, micro: MicroBatch, root: Any, bad: int, length: int) -> Finding:
     op = root.op
-    kind, name = op.type, op.name
-    if op.type == "Placeholder":
-        kind, name = "input", analysis.name(root)
-    elif op.type == "ReadVariableOp":
-        kind = "variable"
+    kind = {"Placeholder": "input", "ReadVariableOp": "variable"}.get(op.type, op.type)
+    name = analysis.input_name(root) if kind == "input" else op.name
     part = "forward" if op in set(micro.forward) else "backward"
-    return Finding(name, kind, part, analysis.after(root), bad, length)
+    return Finding(name, kind, part, analysis.last_variable(root), bad, length)

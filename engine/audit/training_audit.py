@@ -1,4 +1,4 @@
-"""Audit of what the engine trains: a step before it runs, and a run directory after."""
+"""Audits what the engine trains: a step before it runs, and a run directory afterwards."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ import tensorflow as tf
 from engine import tensorflow_private
 from engine.audit import findings
 from engine.audit.gradient_paths import GradientPaths
-from engine.audit.graph_audit import Audit, AuditError, Row, owned_slots, with_moved
-from engine.audit.graphdef import FlatGraph, Tensor
-from engine.audit.write_kinds import Kinds
-from engine.audit.writes import Holders, writes
+from engine.audit.graph_audit import Audit, AuditError, Row, build_rows, find_slots, with_moved
+from engine.audit.graphdef import FlatGraph
+from engine.audit.nodes import Tensor
+from engine.audit.write_kinds import WriteKinds
+from engine.audit.writes import Holders, find_writes
 from engine.digests import digest
 from engine.files import PathLike
 from engine.graphs.graph_variables import GraphVariable
+from engine.runs.records import RUN_FORMAT
 from engine.selection.filters import Filter
 from engine.selection.selection import Selection
 from engine.selection.statistics import is_statistic
@@ -30,23 +32,40 @@ _LARGEST_RUN = 1 << 28
 
 
 def audit_step(step: TrainStep, selection: Selection, batch: Mapping[str, Any]) -> Audit:
-    """Audits the compiled step of a step: it must write what the selection trains and moves, and nothing else.
+    """Audits a training step before it runs: it must write what the selection trains and moves, and nothing else.
 
-    Beside the model's variables, the rows have slots (``optimizer/<path>/<slot>``), averages (``ema/<path>``) and
-    variables outside the model that the user's loss takes (``outside/<name>``). ``trainable_collection`` is: the
-    selection trains it.
+    The compiled step is read as data, and nothing is run. The rows are the model's variables, the optimizer's slots
+    (``optimizer/<path>/<slot>``), averages (``ema/<path>``), and variables outside the model that the user's loss uses
+    (``outside/<name>``). In a row, ``trainable_collection`` means that the selection trains the variable.
 
     Args:
-        batch: one as the step is given; only its shapes matter. Nothing is run.
+        step: the step.
+        selection: the selection that it will train.
+        batch: a batch as the step takes it; only shapes and dtypes matter.
+
+    Example:
+        >>> import numpy as np
+        >>> import tensorflow as tf
+        >>> from engine import SGD, TrainStep, select, supervised_loss
+        >>> class Model(tf.Module):
+        ...     def __init__(self):
+        ...         self.body, self.head = tf.Variable(tf.eye(2)), tf.Variable(tf.ones([2, 3]))
+        ...     def __call__(self, images):
+        ...         return images @ self.body @ self.head
+        >>> model = Model()
+        >>> batch = {"image": np.ones([4, 2], np.float32), "label": np.zeros([4], np.int64)}
+        >>> audit = audit_step(TrainStep(supervised_loss(model), SGD()), select(model, "head"), batch)
+        >>> [(row.path, row.written, row.gradient) for row in audit.variables]
+        [('body', False, 'yes'), ('head', True, 'yes')]
     """
     traced = step.traced(selection, batch)
     flat = FlatGraph(traced.graph.as_graph_def())
     trained = {entry.path for entry in selection.trained}
     given = _given(traced.graph, traced.handles, selection, trained)
     holders = Holders(flat, collected=(), given=given)
-    run = writes(flat.nodes, holders)
+    run = find_writes(flat.nodes, holders)
     paths = _gradient_paths(traced.micro_batch, selection, trained)
-    kinds = Kinds(
+    kinds = WriteKinds(
         flat,
         holders,
         paths,
@@ -55,33 +74,21 @@ def audit_step(step: TrainStep, selection: Selection, batch: Mapping[str, Any]) 
         statistics={entry.path for entry in selection.variables if entry.kind == "statistic"},
         averages={f"ema/{path}" for path in trained},
     )
-    slots = owned_slots(run, holders, paths)
-    order = [entry.path for entry in selection.variables]
-    order += [name for name in sorted(holders.variables) if name not in order]
-    rows = []
-    for name in order:
-        mine = [write for write in run if write.variable == name]
-        cuts = paths.cuts(name)
-        rows.append(
-            Row(
-                path=name,
-                written=bool(mine),
-                by=tuple(dict.fromkeys((write.node.name, kinds.of(write)) for write in mine)),
-                gradient="yes" if name in paths.reached else f"cut at {cuts[0].name}" if cuts else "none",
-                trainable_collection=name in trained,
-                slots=slots.get(name, ()),
-            )
-        )
+    gradients = {}
+    for name in dict.fromkeys([*(entry.path for entry in selection.variables), *sorted(holders.variables)]):
+        cuts = paths.find_cuts(name)
+        gradients[name] = "yes" if name in paths.reached else f"cut at {cuts[0].name}" if cuts else "none"
+    rows = build_rows(gradients, run, kinds, find_slots(run, holders, paths), trainable=trained)
     frozen = {entry.path for entry in selection.frozen}
-    found = [f for row in rows if row.path in frozen for f in findings.frozen_but_written(row)]
-    found += findings.unseen_writes(run)
+    found = [f for row in rows if row.path in frozen for f in findings.find_frozen_writes(row)]
+    found += findings.find_unseen_writes(run)
     return Audit("engine step", "step", tuple(rows), tuple(dict.fromkeys(found)))
 
 
 def _given(
     traced: Any, handles: Mapping[str, str], selection: Selection, trained: set[str]
 ) -> dict[str, GraphVariable]:
-    """Input of the graph -> the variable whose handle it is."""
+    """Maps each input of the graph that is a variable's handle to that variable."""
     model = selection.variables.by_path()
     found = {}
     for tensor in traced.inputs:
@@ -103,13 +110,13 @@ def _given(
 
 
 def _is_variable(handle: Any) -> bool:
-    """Whether a handle is of a variable, not of a table or a generator's queue: only a variable's says what it holds."""
+    """Whether a handle is that of a variable, not of a table or queue: only a variable's declares what it holds."""
     data = tensorflow_private.handle_data(handle)
     return bool(data.is_set) and bool(data.shape_and_type)
 
 
 def _gradient_paths(micro: Any, selection: Selection, trained: set[str]) -> GradientPaths:
-    """Of the forward pass: which variables the terms of the loss, and the regulariser, are differentiable in."""
+    """The gradient paths of the forward pass, from the terms of the loss and the regulariser to the variables."""
     flat = FlatGraph(micro.graph.as_graph_def())
     own = {id(entry.variable.handle): entry.path for entry in selection.variables}
     names = {inner.op.name: own[id(outer)] for outer, inner in micro.graph.captures if id(outer) in own}
@@ -129,21 +136,22 @@ def _gradient_paths(micro: Any, selection: Selection, trained: set[str]) -> Grad
 
 
 def audit_run(folder: PathLike, *, expect_frozen: Filter | str | None = None) -> Audit:
-    """Audits a finished run by its own files: what its phases trained, against what moved between its checkpoints.
+    """Audits a finished run by its files: compares what its phases trained with what moved between its checkpoints.
 
-    ``gradient`` is "yes" for what a phase trained: a run directory holds no graph. ``moved`` compares digests of the
-    oldest and the newest checkpoint that are kept, and is left out where there is one only.
+    ``gradient`` is "yes" for variables that a phase trained, since a run directory holds no graph. ``moved`` compares the
+    digests of the oldest and the newest checkpoint, and is None if there is only one. ``expect_frozen`` names the variables
+    that must not be written, as a filter or its text.
 
     Raises:
-        AuditError: no run.json, or not one of a run.
+        AuditError: run.json is missing or is not that of a run, or there is no checkpoint.
         CheckpointError: a checkpoint is damaged.
         FilterError: an item of ``expect_frozen`` matches nothing.
     """
     folder = pathlib.Path(folder)
     phases = _phases(folder)
-    kept = checkpoint.listed(folder / "checkpoints")
+    kept = checkpoint.list_checkpoints(folder / "checkpoints")
     if not kept:
-        raise AuditError(f"{folder}: it holds no checkpoint, so its variables are not known")
+        raise AuditError(f"{folder} has no checkpoint, so its variables are unknown")
     last = checkpoint.read(kept[0]).arrays
     model = [name for name in last if not name.startswith(("optimizer/", "ema/", "generator/"))]
     by: dict[str, list[tuple[str, str]]] = {}
@@ -177,11 +185,11 @@ def audit_run(folder: PathLike, *, expect_frozen: Filter | str | None = None) ->
         )
         for path in model
     }
-    frozen = findings.expected_frozen(variables, expect_frozen, source=str(folder))
-    found = [f for row in rows if row.path in frozen for f in findings.frozen_but_written(row)]
+    frozen = findings.match_expected(variables, expect_frozen, source=str(folder))
+    found = [f for row in rows if row.path in frozen for f in findings.find_frozen_writes(row)]
     for phase in phases:
         found += [
-            findings.moved_though_not_written(path, f"in phase {phase['name']}, says its freeze proof")
+            findings.report_unwritten_move(path, f"in phase {phase['name']}, according to its freeze proof")
             for path in phase["freeze_proof"]["changed"]
         ]
     audit = Audit(str(folder), "finetune", tuple(rows), tuple(dict.fromkeys(found)))
@@ -191,28 +199,29 @@ def audit_run(folder: PathLike, *, expect_frozen: Filter | str | None = None) ->
         {path: digest(path, arrays[path]) for path in model if path in arrays}
         for arrays in (checkpoint.read(kept[-1]).arrays, last)
     )
-    note = f"moved: from {kept[-1].name} to {kept[0].name}, the oldest and the newest that are kept"
+    note = f"moved: compared between {kept[-1].name} and {kept[0].name}, the oldest and the newest checkpoint"
     return dataclasses.replace(with_moved(audit, before, after), notes=(note,))
 
 
 def _phases(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """run.json's phases, as far as an audit reads them."""
+    """Reads the phases of run.json, and checks the parts that an audit uses."""
     file = folder / "run.json"
     try:
         if file.stat().st_size > _LARGEST_RUN:
-            raise AuditError(f"{file}: {file.stat().st_size} bytes are not believable")
-        phases = json.loads(file.read_text(encoding="utf-8"))["phases"]
+            raise AuditError(f"{file} is too large for a run.json: {file.stat().st_size} bytes")
+        run = json.loads(file.read_text(encoding="utf-8"))
+        if (number := run.get("format", RUN_FORMAT)) != RUN_FORMAT:  # runs of version 0.1 wrote none
+            raise AuditError(f"{file} has format {number}; this version of Frostline reads format {RUN_FORMAT}")
+        phases = run["phases"]
         for phase in phases:
             lists = [phase["trained"], phase["moving"], phase["freeze_proof"]["changed"]]
-            if not all(isinstance(path, str) for paths in lists for path in paths) or not all(
-                isinstance(paths, list) for paths in lists
-            ):
-                raise TypeError("paths are texts in lists")
+            if not all(isinstance(paths, list) and all(isinstance(path, str) for path in paths) for paths in lists):
+                raise TypeError("expected lists of paths")
             str(phase["name"])
     except OSError as error:
-        raise AuditError(f"{file}: cannot be read ({error.strerror}); a run writes it when it ends") from None
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise AuditError(f"{file} cannot be read ({error.strerror}); a run writes it when it ends") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise (
-            error if isinstance(error, AuditError) else AuditError(f"{file}: no run.json of a run ({error})")
+            error if isinstance(error, AuditError) else AuditError(f"{file} is not the run.json of a run ({error})")
         ) from None
     return list(phases)

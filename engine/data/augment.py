@@ -1,57 +1,51 @@
-"""Augmentation of image batches, each draw a function of the example's seeds alone.
+"""Augmentation of image batches. Every random draw is a function of the example's seeds alone.
 
-Geometry (crop, rotate, zoom) is one projective transform, so an image is resampled once at most.
+Crop, rotation and zoom are combined into one projective transform, so an image is resampled at most once.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import tensorflow as tf
-
 from engine import seeds as example_seeds
 from engine.errors import InputError
 from engine.text import nearest
 
 KINDS = ("flip", "crop", "color", "rotate", "zoom", "contrast")
-CROP = 0.125  # largest shift, as a share of the side
-ROTATE = 15.0  # largest angle, degrees
-ZOOM = 0.2  # largest change of size
-COLOR = 0.2  # largest change of brightness, and of saturation
-CONTRAST = 0.3  # largest change of contrast
-_SITE = 1 << 20  # sites of augmentation start here; models count from 0
+CROP = 0.125  # the largest shift, as a share of the side
+ROTATE = 15.0  # the largest angle, in degrees
+ZOOM = 0.2  # the largest relative change of size
+COLOR = 0.2  # the largest change of brightness, and the largest relative change of saturation
+CONTRAST = 0.3  # the largest relative change of contrast
+_SITE = 1 << 20  # the first site number of augmentation; models count from 0
 
 
 class AugmentError(InputError):
-    """An augmentation that does not exist."""
+    """An augmentation does not exist or is named twice."""
 
 
 def parse(text: str) -> tuple[str, ...]:
-    """Reads a comma-separated list of kinds; "" is none.
-
-    Raises:
-        AugmentError: an unknown kind, or one named twice.
-    """
+    """Reads a comma-separated list of augmentations ("" is none); raises AugmentError if one is unknown or repeated."""
     kinds = tuple(word.strip() for word in text.split(",") if word.strip())
     for kind in kinds:
         if kind not in KINDS:
-            raise AugmentError(f"augment={text!r}: `{kind}` is none of {', '.join(KINDS)}{nearest(kind, list(KINDS))}")
+            raise AugmentError(
+                f"augment={text!r}: `{kind}` is not one of {', '.join(KINDS)}{nearest(kind, list(KINDS))}"
+            )
         if kinds.count(kind) > 1:
             raise AugmentError(f"augment={text!r}: `{kind}` is named twice")
     return kinds
 
 
 def augment(images: Any, seeds: Any, kinds: tuple[str, ...]) -> Any:
-    """Augments float32 images [B, height, width, channels] in [0, 1]; the result stays in [0, 1].
+    """Augments float32 images [B, height, width, channels] in [0, 1] by the examples' int32 ``seeds`` [B, 2].
 
-    Args:
-        images: the batch.
-        seeds: int32 [B, 2], the examples' seeds.
-        kinds: any of ``KINDS``.
+    The result stays in [0, 1]. ``kinds`` are any of ``KINDS``.
     """
+    import tensorflow as tf
 
     def draw(number: int, count: int = 1) -> Any:
-        """[B, count] in [-1, 1)."""
+        """Draws numbers [B, count] in [-1, 1)."""
         return example_seeds.uniform(seeds, [count], site=_SITE + number) * 2.0 - 1.0
 
     if "flip" in kinds:
@@ -71,7 +65,9 @@ def augment(images: Any, seeds: Any, kinds: tuple[str, ...]) -> Any:
 
 
 def _warp(images: Any, kinds: tuple[str, ...], *, shift: Any, angle: Any, size: Any) -> Any:
-    """Rotates and zooms about the centre, then shifts; what comes from outside is a mirror image."""
+    """Rotates and zooms about the centre, then shifts. Pixels from outside the image are filled by reflection."""
+    import tensorflow as tf
+
     height, width = (float(n) for n in images.shape[1:3])
     none = tf.zeros_like(angle)
     radians = angle * (ROTATE * 3.141592653589793 / 180.0) if "rotate" in kinds else none

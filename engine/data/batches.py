@@ -1,4 +1,4 @@
-"""Batches as a pure function of the step: nothing is buffered, so a resume needs only a number."""
+"""Batches as a pure function of the step: there is no shuffle buffer, so a resume needs only the step number."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True, kw_only=True)
 class Normalise:
-    """What a model wants its images to be: (image - mean) / std per channel, for images in [0, 1].
+    """The normalisation that a model expects: (image - mean) / std per channel, for images in [0, 1].
 
     Attributes:
-        mean, std: one value for all channels, or one a channel (in the reversed order, if ``reverse``).
-        channels: 3 repeats grayscale images, 1 makes colours gray (ITU-R BT.601 luma); None leaves them.
-        reverse: blue first, as networks want it whose weights come from Caffe.
+        mean, std: one value for all channels, or one per channel (in reversed order if ``reverse``).
+        channels: 3 repeats grayscale images, 1 converts colour to grey (ITU-R BT.601 luma), None changes nothing.
+        reverse: whether blue comes first, as in networks whose weights come from Caffe.
     """
 
     mean: tuple[float, ...] = (0.5,)
@@ -36,7 +36,7 @@ class Normalise:
     reverse: bool = False
 
     def __call__(self, images: Any) -> Any:
-        """float32 [B, height, width, channels] -> float32 [B, height, width, channels that the model wants]."""
+        """Normalises float32 images [B, height, width, channels]; the number of channels may change."""
         given = images.shape[-1]
         if self.channels == 3 and given == 1:
             images = tf.repeat(images, 3, axis=-1)
@@ -48,17 +48,15 @@ class Normalise:
 
 
 class TrainBatches:
-    """Steps of a training part.
+    """The batches of a training part, by step.
 
     Args:
-        part: the examples.
-        batch_size: examples per step; the last step of an epoch has what is left.
-        seed: with the epoch, decides the order; with the index too, augmentation and "seeds".
-        augment: kinds of augmentation (engine.data.augment.KINDS).
-        normalise: what the model wants its images to be.
+        batch_size: the number of examples per step; the last step of an epoch has the remainder.
+        seed: decides the order of each epoch, and with it augmentation and the examples' "seeds".
+        augment: the augmentations to apply (engine.data.augment.KINDS).
 
     Raises:
-        DataError: a batch size below 1 or above the number of examples.
+        DataError: the batch size is below 1 or above the number of examples.
     """
 
     def __init__(
@@ -71,7 +69,7 @@ class TrainBatches:
         normalise: Normalise | None = None,
     ) -> None:
         if not 1 <= batch_size <= len(part):
-            raise DataError(f"batch_size={batch_size}: it is at least 1 and at most the {len(part)} training examples")
+            raise DataError(f"batch_size={batch_size}: expected 1 to {len(part)}, the number of training examples")
         self.part = part
         self.batch_size = batch_size
         self.seed = seed
@@ -81,45 +79,45 @@ class TrainBatches:
 
     @property
     def per_epoch(self) -> int:
-        """Steps in an epoch."""
+        """The number of steps in an epoch."""
         return -(-len(self.part) // self.batch_size)
 
     @property
     def preparing(self) -> str:
-        """All that decides what ``prepared`` makes of an image, as text."""
+        """A text that identifies the transformation by ``prepared``."""
         return f"{self.normalise} augment={self.augment}" + (f" seed={self.seed}" if self.augment else "")
 
     def prepared(self, index: np.ndarray, epoch: int) -> Any:
-        """The images of these numbers as that epoch sees them: float32 [B, height, width, channels]."""
+        """Returns the images with these numbers as an epoch sees them: float32 [B, height, width, channels]."""
         return self._prepare(self.part.images[index], example_seeds(self.seed, epoch, index))
 
     def place(self, step: int, count: int = 1) -> tuple[int, np.ndarray]:
-        """The epoch of a step, counted over all epochs, and the positions of its examples.
+        """Returns the epoch of a step, counted over all epochs, and the positions of its examples.
 
-        With ``count``, those of so many steps one after the other, as far as the epoch goes.
+        With ``count``, the positions are those of that many consecutive steps, up to the end of the epoch.
         """
         epoch, number = divmod(step, self.per_epoch)
         start, stop = number * self.batch_size, (number + count) * self.batch_size
         return epoch, order.permutation(self.seed, epoch, len(self.part), start=start, stop=stop)
 
     def at(self, step: int) -> Batch:
-        """The batch of a step, counted over all epochs: "image", "label", "seeds", "index"."""
+        """Returns the batch of a step, counted over all epochs: "image", "label", "seeds" and "index"."""
         epoch, positions = self.place(step)
         batch: Batch = self.part.read(positions)
         seeds = example_seeds(self.seed, epoch, batch["index"])
         return batch | {"image": self._prepare(batch["image"], seeds), "seeds": seeds}
 
     def between(self, start: int, stop: int) -> Iterator[Batch]:
-        """Batches of the steps [start, stop), made ahead on another thread."""
-        return ahead(self.at, range(start, stop))
+        """Yields the batches of the steps [start, stop), prepared ahead on another thread."""
+        return prefetch(self.at, range(start, stop))
 
     def epochs(self, count: int) -> Iterator[Batch]:
-        """All batches of the first ``count`` epochs."""
+        """Yields all batches of the first ``count`` epochs."""
         return self.between(0, count * self.per_epoch)
 
 
-def ahead(make: Callable[[Any], Made], these: Iterable[Any]) -> Generator[Made, None, None]:
-    """``make`` of each, in order, up to three made ahead on another thread."""
+def prefetch(make: Callable[[Any], Made], these: Iterable[Any]) -> Generator[Made, None, None]:
+    """Yields ``make`` of each item in order, computing up to three of them ahead on another thread."""
     with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
         waiting: collections.deque[concurrent.futures.Future[Made]] = collections.deque()
         try:
@@ -135,11 +133,11 @@ def ahead(make: Callable[[Any], Made], these: Iterable[Any]) -> Generator[Made, 
 
 
 class EvalBatches:
-    """An evaluation or test part in its own order, without augmentation; iterate as often as you like."""
+    """The batches of an evaluation or test part, in its own order and without augmentation; can be iterated repeatedly."""
 
     def __init__(self, part: Part, *, batch_size: int, normalise: Normalise | None = None) -> None:
         if batch_size < 1:
-            raise DataError(f"batch_size={batch_size}: it is at least 1")
+            raise DataError(f"batch_size={batch_size}: expected at least 1")
         self.part = part
         self.batch_size = batch_size
         self.augment: tuple[str, ...] = ()
@@ -148,11 +146,11 @@ class EvalBatches:
 
     @property
     def preparing(self) -> str:
-        """All that decides what ``prepared`` makes of an image, as text."""
+        """A text that identifies the transformation by ``prepared``."""
         return f"{self.normalise} augment=()"
 
     def prepared(self, index: np.ndarray, epoch: int = 0) -> Any:
-        """The images of these numbers: float32 [B, height, width, channels]; the same in every epoch."""
+        """Returns the images with these numbers, the same in every epoch: float32 [B, height, width, channels]."""
         return self._prepare(self.part.images[index], example_seeds(0, epoch, index))
 
     def __len__(self) -> int:
@@ -166,7 +164,7 @@ class EvalBatches:
 
 
 def _preparation(part: Part, kinds: tuple[str, ...], normalise: Normalise) -> Any:
-    """uint8 or float images to augmented, normalised float32, compiled once for any batch length."""
+    """Builds the function from uint8 or float images to augmented, normalised float32, compiled once for all lengths."""
     images = tf.TensorSpec([None, *part.image_shape], tf.as_dtype(part.image_dtype))
 
     @tf.function(autograph=False, input_signature=[images, tf.TensorSpec([None, 2], tf.int32)])
@@ -174,7 +172,4 @@ def _preparation(part: Part, kinds: tuple[str, ...], normalise: Normalise) -> An
         images = tf.cast(images, tf.float32) / 255.0 if images.dtype == tf.uint8 else images
         return normalise(augment(images, seeds, kinds))
 
-    def call(images: np.ndarray, seeds: np.ndarray) -> Any:
-        return prepare(tf.constant(images), tf.constant(seeds))
-
-    return call
+    return lambda images, seeds: prepare(tf.constant(images), tf.constant(seeds))

@@ -1,58 +1,57 @@
-"""One image file to uint8 RGB of a wanted size. Sizes are checked before memory is taken.
+"""Decodes one image file to uint8 RGB of a given size. Sizes are checked before memory is allocated.
 
-Three channels always: grey is repeated, palettes are looked up, alpha is dropped (the colour stored under it
-stays), CMYK is converted, 16 bits become 8. Photographs are turned upright by their Exif orientation.
+There are always three channels: grey is repeated, palettes are looked up, alpha is dropped (leaving the colour stored
+below it), CMYK is converted and 16 bits become 8. Photos are turned upright according to their Exif orientation.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import threading
 
 import numpy as np
-import tensorflow as tf
 
-from engine.data.header import BadImageError, Header, gif_frame, read_header, skip_gif_data
-from engine.data.resize import Size, fit
+from engine.data.header import BadImageError, Header, read_gif_frame, read_header, skip_gif_data
+from engine.data.resize import Size, resize
 from engine.sizes import format_bytes
 
-LARGEST_FILE = 1 << 28  # bytes of a file that are read at all
+LARGEST_FILE = 1 << 28  # bytes; larger files are not read
 LARGEST_DECODED = 1 << 28  # bytes that decoding one image may take: 89 megapixels of RGB
-_LARGE = 1 << 25  # from here on, images are decoded one at a time
+_LARGE = 1 << 25  # bytes from which on images are decoded one at a time
 _one_large = threading.Lock()
 
 
 def decode(data: bytes, size: Size) -> np.ndarray:
-    """Decodes an image file: uint8 [height, width, 3] of ``size``.
+    """Decodes an image file to uint8 [height, width, 3] of the given (height, width).
 
-    A JPEG much larger than wanted is decoded at a half, a quarter or an eighth of its size, but at least
-    at twice the wanted one, so a 40-megapixel photograph takes little memory.
+    A much larger JPEG is decoded at a half, a quarter or an eighth of its size, but at no less than twice the target
+    size, so a 40-megapixel photo takes little memory.
 
     Raises:
-        BadImageError: no image, damaged or truncated, or larger than ``LARGEST_DECODED`` allows.
+        BadImageError: the file is not an image, is damaged or truncated, or is larger than ``LARGEST_DECODED`` allows.
     """
     header = read_header(io.BytesIO(data))
-    needed = check_memory(header, size)
-    if needed < _LARGE:
-        return _decode(data, header, size)
-    with _one_large:
+    with contextlib.nullcontext() if check_memory(header, size) < _LARGE else _one_large:
         return _decode(data, header, size)
 
 
 def check_memory(header: Header, size: Size) -> int:
-    """Bytes that decoding takes. Raises BadImageError above ``LARGEST_DECODED``."""
+    """Returns the bytes of memory that decoding takes; raises BadImageError if they exceed ``LARGEST_DECODED``."""
     ratio = _ratio(header, size)
     needed = -(-header.height // ratio) * -(-header.width // ratio) * 3 + header.held_bytes
     if needed > LARGEST_DECODED:
         raise BadImageError(
             f"a {header.kind} of {header.width}x{header.height} pixels would take {format_bytes(needed)} to decode; "
-            f"{format_bytes(LARGEST_DECODED)} is the limit; make it smaller"
+            f"the limit is {format_bytes(LARGEST_DECODED)}; make it smaller"
         )
     return needed
 
 
 def _decode(data: bytes, header: Header, size: Size) -> np.ndarray:
+    import tensorflow as tf
+
     try:
         with tf.device("CPU:0"):
             if header.kind == "JPEG":
@@ -69,21 +68,21 @@ def _decode(data: bytes, header: Header, size: Size) -> np.ndarray:
             raise
         raise BadImageError(f"a damaged or truncated {header.kind}") from None
     wanted = size if header.orientation < 5 else size[::-1]
-    fitted = fit(tf.expand_dims(image, 0), wanted)[0]
+    fitted = resize(tf.expand_dims(image, 0), wanted)[0]
     return np.ascontiguousarray(_upright(fitted, header.orientation))
 
 
 def _ratio(header: Header, size: Size) -> int:
-    """By how much a JPEG is reduced while it is decoded: 1, 2, 4 or 8."""
+    """The factor by which a JPEG is reduced while it is decoded: 1, 2, 4 or 8."""
     if header.kind != "JPEG":
         return 1
     height, width = size if header.orientation < 5 else size[::-1]
-    room = min(header.height / height, header.width / width)
-    return next((ratio for ratio in (8, 4, 2) if room >= 2 * ratio), 1)
+    larger = min(header.height / height, header.width / width)
+    return next((ratio for ratio in (8, 4, 2) if larger >= 2 * ratio), 1)
 
 
 def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Undoes Exif's orientation: 2 to 4 mirror or turn about, 5 to 8 also exchange the axes."""
+    """Undoes the Exif orientation: 2 to 4 mirror or rotate by 180 degrees, 5 to 8 also exchange the axes."""
     if orientation >= 5:
         image = image.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
@@ -94,21 +93,17 @@ def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _first_frame(data: bytes) -> bytes:
-    """A GIF cut after its first frame: the decoder would unpack all frames of an animation."""
+    """Cuts a GIF after its first frame, because the decoder would unpack all frames of an animation."""
     file = io.BytesIO(data)
-    gif_frame(file)
+    read_gif_frame(file)
     file.seek(1, 1)  # the code size
     skip_gif_data(file)
     return data[: file.tell()] + b"\x3b"
 
 
 def _bmp(data: bytes, header: Header) -> np.ndarray:
-    """An uncompressed BMP of 1, 4, 8 (palette), 24 or 32 bits. (TensorFlow's decoder ignores palettes.)"""
-    (begins,) = struct.unpack_from("<I", data, 10)
-    (length,) = struct.unpack_from("<I", data, 14)
-    (signed_height,) = struct.unpack_from("<i", data, 22)
-    bits, compression = struct.unpack_from("<HI", data, 28)
-    (used,) = struct.unpack_from("<I", data, 46)
+    """Decodes an uncompressed BMP of 1, 4 or 8 (palette), 24 or 32 bits. (TensorFlow's decoder ignores palettes.)"""
+    begins, length, signed_height, bits, compression, used = struct.unpack_from("<II4xi2xHI12xI", data, 10)
     masks = struct.unpack_from("<III", data, 54) if compression == 3 else None
     standard = compression == 0 or (bits == 32 and masks == (0xFF0000, 0xFF00, 0xFF))
     if bits not in (1, 4, 8, 24, 32) or not standard:

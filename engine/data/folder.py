@@ -1,10 +1,10 @@
-"""Image folders: a folder a class, in one of two layouts.
+"""Image folders with one folder per class, in one of two layouts.
 
     DIR/train/CLASS/...  DIR/val/CLASS/...  DIR/test/CLASS/...      (val and test may be missing)
     DIR/CLASS/...                                                   (an evaluation part is held out)
 
-Whether a file is held out is decided by a hash of its own name (its path in the folder of its class), so
-adding or removing files moves no other file.
+A hash of a file's own name (its path inside the folder of its class) decides whether the file is held out, so adding or
+removing files moves no other file between the parts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pathlib
 import numpy as np
 
 from engine.data.header import SUFFIXES
-from engine.data.image_files import ImageFiles, Say, shown
+from engine.data.image_files import ImageFiles, Say, printable
 from engine.data.part import DataError, Part, Source
 from engine.data.resize import Size
 from engine.text import nearest
@@ -33,16 +33,13 @@ Listing = dict[str, dict[str, list[str]]]  # part -> class -> paths of files in 
 def open_folder(
     spec: str, folder: pathlib.Path, *, size: Size, budget: int, skip_bad: bool, say: Say = print
 ) -> Source:
-    """Opens an image folder. Where it has no val, ``eval`` is ``train``, whose ``hold_out`` says how to divide it.
+    """Opens an image folder. If it has no val, ``eval`` is ``train``, whose ``hold_out`` says how to divide it.
 
-    Args:
-        spec: the source, for errors.
-        folder: DIR.
-        size, budget, skip_bad, say: see ``ImageFiles``.
+    ``spec`` is the name of the source, for error messages; for the other arguments see ``ImageFiles``.
 
     Raises:
-        DataError: no such folder, no images, fewer than two classes, a class without training images, or
-            images that cannot be read.
+        DataError: the folder does not exist, has no images or fewer than two classes, a class has no training images,
+            or images cannot be read.
     """
     ignored: Ignored = collections.Counter()
     listing = _list(spec, folder, ignored)
@@ -66,23 +63,23 @@ def open_folder(
     for part in listing:
         index = np.flatnonzero(belongs == PARTS.index(part)).astype(np.int64)
         if not len(index):
-            raise DataError(f"data={spec}: {part} has no image that can be read")
+            raise DataError(f"data={spec}: {part} has no readable image")
         parts[part] = Part(images, labels[index], index, shares[index])
     train = parts["train"]
     for number in np.flatnonzero(np.bincount(train.labels, minlength=len(classes)) == 0):
-        raise DataError(f"data={spec}: class {shown(classes[number])!r} has no training image that can be read")
+        raise DataError(f"data={spec}: class {printable(classes[number])!r} has no readable training image")
     return Source(
         spec,
-        tuple(shown(name) for name in classes),
+        tuple(printable(name) for name in classes),
         train,
         parts.get("val", train),
         parts.get("test"),
-        skipped=tuple(shown(names[number]) for number in images.bad),
+        skipped=tuple(printable(names[number]) for number in images.bad),
     )
 
 
 def _share(part: str, name: str, file: str) -> float:
-    """A number in [0, 1) that belongs to a file's name in its class folder, whatever other files there are."""
+    """A number in [0, 1) that depends only on a file's path inside the folder of its class."""
     own = file.removeprefix(f"{part}/{name}/").removeprefix(f"{name}/")
     return int.from_bytes(hashlib.sha256(os.fsencode(own)).digest()[:6], "big") / 2**48
 
@@ -92,20 +89,22 @@ def _check_classes(spec: str, folder: pathlib.Path, listing: Listing, classes: l
         for name in sorted(found):
             if part == "train" and not found[name]:
                 raise DataError(
-                    f"data={spec}: class {shown(name)!r} has no image ({', '.join(SUFFIXES)}) to train on; "
-                    "put some there or remove the folder"
+                    f"data={spec}: class {printable(name)!r} has no image ({', '.join(SUFFIXES)}) to train on; "
+                    "add some or remove the folder"
                 )
             if name not in classes and found[name]:
                 raise DataError(
-                    f"data={spec}: {part}/{shown(name)}: train has no such class{nearest(name, classes)}; "
-                    f"its classes are {', '.join(shown(c) for c in classes[:20])}"
+                    f"data={spec}: {part}/{printable(name)}: train has no such class{nearest(name, classes)}; "
+                    f"the classes of train are {', '.join(printable(c) for c in classes[:20])}"
                 )
     if len(classes) < 2:
         hint = ""
         if (folder / classes[0]).is_dir() and _folders(spec, folder / classes[0]):
-            hint = f"; {shown(classes[0])} has folders of its own: perhaps folder:{folder / shown(classes[0])} is meant"
+            inner = folder / printable(classes[0])
+            hint = f"; {printable(classes[0])} itself has folders: did you mean folder:{inner}?"
         raise DataError(
-            f"data={spec}: it has one class, {shown(classes[0])!r}; a classifier needs two or more, a folder each{hint}"
+            f"data={spec}: there is only one class, {printable(classes[0])!r}; a classifier needs two or more, with one "
+            f"folder per class{hint}"
         )
 
 
@@ -114,23 +113,24 @@ def _list(spec: str, folder: pathlib.Path, ignored: Ignored) -> Listing:
         near = _folders(spec, folder.parent) if folder.parent.is_dir() else []
         raise DataError(f"data={spec}: there is no folder {folder}{nearest(folder.name, near)}")
     if not folder.is_dir():
-        raise DataError(f"data={spec}: {folder} is a file; a folder with a folder a class is wanted")
+        raise DataError(f"data={spec}: {folder} is a file; expected a folder with one folder per class")
     top = _folders(spec, folder)
     if "train" in top:
         roots = {part: f"{part}/" for part in PARTS if part in top}
         for name in sorted(set(top) - set(PARTS)):
-            ignored[f"folder {shown(name)} beside train"] += 1
+            ignored[f"folder {printable(name)} next to train"] += 1
     elif {"val", "test"} & set(top):
-        raise DataError(f"data={spec}: it has {' and '.join(sorted({'val', 'test'} & set(top)))}, but no folder train")
+        found = " and ".join(sorted({"val", "test"} & set(top)))
+        raise DataError(f"data={spec}: there is a folder {found}, but no folder train")
     elif top and {name.lower() for name in top} <= _LOOK_LIKE_PARTS:
         raise DataError(
-            f"data={spec}: its folders are {', '.join(sorted(top))}, which are no classes; the parts are named "
-            "train, val and test"
+            f"data={spec}: its folders are {', '.join(sorted(top))}, which look like parts, not classes; the parts must "
+            "be named train, val and test"
         )
     else:
         roots = {"train": ""}
     classes = {part: _folders(spec, folder / root) for part, root in roots.items()}
-    # Links that lead to these, or above them, would bring in images of other classes, or never end.
+    # Links to these folders, or to those above them, would bring in images of other classes or form a cycle.
     known = {_identity(path) for path in (folder.resolve(), *folder.resolve().parents)}
     for part, root in roots.items():
         known |= {_identity(folder / root), *(_identity(folder / root / name) for name in classes[part])}
@@ -139,18 +139,18 @@ def _list(spec: str, folder: pathlib.Path, ignored: Ignored) -> Listing:
         listing[part] = {name: _images_below(spec, folder, f"{root}{name}", known, ignored) for name in classes[part]}
         loose = sum(_is_image(e.name) and not _is_folder(e) for e in _entries(spec, folder / root))
         if not any(listing[part].values()):
-            where = shown(f"{folder}/{root}".rstrip("/"))
+            where = printable(f"{folder}/{root}".rstrip("/"))
             how = f"{loose} images lie directly in {where}" if loose else f"there are no images below {where}"
-            raise DataError(f"data={spec}: {how}; each class is a folder with its images ({', '.join(SUFFIXES)})")
+            raise DataError(f"data={spec}: {how}; expected one folder of images ({', '.join(SUFFIXES)}) per class")
         if loose:
-            ignored["images in no class folder"] += loose
+            ignored["images outside of class folders"] += loose
     return listing
 
 
 def _images_below(
     spec: str, folder: pathlib.Path, root: str, known: set[tuple[int, int]], ignored: Ignored
 ) -> list[str]:
-    """Image files in a class's folder and the folders in it: paths relative to ``folder``, sorted."""
+    """Lists the image files in the folder of a class and its subfolders: paths relative to ``folder``, sorted."""
     found: list[str] = []
     seen = set(known)
     left = [root]
@@ -163,7 +163,7 @@ def _images_below(
             elif _is_folder(entry):
                 identity = _identity(folder / name)
                 if identity in seen:
-                    ignored["links to folders that are read anyway"] += 1
+                    ignored["links to folders that are already read"] += 1
                 else:
                     seen.add(identity)
                     left.append(name)
@@ -171,7 +171,7 @@ def _images_below(
                 found.append(name)
             else:
                 suffix = os.path.splitext(entry.name)[1].lower()
-                ignored[f"{shown(suffix)} files" if suffix else "files without suffix"] += 1
+                ignored[f"{printable(suffix)} files" if suffix else "files without a suffix"] += 1
     return sorted(found)
 
 
@@ -180,7 +180,7 @@ def _entries(spec: str, folder: pathlib.Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        raise DataError(f"data={spec}: {folder} cannot be read ({error.strerror or error})") from None
+        raise DataError(f"data={spec}: cannot read {folder} ({error.strerror or error})") from None
 
 
 def _folders(spec: str, folder: pathlib.Path) -> list[str]:

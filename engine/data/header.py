@@ -1,6 +1,6 @@
-"""What an image file says about itself, read before anything is decoded: kind, size, orientation.
+"""Reads the header of an image file (kind, size, orientation) before anything is decoded.
 
-Nothing here believes the file's name, and nothing allocates by a size that the file claims.
+The file's name is not trusted, and no memory is allocated according to a size that the file claims.
 Sources: ITU T.81 (JPEG), W3C PNG, GIF89a, BITMAPINFOHEADER, Exif 2.3 (orientation, tag 0x0112).
 """
 
@@ -14,16 +14,18 @@ SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp")
 
 
 class BadImageError(ValueError):
-    """Why a file is no image that can be used; without its name, which the caller knows."""
+    """A file is not a usable image. The message gives the reason, but not the file's name, which the caller knows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """Attributes:
-    kind: JPEG, PNG, GIF or BMP.
-    height, width: in pixels, as stored (before any turning).
-    orientation: Exif's 1 to 8; 1 is upright. Only JPEG files have another.
-    held_bytes: what the decoder holds beside its result (the coefficients of a progressive JPEG).
+    """The header of an image file.
+
+    Attributes:
+        kind: JPEG, PNG, GIF or BMP.
+        height, width: the size in pixels as stored, before any rotation.
+        orientation: the Exif orientation, 1 to 8; 1 is upright. Only JPEG files have another.
+        held_bytes: the memory that the decoder needs besides its result (the coefficients of a progressive JPEG).
     """
 
     kind: str
@@ -36,8 +38,7 @@ class Header:
 def read_header(file: BinaryIO) -> Header:
     """Reads the header of an image file that is open at its beginning.
 
-    Raises:
-        BadImageError: empty, of another type, damaged, or without pixels.
+    Raises BadImageError if the file is empty, of another type, damaged or without pixels.
     """
     start = file.read(32)
     if not start:
@@ -49,15 +50,15 @@ def read_header(file: BinaryIO) -> Header:
         elif start.startswith(b"\x89PNG\r\n\x1a\n"):
             header = _png(file)
         elif start.startswith((b"GIF87a", b"GIF89a")):
-            header = gif_frame(file)
+            header = read_gif_frame(file)
         elif start.startswith(b"BM"):
             header = _bmp(file)
         else:
-            raise BadImageError(f"it is no JPEG, PNG, GIF or BMP; it begins with {_shown(start)}")
+            raise BadImageError(f"not a JPEG, PNG, GIF or BMP; the file begins with {_shown(start)}")
     except struct.error:
-        raise BadImageError("it ends within its header") from None
+        raise BadImageError("the file ends within its header") from None
     if header.height < 1 or header.width < 1:
-        raise BadImageError(f"its header says {header.width}x{header.height} pixels")
+        raise BadImageError(f"the header claims {header.width}x{header.height} pixels")
     return header
 
 
@@ -79,7 +80,7 @@ def _jpeg(file: BinaryIO) -> Header:
         if marker == 0x01 or 0xD0 <= marker <= 0xD8:
             continue  # these have no length
         if marker == 0xD9:
-            raise BadImageError("a JPEG that ends before its picture begins")
+            raise BadImageError("a JPEG that ends before its image data")
         at = file.tell()
         (length,) = _unpack(file, ">H")
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
@@ -91,7 +92,7 @@ def _jpeg(file: BinaryIO) -> Header:
             if frame is None:
                 raise BadImageError("a JPEG without a size")
             height, width, components = frame
-            # A decoder of several scans keeps every coefficient (16 bits), whatever size it puts out.
+            # With several scans the decoder keeps every coefficient (16 bits), whatever its output size.
             several = progressive or _unpack(file, ">B")[0] < components
             held = 2 * height * width * components if several else 0
             return Header(kind="JPEG", height=height, width=width, orientation=orientation, held_bytes=held)
@@ -99,22 +100,22 @@ def _jpeg(file: BinaryIO) -> Header:
 
 
 def _marker(file: BinaryIO) -> int:
-    """The next marker's code. Stray bytes before it are passed over, as decoders do."""
-    window = file.read(1)
+    """The code of the next marker. Stray bytes before it are skipped, as decoders do."""
+    byte = file.read(1)
     for _ in range(1 << 16):
-        if not window:
+        if not byte:
             raise BadImageError("a JPEG that ends within its header")
-        if window == b"\xff":
-            while window == b"\xff":
-                window = file.read(1)
-            if window and window != b"\0":
-                return window[0]
-        window = file.read(1)
+        if byte == b"\xff":
+            while byte == b"\xff":
+                byte = file.read(1)
+            if byte and byte != b"\0":
+                return byte[0]
+        byte = file.read(1)
     raise BadImageError("a JPEG with a damaged header")
 
 
 def _orientation(segment: bytes) -> int:
-    """Tag 0x0112 of the first directory of an Exif segment; 1 when there is none or it makes no sense."""
+    """Tag 0x0112 of the first directory of an Exif segment; 1 if it is missing or invalid."""
     if segment[:6] != b"Exif\0\0" or segment[6:8] not in (b"II", b"MM"):
         return 1
     tiff, order = segment[6:], "<" if segment[6:8] == b"II" else ">"
@@ -143,14 +144,14 @@ def _bmp(file: BinaryIO) -> Header:
     file.seek(14)
     (length,) = _unpack(file, "<I")
     if length < 40:
-        raise BadImageError(f"a BMP with a header of {length} bytes (OS/2?), which is not supported; save it as PNG")
+        raise BadImageError(f"a BMP with a header of {length} bytes (OS/2?) is not supported; save it as PNG")
     width, height = _unpack(file, "<ii")
     return Header(kind="BMP", height=abs(height), width=width)
 
 
 # ---- GIF
-def gif_frame(file: BinaryIO) -> Header:
-    """A GIF's size, the larger of screen and first frame; leaves the file at the first frame's colours or data."""
+def read_gif_frame(file: BinaryIO) -> Header:
+    """Reads a GIF's size, the larger of screen and first frame; leaves the file at the data of the first frame."""
     file.seek(6)
     width, height, packed, _, _ = _unpack(file, "<HHBBB")
     file.seek(_colours(packed), 1)
@@ -166,16 +167,16 @@ def gif_frame(file: BinaryIO) -> Header:
                 raise BadImageError("a GIF whose first frame has no pixels")
             return Header(kind="GIF", height=max(height, top + frame_height), width=max(width, left + frame_width))
         else:
-            raise BadImageError("a GIF without a picture" if block == 0x3B else "a damaged GIF")
+            raise BadImageError("a GIF without an image" if block == 0x3B else "a damaged GIF")
 
 
 def _colours(packed: int) -> int:
-    """Bytes of the colour table that this field announces."""
+    """The size in bytes of the colour table that this field announces."""
     return 3 << ((packed & 7) + 1) if packed & 0x80 else 0
 
 
 def skip_gif_data(file: BinaryIO) -> None:
-    """Passes over the sub-blocks of a GIF, to behind their end."""
+    """Skips the sub-blocks of a GIF, including their terminator."""
     while True:
         length = file.read(1)
         if not length:

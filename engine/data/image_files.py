@@ -1,4 +1,4 @@
-"""Image files as an indexed set: checked once, decoded in parallel, kept in memory as far as a budget goes."""
+"""Image files as an indexed set: checked once, decoded in parallel, and kept in memory within a budget."""
 
 from __future__ import annotations
 
@@ -20,29 +20,27 @@ from engine.data.part import DataError
 from engine.data.resize import Size
 from engine.sizes import format_bytes
 
-_EDGE = 4096  # bytes at both ends of a file that its fingerprint covers
+_EDGE = 4096  # bytes at each end of a file that its fingerprint covers
 _SAY_EVERY = 5.0  # seconds
 
 Say = Callable[[str], None]
 
 
 class ImageFiles:
-    """Images [n, height, width, 3] uint8, by the number of their file; has ``engine.data.part.Images``.
+    """Images uint8 [n, height, width, 3], by the number of their file; implements ``engine.data.part.Images``.
 
-    The first ones are kept decoded, as many as fit the budget; the others are decoded at each reading. Both
+    The first images, as many as fit the budget, are kept decoded; the others are decoded each time they are read. Both
     give the same bits.
 
     Args:
-        spec: the source, for errors.
-        folder: where the files are.
-        names: their paths in it, with "/".
-        size: (height, width) that each is resized to.
-        budget: bytes that decoded images may take in memory.
-        skip_bad: go on without the files that cannot be read (they are in ``bad``); else they are an error.
-        say: told about progress, when it takes long.
+        spec: the name of the source, for error messages.
+        folder, names: the folder of the files, and their paths in it, with "/".
+        size, budget: the (height, width) that each image is resized to, and the bytes that decoded images may take.
+        skip_bad: whether to continue without unreadable files, which are listed in ``bad``; otherwise they are an error.
+        say: a function that is called with messages about the progress of slow work.
 
     Raises:
-        DataError: files that cannot be read; they are named.
+        DataError: files cannot be read; the message names them.
     """
 
     def __init__(
@@ -56,10 +54,7 @@ class ImageFiles:
         skip_bad: bool,
         say: Say = print,
     ) -> None:
-        self._spec = spec
-        self._folder = folder
-        self._names = list(names)
-        self._size = size
+        self._spec, self._folder, self._names, self._size = spec, folder, list(names), size
         self.shape = (len(names), *size, 3)
         self.dtype = np.dtype(np.uint8)
         self._pool = concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 16), thread_name_prefix="decode")
@@ -69,29 +64,28 @@ class ImageFiles:
         self.bad: dict[int, str] = {}
         self._check(skip_bad, say)
         if self.bad and not skip_bad:
-            listed = "".join(f"\n  {shown(self._names[n])}: {reason}" for n, reason in list(self.bad.items())[:10])
+            listed = "".join(f"\n  {printable(self._names[n])}: {reason}" for n, reason in list(self.bad.items())[:10])
             more = f"\n  ... and {len(self.bad) - 10} more" if len(self.bad) > 10 else ""
             raise DataError(
                 f"data={spec}: {len(self.bad)} of {len(names)} images cannot be read "
-                f"(--bad_images=skip goes on without them):{listed}{more}"
+                f"(--bad_images=skip leaves them out):{listed}{more}"
             )
 
     @property
     def kept(self) -> int:
-        """How many images are in memory."""
+        """The number of images in memory."""
         return len(self._kept)
 
     def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
         out = np.empty((len(numbers), *self.shape[1:]), np.uint8)
         held = numbers < len(self._kept)
         out[held] = self._kept[numbers[held]]
-        late = np.flatnonzero(~held)
-        for place, image in zip(late, self._pool.map(self._read, numbers[late]), strict=True):
+        for place, image in zip(np.flatnonzero(~held), self._pool.map(self._read, numbers[~held]), strict=True):
             out[place] = image
         return out
 
     def fingerprint(self) -> str:
-        """SHA-256 of names, lengths and both ends of the files, and of the size; not of what is kept."""
+        """Returns a SHA-256 over the image size and the names, lengths and both ends of the files."""
         hasher = hashlib.sha256(repr((self._size, sorted(self.bad))).encode())
         for name, digest in zip(self._names, self._digests, strict=True):
             hasher.update(os.fsencode(name) + b"\0" + digest)
@@ -102,10 +96,10 @@ class ImageFiles:
             with _open(self._folder / self._names[number]) as file:
                 return decode(file.read(), self._size)
         except BadImageError as error:
-            raise DataError(f"data={self._spec}: {shown(self._names[number])}: {error}") from None
+            raise DataError(f"data={self._spec}: {printable(self._names[number])}: {error}") from None
 
     def _check(self, skip_bad: bool, say: Say) -> None:
-        """Looks at every file: decodes those that are kept, or may be skipped; of the others, the header."""
+        """Checks every file: decodes those that are kept or may be skipped, and reads only the header of the others."""
 
         def look(number: int) -> str | None:
             decoded = skip_bad or number < len(self._kept)
@@ -137,20 +131,20 @@ class ImageFiles:
 
 
 def _open(path: pathlib.Path) -> BinaryIO:
-    """Opens a regular file that is not too large; a pipe that nobody writes to would block for ever."""
+    """Opens a regular file that is not too large. (A pipe without a writer would block for ever.)"""
     try:
         facts = os.stat(path)
         if not stat.S_ISREG(facts.st_mode):
-            raise BadImageError("it is no regular file")
+            raise BadImageError("not a regular file")
         if facts.st_size > LARGEST_FILE:
-            raise BadImageError(f"it has {format_bytes(facts.st_size)}; {format_bytes(LARGEST_FILE)} is the limit")
+            raise BadImageError(f"a file of {format_bytes(facts.st_size)}; the limit is {format_bytes(LARGEST_FILE)}")
         return open(path, "rb")
     except OSError as error:
-        raise BadImageError(f"it cannot be opened ({error.strerror or error})") from None
+        raise BadImageError(f"cannot be opened ({error.strerror or error})") from None
 
 
 def _digest(file: BinaryIO) -> bytes:
-    """SHA-256 of a file's length and ends; the file is at its beginning again."""
+    """A SHA-256 over a file's length and both ends. Leaves the file at its beginning."""
     try:
         length = file.seek(0, io.SEEK_END)
         file.seek(0)
@@ -159,11 +153,11 @@ def _digest(file: BinaryIO) -> bytes:
         hasher.update(file.read(_EDGE))
         file.seek(0)
     except OSError as error:
-        raise BadImageError(f"it cannot be read ({error.strerror or error})") from None
+        raise BadImageError(f"cannot be read ({error.strerror or error})") from None
     return hasher.digest()
 
 
-def shown(name: str) -> str:
-    """A file name that any output can take: bytes that are no text, and control characters, escaped."""
+def printable(name: str) -> str:
+    """Makes a file name safe to print, by escaping control characters and bytes that are not text."""
     text = name.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

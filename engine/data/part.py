@@ -1,4 +1,4 @@
-"""What a data set is here: parts whose examples are read by position, and that keep no place."""
+"""Data sets and their parts, whose examples are read by position, without any iteration state."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ from engine.errors import InputError
 
 
 class DataError(InputError):
-    """Data that are missing, damaged or do not fit."""
+    """Data are missing, damaged or do not fit."""
 
 
 class Images(Protocol):
-    """Images by number, read when asked for: what Part needs of an array, and all it asks of anything else."""
+    """Images that are read by number. A Part needs no more than this, so an array or any similar object will do."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(n, height, width, channels)."""
+        """The shape (n, height, width, channels)."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """uint8, or float32 in [0, 1]."""
+        """The dtype: uint8, or float32 with values in [0, 1]."""
 
     def __getitem__(self, numbers: Any, /) -> np.ndarray:
-        """The images [m, height, width, channels] of int64 ``numbers`` [m]; always the same bits."""
+        """Returns the images [m, height, width, channels] with the int64 ``numbers`` [m]; always the same bits."""
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Examples that are read by position.
+    """Examples that are read by position, such as the training part of a data set.
 
-    Labels belong to positions, not to images: ``labels[p]`` is that of ``images[index[p]]``.
+    Labels belong to positions, not to images: ``labels[p]`` is the label of ``images[index[p]]``.
 
     Attributes:
-        images: an array, or anything else that has ``Images``; other parts may share it.
-        labels: int64 [m] classes, or float32 [m] or [m, C] targets, one for each position.
-        index: int64 [m], the number in ``images`` for each position: the part has m examples.
-        hold_out: float64 [m] in [0, 1), or None: an evaluation part of a share f takes the examples below f.
-            None leaves the choice to a fixed permutation.
+        images: an array, or another object that implements ``Images``; several parts may share it.
+        labels: for each position, a class (int64 [m]) or a target (float32 [m] or [m, C]).
+        index: for each of the m positions, the number of its image in ``images``, int64 [m].
+        hold_out: a number in [0, 1) per position, float64 [m]: an evaluation part of a share f takes the examples below
+            f. If None, a fixed permutation decides.
 
     Raises:
-        DataError: arrays of another length than ``index``, or an index that is no image's number.
+        DataError: an array differs in length from ``index``, or the index has a number without an image.
     """
 
     images: Images
@@ -55,12 +55,12 @@ class Part:
     def __post_init__(self) -> None:
         index, count = self.index, self.images.shape[0]
         if index.ndim != 1 or index.dtype.kind != "i":
-            raise DataError(f"index: {index.dtype} {list(index.shape)}; int64 [m] is wanted, an image's number each")
+            raise DataError(f"index: {index.dtype} {list(index.shape)}; expected int64 [m], the numbers of images")
         for name, array in (("labels", self.labels), ("hold_out", self.hold_out)):
             if array is not None and (array.ndim < 1 or len(array) != len(index)):
                 raise DataError(
-                    f"{name}: shape {list(array.shape)} for an index of {len(index)}; one for each position is wanted "
-                    f"({name} of all images: {name}[index])"
+                    f"{name}: shape {list(array.shape)} for an index of length {len(index)}; expected one entry per "
+                    f"position (if you have {name} for all images, pass {name}[index])"
                 )
         if len(wrong := np.flatnonzero((index < 0) | (index >= count))):
             raise DataError(f"index[{wrong[0]}]={index[wrong[0]]}: there are {count} images, numbered from 0")
@@ -70,7 +70,7 @@ class Part:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels)."""
+        """The shape (height, width, channels) of an image."""
         _, height, width, channels = self.images.shape
         return height, width, channels
 
@@ -79,29 +79,25 @@ class Part:
         return self.images.dtype
 
     def read(self, positions: np.ndarray) -> dict[str, np.ndarray]:
-        """{"image", "label", "index"} of the examples at these positions.
-
-        Raises:
-            DataError: an image file that cannot be read; it is named.
-        """
+        """Returns "image", "label" and "index" of these examples; a DataError names an unreadable image file."""
         index = self.index[positions]
         return {"image": self.images[index], "label": self.labels[positions], "index": index}
 
     def take(self, positions: np.ndarray) -> Part:
-        """The part that has these positions of this one, in this order."""
+        """Returns a part with these positions of this one, in this order."""
         shares = None if self.hold_out is None else self.hold_out[positions]
         return replace(self, labels=self.labels[positions], index=self.index[positions], hold_out=shares)
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A data set.
+    """A data set with a training, an evaluation and perhaps a test part.
 
     Attributes:
-        name: as given.
-        classes: their names, in the order of the labels; empty when labels are float targets.
-        train, eval, test: its parts; ``eval is train`` only until an evaluation part is held out.
-        skipped: the image files that could not be read and were left out.
+        name: the name that it was opened by.
+        classes: the names of the classes, in the order of the labels; empty if the labels are float targets.
+        train, eval, test: the parts; ``eval is train`` only until an evaluation part is held out.
+        skipped: the unreadable image files that were left out.
     """
 
     name: str
@@ -113,33 +109,29 @@ class Source:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels)."""
+        """The shape (height, width, channels) of an image."""
         return self.train.image_shape
 
     def outputs(self, loss: str) -> int:
-        """How many outputs a model needs for this loss on these labels.
-
-        Raises:
-            DataError: the labels do not suit the loss.
-        """
+        """Returns the number of outputs that a model needs; raises DataError if the labels do not suit the loss."""
         labels = self.train.labels
         if loss == "softmax":
             if not self.classes:
                 raise DataError(
-                    f"data={self.name}: loss softmax wants integer class labels; these are {labels.dtype} targets"
+                    f"data={self.name}: the loss softmax needs integer class labels, but these are {labels.dtype} targets"
                 )
             return len(self.classes)
         if labels.ndim == 2:
             return int(labels.shape[1])
         if loss == "sigmoid" and self.classes and len(self.classes) > 2:
             raise DataError(
-                f"data={self.name}: loss sigmoid wants labels 0 and 1, or [n, C] of them; "
-                f"these are {len(self.classes)} classes (softmax is for those)"
+                f"data={self.name}: the loss sigmoid needs labels 0 and 1, [n] or [n, C], but these are "
+                f"{len(self.classes)} classes; use softmax"
             )
         return 1
 
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) of what training and evaluation read: a resumed run must find the same."""
+        """Returns a SHA-256, in hexadecimal, over the training and evaluation data, which a resumed run compares."""
         hasher = hashlib.sha256()
         for part in (self.train, self.eval):
             hasher.update(repr((part.image_shape, part.image_dtype.str, part.labels.shape)).encode())
@@ -153,12 +145,12 @@ class Source:
 
 
 def check_labels(spec: str, name: str, labels: np.ndarray, classes: int) -> None:
-    """Raises DataError when a class label is not below the number of classes."""
+    """Raises DataError unless every class label is at least 0 and below the number of classes."""
     if labels.dtype.kind == "f":
         return
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(wrong):
         raise DataError(
-            f"data={spec}: {name}[{wrong[0]}]={labels[wrong[0]]} is out of range: the classes are 0 to {classes - 1} "
-            f"({len(wrong)} such labels)"
+            f"data={spec}: {name}[{wrong[0]}]={labels[wrong[0]]} is out of range; the classes are 0 to {classes - 1} "
+            f"({len(wrong)} labels are wrong)"
         )

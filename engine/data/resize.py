@@ -1,6 +1,7 @@
-"""Images at the size that a model wants: the shorter side is fitted, the longer one cropped about the centre.
+"""Resizes images to the size of a model's input: the shorter side is fitted and the longer one centre-cropped.
 
-Antialiased bilinear, half-pixel centres: what ``tf.image.resize(antialias=True)`` does, with the crop in the same pass.
+The resampling is antialiased bilinear with half-pixel centres, as in ``tf.image.resize(antialias=True)``, but crops in
+the same pass.
 """
 
 from __future__ import annotations
@@ -10,40 +11,37 @@ import re
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from engine.data.part import DataError
 
 Size = tuple[int, int]  # height, width
 LARGEST_SIDE = 8192
-_CHUNK = 256  # images resized in one call
+_CHUNK = 256  # the number of images resized in one call
 
 
 def parse_image_size(text: str) -> Size:
-    """(height, width) from ``N`` or ``HxW``, in pixels.
-
-    Raises:
-        DataError: something else, or a side outside 1 to 8192.
-    """
+    """Reads a (height, width) in pixels, 1 to 8192, from a text: ``N`` or ``HxW``; raises DataError for any other."""
     match = re.fullmatch(r"\s*(\d{1,6})\s*(?:[xX×]\s*(\d{1,6})\s*)?", text)
     if match is None:
-        raise DataError(f"image_size={text!r}: it is N or HEIGHTxWIDTH in pixels, such as 224 or 192x256")
+        raise DataError(f"image_size={text!r}: expected N or HEIGHTxWIDTH in pixels, such as 224 or 192x256")
     height, width = int(match.group(1)), int(match.group(2) or match.group(1))
     if not (1 <= height <= LARGEST_SIDE and 1 <= width <= LARGEST_SIDE):
-        raise DataError(f"image_size={text!r}: a side has 1 to {LARGEST_SIDE} pixels")
+        raise DataError(f"image_size={text!r}: a side must have 1 to {LARGEST_SIDE} pixels")
     return height, width
 
 
-def fit(images: Any, size: Size) -> np.ndarray:
-    """Resizes uint8, or float32 in [0, 1], images [n, height, width, channels] to [n, *size, channels], same dtype.
+def resize(images: Any, size: Size) -> np.ndarray:
+    """Resizes images [n, height, width, channels] to [n, *size, channels], keeping their dtype.
 
-    ``images`` is an array or a tensor; of a tensor no second copy is made.
+    They are uint8, or float32 in [0, 1]; an array or a tensor (which is not copied).
     """
+    import tensorflow as tf
+
     height, width = images.shape[1:3]
     if (height, width) == size:
         return np.asarray(images)
     scale = max(size[0] / height, size[1] / width)
-    # Of a panorama nearly everything is cropped, and need not be resized before.
+    # Nearly all of a panorama is cropped away and need not be resized.
     reach = max(1.0, 1.0 / scale) + 1.0
     top, left = (max(0, int((side - want / scale) / 2 - reach)) for side, want in ((height, size[0]), (width, size[1])))
     if 2 * top > height // 2 or 2 * left > width // 2:
@@ -65,23 +63,21 @@ def fit(images: Any, size: Size) -> np.ndarray:
 
 
 class Resized:
-    """Images of an array, resized each time they are read: nothing of the larger size is kept."""
+    """The images of an array, resized each time they are read, so that no enlarged copy is kept."""
 
     def __init__(self, images: np.ndarray, size: Size) -> None:
-        self._images = images
-        self._size = size
-        self.shape = (len(images), *size, images.shape[3])
-        self.dtype = images.dtype
+        self._images, self._size = images, size
+        self.shape, self.dtype = (len(images), *size, images.shape[3]), images.dtype
 
     def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
-        return fit(self._images[numbers], self._size)
+        return resize(self._images[numbers], self._size)
 
     def fingerprint(self) -> str:
         return hashlib.sha256(np.ascontiguousarray(self._images).data).hexdigest()
 
 
-def resized(images: np.ndarray, size: Size, *, budget: int) -> np.ndarray | Resized:
-    """The images at another size: in memory when they take at most ``budget`` bytes, else resized at every reading."""
+def resize_all(images: np.ndarray, size: Size, *, budget: int) -> np.ndarray | Resized:
+    """Resizes images in memory if the result takes at most ``budget`` bytes, else each time they are read."""
     if images.shape[1:3] == size:
         return images
     late = Resized(images, size)
@@ -90,5 +86,5 @@ def resized(images: np.ndarray, size: Size, *, budget: int) -> np.ndarray | Resi
     out = np.empty(late.shape, images.dtype)
     for start in range(0, len(images), _CHUNK):
         chosen = slice(start, start + _CHUNK)
-        out[chosen] = fit(images[chosen], size)
+        out[chosen] = resize(images[chosen], size)
     return out

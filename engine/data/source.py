@@ -1,4 +1,4 @@
-"""Opens data sources by name: indexed examples with a train, an evaluation and perhaps a test part."""
+"""Opens data sources by name: indexed examples with a training, an evaluation and perhaps a test part."""
 
 from __future__ import annotations
 
@@ -34,56 +34,69 @@ def open_data(
     image_cache: int = IMAGE_CACHE,
     say: Say = print,
 ) -> Source:
-    """Opens a source: ``fashion_mnist_mini``, ``fashion_mnist``, ``idx:DIR``, ``folder:DIR`` or ``npz:FILE``.
+    """Opens a data set by name, with its training, evaluation and perhaps test part.
 
     Args:
-        spec: the source.
-        eval_fraction: share of train held out for evaluation where the source has no such part
-            (0.1 when None); chosen by a hash of the file's name in a folder, else by a fixed
-            permutation, whatever the run's seed.
-        train_examples: use only so many training examples, chosen by a fixed permutation.
-        image_size: (height, width) that images are resized to (engine.data.resize); None leaves arrays
-            as they are and makes 224x224 of image files.
-        bad_images: what is done with image files that cannot be read, "stop" or "skip"; they are named.
-        image_cache: bytes of memory for decoded or resized images; what does not fit is decoded or
-            resized again at every reading, with the same result.
-        say: told what was left out, and about progress when it takes long.
+        spec: ``fashion_mnist_mini`` (embedded, needs no files), ``fashion_mnist``, ``idx:DIR`` (MNIST-style files),
+            ``folder:DIR`` (images, one folder per class) or ``npz:FILE`` (arrays).
+        eval_fraction: the share of the training part that is held out for evaluation if the source has no evaluation
+            part; None means 0.1. Independently of any seed, a hash of the file name (in a folder) or a fixed permutation
+            decides which examples.
+        train_examples: the number of training examples to use, chosen by a fixed permutation; None uses all.
+        image_size: the (height, width) that images are resized to (engine.data.resize); None keeps arrays as they are
+            and resizes image files to 224x224.
+        bad_images: unreadable image files: "stop" raises an error that names them, "skip" leaves them out.
+        image_cache: the bytes of memory for decoded or resized images; images beyond that are decoded or resized each
+            time they are read, with the same result.
+        say: a function that is called with messages: what was left out, and the progress of slow work.
 
     Raises:
-        DataError: unknown source, missing or damaged files, labels that make no sense, or a share or count
-            that leaves a part empty.
+        DataError: the source is unknown, files are missing or damaged, labels are invalid, or a share or number of
+            examples leaves a part empty.
+
+    Example:
+        >>> from engine import open_data
+        >>> source = open_data("fashion_mnist_mini", train_examples=100)
+        >>> len(source.train), source.image_shape, source.classes[:2]
+        (100, (28, 28, 1), ('T-shirt', 'Trouser'))
     """
+    check_source(spec, bad_images=bad_images)
     kind, _, rest = spec.partition(":")
-    if bad_images not in BAD_IMAGES:
-        raise DataError(
-            f"bad_images={bad_images!r}: it is {' or '.join(BAD_IMAGES)}{nearest(bad_images, list(BAD_IMAGES))}"
-        )
-    if bad_images == "skip" and kind != "folder":
-        raise DataError(f"bad_images=skip: {spec} has no image files; only folder:DIR has")
     if spec == EMBEDDED:
         file = pathlib.Path(__file__).with_name("fashion_mnist_mini.npz")
-        source = arrays.from_npz(spec, file, arrays.FASHION, size=image_size, budget=image_cache)
+        source = arrays.load_npz(spec, file, arrays.FASHION, size=image_size, budget=image_cache)
     elif spec == "fashion_mnist":
-        source = arrays.fashion_mnist(spec, size=image_size, budget=image_cache)
+        source = arrays.load_fashion_mnist(spec, size=image_size, budget=image_cache)
     elif kind == "npz" and rest:
-        source = arrays.from_npz(spec, pathlib.Path(rest), size=image_size, budget=image_cache)
+        source = arrays.load_npz(spec, pathlib.Path(rest), size=image_size, budget=image_cache)
     elif kind == "idx" and rest:
-        source = arrays.from_idx(spec, pathlib.Path(rest), size=image_size, budget=image_cache)
-    elif kind == "folder" and rest:
+        source = arrays.load_idx(spec, pathlib.Path(rest), size=image_size, budget=image_cache)
+    else:
         size, skip = image_size or FOLDER_SIZE, bad_images == "skip"
         source = open_folder(spec, pathlib.Path(rest), size=size, budget=image_cache, skip_bad=skip, say=say)
-    else:
-        raise DataError(f"data={spec!r}: known sources are {', '.join(SOURCES)}{nearest(spec, list(SOURCES))}")
     if source.eval is source.train:
         source = _hold_out(source, 0.1 if eval_fraction is None else eval_fraction)
     elif eval_fraction is not None:
-        raise DataError(f"eval_fraction={eval_fraction}: {spec} has an evaluation part of its own; nothing is held out")
+        raise DataError(f"eval_fraction={eval_fraction}: {spec} has its own evaluation part, so nothing is held out")
     if train_examples is not None:
         if not 1 <= train_examples <= len(source.train):
-            raise DataError(f"train_examples={train_examples}: {spec} has {len(source.train)} training examples")
+            raise DataError(f"train_examples={train_examples}: expected 1 to {len(source.train)}, all that {spec} has")
         chosen = np.sort(order.fixed_permutation(len(source.train))[:train_examples])
         source = replace(source, train=source.train.take(chosen))
     return source
+
+
+def check_source(spec: str, *, bad_images: str = "stop") -> None:
+    """Raises DataError if the source or ``bad_images`` is unknown, or does not fit the other. Opens no file."""
+    kind, _, rest = spec.partition(":")
+    if bad_images not in BAD_IMAGES:
+        raise DataError(
+            f"bad_images={bad_images!r}: expected {' or '.join(BAD_IMAGES)}{nearest(bad_images, list(BAD_IMAGES))}"
+        )
+    if bad_images == "skip" and kind != "folder":
+        raise DataError(f"bad_images=skip: {spec} has no image files; only folder:DIR has some")
+    if spec not in (EMBEDDED, "fashion_mnist") and not (kind in ("idx", "folder", "npz") and rest):
+        raise DataError(f"data={spec!r}: expected one of {', '.join(SOURCES)}{nearest(spec, list(SOURCES))}")
 
 
 def _hold_out(source: Source, fraction: float) -> Source:
@@ -93,8 +106,8 @@ def _hold_out(source: Source, fraction: float) -> Source:
     held = round(count * fraction) if math.isfinite(fraction) else 0
     if not (0.0 < fraction < 1.0 and 1 <= held < count):
         raise DataError(
-            f"eval_fraction={fraction}: it lies between 0 and 1 and leaves at least one of the {count} "
-            "examples to training and one to evaluation"
+            f"eval_fraction={fraction}: expected a number between 0 and 1 that leaves at least one of the {count} "
+            "examples for training and one for evaluation"
         )
     mixed = order.fixed_permutation(count)
     return replace(
@@ -104,18 +117,18 @@ def _hold_out(source: Source, fraction: float) -> Source:
 
 def _hold_out_by_name(source: Source, shares: np.ndarray, fraction: float) -> Source:
     if not 0.0 < fraction < 1.0:
-        raise DataError(f"eval_fraction={fraction}: it lies between 0 and 1")
+        raise DataError(f"eval_fraction={fraction}: expected a number between 0 and 1")
     held = shares < fraction
     if not held.any():
         enough = math.floor(shares.min() * 1000 + 1) / 1000
         raise DataError(
-            f"eval_fraction={fraction}: of {len(held)} images, divided by their file names, it holds out none; "
-            f"{enough:g} would, or give {source.name} a folder val"
+            f"eval_fraction={fraction}: this holds out none of the {len(held)} images, which are divided by their file "
+            f"names; use {enough:g}, or add a folder val to {source.name}"
         )
     left = np.bincount(source.train.labels[~held], minlength=len(source.classes))
     for number in np.flatnonzero(left == 0):
         raise DataError(
-            f"eval_fraction={fraction}: it leaves class {source.classes[number]!r} of {source.name} no image to train "
-            "on; give it more images, or the folder a val of its own"
+            f"eval_fraction={fraction}: this leaves no image of class {source.classes[number]!r} of {source.name} to "
+            "train on; add images to the class, or add a folder val"
         )
     return replace(source, train=source.train.take(np.flatnonzero(~held)), eval=source.train.take(np.flatnonzero(held)))

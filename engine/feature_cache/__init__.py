@@ -1,1 +1,1 @@
-"""Features of the frozen part on disk: what is kept, for how long, and when it pays."""
+"""Caches the tensors at the frost line on disk: when that pays, how they are stored, and for how long."""

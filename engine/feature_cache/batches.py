@@ -1,4 +1,4 @@
-"""Steps of kept features: the very examples, order, labels and seeds that steps of images have."""
+"""Batches of cached features: the same examples, order, labels and seeds as batches of images."""
 
 from __future__ import annotations
 
@@ -7,21 +7,17 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from engine.data.batches import Batch, EvalBatches, TrainBatches, ahead
+from engine.data.batches import Batch, EvalBatches, TrainBatches, prefetch
 from engine.feature_cache.store import Features
 from engine.seeds import example_seeds
 
-_BLOCK, _STEPS = 16 << 20, 16  # bytes and steps that are read at once, at most
+_BLOCK, _STEPS = 16 << 20, 16  # the most bytes and steps read at once
 
 
 class FeatureBatches:
-    """Training steps as those of ``batches``, with the tensors at the frost line in place of "image".
+    """Training steps like those of ``batches``, with tensors of a filled cache of the same part in place of "image".
 
-    Of a cache with K views, epoch e takes view e modulo K: the first K epochs see what they would see uncached.
-
-    Args:
-        batches: steps of images.
-        features: of the same part, filled.
+    In a cache with K views, epoch e reads view e modulo K: the first K epochs see what they would see without a cache.
     """
 
     def __init__(self, batches: TrainBatches, features: Features) -> None:
@@ -33,11 +29,11 @@ class FeatureBatches:
         return self.batches.per_epoch
 
     def at(self, step: int) -> Batch:
-        """The batch of a step, counted over all epochs: tensors, "label", "seeds", "index"."""
+        """The batch of a step, counted over all epochs: the line's tensors, "label", "seeds" and "index"."""
         return self._read(step, 1)[0]
 
     def between(self, start: int, stop: int) -> Iterator[Batch]:
-        """Batches of the steps [start, stop), read ahead on another thread, several at a time."""
+        """The batches of steps [start, stop), read ahead on another thread, several at a time."""
         size = max(1, self.features.bytes // self.features.rows) * self.batches.batch_size
         most = min(_STEPS, max(1, _BLOCK // size))
         blocks = []
@@ -45,11 +41,11 @@ class FeatureBatches:
             count = min(most, stop - start, self.per_epoch - start % self.per_epoch)
             blocks.append((start, count))
             start += count
-        for block in ahead(lambda block: self._read(*block), blocks):
+        for block in prefetch(lambda block: self._read(*block), blocks):
             yield from block
 
     def _read(self, step: int, count: int) -> list[Batch]:
-        """Batches of steps of one epoch: what reading costs besides the bytes is paid once for all of them."""
+        """The batches of ``count`` steps of one epoch, in one read: its fixed cost is paid once for all of them."""
         epoch, positions = self.batches.place(step, count)
         part, size = self.batches.part, self.batches.batch_size
         index = part.index[positions]
@@ -57,7 +53,7 @@ class FeatureBatches:
         whole["seeds"] = example_seeds(self.batches.seed, epoch, index)
         whole |= self.features.read(index, view=epoch % self.features.views)
         sizes = [min(size, len(index) - start) for start in range(0, len(index), size)]
-        # one copy of the whole, of which the parts are views: made here, while the step before is computed
+        # one copy of the whole, of which the parts are views: made here, while the previous step is computed
         tensors = {name: tf.split(values, sizes) for name, values in whole.items() if name != "index"}
         indices = np.split(index, np.cumsum(sizes)[:-1])
         return [
@@ -67,7 +63,7 @@ class FeatureBatches:
 
 
 class EvalFeatureBatches:
-    """An evaluation or test part as ``batches`` gives it, with the tensors at the frost line in place of "image"."""
+    """Evaluation batches like those of ``batches``, with the tensors at the frost line in place of "image"."""
 
     def __init__(self, batches: EvalBatches, features: Features) -> None:
         self.batches, self.features = batches, features

@@ -1,4 +1,4 @@
-"""Room on disk for caches of features: which are in use, and which go first when a budget is reached."""
+"""Evicts feature caches when a budget on disk space is reached, the least recently used first and never one in use."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ _CACHE, _OURS = re.compile(r"[0-9a-f]{32}"), re.compile(r"shard-\d{6}|\.shard-.*
 
 
 @contextlib.contextmanager
-def taken(folder: pathlib.Path) -> Iterator[None]:
-    """Marks a cache as in use, so that no other run removes it meanwhile. The mark ends with the process at the latest."""
+def hold_cache(folder: pathlib.Path) -> Iterator[None]:
+    """Marks a cache as in use, so that no other run evicts it. The mark ends with the process at the latest."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "in_use", "wb") as file:
         _lock(file.fileno(), alone=False)
-        os.utime(folder)  # the one used last is removed last
+        os.utime(folder)  # the most recently used cache is evicted last
         yield
 
 
-def make_room(root: PathLike, needed: int, budget: int) -> list[pathlib.Path]:
-    """Removes caches that nobody uses, the one used longest ago first, until ``needed`` more bytes fit; tells which."""
-    folders = [path for path in _folders(root) if _CACHE.fullmatch(path.name)]
+def evict_caches(root: PathLike, needed: int, budget: int) -> list[pathlib.Path]:
+    """Removes unused caches, the least recently used first, until ``needed`` more bytes fit; returns their folders."""
+    paths = pathlib.Path(root).iterdir() if pathlib.Path(root).is_dir() else ()
+    folders = [path for path in paths if path.is_dir() and not path.is_symlink() and _CACHE.fullmatch(path.name)]
     sizes = {
         path: sum(file.stat().st_size for file in path.iterdir() if _OURS.fullmatch(file.name)) for path in folders
     }
@@ -33,19 +34,14 @@ def make_room(root: PathLike, needed: int, budget: int) -> list[pathlib.Path]:
     for path in sorted(folders, key=lambda path: path.stat().st_mtime):
         if sum(sizes.values()) + needed <= budget:
             break
-        if _removed(path):
+        if _remove(path):
             removed.append(path)
             del sizes[path]
     return removed
 
 
-def _folders(root: PathLike) -> list[pathlib.Path]:
-    root = pathlib.Path(root)
-    return [path for path in root.iterdir() if path.is_dir() and not path.is_symlink()] if root.is_dir() else []
-
-
-def _removed(folder: pathlib.Path) -> bool:
-    """Removes a cache's own files, and the folder when nothing else is in it; False where a run uses it."""
+def _remove(folder: pathlib.Path) -> bool:
+    """Removes a cache's own files, and its folder if nothing else is in it; False if a run uses it."""
     with open(folder / "in_use", "wb") as file:
         if not _lock(file.fileno(), alone=True):
             return False
@@ -58,7 +54,7 @@ def _removed(folder: pathlib.Path) -> bool:
 
 
 def _lock(number: int, *, alone: bool) -> bool:
-    """Whether an open file could be locked; where the system has no locks, alone never."""
+    """Whether an open file could be locked; on systems without locks, an exclusive lock always fails."""
     try:
         import fcntl
     except ImportError:

@@ -1,12 +1,12 @@
-"""Rows of arrays in files of a fixed number of rows: each written whole or not at all, with a checksum of its own.
+"""Tables of arrays in shards: files of a fixed number of rows, each written atomically and with its own checksum.
 
-A shard is
+A shard consists of
 
-    128 bytes   b"FRSTLINE", version u32, shard u32, bytes of the payload u64, key (SHA-256), SHA-256 of the payload, zeros
+    128 bytes   b"FRSTLINE", format u32, shard u32, bytes of the payload u64, key (SHA-256), SHA-256 of the payload, zeros
     payload     for each array the shard's rows [rows, *shape], little-endian, padded to 64 bytes
 
-Checksums are verified at opening, which reads every file once. Rows are then read through memory maps, whose pages are
-given back at once: however many rows there are, the process stays small.
+Opening a table verifies the checksums, which reads every file once. Rows are then read through memory maps, whose pages are
+released at once, so the process stays small however many rows there are.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 from engine import files
 from engine.errors import InputError
 
-VERSION = 1
+FORMAT = 1  # the format of the files, and part of a cache's key
 _MAGIC, _HEADER, _ALIGN = b"FRSTLINE", 128, 64
 _FIELDS = struct.Struct("<8sIIQ32s32s")
 _CHECKSUM_AT = _FIELDS.size - 32
@@ -39,34 +39,33 @@ class ShardError(InputError):
 
 @dataclass(frozen=True)
 class Column:
-    """One array of a shard: ``shape`` and ``dtype`` of a row."""
+    """One array of a shard: the ``shape`` and ``dtype`` of a row."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
     @property
     def row(self) -> int:
-        """Bytes of a row."""
+        """The bytes of a row."""
         return int(self.dtype.itemsize * math.prod(self.shape))
 
     def bytes(self, rows: int) -> int:
-        """Of so many rows in a file."""
+        """The bytes of a number of rows in a file, with padding."""
         return -(-self.row * rows // _ALIGN) * _ALIGN
 
 
 class Shards:
-    """All shards of a table of ``rows`` rows.
+    """All shards of one table.
 
     Args:
-        folder: of the files; made when the first is written.
-        key: 64 hexadecimal digits; shards of another key are not believed.
-        columns: what a row has.
-        rows: in all.
-        each: in one shard, but the last.
+        folder: the folder of the files; created when the first is written.
+        key: 64 hexadecimal digits; shards of another key are rejected.
+        columns: the arrays of a row.
+        rows, each: the number of rows in the table, and in each shard but the last.
 
     Attributes:
-        sums: shard -> SHA-256 of its payload; those that are there and whole.
-        damaged: files that are there and not believed, with the reason.
+        sums: shard -> the SHA-256 of its payload, for those that exist and are intact.
+        damaged: the files that exist but were rejected, each with the reason.
     """
 
     def __init__(self, folder: pathlib.Path, key: str, columns: Sequence[Column], *, rows: int, each: int) -> None:
@@ -82,19 +81,20 @@ class Shards:
         return -(-self.rows // self.each)
 
     def rows_of(self, shard: int) -> int:
+        """The number of rows in a shard."""
         return min(self.each, self.rows - shard * self.each)
 
     def bytes_of(self, shard: int) -> int:
-        """Of the file."""
+        """The size of a shard's file."""
         return _HEADER + sum(column.bytes(self.rows_of(shard)) for column in self.columns)
 
     @property
     def missing(self) -> list[int]:
-        """Shards that are not there, or damaged."""
+        """The shards that do not exist or are damaged."""
         return [shard for shard in range(len(self)) if shard not in self.sums]
 
     def write(self, shard: int, arrays: Sequence[np.ndarray]) -> None:
-        """Writes a shard: an array [rows, *shape] for each column."""
+        """Writes a shard from one array [rows, *shape] per column."""
         rows, blocks = self.rows_of(shard), []
         for column, array in zip(self.columns, arrays, strict=True):
             little = np.ascontiguousarray(array, column.dtype.newbyteorder("<"))
@@ -112,24 +112,20 @@ class Shards:
         self.sums[shard] = hasher.hexdigest()
 
     def read(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Rows by number: an array [len(rows), *shape] for each column.
-
-        Raises:
-            ShardError: one lies in a shard that is missing.
-        """
+        """Reads rows by number, as one array [len(rows), *shape] per column; ShardError if their shard is missing."""
         shards, inside = np.divmod(rows, self.each)
         needed = np.unique(shards)
         if len(needed) == 1:  # one copy, not two
-            return self._taken(int(needed[0]), inside)
+            return self._read(int(needed[0]), inside)
         found = [np.empty((len(rows), *column.shape), column.dtype) for column in self.columns]
         for shard in needed:
             here = np.flatnonzero(shards == shard)
-            for array, values in zip(found, self._taken(int(shard), inside[here]), strict=True):
+            for array, values in zip(found, self._read(int(shard), inside[here]), strict=True):
                 array[here] = values
         return found
 
     def sweep(self) -> None:
-        """Removes what killed processes were writing."""
+        """Removes the unfinished files of killed processes."""
         for path in self.folder.glob(".shard-*.tmp"):
             match = re.fullmatch(r"\.shard-\d+\.(\d+)\.tmp", path.name)
             if match is None:
@@ -142,28 +138,31 @@ class Shards:
                 continue
 
     def _header(self, shard: int, checksum: bytes) -> bytes:
-        fields = (_MAGIC, VERSION, shard, self.bytes_of(shard) - _HEADER, bytes.fromhex(self.key), checksum)
+        fields = (_MAGIC, FORMAT, shard, self.bytes_of(shard) - _HEADER, bytes.fromhex(self.key), checksum)
         return _FIELDS.pack(*fields).ljust(_HEADER, b"\0")
 
     def _path(self, shard: int) -> pathlib.Path:
         return self.folder / f"shard-{shard:06d}"
 
     def _verify(self, shard: int) -> None:
-        """Believes a shard whose size, header and checksum are right; remembers why not."""
+        """Accepts a shard whose size, header and checksum are right, or records why it is rejected."""
         path = self._path(shard)
         try:
             with open(path, "rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 if size != self.bytes_of(shard):
-                    raise ShardError(f"{size} bytes, {self.bytes_of(shard)} are right")
+                    raise ShardError(f"it has {size} bytes instead of {self.bytes_of(shard)}")
                 header, hasher = file.read(_HEADER), hashlib.sha256()
+                magic, number, *_ = _FIELDS.unpack_from(header)
+                if magic == _MAGIC and number != FORMAT:
+                    raise ShardError(f"it has format {number}; this version of Frostline reads format {FORMAT}")
                 while block := file.read(4 << 20):
                     hasher.update(block)
             right = self._header(shard, hasher.digest())
+            if header[:_CHECKSUM_AT] != right[:_CHECKSUM_AT]:
+                raise ShardError("its header belongs to another cache")
             if header != right:
-                same = header[:_CHECKSUM_AT] == right[:_CHECKSUM_AT]
-                what = "its bytes do not have the checksum that they were written with"
-                raise ShardError(what if same else "its header is not of this cache")
+                raise ShardError("its content does not match its checksum")
         except FileNotFoundError:
             return
         except (OSError, ShardError) as error:
@@ -171,18 +170,18 @@ class Shards:
             return
         self.sums[shard] = hasher.hexdigest()
 
-    def _taken(self, shard: int, rows: np.ndarray) -> list[np.ndarray]:
-        """Copies of a shard's rows, whose pages are given back: the kernel maps up to 64 KiB around each row."""
+    def _read(self, shard: int, rows: np.ndarray) -> list[np.ndarray]:
+        """Copies a shard's rows and releases their pages: the kernel maps up to 64 KiB around each row."""
         found = [values[rows] for values in self._arrays(shard)]
         if hasattr(mmap, "MADV_DONTNEED"):
             self._maps[shard].madvise(mmap.MADV_DONTNEED)
         return found
 
     def _arrays(self, shard: int) -> list[np.ndarray]:
-        """A shard's columns, mapped."""
+        """A shard's columns, as memory maps."""
         if shard not in self._maps:
             if shard not in self.sums:
-                raise ShardError(f"{self._path(shard)}: it is not there yet, or was damaged")
+                raise ShardError(f"{self._path(shard)} does not exist yet, or is damaged")
             with open(self._path(shard), "rb") as file:
                 if os.fstat(file.fileno()).st_size != self.bytes_of(shard):
                     raise ShardError(f"{self._path(shard)}: its size has changed since it was verified")

@@ -1,8 +1,7 @@
-"""What the frozen part gives, computed once for each example and kept on disk.
+"""The feature cache: the output of the frozen part, computed once per example and stored on disk.
 
-A cache is a folder named by its key: the digest of all that decides a feature (what the prefix computes, the values it
-reads, the data, their preparation). Another key is another folder, so a cache is reused when the key is equal and never
-when it is not. It is made of shards (engine.feature_cache.shards); what is missing of them or damaged is computed again, nothing else.
+A cache is a folder of shards (engine.feature_cache.shards), named by its key: the digest of everything that determines a
+feature (the operations of the prefix, the values it reads, the data and their preparation, and the format of the files).
 """
 
 from __future__ import annotations
@@ -16,28 +15,27 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-import ml_dtypes
 import numpy as np
 import tensorflow as tf
 
 from engine import files
-from engine.data.batches import ahead
+from engine.data.batches import prefetch
 from engine.data.part import Part
 from engine.errors import InputError
-from engine.feature_cache.shards import VERSION, Column, ShardError, Shards
+from engine.feature_cache.options import DTYPES
+from engine.feature_cache.shards import FORMAT, Column, ShardError, Shards
 from engine.frostline.line import Line, Refused
 from engine.sizes import format_bytes
 
-_SHARD_BYTES, _SHARD_ROWS = 64 << 20, 1024  # at most: memory while it is written, and what a kill costs
-DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
+_SHARD_BYTES, _SHARD_ROWS = 64 << 20, 1024  # limits on the memory for writing a shard, and on the loss if killed
 
 
 class FeaturesError(InputError):
-    """A cache that cannot be made or used; the message says what would help."""
+    """A cache that cannot be created or used; the message says what would help."""
 
 
 class Prepares(Protocol):
-    """Batches of a part, as TrainBatches and EvalBatches are."""
+    """Batches of one part of the data, such as TrainBatches and EvalBatches."""
 
     part: Part
     augment: tuple[str, ...]
@@ -48,19 +46,14 @@ class Prepares(Protocol):
     def prepared(self, index: np.ndarray, epoch: int) -> Any: ...
 
 
-def why_not(augment: Sequence[str], views: int | None) -> str | None:
-    """Why the pipeline's images cannot be kept, and what would make it legal; None when they can.
-
-    Args:
-        augment: kinds of random augmentation in the pipeline.
-        views: augmented views to keep of each example; None when none were asked for.
-    """
+def explain_refusal(augment: Sequence[str], views: int | None) -> str | None:
+    """Explains why features cannot be cached, given the kinds of augmentation and ``--cache_views``; None if they can."""
     if views is not None and views < 1:
-        return f"cache_views={views}: it is at least 1"
+        return f"cache_views={views}: expected at least 1"
     if augment and views is None:
         return (
-            f"augment={','.join(augment)} draws anew in every epoch, a kept feature would repeat one draw: "
-            "--cache_views=K keeps K draws of each example and takes them in turn, or leave --augment out"
+            f"augment={','.join(augment)} draws anew in every epoch, but a cached feature would repeat one draw; "
+            "--cache_views=K keeps K draws of each example and cycles through them, or leave --augment out"
         )
     if not augment and views is not None and views > 1:
         return f"cache_views={views}: without --augment all views of an example are the same"
@@ -68,25 +61,22 @@ def why_not(augment: Sequence[str], views: int | None) -> str | None:
 
 
 class Features:
-    """The tensors at a frost line for each example of a part.
+    """The cached tensors at a frost line, for every example of a part.
 
     Args:
-        root: folder of caches.
-        line: where the step is cut.
+        root, line: the folder of all caches, and where the step is cut.
         batches: the part, and how its images are prepared.
-        data: fingerprint of the data (``Source.fingerprint``).
-        dtype: "bfloat16" or "float16" halves what floating tensors take; None keeps the type that the step computes in.
-        views: see ``why_not``.
+        data: the fingerprint of the data (``Source.fingerprint``).
+        dtype: "bfloat16" or "float16" halves the size of float32 tensors; None keeps the type that the step computes in.
+        views: the augmented views to keep of each example; see ``explain_refusal``.
 
     Attributes:
-        key: SHA-256, hexadecimal.
-        folder: of this cache.
-        bytes: of the whole cache.
-        views: that are kept of each example.
-        computed: rows that this object computed; a row is a view of an example.
+        key, folder, bytes: the SHA-256 (hexadecimal), the folder and the size of this cache.
+        computed: the rows that this object computed; a row is a view of an example.
 
     Raises:
-        FeaturesError: a dtype that is not known; a pipeline whose images cannot be kept; ``FrostLine.digest``'s errors.
+        FeaturesError: an unknown dtype, or a pipeline whose features cannot be cached.
+        TracedError, FingerprintError: the prefix has no digest; see ``Line.digest``.
     """
 
     def __init__(
@@ -100,8 +90,8 @@ class Features:
         views: int | None = None,
     ) -> None:
         if dtype is not None and dtype not in DTYPES:
-            raise FeaturesError(f"cache_dtype={dtype!r}: it is {' or '.join(DTYPES)}, or not given")
-        if (reason := why_not(batches.augment, views)) is not None:
+            raise FeaturesError(f"cache_dtype={dtype!r} is not a valid type; expected {' or '.join(DTYPES)}")
+        if (reason := explain_refusal(batches.augment, views)) is not None:
             raise FeaturesError(reason)
         self._line, self._batches, self.views = line, batches, views or 1
         self._numbers = np.unique(batches.part.index)
@@ -113,7 +103,7 @@ class Features:
         rows = self.views * len(self._numbers)
         each = max(1, min(_SHARD_ROWS, _SHARD_BYTES // max(1, sum(column.row for column in columns))))
         self._parts = {
-            "format": VERSION,
+            "format": FORMAT,
             "prefix": line.digest(),
             "tensors": [
                 [list(t.shape), t.dtype.name, c.dtype.name] for t, c in zip(line.tensors, columns, strict=True)
@@ -132,17 +122,17 @@ class Features:
 
     @property
     def rows(self) -> int:
-        """Examples times views."""
+        """The number of rows: examples times views."""
         return self._shards.rows
 
     @property
     def damaged(self) -> list[str]:
-        """Files that were there at opening and could not be believed, with the reason."""
+        """The files that existed at opening but were rejected, each with the reason."""
         return self._shards.damaged
 
     @property
     def missing_rows(self) -> int:
-        """Rows that ``fill`` has to compute."""
+        """The number of rows that ``fill`` has to compute."""
         return sum(self._shards.rows_of(shard) for shard in self._shards.missing)
 
     def fill(
@@ -154,23 +144,22 @@ class Features:
         progress: Callable[[int, int], None] = lambda done, rows: None,
         lower: Features | None = None,
     ) -> bool:
-        """Computes and writes what is missing; True when the cache is whole.
+        """Computes and writes the missing shards; returns True if the cache is complete.
 
         Args:
-            batch_size: examples at a time.
-            budget: bytes that the whole cache may take on disk.
-            stop: asked after each batch; True ends it: shards that are written stay, an unfinished one is dropped.
-            progress: told after each batch rows that are there or computed, and all rows.
-            lower: a whole cache at a lower line of the same examples and views: what is missing is computed from it
-                instead of from the images, unless it keeps fewer bits or does not suffice.
+            batch_size, budget: the number of examples computed at a time, and the bytes that the whole cache may take.
+            stop: called after each batch; True stops the filling. Written shards stay, an unfinished one is dropped.
+            progress: called after each batch with the number of finished rows and of all rows.
+            lower: a complete cache at a lower line of the same examples and views. Missing rows are computed from it
+                instead of from the images, unless it stores fewer bits or does not suffice.
 
         Raises:
-            FeaturesError: the cache is over the budget, or the disk full; values that the stored type cannot hold.
+            FeaturesError: the cache exceeds the budget, the disk is full, or the stored type cannot represent a value.
         """
         if budget is not None and self.bytes > budget:
             raise FeaturesError(
                 f"the cache would take {format_bytes(self.bytes)}, {self.bytes // max(self.rows, 1):,} bytes for each of "
-                f"{self.rows:,} rows; the budget is {format_bytes(budget)} (--cache_dtype=bfloat16 halves float32)"
+                f"{self.rows:,} rows, but the budget is {format_bytes(budget)} (--cache_dtype=bfloat16 halves float32)"
             )
         shards = self._shards
         if not shards.missing:
@@ -179,10 +168,9 @@ class Features:
             self.folder.mkdir(parents=True, exist_ok=True)
             shards.sweep()
             needed = sum(shards.bytes_of(shard) for shard in shards.missing)
-            free = shutil.disk_usage(self.folder).free
-            if needed > free:
+            if needed > (free := shutil.disk_usage(self.folder).free):
                 raise FeaturesError(
-                    f"{self.folder}: {format_bytes(needed)} are to be written, {format_bytes(free)} are free"
+                    f"{self.folder}: the cache needs {format_bytes(needed)}, but only {format_bytes(free)} are free"
                 )
             source = self._source(lower)
             for shard in shards.missing:
@@ -198,17 +186,16 @@ class Features:
         return True
 
     def read(self, index: np.ndarray, *, view: int = 0) -> dict[str, np.ndarray]:
-        """The tensors [B, *shape] of images by number [B], in the types that the step computes in, by their names in a batch.
+        """Reads the tensors [B, *shape] of images by number [B], by their keys and in the type that the step computes in.
 
-        Raises:
-            FeaturesError: an image that the part does not have, a view that is not kept, or a shard that is missing.
+        Raises FeaturesError if the part has no such image, the cache no such view, or a shard is missing.
         """
         place = np.searchsorted(self._numbers, index)
         known = (place < len(self._numbers)) & (self._numbers[np.minimum(place, len(self._numbers) - 1)] == index)
         if not known.all():
             raise FeaturesError(f"index={index[~known][0]}: the cache has no such image")
         if not 0 <= view < self.views:
-            raise FeaturesError(f"view={view}: the cache has {self.views}, counted from 0")
+            raise FeaturesError(f"view={view}: expected a view from 0 to {self.views - 1}")
         try:
             found = self._shards.read(place + view * len(self._numbers))
         except ShardError as error:
@@ -217,12 +204,12 @@ class Features:
         return {tensor.key: values.astype(dtype, copy=False) for tensor, dtype, values in tensors}
 
     def _source(self, lower: Features | None) -> tuple[Callable[[np.ndarray, int], Any], Callable[[Any], Any]]:
-        """How a piece is loaded, on another thread, and what is then computed from it."""
+        """The function that loads a piece, on another thread, and the one that computes the features from it."""
         if lower is not None and lower.missing_rows == 0 and lower.views == self.views:
             same = np.array_equal(lower._numbers, self._numbers) and lower._parts["data"] == self._parts["data"]
             exact = all(column.dtype == own for column, own in zip(lower._shards.columns, lower._dtypes, strict=True))
             prepared = lower._parts["preparation"] == self._parts["preparation"]
-            if same and exact and prepared and not isinstance(found := self._line.after(lower._line), Refused):
+            if same and exact and prepared and not isinstance(found := self._line.build_bridge(lower._line), Refused):
 
                 def load(numbers: np.ndarray, view: int) -> Any:
                     return {name: tf.constant(value) for name, value in lower.read(numbers, view=view).items()}
@@ -240,12 +227,12 @@ class Features:
         stop: Callable[[], bool],
         progress: Callable[[int, int], None],
     ) -> list[np.ndarray] | None:
-        """The rows of a shard; None when that was stopped before its last batch."""
-        there = self.rows - self.missing_rows
+        """The computed rows of a shard; None if that was stopped before its last batch."""
+        before = self.rows - self.missing_rows
         rows, count = self._shards.rows_of(shard), len(self._numbers)
         first = shard * self._shards.each
         arrays = [np.zeros((rows, *column.shape), column.dtype) for column in self._shards.columns]
-        pieces = []  # (row, numbers of images, view): none reaches over the end of a view
+        pieces = []  # (row, numbers of images, view); no piece extends past the end of a view
         row = first
         while row < first + rows:
             view, place = divmod(row, count)
@@ -257,30 +244,30 @@ class Features:
             start, numbers, view = piece
             return start, start + len(numbers), load(numbers, view)
 
-        for start, end, given in ahead(prepared, pieces):
+        for start, end, given in prefetch(prepared, pieces):
             values = compute(given)
             for tensor, array, value in zip(self._line.tensors, arrays, values, strict=True):
                 array[start:end] = _narrowed(tensor.name, np.asarray(value), array.dtype)
-            progress(there + end, self.rows)
+            progress(before + end, self.rows)
             if end < rows and stop():
                 return None
         return arrays
 
     @contextlib.contextmanager
     def _disk(self) -> Iterator[None]:
-        """Says in words what a disk refuses."""
+        """Turns errors of the disk into FeaturesError."""
         try:
             yield
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise FeaturesError(
-                    f"{self.folder}: no space is left on the disk; what is written stays, and another run goes on from it"
+                    f"{self.folder}: no space is left on the disk; finished shards stay, and the next run continues from them"
                 ) from None
-            raise FeaturesError(f"{self.folder}: the cache cannot be written ({error.strerror or error})") from None
+            raise FeaturesError(f"{self.folder}: cannot write the cache ({error.strerror or error})") from None
 
 
 def _narrowed(name: str, values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    """Values in the type that is stored, which must have their range."""
+    """The values in the stored type, whose range must include them."""
     if values.dtype == dtype:
         return values
     with np.errstate(over="ignore"):
@@ -288,7 +275,7 @@ def _narrowed(name: str, values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray
     finite = np.isfinite(values)
     if not np.array_equal(np.isfinite(narrow), finite):
         raise FeaturesError(
-            f"cache_dtype={dtype.name}: {name} reaches {np.max(np.abs(values[finite])):.3g}, which it cannot hold; "
+            f"cache_dtype={dtype.name} cannot represent {np.max(np.abs(values[finite])):.3g}, a value of {name}; "
             "bfloat16 has the range of float32"
         )
     return narrow

@@ -1,1 +1,1 @@
-"""Where the frozen part of a traced step ends, and how the step is cut there."""
+"""Finds where the frozen part of a traced step ends, and cuts the step there."""

@@ -1,4 +1,7 @@
-"""What a graph is made of, seen from the images: what is varying, what is invariant and hangs on them, what may cross."""
+"""Classifies the operations of a traced graph, and finds the cheapest cut between its frozen and its trained part.
+
+An operation is varying, invariant, or invariant and input-dependent. Only input-dependent tensors can cross the frost line.
+"""
 
 from __future__ import annotations
 
@@ -17,24 +20,24 @@ from engine.frostline.mincut import UNBOUNDED, Network
 from engine.frostline.traced import Compute, Traced
 from engine.graphs import dataflow
 from engine.graphs.batch_shapes import SHAPES, BatchShapes, Shape
+from engine.graphs.reach import reach
 from engine.selection.selection import Selection
 
 _UNIT = 1000  # capacities are integers: thousandths of a byte
 _MIXING = frozenset(["FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"])
 
 
-class AnatomyError(InputError):
-    """A graph without the input that is asked for."""
+class AnalysisError(InputError):
+    """The batch has no input of the name given for the images."""
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """A tensor that may cross the line.
+    """A tensor that may cross the frost line.
 
     Attributes:
-        tensor: of the graph, [rows * B, ...].
-        rows: that an example has.
-        shape: of one example; begins with ``rows`` where that is not 1.
+        tensor, rows: the tensor in the graph, [rows * B, ...].
+        shape: the shape for one example; it begins with ``rows`` unless that is 1.
     """
 
     tensor: Any
@@ -42,43 +45,36 @@ class Crossing:
     shape: tuple[int, ...]
 
     @property
-    def own(self) -> tuple[int, ...]:
-        """The tensor's own shape but for its first length."""
+    def row_shape(self) -> tuple[int, ...]:
+        """The shape of one row: that of the tensor without its first axis."""
         return self.shape[1:] if self.rows > 1 else self.shape
 
     @property
     def bytes(self) -> int:
-        size = int(self.tensor.dtype.size)
-        for length in self.shape:
-            size *= length
-        return size
+        """The size of one example in bytes."""
+        return int(self.tensor.dtype.size) * math.prod(self.shape)
 
 
 class Analysis:
-    """A graph taken apart.
+    """Classifies the operations of a graph by what they depend on.
 
     Args:
-        traced: the graph, and what a step wants of it.
-        selection: what trains and moves.
-        images: name of the images in the batch.
+        traced: the graph, with the tensors and operations that a step needs from it.
+        selection: the variables that train and move.
+        images: the name of the images in the batch; AnalysisError is raised if it has no such input.
 
     Attributes:
-        traced, selection: as given.
-        graph, inputs, others: of ``traced``.
-        images: the placeholder of the images.
-        live: operations that a run needs, in the order of the trace.
-        input_dependent: invariant operations that depend on the images' values.
-        tainted: input_dependent operations whose results mix examples, as far as shapes tell.
-        forbidden: tensors by ``id`` that were found to mix them.
-        dependence: what is varying, and why.
-
-    Raises:
-        AnatomyError: the batch has no such images.
+        images: the placeholder of the images; ``graph``, ``inputs`` and ``others`` are those of ``traced``.
+        live: the operations that a run needs, in the order in which they were traced.
+        dependence: the varying operations, and why they vary.
+        input_dependent: the invariant operations that depend on the images' values.
+        tainted: the input-dependent operations whose results mix examples, as far as shapes tell.
+        forbidden: tensors, by ``id``, that were found to mix examples when they were run.
     """
 
     def __init__(self, traced: Traced, selection: Selection, images: str) -> None:
         if images not in traced.inputs:
-            raise AnatomyError(f"images={images!r}: the batch has {', '.join(sorted(traced.inputs))}")
+            raise AnalysisError(f"images={images!r}: the batch has {', '.join(sorted(traced.inputs))}")
         self.traced, self.selection = traced, selection
         self.graph, self.inputs, self.others = traced.graph, traced.inputs, traced.others
         self.images = self.inputs[images]
@@ -87,7 +83,7 @@ class Analysis:
         self.dependence = Dependence(traced, selection, self.images, self.live)
         self.shapes = BatchShapes(self.graph, list(self.inputs.values()), self.live)
         invariant = [op for op in self.live if op not in self.dependence.varying]
-        # of a invariant tensor's shape only the batch size can change: that is known above the line too
+        # only the batch size can change in the shape of an invariant tensor, and it is known above the line too
         self._sizes = {op for op in invariant if op.type in SHAPES and all(self.shapes.certain(t) for t in op.inputs)}
         reached = dataflow.dependents(self.graph, [self.images], but=self._sizes)
         self.input_dependent = {op for op in invariant if op in reached}
@@ -97,35 +93,35 @@ class Analysis:
 
     # ---- names
 
-    def name(self, placeholder: Any) -> str:
-        """Of an input."""
+    def input_name(self, placeholder: Any) -> str:
+        """The name of an input in the batch."""
         names = {id(tensor): name for name, tensor in self.inputs.items()}
         return names.get(id(placeholder), placeholder.op.name)
 
     @cached_property
     def _paths(self) -> dict[Any, str]:
-        """Operation -> path of the variable that it reads."""
+        """Operation -> the path of the variable that it reads."""
         found: dict[Any, str] = {}
         for entry in self.selection.variables:
             if (handle := self.traced.handle(entry.path, entry.variable)) is not None:
                 found |= dict.fromkeys(handle.consumers(), entry.path)
         return found
 
-    def after(self, tensor: Any) -> str:
-        """Path of the variable that was read last, in the order of the trace, on the way to a tensor."""
+    def last_variable(self, tensor: Any) -> str:
+        """The path of the last variable read, in traced order, on the way to a tensor; "" if there is none."""
         needed = dataflow.ancestors([tensor])
         read = [self._paths[op] for op in self.live if op in needed and op in self._paths]
         return read[-1] if read else ""
 
-    def macs(self, ops: Iterable[Any]) -> int:
-        """Multiply-adds for an example; what happens inside calls, branches and loops is not counted."""
+    def count_macs(self, ops: Iterable[Any]) -> int:
+        """Multiply-adds per example; the bodies of calls, branches and loops are not counted."""
         return sum(self.shapes.macs(op) for op in ops)
 
     # ---- the cut
 
-    def crossing(self, tensor: Any) -> Crossing | None:
-        """How a tensor would cross; None where it must not, as far as shapes tell."""
-        if tensor.op in self.tainted or id(tensor) in self.forbidden or not self.traced.crosses(tensor):
+    def as_crossing(self, tensor: Any) -> Crossing | None:
+        """A tensor as one that crosses the line; None if it must not, as far as shapes tell."""
+        if tensor.op in self.tainted or id(tensor) in self.forbidden or not self.traced.can_cut_at(tensor):
             return None
         if not (tensor.dtype.is_floating or tensor.dtype.is_integer or tensor.dtype.is_bool):
             return None
@@ -135,59 +131,55 @@ class Analysis:
         rows, shape = found
         return Crossing(tensor, rows, shape if rows == 1 else (rows, *shape))
 
-    def candidates(self) -> list[Crossing]:
-        """All tensors that could cross, as far as shapes tell."""
-        found = [self.crossing(tensor) for op in self.live if op in self.input_dependent for tensor in op.outputs]
+    def find_candidates(self) -> list[Crossing]:
+        """All tensors that could cross the line, as far as shapes tell."""
+        found = [self.as_crossing(tensor) for op in self.live if op in self.input_dependent for tensor in op.outputs]
         return [crossing for crossing in found if crossing is not None]
 
-    def views(self, crossing: Crossing) -> list[Crossing]:
-        """The tensor, and those of which it is only another shape."""
+    def find_views(self, crossing: Crossing) -> list[Crossing]:
+        """The tensor itself, and the tensors that hold the same bytes in another shape."""
         found = [crossing]
         while found[-1].tensor.op.type in ("Reshape", "Identity", "Squeeze", "ExpandDims"):
-            before = self.crossing(found[-1].tensor.op.inputs[0])
+            before = self.as_crossing(found[-1].tensor.op.inputs[0])
             if before is None or before.bytes != crossing.bytes:
                 break
             found.append(before)
         return found
 
     def forbid(self, tensors: Iterable[Any]) -> None:
-        """These do not cross."""
+        """Excludes tensors from every further cut."""
         self.forbidden |= {id(tensor): tensor for tensor in tensors}
 
-    def wanted(self) -> list[tuple[Any, Any]]:
-        """(input_dependent tensor, varying operation that reads it, or None for a result)."""
+    def find_boundary(self) -> list[tuple[Any, Any]]:
+        """Pairs of an input-dependent tensor and the varying operation that reads it (None for a result)."""
         input_dependent = self.input_dependent | {self.images.op}
         read = [
             (t, op) for op in self.live if op in self.dependence.varying for t in op.inputs if t.op in input_dependent
         ]
         return read + [(tensor, None) for tensor in self.traced.results if tensor.op in input_dependent]
 
-    def cut(self, price: float) -> Sequence[Crossing] | None:
-        """The cheapest tensors to cross; None when there are none.
-
-        Args:
-            price: bytes that doing a multiply-add again is worth.
-        """
-        wanted = {id(tensor): tensor for tensor, _ in self.wanted()}
+    def min_cut(self, price: float) -> Sequence[Crossing] | None:
+        """The tensors that cross most cheaply, where recomputing a multiply-add costs ``price`` bytes; None without a cut."""
+        wanted = {id(tensor): tensor for tensor, _ in self.find_boundary()}
         needed = (dataflow.ancestors(wanted.values()) & self.input_dependent) | {self.images.op}
         ops = [op for op in self.live if op in needed] + [op for op in [self.images.op] if op not in self.live]
         network = Network()
-        source, sink = network.node(), network.node()
-        nodes = {op: network.node() for op in ops}
+        source, sink = network.add_node(), network.add_node()
+        nodes = {op: network.add_node() for op in ops}
         for op in ops:
             cost = UNBOUNDED if op is self.images.op else round(_UNIT * price * self.shapes.work(op))
-            network.edge(source, nodes[op], cost)
+            network.add_edge(source, nodes[op], cost)
             for tensor in op.outputs:
                 readers = [nodes[reader] for reader in dict.fromkeys(tensor.consumers()) if reader in nodes]
                 readers += [sink] if id(tensor) in wanted else []
                 if readers:
-                    crosses = self.crossing(tensor)
-                    across = network.node()
+                    crosses = self.as_crossing(tensor)
+                    across = network.add_node()
                     size = UNBOUNDED if crosses is None else _UNIT * crosses.bytes
-                    network.edge(nodes[op], across, size)
+                    network.add_edge(nodes[op], across, size)
                     for reader in readers:
-                        network.edge(across, reader, UNBOUNDED)
-        price_of_all, above = network.cut(source, sink)
+                        network.add_edge(across, reader, UNBOUNDED)
+        price_of_all, above = network.min_cut(source, sink)
         if price_of_all >= UNBOUNDED:
             return None
         again = {op for op in ops if nodes[op] in above}
@@ -195,42 +187,40 @@ class Analysis:
         for op in ops:
             for tensor in op.outputs if op not in again else ():
                 if id(tensor) in wanted or any(reader in again for reader in tensor.consumers()):
-                    crossing = self.crossing(tensor)
+                    crossing = self.as_crossing(tensor)
                     if crossing is None:
                         return None
                     found.append(crossing)
         self._again = again
         return found
 
-    def below(self) -> set[Any]:
-        """Warm operations that are not done again above the last cut."""
+    def ops_below(self) -> set[Any]:
+        """The input-dependent operations that are not recomputed above the last cut."""
         return (self.input_dependent | {self.images.op}) - self._again
 
     # ---- functions
 
-    def function_of(self, tensors: Sequence[Any]) -> Compute:
-        """``images -> these invariant tensors``; what asserts or prints below the line does it here."""
-        speaks = [op for op in self.live if op in self.input_dependent and self.dependence.kinds.speaks(op)]
-        return self.traced.function_of(self.images, tensors, [end for op in speaks for end in self._ends(op)])
+    def build_function(self, tensors: Sequence[Any]) -> Compute:
+        """A function from the images to these invariant tensors, with the assertions and prints below the line."""
+        speaks = [op for op in self.live if op in self.input_dependent and self.dependence.kinds.asserts_or_prints(op)]
+        return self.traced.build_function(self.images, tensors, [end for op in speaks for end in self._fetchable(op)])
 
-    def _ends(self, op: Any) -> list[Any]:
-        """The operation, or the first after it, that a run can be asked for."""
-        if self.traced.fetches(op):
+    def _fetchable(self, op: Any) -> list[Any]:
+        """The operation itself if a run can fetch it, else the first such operation after it."""
+        if self.traced.can_fetch(op):
             return [op]
-        after = dataflow.dependents(self.graph, [], ops=[op])
-        return [end for end in self.live if end in after and end in self.input_dependent and self.traced.fetches(end)][
-            :1
-        ]
+        after = dataflow.dependents(self.graph, [], ops=[op]) & self.input_dependent
+        return [end for end in self.live if end in after and self.traced.can_fetch(end)][:1]
 
-    def effects(self) -> list[Any]:
-        """Varying operations with effects: a copy of what is above must not lose them."""
+    def find_effects(self) -> list[Any]:
+        """The varying operations with effects: a copy of the suffix must not lose them."""
         return [op for op in self.live if op in self.dependence.varying and self.dependence.kinds.has_effect(op)]
 
     def shape_values(self, batch_size: Any, without: Set[Any] | None) -> list[tuple[Any, Any]]:
-        """(tensor that holds a invariant tensor's shape, that shape for a batch of this size).
+        """Pairs of a tensor that holds the shape of an invariant tensor, and that shape for a batch of this size.
 
-        Those of tensors that come from ``without``, which are not there to be asked; None: all. The shapes are arrays
-        where the size is a number, tensors where it is one.
+        Shapes are arrays if the size is a number, and tensors if it is one. ``without`` restricts the pairs to shapes of
+        tensors that these operations make.
         """
         found = []
         for op in self._sizes:
@@ -242,29 +232,25 @@ class Analysis:
 
     # ---- tensors that mix examples, by their shapes
 
-    def mixing_ops(self) -> list[Any]:
-        """Where examples are mixed first, as far as shapes tell."""
-        return [
-            op for op in self.live if op in self.input_dependent and op in self.tainted and op not in self._bytainted
-        ]
+    def find_mixing_ops(self) -> list[Any]:
+        """The first operations that mix examples, as far as shapes tell."""
+        return [op for op in self.live if op in self.tainted and op not in self._after_mixing]
 
     def _mixed(self) -> set[Any]:
-        """Warm operations that mix examples by their shapes alone, and all that reads their results."""
+        """The input-dependent operations that mix examples by their shapes alone, and all that read their results."""
         sized = self._counting()
         starts = [
             op
             for op in self.live
             if op in self.input_dependent and (self._mixes(op) or sized & {t.op for t in op.inputs})
         ]
-        self._bytainted: set[Any] = set()
-        pending = list(starts)
-        while pending:
-            for output in pending.pop().outputs:
-                for reader in output.consumers():
-                    if reader in self.input_dependent and reader not in self._bytainted:
-                        self._bytainted.add(reader)
-                        pending.append(reader)
-        return self._bytainted | set(starts)
+
+        def readers(op: Any) -> list[Any]:
+            found = [reader for output in op.outputs for reader in output.consumers()]
+            return [reader for reader in found if reader in self.input_dependent]
+
+        self._after_mixing = reach([reader for op in starts for reader in readers(op)], readers).keys()
+        return self._after_mixing | set(starts)
 
     def _mixes(self, op: Any) -> bool:
         if op.type in _MIXING:
@@ -273,29 +259,22 @@ class Analysis:
         return any(not self.shapes.follows(output) or self.shapes.crossed(output) for output in read)
 
     def _counting(self) -> set[Any]:
-        """Operations that give numbers computed from the batch size: what reads them depends on how many examples there are."""
+        """The operations that compute a number from the batch size: what reads them depends on the number of examples."""
         after = dataflow.dependents(self.graph, [output for op in self._sizes for output in op.outputs])
-        casts = [
-            op
-            for op in self.live
-            if op in after and op.type == "Cast" and op not in self.input_dependent | self.dependence.varying
-        ]
+        others = self.input_dependent | self.dependence.varying
+        casts = [op for op in self.live if op in after and op.type == "Cast" and op not in others]
         casts = [op for op in casts if op.outputs[0].dtype.is_floating]
         if not casts:
             return set()
-
         outputs = [op.outputs[0] for op in casts]
         counted = [self.traced.run(outputs, self.shape_values(size, None)) for size in (2, 3)]
         pairs = zip(casts, *counted, strict=True)
         found = {op for op, two, three in pairs if not np.array_equal(two, three)}
-        reached = dataflow.dependents(
-            self.graph, [op.outputs[0] for op in found], but=self.input_dependent | self.dependence.varying
-        )
-        return found | reached
+        return found | dataflow.dependents(self.graph, [op.outputs[0] for op in found], but=others)
 
 
 def _measured(kind: str, shape: Shape, batch_size: Any, dtype: Any) -> Any:
-    """What an operation of ``SHAPES`` gives for a tensor of this shape."""
+    """The output of an operation of ``SHAPES`` for a tensor of this shape."""
     if isinstance(batch_size, int):
         lengths = [length.each * batch_size + length.fixed for length in shape]
         value = {"Rank": len(shape), "Size": math.prod(lengths)}.get(kind, lengths)

@@ -1,7 +1,7 @@
 """Cuts a training step, and an evaluation, at the frost line.
 
-A step is traced whole first and cut afterwards. After a cut, the same ``TrainStep`` trains on batches that
-``FrostLine.below`` made, and the same ``Evaluator`` evaluates them: the part below the line is not run.
+A step is traced as a whole first and cut afterwards. After a cut, the same ``TrainStep`` trains on batches from
+``FrostLine.replace_images``, and the same ``Evaluator`` evaluates them: the part below the line is not run.
 """
 
 from __future__ import annotations
@@ -9,26 +9,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engine.frostline.line import FrostLine, Refused, cut_micro_batch
+from engine.frostline.analysis import Analysis
+from engine.frostline.line import FrostLine, Refused
+from engine.frostline.search import find_cut
+from engine.frostline.traced import TracedFunction
 from engine.graphs.tracing import batch_tensors, calls_functions
 from engine.selection.selection import Selection
 from engine.training.evaluation import Evaluator
+from engine.training.microbatch import MicroBatch
 from engine.training.step import TrainStep
 
 
 def cut_step(
     step: TrainStep, selection: Selection, batch: Mapping[str, Any], *, most_bytes: int | None = None
 ) -> FrostLine | Refused:
-    """Cuts a step for a selection at its frost line; batches that ``FrostLine.below`` made train the part above.
+    """Cuts a step at its frost line for a selection; it then also trains on batches without images.
 
-    Args:
-        step: the step that trains; it keeps what is above the line beside the whole.
-        selection: what trains.
-        batch: any batch with "image", as the step takes it.
-        most_bytes: the most bytes that may cross the line for one example; None sets no limit.
-
-    Returns:
-        The line; or why there is none.
+    ``batch`` is any batch with "image", as the step takes it. ``most_bytes`` limits the bytes that may cross the line per
+    example. The step keeps the suffix in addition to the whole step. Returns the line; or the reasons why there is none.
     """
     micro = step.micro_batch(selection, batch)
     if calls_functions(micro.graph):
@@ -39,24 +37,30 @@ def cut_step(
     return line
 
 
+def cut_micro_batch(
+    micro: MicroBatch, selection: Selection, *, images: str = "image", most_bytes: int | None = None
+) -> FrostLine | Refused:
+    """Finds the frost line of a micro-batch that was traced for a selection, and cuts it there.
+
+    All inputs but ``images`` are varying; AnalysisError is raised if there is none of that name. Under a limit on bytes,
+    cheaper cuts are tried, down to the one with the fewest bytes.
+    """
+    found = find_cut(Analysis(TracedFunction(micro.function), selection, images), most_bytes=most_bytes)
+    return found if isinstance(found, Refused) else FrostLine(found, micro)
+
+
 def cut_evaluation(
     evaluator: Evaluator, selection: Selection, line: FrostLine, batch: Mapping[str, Any]
 ) -> Refused | None:
-    """Cuts an evaluation at a training step's frost line; batches that ``line.below`` made evaluate the part above.
+    """Cuts an evaluation of the same loss at the frost line of a training step; it then also takes batches without images.
 
-    Args:
-        evaluator: of the same loss.
-        selection: the selection that the line is for.
-        line: where to cut.
-        batch: any batch with images.
-
-    Returns:
-        None; or why it cannot be cut there: the frozen part computes something else in inference mode.
+    ``batch`` is any batch with images. Returns None; or the reasons why it cannot be cut there: the frozen part computes
+    something else in inference mode.
     """
     traced = evaluator.traced(selection, batch)
     if calls_functions(traced.function.graph):
         traced = evaluator.traced(selection, batch, inline=True)
-    above = line.cut(traced.function)
+    above = line.cut_function(traced.function)
     if isinstance(above, Refused):
         return above
     evaluator.use_traced(selection, line.specs(batch_tensors(batch)), traced._replace(function=above))

@@ -1,8 +1,8 @@
-"""What of a traced step can change from one step to the next for the same images, and why, in words.
+"""Finds which operations of a traced step can change from one step to the next for the same images, and why.
 
-Varying is: what reads a trained or moving variable, or any variable that the graph itself writes; what takes an input
-other than the images; what draws from a generator of its own; what writes; and all that depends on these by data or by
-control. Whatever is left is invariant: a function of the images and of variables that keep still.
+An operation is varying if it reads a trained or moving variable, or any variable that the graph itself writes; if it takes
+an input other than the images; if it draws from a generator of its own; if it writes; or if it depends on such an operation
+by data or by control. All others are invariant: functions of the images and of variables that do not change.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import Any
 from engine.frostline.traced import Traced
 from engine.graphs import dataflow
 from engine.graphs.op_kinds import OpKinds, is_handle
+from engine.graphs.reach import reach
 from engine.selection.selection import Selection
 
 
 @dataclass(frozen=True)
 class Cause:
-    """Something that makes an operation varying.
+    """Something that makes operations varying.
 
     Attributes:
-        kind: "trained", "moving", "written", "input", "random", "effect".
-        name: path of the variable, name of the input, or type of the operation.
-        tensors: what is varying by it at once: all that depends on them is.
-        ops: operations that are varying themselves.
+        kind: "trained", "moving", "written", "input", "random" or "effect".
+        name: the path of the variable, the name of the input, or the type of the operation.
+        tensors, ops: the tensors whose dependents vary, and the operations that vary themselves.
     """
 
     kind: str
@@ -36,13 +36,10 @@ class Cause:
 
 
 class Dependence:
-    """What is varying in a graph.
+    """The varying operations of a graph, and their causes.
 
-    Args:
-        traced: the graph.
-        selection: what trains and moves.
-        images: the one placeholder that is invariant.
-        live: operations that a run needs; what others write (initialisers, what a saver restores) is not asked.
+    ``images`` is the one placeholder that is invariant, and ``live`` are the operations that a run needs: writes by others
+    (initialisers, a saver's restores) do not count.
     """
 
     def __init__(self, traced: Traced, selection: Selection, images: Any, live: Sequence[Any]) -> None:
@@ -53,17 +50,17 @@ class Dependence:
         self.causes = list(self._causes(selection, live))
         self.varying = self._reached(self.causes)
 
-    def changes(self, cause: Cause) -> bool:
-        """Whether a cause is what training itself is about, not something in its way."""
+    def is_training(self, cause: Cause) -> bool:
+        """Whether a cause is inherent in training, and not an obstacle that could be removed."""
         return cause.kind in ("trained", "moving") or (cause.kind == "input" and cause.name != "seeds")
 
     @cached_property
     def by_training(self) -> set[Any]:
-        """What would be varying if nothing was in the way: no randomness, no state below what trains."""
-        return self._reached([cause for cause in self.causes if self.changes(cause)])
+        """The operations that would vary without randomness or state below the trained part."""
+        return self._reached([cause for cause in self.causes if self.is_training(cause)])
 
-    def of(self, op: Any) -> list[Cause]:
-        """Why an operation is varying."""
+    def find_causes(self, op: Any) -> list[Cause]:
+        """The causes that make an operation varying."""
         needed = dataflow.ancestors([], ops=[op])
         return [c for c in self.causes if any(t.op in needed for t in c.tensors) or any(o in needed for o in c.ops)]
 
@@ -103,12 +100,6 @@ class Dependence:
 
 
 def _sources(handle: Any) -> list[Any]:
-    """A handle or reference, and those that it may have come from through loops and branches."""
-    found: dict[int, Any] = {}
-    pending = [handle]
-    while pending:
-        tensor = pending.pop()
-        if id(tensor) not in found:
-            found[id(tensor)] = tensor
-            pending += [source for source in tensor.op.inputs if is_handle(source)]
-    return list(found.values())
+    """A handle or reference, and those that it may come from through loops and branches."""
+    found = reach([handle.ref()], lambda ref: [source.ref() for source in ref.deref().op.inputs if is_handle(source)])
+    return [ref.deref() for ref in found]

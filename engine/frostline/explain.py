@@ -1,4 +1,4 @@
-"""Why the frost line is not there, or not higher: the operation or setting, and what would make it legal."""
+"""Explains why there is no frost line, or why it is not higher: the operation or setting, and what would change that."""
 
 from __future__ import annotations
 
@@ -10,81 +10,85 @@ from engine.frostline.dependence import Cause
 from engine.graphs.batch_shapes import SHAPES
 
 
-def why_not(analysis: Analysis, chosen: Sequence[Crossing] | None) -> tuple[str, ...]:
-    """Why there is no cut, or only one at the images."""
-    reasons = list(lowered_by(analysis))
-    if not reasons and analysis.mixing_ops():
-        reasons = [_mixing_words(analysis)]
+def explain_refusal(analysis: Analysis, chosen: Sequence[Crossing] | None) -> tuple[str, ...]:
+    """Explains why there is no cut (``chosen`` is None), or only one at the images."""
+    reasons = list(explain_height(analysis))
+    if not reasons and analysis.find_mixing_ops():
+        reasons = [_explain_mixing(analysis)]
     if not reasons:
-        reads = [
-            op for tensor, op in analysis.wanted() if tensor is analysis.images or tensor.op.type in ("Cast", "Reshape")
-        ]
-        first = reads[0] if reads else next((op for _, op in analysis.wanted()), None)
-        why = [c for c in (analysis.dependence.of(first) if first is not None else []) if c.kind == "trained"]
-        name = f": {why[0].name} trains, and reads them" if why else ""
+        boundary = analysis.find_boundary()
+        reads = [op for tensor, op in boundary if tensor is analysis.images or tensor.op.type in ("Cast", "Reshape")]
+        first = reads[0] if reads else next((op for _, op in boundary), None)
+        causes = analysis.dependence.find_causes(first) if first is not None else []
+        trained = [cause.name for cause in causes if cause.kind == "trained"]
         if chosen is None:
-            reasons = ["what trains reads the images by ways on which no tensor has one row for each example" + name]
+            name = f": {trained[0]} trains and reads them" if trained else ""
+            reasons = [f"between the images and the trained part no tensor has one row for each example{name}"]
         else:
+            name = f": {trained[0]} trains and reads the images" if trained else ""
             reasons = [
-                f"nothing frozen lies between the images and what trains that is cheaper to keep than they are{name}; "
-                "train fewer of the lower layers"
+                "no frozen tensor between the images and the trained part is cheaper to cache than the images "
+                f"themselves{name}; train fewer of the lower layers"
             ]
     return tuple(reasons)
 
 
-def lowered_by(analysis: Analysis) -> tuple[str, ...]:
-    """What keeps the line below where training alone would have it, a sentence each."""
-    words: dict[str, list[Any]] = {}
-    for tensor, op in analysis.wanted():
+def explain_height(analysis: Analysis) -> tuple[str, ...]:
+    """Explains what keeps the line lower than the selection alone would, one sentence each."""
+    reasons: dict[str, list[Any]] = {}
+    for tensor, op in analysis.find_boundary():
         if op is None or op in analysis.dependence.by_training or op.type in SHAPES:
             continue
-        for cause in analysis.dependence.of(op):
-            if not analysis.dependence.changes(cause):
-                words.setdefault(_words(cause), []).append(tensor)
+        for cause in analysis.dependence.find_causes(op):
+            if not analysis.dependence.is_training(cause):
+                reasons.setdefault(_explain_cause(cause), []).append(tensor)
     found = []
-    for text, tensors in words.items():
-        path = analysis.after(tensors[0])
+    for text, tensors in reasons.items():
+        path = analysis.last_variable(tensors[0])
         where = f" (the first after {path})" if path else ""
         found.append(text.format(count=len(tensors), where=where))
-    return tuple(found) + ((_mixing_words(analysis),) if found == [] and _blocked(analysis) else ())
+    return tuple(found) + ((_explain_mixing(analysis),) if found == [] and _is_blocked(analysis) else ())
 
 
-def _blocked(analysis: Analysis) -> bool:
+def _is_blocked(analysis: Analysis) -> bool:
     """Whether a tensor that varying operations read must not cross because it mixes examples."""
-    return any(tensor.op in analysis.tainted or id(tensor) in analysis.forbidden for tensor, _ in analysis.wanted())
+    return any(
+        tensor.op in analysis.tainted or id(tensor) in analysis.forbidden for tensor, _ in analysis.find_boundary()
+    )
 
 
-def _mixing_words(analysis: Analysis) -> str:
-    ops = analysis.mixing_ops()
+def _explain_mixing(analysis: Analysis) -> str:
     forbidden = list(analysis.forbidden.values())
-    if ops:
-        tensor = ops[0].inputs[0]
-        what = f"{ops[0].name} ({ops[0].type}){_where(analysis, tensor)} takes what it gives from the whole batch"
+    if ops := analysis.find_mixing_ops():
+        where = _where(analysis, ops[0].inputs[0])
+        what = f"{ops[0].name} ({ops[0].type}){where} computes its output from the whole batch"
     elif forbidden:
-        tensor = forbidden[0]
-        what = f"{tensor.op.name} ({tensor.op.type}){_where(analysis, tensor)} gave an example other values in another batch"
+        op = forbidden[0].op
+        what = f"{op.name} ({op.type}){_where(analysis, forbidden[0])} had other values for the same example in another batch"
     else:
-        return "what trains reads tensors without a row for each example"
-    return f"{what}: what depends on the other examples cannot be kept (BatchNorm: run it in inference mode, `!@stats`)"
+        return "the trained part reads tensors that do not have one row for each example"
+    return (
+        f"{what}: values that depend on the other examples of a batch cannot be cached (run BatchNorm in inference mode: "
+        "`!@stats`)"
+    )
 
 
 def _where(analysis: Analysis, tensor: Any) -> str:
-    path = analysis.after(tensor)
+    path = analysis.last_variable(tensor)
     return f" after {path}" if path else ""
 
 
-def _words(cause: Cause) -> str:
+def _explain_cause(cause: Cause) -> str:
+    """A sentence with the fields ``count`` and ``where``."""
     if cause.kind == "input":
         return (
-            "{count} operation(s) below what trains draw from the examples' seeds, which are others in every epoch{where}: "
-            "dropout or drop path; without them in the frozen part the line would lie higher"
+            "{count} operation(s) below the trained part draw from the examples' seeds, which differ in every epoch{where}: "
+            "dropout or drop path; without them in the frozen part the line would be higher"
         )
     if cause.kind == "random":
-        return f"{cause.name} draws random numbers of its own below what trains{{where}}; without it the line would lie higher"
+        return f"{cause.name} draws its own random numbers below the trained part{{where}}; without it the line would be higher"
     if cause.kind == "written":
         name = cause.name.replace("{", "{{").replace("}", "}}")
         what = "a random layer" if "seed_generator" in name else "state that the step itself changes"
-        return (
-            f"{name} is {what} below what trains{{where}}; without it, or in inference mode, the line would lie higher"
-        )
-    return f"{cause.name} has an effect below what trains{{where}}; it must run in every step"
+        return f"{name} is {what} below the trained part{{where}}; without it, or in inference mode, the line would be higher"
+    return f"{cause.name} has an effect below the trained part{{where}}, so it must run in every step"

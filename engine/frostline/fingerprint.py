@@ -1,7 +1,7 @@
-"""Digests of what a traced graph computes: the same in another process, another trace, under other node names.
+"""Digests of what a traced graph computes: the same in another process or trace, and under other node names.
 
-A tensor's digest is made of its operation, the attributes that count, and the digests of what it reads. So equal
-digests are equal functions of equal leaves; what a leaf is (a variable's value, or just which variable), the caller says.
+The digest of a tensor covers its operation, the attributes that matter, and the digests of the operation's inputs. Equal
+digests thus mean equal functions of equal leaves.
 """
 
 from __future__ import annotations
@@ -12,37 +12,29 @@ from typing import Any
 
 from engine.errors import InputError
 
-# They give what they are given.
+# Operations that return their input unchanged.
 _PASSES = frozenset(["Identity", "IdentityN", "StopGradient", "PreventGradient", "Snapshot"])
-
-Leaf = Callable[[Any], str | None]
 
 
 class FingerprintError(InputError):
-    """A graph with a cycle: a loop as TensorFlow 1 wrote it."""
+    """A graph with a cycle, that is, a loop of TensorFlow 1's control flow."""
 
 
 class Digests:
-    """Digests of a graph's tensors.
+    """Digests of a traced graph's tensors.
 
-    Args:
-        graph: the traced graph.
-        leaf: tensor of an operation without inputs -> text that stands for it, as for an input or a variable; None where
-            the operation says it all.
+    ``leaf`` maps the tensor of an operation without inputs, such as an input or a variable, to the text that identifies it
+    (a variable's value, or just which one it is); None if the operation and its attributes suffice.
     """
 
-    def __init__(self, graph: Any, leaf: Leaf) -> None:
+    def __init__(self, graph: Any, leaf: Callable[[Any], str | None]) -> None:
         self._leaf = leaf
         self._found: dict[Any, str] = {}
         self._library = {f.signature.name: f for f in graph.as_graph_def().library.function}
         self._functions: dict[str, str] = {}
 
-    def of(self, tensors: Iterable[Any]) -> list[str]:
-        """SHA-256 (hexadecimal) of each tensor.
-
-        Raises:
-            FingerprintError: one depends on a loop whose operations are in the graph itself.
-        """
+    def compute(self, tensors: Iterable[Any]) -> list[str]:
+        """The SHA-256 (hexadecimal) of each tensor; FingerprintError if one depends on a loop in the graph itself."""
         tensors = list(tensors)
         opened: set[Any] = set()
         pending = [tensor.op for tensor in tensors]
@@ -53,7 +45,7 @@ class Digests:
                 pending.pop()
                 self._found.setdefault(op, self._op(op) if not waiting else "")
             elif op in opened:
-                raise FingerprintError(f"{op.name} is in a loop of TF1's control flow, which has no digest")
+                raise FingerprintError(f"{op.name} is part of a loop of TF1's control flow, which has no digest")
             else:
                 opened.add(op)
                 pending.extend(waiting)
@@ -71,7 +63,7 @@ class Digests:
 
     def _attributes(self, node: Any) -> list[str]:
         found = []
-        for name in sorted(node.attr):  # a map has no order of its own
+        for name in sorted(node.attr):  # the order of a protobuf map is undefined
             value = node.attr[name]
             if name.startswith("_") or name in ("output_shapes", "shared_name", "config", "config_proto"):
                 continue
@@ -84,17 +76,15 @@ class Digests:
         return found
 
     def _function(self, name: str) -> str:
-        """Of a library function: its body under names that count from 0 in the order of what its results need."""
+        """The digest of a library function, independent of the names in its body."""
         if name not in self._functions:
-            self._functions[name] = "itself"  # functions may call themselves
+            self._functions[name] = "itself"  # a function may call itself
             self._functions[name] = self._body(self._library[name]) if name in self._library else name
         return self._functions[name]
 
     def _body(self, function: Any) -> str:
         nodes = {node.name: node for node in function.node_def}
-        made = {
-            argument.name: f"argument {n} {argument.type}" for n, argument in enumerate(function.signature.input_arg)
-        }
+        made = {one.name: f"argument {n} {one.type}" for n, one in enumerate(function.signature.input_arg)}
         roots = [function.ret[output.name] for output in function.signature.output_arg]
         controls = [function.control_ret[key] for key in sorted(function.control_ret)]
 
@@ -110,8 +100,7 @@ class Digests:
                 continue
             node = nodes[name]
             before = [text.lstrip("^").partition(":")[0] for text in node.input]
-            waiting = [other for other in before if other not in made]
-            if waiting:
+            if waiting := [other for other in before if other not in made]:
                 pending.extend(waiting)
                 continue
             data = [source(text) for text in node.input if not text.startswith("^")]

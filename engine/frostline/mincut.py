@@ -7,38 +7,37 @@ from __future__ import annotations
 
 from collections import deque
 
-UNBOUNDED = 1 << 60  # more than all capacities together that are not
+from engine.graphs.reach import reach
+
+UNBOUNDED = 1 << 60  # more than the sum of all bounded capacities
 
 
 class Network:
-    """Nodes are numbers, in the order of making.
-
-    Attributes:
-        size: how many nodes there are.
-    """
+    """A flow network whose ``size`` nodes are numbered from 0 in the order in which they are added."""
 
     def __init__(self) -> None:
         self.size = 0
-        self._to: list[int] = []  # of each edge; edge e ^ 1 is its reverse
-        self._left: list[int] = []
+        self._to: list[int] = []  # the end of each edge; edge e ^ 1 is its reverse
+        self._left: list[int] = []  # the residual capacity of each edge
         self._edges: list[list[int]] = []
 
-    def node(self) -> int:
+    def add_node(self) -> int:
+        """Adds a node and returns its number."""
         self._edges.append([])
         self.size += 1
         return self.size - 1
 
-    def edge(self, start: int, stop: int, capacity: int) -> None:
-        """An edge of so much capacity; the other way it has none."""
+    def add_edge(self, start: int, stop: int, capacity: int) -> None:
+        """Adds an edge of a capacity from ``start`` to ``stop``."""
         for begin, end, left in ((start, stop, capacity), (stop, start, 0)):
             self._edges[begin].append(len(self._to))
             self._to.append(end)
             self._left.append(left)
 
-    def cut(self, source: int, sink: int) -> tuple[int, set[int]]:
-        """The capacity of a minimum cut, and the nodes on the sink's side. Of all minimum cuts, the one nearest the sink.
+    def min_cut(self, source: int, sink: int) -> tuple[int, set[int]]:
+        """The capacity of the minimum cut nearest the sink, and the nodes on the sink's side of it.
 
-        A capacity of at least ``UNBOUNDED`` says that there is no cut of bounded edges. Call it once.
+        A capacity of at least ``UNBOUNDED`` means that there is no cut of bounded edges. The call consumes the network.
         """
         flow = 0
         while (levels := self._levels(source, sink))[sink] >= 0:
@@ -47,7 +46,9 @@ class Network:
                 flow += pushed
                 if flow >= UNBOUNDED:
                     return flow, set()
-        return flow, self._reaching(sink)
+        # from these nodes, the sink can be reached over edges with residual capacity
+        before = reach([sink], lambda node: [self._to[edge] for edge in self._edges[node] if self._left[edge ^ 1]])
+        return flow, set(before)
 
     def _levels(self, source: int, sink: int) -> list[int]:
         levels = [-1] * self.size
@@ -62,7 +63,7 @@ class Network:
         return levels
 
     def _push(self, source: int, sink: int, levels: list[int], at: list[int]) -> int:
-        """Sends flow along one shortest path; without recursion, for graphs are thousands of nodes deep."""
+        """Sends flow along one shortest path; without recursion, since graphs are thousands of nodes deep."""
         path: list[int] = []
         node = source
         while node != sink:
@@ -86,16 +87,3 @@ class Network:
             self._left[edge] -= amount
             self._left[edge ^ 1] += amount
         return amount
-
-    def _reaching(self, sink: int) -> set[int]:
-        """Nodes from which the sink can be reached over edges with capacity left."""
-        found = {sink}
-        pending = [sink]
-        while pending:
-            node = pending.pop()
-            for edge in self._edges[node]:
-                before = self._to[edge]
-                if before not in found and self._left[edge ^ 1]:
-                    found.add(before)
-                    pending.append(before)
-        return found

@@ -1,7 +1,7 @@
-"""Whether a row of a tensor depends on its example alone: found out by running it among other examples.
+"""Checks that a row of a tensor depends on its example alone, by running that example among others.
 
-Three small batches are given: [a, b], [a, c] and [c, a, b]. The row of a must not change from the first to the second
-(another neighbour), nor more than rounding does from the first to the third (another place, another batch size).
+Three small batches are run: [a, b], [a, c] and [c, a, b]. The row of a must not change between the first and the second
+(another neighbour), and by no more than rounding between the first and the third (another position and batch size).
 """
 
 from __future__ import annotations
@@ -15,30 +15,29 @@ import tensorflow as tf
 
 from engine.errors import InputError
 
-# Another batch size takes other kernels: 4e-7 was measured on a ViT in float32.
+# Relative tolerances: another batch size uses other kernels, and 4e-7 was measured on a ViT in float32.
 _ROUNDING = {tf.float64: 1e-9, tf.float32: 1e-5, tf.bfloat16: 5e-2, tf.float16: 1e-2}
 
 
 class RowIndependenceError(InputError):
-    """The frozen part cannot be run on made images."""
+    """The frozen part cannot be run on synthetic images."""
 
 
-def mixing(compute: Callable[[Any], Sequence[Any]], rows: Sequence[int], images: Any) -> list[int]:
-    """Which of the tensors that a function gives have rows that depend on more than their example.
+def find_mixing(compute: Callable[[Any], Sequence[Any]], rows: Sequence[int], images: Any) -> list[int]:
+    """The positions of the tensors with rows that depend on more than their own example.
 
     Args:
-        compute: images [B, ...] -> tensors [k * B, ...].
-        rows: k of each tensor.
-        images: a tensor (or its spec) of the shape and dtype of the images.
+        compute: a function from images [B, ...] to tensors [k * B, ...], with k for each tensor in ``rows``.
+        images: a tensor, or a spec, with the shape and dtype of the images.
 
     Raises:
-        RowIndependenceError: they cannot be computed for made images.
+        RowIndependenceError: the function fails on synthetic images.
     """
     try:
         results = [[np.asarray(value) for value in compute(probe)] for probe in _probes(images)]
     except tf.errors.OpError as error:
         reason = error.message.splitlines()[0] if error.message else type(error).__name__
-        raise RowIndependenceError(f"the frozen part cannot be run on made images: {reason}") from None
+        raise RowIndependenceError(f"the frozen part cannot be run on synthetic images: {reason}") from None
     return [number for number, (k, *values) in enumerate(zip(rows, *results, strict=True)) if _mixes(k, values)]
 
 
@@ -59,11 +58,13 @@ def _finite(value: np.ndarray) -> np.ndarray:
 
 
 def _probes(images: Any) -> list[Any]:
-    """[a, b], [a, c], [c, a, b]; b and c are far apart, so that what mixes shows."""
+    """[a, b], [a, c] and [c, a, b]; b and c are far apart, so that mixing shows."""
     rng = np.random.default_rng(0)
     shape = images.shape.as_list()[1:]
     if None in shape:
-        raise RowIndependenceError(f"images of shape {images.shape}: all lengths but the batch's must be fixed")
+        raise RowIndependenceError(
+            f"images of shape {images.shape}: all axes except the batch axis must have a fixed size"
+        )
     if images.dtype.is_floating:
         a, b, c = rng.standard_normal((3, *shape))
         b, c = b * 2.0 - 1.0, c * 0.5 + 2.0

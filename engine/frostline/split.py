@@ -1,7 +1,8 @@
-"""The part of a traced function above the frost line, as a function of the tensors that cross it."""
+"""Builds the suffix: the part of a traced function above the frost line, as a function of the tensors that cross it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from engine.frostline.analysis import Analysis, Crossing
 from engine.graphs import dataflow
 from engine.training.microbatch import MicroBatch
 
-# ``id`` of a tensor of a graph -> the number of the crossing tensor that it is, and how it would cross there
+# ``id`` of a tensor in a graph -> the number of the line's tensor that it equals, and the crossing that it would be there
 Same = dict[int, tuple[int, Crossing]]
 
 
@@ -22,11 +23,9 @@ class FrostTensor:
     """A tensor at the frost line.
 
     Attributes:
-        key: its name in a batch.
-        name: in the traced graph.
-        shape: of one example.
-        dtype: that the step computes in.
-        after: path of the variable read last before it; "" when there is none.
+        key, name: its names in a batch and in the traced graph.
+        shape, dtype: the shape for one example, and the type that the step computes in.
+        after: the path of the last variable read before it; "" if there is none.
     """
 
     key: str
@@ -37,21 +36,18 @@ class FrostTensor:
 
     @property
     def bytes(self) -> int:
-        """Of one example."""
-        size = int(self.dtype.size)
-        for length in self.shape:
-            size *= length
-        return size
+        """The size of one example in bytes."""
+        return int(self.dtype.size) * math.prod(self.shape)
 
 
 @dataclass(frozen=True)
 class Suffix:
-    """What is above a line.
+    """The part of a function above a frost line.
 
     Attributes:
-        function: concrete; as the whole one, its batch with the tensors in place of the images.
-        weights: of a micro-batch: term -> the sum of its weights in the function's graph, or None.
-        ops: name of an operation of the whole -> its copy.
+        function: a concrete function like the whole one, whose batch has the line's tensors in place of the images.
+        weights: for a micro-batch, term -> the sum of its weights in the function's graph, or None.
+        ops: the name of an operation of the whole function -> its copy.
     """
 
     function: Any
@@ -59,7 +55,7 @@ class Suffix:
     ops: Mapping[str, Any]
 
 
-def suffix_of(
+def build_suffix(
     analysis: Analysis,
     tensors: Sequence[FrostTensor],
     same: Same,
@@ -67,17 +63,12 @@ def suffix_of(
     without: set[Any],
     micro: MicroBatch | None = None,
 ) -> Suffix:
-    """The part above the line as a function of its own.
+    """Builds the part above the line as a separate function.
 
     Args:
-        analysis: of the function that is cut.
-        tensors: what crosses.
-        same: which tensors of the graph they are.
-        without: operations that are not to be copied.
-        micro: where the function is a micro-batch's.
-
-    Raises:
-        ValueError: the part above needs one of ``without``.
+        analysis, micro: the analysis of the function that is cut, and the micro-batch if it is that of one.
+        tensors, same: the tensors that cross the line, and the tensors of the graph that equal them.
+        without: operations that must not be copied; a ValueError is raised if the part above needs one.
     """
     outputs = analysis.graph.structured_outputs
     flat = tf.nest.flatten(outputs)
@@ -85,13 +76,13 @@ def suffix_of(
     kept: dict[str, Any] = {}
 
     def suffix(batch: Mapping[str, Any], *others: Any) -> Any:
-        feeds = dataflow.outside(analysis.graph) | feeds_of(tensors, same, batch)
+        feeds = dataflow.captured_tensors(analysis.graph) | build_feeds(tensors, same, batch)
         feeds |= {id(analysis.inputs[name]): value for name, value in batch.items() if name in analysis.inputs}
         feeds |= {id(placeholder): value for placeholder, value in zip(analysis.others, others, strict=True)}
         count = tf.shape(batch[tensors[0].key])[0]
         feeds |= {id(tensor): value for tensor, value in analysis.shape_values(count, without)}
-        found = dataflow.copy(
-            [*flat, *weights.values()], feeds, effects=analysis.effects(), without=without, name="suffix"
+        found = dataflow.copy_tensors(
+            [*flat, *weights.values()], feeds, effects=analysis.find_effects(), without=without, name="suffix"
         )
         kept.update(zip(weights, found[len(flat) :], strict=True))
         return tf.nest.pack_sequence_as(outputs, found[: len(flat)])
@@ -105,12 +96,12 @@ def suffix_of(
     return Suffix(function, named, ops)
 
 
-def feeds_of(tensors: Sequence[FrostTensor], same: Same, values: Mapping[str, Any]) -> dict[int, Any]:
-    """``id`` of a tensor -> what is given for it, in the shape that it has in its graph."""
-    return {key: reshaped(values[tensors[number].key], c.own) for key, (number, c) in same.items()}
+def build_feeds(tensors: Sequence[FrostTensor], same: Same, values: Mapping[str, Any]) -> dict[int, Any]:
+    """``id`` of a tensor in a graph -> the value that replaces it, in the shape that it has there."""
+    return {key: reshape_rows(values[tensors[number].key], c.row_shape) for key, (number, c) in same.items()}
 
 
-def reshaped(value: Any, shape: tuple[int, ...]) -> Any:
+def reshape_rows(value: Any, shape: tuple[int, ...]) -> Any:
     """An array or tensor as [B, *shape]."""
     if tuple(value.shape[1:]) == shape:
         return value

@@ -1,4 +1,4 @@
-"""A graph that is to be cut, whatever made it: what it is given, what a step wants of it, and how it is run."""
+"""Graphs that can be cut, whether traced by ``tf.function`` or built for a session: their inputs, results and execution."""
 
 from __future__ import annotations
 
@@ -16,18 +16,15 @@ Compute = Callable[[Any], Sequence[Any]]
 
 
 class TracedError(InputError):
-    """A graph that reads what has no value to be digested."""
+    """A graph that reads something without a value to digest."""
 
 
 class Traced(Protocol):
-    """What is asked of a graph.
+    """A graph that the frost line can cut.
 
     Attributes:
-        graph: a tf.Graph.
-        inputs: name -> placeholder of a batch's array, [B, ...].
-        others: its further placeholders.
-        results: tensors that a step fetches.
-        effects: operations that it runs besides.
+        inputs, others: name -> the placeholder of a batch's array, [B, ...]; and the other placeholders.
+        results, effects: the tensors that a step fetches, and the operations that it runs in addition.
     """
 
     graph: Any
@@ -37,47 +34,44 @@ class Traced(Protocol):
     effects: Sequence[Any]
 
     def handle(self, path: str, variable: Any) -> Any | None:
-        """The tensor by which the graph reads and writes a variable; None where it does not."""
+        """The tensor through which the graph reads and writes a variable; None if it does neither."""
 
     def name(self, handle: Any) -> str:
-        """Of the variable behind such a tensor."""
+        """The name of the variable behind such a tensor."""
 
     def outside(self, tensors: Sequence[Any], *, by_value: bool) -> dict[int, str]:
-        """What tensors stand for that is not computed in the graph, a variable or a captured constant.
+        """Identifies the tensors that stand for a variable or a captured constant, which the graph does not compute.
 
-        Returns:
-            ``id`` of each of them that does -> a text that tells it from others, or its value from other values.
-
-        Raises:
-            TracedError: by value, and one has none.
+        Returns ``id`` of each such tensor -> a text that identifies the variable, or its value if ``by_value`` is set;
+        then a TracedError is raised if one has no value.
         """
 
-    def crosses(self, tensor: Any) -> bool:
+    def can_cut_at(self, tensor: Any) -> bool:
         """Whether the graph can be run up to a tensor, and from it."""
 
-    def fetches(self, op: Any) -> bool:
-        """Whether a run can be asked for an operation."""
+    def can_fetch(self, op: Any) -> bool:
+        """Whether a run can fetch an operation."""
 
     def run(self, tensors: Sequence[Any], feeds: Iterable[tuple[Any, Any]]) -> list[np.ndarray]:
-        """Values of tensors that need nothing but variables, and tensors for which ``feeds`` has values."""
+        """The values of tensors that need only variables and the tensors that ``feeds`` has values for."""
 
-    def function_of(self, images: Any, tensors: Sequence[Any], effects: Sequence[Any]) -> Compute:
-        """A function from images to tensors that need nothing else; it runs the effects too."""
+    def build_function(self, images: Any, tensors: Sequence[Any], effects: Sequence[Any]) -> Compute:
+        """A function from the images to tensors that need no other input; it also runs the effects."""
 
 
 class TracedFunction:
-    """A concrete function; its first argument is a batch (a dict), further ones are scalars or vectors."""
+    """A concrete function; its first argument is a batch (a dict), the others are scalars or vectors."""
 
     def __init__(self, function: Any) -> None:
         self.graph = function.graph
         arguments = function.structured_input_signature[0]
-        names = sorted(arguments[0])  # as tf.nest flattens a dict
+        names = sorted(arguments[0])  # the order in which tf.nest flattens a dict
         self.inputs: Mapping[str, Any] = dict(zip(names, self.graph.inputs, strict=False))
         self.others = self.graph.inputs[len(names) : len(tf.nest.flatten(arguments))]
         self.results: Sequence[Any] = tf.nest.flatten(self.graph.structured_outputs)
         self.effects = self.graph.control_outputs
         self._inner = {id(outer): inner for outer, inner in self.graph.captures}
-        self._outer = dataflow.outside(self.graph)
+        self._outer = dataflow.captured_tensors(self.graph)
 
     def handle(self, path: str, variable: Any) -> Any | None:
         return self._inner.get(id(variable.handle))
@@ -94,21 +88,22 @@ class TracedFunction:
                 found[key] = "variable " + (digest("", _value(outer)) if by_value else str(id(outer)))
         return found
 
-    def crosses(self, tensor: Any) -> bool:
+    def can_cut_at(self, tensor: Any) -> bool:
         return True
 
-    def fetches(self, op: Any) -> bool:
+    def can_fetch(self, op: Any) -> bool:
         return True
 
     def run(self, tensors: Sequence[Any], feeds: Iterable[tuple[Any, Any]]) -> list[np.ndarray]:
         def compute() -> list[Any]:
-            return dataflow.copy(tensors, self._outer | {id(tensor): tf.constant(value) for tensor, value in feeds})
+            given = {id(tensor): tf.constant(value) for tensor, value in feeds}
+            return dataflow.copy_tensors(tensors, self._outer | given)
 
         return [value.numpy() for value in tf.function(compute, autograph=False)()]
 
-    def function_of(self, images: Any, tensors: Sequence[Any], effects: Sequence[Any]) -> Compute:
+    def build_function(self, images: Any, tensors: Sequence[Any], effects: Sequence[Any]) -> Compute:
         def compute(given: Any) -> list[Any]:
-            return dataflow.copy(tensors, self._outer | {id(images): given}, effects=effects, name="prefix")
+            return dataflow.copy_tensors(tensors, self._outer | {id(images): given}, effects=effects, name="prefix")
 
         spec = tf.TensorSpec(images.shape, images.dtype)
         function = tf.function(compute, autograph=False).get_concrete_function(spec)
@@ -121,9 +116,9 @@ class TracedFunction:
 
 
 def _value(handle: Any) -> np.ndarray:
-    """What the handle of a variable holds now."""
+    """The current value of the variable behind a handle."""
     data = getattr(handle, "_handle_data", None)
     if data is None or not data.is_set or len(data.shape_and_type) != 1:
-        raise TracedError(f"the frozen part reads a {handle.dtype.name} that is no variable: it has no digest")
+        raise TracedError(f"the frozen part reads a {handle.dtype.name} that is not a variable and has no digest")
     dtype = tf.as_dtype(data.shape_and_type[0].dtype)
     return np.asarray(tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype).numpy())

@@ -1,4 +1,4 @@
-"""The frozen output: what the frozen part gives, watched for the same examples at every evaluation."""
+"""The frozen output: the output of the frozen part, watched for the same examples at every evaluation."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from engine.selection.selection import Selection
 
 
 def frozen_output_norms(selection: Selection, images: Any) -> Any | None:
-    """The L2 norm of each example [B] at the frost line, in the graph that is being traced."""
+    """The L2 norm of each example at the frozen part's output, [B], in the graph that is being traced.
+
+    The tensors are those of ``find_frontier`` that depend on a frozen variable. The cut of engine.frostline.search may lie
+    elsewhere: it also weighs bytes against recomputation. None if nothing frozen lies below the trained part.
+    """
     traced = tf.compat.v1.get_default_graph()
     varying = dataflow.captured_handles(traced, [e.variable for e in (*selection.trained, *selection.moving)])
     frozen = dataflow.dependents(traced, dataflow.captured_handles(traced, [e.variable for e in selection.frozen]))
-    tensors = frontier(traced, varying=varying, inputs=[images])
+    tensors = find_frontier(traced, varying=varying, inputs=[images])
     tensors = [t for t in tensors if t.op in frozen and t.shape.rank and t.shape[0] is None]
     if not tensors:
         return None
@@ -24,19 +28,14 @@ def frozen_output_norms(selection: Selection, images: Any) -> Any | None:
     return tf.sqrt(tf.add_n(squares))
 
 
-def frontier(graph: Any, *, varying: Iterable[Any], inputs: Iterable[Any]) -> list[Any]:
-    """The tensors at the frost line: they depend on ``inputs`` but on nothing varying, and varying ops read them.
+def find_frontier(graph: Any, *, varying: Iterable[Any], inputs: Iterable[Any]) -> list[Any]:
+    """The tensors that varying operations read and that depend on ``inputs`` but on nothing varying.
 
-    Of several that are one tensor in other shapes, the first is given.
-
-    Args:
-        varying: source tensors, such as the captured handles of trained variables.
-        inputs: placeholders of the examples.
+    ``varying`` are tensors such as the captured handles of trained variables, ``inputs`` the placeholders of the examples.
+    Of several tensors that hold the same bytes in different shapes, the first is returned.
     """
-    varying_ops = dataflow.dependents(graph, varying)
-    inputs = list(inputs)
-    input_dependent = dataflow.dependents(graph, inputs)
-    sources = {id(tensor) for tensor in inputs}
+    varying_ops, inputs = dataflow.dependents(graph, varying), list(inputs)
+    input_dependent, sources = dataflow.dependents(graph, inputs), {id(tensor) for tensor in inputs}
     found: dict[int, Any] = {}
     for op in graph.get_operations():
         if op not in varying_ops:
@@ -50,7 +49,7 @@ def frontier(graph: Any, *, varying: Iterable[Any], inputs: Iterable[Any]) -> li
 
 
 def _viewed(tensor: Any) -> Any:
-    """The tensor that this one shows in another shape or under another name: the same bytes."""
+    """The tensor whose bytes this one shows in another shape or under another name."""
     while tensor.op.type in ("Reshape", "Identity", "IdentityN"):
         tensor = tensor.op.inputs[tensor.value_index]
     return tensor

@@ -1,7 +1,7 @@
-"""How the shapes of a traced function follow the batch size, and what its operations cost per example.
+"""How the shapes in a traced function depend on the batch size B, and what its operations cost per example.
 
-A graph traced with an open batch axis forgets where the batch went: [None, 384] may be B or 197 B rows. Its shapes are
-inferred again at two batch sizes, and each length is read as ``each * B + fixed``.
+A graph traced with an unknown batch size does not record where the batch went: [None, 384] may have B or 197 B rows.
+Its shapes are therefore inferred again at two batch sizes, from which each length is found as ``each * B + fixed``.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-_SIZES = (8191, 7919)  # primes that are no dimension of any model
+_SIZES = (8191, 7919)  # primes that are not a dimension of any model
 SHAPES = frozenset(["Shape", "ShapeN", "Size", "Rank"])
-_GIVEN = "batch_shapes/given"  # no name of a graph that is looked at
-_ELEMENT = 0.02  # of a multiply-add: so little that it decides between equal bytes alone
-_CONTROL_FLOW_MACS = 10**9  # dear: a loop or a branch is computed again only where nothing else can be cut
+_GIVEN = "batch_shapes/given"  # a name that no analysed graph uses
+_ELEMENT = 0.02  # multiply-adds per element: small enough to decide only between cuts of equal bytes
+_CONTROL_FLOW_MACS = 10**9  # high: a loop or a branch is recomputed only where nothing else can be cut
 
 
 class Length(NamedTuple):
-    """A dimension: ``each * B + fixed``."""
+    """The length of one axis: ``each * B + fixed``."""
 
     each: int
     fixed: int
@@ -30,12 +30,12 @@ Shape = tuple[Length, ...]
 
 
 class BatchShapes:
-    """Shapes of a traced graph as functions of the batch size.
+    """The shapes in a traced graph as functions of the batch size. Call it with a tensor to get its shape.
 
     Args:
-        graph: the graph, its batch axis open.
-        inputs: its placeholders of examples, batch axis first.
-        ops: operations that are asked about, with all that they need, and of others nothing is known; None: all.
+        graph: the graph, traced with an unknown batch size.
+        inputs: its placeholders of examples, whose first axis is the batch.
+        ops: the operations to analyse, which must include all that they depend on; None analyses the whole graph.
     """
 
     def __init__(self, graph: Any, inputs: Sequence[Any], ops: Collection[Any] | None = None) -> None:
@@ -44,11 +44,11 @@ class BatchShapes:
         definition = tf.compat.v1.GraphDef(versions=whole.versions, library=whole.library)
         definition.node.extend(node for node in whole.node if node.name in names)
         for node in definition.node:
-            node.attr.pop("_class", None)  # colocation with what is not asked about
+            node.attr.pop("_class", None)  # colocation with operations that are not analysed
         self._again = [_inferred(ops, definition, inputs, size) for size in _SIZES]
 
     def __call__(self, tensor: Any) -> Shape | None:
-        """The shape of one of the graph's tensors; None where it cannot be known."""
+        """Returns the shape of one of the graph's tensors, or None if it cannot be known."""
         at = [found(tensor) for found in self._again]
         if any(shape is None for shape in at) or len({len(shape) for shape in at}) != 1:
             return _guessed(tensor)
@@ -62,52 +62,59 @@ class BatchShapes:
             lengths.append(Length(each, one - each * _SIZES[0]))
         return tuple(lengths)
 
+    def bound(self, tensor: Any) -> Shape:
+        """Returns a shape for counting bytes: a length that does not grow linearly is rounded up to a multiple of B.
+
+        A length that could not be inferred counts 1, and so does a tensor of unknown rank.
+        """
+        lengths = []
+        for one, other in zip(*(found(tensor) or () for found in self._again), strict=False):
+            if one is None or other is None:
+                lengths.append(Length(0, 1))
+                continue
+            each, rest = divmod(one - other, _SIZES[0] - _SIZES[1])
+            lengths.append(Length(-(-one // _SIZES[0]), 0) if rest else Length(each, one - each * _SIZES[0]))
+        return tuple(lengths)
+
     def certain(self, tensor: Any) -> bool:
         """Whether every length was inferred at both sizes."""
         return all(found(tensor) is not None and None not in found(tensor) for found in self._again)
 
     def rows(self, tensor: Any) -> tuple[int, tuple[int, ...]] | None:
-        """Of a tensor [k * B, ...]: k and the other lengths. None of all others."""
+        """Returns k and the remaining lengths of a tensor of shape [k * B, ...]; None for any other tensor."""
         shape = self(tensor)
         if not shape or shape[0].fixed or shape[0].each < 1 or any(length.each for length in shape[1:]):
             return None
         return shape[0].each, tuple(length.fixed for length in shape[1:])
 
     def follows(self, tensor: Any) -> bool:
-        """Whether some length of the tensor grows with the batch; True where that is not known."""
+        """Whether any length of the tensor grows with the batch; True if that is not known."""
         shape = self(tensor)
         return shape is None or any(length.each for length in shape)
 
     def crossed(self, tensor: Any) -> bool:
-        """Whether two lengths of the tensor grow with the batch, as where each example meets each."""
+        """Whether two or more lengths of the tensor grow with the batch, as in a [B, B] similarity matrix."""
         return sum(bool(length.each) for length in self(tensor) or ()) > 1
 
     def elements(self, tensor: Any) -> int:
-        """Elements for each further example, about; 0 where it is not known."""
+        """Returns the approximate number of elements per example; 0 if it is not known."""
         return math.prod(self.lengths(tensor)) // _SIZES[0] if self(tensor) is not None else 0
 
     def macs(self, op: Any) -> int:
-        """Multiply-adds for an example: products and convolutions, forward or backward; else 0."""
-        count = _COUNTS.get(op.type)
-        if count is None:
-            return 0
+        """Returns the multiply-adds per example of a matrix product or convolution, forward or backward; else 0."""
         try:
-            return int(count(self, op))
-        except (IndexError, ValueError):  # an operand whose shape nobody knows
+            return int(_COUNTS[op.type](self, op)) if op.type in _COUNTS else 0
+        except (IndexError, ValueError):  # an operand of unknown shape
             return 0
 
     def work(self, op: Any) -> float:
-        """What doing an operation again costs for an example, in multiply-adds."""
+        """Returns the cost of recomputing an operation for one example, in multiply-adds."""
         if has_functions(op):
             return _CONTROL_FLOW_MACS
         return self.macs(op) + _ELEMENT * sum(self.elements(output) for output in op.outputs)
 
     def lengths(self, tensor: Any) -> list[int]:
-        """Lengths at a large batch size.
-
-        Raises:
-            ValueError: they are not known.
-        """
+        """Returns the lengths of a tensor at a large batch size; raises ValueError if the shape is not known."""
         shape = self(tensor)
         if shape is None:
             raise ValueError(tensor.name)
@@ -115,12 +122,12 @@ class BatchShapes:
 
 
 def has_functions(op: Any) -> bool:
-    """Whether an operation runs functions of the graph's library: calls, branches, loops."""
+    """Whether an operation runs functions of the graph's library, as calls, branches and loops do."""
     return any(value.WhichOneof("value") == "func" or value.list.func for value in op.node_def.attr.values())
 
 
 def _inferred(ops: Collection[Any], definition: Any, inputs: Sequence[Any], size: int) -> Any:
-    """tensor -> its lengths (None where not known) with a batch of ``size``; or None."""
+    """A function from a tensor to its lengths for ``size`` examples, or to None; an unknown length is None as well."""
     batch = {id(tensor) for tensor in inputs}
     known = {}
     with tf.Graph().as_default() as again:
@@ -130,13 +137,13 @@ def _inferred(ops: Collection[Any], definition: Any, inputs: Sequence[Any], size
                     shape_now = [size, *tensor.shape[1:]]
                     known[tensor.name] = tf.compat.v1.placeholder(tensor.dtype, shape_now, name=_GIVEN)
                 elif op.inputs and any(source.dtype == tf.resource for source in op.inputs) and not has_functions(op):
-                    # reading a variable: its shape is known here, and not to a graph without the variable
+                    # a read of a variable: its shape is known here, but not in a graph without the variable
                     known[tensor.name] = tf.compat.v1.placeholder(tensor.dtype, tensor.shape, name=_GIVEN)
         tf.graph_util.import_graph_def(definition, input_map=known, name="")
-    asked = {op.name for op in ops}
+    analysed = {op.name for op in ops}
 
     def shape(tensor: Any) -> tuple[int | None, ...] | None:
-        if tensor.op.name not in asked:
+        if tensor.op.name not in analysed:
             return None
         found = known[tensor.name].shape if tensor.name in known else again.get_tensor_by_name(tensor.name).shape
         return None if found.rank is None else tuple(found.as_list())
@@ -145,7 +152,7 @@ def _inferred(ops: Collection[Any], definition: Any, inputs: Sequence[Any], size
 
 
 def _guessed(tensor: Any) -> Shape | None:
-    """What the trace itself says, taking its open first axis for the batch (whoever relies on it checks)."""
+    """The shape in the trace itself, with an unknown first length taken to be B. Callers that rely on it must check."""
     shape = tensor.shape.as_list() if tensor.shape.rank else []
     if not shape or shape[0] is not None or None in shape[1:]:
         return None
@@ -153,34 +160,18 @@ def _guessed(tensor: Any) -> Shape | None:
 
 
 def _matmul(shapes: BatchShapes, op: Any) -> int:
-    """Elements of the result times the length that is summed over."""
+    """The elements of the result times the length that is summed over."""
     attribute = next(name for name in ("transpose_a", "adj_x") if name in op.node_def.attr)
     left, out = shapes.lengths(op.inputs[0]), shapes.lengths(op.outputs[0])
     return math.prod(out) * left[-2 if op.get_attr(attribute) else -1] // _SIZES[0]
 
 
 def _conv(shapes: BatchShapes, op: Any) -> int:
-    return shapes.elements(op.outputs[0]) * math.prod(shapes.lengths(op.inputs[1])[:-1])
-
-
-def _depthwise(shapes: BatchShapes, op: Any) -> int:
-    return shapes.elements(op.outputs[0]) * math.prod(shapes.lengths(op.inputs[1])[:-2])
-
-
-def _conv_input(shapes: BatchShapes, op: Any) -> int:
-    return shapes.elements(op.inputs[2]) * math.prod(shapes.lengths(op.inputs[1])[:-1])
-
-
-def _conv_filter(shapes: BatchShapes, op: Any) -> int:
-    return shapes.elements(op.inputs[2]) * math.prod(shapes.lengths(op.outputs[0])[:-1])
-
-
-def _depthwise_input(shapes: BatchShapes, op: Any) -> int:
-    return shapes.elements(op.inputs[2]) * math.prod(shapes.lengths(op.inputs[1])[:-2])
-
-
-def _depthwise_filter(shapes: BatchShapes, op: Any) -> int:
-    return shapes.elements(op.inputs[2]) * math.prod(shapes.lengths(op.outputs[0])[:-2])
+    """The elements of the output (or its gradient) times the lengths of the filter that are summed over."""
+    output = op.inputs[2] if "Backprop" in op.type else op.outputs[0]
+    kernel = op.outputs[0] if "BackpropFilter" in op.type else op.inputs[1]
+    summed = shapes.lengths(kernel)[: -2 if op.type.startswith("Depthwise") else -1]
+    return shapes.elements(output) * math.prod(summed)
 
 
 def _einsum(shapes: BatchShapes, op: Any) -> int:
@@ -192,19 +183,11 @@ def _einsum(shapes: BatchShapes, op: Any) -> int:
     return math.prod(lengths.values()) // _SIZES[0]
 
 
+_CONVOLUTIONS = ("Conv2D", "Conv3D", "Conv2DBackpropInput", "Conv3DBackpropInputV2", "Conv2DBackpropFilter",
+                 "Conv3DBackpropFilterV2", "DepthwiseConv2dNative", "DepthwiseConv2dNativeBackpropInput",
+                 "DepthwiseConv2dNativeBackpropFilter")  # fmt: skip
 _COUNTS = {
-    "MatMul": _matmul,
-    "BatchMatMul": _matmul,
-    "BatchMatMulV2": _matmul,
-    "BatchMatMulV3": _matmul,
-    "Conv2D": _conv,
-    "Conv3D": _conv,
-    "DepthwiseConv2dNative": _depthwise,
-    "Conv2DBackpropInput": _conv_input,
-    "Conv3DBackpropInputV2": _conv_input,
-    "Conv2DBackpropFilter": _conv_filter,
-    "Conv3DBackpropFilterV2": _conv_filter,
-    "DepthwiseConv2dNativeBackpropInput": _depthwise_input,
-    "DepthwiseConv2dNativeBackpropFilter": _depthwise_filter,
+    **dict.fromkeys(("MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3"), _matmul),
+    **dict.fromkeys(_CONVOLUTIONS, _conv),
     "Einsum": _einsum,
 }

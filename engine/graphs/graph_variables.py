@@ -1,4 +1,4 @@
-"""Variables of a graph that is only read: known by name, dtype and shape, without a ``tf.Variable``."""
+"""Variables of a graph that is only read: they have a name, a dtype and a shape, but no ``tf.Variable``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-# Ops that hold a variable: "Variable" is VariableV2 as written before TensorFlow 0.12.
+# Ops that hold a variable. "Variable" is the name of VariableV2 before TensorFlow 0.12.
 HOLDERS = frozenset(["VarHandleOp", "VariableV2", "Variable", "AutoReloadVariable"])
 
 
@@ -17,14 +17,13 @@ class GraphVariable:
     """One variable of a graph.
 
     Attributes:
-        name: its path, the op's name without ``:0``.
-        node: the node that holds it: a VarHandleOp (its handle) or a VariableV2 (a reference).
-        initial: name of the node or tensor that gives the initial value, "" where none is known.
+        name: the variable's path, which is the op's name without ``:0``.
+        node: the name of the node that holds it: a VarHandleOp (a handle) or a VariableV2 (a reference).
+        initial: the name of the node or tensor of its initial value, "" if unknown.
         collected: whether it is in the collection of trainable variables.
-        shape: None of unknown rank; a length of unknown size is None.
-        dtype: of its values.
-        is_resource: made with ``use_resource=True``.
-        statistic: a moving mean or variance, which follows its layer.
+        shape: its shape, with None for an unknown length; None if the rank is unknown.
+        is_resource: whether it was created with ``use_resource=True``.
+        statistic: whether it is a moving mean or variance, which follows its layer.
     """
 
     name: str
@@ -37,8 +36,8 @@ class GraphVariable:
     statistic: bool = False
 
 
-def of_node(node: Any, *, name: str, collected: bool, initial: str = "") -> GraphVariable:
-    """The variable that a NodeDef of ``HOLDERS`` holds."""
+def read_node(node: Any, *, name: str, collected: bool, initial: str = "") -> GraphVariable:
+    """Reads the variable that a NodeDef of a type in ``HOLDERS`` holds."""
     shape = node.attr["shape"].shape
     return GraphVariable(
         name=name,
@@ -51,16 +50,14 @@ def of_node(node: Any, *, name: str, collected: bool, initial: str = "") -> Grap
     )
 
 
-def of_nodes(nodes: Iterable[Any], *, collected: Collection[str], initial: Mapping[str, str]) -> list[GraphVariable]:
-    """The variables that the nodes of a GraphDef hold, in its order.
+def read_nodes(nodes: Iterable[Any], *, collected: Collection[str], initial: Mapping[str, str]) -> list[GraphVariable]:
+    """Reads the variables that NodeDefs hold, in the order of the nodes.
 
-    Args:
-        nodes: NodeDefs.
-        collected: names of nodes whose variables are in the collection of trainable variables.
-        initial: node -> name of the tensor of its initial value, where known.
+    ``collected`` are the names of nodes whose variables are in the collection of trainable variables; ``initial``
+    gives, where known, the name of the tensor of a node's initial value.
     """
     return [
-        of_node(node, name=node.name, collected=node.name in collected, initial=initial.get(node.name, ""))
+        read_node(node, name=node.name, collected=node.name in collected, initial=initial.get(node.name, ""))
         for node in nodes
         if node.op in HOLDERS
     ]

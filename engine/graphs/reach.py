@@ -1,4 +1,4 @@
-"""Walking a graph: everything that can be reached from some nodes."""
+"""Graph traversal: everything that can be reached from some nodes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,9 @@ Node = TypeVar("Node", bound=Hashable)
 
 
 def reach(start: Iterable[Node], following: Callable[[Node], Iterable[Node]]) -> dict[Node, None]:
-    """The nodes of ``start`` and all that can be reached from them, each once, in the order in which they are found.
+    """Returns the nodes of ``start`` and all that can be reached from them; ``following`` leads one step further.
 
-    A dict, which keeps that order and answers ``in`` as a set does.
-
-    Args:
-        start: where to begin; nodes can be anything that can be hashed.
-        following: node -> the nodes one step further.
+    The result is a dict, used as a set that keeps the order in which nodes were found.
 
     Example:
         >>> list(reach([1], lambda n: [2 * n, n + 1] if n < 3 else []))

@@ -1,1 +1,1 @@
-"""What a step will need, and the plan that fits a budget."""
+"""Forecasts the memory that a step needs, and plans steps that fit a budget."""

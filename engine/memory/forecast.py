@@ -1,9 +1,8 @@
-"""Memory before the first step, and how to stay within a budget.
+"""Forecasts the peak memory of a training step before the first one is run.
 
-What variables, slots and accumulators take is arithmetic. What the forward and backward pass take at
-their highest moment is read off the traced micro-batch (``dataflow.Buffers``): exact shapes, and every
-tensor gone when the last operation that reads it is done. What TensorFlow keeps of a traced and
-optimised graph is measured per operation (BUILD.md has the table that shows how well it all fits).
+The sizes of variables, slots and accumulators are exact. The peak of the forward and backward pass is derived from the
+traced micro-batch (engine.memory.buffers): exact shapes, and each tensor freed after the last operation that reads it. The
+memory that TensorFlow keeps for a traced and optimised graph is estimated from a measured figure per operation.
 """
 
 from __future__ import annotations
@@ -18,25 +17,25 @@ from engine.sizes import format_bytes
 from engine.training.optimizers import Optimizer
 from engine.training.step import TrainStep
 
-_BYTES_PER_OPERATION = 55_000  # of the traced micro-batch: TensorFlow's own copies of the step's graph
-_SLACK = 1.08  # the allocator's holes, of what comes and goes
-_IN_FLIGHT = 0.3  # of the gradients that are added up as they come: two threads run ahead of the adding
-_BATCHES_HELD = 3  # the step's, the next one's, and one on its way
+_BYTES_PER_OPERATION = 55_000  # TensorFlow's own copies of the graph, per operation of the traced micro-batch
+_SLACK = 1.08  # fragmentation of the allocator, as a factor on the activations
+_IN_FLIGHT = 0.3  # share of the gradients not yet summed: two threads run ahead of the summation
+_BATCHES_HELD = 3  # the current batch, the next one, and one being prepared
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Bytes at the highest moment of a step.
+    """The peak memory of a step, in bytes.
 
     Attributes:
-        weights: of all variables; they are in ``process`` already.
-        slots, averages: optimizer state, and averages of the selection.
-        accumulators: summed gradients, with micro-batches.
-        gradients: of the selection; with micro-batches only those that are not added up yet.
-        activations: the largest set of forward and backward tensors alive at once, beside ``gradients``.
-        batches: images and labels in memory.
-        graph: what TensorFlow keeps of the compiled step.
-        process: the process before the step: weights, data and what was traced for the forecast included.
+        weights: the model's variables; ``process`` includes them.
+        slots, averages: the optimizer's state, and the averages of the selection.
+        accumulators: the summed gradients, if the step is split into micro-batches.
+        gradients: the selection's gradients; with micro-batches, only those not yet summed.
+        activations: the largest set of forward and backward tensors alive at once, apart from ``gradients``.
+        batches: the images and labels in memory.
+        graph: TensorFlow's own memory for the compiled step.
+        process: the process before the step, with weights, data and everything traced for the forecast.
     """
 
     weights: int
@@ -51,42 +50,31 @@ class Forecast:
 
     @property
     def total(self) -> int:
-        """Of the whole process."""
+        """The peak memory of the whole process."""
         own = self.slots + self.averages + self.accumulators + self.gradients + self.activations
         return self.process + own + self.batches + self.graph
 
     def text(self) -> str:
-        parts = {
-            "process before": self.process - self.weights,
-            "weights": self.weights,
-            "slots": self.slots,
-            "averages": self.averages,
-            "accumulators": self.accumulators,
-            "gradients": self.gradients,
-            "activations": self.activations,
-            "batches": self.batches,
-            "graph": self.graph,
-        }
+        """The total and its parts, such as "1.2 GiB = process before 400 MiB, ..."."""
+        names = ["weights", "slots", "averages", "accumulators", "gradients", "activations", "batches", "graph"]
+        parts = {"process before": self.process - self.weights} | {name: getattr(self, name) for name in names}
         listed = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
         return f"{format_bytes(self.total)} = {listed}"
 
 
 class Forecaster:
-    """Forecasts of one selection with one way of tracing; the batch may be split in any way.
+    """Forecasts a step of one selection, for any batch size and any split into micro-batches.
 
-    Args:
-        step: its settings; its traced micro-batch is made here, and used again when it trains.
-        selection, optimizer: as the step will be called.
-        batch: any batch; shapes and dtypes count.
+    The step will be called with this selection and optimizer; its micro-batch is traced here, and reused when it trains. Of
+    ``batch`` only shapes and dtypes matter.
     """
 
     def __init__(self, step: TrainStep, selection: Selection, optimizer: Optimizer, batch: Mapping[str, Any]) -> None:
         micro = step.micro_batch(selection, batch)
         inputs = list(micro.inputs.values())
         self._each = sum(t.dtype.size * (t.shape[1:].num_elements() or 1) for t in inputs)
-        results = micro.graph.outputs
-        self._apart = buffers.Buffers(micro.graph, inputs, results, kept=False)
-        self._together = buffers.Buffers(micro.graph, inputs, results, kept=True)
+        self._freed = buffers.Buffers(micro.graph, inputs, micro.graph.outputs, kept=False)
+        self._kept = self._freed.keep_results()
         self._operations = len(micro.forward) + len(micro.backward)
         self._trained = sum(entry.bytes for entry in selection.trained)
         self._weights = sum(entry.bytes for entry in selection.variables)
@@ -94,15 +82,15 @@ class Forecaster:
         self._averages = self._trained if step.averages is not None else 0
 
     def at(self, batch_size: int, micro_batch_size: int | None, *, process: int = 0) -> Forecast:
-        """The forecast for steps of ``batch_size``, in micro-batches or in one piece (None).
+        """The forecast for steps of ``batch_size`` examples, in one piece if ``micro_batch_size`` is None.
 
-        ``process`` is what the process holds now (``resident_bytes``), in bytes.
+        ``process`` is the number of bytes that the process holds now (``host.resident_bytes``).
         """
         whole = micro_batch_size is None
         if micro_batch_size is None:
-            gradients, highest = self._trained, self._together.peak(batch_size)
+            gradients, highest = self._trained, self._kept.find_peak(batch_size)
         else:
-            gradients, highest = int(_IN_FLIGHT * self._trained), self._apart.peak(micro_batch_size)
+            gradients, highest = int(_IN_FLIGHT * self._trained), self._freed.find_peak(micro_batch_size)
         return Forecast(
             weights=self._weights,
             slots=self._slots,

@@ -1,4 +1,4 @@
-"""How a run's steps are computed within a budget of memory."""
+"""Plans how a run's steps are computed within a memory budget: micro-batches, rematerialisation, trained blocks."""
 
 from __future__ import annotations
 
@@ -16,23 +16,21 @@ from engine.training import remat
 from engine.training.optimizers import Optimizer
 from engine.training.step import TrainStep
 
-_FEW = 4  # examples: smaller micro-batches make poor use of the processor
+_FEW = 4  # examples; smaller micro-batches make poor use of the processor
 
 
 class BudgetError(InputError):
-    """A budget that no plan fits."""
+    """A memory budget that no plan fits."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run's steps are computed.
+    """How a run's steps are computed, with one forecast per selection.
 
     Attributes:
-        micro_batch_size: examples; None computes a step in one piece.
-        remat: mode.
-        forecasts: one for each selection.
-        reasons: why, a sentence each.
-        blocks: how many top blocks train, where that was planned.
+        micro_batch_size, remat: examples per micro-batch (None for a step in one piece), and the rematerialisation mode.
+        reasons: why this plan was chosen, one sentence each.
+        blocks: the number of top blocks that train, if that was planned.
     """
 
     micro_batch_size: int | None
@@ -43,10 +41,11 @@ class Plan:
 
     @property
     def total(self) -> int:
+        """The largest forecast in bytes."""
         return max(forecast.total for forecast in self.forecasts)
 
     def to_json(self) -> dict[str, Any]:
-        """What run.json and checkpoints keep."""
+        """The part that run.json and checkpoints record."""
         return {
             "micro_batch_size": self.micro_batch_size,
             "remat": self.remat,
@@ -57,15 +56,13 @@ class Plan:
 
 @dataclass
 class Planner:
-    """Finds plans within a budget.
+    """Finds plans within a memory budget.
 
     Attributes:
         make_step: (micro_batch_size, remat) -> the step that would train.
-        batch: any batch.
-        batch_size: examples per step.
-        budget: bytes, of the whole process.
-        process: tells what the process holds now, in bytes.
-        modes: kinds of rematerialisation that may be used, cheapest first.
+        batch, batch_size: any batch, and the examples per step.
+        budget, process: the bytes that the whole process may use, and a function that returns what it holds now.
+        modes: the rematerialisation modes that may be used, cheapest first.
     """
 
     make_step: Callable[[int | None, remat.Mode], TrainStep]
@@ -78,70 +75,63 @@ class Planner:
     _now: int | None = None
     _steps: dict[tuple[remat.Mode, bool], TrainStep] = field(default_factory=dict)
 
-    def micro_batches(self, asked: Sequence[tuple[Selection, Optimizer]]) -> Plan:
-        """The largest micro-batch that fits for all of (selection, optimizer); remat if it must be.
+    def plan_micro_batches(self, jobs: Sequence[tuple[Selection, Optimizer]]) -> Plan:
+        """Finds the largest micro-batch that fits for all jobs, with as little rematerialisation as possible.
 
-        First comes a step in one piece; then micro-batches of at least 4 examples without remat,
-        with elementwise, with blocks; then smaller ones in the same order.
-
-        Raises:
-            BudgetError: nothing fits; says the smallest budget that would do.
+        ``jobs`` are the (selection, optimizer) pairs that will be trained. For each mode in turn, a step in one piece is
+        tried first, then micro-batches of at least 4 examples. Smaller micro-batches are tried last, in the same order of
+        modes. If nothing fits, the message of the BudgetError names the smallest budget that would suffice.
         """
         reasons: list[str] = []
         for few, many in ((_FEW, self.batch_size), (1, _FEW - 1)):
             for mode in self.modes:
-                if not self._can(asked, mode):
+                if not self._can(jobs, mode):
                     continue
                 if many == self.batch_size:
-                    whole = self._forecasts(asked, None, mode)
+                    whole = self._forecasts(jobs, None, mode)
                     if self._most(whole) <= self.budget:
                         return self._plan(None, mode, whole, reasons)
-                size = self._largest(asked, mode, min(few, self.batch_size), min(many, self.batch_size - 1))
+                size = self._largest(jobs, mode, min(few, self.batch_size), min(many, self.batch_size - 1))
                 if size is not None:
-                    return self._plan(size, mode, self._forecasts(asked, size, mode), reasons)
-                least = self._most(self._forecasts(asked, min(few, self.batch_size), mode))
+                    return self._plan(size, mode, self._forecasts(jobs, size, mode), reasons)
+                least = self._most(self._forecasts(jobs, min(few, self.batch_size), mode))
                 what = f"micro-batches of {min(few, self.batch_size)}"
                 reasons.append(f"remat={mode} with {what} would take {format_bytes(least)}")
-        raise self._impossible(asked)
+        raise self._impossible(jobs)
 
-    def blocks(
+    def plan_blocks(
         self, choices: Sequence[tuple[int, Sequence[tuple[Selection, Optimizer]]]], size: int | None, mode: remat.Mode
     ) -> tuple[Plan, int]:
-        """The first of ``choices`` that fits, and its place.
+        """Finds the first of ``choices`` that fits with a given micro-batch size and mode, and its position.
 
-        Args:
-            choices: numbers of blocks, the most first, each with what would train.
-            size, mode: the micro-batch and remat, which stay.
-
-        Raises:
-            BudgetError: not even the last fits.
+        ``choices`` are numbers of blocks in descending order, each with the jobs that would train them. Raises BudgetError
+        if not even the last one fits.
         """
 
         def needs(place: int) -> int:
             return self._most(self._forecasts(choices[place][1], size, mode))
 
-        low, high = 0, len(choices)  # what fits for some blocks fits for fewer
+        low, high = 0, len(choices)  # if a number of blocks fits, so do all smaller ones
         while low < high:
             middle = (low + high) // 2
             low, high = (low, middle) if needs(middle) <= self.budget else (middle + 1, high)
         if low == len(choices):
             raise BudgetError(
-                f"memory_budget={format_bytes(self.budget)}: with {choices[-1][0]} block trained it takes "
+                f"memory_budget={format_bytes(self.budget)}: training {choices[-1][0]} block(s) takes "
                 f"{format_bytes(needs(-1))}; --micro_batches or --remat=blocks needs less"
             )
-        blocks, asked = choices[low]
+        blocks, jobs = choices[low]
         above = [f"{choices[low - 1][0]} blocks would take {format_bytes(needs(low - 1))}"] if low else []
-        plan = self._plan(size, mode, self._forecasts(asked, size, mode), above)
+        plan = self._plan(size, mode, self._forecasts(jobs, size, mode), above)
         return dataclasses.replace(plan, blocks=blocks), low
 
-    def as_asked(self, asked: Sequence[tuple[Selection, Optimizer]], size: int | None, mode: remat.Mode) -> Plan:
-        """A plan that nobody chose: the forecasts alone."""
-        return Plan(size, mode, self._forecasts(asked, size, mode, whole=size is None), ())
+    def forecast_plan(self, jobs: Sequence[tuple[Selection, Optimizer]], size: int | None, mode: remat.Mode) -> Plan:
+        """The plan with a given micro-batch size and mode: nothing is chosen, only forecast."""
+        return Plan(size, mode, self._forecasts(jobs, size, mode, whole=size is None), ())
 
-    def step(self, plan: Plan) -> TrainStep:
-        """The step that trains by a plan; what was traced for the forecast is not traced again."""
-        whole = plan.micro_batch_size is None
-        step = self._step(plan.remat, whole)
+    def build_step(self, plan: Plan) -> TrainStep:
+        """The step that trains by a plan; it reuses everything traced for the forecast."""
+        step = self._step(plan.remat, plan.micro_batch_size is None)
         step.micro_batch_size = plan.micro_batch_size
         return step
 
@@ -151,37 +141,30 @@ class Planner:
             self._steps[key] = self.make_step(None if whole else self.batch_size, mode)
         return self._steps[key]
 
-    def _largest(self, asked: Any, mode: remat.Mode, low: int, high: int) -> int | None:
+    def _largest(self, jobs: Any, mode: remat.Mode, low: int, high: int) -> int | None:
         """The largest micro-batch from ``low`` to ``high`` that fits."""
-        if low > high or self._most(self._forecasts(asked, low, mode)) > self.budget:
+        if low > high or self._most(self._forecasts(jobs, low, mode)) > self.budget:
             return None
         while low < high:
             middle = (low + high + 1) // 2
-            if self._most(self._forecasts(asked, middle, mode)) <= self.budget:
+            if self._most(self._forecasts(jobs, middle, mode)) <= self.budget:
                 low = middle
             else:
                 high = middle - 1
-        # equal parts: as many micro-batches, but no small one at the end
+        # equal parts: the same number of micro-batches, but without a small one at the end
         parts = -(-self.batch_size // low)
         return -(-self.batch_size // parts)
 
-    def _forecasts(
-        self, asked: Any, size: int | None, mode: remat.Mode, *, whole: bool = False
-    ) -> tuple[Forecast, ...]:
-        """By a micro-batch that was traced to be a part of a step, or the ``whole`` of it."""
-        found = []
-        for selection, optimizer in asked:
-            key = (selection, optimizer, mode, whole)
+    def _forecasts(self, jobs: Any, size: int | None, mode: remat.Mode, *, whole: bool = False) -> tuple[Forecast, ...]:
+        """Forecasts from a micro-batch traced as a part of a step, or as the ``whole`` of it."""
+        keys = [(selection, optimizer, mode, whole) for selection, optimizer in jobs]
+        for key in keys:
             if key not in self._known:
-                step = self._step(mode, whole)
-                self._known[key] = Forecaster(step, selection, optimizer, self.batch)
+                self._known[key] = Forecaster(self._step(mode, whole), *key[:2], self.batch)
                 self._now = None
         if self._now is None:  # tracing takes memory itself
             self._now = self.process()
-        for selection, optimizer in asked:
-            forecaster = self._known[selection, optimizer, mode, whole]
-            found.append(forecaster.at(self.batch_size, size, process=self._now))
-        return tuple(found)
+        return tuple(self._known[key].at(self.batch_size, size, process=self._now) for key in keys)
 
     @staticmethod
     def _most(forecasts: Sequence[Forecast]) -> int:
@@ -193,10 +176,10 @@ class Planner:
         fits = f"{how} with remat={mode}: {format_bytes(self._most(found))} of {format_bytes(self.budget)}"
         return Plan(size, mode, found, (*reasons, fits))
 
-    def _can(self, asked: Any, mode: remat.Mode) -> bool:
-        """Whether the model can do that mode; one that was asked for by itself must."""
+    def _can(self, jobs: Any, mode: remat.Mode) -> bool:
+        """Whether the model supports a mode; if it is the only one allowed, an unsupported mode is an error."""
         try:
-            for selection, optimizer in asked:
+            for selection, optimizer in jobs:
                 if (selection, optimizer, mode, False) not in self._known:
                     self._step(mode, whole=False).micro_batch(selection, self.batch)
         except remat.RematError:
@@ -205,10 +188,10 @@ class Planner:
             return False
         return True
 
-    def _impossible(self, asked: Any) -> BudgetError:
-        able = [mode for mode in self.modes if self._can(asked, mode)]
-        least, mode = min((self._most(self._forecasts(asked, 1, mode)), mode) for mode in able)
+    def _impossible(self, jobs: Any) -> BudgetError:
+        able = [mode for mode in self.modes if self._can(jobs, mode)]
+        least, mode = min((self._most(self._forecasts(jobs, 1, mode)), mode) for mode in able)
         return BudgetError(
-            f"memory_budget={format_bytes(self.budget)}: the smallest that would do is {format_bytes(least)} "
+            f"memory_budget={format_bytes(self.budget)}: the smallest budget that would suffice is {format_bytes(least)} "
             f"(micro-batches of 1 example, remat={mode}); a smaller selection or model needs less"
         )

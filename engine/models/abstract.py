@@ -1,4 +1,4 @@
-"""Models without memory: what a port needs of a model is the names, shapes and dtypes of its variables."""
+"""Builds models without allocating their weights: a port only needs the names, shapes and dtypes of the variables."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import tensorflow as tf
 
 from engine import tensorflow_private
 
-_SMALL = 1 << 16  # elements: what a model may want to read while it is built (seeds, counters) stays real
+# Elements; smaller variables (seeds, counters) keep their values, which a model may read while it is built.
+_SMALL = 1 << 16
 
 
-def outline() -> contextlib.AbstractContextManager[None]:
-    """Surrounds the building of a model: its large variables get a handle, a shape and a dtype, but no value.
+def abstract_variables() -> contextlib.AbstractContextManager[None]:
+    """A scope for building a model whose large variables have a handle, a shape and a dtype, but no value.
 
-    Initial values are still drawn, one variable at a time, and forgotten. Such a model can be named,
-    selected from and ported into a file; reading a large variable's value gives an empty array.
+    Initial values are still drawn, and discarded. Reading the value of a large variable returns an empty array.
     """
     return tf.variable_creator_scope(_without_value)
 
@@ -28,8 +28,5 @@ def _without_value(next_creator: Any, **given: Any) -> Any:
         return next_creator(**given | {"initial_value": value})
     trainable = given.get("trainable")
     return tensorflow_private.uninitialized_variable(
-        shape=value.shape,
-        dtype=value.dtype,
-        trainable=True if trainable is None else trainable,
-        name=given.get("name"),
+        shape=value.shape, dtype=value.dtype, trainable=trainable is None or trainable, name=given.get("name")
     )

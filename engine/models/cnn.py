@@ -1,6 +1,6 @@
-"""A small convolutional network with BatchNorm: the model on which statistics are shown.
+"""A small convolutional network with BatchNorm, which demonstrates the treatment of statistics.
 
-stages/N/conv/kernel, stages/N/norm/{gamma,beta,moving_mean,moving_variance}, head/{kernel,bias}
+Its variables are stages/N/conv/kernel, stages/N/norm/{gamma,beta,moving_mean,moving_variance} and head/{kernel,bias}.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import numpy as np
 import tensorflow as tf
 
 from engine.models import layers
-from engine.training.precision import wide
+from engine.training.precision import widen
 
 WIDTHS = (16, 32, 64, 64)
 
 
 class Stage(tf.Module):
-    """Convolution, BatchNorm, ReLU; halves height and width when ``stride`` is 2."""
+    """Convolution, BatchNorm and ReLU; a ``stride`` of 2 halves height and width."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, *, rng: np.random.Generator, dtype: Any) -> None:
         super().__init__()
@@ -30,18 +30,20 @@ class Stage(tf.Module):
 
 
 class CNN(tf.Module):
-    """Images [B, height, width, channels], normalised, to logits [B, classes]; any image size."""
+    """A CNN from normalised images [B, height, width, channels], of any size, to logits [B, classes].
+
+    Variables have ``dtype``; the forward pass is computed in ``compute`` (None: ``dtype``). Logits have at least 32 bits.
+    """
 
     def __init__(
         self, channels: int, classes: int, *, seed: int = 0, dtype: Any = tf.float32, compute: Any = None
     ) -> None:
         super().__init__()
-        self.compute = compute or dtype  # what it computes in; the logits have 32 bits at least
+        self.compute = compute or dtype
         rng = np.random.default_rng(seed)
-        widths = (channels, *WIDTHS)
         self.stages = [
             Stage(inputs, outputs, 1 if index == 0 else 2, rng=rng, dtype=dtype)
-            for index, (inputs, outputs) in enumerate(itertools.pairwise(widths))
+            for index, (inputs, outputs) in enumerate(itertools.pairwise((channels, *WIDTHS)))
         ]
         self.head = layers.Dense(WIDTHS[-1], classes, rng=rng, scale=0.02, dtype=dtype)
 
@@ -49,4 +51,4 @@ class CNN(tf.Module):
         x = tf.cast(images, self.compute)
         for stage in self.stages:
             x = stage(x, training=training)
-        return wide(self.head(tf.reduce_mean(x, axis=[1, 2])))
+        return widen(self.head(tf.reduce_mean(x, axis=[1, 2])))

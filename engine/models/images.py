@@ -1,4 +1,4 @@
-"""What a model's images should be: names of preprocessings, and what they mean."""
+"""Preprocessings by name: the range and the channels that a model's images should have."""
 
 from __future__ import annotations
 
@@ -13,39 +13,50 @@ from engine.models.keras.safe_loading import import_keras
 from engine.models.spec import ModelSpecError, Request
 from engine.text import nearest
 
-# What a ViT's images can be, by the names that Keras has for it: -1 to 1; ImageNet's mean and deviation; 0 to 1.
-IMAGES = {
-    "tf": Normalise(),
-    "torch": Normalise(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
-    "unit": Normalise(mean=(0.0,), std=(1.0,)),
+# (mean, std) of images in [0, 1], by the names that Keras uses: [-1, 1]; ImageNet's mean and deviation; [0, 1]; [0, 255].
+_SCALES: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "tf": ((0.5,), (0.5,)),
+    "torch": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "unit": ((0.0,), (1.0,)),
+    "pixels": ((0.0,), (1.0 / 255.0,)),
 }
+IMAGES = ("tf", "torch", "unit")  # for ViTs
+MODES = ("tf", "torch", "caffe", "unit", "pixels")  # for Keras models and a user's own
 
 
 def images_as(name: str, image_shape: tuple[int, int, int]) -> Normalise:
-    """What a ViT's images should be, by a name of IMAGES.
-
-    Raises:
-        ModelSpecError: that is of another number of channels than the images have.
-    """
-    found, channels = IMAGES[name], image_shape[2]
-    if len(found.mean) not in (1, channels):
+    """The preprocessing of a ViT's images, by a name in IMAGES; ModelSpecError if it is for other channels than theirs."""
+    (mean, std), channels = _SCALES[name], image_shape[2]
+    if len(mean) not in (1, channels):
         raise ModelSpecError(
-            f"preprocess={name}: it is for images of {len(found.mean)} channels, these have {channels}; "
-            "preprocess=tf or preprocess=unit suits any"
+            f"preprocess={name} is for images with {len(mean)} channels, but these have {channels}; "
+            "preprocess=tf and preprocess=unit fit any number"
         )
-    return found
+    return Normalise(mean=mean, std=std)
 
 
-MODES = ("tf", "torch", "caffe", "unit", "pixels")
+def build_preprocessing(mode: str, channels: int) -> Normalise:
+    """The preprocessing of a Keras model's images, by a name in MODES.
+
+    ``torch`` and ``caffe`` are computed by Keras itself, in float32: their last bits are those of keras.applications.
+    Raises ModelSpecError if they, which are for colour images, are given for a model with one channel.
+    """
+    if mode in ("torch", "caffe"):
+        if channels != 3:
+            raise ModelSpecError(
+                f"preprocess={mode} is for 3 channels, but the model has {channels}; tf, unit and pixels fit any number"
+            )
+        keras = import_keras()
+        return probe_preprocessing(functools.partial(keras.applications.imagenet_utils.preprocess_input, mode=mode))
+    mean, std = _SCALES[mode]
+    return Normalise(mean=mean, std=std, channels=channels)
 
 
-def preprocessing(preprocess_input: Callable[[Any], Any]) -> Normalise:
-    """A Keras ``preprocess_input`` (of pixels in [0, 255]) as a Normalise (of images in [0, 1]).
+def probe_preprocessing(preprocess_input: Callable[[Any], Any]) -> Normalise:
+    """Turns a Keras ``preprocess_input`` (for pixels in [0, 255]) into a Normalise (for images in [0, 1]).
 
-    Asked, not tabulated: black, and each colour alone, tell scale, offset and order of the channels.
-
-    Raises:
-        ModelSpecError: the function does something else.
+    The function is probed with black and with each colour alone, which shows its scale, offset and order of channels.
+    Raises ModelSpecError if it does something else.
     """
     colours = np.zeros([4, 1, 1, 3], np.float32)
     colours[[1, 2, 3], 0, 0, [0, 1, 2]] = 255.0
@@ -55,7 +66,7 @@ def preprocessing(preprocess_input: Callable[[Any], Any]) -> Normalise:
     scale = np.diagonal(gain[:, ::-1] if reverse else gain)
     scale = scale[::-1] if reverse else scale  # by output channel
     if np.count_nonzero(gain) != 3 or not scale.all():
-        raise ModelSpecError(f"{preprocess_input}: it is no scale and offset by channel")
+        raise ModelSpecError(f"{preprocess_input} does not just scale and offset each channel")
     return Normalise(
         mean=tuple(float(value) for value in -black / scale),
         std=tuple(float(value) for value in 1.0 / scale),
@@ -64,43 +75,26 @@ def preprocessing(preprocess_input: Callable[[Any], Any]) -> Normalise:
     )
 
 
-def chosen_mode(request: Request) -> str | None:
-    """The value of the option ``preprocess``, the only one of saved models and of a user's own; None if not given.
-
-    Raises:
-        ModelSpecError: another option, or no such preprocessing.
-    """
+def parse_mode(request: Request) -> str | None:
+    """The option ``preprocess``, the only one of saved models and a user's own, or None; ModelSpecError for any other."""
     for option in request.options:
         if option != "preprocess":
-            raise ModelSpecError(f"model={request.spec!r}: no option `{option}`; it has preprocess and classes")
+            raise ModelSpecError(
+                f"model={request.spec!r}: `{option}` is not an option of this model; expected preprocess or classes"
+            )
     mode = request.options.get("preprocess")
     if mode is not None and mode not in MODES:
         raise ModelSpecError(
-            f"model={request.spec!r}: preprocess={mode!r} is none of {', '.join(MODES)}{nearest(mode, list(MODES))}"
+            f"model={request.spec!r}: preprocess={mode!r} is not a valid preprocessing; expected one of "
+            f"{', '.join(MODES)}{nearest(mode, list(MODES))}"
         )
     return mode
 
 
-def preprocessing_by_name(mode: str, channels: int) -> Normalise:
-    """``tf`` ([-1, 1]), ``torch`` and ``caffe`` (as keras.applications), ``unit`` ([0, 1]), ``pixels`` ([0, 255]).
-
-    Raises:
-        ModelSpecError: torch or caffe, which are for colours, and a model of one channel.
-    """
-    if mode in ("torch", "caffe"):
-        if channels != 3:
-            raise ModelSpecError(
-                f"preprocess={mode}: it is for 3 channels, the model has {channels}; tf, unit and pixels suit any"
-            )
-        keras = import_keras()
-        return preprocessing(functools.partial(keras.applications.imagenet_utils.preprocess_input, mode=mode))
-    mean, std = {"tf": (0.5, 0.5), "unit": (0.0, 1.0), "pixels": (0.0, 1.0 / 255.0)}[mode]
-    return Normalise(mean=(mean,), std=(std,), channels=channels)
-
-
-def colour_notes(normalise: Normalise, image_shape: tuple[int, int, int]) -> tuple[str, ...]:
+def describe_colours(normalise: Normalise, image_shape: tuple[int, int, int]) -> tuple[str, ...]:
+    """Notes on how the channels of the images are converted for a model."""
     if normalise.channels == 3 and image_shape[2] == 1:
         return ("grayscale images are repeated to 3 channels",)
     if normalise.channels == 1 and image_shape[2] == 3:
-        return ("colour images are made gray",)
+        return ("colour images are converted to grayscale",)
     return ()

@@ -1,7 +1,7 @@
-"""The few layers that the project's own models are made of. Shapes are [batch, ..., features].
+"""The layers of the engine's own models. Shapes are [batch, ..., features].
 
-Layers compute in the dtype of what they are given, whatever their variables' is; norms and softmax of
-16-bit tensors are computed in float32.
+Layers compute in the dtype of their input, whatever the dtype of their variables is. Norms and softmax of 16-bit tensors
+are computed in float32.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import numpy as np
 import tensorflow as tf
 
 from engine import seeds as example_seeds
-from engine.training.precision import wide
+from engine.training.precision import widen
 
 
 class Dense(tf.Module):
-    """x @ kernel + bias; kernel [inputs, outputs], Glorot uniform, or truncated normal of a given scale."""
+    """x @ kernel + bias; the kernel [inputs, outputs] is drawn Glorot uniform, or truncated normal of a given scale."""
 
     def __init__(
         self,
@@ -36,17 +36,17 @@ class Dense(tf.Module):
         self.bias = tf.Variable(tf.zeros([outputs], dtype), name="bias")
 
     def __call__(self, x: Any) -> Any:
-        # as one matrix: the kernel's gradient would else be made for each example, then summed
+        # as one matrix: otherwise the kernel's gradient is computed per example and then summed
         y = tf.matmul(tf.reshape(x, [-1, x.shape[-1]]), tf.cast(self.kernel, x.dtype))
-        if x.dtype == tf.float16:  # TensorFlow would fuse product and bias into a kernel that is 100 times slower
-            y = tf.cast(wide(y) + wide(self.bias), x.dtype)
+        if x.dtype == tf.float16:  # TensorFlow fuses product and bias into a kernel that is 100 times slower
+            y = tf.cast(widen(y) + widen(self.bias), x.dtype)
         else:
             y = tf.nn.bias_add(y, tf.cast(self.bias, x.dtype))
         return tf.reshape(y, [-1, *x.shape[1:-1], y.shape[-1]])
 
 
 class Conv(tf.Module):
-    """2-D convolution, NHWC, kernel [size, size, inputs, outputs], He normal; with a bias if asked."""
+    """2-D convolution in NHWC; the kernel [size, size, inputs, outputs] is drawn He normal, and the bias is optional."""
 
     def __init__(
         self,
@@ -83,14 +83,14 @@ class LayerNorm(tf.Module):
         self.beta = tf.Variable(tf.zeros([features], dtype), name="beta")
 
     def __call__(self, x: Any) -> Any:
-        return tf.cast(standardised(wide(x), self.epsilon) * self.gamma + self.beta, x.dtype)
+        return tf.cast(standardise(widen(x), self.epsilon) * self.gamma + self.beta, x.dtype)
 
 
 class BatchNorm(tf.Module):
     """Batch normalisation over all axes but the last (arXiv:1502.03167).
 
-    ``statistics`` names the variables that follow this layer, ``update_statistics`` is the switch
-    that a Selection sets while a step is traced: False is inference mode, whatever ``training`` says.
+    ``statistics`` names the layer's moving statistics. A Selection sets ``update_statistics`` while a step is traced: False
+    means inference mode, whatever ``training`` is.
     """
 
     statistics = ("moving_mean", "moving_variance")
@@ -106,7 +106,7 @@ class BatchNorm(tf.Module):
         self.moving_variance = tf.Variable(tf.ones([features], dtype), trainable=False, name="moving_variance")
 
     def __call__(self, x: Any, *, training: bool) -> Any:
-        given, x = x.dtype, wide(x)
+        given, x = x.dtype, widen(x)
         if training and self.update_statistics:
             mean, variance = tf.nn.moments(x, axes=list(range(x.shape.rank - 1)))
             for moving, now in ((self.moving_mean, mean), (self.moving_variance, variance)):
@@ -116,15 +116,14 @@ class BatchNorm(tf.Module):
         return tf.cast(tf.nn.batch_normalization(x, mean, variance, self.beta, self.gamma, self.epsilon), given)
 
 
-def standardised(x: Any, epsilon: float) -> Any:
-    """x less its mean over the last axis, divided by its deviation. For the gradient only the result is kept.
+def standardise(x: Any, epsilon: float) -> Any:
+    """(x - mean) / deviation over the last axis (arXiv:1607.06450); only the result y is saved for the gradient.
 
-    With y the result and g the gradient that flows in: (g - mean(g) - y mean(g y)) / deviation
-    (arXiv:1607.06450, differentiated).
+    For the incoming gradient g, the gradient is (g - mean(g) - y mean(g y)) / deviation.
     """
 
     @tf.custom_gradient
-    def standardise(x: Any) -> Any:
+    def apply(x: Any) -> Any:
         centred = x - tf.reduce_mean(x, axis=-1, keepdims=True)
         scale = tf.math.rsqrt(tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True) + epsilon)
         y = centred * scale
@@ -135,17 +134,17 @@ def standardised(x: Any, epsilon: float) -> Any:
 
         return y, backward
 
-    return standardise(x)
+    return apply(x)
 
 
 def gelu(x: Any, *, approximate: bool) -> Any:
-    """GELU (arXiv:1606.08415) with erf, or with tanh. For the gradient only ``x`` is kept."""
+    """GELU (arXiv:1606.08415), exact with erf or approximate with tanh; only ``x`` is saved for the gradient."""
     return _gelu_tanh(x) if approximate else _gelu_erf(x)
 
 
 @tf.custom_gradient
 def _gelu_erf(x: Any) -> Any:
-    """x P(x), P the normal distribution function; its derivative is P(x) + x p(x), p the density."""
+    """x P(x) with the normal distribution function P; its derivative is P(x) + x p(x) with the density p."""
     half = tf.constant(math.sqrt(0.5), x.dtype)
 
     def backward(g: Any) -> Any:
@@ -172,19 +171,19 @@ def _gelu_tanh(x: Any) -> Any:
 
 
 def dropout(x: Any, rate: float, *, seeds: Any, site: int) -> Any:
-    """Zeroes elements with probability ``rate`` and scales the rest by 1 / (1 - rate); by example seeds."""
+    """Zeroes elements with probability ``rate`` and scales the others by 1 / (1 - rate), drawn from per-example seeds."""
     drawn = example_seeds.uniform(seeds, x.shape[1:].as_list(), site=site)
     return tf.where(drawn >= rate, x / (1.0 - rate), tf.zeros([], x.dtype))
 
 
 def drop_path(x: Any, rate: float, *, seeds: Any, site: int) -> Any:
-    """Drops a residual branch for whole examples with probability ``rate`` (arXiv:1603.09382)."""
+    """Drops a residual branch with probability ``rate`` per example (arXiv:1603.09382)."""
     drawn = example_seeds.uniform(seeds, [1] * (x.shape.rank - 1), site=site)
     return tf.where(drawn >= rate, x / (1.0 - rate), tf.zeros([], x.dtype))
 
 
 def truncated_normal(rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> np.ndarray:
-    """Normal numbers, those beyond two standard deviations drawn again."""
+    """Normal numbers; those beyond two standard deviations are redrawn."""
     values = rng.standard_normal(shape, np.float32)
     while (far := np.abs(values) > 2).any():
         values[far] = rng.standard_normal(int(far.sum()), np.float32)

@@ -1,4 +1,4 @@
-"""Builds a model from its name in a flag."""
+"""Builds a model from its name."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from engine.models.builtin import NAMES, build_cnn, build_vit
-from engine.models.spec import Model, ModelSpecError, Request, parse_options, whole_number
-from engine.text import nearest
+from engine.models import spec as specs
+from engine.models.builtin import build_cnn, build_vit
+from engine.models.spec import KERAS_NAMES, Model, ModelSpecError, Request
 
-KERAS_NAMES = ("keras:NAME", "file:X.keras", "file:X.h5", "py:module:factory")
 ANY_SIZE = (224, 224)
 
 
@@ -25,30 +24,41 @@ def build_model(
     dtype: Any = tf.float32,
     compute: Any = None,
 ) -> Model:
-    """Builds a model with random weights (the head's are small), or a saved one.
+    """Builds a model from its name: one of the engine's own, one of keras.applications, a saved one or a user's own.
+
+    Weights are random unless the model brings its own. See ``Model`` for everything that training it requires.
 
     Args:
-        spec: ``vit:SIZE[/PATCH][,option...]`` with SIZE in mini, Ti, S, B, L and options
-            ``pool=token|mean``, ``class_token`` (with pool=mean too), ``fc_norm``, ``norm_epsilon=R``,
-            ``gelu=exact|tanh``, ``layer_scale[=1e-5]``, ``dropout=R``, ``drop_path=R``, ``depth=N``, ``preprocess=tf|torch|unit``;
-            ``cnn:mini``; ``keras:NAME`` of keras.applications with its options; ``file:X.keras``,
-            ``file:X.h5``; ``py:module:factory``. All take ``classes=N``.
-        image_shape: (height, width, channels).
-        outputs: outputs of the head when ``classes`` does not say.
-        head: a new head for a Keras model (engine.models.keras.heads); None is its own, or ``gap``.
-        logits: whether the loss wants logits (mse does not): a saved model's last softmax is then taken off.
-        seed: of the initial weights.
-        dtype: of the variables, tf.float32 or tf.float64 (engine.training.precision).
-        compute: dtype of the forward and backward pass; None is ``dtype``.
+        spec: the name, followed by options: ``vit:SIZE[/PATCH]`` with SIZE one of mini, Ti, S, B, L and the options
+            ``pool=token|mean``, ``class_token`` (to add one with pool=mean), ``fc_norm``, ``norm_epsilon=R``,
+            ``gelu=exact|tanh``, ``layer_scale[=1e-5]``, ``dropout=R``, ``drop_path=R``, ``depth=N`` and
+            ``preprocess=tf|torch|unit``; ``cnn:mini``; ``keras:NAME`` of keras.applications with the options of its
+            function; ``file:X.keras`` or ``file:X.h5``; ``py:module:factory``. All of them accept ``classes=N``.
+        image_shape: (height, width, channels) of the images.
+        outputs: the number of outputs, unless ``classes`` sets it.
+        head: a new head for a Keras model (engine.models.keras.heads); None keeps its own, or means ``gap``.
+        logits: whether the loss expects logits (mse does not); if so, a saved model's final softmax is removed.
+        seed: the seed of the initial weights.
+        dtype: the dtype of the variables, tf.float32 or tf.float64 (engine.training.precision).
+        compute: the dtype of the forward and backward pass; None means ``dtype``.
 
     Raises:
-        ModelSpecError: unknown name or option, or images that the model cannot take.
+        ModelSpecError: an unknown name or option, or images that the model cannot take.
+
+    Example:
+        >>> import numpy as np
+        >>> model = build_model("vit:mini,depth=2", image_shape=(28, 28, 1), outputs=10)
+        >>> model.network(np.zeros([4, 28, 28, 1], np.float32)).shape
+        TensorShape([4, 10])
+        >>> model.normalise.mean, model.normalise.std
+        ((0.5,), (0.5,))
     """
+    specs.check_family(spec)
     name, *options = [part.strip() for part in spec.split(",")]
     family, _, rest = name.partition(":")
-    chosen = parse_options(spec, options)
+    chosen = specs.parse_options(spec, options)
     if "classes" in chosen:
-        outputs = whole_number(spec, "classes", chosen.pop("classes"), 1_000_000)
+        outputs = specs.parse_whole_number(spec, "classes", chosen.pop("classes"), 1_000_000)
     request = Request(
         spec=spec,
         name=rest,
@@ -62,42 +72,36 @@ def build_model(
         compute=compute or dtype,
     )
     if family in ("keras", "file", "py"):
-        return _keras(family, request)
+        # imported here, since these modules import Keras, which other models do not need
+        from engine.models.keras.applications import build_application
+        from engine.models.keras.saved import build_saved_model
+        from engine.models.user import build_user_model
+
+        return {"keras": build_application, "file": build_saved_model, "py": build_user_model}[family](request)
     if head is not None:
-        raise ModelSpecError(f"head={head!r}: {spec} has a head of its own; --head is for {', '.join(KERAS_NAMES)}")
-    if family == "vit":
-        return build_vit(request)
-    if name == "cnn:mini":
-        return build_cnn(request)
-    known = [*NAMES, *KERAS_NAMES]
-    raise ModelSpecError(f"model={spec!r}: known models are {', '.join(known)}{nearest(name, known)}")
+        raise ModelSpecError(f"head={head!r}: {spec} has its own head; --head applies to {', '.join(KERAS_NAMES)}")
+    return build_vit(request) if family == "vit" else build_cnn(request)
 
 
 def build_network(spec: str, *, image_size: tuple[int, int] | None = None, channels: int = 3, seed: int = 0) -> Any:
-    """A bare network to put weights into: no head is made, nothing is taken off, outputs may be several.
+    """Builds a bare network to load weights into: no head is added, nothing is removed, and it may have several outputs.
 
-    Args:
-        spec: as ``build``. A ``py:`` factory is called without arguments, unless ``image_size`` or ``classes=N`` is
-            given; it may return anything whose variables can be named.
-        image_size: (height, width) in pixels; None is what the model is made for.
-        channels: of the images.
-        seed: of the initial weights.
-
-    Raises:
-        ModelSpecError: as ``build``.
+    A ``py:`` factory is called without arguments unless ``image_size`` or ``classes=N`` is given, and may return any object
+    whose variables can be named. The ``image_size`` (height, width) is in pixels; None means the model's native size.
     """
     name, *options = (part.strip() for part in spec.split(","))
     family, _, rest = name.partition(":")
-    chosen = parse_options(spec, options)
+    chosen = specs.parse_options(spec, options)
     if family == "py":
         from engine.models import user
 
-        outputs = whole_number(spec, "classes", chosen.pop("classes"), 1_000_000) if "classes" in chosen else None
+        count = chosen.pop("classes", None)
+        outputs = None if count is None else specs.parse_whole_number(spec, "classes", count, 1_000_000)
         if chosen:
-            raise ModelSpecError(f"model={spec!r}: `{next(iter(chosen))}` is no option here; classes=N is")
+            raise ModelSpecError(f"model={spec!r}: `{next(iter(chosen))}` is not an option here; expected classes=N")
         given = image_size is not None or outputs is not None
         arguments = ((*(image_size or ANY_SIZE), channels), outputs or 1000) if given else ()
-        return user.make(spec, rest, arguments, seed=seed)[0]
+        return user.call_factory(spec, rest, arguments, seed=seed)[0]
     if family == "file":
         from engine.models.keras.safe_loading import load_model
 
@@ -106,22 +110,11 @@ def build_network(spec: str, *, image_size: tuple[int, int] | None = None, chann
     return build_model(spec, image_shape=(*size, channels), outputs=1000, logits=False, seed=seed).network
 
 
-def _keras(family: str, request: Request) -> Model:
-    # here, not above: these rooms import Keras, which other models do not need, and this one
-    from engine.models import user
-    from engine.models.keras import applications, saved
-
-    return {"keras": applications, "file": saved, "py": user}[family].build(request)
-
-
 def default_image_size(spec: str) -> tuple[int, int]:
-    """(height, width) in pixels that image files are resized to for this model, when nothing else is said.
+    """The (height, width) in pixels to which image files are resized for a model by default.
 
-    ``:mini`` models have 28, an application its native size, a saved model that of its input (the file
-    is read for it), and all others 224.
-
-    Raises:
-        ModelSpecError: a saved model that cannot be read.
+    It is 28 for ``:mini`` models, the native size for an application, the size of the input for a saved model (whose file
+    is read for it; ModelSpecError if it cannot be), and 224 for all others.
     """
     name = spec.split(",")[0].strip()
     family, _, rest = name.partition(":")
@@ -134,5 +127,5 @@ def default_image_size(spec: str) -> tuple[int, int]:
     if family == "file":
         from engine.models.keras import saved
 
-        return saved.input_size(rest) or ANY_SIZE
+        return saved.read_input_size(rest) or ANY_SIZE
     return ANY_SIZE

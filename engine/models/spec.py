@@ -1,4 +1,4 @@
-"""What a model is to the rest: the request it is built from, and what one must know to train it."""
+"""The contract of all models: the request that one is built from, and what training it requires."""
 
 from __future__ import annotations
 
@@ -6,34 +6,35 @@ import pathlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import tensorflow as tf
-
-from engine.data import Normalise
 from engine.errors import InputError
-from engine.selection.selection import Statistics
+from engine.text import nearest
+
+if TYPE_CHECKING:  # names can be checked without TensorFlow
+    from engine.data import Normalise
+    from engine.selection.selection import Statistics
+
+NAMES = ("vit:mini", "vit:Ti/16", "vit:S/16", "vit:B/16", "vit:L/16", "cnn:mini")
+KERAS_NAMES = ("keras:NAME", "file:X.keras", "file:X.h5", "py:module:factory")
 
 
 class ModelSpecError(InputError):
-    """A model name or option that does not exist, or does not suit the images."""
+    """A model name or option that does not exist or does not fit the images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is asked of a model's builder, one for every family.
+    """The request for a model, the same for every family.
 
     Attributes:
-        spec: as given, for messages.
-        name: the part of it after the family, without the options.
-        options: text of each option of the spec but ``classes``.
-        image_shape: (height, width, channels) of the data.
-        outputs: of the head.
+        spec, name: the model as given, for messages; and the part of it after the family, without the options.
+        options: the text of each option of the spec except ``classes``.
+        image_shape, outputs: (height, width, channels) of the data, and the number of outputs of the head.
         head: a new head for a Keras model (engine.models.keras.heads), or None.
-        logits: whether the loss wants logits: a last softmax or sigmoid is then taken off.
-        seed: of the initial weights.
-        dtype: of the variables.
-        compute: dtype of the forward and backward pass.
+        logits: whether the loss expects logits; if so, a final softmax or sigmoid is removed.
+        seed: the seed of the initial weights.
+        dtype, compute: the dtypes of the variables, and of the forward and backward pass.
     """
 
     spec: str
@@ -49,28 +50,26 @@ class Request:
 
     @property
     def policy(self) -> str:
-        """The Keras dtype policy of the two dtypes."""
+        """The Keras dtype policy for the two dtypes."""
+        import tensorflow as tf
+
         name = tf.as_dtype(self.compute).name
         return name if self.compute == self.dtype else f"mixed_{name}"
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A network, and what one must know to train it.
+    """A network, and what training it requires.
 
     Attributes:
-        name: as given.
-        network: ``network(images, training=, seeds=)`` -> logits [B, outputs].
-        outputs: how many there are.
-        normalise: what its images should be.
-        images_chosen: whether the user said so; else weights may (Ledger.images).
-        upper: filter text for "the upper part", which the default second phase trains with the head.
-        statistics: what statistics of trained layers do by default ("follow" or "frozen").
-        shipped_weights: the file that ``--weights=auto`` loads, or None.
-        shipped_for: what that file was made for, in words.
-        notes: what was decided for the user about it, a sentence each.
-        load: loads weights by the name in a flag and says what it did; None for a file that is not
-            of the model's own kinds. Such files, or a model without it, are for engine.porting.
+        network: ``network(images, training=, seeds=)`` -> logits [B, outputs]; ``normalise`` prepares its images.
+        upper: the text of a filter for its upper part, which the default second phase trains together with the head.
+        statistics: how the statistics of trained layers behave by default ("follow" or "frozen").
+        images_chosen: whether the user chose the preprocessing; if not, the weights may (Ledger.images).
+        shipped_weights, shipped_for: the file that ``--weights=auto`` loads, and what it was trained for, for messages.
+        notes: decisions made for the user, one sentence each.
+        load: loads weights by their name in a flag and describes what it loaded; None for a file in another format than
+            the model's own. Such files, and models without ``load``, are for engine.porting.
     """
 
     name: str
@@ -86,27 +85,54 @@ class Model:
     load: Callable[[str], str | None] | None = None
 
 
+def check_family(spec: str) -> None:
+    """Raises ModelSpecError unless the name begins with a family of models, or with the size of a ViT."""
+    name = spec.split(",")[0].strip()
+    if name.startswith("vit:"):
+        parse_vit_size(spec)
+    elif name != "cnn:mini" and name.partition(":")[0] not in ("keras", "file", "py"):
+        known = [*NAMES, *KERAS_NAMES]
+        raise ModelSpecError(
+            f"model={spec!r} is not a known model; expected one of {', '.join(known)}{nearest(name, known)}"
+        )
+
+
+def parse_vit_size(spec: str) -> tuple[str, int]:
+    """Reads the size and the patch in pixels (4 for mini) of ``vit:mini`` or ``vit:SIZE/PATCH``."""
+    name = spec.split(",")[0].strip()
+    match = re.fullmatch(r"vit:(mini|Ti|S|B|L)(?:/(\d{1,4}))?", name)
+    if match is None or (match[1] != "mini" and match[2] is None):
+        raise ModelSpecError(
+            f"model={spec!r} is not a valid ViT; expected vit:mini, or vit:SIZE/PATCH with SIZE one of Ti, S, B, L"
+            + nearest(name, NAMES)
+        )
+    return match[1], int(match[2] or 4)
+
+
 def parse_options(spec: str, options: list[str]) -> dict[str, str]:
+    """Reads options written as ``name`` or ``name=value``; each may be given once."""
     chosen: dict[str, str] = {}
     for option in options:
         key, _, value = option.partition("=")
         if key in chosen:
-            raise ModelSpecError(f"model={spec!r}: `{key}` is given twice")
+            raise ModelSpecError(f"model={spec!r}: `{key}` is given twice; expected it once")
         chosen[key] = value
     return chosen
 
 
-def whole_number(spec: str, option: str, text: str, high: int) -> int:
+def parse_whole_number(spec: str, option: str, text: str, high: int) -> int:
+    """Reads the value of an option, a whole number from 1 to ``high``."""
     if not re.fullmatch(r"\d{1,9}", text) or not 1 <= int(text) <= high:
-        raise ModelSpecError(f"model={spec!r}: {option}={text!r} is no whole number from 1 to {high}")
+        raise ModelSpecError(f"model={spec!r}: {option}={text!r} is not a whole number from 1 to {high}")
     return int(text)
 
 
-def number(spec: str, option: str, text: str, low: float, high: float) -> float:
+def parse_number(spec: str, option: str, text: str, low: float, high: float) -> float:
+    """Reads the value of an option, a number from ``low`` to ``high``."""
     try:
         value = float(text)
     except ValueError:
         value = float("nan")
     if not low <= value <= high:
-        raise ModelSpecError(f"model={spec!r}: {option}={text!r} is no number from {low:g} to {high:g}")
+        raise ModelSpecError(f"model={spec!r}: {option}={text!r} is not a number from {low:g} to {high:g}")
     return value

@@ -1,4 +1,4 @@
-"""Vision Transformer (arXiv:2010.11929) as tf.Module with explicit variable paths.
+"""Vision Transformer (arXiv:2010.11929) as a tf.Module with explicit variable paths:
 
 patch/{kernel,bias}, [class_token,] position_embedding,
 blocks/N/{norm1,norm2}/{gamma,beta}, blocks/N/attention/{query,key,value,out}/{kernel,bias},
@@ -18,16 +18,10 @@ import tensorflow as tf
 from engine.errors import InputError
 from engine.models import layers
 from engine.training import remat
-from engine.training.precision import wide
+from engine.training.precision import widen
 
-# width, depth, heads, patch; sizes of the paper, "Ti" and "S" as in DeiT (arXiv:2012.12877)
-SIZES = {
-    "mini": (96, 6, 3),
-    "Ti": (192, 12, 3),
-    "S": (384, 12, 6),
-    "B": (768, 12, 12),
-    "L": (1024, 24, 16),
-}
+# (width, depth, heads): the sizes of the paper; "Ti" and "S" are those of DeiT (arXiv:2012.12877)
+SIZES = {"mini": (96, 6, 3), "Ti": (192, 12, 3), "S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,18 +29,17 @@ class Config:
     """Shape and options of a ViT.
 
     Attributes:
-        width, depth, heads: features of a token, blocks, attention heads.
-        patch: side of a patch in pixels.
-        image: (height, width, channels), height and width multiples of ``patch``.
-        classes: outputs of the head.
+        width, depth, heads: the features of a token, the number of blocks, and of attention heads.
+        patch, image: the side of a patch in pixels, and (height, width, channels); the first two are multiples of it.
+        classes: the number of outputs of the head.
         pool: "token" (class token) or "mean" (mean of the patch tokens).
-        class_token: whether there is one; None: with pool "token" only. With "mean" it is attended to, not averaged.
-        fc_norm: the last norm comes after the pooling, not before (timm's ``fc_norm``).
-        norm_epsilon: of every LayerNorm.
-        gelu: "exact" (erf) or "tanh".
-        layer_scale: initial LayerScale (arXiv:2103.17239), or None for none.
-        dropout: rate after the embedding, attention output and MLP layers, in training.
-        drop_path: rate of the last block's branches; lower blocks have proportionally less.
+        class_token: whether there is a class token; None means only with pool "token". With "mean" it takes part in
+            attention, but not in the mean.
+        fc_norm: whether the last norm follows the pooling instead of preceding it (timm's ``fc_norm``).
+        norm_epsilon, gelu: the epsilon of every LayerNorm; "exact" (erf) or "tanh".
+        layer_scale: the initial value of LayerScale (arXiv:2103.17239); None for a model without it.
+        dropout: the rate after the embedding, the attention output and the MLP layers, in training.
+        drop_path: the rate for the last block's branches; it decreases linearly to 0 at the first block.
     """
 
     width: int
@@ -80,18 +73,21 @@ class Config:
         return rows * columns + self.has_class_token
 
     def drop_path_rate(self, block: int) -> float:
-        """Of a block's branches, counted from 0."""
+        """The drop path rate of a block's branches; blocks are counted from 0."""
         return self.drop_path * block / max(1, self.depth - 1)
 
 
 class ViT(tf.Module):
-    """Images [B, height, width, channels], normalised, to logits [B, classes]."""
+    """A ViT from normalised images [B, height, width, channels] to logits [B, classes].
+
+    Variables have ``dtype``; the forward pass is computed in ``compute`` (None: ``dtype``). Logits have at least 32 bits.
+    """
 
     def __init__(self, config: Config, *, seed: int = 0, dtype: Any = tf.float32, compute: Any = None) -> None:
         super().__init__()
         rng = np.random.default_rng(seed)
         self.config = config
-        self.compute = compute or dtype  # what it computes in; the logits have 32 bits at least
+        self.compute = compute or dtype
         width, channels = config.width, config.image[2]
         self.patch = layers.Dense(config.patch * config.patch * channels, width, rng=rng, dtype=dtype)
         if config.has_class_token:
@@ -100,37 +96,36 @@ class ViT(tf.Module):
             tf.cast(layers.truncated_normal(rng, (1, config.tokens, width), 0.02), dtype), name="position_embedding"
         )
         self.blocks = [Block(config, index, rng=rng, dtype=dtype) for index in range(config.depth)]
-        # under another name, so that weights of one kind never load into the other
+        # two names, so that weights of one kind never load into the other
         norm = layers.LayerNorm(width, epsilon=config.norm_epsilon, dtype=dtype)
         self.norm: layers.LayerNorm | None = None if config.fc_norm else norm
         self.fc_norm: layers.LayerNorm | None = norm if config.fc_norm else None
-        # small, not zero: a frozen head of zeros would pass no gradient down
+        # small but not zero: a frozen head of zeros would pass no gradient on
         self.head = layers.Dense(width, config.classes, rng=rng, scale=0.02, dtype=dtype)
 
     def __call__(self, images: Any, *, training: bool = False, seeds: Any = None) -> Any:
-        """Logits. ``seeds`` (int32 [B, 2]) are needed in training with dropout or drop path.
+        """Computes logits; in training, dropout and drop path need ``seeds`` (int32 [B, 2]).
 
-        Raises:
-            InputError: images of another static shape than the model's.
+        Raises InputError if the static shape of the images is not the model's.
         """
         x = self.features(images, training=training, seeds=seeds)
         if self.config.pool == "token":
             x = x[:, 0]
         else:
             x = tf.reduce_mean(x[:, 1:] if self.config.has_class_token else x, axis=1)
-        return wide(self.head(x if self.fc_norm is None else self.fc_norm(x)))
+        return widen(self.head(x if self.fc_norm is None else self.fc_norm(x)))
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(rows, columns) of patches: what a ported position embedding is resized to."""
+        """(rows, columns) of patches, to which a ported position embedding is resized."""
         return self.config.grid
 
     def features(self, images: Any, *, training: bool = False, seeds: Any = None) -> Any:
-        """Tokens after the last norm (with ``fc_norm``: before it): [B, tokens, width], a class token first."""
+        """The tokens after the last norm (with ``fc_norm``, before it): [B, tokens, width], the class token first."""
         config = self.config
         if training and seeds is None and (config.dropout or config.drop_path):
-            raise ValueError("seeds=None: dropout and drop path in training draw from per-example seeds [B, 2]")
-        x = self.patch(patches(tf.cast(images, self.compute), config))
+            raise ValueError("seeds=None: dropout and drop path in training need per-example seeds [B, 2]")
+        x = self.patch(split_patches(tf.cast(images, self.compute), config))
         if config.has_class_token:
             token = tf.broadcast_to(tf.cast(self.class_token, x.dtype), [tf.shape(x)[0], 1, config.width])
             x = tf.concat([token, x], axis=1)
@@ -194,7 +189,7 @@ class Attention(tf.Module):
         self.out = layers.Dense(width, width, rng=rng, dtype=dtype)
 
     def project(self, x: Any) -> list[Any]:
-        """Query (scaled by 1 / sqrt(size)), key and value: [B, heads, N, size] each."""
+        """Query (scaled by 1 / sqrt(size)), key and value, each [B, heads, N, size]."""
         tokens, width = x.shape[1:]
         size = width // self.heads
         split = [-1, tokens, self.heads, size]
@@ -204,16 +199,16 @@ class Attention(tf.Module):
         return [query * tf.constant(1.0 / math.sqrt(size), query.dtype), key, value]
 
     def mix(self, query: Any, key: Any, value: Any) -> Any:
-        """Attention's output [B, N, width]."""
+        """The output of the attention, [B, N, width]."""
         _, heads, tokens, size = query.shape
-        scores = wide(tf.matmul(query, key, transpose_b=True))
+        scores = widen(tf.matmul(query, key, transpose_b=True))
         weights = tf.cast(tf.nn.softmax(scores, axis=-1), query.dtype)
         mixed = tf.transpose(tf.matmul(weights, value), [0, 2, 1, 3])
         return self.out(tf.reshape(mixed, [-1, tokens, heads * size]))
 
 
 class Mlp(tf.Module):
-    """Two dense layers with GELU between, on tokens [B, N, width]."""
+    """Two dense layers with GELU between them, on tokens [B, N, width]."""
 
     def __init__(self, width: int, hidden: int, *, gelu: str, rng: np.random.Generator, dtype: Any) -> None:
         super().__init__()
@@ -222,31 +217,26 @@ class Mlp(tf.Module):
         self.down = layers.Dense(hidden, width, rng=rng, dtype=dtype)
 
     def activate_and_down(self, hidden: Any) -> Any:
-        """From what ``up`` gives, [B, N, hidden], to [B, N, width]."""
+        """From the output of ``up``, [B, N, hidden], to [B, N, width]."""
         return self.down(layers.gelu(hidden, approximate=self.approximate))
 
 
 def branch_site(block: int, which: int) -> int:
-    """Where a block's branch (0 attention, 1 MLP) draws its dropout (engine.seeds); its drop path draws at the next.
-
-    Site 0 is the dropout of the embedding.
-    """
+    """The site (engine.seeds) of the dropout of a block's branch (0 attention, 1 MLP); its drop path draws at the next."""
     return 4 * block + 2 * which + 1
 
 
-def patches(images: Any, config: Config) -> Any:
-    """[B, height, width, channels] to [B, patches, patch * patch * channels], row by row.
+def split_patches(images: Any, config: Config) -> Any:
+    """Splits images [B, height, width, channels] into patches [B, patches, patch * patch * channels], row by row.
 
-    Raises:
-        InputError: images whose static shape is another; the reshape would mix their pixels.
+    Raises InputError if the static shape of the images is not the model's: the reshape would mix their pixels.
     """
     height, width, channels = config.image
     if not images.shape.is_compatible_with([None, *config.image]):
         first = images.shape.rank == 4 and images.shape[1:].is_compatible_with([channels, height, width])
         hint = "; channels come last: tf.transpose(images, [0, 2, 3, 1])" if first else ""
         raise InputError(
-            f"images: their shape is {images.shape.as_list()}; {[None, *config.image]} (height, width, channels) is "
-            f"wanted{hint}"
+            f"images have shape {images.shape.as_list()}; expected {[None, *config.image]} (height, width, channels){hint}"
         )
     rows, columns, side = height // config.patch, width // config.patch, config.patch
     x = tf.reshape(images, [-1, rows, side, columns, side, channels])

@@ -1,4 +1,4 @@
-"""Carries a port out: resolve on shapes, then read, transform and assign; three tensors are under way at most."""
+"""Carries out a port: resolves it on shapes, then reads, transforms and assigns, with at most three tensors in memory."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ import tensorflow as tf
 from engine.files import FileError, PathLike
 from engine.porting.errors import PortError
 from engine.porting.ledger import Ledger, Loaded
-from engine.porting.plan import Plan, Step, resolve
+from engine.porting.plan import Assignment, Plan, build_plan
 from engine.porting.readers import verify
 from engine.porting.readers.source import TensorSource, open_tensors
 from engine.porting.rules import detect, transforms
 from engine.porting.rules.language import Rules
 from engine.selection.variables import ModelVariables, name_variables
-from engine.text import listed
 
-_AHEAD = 2  # tensors that are made while one is assigned
-_STRIP = 128  # rows of the source that are in the cache together
+_AHEAD = 2  # tensors that are prepared while one is assigned
+_STRIP = 128  # rows of the source that fit into the processor's cache together
 
 
 def load(
@@ -36,22 +35,16 @@ def load(
     *,
     grid: tuple[int, int] | None = None,
 ) -> Ledger:
-    """Assigns every variable of a model from a weights file.
+    """Assigns every variable of a model from a weights file (engine.porting.readers.source).
 
-    Every variable must get a value and every tensor must be used or skipped by a rule; only variables
-    of the head may be missing or have another shape, as with other classes: they keep their initial
-    values. Nothing is assigned unless everything fits. Memory beyond the model: a few times the largest
-    tensor. Half and bfloat16 tensors become the variable's own type.
+    Every variable must get a value, and every tensor must be used or skipped by a rule. Only variables of the head may
+    be missing or have another shape, as with another set of classes; they keep their initial values. Nothing is
+    assigned unless everything fits; otherwise PortError lists both sides. The memory used besides the model is a few
+    times the largest tensor. Float16 and bfloat16 tensors are converted to the variable's dtype.
 
     Args:
-        model: a tf.Module, Keras model or list of variables (engine.selection.variables).
-        source: a weights file of any known kind (engine.porting.readers.source), or an open one.
-        rules: parsed, a file, or the name of a shipped one; None: chosen by the names in the file.
-        grid: the model's patch grid (rows, columns); None: its attribute ``grid`` if it has one.
-
-    Raises:
-        PortError: the file cannot be read, the rules say nothing sensible, or something does not fit;
-            lists both sides.
+        rules: parsed rules, a rule file, or the name of a shipped one; None chooses by the names in the file.
+        grid: the model's patch grid (rows, columns); None takes its attribute ``grid`` if it has one.
     """
     try:
         with contextlib.ExitStack() as stack:
@@ -66,79 +59,73 @@ def load(
 def _load(
     variables: ModelVariables, source: TensorSource, rules: Rules | PathLike | None, grid: tuple[int, int] | None
 ) -> Ledger:
-    chosen = detect.choose(source, variables) if rules is None else detect.named(rules)
-    plan = resolve(variables, source, chosen, grid=grid)
+    chosen = detect.choose_rules(source, variables) if rules is None else detect.get_rules(rules)
+    plan = build_plan(variables, source, chosen, grid=grid)
     plan.check(source, chosen)
     if source.checksums:  # a first pass, so that a damaged file changes nothing
-        bad = verify.damaged(source, dict.fromkeys(name for step in plan.steps for name in step.sources))
-        if len(bad) == 1:
-            raise PortError(bad[0].reason)
+        bad = verify.find_damage(
+            source, dict.fromkeys(name for assignment in plan.assignments for name in assignment.sources)
+        )
         if bad:
-            raise PortError(
-                f"{source.path}: {len(bad)} tensors are damaged" + listed("damaged", [d.reason for d in bad])
-            )
-    for step, array in values(plan.steps, source):
-        with tf.device("CPU:0"):  # one copy, into TensorFlow's memory, which the old value frees; tf.constant makes two
+            raise verify.damage_error(source.path, bad)
+    for assignment, array in read_values(plan.assignments, source):
+        with tf.device("CPU:0"):  # a single copy into TensorFlow's memory; tf.constant would make two
             copied = tf.raw_ops.DeepCopy(x=array)
-        step.entry.variable.assign(copied, read_value=False)
+        assignment.entry.variable.assign(copied, read_value=False)
     variables.refresh()
-    return ledger(plan, source, chosen)
+    return build_ledger(plan, source, chosen)
 
 
-def values(steps: Sequence[Step], source: TensorSource, *, ahead: int = _AHEAD) -> Iterator[tuple[Step, np.ndarray]]:
-    """Each step with its variable's new value; while that is used, threads make the next ones.
+def read_values(
+    assignments: Sequence[Assignment], source: TensorSource, *, ahead: int = _AHEAD
+) -> Iterator[tuple[Assignment, np.ndarray]]:
+    """Yields each assignment with its variable's new value, while threads prepare the next ones.
 
-    Args:
-        ahead: how many: so many more tensors are in memory.
-
-    Raises:
-        FileError: a tensor cannot be read.
+    ``ahead`` is the number of values to prepare, and so of additional tensors in memory. Raises FileError if a tensor
+    cannot be read.
     """
-    reading = threading.Lock()  # a source reads for one at a time
+    reading = threading.Lock()  # a source serves one reader at a time
     with ThreadPoolExecutor(ahead) as threads:
-        coming = collections.deque(threads.submit(value, step, source, reading) for step in steps[:ahead])
-        for number, step in enumerate(steps):
+        coming = collections.deque(
+            threads.submit(read_value, assignment, source, reading) for assignment in assignments[:ahead]
+        )
+        for number, assignment in enumerate(assignments):
             made = coming.popleft().result()
-            coming.extend(threads.submit(value, after, source, reading) for after in steps[number + ahead :][:1])
-            yield step, made
+            coming.extend(
+                threads.submit(read_value, after, source, reading) for after in assignments[number + ahead :][:1]
+            )
+            yield assignment, made
             del made
 
 
-def value(
-    step: Step, source: TensorSource, reading: contextlib.AbstractContextManager[Any] | None = None
+def read_value(
+    assignment: Assignment, source: TensorSource, reading: contextlib.AbstractContextManager[Any] | None = None
 ) -> np.ndarray:
-    """The variable's new value, in its dtype: reads its tensors, of a leading split along axis 0 only the part.
+    """Reads the tensors of a variable and returns its new value, in its dtype.
 
-    Args:
-        reading: held while the source is read.
-
-    Raises:
-        FileError: a tensor cannot be read.
+    Where the rule begins with a split along axis 0, only that part is read. ``reading`` is a lock to hold while the
+    source is read. Raises FileError if a tensor cannot be read.
     """
     reading = reading or contextlib.nullcontext()
-    steps = step.rule.transforms
-    if steps and steps[0].name == "split" and steps[0].arguments[0] == 0:
-        _, parts, index = steps[0].arguments
-        each = [source.shape(name)[0] // parts for name in step.sources]
+    pending = assignment.rule.transforms
+    if pending and pending[0].name == "split" and pending[0].arguments[0] == 0:
+        _, parts, index = pending[0].arguments
+        each = [source.shape(name)[0] // parts for name in assignment.sources]
         with reading:
             arrays = [
                 source.read_slice(name, index * rows, (index + 1) * rows)
-                for name, rows in zip(step.sources, each, strict=True)
+                for name, rows in zip(assignment.sources, each, strict=True)
             ]
-        steps = steps[1:]
+        pending = pending[1:]
     else:
         with reading:
-            arrays = [source.read(name) for name in step.sources]
-    result = transforms.run(arrays, steps, step.target)
-    return _in_order(result.astype(step.entry.variable.dtype.as_numpy_dtype, copy=False))
+            arrays = [source.read(name) for name in assignment.sources]
+    result = transforms.apply_transforms(arrays, pending, assignment.target)
+    return _in_order(result.astype(assignment.entry.variable.dtype.as_numpy_dtype, copy=False))
 
 
 def _in_order(array: np.ndarray) -> np.ndarray:
-    """The array's values in C order.
-
-    A transposed view is copied in strips that stay in the processor's cache: several times faster than
-    numpy.ascontiguousarray or tf.transpose on a [3072, 768] kernel.
-    """
+    """Returns the array in C order; copying in strips is several times faster than numpy.ascontiguousarray."""
     if array.flags.c_contiguous:
         return array
     ordered = _aligned(array.shape, array.dtype)
@@ -148,28 +135,20 @@ def _in_order(array: np.ndarray) -> np.ndarray:
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-    """An empty array at a multiple of 64 bytes, which a TensorFlow op reads in place."""
+    """Returns an empty array aligned to 64 bytes, which TensorFlow can read without a copy."""
     size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def ledger(plan: Plan, source: TensorSource, rules: Rules) -> Ledger:
-    """What carrying out the plan does."""
-    loaded = [
-        Loaded(
-            step.sources,
-            step.entry.path,
-            step.done,
-            step.target.shape,
-            step.entry.variable.dtype.name,
-        )
-        for step in plan.steps
-    ]
-    return Ledger(
-        source.path.name, rules.name, tuple(loaded), tuple(plan.skipped), fresh=plan.fresh, images=rules.images
+def build_ledger(plan: Plan, source: TensorSource, rules: Rules) -> Ledger:
+    """Records what carrying out the plan does."""
+    loaded = tuple(
+        Loaded(made.sources, made.entry.path, made.done, made.target.shape, made.entry.variable.dtype.name)
+        for made in plan.assignments
     )
+    return Ledger(source.path.name, rules.name, loaded, tuple(plan.skipped), fresh=plan.fresh, images=rules.images)
 
 
 def _grid_of(model: Any) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""Compares what a file has with what a model wants, and says both sides of every difference."""
+"""Compares what a file holds with what a model expects, and reports both sides of every difference."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.text import listed
 
 @dataclass(frozen=True)
 class Differences:
-    """Attributes: missing, unused and wrong: lines for the user, each a name with its shape."""
+    """The differences between a model and a file, as lines for the user, each a name with its shape."""
 
     missing: tuple[str, ...]
     unused: tuple[str, ...]
@@ -27,8 +27,8 @@ class Differences:
         )
 
 
-def compare(wanted: Mapping[str, Sequence[int]], given: Mapping[str, Sequence[int]]) -> Differences:
-    """Name -> shape on both sides."""
+def compare_shapes(wanted: Mapping[str, Sequence[int]], given: Mapping[str, Sequence[int]]) -> Differences:
+    """Compares two mappings of names to shapes."""
     shapes = [(name, list(wanted[name]), list(given[name])) for name in wanted if name in given]
     return Differences(
         missing=tuple(f"{name} {list(shape)}" for name, shape in wanted.items() if name not in given),

@@ -1,7 +1,7 @@
-"""The one exception of this room."""
+"""The exception that porting raises."""
 
 from engine.errors import InputError
 
 
 class PortError(InputError):
-    """Weights that cannot be read or do not fit the model, or rules that say nothing sensible."""
+    """Weights that cannot be read or do not fit the model, or rules that are invalid."""

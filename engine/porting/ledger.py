@@ -1,4 +1,4 @@
-"""The ledger: what a port did with every source tensor and every target variable."""
+"""The ledger of a port: what happened to every source tensor and every target variable."""
 
 from __future__ import annotations
 
@@ -9,14 +9,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Loaded:
-    """One variable that got its value.
+    """One variable that was loaded, at the path ``target``, from the tensors ``source``.
 
-    Attributes:
-        source: names of the tensors it was made of.
-        target: the variable's path.
-        transforms: as the rule says them; ``resize_grid 16x16 to 8x8`` where a grid was resized, nothing where not.
-        shape, dtype: of the variable.
-        confidence: 1.0 where a rule names the source.
+    ``transforms`` are as written in the rule; a resized grid is ``resize_grid 16x16 to 8x8``, and one that already fits
+    is left out. ``confidence`` is 1.0 where a rule names the source.
     """
 
     source: tuple[str, ...]
@@ -29,7 +25,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Skipped:
-    """One source tensor that was left out on purpose, and by which rule (``FILE:LINE``)."""
+    """One source tensor that was left out on purpose, and the rule that says so (``FILE:LINE``)."""
 
     name: str
     rule: str
@@ -37,16 +33,11 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Ledger:
-    """What a load did.
+    """What a load did. ``unused`` and ``missing``, which nothing explains, are empty after a load without an error.
 
-    Attributes:
-        source, rules: names of the file and of the rules.
-        loaded: the variables that got their values.
-        skipped: source tensors that were left out on purpose.
-        unused, missing: source tensors and variables without an explanation: none after a load that
-            raised no error.
-        fresh: variables that keep their initial values, with the reason: of the head, or by rule.
-        images: what images the weights were trained on, where the rules say so (engine.porting.rules.language).
+    ``source`` and ``rules`` are the names of the file and of the rules. ``fresh`` has the variables that keep their
+    initial values, each with the reason, and ``images`` the kind of images that the weights were trained on, where the
+    rules say so (engine.porting.rules.language).
     """
 
     source: str
@@ -59,7 +50,7 @@ class Ledger:
     images: str | None = None
 
     def summary(self) -> str:
-        """One line for people."""
+        """A one-line summary for the user."""
         parts = [f"{len(self.loaded)} variables loaded by {self.rules}"]
         parts += [
             f"{entry.target} resized {text.removeprefix('resize_grid ')}"
@@ -73,7 +64,7 @@ class Ledger:
         return line + (f"; fresh: {', '.join(self.fresh)}" if self.fresh else "")
 
     def to_json(self, *, target: str = "") -> dict[str, Any]:
-        """The content of ledger.json; ``target`` is the model's name."""
+        """Returns the content of ledger.json; ``target`` is the name of the model."""
         return {
             "source": self.source,
             "target": target,

@@ -1,4 +1,4 @@
-"""A port resolved on names and shapes: every variable and every tensor explained, before data are read."""
+"""Resolves a port on names and shapes, so that every variable and every tensor is accounted for before data are read."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.porting.both_sides import Differences
 from engine.porting.errors import PortError
 from engine.porting.ledger import Skipped
 from engine.porting.readers.source import TensorSource
@@ -15,25 +16,25 @@ from engine.porting.rules import transforms
 from engine.porting.rules.language import Rule, Rules
 from engine.porting.rules.transforms import Spec, Target
 from engine.selection.variables import NamedVariable
-from engine.text import listed, nearest
+from engine.text import nearest
 
 
 @dataclass(frozen=True)
-class Step:
-    """One variable, the tensors it is made of, and the rule that says so."""
+class Assignment:
+    """One variable, the tensors it is made from, and the rule that says so."""
 
     entry: NamedVariable
     sources: tuple[str, ...]
     rule: Rule
     target: Target
-    done: tuple[str, ...] = ()  # the transforms, as they turned out
+    done: tuple[str, ...] = ()  # the transforms that have an effect on these shapes
 
 
 @dataclass
 class Plan:
-    """What a load will do. ``problems`` are lists of lines by title; a plan with any is not carried out."""
+    """What a load will do. A plan with ``missing``, ``unused`` or ``wrong`` lines is not carried out."""
 
-    steps: list[Step] = field(default_factory=list)
+    assignments: list[Assignment] = field(default_factory=list)
     fresh: dict[str, str] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -41,30 +42,19 @@ class Plan:
     wrong: list[str] = field(default_factory=list)
 
     def check(self, source: TensorSource, rules: Rules) -> None:
-        """Raises PortError, both sides listed, unless everything is explained."""
-        if self.missing or self.unused or self.wrong:
-            raise PortError(
-                f"{source.path}: it does not fit the model (rules: {rules.name})"
-                + listed("in the model, not in the file", self.missing)
-                + listed("in the file, not in the model", self.unused)
-                + listed("of another shape or type", self.wrong)
-            )
+        """Raises PortError, listing both sides, unless everything is accounted for."""
+        if difference := Differences(tuple(self.missing), tuple(self.unused), tuple(self.wrong)):
+            raise PortError(f"{source.path}: the file does not fit the model (rules: {rules.name}){difference}")
 
 
-def resolve(
+def build_plan(
     entries: Iterable[NamedVariable], source: TensorSource, rules: Rules, *, grid: tuple[int, int] | None = None
 ) -> Plan:
-    """Decides for every variable what it is made of, and for every tensor where it goes.
+    """Decides for every variable what it is made from, and for every tensor where it goes.
 
-    Args:
-        entries: the model's variables.
-        source: the file; only names, shapes and dtypes are asked.
-        rules: how names correspond.
-        grid: the model's patch grid (rows, columns), for ``resize_grid``.
-
-    Raises:
-        PortError: two rules for one variable, a rule or skip that matches nothing, names that a prefix
-            makes equal.
+    Of the source, only names, shapes and dtypes are used. ``grid`` is the model's patch grid (rows, columns). Raises
+    PortError if two rules apply to one variable, if a rule or skip matches nothing, or if two names are equal without
+    their prefix.
     """
     names = _short_names(source, rules)
     plan, matched, taken = Plan(), set(), set()
@@ -78,13 +68,15 @@ def resolve(
         matched |= {line.where for line in lines}
         deciding = [line.where for line in lines] + [rule.where for rule, _ in found] + [rule.where for rule in strict]
         if len(deciding) > 1:
-            raise PortError(f"{deciding[1]}: a second rule for the variable {entry.path}; the first is {deciding[0]}")
+            raise PortError(
+                f"{deciding[1]}: this is a second rule for the variable {entry.path}; the first is {deciding[0]}"
+            )
         if lines:
             plan.fresh[entry.path] = lines[0].where
         elif found:
             rule, sources = found[0]
             taken |= set(sources)
-            _fit(plan, Step(entry, sources, rule, Target(tuple(entry.variable.shape), grid)), source)
+            _fit(plan, Assignment(entry, sources, rule, Target(tuple(entry.variable.shape), grid)), source)
         elif "head" in entry.groups:
             plan.fresh[entry.path] = "not in the file"
         else:
@@ -96,7 +88,7 @@ def resolve(
 
 
 def _short_names(source: TensorSource, rules: Rules) -> dict[str, str]:
-    """Source names as the rules see them -> as they are."""
+    """Returns the source names as the rules see them -> as they are in the file."""
     names: dict[str, str] = {}
     for name in source.names():
         short = rules.without_prefix(name)
@@ -109,7 +101,7 @@ def _short_names(source: TensorSource, rules: Rules) -> dict[str, str]:
 def _candidates(
     entry: NamedVariable, rules: Rules, names: dict[str, str]
 ) -> tuple[list[tuple[Rule, tuple[str, ...]]], list[tuple[Rule, str]]]:
-    """Rules that apply to a variable, with their tensors; and those that lack a tensor, with its name."""
+    """Returns the rules that apply to a variable, with their tensors, and those that lack a tensor, with its name."""
     found, absent = [], []
     for rule in rules.rules:
         lacking = None
@@ -125,40 +117,40 @@ def _candidates(
     return found, absent
 
 
-def _fit(plan: Plan, step: Step, source: TensorSource) -> None:
-    """The step joins the plan if its result has the variable's shape and a type that can become its type."""
-    variable, rule = step.entry.variable, step.rule
-    specs = [Spec(source.shape(name), source.dtype(name)) for name in step.sources]
-    result, done, problem = transforms.infer(specs, rule.transforms, step.target)
+def _fit(plan: Plan, assignment: Assignment, source: TensorSource) -> None:
+    """Adds an assignment to the plan if its result has the variable's shape and a type that can become its type."""
+    variable, rule = assignment.entry.variable, assignment.rule
+    specs = [Spec(source.shape(name), source.dtype(name)) for name in assignment.sources]
+    result, done, problem = transforms.infer_spec(specs, rule.transforms, assignment.target)
     shape = list(variable.shape)
     came = f" (from {' | '.join([' + '.join(str(list(spec.shape)) for spec in specs), *done])})" if done else ""
     if result is None:
         reason = f"{problem}{came}; {shape} in the model"
-    elif result.shape != step.target.shape:
+    elif result.shape != assignment.target.shape:
         reason = f"{list(result.shape)} in the file{came}, {shape} in the model"
-    elif _castable(result.dtype, step.entry):
-        plan.steps.append(replace(step, done=done))
+    elif _castable(result.dtype, assignment.entry):
+        plan.assignments.append(replace(assignment, done=done))
         return
     else:
         reason = f"{result.dtype.name} in the file, {variable.dtype.name} in the model"
-    other_shape = result is None or result.shape != step.target.shape
-    if "head" in step.entry.groups and other_shape:
-        plan.fresh[step.entry.path] = reason
+    other_shape = result is None or result.shape != assignment.target.shape
+    if "head" in assignment.entry.groups and other_shape:
+        plan.fresh[assignment.entry.path] = reason
         plan.skipped += [
-            Skipped(name, f"{rule.where}: the head {step.entry.path} stays fresh") for name in step.sources
+            Skipped(name, f"{rule.where}: the head {assignment.entry.path} stays fresh") for name in assignment.sources
         ]
     else:
-        plan.wrong.append(f"{step.entry.path}: {reason} ({rule.where}: {' + '.join(step.sources)})")
+        plan.wrong.append(f"{assignment.entry.path}: {reason} ({rule.where}: {' + '.join(assignment.sources)})")
 
 
 def _leftovers(plan: Plan, rest: Mapping[str, str], aliases: Mapping[str, str], rules: Rules) -> None:
-    """Explains the tensors that no rule took, by a skip or as a shared variable's other name; else they are unused."""
+    """Accounts for the tensors that no rule took: skipped, another name of a shared variable, or else unused."""
     skipped = {entry.name for entry in plan.skipped}
     for short, name in rest.items():
         line = next((line for line in rules.skip if line.pattern.fullmatch(short)), None)
         if line is not None:
             plan.skipped.append(Skipped(name, line.where))
-        elif short in aliases and any(step.entry.path == aliases[short] for step in plan.steps):
+        elif short in aliases and any(assignment.entry.path == aliases[short] for assignment in plan.assignments):
             plan.skipped.append(Skipped(name, f"another name of {aliases[short]}"))
         elif name not in skipped:
             rule = next((rule for rule in rules.rules if rule.could_give(short)), None)
@@ -166,7 +158,7 @@ def _leftovers(plan: Plan, rest: Mapping[str, str], aliases: Mapping[str, str], 
 
 
 def _check_lines(rules: Rules, matched: set[str], names: Mapping[str, str]) -> None:
-    """Every line without `?` must match something: else it is misspelt, or of another model."""
+    """Every line without `?` must match something; otherwise it is misspelt or written for another model."""
     for rule in rules.rules:
         if rule.where not in matched and not rule.optional:
             raise PortError(f"{rule.where}: `{rule.pattern.pattern}` matches no variable of the model")
@@ -182,7 +174,7 @@ def _why(absent: Sequence[tuple[Rule, str]], names: dict[str, str]) -> str:
     if not absent:
         return " (no rule)"
     rule, name = absent[0]
-    return f" ({rule.where} wants {name}{nearest(name, list(names), count=1)})"
+    return f" ({rule.where} expects {name}{nearest(name, list(names), count=1)})"
 
 
 def _castable(dtype: np.dtype[Any], entry: NamedVariable) -> bool:

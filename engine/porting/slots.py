@@ -1,4 +1,4 @@
-"""Training goes on from the optimizer slots that a weights file holds beside the weights."""
+"""Continues training from the optimizer slots that a weights file holds along with the weights."""
 
 from __future__ import annotations
 
@@ -16,19 +16,9 @@ from engine.training.optimizers import OPTIMIZERS, Optimizer
 def continue_from(source: TensorSource, slots: Slots, chosen: Selection, optimizer: Optimizer) -> str | None:
     """Takes over ``optimizer/<path>/<slot>`` and ``optimizer/<path>/t`` for the variables of a selection.
 
-    A variable goes on only if the file has just the slots that its optimizer keeps, in its shape, and their t. All
-    others begin with zeros and t = 0, as without a file.
-
-    Args:
-        source: a weights file of our own names (``.npz``).
-        slots: of a step that has not trained yet.
-        optimizer: that will train the selection.
-
-    Returns:
-        What was done, in a sentence or two; None for a file without slots.
-
-    Raises:
-        FileError: a slot is damaged.
+    A variable continues only if the file has exactly the slots that its optimizer keeps, in its shape, and their t. All
+    others start from zeros and t = 0, as without a file. ``slots`` are those of a step that has not trained yet.
+    Returns a sentence or two that say what was done; None for a file without slots. Raises FileError if one is damaged.
     """
     held: dict[str, set[str]] = {}
     for name in source.names():
@@ -44,8 +34,8 @@ def continue_from(source: TensorSource, slots: Slots, chosen: Selection, optimiz
         has = " and of ".join(", ".join(sorted(kind)) for kind in kinds)
         able = [known for known, made in OPTIMIZERS.items() if frozenset(made.slots) in kinds]
         keeps = f"keeps {', '.join(optimizer.slots)}" if wanted else "keeps none"
-        hint = f"; {' or '.join(able)} would go on from them" if able else ""
-        return f"{source.path.name} has slots {has}, but {name} {keeps}: it begins anew{hint}"
+        hint = f"; {' or '.join(able)} could continue from them" if able else ""
+        return f"{source.path.name} has the slots {has}, but {name} {keeps}: it starts from zeros{hint}"
     fresh: dict[str, str] = {}
     taken: list[str] = []
     for entry in chosen.trained:
@@ -57,25 +47,27 @@ def continue_from(source: TensorSource, slots: Slots, chosen: Selection, optimiz
         slots.take(entry, arrays, int(source.read(start + "t")))
         taken.append(entry.path)
     steps = sorted({slots.t[path] for path in taken})
-    told = (
-        f"{name} goes on from {', '.join(optimizer.slots)} of {len(taken)} of {len(chosen.trained)} trained variables"
+    text = (
+        f"{name} continues from {', '.join(optimizer.slots)} of {len(taken)} of {len(chosen.trained)} trained variables"
     )
     if steps:
-        told += f" (t = {steps[0]}{f' to {steps[-1]}' if len(steps) > 1 else ''})"
+        text += f" (t = {steps[0]}{f' to {steps[-1]}' if len(steps) > 1 else ''})"
     if fresh:
         path, reason = next(iter(fresh.items()))
-        told += f"; {len(fresh)} begin anew, such as {path}: {reason}"
+        text += f"; {len(fresh)} start from zeros, such as {path}: {reason}"
     frozen = len(set(held) - {entry.path for entry in chosen.trained})
-    return told + (f"; slots of {frozen} others are dropped: they do not train at the start" if frozen else "")
+    return text + (
+        f"; the slots of {frozen} others are dropped, since they do not train at the start" if frozen else ""
+    )
 
 
 def _unfit(
     source: TensorSource, entry: NamedVariable, held: Mapping[str, set[str]], wanted: frozenset[str]
 ) -> str | None:
-    """Why the file's slots are not those of this variable, None if they are."""
+    """Returns why the file's slots do not suit a variable, None if they do."""
     names = held.get(entry.path)
     if names is None:
-        return "the file has no slots of it"
+        return "the file has no slots for it"
     if names != wanted | {"t"}:
         return f"the file has {', '.join(sorted(names))}"
     shape = tuple(entry.variable.shape)
@@ -87,5 +79,5 @@ def _unfit(
             return f"{slot} is {source.dtype(name).name}"
     t = f"optimizer/{entry.path}/t"
     if source.shape(t) != () or source.dtype(t).kind not in "iu" or int(source.read(t)) < 0:
-        return "its t is no number of steps"
+        return "its t is not a number of steps"
     return None

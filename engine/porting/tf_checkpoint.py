@@ -1,7 +1,7 @@
-"""Strict restore of a ``tf.train.Checkpoint`` (object-based, as TF2 writes it) into a model.
+"""Strictly restores a ``tf.train.Checkpoint`` (object-based, as TF2 writes it) into a model.
 
-TensorFlow matches by attribute names and says little when something is left over. Here every
-variable of the model and every value of the checkpoint meet, or both sides are named.
+TensorFlow matches by attribute names and says little when something is left over. Here every variable
+of the model must meet a value of the checkpoint and the reverse; otherwise the error names both sides.
 """
 
 from __future__ import annotations
@@ -24,46 +24,44 @@ _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 def restore_strict(
     model: Any, prefix: PathLike, *, root: str | None = None, skip: Sequence[str] = ()
 ) -> tuple[str, ...]:
-    """Restores a model from a checkpoint that another program, or another model of this structure, saved.
+    """Restores a model (tf.Module or Keras 3) from a checkpoint of another program, or of a model of equal structure.
 
     Args:
-        model: a tf.Module or Keras 3 model, with its variables made.
-        prefix: of the checkpoint's files, without ``.index``.
+        prefix: the prefix of the checkpoint's files, without ``.index``.
         root: the keyword under which the model was saved, as in ``Checkpoint(model=...)``; "" for the
-            checkpoint's root itself; None finds it: where most of the variables meet.
-        skip: regexes; values of the checkpoint whose whole name matches one may be left over, such as
-            ``r"optimizer/.*"`` or ``r".*/\\.OPTIMIZER_SLOT/.*"``. The save counter always may.
+            checkpoint's root itself; None takes the one under which most variables match.
+        skip: regular expressions; values of the checkpoint whose whole name matches one may be left over, such as
+            ``r"optimizer/.*"`` or ``r".*/\\.OPTIMIZER_SLOT/.*"``. The save counter always may be.
 
-    Returns:
-        The paths restored, in model order.
-
-    Raises:
-        PortError: no such checkpoint, a name-based or a damaged one, a variable of the model that it
-            lacks or has in another shape or type, or values that nothing took. Nothing is assigned then.
+    Returns the restored paths, in model order. Raises PortError, and assigns nothing, if there is no such checkpoint,
+    it is name-based or damaged, a variable of the model is missing or has another shape or dtype, or a value is left
+    over.
     """
     reader, nodes = _open(str(prefix))
     variables = name_variables(model)
-    # TensorFlow does not see the generators of Keras' dropouts: they are in no such checkpoint
+    # TensorFlow does not track the seed generators of Keras' dropout layers, so no such checkpoint has them
     names = {id(entry.variable): entry.path for entry in variables}
     targets = {entry.path: entry.variable for entry in variables}
     starts = {"": 0} | {child.local_name: child.node_id for child in nodes[0].children}
     if root is not None and root not in starts:
-        raise PortError(f"root={root!r}: {prefix} has {', '.join(repr(name) for name in starts)}")
+        raise PortError(
+            f"root={root!r}: the checkpoint {prefix} has no such root; it has {', '.join(repr(name) for name in starts)}"
+        )
     found = max((_match(model, nodes, starts[name], names) for name in starts if root in (None, name)), key=len)
     _check(str(prefix), reader, targets, found, skip)
     try:
-        for key in found.values():  # a first pass, so that a damaged file changes nothing
+        for key in found.values():  # a first pass, so that a damaged file does not change the model
             reader.get_tensor(key)
         for path, key in found.items():
             targets[path].assign(reader.get_tensor(key))
     except (tf.errors.OpError, IndexError, RuntimeError) as error:
-        raise PortError(f"{prefix}: damaged at {key}: {' '.join(str(error).split())[:200]}") from None
+        raise PortError(f"{prefix}: the checkpoint is damaged at {key}: {' '.join(str(error).split())[:200]}") from None
     variables.refresh()
     return tuple(path for path in targets if path in found)
 
 
 def _open(prefix: str) -> tuple[Any, Any]:
-    """A reader, and the nodes of the graph of objects that was saved."""
+    """Returns a reader and the nodes of the saved object graph."""
     from tensorflow.core.protobuf import trackable_object_graph_pb2
 
     try:
@@ -71,19 +69,19 @@ def _open(prefix: str) -> tuple[Any, Any]:
         graph = trackable_object_graph_pb2.TrackableObjectGraph.FromString(
             reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH")
         )
-    except Exception as error:  # by its damage: OpError, ValueError, RuntimeError, IndexError, DecodeError
+    except Exception as error:  # depending on the damage: OpError, ValueError, RuntimeError, IndexError, DecodeError
         text = " ".join(str(error).split())
         if "_CHECKPOINTABLE_OBJECT_GRAPH" in text:
             raise PortError(
-                f"{prefix}: it is name-based (tf.compat.v1.train.Saver), without the graph of objects that "
-                "tf.train.Checkpoint writes; rules port such a file"
+                f"{prefix}: this checkpoint is name-based (tf.compat.v1.train.Saver), without the object graph that "
+                "tf.train.Checkpoint writes; port it with rules (frostline port-checkpoint)"
             ) from None
-        raise PortError(f"{prefix}: no checkpoint can be read there: {text[:300]}") from None
+        raise PortError(f"{prefix}: no checkpoint can be read: {text[:300]}") from None
     return reader, graph.nodes
 
 
 def _match(model: Any, nodes: Any, start: int, names: dict[int, str]) -> dict[str, str]:
-    """Path -> key, walking the model and the saved graph together by the names of attributes."""
+    """Returns path -> key, walking the model and the saved object graph together by attribute names."""
     view = tf.train.TrackableView(model)
     found: dict[str, str] = {}
     queue, seen = deque([(model, start)]), set()
@@ -121,4 +119,4 @@ def _check(prefix: str, reader: Any, targets: dict[str, Any], found: dict[str, s
         wrong=tuple(wrong),
     )
     if difference:
-        raise PortError(f"{prefix}: it does not fit the model{difference}")
+        raise PortError(f"{prefix}: the checkpoint does not fit the model{difference}")

@@ -1,4 +1,4 @@
-"""frostline.png: a model from the images (below) to the loss (above), what trains in it, and the frost line between.
+"""Draws frostline.png: a model from its images (bottom) to its loss (top), what trains in it, and its frost line.
 
 Needs matplotlib (the extra ``report``).
 """
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from engine.files import PathLike, write_bytes
 from engine.frostline.line import FrostLine, Refused
-from engine.selection.layer_groups import Part, label, middle_out, part_names, parts, runs
+from engine.selection.layer_groups import Part, elide_middle, group_parts, label_parts, merge_neighbours, part_names
 from engine.selection.selection import Selection
 from engine.sizes import format_bytes
 
@@ -36,13 +36,9 @@ _LOOK: dict[State, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Panel:
-    """One phase of a picture.
+    """One phase of a picture: a title and an optional note below it, what trains, and the frost line.
 
-    Attributes:
-        title: such as the phase's name.
-        selection: what trains in it.
-        line: where the step was cut, or why it was not; None when that was not asked.
-        note: a further line under the title.
+    ``line`` may also say why there is no frost line; None means that it was not looked for.
     """
 
     title: str
@@ -53,15 +49,13 @@ class Panel:
 
 @dataclass(frozen=True)
 class Box:
-    """A run of parts that do the same.
+    """Adjacent parts of a model that are in the same state.
 
     Attributes:
-        label: their names.
-        count: how many parts.
-        parameters: of all their variables.
-        state: "trained", "partly" (some of the weights train), frozen "below" or "above" the line; "frozen" where
+        label, count, parameters: the names of the parts, their number, and that of the parameters in their variables.
+        state: "trained", "partly" (some of the weights train), frozen "below" or "above" the line, or "frozen" where
             there is no line.
-        words: the state in words.
+        words: the state as it is written in the box.
     """
 
     label: str
@@ -72,15 +66,16 @@ class Box:
 
 
 def layout(panel: Panel) -> tuple[list[Box], list[Box]]:
-    """Boxes below the line and above it, from the images upwards; without a line all are above.
+    """The boxes below the line and those above it, from the images upwards; without a line all are above.
 
-    Below are the frozen variables that only the prefix reads; a part with others besides is drawn on both sides.
+    A frozen variable is below the line if only the prefix reads it; a part that has other variables too is drawn on
+    both sides.
     """
     selection = panel.selection
     below = set(panel.line.frozen_below) if isinstance(panel.line, FrostLine) else set()
     names = part_names(selection.variables)
     rows = [(entry.path, entry.size, names[entry.path]) for entry in selection.variables]
-    sides = [parts(row for row in rows if (row[0] in below) is side) for side in (True, False)]
+    sides = [group_parts(row for row in rows if (row[0] in below) is side) for side in (True, False)]
     return _boxes(sides[0], panel, "below"), _boxes(sides[1], panel, "above")
 
 
@@ -107,19 +102,14 @@ def _boxes(row: Sequence[Part], panel: Panel, side: State) -> list[Box]:
     def alike(part: Part) -> tuple[State, bool]:
         return verdict([part])[0], not moving.isdisjoint(part.paths)
 
-    found = runs(row, alike, most=_MOST_BOXES)
-    return [Box(label(run), len(run), sum(part.parameters for part in run), *verdict(run)) for run in found]
+    found = merge_neighbours(row, alike, most=_MOST_BOXES)
+    return [Box(label_parts(run), len(run), sum(part.parameters for part in run), *verdict(run)) for run in found]
 
 
 def draw(path: PathLike, panels: Sequence[Panel]) -> None:
-    """Draws a panel for each phase into a PNG file, written atomically.
-
-    Raises:
-        ValueError: there is no panel.
-        OSError: the file cannot be written.
-    """
+    """Draws a panel for each phase into a PNG file, written atomically; raises ValueError if there are no panels."""
     if not panels:
-        raise ValueError("panels=[]: a picture has at least one")
+        raise ValueError("panels=[]: expected at least one panel")
     from matplotlib.figure import Figure
 
     shown = panels[:_MOST_PANELS]
@@ -146,12 +136,12 @@ def draw(path: PathLike, panels: Sequence[Panel]) -> None:
 
 
 def _say(axes: Any, x: float, y: float, text: str, **how: Any) -> None:
-    # names are a user's: a $ in them is no mathematics
+    # names come from users: a $ in them does not begin a formula
     axes.text(x, y, text, **{"va": "center", "fontsize": 8.5, "color": _INK, "parse_math": False} | how)
 
 
 class _Column:
-    """A panel, measured in inches."""
+    """A panel with its size in inches."""
 
     def __init__(self, panel: Panel) -> None:
         self.panel = panel
@@ -163,10 +153,10 @@ class _Column:
 
     def draw(self, axes: Any, *, left: float, top: float) -> None:
         middle, y = left + _WIDTH / 2, top - 0.3
-        _say(axes, middle, y, middle_out(self.panel.title, 36), ha="center", fontsize=11.5, fontweight="bold")
+        _say(axes, middle, y, elide_middle(self.panel.title, 36), ha="center", fontsize=11.5, fontweight="bold")
         if self.panel.note:
             y -= _LINE + 0.03
-            _say(axes, middle, y, middle_out(self.panel.note, 66), ha="center")
+            _say(axes, middle, y, elide_middle(self.panel.note, 66), ha="center")
         y = self._end(axes, middle, y - 0.32, "loss")
         for box in reversed(self.above):
             y = self._box(axes, box, left, y)
@@ -199,10 +189,8 @@ class _Column:
         plate = {"boxstyle": "square,pad=0.12", "facecolor": fill, "edgecolor": "none"} if hatch else None
         _say(axes, middle, top - tall / 2 + 0.088, box.label, ha="center", fontsize=9, fontweight="bold", bbox=plate)
         count = f"{box.count} parts, " if box.count > 1 else ""
-        text = f"{count}{short_number(box.parameters)} parameters: {box.words}"
-        if box.state == "partly":
-            text = f"{count}{box.words}"
-        _say(axes, middle, top - tall / 2 - 0.095, text, ha="center", fontsize=8, bbox=plate)
+        size = "" if box.state == "partly" else f"{short_number(box.parameters)} parameters: "
+        _say(axes, middle, top - tall / 2 - 0.095, count + size + box.words, ha="center", fontsize=8, bbox=plate)
         return top - tall - _GAP
 
     def _line(self, axes: Any, left: float, top: float) -> float:
@@ -217,25 +205,24 @@ class _Column:
 
 
 def _facts(line: FrostLine | Refused | None) -> list[str]:
-    """What is written at the line, or why there is none."""
+    """The lines of text at the frost line, or the reasons why there is none."""
     if line is None:
         return []
     if isinstance(line, Refused):
         found = [part for reason in line.reasons for part in textwrap.wrap(reason, 66)]
         return ["no frost line:", *found[:12], *(["…"] if len(found) > 12 else [])]
-    found = [f"frost line: {format_bytes(line.bytes)} an example cross it"]
+    found = [f"frost line: {format_bytes(line.bytes)} per example cross it"]
     for tensor in line.tensors[:3]:
-        what = f"{list(tensor.shape)} {tensor.dtype.name}"
-        found.append(f"{middle_out(tensor.name, 38)} {what}")
-        found += [f"    after {middle_out(tensor.after, 56)}"] if tensor.after else []
+        found.append(f"{elide_middle(tensor.name, 38)} {list(tensor.shape)} {tensor.dtype.name}")
+        found += [f"    after {elide_middle(tensor.after, 56)}"] if tensor.after else []
     if len(line.tensors) > 3:
-        found.append(f"and {len(line.tensors) - 3} further")
+        found.append(f"and {len(line.tensors) - 3} more")
     found.append(f"below it: {share(line.forward_share)} of the forward pass, {share(line.step_share)} of the step")
     return found
 
 
 def short_number(count: int) -> str:
-    """A count for people: 970, 47.6 K, 8.1 M."""
+    """A count with three significant digits: 970, 47.6 K, 8.1 M."""
     value, units = float(count), ["", " K", " M", " G", " T"]
     while value >= 999.5 and len(units) > 1:
         value, units = value / 1000, units[1:]
@@ -243,5 +230,5 @@ def short_number(count: int) -> str:
 
 
 def share(part: float) -> str:
-    """A share for people: all of it is 100%, nearly all is not."""
+    """A share in percent; nearly all of something is not shown as 100%."""
     return "over 99.9%" if 0.9995 <= part < 1 else f"{part:.1%}"

@@ -1,8 +1,9 @@
-"""Progress on a terminal (a bar, with rich) or in a log (aligned lines)."""
+"""Shows progress on a terminal (as a bar, with rich) or in a log (as aligned lines)."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,18 +13,14 @@ from engine.training.loop import Event
 
 
 class Progress:
-    """An action that shows where a run is: step, loss, accuracy, time left.
+    """An action of the loop that shows how far a run is: step, loss, accuracy and time left.
 
-    Args:
-        total: steps in all phases (the most there can be).
-        start: steps already trained.
-        log_every: steps between lines where there is no terminal, or no rich.
+    ``total`` and ``start`` are the numbers of steps in all phases (at most) and of those already trained; ``log_every``
+    is that between lines where there is no terminal or no rich.
     """
 
     def __init__(self, total: int, *, start: int, log_every: int) -> None:
-        self._total = total
-        self._start = start
-        self._log_every = log_every
+        self._total, self._start, self._log_every = total, start, log_every
         self._began = time.monotonic()
         self._bar, self._task = open_bar(total, start)
 
@@ -46,10 +43,10 @@ class Progress:
             self._say(f"eval   | step: {step:>6}/{self._total} | loss: {last.loss:.4f}{accuracy}")
 
     @contextlib.contextmanager
-    def reaching(self, total: int, what: str) -> Iterator[Callable[..., None]]:
-        """As the function of that name, below this run's own bar."""
+    def show_progress(self, total: int, what: str) -> Iterator[Callable[..., None]]:
+        """Does what the function of that name does, below the bar of this run."""
         if self._bar is None:
-            with reaching(total, what) as show:
+            with show_progress(total, what) as show:
                 yield show
             return
         task = self._bar.add_task(what, total=total)
@@ -75,25 +72,19 @@ class Progress:
 
 
 @contextlib.contextmanager
-def counting(total: int, what: str) -> Iterator[Callable[[str], None]]:
-    """Shows how many of many things are done: a bar on a terminal, else a line every ten seconds.
+def show_each(total: int, what: str) -> Iterator[Callable[[str], None]]:
+    """Shows how many of many things are done: a bar on a terminal, otherwise a line every ten seconds.
 
-    Gives a function to be called with each one's name.
+    Yields a function to be called with the name of each thing that is done.
     """
-    done = 0
-    with reaching(total, what) as show:
-
-        def tell(name: str) -> None:
-            nonlocal done
-            done += 1
-            show(done, name)
-
-        yield tell
+    numbers = itertools.count(1)
+    with show_progress(total, what) as show:
+        yield lambda name: show(next(numbers), name)
 
 
 @contextlib.contextmanager
-def reaching(total: int, what: str) -> Iterator[Callable[..., None]]:
-    """As ``counting``; gives a function to be called with how many are done by now, and perhaps a name."""
+def show_progress(total: int, what: str) -> Iterator[Callable[..., None]]:
+    """Like ``show_each``, but yields a function to be called with the number done so far and, optionally, a name."""
     bar, task = open_bar(total, 0)
     said = time.monotonic()
 

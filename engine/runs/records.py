@@ -1,33 +1,32 @@
-"""What a run leaves behind: metrics.jsonl, curves.png, TensorBoard scalars, trained.npz, run.json."""
+"""The files that a run leaves behind: metrics.jsonl, curves.png, TensorBoard scalars, trained.npz, run.json."""
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import math
 import pathlib
-import resource
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from engine.host import quantiles
 from engine.files import PathLike, write_bytes, write_json, write_npz
-from engine.training.loop import Event
-from engine.training.phases import Evaluation
+from engine.host import quantiles
 from engine.selection.selection import Selection
 from engine.selection.variables import ModelVariables
+from engine.training.loop import Event
+from engine.training.phases import Evaluation
+
+RUN_FORMAT = 1  # of run.json; runs before it wrote none
 
 
 class Metrics:
-    """metrics.jsonl: one JSON object a line, each written out at once."""
+    """The file metrics.jsonl: one JSON object per line, each written at once."""
 
     def __init__(self, path: PathLike, *, keep_to_step: int = -1) -> None:
-        """Opens a file; of an older one, keeps the lines up to ``keep_to_step`` (a resume)."""
+        """Opens a file; an existing one keeps its lines up to ``keep_to_step`` (a resume)."""
         self.path = pathlib.Path(path)
         self.rows: list[dict[str, Any]] = []
         if self.path.exists():
@@ -55,7 +54,7 @@ def _rows(path: pathlib.Path) -> Iterable[dict[str, Any]]:
 
 
 def train_row(event: Event) -> dict[str, Any]:
-    """The kind=train line of a step."""
+    """The line of kind=train for a step."""
     assert event.result is not None
     return {
         "kind": "train",
@@ -71,7 +70,7 @@ def train_row(event: Event) -> dict[str, Any]:
 
 
 def eval_row(evaluation: Evaluation) -> dict[str, Any]:
-    """The kind=eval line of an evaluation."""
+    """The line of kind=eval for an evaluation."""
     return {
         "kind": "eval",
         "step": evaluation.step,
@@ -83,13 +82,12 @@ def eval_row(evaluation: Evaluation) -> dict[str, Any]:
 
 
 class TensorBoard:
-    """Scalars, and histograms of trained variables when asked. Needs the package tensorboard."""
+    """Scalars for TensorBoard, and histograms of trained variables if wanted. Needs the package tensorboard."""
 
     def __init__(self, folder: PathLike, *, histograms: bool = False) -> None:
         self._histograms = histograms
-        self._writers = {
-            kind: tf.summary.create_file_writer(str(pathlib.Path(folder) / kind)) for kind in ("train", "eval")
-        }
+        paths = {kind: pathlib.Path(folder) / kind for kind in ("train", "eval")}
+        self._writers = {kind: tf.summary.create_file_writer(str(path)) for kind, path in paths.items()}
 
     def add(self, row: Mapping[str, Any]) -> None:
         with self._writers[row["kind"]].as_default(step=row["step"]):
@@ -117,26 +115,19 @@ def draw_curves(path: PathLike, rows: Sequence[Mapping[str, Any]], phases: Seque
 
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     try:
-        for panel, (title, train_key, eval_key) in zip(
-            panels, (("loss", "loss", "eval_loss"), ("accuracy", "accuracy", "eval_accuracy")), strict=True
-        ):
-            for kind, key, style in (("train", train_key, "-"), ("eval", eval_key, "o-")):
+        place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+        for panel, title in zip(panels, ("loss", "accuracy"), strict=True):
+            for kind, key, style, label in (
+                ("train", title, "-", "train (step)"),
+                ("eval", f"eval_{title}", "o-", "evaluation"),
+            ):
                 points = [(r["step"], r[key]) for r in rows if r["kind"] == kind and r.get(key) is not None]
                 if points:
-                    label = "train (step)" if kind == "train" else "evaluation"
                     panel.plot(*zip(*points, strict=True), style, markersize=4, linewidth=1.2, label=label)
             for name, start in phases:
                 panel.axvline(start, color="grey", linewidth=0.8, linestyle=":")
-                panel.annotate(
-                    name,
-                    (start, 1.0),
-                    xycoords=("data", "axes fraction"),
-                    xytext=(3, -12),
-                    textcoords="offset points",
-                    color="grey",
-                    fontsize=8,
-                )
-            panel.set(title=title, xlabel="step (steps)")
+                panel.annotate(name, (start, 1.0), xytext=(3, -12), color="grey", fontsize=8, **place)
+            panel.set(title=title, xlabel="step")
             panel.grid(alpha=0.3)
             if panel.get_legend_handles_labels()[0]:
                 panel.legend(loc="center right")
@@ -148,20 +139,20 @@ def draw_curves(path: PathLike, rows: Sequence[Mapping[str, Any]], phases: Seque
 
 
 def write_trained(path: PathLike, variables: ModelVariables, selections: Iterable[Selection]) -> None:
-    """trained.npz: every variable that a phase trained, and the statistics that moved with them."""
+    """Writes every variable that a phase trained, and the statistics that moved with them."""
     paths = {entry.path for selection in selections for entry in (*selection.trained, *selection.moving)}
     write_npz(path, ((e.path, e.variable.numpy()) for e in variables if e.path in paths))
 
 
 def write_run(path: PathLike, value: Mapping[str, Any]) -> None:
-    """run.json; numbers that JSON cannot hold become null."""
+    """Writes run.json; numbers that JSON cannot hold become null."""
     write_json(path, _finite(value))
 
 
 def phase_row(
     selection: Selection, *, name: str, from_step: int, to_step: int, reason: str, changed: Sequence[str]
 ) -> dict[str, Any]:
-    """One entry of run.json's ``phases``."""
+    """An element of the entry ``phases`` of run.json."""
     return {
         "name": name,
         "from_step": from_step,
@@ -178,17 +169,14 @@ def phase_row(
 def timing(
     total_seconds: float, first_step_seconds: float | None, step_seconds: Sequence[float], examples: int
 ) -> dict[str, Any]:
-    """run.json's ``timing``; the first step (tracing) is left out of the quantiles."""
-    steps = np.array(step_seconds) * 1e3
+    """The entry ``timing`` of run.json; the quantiles leave out steps that traced."""
     none = {"median": None, "p10": None, "p90": None}
     return {
         "total_seconds": total_seconds,
         "first_step_seconds": first_step_seconds,
-        "step_ms": quantiles(steps) if len(steps) else none,
+        "step_ms": quantiles(np.array(step_seconds) * 1e3) if len(step_seconds) else none,
         "examples_per_second": examples / float(sum(step_seconds)) if step_seconds else None,
     }
-
-
 
 
 def _finite(value: Any) -> Any:

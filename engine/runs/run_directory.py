@@ -1,58 +1,44 @@
-"""The run directory: the files of a run, kept up while it goes, as an action of the loop."""
+"""The run directory: the files of a run, kept up to date while it goes on, as an action of the loop."""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import tensorflow as tf
-
-from engine.training import checkpoint, phases
-from engine import files
-from engine.runs import picture, records
-from engine import host
-from engine.training.checkpoint import Checkpoint
+from engine import files, host
 from engine.errors import InputError
 from engine.memory.forecast import Forecast
+from engine.runs import picture, records
+from engine.selection.variables import ModelVariables
+from engine.training import checkpoint, phases
+from engine.training.checkpoint import Checkpoint, RunState
 from engine.training.loop import Event, Outcome, Stage, State
 from engine.training.phases import Monitor
 from engine.training.step import TrainStep
-from engine.selection.variables import ModelVariables
 
-_OURS = (
-    "run.json",
-    "metrics.jsonl",
-    "checkpoints",
-    "trained.npz",
-    "ledger.json",
-    "ema.npz",
-    "curves.png",
-    "frostline.png",
-    "tensorboard",
-)
-
-
+_OURS = ("run.json", "metrics.jsonl", "checkpoints", "trained.npz", "ledger.json", "ema.npz",
+         "curves.png", "frostline.png", "tensorboard")  # fmt: skip
 _SAME = 1e-5  # relative: a phase may be resumed on another machine, whose products round otherwise
 
 
 class RunDirectoryError(InputError):
-    """A folder that cannot be a run's, or a resume that contradicts it."""
+    """A folder that cannot hold a run, or a resume that contradicts the run in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Keeping:
-    """What is written how often.
+    """What is written, and how often.
 
     Attributes:
-        log_every: steps between lines of kind=train.
-        checkpoint_every: steps between checkpoints; phases end with one in any case.
-        keep: how many numbered checkpoints stay.
-        keep_best: also keep ``checkpoints/best.npz``, the best by evaluation.
-        histograms: of trained variables, at each evaluation, for TensorBoard.
+        log_every, checkpoint_every: the numbers of steps between lines of kind=train and between checkpoints; each
+            phase ends with a checkpoint in any case.
+        keep, keep_best: how many numbered checkpoints are kept, and whether ``checkpoints/best.npz``, the best by
+            evaluation, is kept too.
+        histograms: whether TensorBoard gets histograms of trained variables at each evaluation.
     """
 
     log_every: int
@@ -62,51 +48,52 @@ class Keeping:
     histograms: bool = False
 
 
-def find_resumable(out: pathlib.Path, *, resume: bool, settings: Mapping[str, Any], warn: Any) -> Checkpoint | None:
-    """The checkpoint to go on from; None for a new run.
+def find_resumable(
+    out: pathlib.Path, *, resume: bool, settings: Mapping[str, Any], warn: Callable[[str], None]
+) -> tuple[Checkpoint, RunState] | None:
+    """The checkpoint to go on from, and the state in it; None for a new run. ``warn`` hears about damaged checkpoints.
 
     Raises:
-        RunDirectoryError: the folder holds a run and ``resume`` is False; or a setting differs from the
-            checkpoint's (all such are listed); or the folder is a file.
+        RunDirectoryError: the folder holds a run and ``resume`` is False; or settings differ from the
+            checkpoint's (all of them are listed); or the folder is a file.
         CheckpointError: all checkpoints are damaged.
     """
     if out.exists() and not out.is_dir():
-        raise RunDirectoryError(f"out={out}: it is a file; a folder is wanted")
+        raise RunDirectoryError(f"out={out}: expected a folder, but this is a file")
     held = [name for name in _OURS if (out / name).exists()]
     if held and not resume:
         raise RunDirectoryError(
-            f"out={out}: it holds a run ({', '.join(held)}); go on with --resume, or choose another folder"
+            f"out={out}: it holds a run ({', '.join(held)}); continue it with --resume, or choose another folder"
         )
-    found = checkpoint.newest(out / "checkpoints", warn=warn) if resume else None
+    found = checkpoint.read_newest(out / "checkpoints", warn=warn) if resume else None
     if found is None:
         return None
-    saved = found.state["settings"]
+    state = RunState.read(found)
+    saved = state.settings
     differing = [
         f"  --{key}: {saved.get(key)!r} in the checkpoint, {settings.get(key)!r} now"
         for key in dict.fromkeys((*saved, *settings))
         if saved.get(key) != settings.get(key)
     ]
     if differing:
-        raise RunDirectoryError(f"resume={out}: flags contradict the checkpoint {found.path.name}:\n" + "\n".join(differing))
-    return found
+        raise RunDirectoryError(
+            f"resume={out}: these flags contradict the checkpoint {found.path.name}:\n" + "\n".join(differing)
+        )
+    return found, state
 
 
 class RunDirectory:
     """Writes a run's files; give ``action`` to the loop and call ``finish`` at the end.
 
     Args:
-        out: the folder; made when missing.
-        step: its slots go into checkpoints.
-        variables: all of the model's.
-        settings: what a resume must not contradict; kept in each checkpoint.
-        keeping: what is written how often.
+        out: the folder; it is created when it is missing.
+        step, variables: the step, whose slots go into checkpoints, and all variables of the model.
+        start: the state in which the run starts; checkpoints keep it, with the loop and step as they are then.
+        resumed: whether ``start`` is a checkpoint's: lines of metrics.jsonl after it are dropped. Otherwise everything
+            is dropped that a run left which was killed before its first checkpoint.
         monitor: what "best" means.
-        decided: what was decided at the start and a resume does again: ``plan`` (``forecast.Plan.to_json``)
-            ``images`` (``Ledger.images``) and ``cache`` (which phases train from kept features).
-        from_step: steps trained before, of a resume: later lines of metrics.jsonl are dropped.
-            None is a new run: what one that was killed before its first checkpoint left is dropped.
-        ledger: content of ledger.json where a new run's weights were ported; a resume keeps the file that is there.
-        say: called with a line when something is left out.
+        ledger: the content of ledger.json if a new run's weights were ported; a resume keeps the existing file.
+        say: called with a line when something is left out or looks wrong.
     """
 
     def __init__(
@@ -115,48 +102,42 @@ class RunDirectory:
         *,
         step: TrainStep,
         variables: ModelVariables,
-        settings: Mapping[str, Any],
+        start: RunState,
+        resumed: bool,
         keeping: Keeping,
         monitor: Monitor,
-        decided: Mapping[str, Any],
-        from_step: int | None = None,
-        ledger: Mapping[str, Any] | None = None,
-        say: Any = print,
+        ledger: Mapping[str, Any] | None,
+        say: Callable[[str], None],
     ) -> None:
         out.mkdir(parents=True, exist_ok=True)
-        if from_step is None:
-            if ledger is None:
-                (out / "ledger.json").unlink(missing_ok=True)
-            else:
-                files.write_json(out / "ledger.json", ledger)
+        if not resumed and ledger is None:
+            (out / "ledger.json").unlink(missing_ok=True)
+        elif not resumed:
+            files.write_json(out / "ledger.json", ledger)
         self.out = out
         self._step = step
         self._variables = variables
-        self._settings = dict(settings)
-        self._decided = dict(decided)
+        self._start = start
         self._keeping = keeping
         self._monitor = monitor
         self._say = say
         self._began = time.perf_counter()
-        self._metrics = records.Metrics(out / "metrics.jsonl", keep_to_step=-1 if from_step is None else from_step)
+        self._metrics = records.Metrics(out / "metrics.jsonl", keep_to_step=start.loop.step if resumed else -1)
         self._board = self._tensorboard()
         self._seconds: list[float] = []
-        self._examples = 0
+        self._examples, self._slot_bytes, self._saved = 0, 0, -1
         self._first: float | None = None
         self._traces = step.traces
-        self._activations = 0
-        self._slot_bytes = 0
-        self._saved = -1
 
     def draw_lines(self, panels: Sequence[picture.Panel]) -> None:
         """Draws frostline.png: the model, what each phase trains, and its frost line."""
         try:
             picture.draw(self.out / "frostline.png", panels)
         except ImportError:
-            self._say("frostline.png is not drawn: the package matplotlib is missing (extra `report`)")
+            self._say("frostline.png was not drawn: the package matplotlib is missing (extra `report`)")
 
     def action(self, event: Event) -> None:
-        """Takes part in the loop."""
+        """Writes what an event of the loop calls for."""
         if event.kind == "step":
             self._record(event)
         elif event.kind == "evaluation":
@@ -173,15 +154,15 @@ class RunDirectory:
                 checkpoint.prune(self.out / "checkpoints", self._keeping.keep)
 
     def _watch(self, state: State) -> None:
-        """What is frozen puts out the same as long as a phase lasts; says so when it does not."""
+        """Warns when the output of the frozen part changes within a phase, which it must not."""
         last = state.evaluations[-1]
         earlier = [e.frozen_output_norm for e in state.evaluations[:-1] if e.phase == last.phase]
         if last.frozen_output_norm is None or not earlier or earlier[0] is None:
             return
         if abs(last.frozen_output_norm - earlier[0]) > _SAME * abs(earlier[0]):
             self._say(
-                f"WARNING: the frozen part puts out something else than at this phase's start: the norm was {earlier[0]:.9g} "
-                f"and is {last.frozen_output_norm:.9g} after {last.step} steps; something frozen has been changed"
+                f"WARNING: the output of the frozen part is not what it was at the start of this phase: its norm was "
+                f"{earlier[0]:.9g} and is {last.frozen_output_norm:.9g} after {last.step} steps; something frozen has changed"
             )
 
     def _record(self, event: Event) -> None:
@@ -201,7 +182,7 @@ class RunDirectory:
             self._board.add(row)
 
     def _is_best(self, state: State) -> bool:
-        best = phases.best(state.evaluations, self._monitor)
+        best = phases.best_evaluation(state.evaluations, self._monitor)
         return best is not None and best.step == state.evaluations[-1].step
 
     def _save(self, state: State, *, name: str | None = None) -> None:
@@ -210,12 +191,7 @@ class RunDirectory:
             state.step,
             variables=self._variables,
             arrays=self._step.arrays,
-            state={
-                "settings": self._settings,
-                "decided": self._decided,
-                "loop": state.to_json(),
-                "step": self._step.state(),
-            },
+            state=dataclasses.replace(self._start, loop=state, step=self._step.state()).to_json(),
             name=name,
         )
         if name is None:
@@ -225,7 +201,7 @@ class RunDirectory:
         try:
             import tensorboard  # noqa: F401  (tf.summary needs it)
         except ImportError:
-            self._say("tensorboard/ is not written: the package tensorboard is missing (extra `report`)")
+            self._say("tensorboard/ was not written: the package tensorboard is missing (extra `report`)")
             return None
         return records.TensorBoard(self.out / "tensorboard", histograms=self._keeping.histograms)
 
@@ -245,13 +221,11 @@ class RunDirectory:
         """Writes trained.npz, curves.png and run.json; returns run.json's content.
 
         Args:
-            outcome: how the loop ended.
-            stages, per_epoch: what the loop ran.
-            forecasts: of memory, one for each stage.
-            facts: ``flags``, ``versions``, ``model``, ``data``.
-            cache: run.json's ``cache``.
-            final: results that run.json's ``final`` adds.
-            code, reason: of ``exit``.
+            outcome, stages, per_epoch: how the loop ended, and what it ran.
+            forecasts: the memory forecast of each stage.
+            facts: the entries ``flags``, ``versions``, ``model`` and ``data``.
+            cache, final: the entry ``cache``, and results added to the entry ``final``.
+            code, reason: the entry ``exit``.
         """
         rows = self._phase_rows(outcome, stages, per_epoch)
         begun = [stage for stage, _ in zip(stages, rows, strict=False)]
@@ -266,6 +240,7 @@ class RunDirectory:
         train = [row for row in self._metrics.rows if row["kind"] == "train"]
         last = outcome.state.evaluations[-1] if outcome.state.evaluations else None
         run = {
+            "format": records.RUN_FORMAT,
             **facts,
             "phases": rows,
             "steps": outcome.state.step,
@@ -298,39 +273,26 @@ class RunDirectory:
         for number, stage in enumerate(stages[: len(state.proven) + (state.proof is not None)]):
             ended = number < len(state.proven)  # a run that fails at a phase's last step does not end it
             stop, reason = where.ended[number] if ended and number < len(where.ended) else (state.step, outcome.reason)
-            if ended:
-                changed = state.proven[number]
-            else:
-                changed = state.proof.changed(stage.selection) if state.proof is not None else []
-            rows.append(
-                records.phase_row(
-                    stage.selection,
-                    name=stage.phase.name,
-                    from_step=start,
-                    to_step=stop,
-                    reason=reason,
-                    changed=changed,
-                )
-            )
+            proof = None if ended else state.proof
+            changed = state.proven[number] if proof is None else proof.changed(stage.selection)
+            found: dict[str, Any] = {"name": stage.phase.name, "reason": reason, "changed": changed}
+            rows.append(records.phase_row(stage.selection, from_step=start, to_step=stop, **found))
             start = stop
         return rows
 
     def _draw(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        phase_starts = [(row["name"], row["from_step"]) for row in rows]
         try:
-            records.draw_curves(
-                self.out / "curves.png", self._metrics.rows, [(row["name"], row["from_step"]) for row in rows]
-            )
+            records.draw_curves(self.out / "curves.png", self._metrics.rows, phase_starts)
         except ImportError:
-            self._say("curves.png is not drawn: the package matplotlib is missing (extra `report`)")
+            self._say("curves.png was not drawn: the package matplotlib is missing (extra `report`)")
 
     def _memory(self, begun: Sequence[Forecast]) -> dict[str, Any]:
-        """run.json's ``memory``; of several phases the one that needs most is told."""
+        """The entry ``memory`` of run.json, with the forecast of the phase that needs most."""
         most = max(begun, key=lambda forecast: forecast.total, default=None)
         return {
             "forecast_bytes": None if most is None else dataclasses.asdict(most) | {"total": most.total},
-            "plan": self._decided["plan"],
+            "plan": self._start.plan,
             "slot_bytes": self._slot_bytes,
             "peak_rss_bytes": host.peak_rss_bytes(),
         }
-
-

@@ -1,1 +1,1 @@
-"""Which variables a model has, which of them train, and the proof that the others stay."""
+"""Which variables a model has, which of them train, and the proof that the others did not change."""

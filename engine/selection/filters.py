@@ -1,11 +1,12 @@
 """Filters: predicates on named variables, their algebra, and their text form for flags.
 
-In Python: ``path(r"head/.*") | blocks[-2:] & ~group("norm")``. In text: items separated by white
-space, read left to right, the last that matches decides (as in .gitignore); an item is
-``[!]regex`` or ``[!]@group``; a regex must match the whole path:
-``head/.* @blocks[-2:] !@norm``.
+In Python, filters are combined with operators: ``path(r"head/.*") | blocks[-2:] & ~group("norm")``.
 
-A filter only says what it matches. What then trains is decided in selection.py, nowhere else.
+As text, a filter is a list of items separated by white space, such as ``head/.* @blocks[-2:] !@norm``. An item is
+``[!]regex``, where the regular expression must match the whole path, or ``[!]@group``. As in .gitignore, the last item
+that matches a variable decides.
+
+A filter only says which variables it matches. What then trains is decided in selection.py and nowhere else.
 """
 
 from __future__ import annotations
@@ -13,19 +14,43 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from engine.errors import InputError
 from engine.selection.groups import GROUPS
-from engine.selection.variables import NamedVariable
 from engine.text import nearest
+
+if TYPE_CHECKING:  # a filter can be read without TensorFlow
+    from engine.selection.variables import NamedVariable
 
 
 class FilterError(InputError):
-    """A filter that cannot mean what was meant. Names the item, its position and the rule."""
+    """A filter is malformed, matches nothing or has an item without effect.
+
+    The message names the item, its position and the rule, and the nearest names in the model.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> from engine import FilterError, select
+        >>> try:
+        ...     select({"kernel": tf.Variable([0.0])}, "kernal")
+        ... except FilterError as error:
+        ...     print(error)
+        item 1 `kernal` matches nothing: a regular expression must match a whole variable path; nearest: kernel
+    """
 
 
 class Filter:
-    """A predicate on ``NamedVariable``. Combine with ``&``, ``|`` and ``~``."""
+    """A predicate on the variables of a model, which says what trains.
+
+    Filters are made by ``path``, ``group``, ``blocks``, ``layers`` and ``parse_filter``, and combined with ``&``, ``|``
+    and ``~``. They are frozen dataclasses with equality and hash. A subclass of your own only needs ``__call__``.
+
+    Example:
+        >>> from engine import blocks, group
+        >>> print(blocks[-2:] & ~group("norm"))
+        (@blocks[-2:] & ~@norm)
+    """
 
     def __call__(self, variable: NamedVariable) -> bool:
         raise TypeError(f"{type(self).__name__} must define __call__(variable) -> bool")
@@ -40,13 +65,13 @@ class Filter:
         return Not(self)
 
     def parts(self) -> Iterator[Filter]:
-        """The smallest filters inside this one, from left to right."""
+        """Yields the elementary filters inside this one, from left to right."""
         yield self
 
 
 @dataclass(frozen=True)
 class Path(Filter):
-    """Variables one of whose paths matches ``pattern`` as a whole."""
+    """Matches variables with a path that ``pattern`` matches as a whole."""
 
     pattern: str
 
@@ -54,7 +79,7 @@ class Path(Filter):
         try:
             re.compile(self.pattern)
         except (re.error, RecursionError, OverflowError) as error:
-            raise FilterError(f"`{self.pattern}` is no regular expression: {error}") from None
+            raise FilterError(f"`{self.pattern}` is not a valid regular expression: {error}") from None
 
     def __call__(self, variable: NamedVariable) -> bool:
         return any(re.fullmatch(self.pattern, path) for path in variable.paths)
@@ -65,14 +90,16 @@ class Path(Filter):
 
 @dataclass(frozen=True)
 class Group(Filter):
-    """Variables of a named group (``engine.selection.groups.GROUPS``)."""
+    """Matches the variables of a named group (``engine.selection.groups.GROUPS``)."""
 
     name: str
 
     def __post_init__(self) -> None:
         if self.name not in GROUPS:
             known = [f"@{name}" for name in GROUPS] + ["@blocks[i:j]", "@layers[i:j]"]
-            raise FilterError(f"`@{self.name}` is no group{nearest('@' + self.name, known)}; groups: {' '.join(known)}")
+            raise FilterError(
+                f"`@{self.name}` is not a group{nearest('@' + self.name, known)}; groups: {' '.join(known)}"
+            )
 
     def __call__(self, variable: NamedVariable) -> bool:
         return self.name == "all" or self.name in variable.groups
@@ -83,16 +110,14 @@ class Group(Filter):
 
 @dataclass(frozen=True)
 class Blocks(Filter):
-    """Variables in the blocks ``[start:stop:step]`` of a ViT, sliced as Python slices a list."""
+    """Matches the variables in the blocks ``[start:stop:step]`` of a ViT, sliced like a Python list."""
 
     start: int | None = None
     stop: int | None = None
     step: int | None = None
 
     def __call__(self, variable: NamedVariable) -> bool:
-        if variable.block is None:
-            return False
-        index, count = variable.block
+        index, count = variable.block or (0, 0)
         return index in range(count)[self.start : self.stop : self.step]
 
     def __str__(self) -> str:
@@ -101,9 +126,9 @@ class Blocks(Filter):
 
 @dataclass(frozen=True)
 class Layers(Filter):
-    """Variables in ``model.layers[start:stop:step]`` of a Keras model, weightless layers counted.
+    """Matches the variables in ``model.layers[start:stop:step]`` of a Keras model. Layers without weights count.
 
-    ``model`` is the name of a sub-model; "" means the only sub-model, else the model itself.
+    ``model`` is the name of a sub-model; "" means the only sub-model if there is just one, else the model itself.
     """
 
     start: int | None = None
@@ -122,32 +147,28 @@ class Layers(Filter):
 
 
 @dataclass(frozen=True)
-class And(Filter):
+class _Pair(Filter):
     left: Filter
     right: Filter
-
-    def __call__(self, variable: NamedVariable) -> bool:
-        return self.left(variable) and self.right(variable)
 
     def parts(self) -> Iterator[Filter]:
         yield from self.left.parts()
         yield from self.right.parts()
+
+
+@dataclass(frozen=True)
+class And(_Pair):
+    def __call__(self, variable: NamedVariable) -> bool:
+        return self.left(variable) and self.right(variable)
 
     def __str__(self) -> str:
         return f"({self.left} & {self.right})"
 
 
 @dataclass(frozen=True)
-class Or(Filter):
-    left: Filter
-    right: Filter
-
+class Or(_Pair):
     def __call__(self, variable: NamedVariable) -> bool:
         return self.left(variable) or self.right(variable)
-
-    def parts(self) -> Iterator[Filter]:
-        yield from self.left.parts()
-        yield from self.right.parts()
 
     def __str__(self) -> str:
         return f"({self.left} | {self.right})"
@@ -169,7 +190,7 @@ class Not(Filter):
 
 @dataclass(frozen=True)
 class Item:
-    """One item of the text form: ``position`` counts from 1."""
+    """One item of a filter's text form; ``position`` counts from 1."""
 
     position: int
     negated: bool
@@ -181,7 +202,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Ordered(Filter):
-    """The text form: the last item that matches decides; what no item matches is not selected."""
+    """The text form: the last item that matches a variable decides, and a variable without a match is not selected."""
 
     items: tuple[Item, ...]
 
@@ -201,7 +222,7 @@ class Ordered(Filter):
 
 
 class _Slices:
-    """``blocks[-2:]``: makes a filter from Python's own slice syntax."""
+    """Makes a filter by Python's own slice syntax."""
 
     def __init__(self, kind: type[Blocks] | type[Layers], model: str = "") -> None:
         self._kind = kind
@@ -211,32 +232,86 @@ class _Slices:
         if isinstance(index, slice):
             for value in (index.start, index.stop, index.step):
                 if value is not None and not isinstance(value, int):
-                    raise FilterError(f"index={value!r}: a slice takes whole numbers")
+                    raise FilterError(f"index={value!r}: expected whole numbers in a slice")
             if index.step == 0:
-                raise FilterError("index=[::0]: a slice's step cannot be 0")
+                raise FilterError("index=[::0]: the step of a slice must not be 0")
             return self._kind(index.start, index.stop, index.step, **self._options)
         if not isinstance(index, int):
-            raise FilterError(f"index={index!r}: it takes a whole number or a slice")
-        # [-1] is the last one: as a slice it has no end
+            raise FilterError(f"index={index!r}: expected a whole number or a slice")
+        # [-1] is the last one, and [-1:] its slice
         return self._kind(index, index + 1 if index != -1 else None, None, **self._options)
 
 
+class _Blocks(_Slices):
+    """Selects transformer blocks by index, as a Python list is sliced: ``blocks[-2:]`` is the last two.
+
+    Blocks are the variables with ``blocks/N/`` in their paths, as in this project's ViT. Indexing returns a Filter.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> from engine import blocks, select
+        >>> model = {f"blocks/{n}/kernel": tf.Variable([0.0]) for n in range(4)}
+        >>> [entry.path for entry in select(model, blocks[-2:]).trained]
+        ['blocks/2/kernel', 'blocks/3/kernel']
+    """
+
+
 class _Layers(_Slices):
+    """Selects Keras layers by index: ``layers[-3:]`` is the variables in ``model.layers[-3:]``.
+
+    Layers without weights count, as they do in Keras. ``layers("NAME")[i:j]`` indexes the layers of a sub-model. Without
+    a name, the only sub-model is indexed if there is just one (the backbone), else the model itself. Indexing returns a
+    Filter.
+
+    Example:
+        >>> import keras
+        >>> from engine import layers, select
+        >>> dense = [keras.layers.Dense(2, name=name) for name in ("one", "two")]
+        >>> model = keras.Sequential([keras.Input([3]), *dense])
+        >>> [entry.path for entry in select(model, layers[-1:]).trained]
+        ['two/kernel', 'two/bias']
+    """
+
     def __call__(self, model: str) -> _Slices:
         return _Slices(Layers, model)
 
 
-blocks = _Slices(Blocks)
+blocks = _Blocks(Blocks)
 layers = _Layers(Layers)
 
 
 def path(pattern: str) -> Filter:
-    """Variables whose whole path matches the regular expression ``pattern``."""
+    """Selects the variables whose whole path matches a regular expression.
+
+    Raises:
+        FilterError: the pattern is not a valid regular expression.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> from engine import path, select
+        >>> model = {name: tf.Variable([0.0]) for name in ("stem/kernel", "head/kernel", "head/bias")}
+        >>> [entry.path for entry in select(model, path("head/.*")).trained]
+        ['head/kernel', 'head/bias']
+    """
     return Path(pattern)
 
 
 def group(name: str) -> Filter:
-    """Variables of a group, such as ``group("norm")``; names as in ``engine.selection.groups.GROUPS``."""
+    """Selects the variables of a group, such as all normalisation layers.
+
+    The groups are all, none, kernel, bias, norm, embedding, attention, mlp, head and stats
+    (``engine.selection.groups.GROUPS``).
+
+    Raises:
+        FilterError: there is no group of that name.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> from engine import group, select
+        >>> model = {name: tf.Variable([0.0]) for name in ("norm/gamma", "norm/beta", "head/kernel")}
+        >>> [entry.path for entry in select(model, ~group("norm")).trained]
+        ['head/kernel']
+    """
     return Group(name)
 
 
@@ -244,55 +319,62 @@ _SLICED = re.compile(r"@(blocks|layers)(?:\(([^()]*)\))?(?:\[([^\[\]]*)\])?")
 
 
 def parse_filter(text: str) -> Ordered:
-    """Reads the text form.
+    """Reads a filter from its text form, which flags use.
+
+    Items are separated by white space. An item is ``[!]regex``, where the regular expression must match the whole path,
+    or ``[!]@group``, ``[!]@blocks[i:j]`` or ``[!]@layers(NAME)[i:j]``. The last item that matches a variable decides
+    (as in .gitignore), and ``!`` deselects.
 
     Raises:
-        FilterError: an item is no regular expression, no known group or no slice; or no item at all.
+        FilterError: there is no item, or an item is not a valid regular expression, group or slice.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> from engine import parse_filter, select
+        >>> model = {name: tf.Variable([0.0]) for name in ("stem/kernel", "head/kernel", "head/bias")}
+        >>> [entry.path for entry in select(model, parse_filter("head/.* !@bias")).trained]
+        ['head/kernel']
     """
     items = []
     for position, word in enumerate(text.split(), start=1):
-        negated = word.startswith("!")
-        body = word.removeprefix("!")
         try:
-            items.append(Item(position, negated, _parse_item(body)))
+            items.append(Item(position, word.startswith("!"), _parse_item(word.removeprefix("!"))))
         except FilterError as error:
             raise FilterError(f"item {position} `{word}`: {error}") from None
     if not items:
-        raise FilterError("the filter is empty: it takes items such as `head/.*` or `@blocks[-2:]`")
+        raise FilterError("the filter is empty; expected items such as `head/.*` or `@blocks[-2:]`")
     return Ordered(tuple(items))
 
 
 def _parse_item(body: str) -> Filter:
     if not body:
-        raise FilterError("nothing follows `!`")
+        raise FilterError("expected a regular expression or a group after `!`")
     if not body.startswith("@"):
         return Path(body)
     match = _SLICED.fullmatch(body)
     if match is None:
         if body.startswith(("@blocks", "@layers")):
-            raise FilterError("a slice is written @blocks[i:j] or @layers(NAME)[i:j]")
+            raise FilterError("expected @blocks[i:j] or @layers(NAME)[i:j]")
         return Group(body[1:])
     kind, model, index = match.groups()
     if kind == "blocks" and model is not None:
         raise FilterError("@blocks takes no model name; @layers(NAME)[i:j] does")
     if model == "":
         raise FilterError("the name in @layers(NAME) is empty")
-    made = blocks if kind == "blocks" else layers(model) if model else layers
+    slices = blocks if kind == "blocks" else layers(model) if model else layers
     if index is None:
-        return made[:]
+        return slices[:]
     fields = index.split(":")
     if len(fields) > 3 or not all(re.fullmatch(r"\s*([+-]?\d{1,9})?\s*", field) for field in fields):
-        raise FilterError(f"`[{index}]` is no slice of whole numbers, such as [-2:] or [0:3]")
+        raise FilterError(f"`[{index}]` is not a slice of whole numbers such as [-2:] or [0:3]")
     numbers = [int(field) if field.strip() else None for field in fields]
-    if len(numbers) == 1:
-        if numbers[0] is None:
-            raise FilterError("`[]` is no slice of whole numbers, such as [-2:] or [0:3]")
-        return made[numbers[0]]
-    return made[slice(*numbers)]
+    if len(numbers) > 1:
+        return slices[slice(*numbers)]
+    if numbers[0] is None:
+        raise FilterError("`[]` is not a slice of whole numbers such as [-2:] or [0:3]")
+    return slices[numbers[0]]
 
 
 def _slice_text(part: Blocks | Layers) -> str:
-    numbers = ["" if n is None else str(n) for n in (part.start, part.stop)]
-    if part.step is not None:
-        numbers.append(str(part.step))
-    return f"[{':'.join(numbers)}]"
+    start, stop = ("" if n is None else str(n) for n in (part.start, part.stop))
+    return f"[{start}:{stop}{'' if part.step is None else f':{part.step}'}]"

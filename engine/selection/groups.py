@@ -1,4 +1,4 @@
-"""Which groups (``@kernel``, ``@norm``, ...) a variable belongs to: a question of names and layer types."""
+"""Which groups (``@kernel``, ``@norm``, ...) a variable belongs to, by its path and the type of its layer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GROUPS = {
     "embedding": "position embeddings, class and register tokens, look-up tables",
     "attention": "variables of attention layers",
     "mlp": "variables of a block's MLP",
-    "head": "the classifier: what lies under head/, or a Keras model's last layer with weights",
+    "head": "the classifier: variables under head/, or a Keras model's last layer with weights",
     "stats": "statistics: moving mean and variance",
 }
 
@@ -29,10 +29,10 @@ _HEAD = re.compile(r"head|classifier|predictions|logits", re.IGNORECASE)
 _BLOCK = re.compile(r"(?:^|/)blocks/(\d+)/")
 
 
-def of_variable(path: str, owner: Any) -> set[str]:
-    """Names of the groups of a variable, "head" and "stats" excepted: those need the whole model.
+def find_groups(path: str, owner: Any) -> set[str]:
+    """Returns the names of a variable's groups, except "head" and "stats", which depend on the whole model.
 
-    ``owner`` is the layer or module that holds the variable (None in a list of variables).
+    ``owner`` is the layer or module that holds it; None in a list of variables.
     """
     *parents, last = re.sub(r"#\d+$", "", path).split("/")
     parent = parents[-1] if parents else ""
@@ -54,9 +54,11 @@ def of_variable(path: str, owner: Any) -> set[str]:
 
 
 def in_head(path: str) -> bool:
+    """Whether the first component of a path is a usual name of a classifier."""
     return _HEAD.fullmatch(path.split("/", 1)[0]) is not None
 
 
 def block_number(path: str) -> int | None:
+    """Returns N of ``blocks/N/`` in a path, or None."""
     match = _BLOCK.search(path)
     return int(match.group(1)) if match else None

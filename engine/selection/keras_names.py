@@ -1,4 +1,4 @@
-"""Names of Keras layers and variables that are the same each time a model is built, in whatever process."""
+"""Names of Keras layers and variables that are the same every time a model is built, in any process."""
 
 from __future__ import annotations
 
@@ -10,41 +10,35 @@ from engine import keras_private
 
 
 def stable_names(root: Any) -> dict[int, str]:
-    """Names of all layers below root, automatic ones numbered within the model.
+    """Returns the names of all layers below the root, by id, with automatic names numbered within the model.
 
-    Keras counts automatic names up within a process (``dense``, ``dense_1``, ...), in the order of
-    making. Numbered by rank of that count, a second build gets the names that a first one has.
+    Keras numbers automatic names within a process (``dense``, ``dense_1``, ...), in the order in which layers are
+    created. Numbering them by their rank gives a second build the names of a first one.
     """
     layers = keras_private.flatten_layers(root, include_self=False)
     automatic: dict[str, set[int]] = {}
     numbers: dict[int, tuple[str, int]] = {}
     for layer in layers:
         stem = keras_private.snake_case(type(layer).__name__)
-        match = re.fullmatch(re.escape(stem) + r"(?:_(\d+))?", layer.name)
-        if match:
+        if match := re.fullmatch(re.escape(stem) + r"(?:_(\d+))?", layer.name):
             number = int(match.group(1) or 0)
             automatic.setdefault(stem, set()).add(number)
             numbers[id(layer)] = (stem, number)
     ranks = {stem: {n: rank for rank, n in enumerate(sorted(found))} for stem, found in automatic.items()}
-    names = {}
-    for layer in layers:
-        if id(layer) in numbers:
-            stem, number = numbers[id(layer)]
-            rank = ranks[stem][number]
-            names[id(layer)] = stem if rank == 0 else f"{stem}_{rank}"
-        else:
-            names[id(layer)] = layer.name
+    names = {id(layer): layer.name for layer in layers}
+    for key, (stem, number) in numbers.items():
+        names[key] = f"{stem}_{rank}" if (rank := ranks[stem][number]) else stem
     return names
 
 
 def root_name(root: Any) -> str:
-    """A root model's name, an automatic one without its number, which counts up within a process."""
+    """Returns a root model's name, without the number of an automatic name, which differs between builds."""
     stem = keras_private.snake_case(type(root).__name__)
     return stem if re.fullmatch(re.escape(stem) + r"_\d+", root.name) else root.name
 
 
 def variable_names(variables: Sequence[Any]) -> list[str]:
-    """Own names of a layer's variables; an unnamed one ("variable_7") is numbered in its layer."""
+    """Returns the variables' own names. Unnamed variables ("variable_7") are numbered within their layer."""
     names, unnamed = [], 0
     for variable in variables:
         name = variable.name.rsplit("/", 1)[-1]

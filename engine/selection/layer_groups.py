@@ -1,4 +1,4 @@
-"""A model as a row of parts, from the images to the loss: what pictures of it are drawn from."""
+"""A model as a sequence of parts, from the images to the loss, for drawing pictures of it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from engine.selection.variables import ModelVariables
 from engine.text import shorten
 
-# the part of a Keras layer's name that says which block it belongs to: conv4_block6_2_bn, block_16_project_BN
+# The part of a Keras layer's name that says which block it belongs to: conv4_block6_2_bn, block_16_project_BN.
 _STEM = re.compile(r".*(?:block|stage|layer|unit|cell|group|mixed)_?\d+[a-z]?(?=_|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a model that is drawn as one.
+    """A part of a model that is drawn as one box.
 
     Attributes:
-        name: such as ``blocks/3``, ``head``, ``MobileNetV2/block_16``.
-        paths: of its variables, in model order.
-        parameters: how many these have together.
+        name: a name such as ``blocks/3``, ``head`` or ``MobileNetV2/block_16``.
+        paths: the paths of its variables, in model order.
+        parameters: the number of their parameters.
     """
 
     name: str
@@ -29,16 +29,16 @@ class Part:
 
     @property
     def short(self) -> str:
-        """The name without the models around it."""
+        """The name without those of the enclosing models."""
         *around, last = self.name.split("/")
         return f"{around[-1]}/{last}" if around and last.isdigit() else last
 
 
 def part_names(variables: ModelVariables) -> dict[str, str]:
-    """Path of every variable -> name of the part of the model that it lies in.
+    """Returns, for the path of every variable, the name of the part of the model that the variable belongs to.
 
-    That is the numbered module or the block that its path names; else its Keras layer; else the first component of
-    its path that is not the same for all.
+    This is the numbered module or the block named in its path; else its Keras layer; else the first component of its
+    path that is not the same for all variables.
     """
     split = [entry.path.split("/") for entry in variables]
     depth = 0
@@ -57,11 +57,10 @@ def _part_name(path: str, layer: str | None, depth: int) -> str:
     return layer or "/".join(parents[: depth + 1]) or path
 
 
-def parts(rows: Iterable[tuple[str, int, str]]) -> tuple[Part, ...]:
-    """The parts of a model, in the order of their first variables.
+def group_parts(rows: Iterable[tuple[str, int, str]]) -> tuple[Part, ...]:
+    """Groups the variables of a model into its parts, in the order of their first variables.
 
-    Args:
-        rows: (path, parameters, name of the part) of each variable, in model order.
+    ``rows`` are the path, the number of parameters and the name of the part of each variable, in model order.
     """
     found: dict[str, list[tuple[str, int]]] = {}
     for path, parameters, name in rows:
@@ -71,8 +70,13 @@ def parts(rows: Iterable[tuple[str, int, str]]) -> tuple[Part, ...]:
     )
 
 
-def runs(row: Sequence[Part], key: Callable[[Part], tuple[Hashable, ...]], *, most: int) -> list[tuple[Part, ...]]:
-    """Neighbours of equal ``key`` together; then those whose keys differ least, small ones first, until ``most`` are left."""
+def merge_neighbours(
+    row: Sequence[Part], key: Callable[[Part], tuple[Hashable, ...]], *, most: int
+) -> list[tuple[Part, ...]]:
+    """Merges neighbouring parts of equal ``key``, and then those whose keys differ least until ``most`` runs are left.
+
+    Of neighbours that differ equally, the smallest are merged first.
+    """
     found: list[tuple[Part, ...]] = []
     for part in row:
         if found and key(found[-1][-1]) == key(part):
@@ -90,17 +94,17 @@ def runs(row: Sequence[Part], key: Callable[[Part], tuple[Hashable, ...]], *, mo
     return found
 
 
-def label(run: Sequence[Part], *, most: int = 40) -> str:
-    """What a run of parts is called: ``patch, class_token, blocks/0-3``, or its ends where that is too long."""
+def label_parts(run: Sequence[Part], *, most: int = 40) -> str:
+    """Returns a label for a run of parts, such as ``patch, class_token, blocks/0-3``, or its two ends if too long."""
     names = [part.short for part in run]
     text = _numbered(names) or shorten(names, most=len(names))
     if len(text) > most and len(names) > 1:
         text = f"{names[0]} … {names[-1]}"
-    return middle_out(text, most)
+    return elide_middle(text, most)
 
 
 def _numbered(names: Sequence[str]) -> str | None:
-    """``block_11-14`` for names that only count up."""
+    """A range such as ``block_11-14``, for names that differ only in consecutive numbers."""
     found = [re.fullmatch(r"(.*?)(\d+)", name) for name in names]
     pairs = [(match.group(1), int(match.group(2))) for match in found if match]
     first = pairs[0] if pairs else ("", 0)
@@ -109,8 +113,8 @@ def _numbered(names: Sequence[str]) -> str | None:
     return f"{names[0]}-{pairs[-1][1]}"
 
 
-def middle_out(text: str, most: int) -> str:
-    """A text of at most so many characters: the middle of a longer one is left out."""
+def elide_middle(text: str, most: int) -> str:
+    """Shortens a text to at most ``most`` characters by leaving out its middle."""
     if len(text) <= most:
         return text
     kept = max(most - 1, 2)

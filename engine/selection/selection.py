@@ -1,8 +1,8 @@
-"""Selection: a filter resolved against one model. The only answer to "does this variable train?"
+"""Selection: a filter resolved against one model, and the only answer to "does this variable train?"
 
-Everything else (tape, slots, decay, clipping, statistics, checkpoints, proof) receives a Selection
-and obeys it. Statistics follow their layer: when none of a layer's weights is trained, the layer
-runs in inference mode and its statistics are frozen.
+Everything else (tape, slots, decay, clipping, statistics, checkpoints, proof) receives a Selection and obeys it.
+Statistics follow their layer: if none of a layer's weights is trained, the layer runs in inference mode and its
+statistics are frozen.
 """
 
 from __future__ import annotations
@@ -24,18 +24,28 @@ Statistics = Literal["follow", "frozen"]
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """What trains, what moves with it, and what is frozen, of one model.
+    """The variables of one model, divided into those that train, those that move with them, and those that are frozen.
 
-    Equality and hash go by the variables and the inference layers, not by the filter's wording:
-    two filters that select the same are the same selection.
+    ``select`` makes one. ``TrainStep`` trains it, and a ``FreezeProof`` covers exactly its frozen variables. Equality
+    and hash depend on the variables and layers, not on the filter: two filters that select the same variables give
+    equal selections.
 
     Attributes:
         variables: all variables of the model.
         trained: the variables that gradients update, in model order.
-        moving: statistics that follow trained layers.
-        frozen: all others. A freeze proof covers exactly these.
-        rules: path -> the rule that decided it.
-        inference: layers with statistics that run in inference mode.
+        moving: the statistics that follow trained layers.
+        frozen: all other variables.
+        rules: the rule that decided each variable, by path.
+        inference: the layers with statistics that run in inference mode.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> from engine import select
+        >>> model = {name: tf.Variable([0.0, 0.0]) for name in ("stem/kernel", "head/kernel", "head/bias")}
+        >>> print(select(model, "head/.*").table())
+                 variables  parameters  decided by        paths
+        trained          2           4  item 1 `head/.*`  head
+        frozen           1           2  no item matches   stem
     """
 
     variables: ModelVariables
@@ -69,7 +79,7 @@ class Selection:
         return sum(entry.size for entry in self.frozen)
 
     def rows(self) -> list[tuple[str, int, int, str, str]]:
-        """(state, variables, parameters, rule, paths in short), one row per state and rule."""
+        """Returns one row per state and rule: state, number of variables and of parameters, rule, shortened paths."""
         found: dict[tuple[str, str], list[NamedVariable]] = {}
         for state, entries in (("trained", self.trained), ("moving", self.moving), ("frozen", self.frozen)):
             for entry in entries:
@@ -80,17 +90,14 @@ class Selection:
         ]
 
     def table(self) -> str:
-        """The selection as aligned text."""
+        """Formats the selection as aligned text."""
         head = ("", "variables", "parameters", "decided by", "paths")
         body = [(s, str(n), f"{p:,}", rule, paths) for s, n, p, rule, paths in self.rows()]
         return table([head, *body], right={1, 2})
 
     @contextlib.contextmanager
     def modes(self) -> Iterator[None]:
-        """Puts each layer with statistics into the mode this selection wants; restores on leaving.
-
-        Meant to surround tracing: the modes are Python attributes that the trace reads.
-        """
+        """Puts each layer with statistics into its mode within a ``with`` block, in which one must trace."""
         inference = {id(layer.layer) for layer in self.inference}
         with contextlib.ExitStack() as stack:
             for layer in self.variables.statistics_layers:
@@ -100,40 +107,49 @@ class Selection:
 
 
 def _read_mode(layer: StatisticsLayer) -> list[tuple[Any, bool]]:
-    """The switch; in Keras also those of the layers inside and all their variables, which the switch overwrites."""
+    """The layer's switch; in Keras also those of inner layers and of all variables, which the layer's overwrites."""
     if layer.switch != "trainable":
         return [(layer.layer, getattr(layer.layer, layer.switch))]
     return [(owner, owner.trainable) for owner in (*keras_private.flatten_layers(layer.layer), *layer.layer.weights)]
 
 
 def _restore(layer: StatisticsLayer, before: list[tuple[Any, bool]]) -> None:
-    for owner, value in before:  # a layer before the layers inside it
+    for owner, value in before:  # each layer comes before the layers inside it
         setattr(owner, layer.switch, value)
 
 
 def select(model: Any, filter: Filter | str, *, statistics: Statistics = "follow") -> Selection:
-    """Resolves a filter (or its text form) against a model.
+    """Decides which variables of a model train, by resolving a filter against it.
 
     Args:
-        model: a tf.Module, a Keras 3 model, a list of variables, or their ``ModelVariables``.
-        filter: what trains.
-        statistics: what statistics of trained layers do when no item speaks of them: "follow"
-            (they move) or "frozen" (the layer runs in inference mode; right for pre-trained
-            backbones). An item that matches statistics alone, such as ``@stats``, overrides it.
+        model: a tf.Module, a Keras 3 model, a list or dict of variables, or a ``ModelVariables``.
+        filter: a Filter or its text form, which matches the variables to train.
+        statistics: what happens to the statistics of trained layers that no item mentions: "follow" lets them move,
+            "frozen" runs their layers in inference mode, which is right for pre-trained backbones. An item that matches
+            only statistics, such as ``@stats`` or ``!@stats``, overrides it.
 
     Raises:
-        FilterError: an item matches nothing, or every match of it is taken over by later items, or
-            nothing trains.
+        FilterError: an item matches nothing, later items decide everything that it matches, or nothing trains.
+        ModelError: the model is not one of these types, or has no variables yet.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> from engine import select
+        >>> names = ("patch/kernel", "blocks/0/kernel", "blocks/1/kernel", "head/kernel")
+        >>> model = {name: tf.Variable([0.0]) for name in names}
+        >>> selection = select(model, "head/.* @blocks[-1:]")
+        >>> [entry.path for entry in selection.trained]
+        ['blocks/1/kernel', 'head/kernel']
     """
     if statistics not in ("follow", "frozen"):
-        raise ValueError(f"statistics={statistics!r}: it takes 'follow' or 'frozen'")
+        raise ValueError(f"statistics={statistics!r}: expected 'follow' or 'frozen'")
     variables = name_variables(model)
     rule = filters.parse_filter(filter) if isinstance(filter, str) else filter
     verdicts = _verdicts(rule, variables)
     trained = [e for e in variables if e.kind == "weight" and verdicts[e.path][0]]
     if not trained:
         raise FilterError(
-            f"`{rule}` trains nothing: no weight is selected of the model's {len(variables)} variables, such as "
+            f"`{rule}` trains nothing: it selects no weight among the model's {len(variables)} variables, such as "
             + ", ".join(e.path for e in variables.entries[:3])
         )
     rules = {e.path: verdicts[e.path][1] for e in variables}
@@ -141,7 +157,7 @@ def select(model: Any, filter: Filter | str, *, statistics: Statistics = "follow
     chosen = {e.path for e in (*trained, *moving)}
     for entry in variables:
         if entry.kind == "constant":
-            rules[entry.path] = "made not trainable"
+            rules[entry.path] = "created as not trainable"
     moving_layers = {e.layer for e in moving}
     return Selection(
         variables=variables,
@@ -153,15 +169,15 @@ def select(model: Any, filter: Filter | str, *, statistics: Statistics = "follow
     )
 
 
-def matching(model: Any, filter: Filter | str) -> frozenset[str]:
-    """Paths that a filter matches, for other uses than training (decay). Same errors, but may be empty."""
+def matching_paths(model: Any, filter: Filter | str) -> frozenset[str]:
+    """Returns the paths that a filter matches, for purposes such as weight decay; unlike ``select``, it may be none."""
     variables = name_variables(model)
     verdicts = _verdicts(filters.parse_filter(filter) if isinstance(filter, str) else filter, variables)
     return frozenset(path for path, (chosen, _) in verdicts.items() if chosen)
 
 
 def _verdicts(rule: Filter, variables: ModelVariables) -> dict[str, tuple[bool, str]]:
-    """path -> (selected, the deciding rule in words). Raises on an item without effect."""
+    """By path, whether each variable is selected, and the deciding rule; a FilterError if an item is useless."""
     if not isinstance(rule, Ordered):
         for position, part in enumerate(rule.parts(), start=1):
             _check_matches(f"part {position} `{part}`", part, variables)
@@ -174,8 +190,8 @@ def _verdicts(rule: Filter, variables: ModelVariables) -> dict[str, tuple[bool, 
         if matched and all(deciding[path] is not item for path in matched):
             later: dict[Item, None] = dict.fromkeys(d for path in matched if (d := deciding[path]) is not None)
             raise FilterError(
-                f"{item} has no effect: each of the {len(matched)} variables that it matches is taken over by "
-                f"{', '.join(str(i) for i in later)}; the last item that matches decides"
+                f"{item} has no effect: each of the {len(matched)} variables that it matches is decided by a later item "
+                f"({', '.join(str(i) for i in later)}), because the last match decides"
             )
     return {
         path: (False, "no item matches") if item is None else (not item.negated, str(item))
@@ -188,24 +204,25 @@ def _check_matches(name: str, part: Filter, variables: ModelVariables) -> None:
         return
     hint = ""
     if isinstance(part, filters.Path):
-        hint = text.nearest(part.pattern, _known_names(variables))
+        hint = ": a regular expression must match a whole variable path"
+        hint += text.nearest(part.pattern, _known_names(variables))
     elif isinstance(part, filters.Blocks):
         count = max((e.block[1] for e in variables if e.block), default=0)
-        hint = f"; the model has {count} blocks" if count else "; the model has no blocks (paths with blocks/N/)"
+        hint = f"; the model has {count} blocks" if count else "; the model has no blocks (no path contains blocks/N/)"
     elif isinstance(part, filters.Layers):
         known = {name: count for e in variables for name, _, count in e.layers}
         listed = ", ".join(
             f"@layers({name}) with {count}" if name else f"@layers with {count}" for name, count in known.items()
         )
-        hint = f"; layers to index: {listed}" if known else "; the model is no Keras model with layers"
+        hint = f"; layers to index: {listed}" if known else "; the model is not a Keras model with layers"
     elif isinstance(part, filters.Group):
         present = sorted({g for e in variables for g in e.groups})
         hint = f"; groups with variables here: {' '.join('@' + g for g in present)}"
-    raise FilterError(f"{name} matches nothing: a regex must match a whole variable path, a group some variable{hint}")
+    raise FilterError(f"{name} matches nothing{hint}")
 
 
 def _known_names(variables: ModelVariables) -> list[str]:
-    """Paths, and their prefixes as one would write them in a filter, for "nearest"."""
+    """All paths, and their prefixes as one would write them in a filter, for "nearest"."""
     known: dict[str, None] = {}
     for entry in variables:
         for path in entry.paths:
@@ -223,7 +240,7 @@ def _moving(
     statistics: Statistics,
     rules: dict[str, str],
 ) -> list[NamedVariable]:
-    """Statistics that follow their layer, and the rule for each statistic, written into ``rules``."""
+    """Returns the statistics that follow their layers, and writes the rule of each statistic into ``rules``."""
     layer_trains: dict[str, str] = {}
     for entry in variables:
         if id(entry.variable) in trained:
@@ -247,8 +264,8 @@ def _moving(
         if entry.kind == "statistic" and entry.layer in moves and entry not in moving:
             other = moves[entry.layer]
             raise FilterError(
-                f"`{rule}`: {entry.path} is to stay ({rules[entry.path]}) and {other} to move ({rules[other]}); "
-                "a layer's statistics move together: name all of them, as @stats and !@stats do"
+                f"`{rule}`: {entry.path} would stay ({rules[entry.path]}) while {other} moves ({rules[other]}); "
+                "the statistics of a layer must move together: match all of them, as @stats and !@stats do"
             )
     return moving
 
@@ -260,9 +277,9 @@ def _statistics_rule(
     verdicts: Mapping[str, tuple[bool, str]],
     statistics: Statistics,
 ) -> tuple[bool, str]:
-    """Whether statistics of a training layer move: by an item that speaks of statistics, else the default."""
-    default = (statistics == "follow", "the default for this model (ask for moving ones with @stats)")
+    """Whether the statistics of a trained layer move: by the last item that matches only statistics, else by default."""
+    default = (statistics == "follow", "the default for this model (@stats makes them move)")
     if not isinstance(rule, Ordered):
         return verdicts[entry.path] if filters.Group("stats") in rule.parts() else default
-    spoken = [i for i in rule.items if i.filter(entry) and all(e.kind == "statistic" for e in variables if i.filter(e))]
-    return (not spoken[-1].negated, str(spoken[-1])) if spoken else default
+    own = [i for i in rule.items if i.filter(entry) and all(e.kind == "statistic" for e in variables if i.filter(e))]
+    return (not own[-1].negated, str(own[-1])) if own else default

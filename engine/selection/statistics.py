@@ -1,8 +1,8 @@
-"""Which variables are moving statistics, by their names: the one answer for selections, TF1 graphs and audits.
+"""Which variables are moving statistics, judged by their names. Selections, TF1 graphs and audits all ask here.
 
-Keras and the project's own modules declare their statistics. A TF1 graph has only names: BatchNorm of every kind calls
+Keras and the project's own modules declare their statistics. A TF1 graph has only names: every kind of BatchNorm calls
 its moments ``moving_mean``, ``running_var`` and the like, and TensorFlow's bias-corrected averages keep ``biased`` and
-``local_step`` beneath them.
+``local_step`` below them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _STATISTIC = re.compile(
 
 
 def is_statistic(name: str) -> bool:
-    """Whether a variable is named as moving moments are.
+    """Whether a variable has the name of a moving statistic.
 
     Example:
         >>> is_statistic("block/bn/running_var"), is_statistic("block/bn/gamma")
@@ -25,10 +25,7 @@ def is_statistic(name: str) -> bool:
 
 
 def statistic_layer(name: str) -> str:
-    """The scope of the layer that a statistic belongs to.
-
-    Raises:
-        ValueError: the name is not that of a statistic.
+    """Returns the scope of the layer that a statistic belongs to; raises ValueError for a name of anything else.
 
     Example:
         >>> statistic_layer("block/bn/moving_mean/biased")

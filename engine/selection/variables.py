@@ -1,9 +1,9 @@
-"""One naming of a model's variables: the only place that turns a model into variable paths.
+"""Names the variables of a model. This is the only place that turns a model into variable paths.
 
-A path is the attribute path of a ``tf.Module`` (``blocks/10/mlp/up/kernel``), the layer names of
-a Keras 3 model from below the root to the layer and then the variable's own name
-(``mobilenetv2_1.00_96/Conv1/kernel``), or the name of a variable in a plain list. A variable that
-is reached twice is listed once: the first path is its path, later ones are aliases.
+A path is the attribute path in a ``tf.Module`` (``blocks/10/mlp/up/kernel``), the names of the layers of a Keras 3 model
+from below the root down to the layer, followed by the variable's own name (``mobilenetv2_1.00_96/Conv1/kernel``), or
+the name of a variable in a plain list. A variable that is reached twice is listed once: the first path is its path, and
+later ones are aliases.
 """
 
 from __future__ import annotations
@@ -26,24 +26,23 @@ Kind = Literal["weight", "statistic", "constant"]
 
 
 class ModelError(InputError):
-    """The object given is no model whose variables can be named."""
+    """The object is not a model whose variables can be named, or has no variables yet."""
 
 
 @dataclass(frozen=True, eq=False)
 class NamedVariable:
-    """One variable of a model, and all that a filter may ask about it.
+    """One variable of a model, with everything that a filter may ask about it.
 
     Attributes:
-        path: its first path in the model, the name used in files and filters.
-        aliases: further paths of the same variable (shared layers); filters match them too.
-        variable: the ``tf.Variable`` itself (of a Keras variable: its value).
-        kind: "weight" may be trained; "statistic" follows its layer (BatchNorm moments);
-            "constant" is never trained (integers, ``trainable=False`` at its making).
-        layer: path of the layer that owns it, "" when it stands alone.
-        groups: names of the groups it belongs to, such as "kernel" or "norm".
-        block: (index, number of blocks) when it lies in one of a ViT's blocks.
-        layers: (model name, index, number of layers) for every Keras model it lies in; the
-            name "" stands for the model that ``@layers`` without a name means.
+        path: its first path in the model, which is its name in files and filters.
+        aliases: further paths of the same variable (shared layers), which filters match as well.
+        variable: the ``tf.Variable`` itself, or the one behind a Keras variable.
+        kind: "weight" if it can be trained; "statistic" if it follows its layer (BatchNorm moments); "constant" if it is
+            never trained (integers, or created with ``trainable=False``).
+        layer, groups: the path of the layer that owns it, or ""; its groups, such as "kernel" or "norm".
+        block: the index of its block and the number of blocks, if it belongs to a block of a ViT.
+        layers: (model name, index, number of layers) for every Keras model that contains it; the name "" stands for
+            the model that ``@layers`` without a name means.
     """
 
     path: str
@@ -57,7 +56,7 @@ class NamedVariable:
 
     @property
     def size(self) -> int:
-        """Number of parameters."""
+        """The number of parameters."""
         return int(self.variable.shape.num_elements())
 
     @property
@@ -71,7 +70,7 @@ class NamedVariable:
 
 @dataclass(frozen=True, eq=False)
 class StatisticsLayer:
-    """A layer that keeps statistics. ``switch`` is the attribute that puts it in inference mode."""
+    """A layer that keeps statistics. ``switch`` is the attribute that puts it into inference mode."""
 
     path: str
     layer: Any
@@ -83,10 +82,9 @@ class ModelVariables:
     """Every variable of a model, in model order, each once.
 
     Attributes:
-        entries: the named variables.
         statistics_layers: the layers whose statistics can be switched to inference mode.
-        generators: states of Keras seed generators by path. They are no weights: no filter sees
-            them, but a checkpoint needs them.
+        generators: the states of Keras seed generators, by path. They are not weights and filters do not see them,
+            but a checkpoint needs them.
     """
 
     entries: tuple[NamedVariable, ...]
@@ -101,15 +99,15 @@ class ModelVariables:
 
     @property
     def parameters(self) -> int:
-        """Number of parameters, statistics included."""
+        """The number of parameters, statistics included."""
         return sum(entry.size for entry in self.entries)
 
     def by_path(self) -> dict[str, NamedVariable]:
         return {entry.path: entry for entry in self.entries}
 
     def refresh(self) -> None:
-        """To be called after values were assigned: a Keras Normalization layer computes with constants made of its
-        statistics, which an assignment does not reach."""
+        """Must be called after values were assigned: a Keras Normalization layer computes with constants derived from
+        its statistics, which an assignment does not update."""
         for layer in self.statistics_layers:
             finalize = getattr(layer.layer, "finalize_state", None)
             if finalize is not None:
@@ -117,7 +115,7 @@ class ModelVariables:
 
 
 class _Found(NamedTuple):
-    """One variable as the walk meets it."""
+    """One variable as the walk finds it."""
 
     path: str
     variable: Any
@@ -128,7 +126,7 @@ class _Found(NamedTuple):
 
 
 def is_keras(obj: Any) -> bool:
-    """True for a Keras 3 layer or model. Never imports Keras: a Keras object has done that."""
+    """Whether an object is a Keras 3 layer or model. Does not import Keras: a Keras object has imported it already."""
     keras = sys.modules.get("keras")
     return keras is not None and isinstance(obj, getattr(keras, "Layer", ()))
 
@@ -136,8 +134,7 @@ def is_keras(obj: Any) -> bool:
 def name_variables(model: Any) -> ModelVariables:
     """Names every variable of a ``tf.Module``, a Keras 3 model or layer, or a list or dict of variables.
 
-    Raises:
-        ModelError: the object is none of these, or holds no variable yet (an unbuilt Keras model).
+    Raises ModelError if the object is none of these, or has no variables yet (such as an unbuilt Keras model).
     """
     if isinstance(model, ModelVariables):
         return model
@@ -154,26 +151,22 @@ def name_variables(model: Any) -> ModelVariables:
             walk.add(name.removesuffix(":0"), raw, _module_kind(None, "", value), None, "", ())
     else:
         raise ModelError(
-            f"model={type(model).__name__}: variables can be named of a tf.Module, a Keras 3 model, "
-            "or a list or dict of variables"
+            f"model={type(model).__name__}: expected a tf.Module, a Keras 3 model, or a list or dict of variables"
         )
     if not walk.found:
         raise ModelError(
-            f"model={type(model).__name__}: it holds no variable; call it once on an input "
-            "(or model.build) so that its variables exist"
+            f"model={type(model).__name__}: the model has no variables yet; call it once on an input, "
+            "or call model.build, to create them"
         )
     return _finish(walk, model)
 
 
 def name_graph_variables(variables: Sequence[Any]) -> ModelVariables:
-    """Names the variables of a TF1 graph, such as its GLOBAL_VARIABLES: a path is the variable's ``op.name``.
+    """Names the variables of a TF1 graph, such as its GLOBAL_VARIABLES. A path is the variable's ``op.name``.
 
-    Its layer is the scope around it. Moving means and variances, which TF1's layers make with
-    ``trainable=False``, are statistics (engine.selection.statistics); others made so are constants. A partition (``kernel/part_3``)
-    has the whole variable's name as an alias.
-
-    Raises:
-        ModelError: there is none.
+    A variable's layer is the scope around it. Moving means and variances, which TF1 layers create with
+    ``trainable=False``, are statistics (engine.selection.statistics); other variables created that way are constants. A
+    partition (``kernel/part_3``) has the whole variable's name as an alias. ModelError: there are no variables.
     """
     walk = _Walk(None)
     for variable in variables:
@@ -186,7 +179,7 @@ def name_graph_variables(variables: Sequence[Any]) -> ModelVariables:
         for path in dict.fromkeys((name, whole)):
             walk.found.append(_Found(path, variable, kind, None, layer, ()))
     if not walk.found:
-        raise ModelError("variables=[]: the graph has no variables; build the model before they are named")
+        raise ModelError("variables=[]: the graph has no variables; build the model first")
     return _finish(walk, None)
 
 
@@ -199,16 +192,16 @@ def _is_keras_variable(value: Any) -> bool:
 
 
 def _raw(value: Any, what: str) -> Any:
-    """The ``tf.Variable`` behind a variable of TensorFlow or of Keras; a graph's variable has none."""
+    """The ``tf.Variable`` behind a variable of TensorFlow or Keras; a graph's variable is returned as it is."""
     if isinstance(value, (tf.Variable, GraphVariable)):
         return value
     if _is_keras_variable(value):
         return value.value
-    raise ModelError(f"{what}={type(value).__name__}: a variable is wanted here")
+    raise ModelError(f"{what}={type(value).__name__}: expected a variable")
 
 
 def _module_kind(owner: Any, attribute: str, variable: Any) -> Kind:
-    """A tf.Module names its statistics in a class attribute ``statistics``."""
+    """The kind of a variable. A tf.Module names its statistics in a class attribute ``statistics``."""
     if isinstance(variable, GraphVariable):
         return "statistic" if variable.statistic else "weight"
     if attribute in getattr(owner, "statistics", ()):
@@ -219,7 +212,7 @@ def _module_kind(owner: Any, attribute: str, variable: Any) -> Kind:
 
 
 class _Walk:
-    """Collects variables in model order. ``stack`` holds the objects on the way, against cycles."""
+    """Collects variables in model order. ``_stack`` holds the objects being visited, to stop at cycles."""
 
     def __init__(self, model: Any) -> None:
         self.root = id(model)
@@ -227,7 +220,7 @@ class _Walk:
         self.statistics_layers: dict[int, StatisticsLayer] = {}
         self.generators: dict[str, Any] = {}
         self.models: list[tuple[str, Any]] = []
-        self.inner: set[int] = set()  # models in models other than the root
+        self.inner: set[int] = set()  # models inside models other than the root
         self._used: dict[tuple[str, str], int] = {}
         self._seen: dict[tuple[str, str, int], str] = {}
         self._stack: set[int] = set()
@@ -239,7 +232,7 @@ class _Walk:
             self.found.append(_Found(unique, variable, kind, owner, layer, layers))
 
     def _unique(self, what: str, path: str, obj: Any) -> str:
-        """The path; with ``#2``, ``#3`` when other objects of its kind ("variable", "layer") have an equal one."""
+        """The path, with ``#2`` or ``#3`` appended if another object of its kind ("variable", "layer") has it already."""
         key = (what, path, id(obj))
         if key not in self._seen:
             count = self._used[what, path] = self._used.get((what, path), 0) + 1
@@ -283,7 +276,7 @@ class _Walk:
         self.keras_layer(root, path, path, ())
 
     def keras_layer(self, layer: Any, path: str, unique: str, layers: tuple[Any, ...]) -> None:
-        """``unique`` is the layer's own path: ``path`` with ``#2`` where layers of equal names lie side by side."""
+        """``unique`` is the layer's own path: ``path`` with ``#2`` if a sibling layer has the same name."""
         import keras
 
         within: dict[int, tuple[Any, ...]] = {}
@@ -320,14 +313,14 @@ def _join(path: str, name: str) -> str:
 
 
 def _same_layer(one: _Found, other: _Found) -> bool:
-    """True when both lie in the same of the innermost model's ``layers`` (or, without a model, layer)."""
+    """Whether both belong to the same layer of the innermost model (or, without a model, to the same layer)."""
     if one.layers and other.layers:
         return one.layers[-1] == other.layers[-1]
     return one.layer == other.layer
 
 
 def _finish(walk: _Walk, model: Any) -> ModelVariables:
-    """Merges what is shared, and adds groups, blocks and layer positions."""
+    """Merges shared variables, and adds groups, blocks and layer positions."""
     merged: dict[int, list[_Found]] = {}
     for found in walk.found:
         merged.setdefault(id(found.variable), []).append(found)
@@ -335,7 +328,7 @@ def _finish(walk: _Walk, model: Any) -> ModelVariables:
     names: dict[int, set[str]] = {}
     for name, keras_model in walk.models:
         names.setdefault(id(keras_model), set()).add(name)
-    # a head made as a model of its own is not what "the last layers" means, and a backbone's own parts are not either
+    # @layers without a name means neither a head that is a model of its own nor a model inside the backbone
     inside = [found for name, found in walk.models if found is not model and not groups.in_head(name)]
     inside = [found for found in inside if id(found) not in walk.inner]
     inner = list({id(found): found for found in inside}.values())
@@ -348,7 +341,7 @@ def _finish(walk: _Walk, model: Any) -> ModelVariables:
         first = same[0]
         memberships: set[str] = set()
         for found in same:
-            memberships |= groups.of_variable(found.path, found.owner)
+            memberships |= groups.find_groups(found.path, found.owner)
             if groups.in_head(found.path) or (not named_head and last is not None and _same_layer(found, last)):
                 memberships.add("head")
         if first.kind == "statistic":

@@ -1,7 +1,7 @@
-"""What a step costs in arithmetic: multiply-adds of a traced forward and backward pass, and what the machine could do.
+"""The arithmetic of a step, counted in a traced forward and backward pass, and the arithmetic that the machine can do.
 
-A multiply-add counts as 2 floating-point operations. Matrix products, convolutions and their gradients are counted,
-element-wise work is not; nor is what happens inside loops and branches.
+A multiply-add counts as 2 floating-point operations. Matrix products, convolutions and their gradients are counted;
+element-wise work is not, nor is anything inside loops and branches.
 """
 
 from __future__ import annotations
@@ -18,18 +18,12 @@ from engine.graphs.batch_shapes import BatchShapes
 from engine.host import quantiles
 from engine.selection.selection import Selection
 from engine.training import microbatch
-from engine.training.microbatch import MicroBatch
 from engine.training.step import TrainStep
 
 
-class Pass(NamedTuple):
-    """A traced forward and backward pass.
-
-    Attributes:
-        graph: its graph.
-        inputs: the placeholders of examples, batch axis first and open.
-        forward, backward: operations; backward ones are those that only the gradients need.
-    """
+class TracedPass(NamedTuple):
+    """A traced pass: its graph, the placeholders of its examples (whose first axis is the batch, of unknown length), the
+    operations of the forward pass, and those that only the gradients need."""
 
     graph: Any
     inputs: Sequence[Any]
@@ -38,15 +32,15 @@ class Pass(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Attributes: GFLOP for an example, forward and backward; operations that only the gradients need."""
+    """The cost of a step: GFLOP per example, and the number of operations that only the gradients need."""
 
     forward: float
     backward: float
     backward_ops: int
 
 
-def cost(traced: Pass) -> Cost:
-    """What a traced pass costs."""
+def count_cost(traced: TracedPass) -> Cost:
+    """Counts the arithmetic of a traced pass."""
     needed = dataflow.ancestors([], ops=(*traced.forward, *traced.backward))
     ops = [op for op in traced.graph.get_operations() if op in needed]
     shapes = BatchShapes(traced.graph, list(traced.inputs), ops)
@@ -54,8 +48,11 @@ def cost(traced: Pass) -> Cost:
     return Cost(forward, backward, len(traced.backward))
 
 
-def of_step(step: TrainStep, selection: Selection, batch: Any) -> Cost:
-    """What the engine's step costs for a selection and batches like this one: of features, only the part above the line."""
+def step_cost(step: TrainStep, selection: Selection, batch: Any) -> Cost:
+    """Counts the arithmetic of the engine's step for a selection and batches like this one.
+
+    For a batch of cached features, only the part above the frost line counts.
+    """
     micro = step.micro_batch(selection, batch)
     counted = micro
     if tracing.calls_functions(micro.graph) and "image" in micro.inputs:
@@ -64,21 +61,17 @@ def of_step(step: TrainStep, selection: Selection, batch: Any) -> Cost:
         counted = microbatch.trace_micro_batch(
             step.loss_fn, selection, specs, whole=whole, remat_mode=step.remat, inline=True
         )
-    return cost(_traced(counted))._replace(backward_ops=len(micro.backward))
+    traced = TracedPass(counted.graph, list(counted.inputs.values()), counted.forward, counted.backward)
+    return count_cost(traced)._replace(backward_ops=len(micro.backward))
 
 
-def _traced(micro: MicroBatch) -> Pass:
-    return Pass(micro.graph, list(micro.inputs.values()), micro.forward, micro.backward)
-
-
-def gemm_gflops(size: int = 1536, *, times: int = 15) -> dict[str, float]:
-    """GFLOP/s of float32 products of two square matrices on this machine: median, p10 and p90 of so many."""
+def measure_gemm_gflops(size: int = 1536, *, times: int = 15) -> dict[str, float]:
+    """Measures the GFLOP/s of this machine in float32 products of square matrices: median, p10 and p90 of ``times``."""
     left, right = (tf.random.stateless_uniform([size, size], seed=[0, number]) for number in (1, 2))
     product = tf.function(tf.matmul, autograph=False)
     seconds = []
-    for _ in range(times + 2):  # the first two input_dependent up
+    for _ in range(times + 2):  # the first two are not counted
         started = time.perf_counter()
         product(left, right).numpy()
         seconds.append(time.perf_counter() - started)
-    rates = 2e-9 * size**3 / np.array(seconds[2:])
-    return quantiles(rates)
+    return quantiles(2e-9 * size**3 / np.array(seconds[2:]))

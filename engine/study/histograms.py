@@ -1,4 +1,4 @@
-"""Histograms of what trains, and of its gradients, as training goes on: for TensorBoard, and as one picture."""
+"""Histograms of the trained variables and their gradients in the course of training: for TensorBoard, and as a picture."""
 
 from __future__ import annotations
 
@@ -14,23 +14,19 @@ from engine.selection.layer_groups import part_names
 from engine.selection.selection import Selection
 from engine.training.step import TrainStep
 
-_EDGES = np.linspace(-10.0, 2.0, 61)  # of log10 of the absolute value; what is smaller, 0 too, counts to the first
+_EDGES = np.linspace(-10.0, 2.0, 61)  # of log10 of the absolute value; smaller ones, and 0, fall into the first bin
 _MOST_PARTS, _MOST_STEPS = 12, 6
 
 
 class Histograms:
-    """Collects histograms at evaluations.
-
-    Args:
-        folder: of TensorBoard's files. Needs the package tensorboard.
-    """
+    """Collects histograms at evaluations, in a folder for TensorBoard. Needs the package tensorboard."""
 
     def __init__(self, folder: PathLike) -> None:
         self._writer = tf.summary.create_file_writer(str(folder))
         self._kept: dict[str, dict[str, dict[int, np.ndarray]]] = {}
 
     def add(self, selection: Selection, found: Sequence[np.ndarray], step: int) -> None:
-        """Takes the trained variables as they are, and their gradients in the same order."""
+        """Adds the current values of the trained variables, and their gradients (``found``) in the same order."""
         names = part_names(selection.variables)
         with self._writer.as_default(step=step):
             for entry, gradient in zip(selection.trained, found, strict=True):
@@ -45,7 +41,7 @@ class Histograms:
         self._writer.close()
 
     def draw(self, path: PathLike, title: str) -> None:
-        """Draws one row a part of the model (the last ones of many): its weights, and its gradients. Needs matplotlib."""
+        """Draws a row for each part of the model, or the last ones of many: weights and gradients. Needs matplotlib."""
         import matplotlib
 
         matplotlib.use("Agg")
@@ -60,10 +56,10 @@ class Histograms:
             middle = (_EDGES[1:] + _EDGES[:-1]) / 2
             for row, part in zip(panels, parts, strict=True):
                 for panel, kind in zip(row, ("weights", "gradients"), strict=True):
-                    steps = _some(sorted(self._kept[part][kind]))
+                    steps = _thin_out(sorted(self._kept[part][kind]))
                     for number, step in enumerate(steps):
                         counts = self._kept[part][kind][step]
-                        # from pale to dark, and from thin to thick: the order is seen without colour too
+                        # from pale to dark, and from thin to thick: the order can be seen without colour
                         shade = pyplot.get_cmap("viridis_r")(0.1 + 0.9 * number / max(1, len(steps) - 1))
                         width = 0.7 + 1.1 * number / max(1, len(steps) - 1)
                         panel.plot(middle, counts / max(counts.sum(), 1), color=shade, linewidth=width, label=str(step))
@@ -81,8 +77,11 @@ class Histograms:
         write_bytes(path, picture.getvalue())
 
 
-def gradients(step: TrainStep, selection: Selection, batch: Mapping[str, Any]) -> list[np.ndarray]:
-    """The gradients of a batch (of as many examples as a micro-batch has), in the order of what trains; nothing moves."""
+def compute_gradients(step: TrainStep, selection: Selection, batch: Mapping[str, Any]) -> list[np.ndarray]:
+    """Computes the gradients of a batch, in the order of the trained variables, without changing any variable.
+
+    With micro-batches, only the examples of the first one count.
+    """
     micro = step.micro_batch(selection, batch)
     tensors = {name: tf.convert_to_tensor(batch[name])[: step.micro_batch_size] for name in micro.inputs}
     state = [entry.variable for entry in selection.moving] + list(selection.variables.generators.values())
@@ -101,8 +100,8 @@ def _counts(array: np.ndarray) -> np.ndarray:
     return np.histogram(np.clip(logs, _EDGES[0], _EDGES[-1]), _EDGES)[0].astype(np.float64)
 
 
-def _some(steps: list[int]) -> list[int]:
-    """At most so many, the first and the last among them."""
+def _thin_out(steps: list[int]) -> list[int]:
+    """A few of many steps, the first and the last among them."""
     if len(steps) <= _MOST_STEPS:
         return steps
     return [steps[round(place)] for place in np.linspace(0, len(steps) - 1, _MOST_STEPS)]

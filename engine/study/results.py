@@ -1,7 +1,6 @@
-"""From single runs to rows: medians over repeats, whether runners agree, and the files of a study.
+"""From single runs to rows: medians over repeats, and whether runners agree.
 
-A run is what its process wrote (a mapping); a row sums up the repeats of one strategy by one runner. Schema of
-study.json: version 1.
+A run is the content of its file (a mapping); a row sums up the repeats of one strategy by one runner.
 """
 
 from __future__ import annotations
@@ -17,19 +16,20 @@ import numpy as np
 
 from engine.files import PathLike, write_bytes
 
-TARGET_SHARE = 0.95  # of the best final accuracy: the target, unless one is given
-TAKEN = 0.1  # share of the machine's time that others may have before times are called too long
+FORMAT = 2  # of a study's JSON files; format 1 was written as `version` and counted windows, not steps
+TARGET_SHARE = 0.95  # of the best final accuracy; that is the target unless one is given
+TAKEN = 0.1  # the share of the machine's time that others may have before a run counts as disturbed
 
 Run = Mapping[str, Any]
 
-# Relative difference of losses. The first step's loss differs by rounding alone: other libraries sum in another order.
-# Later rounding has grown along the trajectory (in BatchNorm networks an ulp became 3e-2 within 50 steps), so the last
-# step's is no proof of equality, only a net for a runner that trains something else.
+# Relative differences between losses. The first step's losses differ by rounding only: libraries sum in different orders.
+# Later, rounding has grown along the trajectory (in BatchNorm networks an ulp became 3e-2 within 50 steps); so the last
+# step's loss proves nothing, but it catches a runner that trains something else.
 _FIRST = {"float32": 1e-5, "float64": 1e-6, "mixed_bfloat16": 5e-2, "mixed_float16": 1e-2}
 _LAST = {"float32": 2e-2, "float64": 1e-4, "mixed_bfloat16": 3e-1, "mixed_float16": 1e-1}
 
 
-def rows(
+def build_rows(
     runs: Sequence[Run],
     pairs: Iterable[tuple[str, str]],
     *,
@@ -38,31 +38,27 @@ def rows(
     gemm_gflops: float,
     target: float | None,
 ) -> list[dict[str, Any]]:
-    """One row for each (strategy, runner) of which there are runs, in the order of ``pairs``.
+    """Sums up runs: one row for each (strategy, runner) that has any, in the order of ``pairs``.
 
-    Args:
-        runs: finished and failed ones.
-        pairs: what was to be run.
-        precision, micro_batches: of the job.
-        gemm_gflops: what matrix products reach on this machine at their fastest.
-        target: accuracy whose time is asked for; None without accuracy.
+    ``gemm_gflops`` is the GFLOP/s that matrix products reach on this machine at their fastest, ``target`` the accuracy for
+    which the time to reach it is reported (None without an accuracy).
     """
     found = []
     for strategy, runner in pairs:
         mine = [run for run in runs if (run["strategy"], run["runner"]) == (strategy, runner)]
         mine = sorted((run for run in mine if "left_out" not in run), key=lambda run: run["repeat"])
         if mine:
-            row: dict[str, Any] = {"strategy": strategy, "runner": runner}
             failed = [run for run in mine if run.get("failed")]
             done = [run for run in mine if not run.get("failed")]
-            row |= {"repeats": len(done), "precision": precision, "micro_batches": micro_batches}
-            row |= _summed_up(done, gemm_gflops=gemm_gflops, target=target)
+            row: dict[str, Any] = {"strategy": strategy, "runner": runner, "repeats": len(done)}
+            row |= {"precision": precision, "micro_batches": micro_batches}
+            row |= _sum_up(done, gemm_gflops=gemm_gflops, target=target)
             found.append(row | {"failed": bool(failed), "reason": failed[0]["reason"] if failed else ""})
     return found
 
 
-def _summed_up(runs: Sequence[Run], *, gemm_gflops: float, target: float | None) -> dict[str, Any]:
-    """What the repeats of one row have in common, or their medians; None where there is no number."""
+def _sum_up(runs: Sequence[Run], *, gemm_gflops: float, target: float | None) -> dict[str, Any]:
+    """The medians of a row's repeats, or what they have in common; None where there is no number."""
     first: Run = runs[0] if runs else {}
     last = [run["points"][-1] for run in runs]
     pooled = [value for run in runs for value in run["step_ms"]]
@@ -75,7 +71,7 @@ def _summed_up(runs: Sequence[Run], *, gemm_gflops: float, target: float | None)
     return {
         "trained_parameters": first.get("trained_parameters"),
         "frozen_parameters": first.get("frozen_parameters"),
-        # the median of the repeats' medians: one repeat on a busy machine does not move it
+        # the median of the repeats' medians: a single repeat on a busy machine does not move it
         "step_ms": {
             "median": _median(statistics.median(run["step_ms"]) for run in runs if run["step_ms"]),
             "p10": float(np.percentile(pooled, 10)) if pooled else None,
@@ -104,7 +100,7 @@ def _summed_up(runs: Sequence[Run], *, gemm_gflops: float, target: float | None)
 
 
 def time_to_target(curves: Sequence[Sequence[Mapping[str, Any]]], target: float | None) -> float | None:
-    """Seconds to the first evaluation with that accuracy: the median of the repeats; None if most never had it."""
+    """The seconds to the first evaluation that reaches the target: the median of the repeats; None if most never do."""
     if target is None:
         return None
     reached = [
@@ -116,9 +112,9 @@ def time_to_target(curves: Sequence[Sequence[Mapping[str, Any]]], target: float 
 
 
 def choose_target(runs: Sequence[Run], asked: float | None) -> tuple[float | None, str]:
-    """The target accuracy, and how it was chosen, in words."""
+    """The target accuracy, and a sentence that says how it was chosen."""
     if asked is not None:
-        return asked, f"The target accuracy, {asked:g}, was given."
+        return asked, f"The target accuracy, {asked:g}, was given by the user."
     best = [(run["points"][-1]["eval_accuracy"], run["strategy"]) for run in runs if run.get("points")]
     known = [(accuracy, strategy) for accuracy, strategy in best if accuracy is not None]
     if not known:
@@ -126,15 +122,16 @@ def choose_target(runs: Sequence[Run], asked: float | None) -> tuple[float | Non
     accuracy, strategy = max(known, key=lambda pair: pair[0])
     target = TARGET_SHARE * accuracy
     return target, (
-        f"The target accuracy, {target:.4f}, is {TARGET_SHARE:.0%} of the best final one, that of {strategy} ({accuracy:.4f})."
+        f"The target accuracy, {target:.4f}, is {TARGET_SHARE:.0%} of the best final accuracy, which {strategy} reached "
+        f"({accuracy:.4f})."
     )
 
 
-def disagreements(runs: Sequence[Run], *, precision: str) -> list[str]:
-    """What a reader must know of runs that should be equal and are not, a sentence each.
+def find_disagreements(runs: Sequence[Run], *, precision: str) -> list[str]:
+    """Finds runs that should be equal and are not: a sentence for each.
 
-    All runners train the same steps of the same data from the same weights by the same rule. TF1's three methods
-    are to end with the same bits, and so are the repeats of any runner.
+    All runners take the same steps on the same data from the same weights by the same rule. TF1's three methods should
+    end with the same bits, and so should the repeats of any runner.
     """
     done = [run for run in runs if not run.get("failed") and "left_out" not in run]
     found = []
@@ -144,66 +141,63 @@ def disagreements(runs: Sequence[Run], *, precision: str) -> list[str]:
         base, *others = [repeats[0] for repeats in by_runner.values()]
         for other in others:
             for key, what, bounds in (("first_loss", "first", _FIRST), ("last_loss", "last", _LAST)):
-                apart = _apart(base[key], other[key])
+                apart = _relative_difference(base[key], other[key])
                 if not apart <= bounds[precision]:
                     found.append(
-                        f"{strategy}: the {what} step's loss is {base[key]:.6g} by {base['runner']} and "
-                        f"{other[key]:.6g} by {other['runner']}: {apart:.1e} apart, {bounds[precision]:.0e} is expected at most."
+                        f"{strategy}: the loss of the {what} step is {base[key]:.6g} by {base['runner']} and {other[key]:.6g} by "
+                        f"{other['runner']}; they differ by {apart:.1e}, expected at most {bounds[precision]:.0e}."
                     )
             if other["trained_parameters"] != base["trained_parameters"]:
                 found.append(
-                    f"{strategy}: {other['runner']} trained {other['trained_parameters']:,} parameters and "
-                    f"{base['runner']} {base['trained_parameters']:,}: their evaluations ended phases at other steps."
+                    f"{strategy}: {other['runner']} trained {other['trained_parameters']:,} parameters and {base['runner']} "
+                    f"{base['trained_parameters']:,}, because their evaluations ended phases at different steps."
                 )
         for name, repeats in by_runner.items():
             if len({run["weights_sha256"] for run in repeats}) > 1:
-                found.append(f"{strategy}: the repeats of {name} did not end with the same bits.")
+                found.append(f"{strategy}: the repeats of {name} did not end with bit-identical weights.")
         v1 = {name: repeats[0]["weights_sha256"] for name, repeats in by_runner.items() if name.startswith("v1_")}
         if len(set(v1.values())) > 1:
-            found.append(f"{strategy}: the TF1 methods did not end with the same bits ({', '.join(v1)}).")
+            found.append(f"{strategy}: the TF1 methods ({', '.join(v1)}) did not end with bit-identical weights.")
         broken = [name for name, repeats in by_runner.items() if not all(run["freeze_verified"] for run in repeats)]
         if broken:
-            found.append(f"{strategy}: frozen variables changed by {', '.join(broken)}: the freeze proof failed.")
+            found.append(f"{strategy}: the freeze proof failed, because {', '.join(broken)} changed frozen variables.")
     return found
 
 
-def disturbed(runs: Sequence[Run]) -> list[str]:
-    """At most one sentence: how many runs shared the machine with others, whose times are longer for it."""
+def find_disturbed(runs: Sequence[Run]) -> list[str]:
+    """Says in one sentence, if necessary, how many runs shared the machine with others, so that their times are too long."""
     known = [run for run in runs if run.get("taken") is not None]
     shared = [run for run in known if is_disturbed(run)]
     if not shared:
         return []
     most = max(shared, key=lambda run: run["taken"])
     return [
-        f"In {len(shared)} of {len(known)} runs others had over {TAKEN:.0%} of this machine's time (at most {most['taken']:.0%}: "
-        f"{most['strategy']} by {most['runner']}, repeat {most['repeat']}), other programs or other guests of its host: "
-        "these runs' times are too long. A median of three repeats forgives one of them, not two; the same command with "
-        "--redo_disturbed and this study's --out runs them again."
+        f"During {len(shared)} of {len(known)} runs, other programs, or other guests of this machine's host, used over "
+        f"{TAKEN:.0%} of its time (at most {most['taken']:.0%}: {most['strategy']} by {most['runner']}, repeat "
+        f"{most['repeat']}), so the times of these runs are too long. A median of three repeats tolerates one such run, "
+        "not two; the same command with --redo_disturbed and the --out of this study repeats them."
     ]
 
 
 def is_disturbed(run: Run) -> bool:
-    """Whether others had so much of the machine that a run's times are too long."""
+    """Whether others used so much of the machine that the times of a run are too long."""
     return (run.get("taken") or 0.0) > TAKEN
 
 
-def curves(runs: Iterable[Run]) -> list[dict[str, Any]]:
-    """``curves`` of study.json."""
-    return [
-        {"strategy": run["strategy"], "runner": run["runner"], "repeat": run["repeat"], "points": run["points"]}
-        for run in runs
-        if run.get("points")
-    ]
+def collect_curves(runs: Iterable[Run]) -> list[dict[str, Any]]:
+    """The learning curves of all runs that have one."""
+    keys = ("strategy", "runner", "repeat", "points")
+    return [{key: run[key] for key in keys} for run in runs if run.get("points")]
 
 
-def baseline(runs: Iterable[Run]) -> dict[str, Any]:
-    """Loss and accuracy before any training; the same for all runs."""
+def find_baseline(runs: Iterable[Run]) -> dict[str, Any]:
+    """The loss and accuracy before any training; they are the same for all runs."""
     point: Mapping[str, Any] = next((run["points"][0] for run in runs if run.get("points")), {})
     return {"eval_loss": point.get("eval_loss"), "eval_accuracy": point.get("eval_accuracy")}
 
 
 def write_csv(path: PathLike, found: Sequence[Mapping[str, Any]]) -> None:
-    """The rows as a table; ``step_ms.median`` is the ``median`` of ``step_ms``, and lists are joined by spaces."""
+    """Writes rows as a table; the ``median`` of ``step_ms`` becomes ``step_ms.median``, and lists are joined by spaces."""
     flat = [_flat(row) for row in found]
     names = list(dict.fromkeys(name for row in flat for name in row))
     text = io.StringIO()
@@ -224,12 +218,11 @@ def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _runners(runs: Iterable[Run]) -> list[str]:
-    """Runners of some runs, the engine first: the others are compared with it."""
-    names = list(dict.fromkeys(run["runner"] for run in runs))
-    return sorted(names, key=lambda name: name != "engine")
+    """The runners of some runs, the engine first, because the others are compared with it."""
+    return sorted(dict.fromkeys(run["runner"] for run in runs), key=lambda name: name != "engine")
 
 
-def _apart(one: float, other: float) -> float:
+def _relative_difference(one: float, other: float) -> float:
     if one is None or other is None:  # JSON has no nan
         return math.inf
     return abs(one - other) / max(abs(one), 1e-12)

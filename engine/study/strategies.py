@@ -1,8 +1,8 @@
 """Freezing strategies as data: a name, and the phases (filter text and share of the steps) that it stands for.
 
-A strategy is written for a model's parts (engine.selection.layer_groups), from the input to the head: a ViT's blocks; groups of layers of a
-Keras model (``block_16_expand`` ... ``block_16_project_BN`` are one); else what lies at the top of a tf.Module. What a
-filter then trains is decided in selection.py, as for every other run.
+A strategy refers to the parts of a model (engine.selection.layer_groups), from the input to the head: the blocks of a ViT;
+groups of layers of a Keras model (``block_16_expand`` ... ``block_16_project_BN`` are one); otherwise what lies at the top
+of a tf.Module.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from engine.selection.variables import ModelVariables, NamedVariable
 from engine.text import nearest
 from engine.training.phases import Phase
 
-PLATEAU_DELTA = 0.02  # a loss that improves by less from one evaluation to the next has reached its plateau
+PLATEAU_DELTA = 0.02  # a loss that improves by less from one evaluation to the next is on a plateau
 _GROUPS = {"norms": "norm", "bias": "bias", "attention": "attention"}
 _FAMILIES = ("head", "last_N", *_GROUPS, "gradual", "gradual_plateau", "full")
 _NAME = r"[A-Za-z][\w.+-]{0,63}"
@@ -28,25 +28,20 @@ _FEWEST_GROUPS, _EQUAL_GROUPS = 3, 12
 
 
 class StrategyError(InputError):
-    """A strategy that does not exist, or cannot be read. One that a model does not have is a FilterError."""
+    """A strategy that does not exist or cannot be parsed. One that a model does not have raises a FilterError."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """A part of a model, such as a block, and all above it.
-
-    Attributes:
-        name: as it is shown, such as ``blocks/3``.
-        from_here: filter text of this part and all parts after it, the head apart.
-    """
+    """A part of a model, such as ``blocks/3``, and the filter text of it and all parts after it, without the head."""
 
     name: str
     from_here: str
 
 
 @dataclass(frozen=True)
-class Step:
-    """A phase as a share of all steps. ``plateau``: it ends when evaluations stop getting better."""
+class PlannedPhase:
+    """A phase of a strategy: the filter text of what it trains, its share of all steps, and whether a plateau ends it."""
 
     name: str
     train: str
@@ -56,80 +51,69 @@ class Step:
 
 @dataclass(frozen=True)
 class Strategy:
-    """A named selection, or several after one another."""
+    """A name for a selection, or for several in succession."""
 
     name: str
-    steps: tuple[Step, ...]
+    planned: tuple[PlannedPhase, ...]
 
     @property
     def budget(self) -> bool:
-        """Whether evaluations decide when phases end, so that steps are counted over all of them."""
-        return any(step.plateau for step in self.steps)
+        """Whether evaluations decide when phases end, so that the steps are counted over all phases together."""
+        return any(phase.plateau for phase in self.planned)
 
     def phases(self, steps: int) -> list[Phase]:
-        """The phases of a run of so many steps; of a ``budget`` each may take all, and the run ends after them.
+        """The phases of a run of ``steps`` steps.
 
-        A phase for which no step is left is dropped, the last never.
+        With a ``budget`` each phase may take all of them, and the run ends when they are used up. Without one, a phase
+        that would have no steps is dropped, except the last.
         """
         if self.budget:
             return [
-                Phase(
-                    name=step.name,
-                    train=step.train,
-                    until="plateau",
-                    patience=1,
-                    min_delta=PLATEAU_DELTA,
-                    max_steps=steps,
-                )
-                for step in self.steps
+                Phase(name=p.name, train=p.train, until="plateau", patience=1, min_delta=PLATEAU_DELTA, max_steps=steps)
+                for p in self.planned
             ]
-        ends = [round(steps * share) for share in itertools.accumulate(step.share for step in self.steps)]
+        ends = [round(steps * share) for share in itertools.accumulate(phase.share for phase in self.planned)]
         ends[-1] = steps
         lengths = [end - start for start, end in itertools.pairwise([0, *ends])]
         if not lengths[-1]:
             lengths = [0] * (len(lengths) - 1) + [steps]
-        pairs = zip(self.steps, lengths, strict=True)
-        return [Phase(name=step.name, train=step.train, steps=length) for step, length in pairs if length]
+        pairs = zip(self.planned, lengths, strict=True)
+        return [Phase(name=phase.name, train=phase.train, steps=length) for phase, length in pairs if length]
 
 
 class ModelStrategies:
-    """The strategies of one model.
-
-    Args:
-        variables: of the model.
-        statistics: what statistics of trained layers do by default (models.Model.statistics).
+    """The strategies of one model, of which these are the variables and the ``engine.models.Model.statistics``.
 
     Attributes:
-        parts: from the input to the output, without the head.
-        head: filter text of the head; "" where the model has none.
-        ladder: the N of last_N that are run when nobody says which: all up to 4, else 1, 2, 4, 8 ... and all; of more
-            than 12 parts 1, 4, 16 ... and all.
+        parts: the parts from the input to the output, without the head.
+        head: the filter text of the head; "" if the model has none.
+        ladder: the default values of N in last_N: every N up to 4 parts; 1, 2, 4, 8 ... and all up to 12 parts; otherwise
+            1, 4, 16 ... and all.
     """
 
     def __init__(self, variables: ModelVariables, statistics: Statistics) -> None:
-        self.variables = variables
-        self.statistics = statistics
+        self.variables, self.statistics = variables, statistics
         self.head = "@head" if any("head" in entry.groups for entry in variables) else ""
-        self.parts = parts(variables)
+        self.parts = find_parts(variables)
         count = len(self.parts)
         factor = 2 if count <= 12 else 4
         rungs = itertools.takewhile(lambda n: n < count, (factor**power for power in itertools.count()))
         self.ladder = tuple(range(1, count + 1)) if count <= 4 else (*rungs, count)
 
     def names(self) -> list[str]:
-        """Of all strategies that this model has, ``last_N`` for the ladder alone."""
+        """The names of all strategies that this model has; of last_N, only those on the ladder."""
         lasts = [f"last_{n}" for n in self.ladder]
         has = {group for entry in self.variables if entry.kind == "weight" for group in entry.groups}
         groups = [name for name, group in _GROUPS.items() if group in has]
         gradual = ["gradual", "gradual_plateau"] if self.parts else []
         return [*(["head"] if self.head else []), *lasts, *groups, *gradual, "full"]
 
-    def usual(self) -> list[Strategy]:
-        """What is run when nobody says which; of two that train the same throughout, the second is kept."""
+    def defaults(self) -> list[Strategy]:
+        """The strategies that are run by default; of two that train the same throughout, the second is kept."""
         found: dict[tuple[Selection, ...], Strategy] = {}
         for name in self.names():
             strategy = self.strategy(name)
-            key = tuple(self.select(step.train) for step in strategy.steps)
+            key = tuple(self.select(phase.train) for phase in strategy.planned)
             if not strategy.budget:
                 found.pop(key, None)
                 found[key] = strategy
@@ -138,71 +122,71 @@ class ModelStrategies:
         return list(found.values())
 
     def strategy(self, text: str) -> Strategy:
-        """A strategy by its name, or ``name=FILTER``.
+        """Parses the name of a strategy, or ``name=FILTER``.
 
-        Raises:
-            StrategyError: unknown name, or a filter that cannot be read.
-            FilterError: what it stands for matches nothing on this model, or trains nothing.
+        Raises StrategyError if the name is unknown or taken or the filter cannot be parsed, and FilterError if the strategy
+        matches or trains nothing on this model.
         """
         name, equals, rule = text.partition("=")
         if equals:
             if not re.fullmatch(_NAME, name):
                 raise StrategyError(
-                    f"strategies={text!r}: a name of one's own has letters, digits and _ . + - (at most 64) and begins "
-                    "with a letter"
+                    f"strategies={text!r}: the name before = must begin with a letter and have at most 64 letters, digits and "
+                    "_ . + -"
                 )
             if name in _FAMILIES or re.fullmatch(r"last_\d+", name):
-                raise StrategyError(f"strategies={text!r}: {name} is a strategy already; another name tells them apart")
+                raise StrategyError(
+                    f"strategies={text!r}: {name} is the name of another strategy already; choose another name"
+                )
             try:
-                found = Strategy(name, (Step("train", str(filters.parse_filter(rule)), 1.0),))
+                found = Strategy(name, (PlannedPhase("train", str(filters.parse_filter(rule)), 1.0),))
             except filters.FilterError as error:
                 raise StrategyError(f"strategies={text!r}: {error}") from None
         else:
-            found = Strategy(name, tuple(self._steps(name)))
-        for step in found.steps:
+            found = Strategy(name, tuple(self._plan(name)))
+        for phase in found.planned:
             try:
-                self.select(step.train)
+                self.select(phase.train)
             except filters.FilterError as error:
-                raise filters.FilterError(f"strategy {name}, train='{step.train}': {error}") from None
+                raise filters.FilterError(f"strategy {name}, train='{phase.train}': {error}") from None
         return found
 
     def select(self, train: str) -> Selection:
-        """What a filter text selects of the model."""
+        """Resolves a filter text against the model."""
         return select(self.variables, train, statistics=self.statistics)
 
-    def _steps(self, name: str) -> list[Step]:
-        if name == "full":
-            return [Step("full", "@all", 1.0)]
-        if name == "head":
-            return [Step("head", "@head", 1.0)]
+    def _plan(self, name: str) -> list[PlannedPhase]:
+        if name in ("full", "head"):
+            return [PlannedPhase(name, "@all" if name == "full" else "@head", 1.0)]
         if name in _GROUPS:
-            return [Step(name, f"@{_GROUPS[name]} {self.head}".strip(), 1.0)]
+            return [PlannedPhase(name, f"@{_GROUPS[name]} {self.head}".strip(), 1.0)]
         if match := re.fullmatch(r"last_(\d{1,6})", name):
-            return [Step(name, self._last(name, int(match.group(1))), 1.0)]
+            return [PlannedPhase(name, self._last(name, int(match.group(1))), 1.0)]
         if name in ("gradual", "gradual_plateau") and not self.parts:
-            raise filters.FilterError(f"strategy {name}: this model has no parts to go down by, beside its head")
+            raise filters.FilterError(
+                f"strategy {name}: this model has no parts below its head that could be unfrozen one after the other"
+            )
         if name == "gradual":
             return self._downward([(len(self.parts) + 1) // 2], plateau=False)
         if name == "gradual_plateau":
             return self._downward(range(1, len(self.parts) + 1), plateau=True)
         known = self.names()
         raise StrategyError(
-            f"strategies={name!r}: known are {', '.join(known)}{self._others()}, or name=FILTER{nearest(name, known)}"
+            f"strategies={name!r} is not a strategy of this model; expected {', '.join(known)}{self._others()}, or "
+            f"name=FILTER{nearest(name, known)}"
         )
 
-    def _downward(self, depths: Sequence[int], *, plateau: bool) -> list[Step]:
-        """The head, so many of the last parts, everything; each selection once."""
+    def _downward(self, depths: Sequence[int], *, plateau: bool) -> list[PlannedPhase]:
+        """First the head, then more and more of the last parts, then everything; each selection once."""
         texts = [("head", self.head)] if self.head else []
         texts += [(f"last_{n}", self._last("gradual", n)) for n in depths] + [("full", "@all")]
-        chosen: dict[Selection, tuple[str, str]] = {}
-        for name, text in texts:
-            chosen[self.select(text)] = (name, text)
+        chosen = {self.select(text): (name, text) for name, text in texts}
         share = 1.0 / len(chosen)
-        return [Step(name, text, share, plateau) for name, text in chosen.values()]
+        return [PlannedPhase(name, text, share, plateau) for name, text in chosen.values()]
 
     def _last(self, name: str, count: int) -> str:
         if not 1 <= count <= len(self.parts):
-            has = f"it has last_1 to last_{len(self.parts)}" if self.parts else "it has no parts beside its head"
+            has = f"it has last_1 to last_{len(self.parts)}" if self.parts else "it has no parts besides its head"
             raise filters.FilterError(f"strategy {name}: this model has no such parts; {has}")
         return f"{self.parts[-count].from_here} {self.head}".strip()
 
@@ -211,26 +195,24 @@ class ModelStrategies:
         return f" (any last_N from last_1 to last_{len(self.parts)})" if between else ""
 
 
-def split(texts: Sequence[str]) -> list[str]:
-    """The items of a flag that is given several times, each with items between commas.
+def split_items(texts: Sequence[str]) -> list[str]:
+    """Splits texts with comma-separated strategies into single ones.
 
-    A comma separates only where a name follows, so that a filter may have ``{1,2}`` in it.
-
-    Raises:
-        StrategyError: an empty item, or one name twice.
+    A comma separates only where a name follows, so that a filter may contain ``{1,2}``. Raises StrategyError if an item is
+    empty or a name appears twice.
     """
     found = [item.strip() for text in texts for item in re.split(rf",(?=\s*{_NAME}\s*(?:=|,|$))", text)]
     if not found or not all(found):
-        raise StrategyError(f"strategies={','.join(texts)!r}: names, or name=FILTER, with commas between them")
+        raise StrategyError(f"strategies={','.join(texts)!r}: expected names, or name=FILTER, separated by commas")
     names = [item.partition("=")[0] for item in found]
     for name in names:
         if names.count(name) > 1:
-            raise StrategyError(f"strategies={','.join(texts)!r}: {name} is there twice")
+            raise StrategyError(f"strategies={','.join(texts)!r}: {name} appears twice")
     return found
 
 
-def parts(variables: ModelVariables) -> list[Level]:
-    """The parts of a model (engine.selection.layer_groups) from the input to the output; each has a weight that is not the head's."""
+def find_parts(variables: ModelVariables) -> list[Level]:
+    """Finds the parts of a model from the input to the output; each has a weight outside the head."""
     body = [entry for entry in variables if entry.kind == "weight" and "head" not in entry.groups]
     if any(entry.block for entry in body):
         count = max(entry.block[1] for entry in body if entry.block)
@@ -244,14 +226,14 @@ def parts(variables: ModelVariables) -> list[Level]:
 
 
 def _pattern(name: str, body: Sequence[NamedVariable]) -> str:
-    """A filter item for what lies under a name, or for the variable of that name."""
+    """The filter item for the variables under a name, or for the variable of that name."""
     under = any(entry.path.startswith(f"{name}/") for entry in body)
     return re.sub(r"\\?\s", r"\\s", re.escape(name)) + ("/.*" if under else "")
 
 
 def _layer_groups(body: Sequence[NamedVariable], names: Mapping[str, str]) -> list[Level]:
-    """Neighbouring layers of one part; where names say nothing of parts, groups of equally many layers."""
-    at: dict[int, NamedVariable] = {}  # index in the model's layers -> a weight of the layer
+    """Groups neighbouring layers by part, or into groups of equal size where their names say nothing about parts."""
+    at: dict[int, NamedVariable] = {}  # index in the model's layers -> a weight of that layer
     count = 0
     for entry in body:
         for name, index, length in entry.layers:
@@ -264,7 +246,7 @@ def _layer_groups(body: Sequence[NamedVariable], names: Mapping[str, str]) -> li
     for index in indices:
         entry = at[index]
         part = names[entry.path]
-        stem = None if part == entry.layer else part  # a layer that is a part by itself: neighbours like it go together
+        stem = None if part == entry.layer else part  # a layer that is a part on its own: such neighbours go together
         if stem != previous:
             starts[index] = part.rpartition("/")[2]
         previous = stem

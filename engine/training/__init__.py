@@ -1,1 +1,1 @@
-"""One training step, and the state that survives it."""
+"""The training step, the loop around it, and the state that survives a restart."""

@@ -1,8 +1,8 @@
-"""Checkpoints: everything that is state, in one file each, written atomically and checked by digest.
+"""Checkpoints: the whole state of a run in one file each, written atomically and verified by digests.
 
-``checkpoints/step-00000120.npz`` holds every variable under its path, optimizer slots under
-``optimizer/<path>/<slot>``, averages under ``ema/<path>`` and the text member ``state.json``; so it is a weights file too. A
-damaged newest one is named and the one before it is used.
+``checkpoints/step-00000120.npz`` holds every variable under its path (so it is also a weights file), optimizer slots
+under ``optimizer/<path>/<slot>``, averages under ``ema/<path>`` and a text member ``state.json``. If the newest
+checkpoint is damaged, a warning names it and the one before it is used.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import json
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,30 +21,70 @@ from engine.digests import digest
 from engine.errors import InputError
 from engine.files import Npz, PathLike, write_npz
 from engine.selection.variables import ModelVariables
+from engine.training.loop import State
 
 _NAME = re.compile(r"step-(\d{8,})\.npz")
-_FORMAT = 2  # 1 counted "windows"
+_FORMAT = 2  # format 1, of Frostline 0.1, had other keys in its state
 
 
 class CheckpointError(InputError):
-    """No checkpoint can be used, or one does not fit the model."""
+    """A checkpoint is damaged, of another format, or does not fit the model."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that has been read and verified.
-
-    Attributes:
-        path: its file.
-        step: steps trained.
-        state: what the run saved beside arrays.
-        arrays: every array by name.
-    """
+    """A checkpoint that has been read and verified; ``state`` is what the run saved besides arrays."""
 
     path: pathlib.Path
     step: int
     state: Mapping[str, Any]
     arrays: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """The state of a run, besides arrays, in its checkpoints.
+
+    Attributes:
+        settings: the settings that decide the course of the run, by name; a resume must not contradict them.
+        loop: the state of the loop.
+        step: the state of the step (``TrainStep.state``).
+        plan: how steps are computed (``engine.memory.planner.Plan.to_json``); a resume follows it.
+        images: the preprocessing that the run's first weights expect; None for that of the model.
+        cache: for each phase, whether it trains from cached features; None if the run did not record it.
+    """
+
+    settings: Mapping[str, Any]
+    loop: State
+    step: Mapping[str, Any]
+    plan: Mapping[str, Any]
+    images: str | None
+    cache: Sequence[bool] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the content of a checkpoint's ``state``."""
+        return {
+            "settings": dict(self.settings),
+            "loop": self.loop.to_json(),
+            "step": dict(self.step),
+            "decided": {"plan": dict(self.plan), "images": self.images, "cache": self.cache},
+        }
+
+    @classmethod
+    def read(cls, checkpoint: Checkpoint) -> RunState:
+        """Reads the state that a run has saved in a checkpoint; raises CheckpointError if no run has saved it."""
+        try:
+            state, decided = checkpoint.state, checkpoint.state["decided"]
+            return cls(
+                settings=state["settings"],
+                loop=State.from_json(state["loop"]),
+                step=state["step"],
+                plan=decided["plan"],
+                images=decided["images"],
+                cache=decided.get("cache"),
+            )
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{checkpoint.path}: does not hold the state of a run ({error!r})") from None
 
 
 def save(
@@ -56,24 +96,22 @@ def save(
     state: Mapping[str, Any],
     name: str | None = None,
 ) -> pathlib.Path:
-    """Writes ``step-N.npz`` (or ``name``) into a folder and returns its path.
+    """Writes ``step-N.npz`` (or ``name``) into a folder, which is created if necessary, and returns its path.
 
-    Args:
-        arrays: called for the (name, array) pairs to save beside the variables: ``TrainStep.arrays``.
+    ``arrays`` returns the (name, array) pairs to save besides the variables, as ``TrainStep.arrays`` does; ``state`` is
+    further state, as JSON values.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    digests: dict[str, str] = {}
 
-    def everything() -> Iterator[tuple[str, np.ndarray]]:  # one at a time: together they may not fit
+    def everything() -> Iterator[tuple[str, np.ndarray]]:  # one at a time: together they may not fit into memory
         for entry in variables:
             yield entry.path, entry.variable.numpy()
         for path, generator in variables.generators.items():
             yield f"generator/{path}", generator.numpy()
         yield from arrays()
 
-    for key, array in everything():
-        digests[key] = digest(key, array)
+    digests = {key: digest(key, array) for key, array in everything()}
     body = {"format": _FORMAT, "step": step, "digests": digests, "state": dict(state)}
     text = json.dumps(body, sort_keys=True)
     signed = json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "body": text})
@@ -83,13 +121,13 @@ def save(
 
 
 def prune(folder: PathLike, keep: int) -> None:
-    """Deletes all but the newest ``keep`` numbered checkpoints."""
-    for path in listed(folder)[keep:]:
+    """Deletes all numbered checkpoints except the newest ``keep``."""
+    for path in list_checkpoints(folder)[keep:]:
         path.unlink(missing_ok=True)
 
 
-def listed(folder: PathLike) -> list[pathlib.Path]:
-    """Numbered checkpoints in a folder, newest first."""
+def list_checkpoints(folder: PathLike) -> list[pathlib.Path]:
+    """Lists the numbered checkpoints in a folder, the newest first."""
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         return []
@@ -97,39 +135,38 @@ def listed(folder: PathLike) -> list[pathlib.Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def newest(folder: PathLike, *, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that verifies; each damaged one before it is named through ``warn``.
+def read_newest(folder: PathLike, *, warn: Callable[[str], None]) -> Checkpoint | None:
+    """Reads the newest usable checkpoint, and calls ``warn`` with a message about each newer, unusable one.
 
-    Returns None when there is none at all.
-
-    Raises:
-        CheckpointError: there are checkpoints, and all are damaged.
+    Returns None if the folder has no checkpoints, and raises CheckpointError if none of them can be used.
     """
-    paths = listed(folder)
+    paths = list_checkpoints(folder)
     for path in paths:
         try:
             return read(path)
         except CheckpointError as error:
             warn(f"checkpoint {error}; trying the one before it")
     if paths:
-        raise CheckpointError(f"{folder}: all {len(paths)} checkpoints are damaged; start again in another folder")
+        raise CheckpointError(
+            f"{folder}: none of the {len(paths)} checkpoints can be used; start again in another folder"
+        )
     return None
 
 
 def read(path: PathLike) -> Checkpoint:
-    """Reads one checkpoint and verifies every array.
-
-    Raises:
-        CheckpointError: damaged, or written by another version.
-    """
+    """Reads one checkpoint and verifies every array; raises CheckpointError if it is damaged or of another format."""
     try:
         with Npz(path) as npz:
             signed = json.loads(npz.text("state.json"))
             if hashlib.sha256(signed["body"].encode()).hexdigest() != signed["sha256"]:
-                raise CheckpointError(f"{path}: its state does not match its digest")
+                raise CheckpointError(f"{path}: the state does not match its digest")
             body = json.loads(signed["body"])
             if body["format"] != _FORMAT:
-                raise CheckpointError(f"{path}: format {body['format']}; this version reads format {_FORMAT}")
+                raise CheckpointError(
+                    f"{path}: format {body['format']}, written by {'Frostline 0.1' if body['format'] == 1 else 'another version'}; "
+                    f"this version resumes only from format {_FORMAT}. Start again, or use the file as weights with "
+                    f"--weights={path}"
+                )
             arrays = {name: npz.read(name) for name in body["digests"]}
             for name, array in arrays.items():
                 if digest(name, array) != body["digests"][name]:
@@ -140,10 +177,10 @@ def read(path: PathLike) -> Checkpoint:
 
 
 def restore(checkpoint: Checkpoint, variables: ModelVariables) -> None:
-    """Assigns every variable and generator state of a model.
+    """Assigns a checkpoint's values to all variables and generator states of a model.
 
     Raises:
-        CheckpointError: a variable is missing or has another shape, or arrays are left over.
+        CheckpointError: a variable is missing, has another shape or dtype, or is not part of the model.
     """
     wanted = {entry.path: entry.variable for entry in variables}
     wanted |= {f"generator/{path}": state for path, state in variables.generators.items()}
@@ -151,14 +188,14 @@ def restore(checkpoint: Checkpoint, variables: ModelVariables) -> None:
     if have != set(wanted):
         odd = sorted(have ^ set(wanted))
         raise CheckpointError(
-            f"{checkpoint.path}: it is of another model; {len(odd)} variables differ, such as {odd[0]}"
+            f"{checkpoint.path}: the checkpoint is of another model; {len(odd)} variables differ, such as {odd[0]}"
         )
     for name, variable in wanted.items():
         array = checkpoint.arrays[name]
         if tuple(array.shape) != tuple(variable.shape) or array.dtype != variable.dtype.as_numpy_dtype:
             raise CheckpointError(
-                f"{checkpoint.path}: {name} is {array.dtype.name} {list(array.shape)}, "
-                f"the model's {variable.dtype.name} {list(variable.shape)}"
+                f"{checkpoint.path}: {name} is {array.dtype.name} {list(array.shape)}, but the model's is "
+                f"{variable.dtype.name} {list(variable.shape)}"
             )
     for name, variable in wanted.items():
         variable.assign(checkpoint.arrays[name])

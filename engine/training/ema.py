@@ -1,4 +1,4 @@
-"""Exponential moving averages of what trains, counted in steps."""
+"""Exponential moving averages of the trained variables, updated once per step."""
 
 from __future__ import annotations
 
@@ -15,36 +15,28 @@ from engine.selection.variables import ModelVariables, NamedVariable
 
 
 class EmaError(InputError):
-    """A decay outside its range, or saved averages that do not fit."""
+    """The decay is out of range, or saved averages do not fit the model."""
 
 
 class Averages:
-    """After each step: average = decay * average + (1 - decay) * variable, for the selection alone.
+    """Averages of the trained variables: after each step, average = decay * average + (1 - decay) * variable.
 
-    An average begins with the variable's value when it is first trained; a variable that is frozen
-    loses its average. Skipped steps do not count.
-
-    Args:
-        decay: above 0 and below 1; some 1 / (1 - decay) steps are averaged over.
-
-    Attributes:
-        values: path -> tf.Variable of the variable's shape and dtype.
+    An average starts at the variable's value when the variable is first trained. A variable that is frozen again loses
+    its average. Skipped steps do not count. The decay is above 0 and below 1; about 1 / (1 - decay) steps are averaged.
+    ``values`` holds, for each path, a tf.Variable of the variable's shape and dtype.
     """
 
     def __init__(self, decay: float) -> None:
         if not 0.0 < decay < 1.0:
-            raise EmaError(f"ema={decay:g}: it must be above 0 and below 1")
+            raise EmaError(f"ema={decay:g}: expected a number above 0 and below 1")
         self.decay = decay
         self.values: dict[str, Any] = {}
 
     def fit(self, chosen: Selection) -> None:
-        """Begins averages of what trains and has none; drops those of what is frozen."""
+        """Creates the missing averages of trained variables, and drops those of frozen ones."""
         wanted = {entry.path: entry for entry in chosen.trained}
-        for path in [path for path in self.values if path not in wanted]:
-            del self.values[path]
-        for path, entry in wanted.items():
-            if path not in self.values:
-                self.values[path] = _copy(entry)
+        kept = {path: value for path, value in self.values.items() if path in wanted}
+        self.values = kept | {path: _copy(entry) for path, entry in wanted.items() if path not in kept}
 
     def bytes(self) -> int:
         return sum(value.shape.num_elements() * value.dtype.size for value in self.values.values())
@@ -54,7 +46,7 @@ class Averages:
 
     @contextlib.contextmanager
     def in_place(self, variables: ModelVariables) -> Iterator[None]:
-        """Puts the averages into the model and takes them out again; one spare variable of memory."""
+        """Puts the averages into the model within a ``with`` block; takes the memory of one extra variable."""
         self._swap(variables)
         try:
             yield
@@ -69,28 +61,26 @@ class Averages:
                 average.assign(held)
 
     def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
-        """``ema/<path>`` and value of each average, one at a time."""
+        """Yields the name ``ema/<path>`` and the value of each average."""
         for path, value in self.values.items():
             yield f"ema/{path}", value.numpy()
 
     def restore(self, variables: ModelVariables, arrays: Mapping[str, np.ndarray]) -> None:
-        """Takes over ``arrays()`` of a model's variables.
-
-        Raises:
-            EmaError: an average has another shape than its variable.
-        """
+        """Restores saved ``arrays()``; raises EmaError if the shape of an average differs from that of its variable."""
         self.values = {}
         for entry in variables:
             if (array := arrays.get(f"ema/{entry.path}")) is None:
                 continue
             if tuple(array.shape) != tuple(entry.variable.shape):
-                raise EmaError(f"ema/{entry.path}: shape {list(array.shape)}; {list(entry.variable.shape)} is wanted")
+                raise EmaError(
+                    f"ema/{entry.path}: the saved shape is {list(array.shape)}; expected {list(entry.variable.shape)}"
+                )
             self.values[entry.path] = _copy(entry)
             self.values[entry.path].assign(array)
 
 
-def update(chosen: Selection, handles: Any, decay: float) -> None:
-    """Moves the averages behind ``handles`` towards the selection's variables, inside a tf.function."""
+def update_averages(chosen: Selection, handles: Any, decay: float) -> None:
+    """Moves the averages behind ``handles`` towards the trained variables, inside a tf.function."""
     for entry, handle in zip(chosen.trained, handles, strict=True):
         dtype = entry.variable.dtype
         average = tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Evaluation: exact means over a part, and the norm of what the frozen part puts out."""
+"""Evaluation: exact means over a part of the data, and the norm of the frozen part's output."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from engine.graphs.tracing import batch_tensors, inlined, signature, specs_of
+from engine.graphs.tracing import batch_signature, batch_specs, batch_tensors, inlined
 from engine.selection.selection import Selection
 from engine.training import losses
 from engine.training.losses import LossFunction
 
-WATCHED = 32  # examples, the first of a part, whose frozen output is watched
+WATCHED = 32  # the number of examples, the first of a part, whose frozen output is watched
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,10 @@ class Result:
     """Means over all examples.
 
     Attributes:
-        loss: sum of the terms' weighted means (no regulariser).
-        metrics: name -> weighted mean.
-        per_example: metric name -> float64 [n], in the part's order.
-        frozen_output_norm: mean over the first examples (``WATCHED``) of the L2 norm of what the frozen part puts
-            out; None where nothing frozen lies between the images and the lowest trained variable.
+        loss, metrics: the sum of the terms' weighted means, without regulariser; the weighted mean of each metric.
+        per_example: the values of each metric in the order of the part, float64 [n], by name.
+        frozen_output_norm: the L2 norm of the frozen part's output, averaged over the first ``WATCHED`` examples; None
+            if nothing frozen lies between the images and the lowest trained variable.
     """
 
     loss: float
@@ -36,22 +35,20 @@ class Result:
 
 
 class TracedEvaluation(NamedTuple):
-    """A traced evaluation. ``watches``: whether something frozen lies below the frost line, whose norm it gives."""
+    """A traced evaluation. ``watches`` says whether it computes the norm of a frozen part's output."""
 
     function: Any
     watches: bool
 
 
-# (selection, images) -> the norm of each example [B] at the frost line, in the graph that is being traced, or None
+# From a selection and images, computes the norm of each example [B] at the frost line in the graph being traced, or None.
 Watch = Callable[[Selection, Any], Any | None]
 
 
 class Evaluator:
-    """Evaluates a loss function; compiled once per selection (the frost line depends on it).
+    """Evaluates a loss function. It is compiled once per selection, because the frost line depends on it.
 
-    Args:
-        loss_fn: ``loss_fn(batch, *, training, seeds) -> Loss``.
-        watch: what gives the norm of the frozen output (engine.frostline.watch); None watches nothing.
+    ``watch`` computes the norm of the frozen part's output (engine.frostline.watch); None computes none.
     """
 
     def __init__(self, loss_fn: LossFunction, *, watch: Watch | None = None) -> None:
@@ -66,13 +63,10 @@ class Evaluator:
         *,
         watched: Mapping[str, Any] | None = None,
     ) -> Result:
-        """Runs over batches in inference mode; sums in float64.
+        """Evaluates batches of images, or of cached tensors (after ``use_traced`` with a cut evaluation).
 
-        Args:
-            selection: what trains.
-            batches: of images; or of tensors at the frost line, after ``cut``.
-            watched: the batch of the first ``WATCHED`` examples with images, to watch the frozen output where
-                ``batches`` have none: kept tensors cannot show that what made them has changed.
+        It does so in inference mode, with sums in float64. If batches are cached, ``watched`` must be the batch of the
+        first ``WATCHED`` images: cached tensors cannot show that the layers that computed them have changed.
         """
         terms: dict[str, np.ndarray] = {}
         metrics: dict[str, np.ndarray] = {}
@@ -104,9 +98,9 @@ class Evaluator:
         )
 
     def traced(self, selection: Selection, batch: Mapping[str, Any], *, inline: bool = False) -> TracedEvaluation:
-        """The traced evaluation for a selection and batches like this one, without running it.
+        """Returns the traced evaluation for a selection and batches like this one, without running it.
 
-        ``inline`` traces anew and writes out the tf.functions that the loss calls.
+        With ``inline`` it is traced again, with the tf.functions that the loss calls inlined.
         """
         tensors = batch_tensors(batch)
         if not inline:
@@ -115,11 +109,11 @@ class Evaluator:
             return self._trace(selection, tensors)
 
     def use_traced(self, selection: Selection, specs: Mapping[str, Any], traced: TracedEvaluation) -> None:
-        """From now on, batches of these specs are evaluated by this function instead of a trace of the loss."""
-        self._compiled[selection, signature(specs)] = traced
+        """Makes batches of these specs use this function, instead of a trace of the loss, from now on."""
+        self._compiled[selection, batch_signature(specs)] = traced
 
     def _function(self, selection: Selection, tensors: Mapping[str, Any]) -> TracedEvaluation:
-        key = (selection, signature(tensors))
+        key = (selection, batch_signature(tensors))
         if key not in self._compiled:
             self._compiled[key] = self._trace(selection, tensors)
         return self._compiled[key]
@@ -139,5 +133,5 @@ class Evaluator:
                 "norms": tf.zeros([0], tf.float64) if norms is None else norms,
             }
 
-        specs = specs_of(tensors)
+        specs = batch_specs(tensors)
         return TracedEvaluation(tf.function(evaluate, autograph=False).get_concrete_function(specs), below[-1])

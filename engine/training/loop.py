@@ -1,7 +1,8 @@
-"""The loop: runs phases step by step. It owns neither the step, the loss nor the optimizer.
+"""The training loop, which runs phases step by step.
 
-State is small and explicit (``State``); which phase applies is computed from it (engine.training.phases), so
-a run that is killed and resumed takes the same course. Actions are callables given each event.
+The loop owns neither the step nor the loss nor the optimizer. Its state is small and explicit (``State``), and the
+current phase is computed from it (engine.training.phases), so a run that is killed and resumed takes the same course.
+Anything else that should happen (logging, checkpoints) is an action: a function that is called with each event.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from engine.training.step import NonFiniteError, StepResult, TrainStep
 
 @dataclass(frozen=True)
 class Stage:
-    """A phase with all that it needs resolved."""
+    """A phase with its selection, optimizer and schedule resolved."""
 
     phase: Phase
     selection: Selection
@@ -33,13 +34,12 @@ class Stage:
 
 @dataclass
 class State:
-    """What a resume needs beside variables and slots.
+    """The state that a resume needs besides variables and slots.
 
     Attributes:
-        step: steps trained, skipped ones included.
-        evaluations: all evaluations so far.
-        proof: digests of the current phase's frozen variables at its start; None between phases.
-        proven: for each ended phase, the frozen variables that changed (none, if all is well).
+        step: the number of steps trained, including skipped ones.
+        proof: the freeze proof begun at the start of the current phase; None between phases.
+        proven: for each phase that has ended, the paths of frozen variables that changed; empty if the proof holds.
     """
 
     step: int = 0
@@ -57,33 +57,29 @@ class State:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> State:
-        proof = value["proof"]
         return cls(
             step=int(value["step"]),
             evaluations=[Evaluation(*e) for e in value["evaluations"]],
-            proof=FreezeProof(proof) if proof is not None else None,
+            proof=FreezeProof(value["proof"]) if value["proof"] is not None else None,
             proven=[list(changed) for changed in value["proven"]],
         )
 
 
 class LoopError(RuntimeError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
 
 class Event(NamedTuple):
-    """Something that happened.
+    """Something that happened in the loop.
 
     Attributes:
-        kind: "phase" (one begins), "step", "evaluation", "phase_end", "checkpoint" (state is whole
-            and may be saved now).
-        state: the state after it.
-        stage: the stage it belongs to.
-        step: of a "step": what it gave.
-        learning_rate: of a "step".
-        seconds: of a "step": its time, the batch included.
-        examples: of a "step": how many examples it had.
-        skipped: of a "step": steps skipped so far, this one included.
-        force: of a "checkpoint": save whether or not one is due.
+        kind: "phase" (a phase begins), "step", "evaluation", "phase_end" or "checkpoint" (the state is consistent and
+            can be saved now).
+        state, stage: the state after the event, and the current stage.
+        result, learning_rate, examples: for a "step", its result, learning rate and number of examples.
+        seconds: for a "step", the time it took, including its batch.
+        skipped: for a "step", the number of steps skipped so far, including this one.
+        force: for a "checkpoint", whether to save even if none is due.
     """
 
     kind: str
@@ -101,7 +97,7 @@ Action = Callable[[Event], None]
 
 
 class Outcome(NamedTuple):
-    """How a run ended. ``reason`` is "done", "early_stop" or "stopped" (asked from outside)."""
+    """How a run ended. ``reason`` is "done", "early_stop" or "stopped" (by ``Loop.stop``)."""
 
     reason: str
     state: State
@@ -109,20 +105,18 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Loop:
-    """Everything a run is made of.
+    """Runs the stages of a training run.
 
     Attributes:
-        step: the compiled step.
-        stages: the phases in order.
-        batches: a phase and steps [start, stop) -> their batches, a pure function of these. Asked after the
-            "phase" event.
-        per_epoch: steps in an epoch.
-        evaluate: a stage and the number of steps trained -> what to record.
-        eval_every: steps between evaluations; one is made at the start and at each phase's end too.
-        actions: called with each event, in order.
-        early_stop: evaluations in a row that may be no better than the best before the run ends.
-        monitor: what "better" means.
-        stop: asked after each step; True ends the run.
+        batches: returns the batches of a stage's steps [start, stop), as a pure function of these. It is called after
+            the "phase" event.
+        per_epoch: the number of steps in an epoch.
+        evaluate: returns the evaluation of a stage after a number of steps.
+        eval_every: the number of steps between evaluations. The model is also evaluated at the start and at the end of
+            each phase.
+        early_stop: the number of consecutive evaluations without improvement after which the run ends; None never ends
+            it early.
+        stop: is called before each step; True ends the run.
     """
 
     step: TrainStep
@@ -137,7 +131,7 @@ class Loop:
     stop: Callable[[], bool] = lambda: False
 
     def run(self, state: State) -> Outcome:
-        """Trains from ``state`` to the end, or until it is stopped."""
+        """Trains from ``state`` until the last stage has ended or the run is stopped."""
         while True:
             where = self._locate(state)
             if where.phase == len(self.stages):
@@ -146,7 +140,7 @@ class Loop:
             if state.proof is None:
                 state.proof = FreezeProof.begin(stage.selection)
             self._tell(Event("phase", state, stage))
-            if self.stop():  # what a phase prepares may take long
+            if self.stop():  # preparing a phase may take long
                 self._tell(Event("checkpoint", state, stage, force=True))
                 return Outcome("stopped", state)
             if not state.evaluations:
@@ -156,10 +150,10 @@ class Loop:
                 return Outcome(reason, state)
 
     def _run_phase(self, state: State, stage: Stage, where: phase_rules.Position) -> str | None:
-        """Trains until the phase ends (None), or the run does (the reason)."""
+        """Trains until the phase ends (and returns None) or the run ends (and returns the reason)."""
         length = stage.phase.step_count(self.per_epoch)
         last = where.from_step + length
-        if self._stopped_early(state):  # a run that ended before is not trained on
+        if self._stopped_early(state):  # a resumed run that had ended is not continued
             return "early_stop"
         batches = self.batches(stage, state.step, last)
         try:
@@ -187,9 +181,10 @@ class Loop:
         try:
             result = self.step(stage.selection, batch, learning_rate=rate, optimizer=stage.optimizer)
         except NonFiniteError as error:
-            state.step += self.step.steps - before  # the last of too many skipped steps is counted
+            state.step += self.step.steps - before  # the last of too many skipped steps counts
             raise LoopError(
-                f"{error} (phase {stage.phase.name!r}): lower the learning rate (now {rate:g}), warm up, or clip the gradient"
+                f"{error} (phase {stage.phase.name!r}): lower the learning rate (now {rate:g}), warm it up, or clip the "
+                "gradient"
             ) from None
         state.step += 1
         seconds = time.perf_counter() - started
@@ -212,9 +207,8 @@ class Loop:
         return phase_rules.locate(phases, self.per_epoch, state.step, state.evaluations, self.monitor)
 
     def _stopped_early(self, state: State) -> bool:
-        if self.early_stop is None:
-            return False
-        return phase_rules.plateau(state.evaluations, self.monitor, patience=self.early_stop) is not None
+        patience, past = self.early_stop, state.evaluations
+        return patience is not None and phase_rules.find_plateau(past, self.monitor, patience=patience) is not None
 
     def _tell(self, event: Event) -> None:
         for action in self.actions:

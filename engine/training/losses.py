@@ -1,8 +1,8 @@
 """The Loss contract, and the supervised losses by name.
 
-A loss function is ``loss_fn(batch, *, training, seeds) -> Loss``. Its terms hold one value and one
-weight per example; each term is summed over a step (micro-batches, replicas) and divided once by
-its own summed weights. That makes uneven and weighted batches exact; an average of averages is not.
+A loss function is ``loss_fn(batch, *, training, seeds) -> Loss``. Its terms hold one value and one weight per example.
+Each term is summed over the whole step (micro-batches, replicas) and divided once by its own summed weights. This is
+exact for uneven and weighted batches; an average of averages is not.
 """
 
 from __future__ import annotations
@@ -16,23 +16,31 @@ from typing import Any, NamedTuple, Protocol
 import tensorflow as tf
 
 from engine import keras_private
-from engine.errors import InputError
 from engine.selection.variables import is_keras, name_variables
-from engine.text import nearest
-from engine.training.precision import wide
+from engine.training.loss_names import LOSSES, LossError, check_loss
+from engine.training.precision import widen
 
-LOSSES = ("softmax", "sigmoid", "mse")
+__all__ = ["LOSSES", "Loss", "LossError", "LossFunction", "supervised_loss"]
 
 
 class Loss(NamedTuple):
-    """What a loss function returns.
+    """The return value of a loss function: one value per example, not a mean, so that any split of a step is exact.
 
     Attributes:
-        terms: name -> (values [B], weights [B] or None for ones). The step's loss is the sum over
-            terms of sum(values * weights) / sum(weights); a term whose weights are all 0 counts 0.
-        regulariser: a scalar that enters once a step, or {variable path: scalar}, of which only
-            the selection's enter (the path "" always does); or None.
-        metrics: name -> (values [B], weights [B] or None); averaged like terms, without gradient.
+        terms: by name, pairs of values [B] and weights [B], or None for weights of 1. The loss of a step is the sum over
+            terms of sum(values * weights) / sum(weights); a term whose weights are all 0 contributes 0.
+        regulariser: a scalar that enters once per step; or a mapping from variable paths to scalars, of which only those
+            of trained variables enter (and that of the path ""); or None.
+        metrics: by name, pairs of values [B] and weights [B] or None; averaged like terms, but without gradient.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> from engine import Loss
+        >>> def loss_fn(batch, *, training, seeds):
+        ...     return Loss(terms={"mse": (tf.square(batch["x"] - batch["y"]), batch["weight"])})
+        >>> batch = {"x": tf.constant([1.0, 2.0]), "y": tf.zeros([2]), "weight": tf.constant([1.0, 0.5])}
+        >>> loss_fn(batch, training=True, seeds=None).terms["mse"][0].numpy().tolist()
+        [1.0, 4.0]
     """
 
     terms: Mapping[str, tuple[Any, Any]]
@@ -41,51 +49,46 @@ class Loss(NamedTuple):
 
 
 class LossFunction(Protocol):
+    """Computes the loss of a batch; ``seeds`` are the int32 [B, 2] random seeds of the examples."""
+
     def __call__(self, batch: Mapping[str, Any], *, training: bool, seeds: Any) -> Loss: ...
 
 
-class LossError(InputError):
-    """A loss function, or a loss by name, that breaks the contract."""
-
-
 def weighted_sums(pairs: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
-    """name -> (sum of values * weights, sum of weights), scalars in the values' dtype (float32 for 16 bits).
+    """Returns sum(values * weights) and sum(weights) by name: scalars in the values' dtype (float32 for 16 bits).
 
-    Weights are constants: no gradient flows through them.
-
-    A negative weight, or one that is not a number, makes the sum of weights nan (``check_weights``): an
-    error raised by the graph itself would come after statistics had moved.
-
-    Raises:
-        LossError: values are no vector, or weights are not of their shape.
+    No gradient flows through weights. A weight that is negative or not a number makes the sum of weights NaN, which
+    ``check_weights`` reports: an error raised inside the graph would come after statistics had moved. Raises LossError
+    if values are not a vector, or weights differ from them in shape.
     """
     sums = {}
     for name, (values, weights) in pairs.items():
-        values = wide(tf.convert_to_tensor(values))
+        values = widen(tf.convert_to_tensor(values))
         if values.shape.rank != 1:
-            raise LossError(f"term {name!r}: values have shape {values.shape}; one value per example, [B], is wanted")
+            raise LossError(f"term {name!r}: values have shape {values.shape}; expected one value per example, [B]")
         if weights is None:
             count = tf.cast(tf.shape(values)[0], values.dtype)
             sums[name] = (tf.reduce_sum(values), count)
         else:
             weights = tf.stop_gradient(tf.cast(weights, values.dtype))
             if not weights.shape.is_compatible_with(values.shape):
-                raise LossError(f"term {name!r}: weights have shape {weights.shape}, values {values.shape}")
+                raise LossError(f"term {name!r}: weights have shape {weights.shape}, but values have {values.shape}")
             nan = tf.constant(float("nan"), weights.dtype)
             mass = tf.where(tf.reduce_all(weights >= 0), tf.reduce_sum(weights), nan)
-            # an example without weight counts 0 whatever its value
+            # an example of weight 0 contributes 0 even if its value is NaN
             sums[name] = (tf.reduce_sum(tf.math.multiply_no_nan(values, weights)), mass)
     return sums
 
 
-def objective(sums: Mapping[str, tuple[Any, Any]], regulariser: Any, *, divisors: Any = None, share: Any = None) -> Any:
-    """What is differentiated: of a whole step, or of one micro-batch, which sum to it.
+def build_objective(
+    sums: Mapping[str, tuple[Any, Any]], regulariser: Any, *, divisors: Any = None, share: Any = None
+) -> Any:
+    """Builds the scalar to differentiate: that of a whole step, or of a micro-batch, whose sum over the step equals it.
 
     Args:
-        sums: as ``weighted_sums`` gives them, at least one.
-        regulariser: of the step, a scalar.
-        divisors: [terms], the step's summed weights; None where these are the step's own sums.
-        share: the micro-batch's share of the regulariser; None is all of it.
+        sums, regulariser: the sums from ``weighted_sums``, of at least one term, and the step's regulariser, a scalar.
+        divisors: the summed weights of the step, [terms]; None if ``sums`` are those of the whole step.
+        share: the share of the regulariser that enters here; None means all of it.
     """
     parts = []
     for number, (value, weight) in enumerate(sums.values()):
@@ -96,18 +99,14 @@ def objective(sums: Mapping[str, tuple[Any, Any]], regulariser: Any, *, divisors
 
 
 def check_weights(sums: Mapping[str, Any]) -> None:
-    """Looks at sums of weights that a graph gave, by name.
-
-    Raises:
-        LossError: a weight among them was negative or not a number.
-    """
+    """Raises LossError if a weight was negative or not a number, given summed weights that a graph has computed."""
     for name, mass in sums.items():
         if math.isnan(float(mass)):
             raise LossError(f"loss term {name!r}: a weight is negative or not a number; weights must be at least 0")
 
 
-def regulariser_of(loss: Loss, trained: frozenset[str], dtype: Any) -> Any:
-    """The regulariser's scalar: of a mapping by path, the selection's share alone."""
+def sum_regulariser(loss: Loss, trained: frozenset[str], dtype: Any) -> Any:
+    """Returns the regulariser as a scalar; of a mapping by path, only the entries of trained variables count."""
     if loss.regulariser is None:
         return tf.zeros([], dtype)
     if isinstance(loss.regulariser, Mapping):
@@ -117,40 +116,41 @@ def regulariser_of(loss: Loss, trained: frozenset[str], dtype: Any) -> Any:
 
 
 def supervised_loss(model: Any, kind: str = "softmax", *, label_smoothing: float = 0.0) -> LossFunction:
-    """A loss function for batches {"image", "label"[, "weight"]} of a classifier or regressor.
+    """Makes the loss function of a classifier or regressor, for batches of "image", "label" and optionally "weight".
 
     Args:
-        model: ``model(images, training=, seeds=)`` of this project, a Keras 3 model, or any callable
-            that takes images and, of these keywords, those that it names.
-        kind: "softmax" (labels int [B], logits [B, C]), "sigmoid" (labels 0/1, int or float [B] with
-            logits [B, 1], or [B, C] multi-label) or "mse" (targets [B] or [B, C]).
-        label_smoothing: share of the target spread over all classes, 0 <= s < 1; not for "mse".
+        model: a model of this project, a Keras 3 model, or any callable that takes images; "training" and "seeds" are
+            passed to it as keyword arguments if it accepts them.
+        kind: "softmax" (labels int [B], logits [B, C]), "sigmoid" (labels 0 or 1, int or float, [B] for logits [B, 1],
+            or multi-label [B, C]) or "mse" (targets [B] or [B, C]).
+        label_smoothing: the share of the target that is spread over all classes, at least 0 and below 1; not for "mse".
 
     Raises:
-        LossError: unknown kind, or a smoothing outside its range.
+        LossError: the kind is unknown, or the label smoothing is out of range.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> from engine import supervised_loss
+        >>> loss_fn = supervised_loss(lambda images: tf.stack([images, -images], axis=1), "softmax")
+        >>> batch = {"image": tf.constant([0.0, 2.0]), "label": tf.constant([0, 0])}
+        >>> values, weights = loss_fn(batch, training=False, seeds=None).terms["softmax"]
+        >>> [f"{value:.3f}" for value in values], weights
+        (['0.693', '0.018'], None)
     """
-    if kind not in LOSSES:
-        raise LossError(f"loss={kind!r}: known losses are {', '.join(LOSSES)}{nearest(kind, list(LOSSES))}")
-    if not 0.0 <= label_smoothing < 1.0:
-        raise LossError(f"label_smoothing={label_smoothing}: it lies in [0, 1)")
-    if kind == "mse" and label_smoothing:
-        raise LossError(f"label_smoothing={label_smoothing}: the loss mse has no classes to smooth over")
+    check_loss(kind, label_smoothing)
     compute: Callable[..., tuple[Any, dict[str, Any]]] = {"softmax": _softmax, "sigmoid": _sigmoid, "mse": _mse}[kind]
     penalties = _keras_penalties(model) if is_keras(model) else {}
-    taken = keywords(model)
+    taken = accepted_keywords(model)
 
     def loss_fn(batch: Mapping[str, Any], *, training: bool, seeds: Any) -> Loss:
         given = {"training": training, "seeds": seeds}
-        outputs = wide(model(batch["image"], **{name: given[name] for name in taken}))
+        outputs = widen(model(batch["image"], **{name: given[name] for name in taken}))
         weights = batch.get("weight")
         values, metrics = compute(outputs, _present(batch["label"], weights), label_smoothing)
         regulariser = {path: penalty() for path, penalty in penalties.items()}
         if is_keras(model):
-            added = [
-                tf.reduce_sum(value)
-                for layer in keras_private.flatten_layers(model)
-                for value in keras_private.own_losses(layer)
-            ]
+            layers = keras_private.flatten_layers(model)
+            added = [tf.reduce_sum(value) for layer in layers for value in keras_private.own_losses(layer)]
             regulariser |= {"": tf.add_n(added)} if added else {}
         return Loss(
             terms={kind: (values, weights)},
@@ -161,8 +161,8 @@ def supervised_loss(model: Any, kind: str = "softmax", *, label_smoothing: float
     return loss_fn
 
 
-def keywords(model: Any) -> tuple[str, ...]:
-    """Of "training" and "seeds", those that a model takes."""
+def accepted_keywords(model: Any) -> tuple[str, ...]:
+    """Returns those of the keyword arguments "training" and "seeds" that a model accepts."""
     if is_keras(model):
         return ("training",)
     try:
@@ -174,22 +174,19 @@ def keywords(model: Any) -> tuple[str, ...]:
 
 
 def _keras_penalties(model: Any) -> dict[str, Callable[[], Any]]:
-    """Keras weight regularisers by variable path (``model.losses`` cannot tell whose each one is)."""
+    """The Keras weight regularisers by variable path; ``model.losses`` does not say to which variable each belongs."""
     found: dict[str, Callable[[], Any]] = {}
     by_id = {id(entry.variable): entry.path for entry in name_variables(model)}
     for weight in model.weights:
         regularizer = getattr(weight, "regularizer", None)
         if regularizer is not None and id(weight.value) in by_id:
-            found[by_id[id(weight.value)]] = functools.partial(_penalty, regularizer, weight)
+            penalty = functools.partial(lambda rule, weight: rule(weight.value), regularizer, weight)
+            found[by_id[id(weight.value)]] = penalty
     return found
 
 
-def _penalty(regularizer: Any, weight: Any) -> Any:
-    return regularizer(weight.value)
-
-
 def _present(labels: Any, weights: Any) -> Any:
-    """Labels with 0 for those of no weight: a missing one may be nan, whose gradient is nan whatever its weight."""
+    """Replaces labels of weight 0 by 0: a missing label may be NaN, which would make the gradient NaN."""
     labels = tf.convert_to_tensor(labels)
     if weights is None or not labels.dtype.is_floating or len(weights.shape) != 1:
         return labels
@@ -200,7 +197,7 @@ def _present(labels: Any, weights: Any) -> Any:
 def _softmax(logits: Any, labels: Any, smoothing: float) -> tuple[Any, dict[str, Any]]:
     classes = logits.shape[-1]
     if logits.shape.rank != 2 or classes < 2:
-        raise LossError(f"loss=softmax: the model's outputs have shape {logits.shape}; [B, classes >= 2] is wanted")
+        raise LossError(f"loss=softmax: the model's outputs have shape {logits.shape}; expected [B, classes >= 2]")
     labels = tf.cast(labels, tf.int32)
     values = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
     if smoothing:
@@ -228,7 +225,7 @@ def _as_columns(targets: Any, outputs: Any, kind: str) -> Any:
         targets = targets[:, None]
     if outputs.shape.rank != 2 or targets.shape.rank != 2 or targets.shape[1] != outputs.shape[1]:
         raise LossError(
-            f"loss={kind}: labels have shape {targets.shape}, the model's outputs {outputs.shape}; "
-            "one output per label column is wanted"
+            f"loss={kind}: labels have shape {targets.shape}, but the model's outputs have {outputs.shape}; "
+            "expected one output per label column"
         )
     return targets

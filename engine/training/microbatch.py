@@ -1,7 +1,7 @@
-"""The forward and backward pass of one micro-batch, traced once for a selection.
+"""The forward and backward pass of one micro-batch, traced once per selection.
 
-The tape watches the selection's variables and nothing else, so nothing below the lowest of them is
-recorded. A step calls this function once, or once for each of its micro-batches.
+The tape watches only the trained variables, so it records nothing below the lowest of them. A step in one piece calls
+the traced function once; a step as micro-batches calls it once for each of them.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from engine.graphs import dataflow
 from engine.graphs.op_kinds import OpKinds
 from engine.graphs.tracing import inlined
 from engine.selection.selection import Selection
+from engine.text import join_some
 from engine.training import losses, remat
 from engine.training.losses import LossFunction
 from engine.training.precision import wide_type
 
 
 class StepError(InputError):
-    """A batch, a loss or a setting that the step cannot train with."""
+    """The step cannot train with a batch, a loss or a setting."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +33,10 @@ class MicroBatch:
     """A traced micro-batch.
 
     Attributes:
-        function: ``function(batch, divisors, share, loss_scale)``; see ``trace``.
-        terms, metrics: names, in the order of ``divisors``, and of the results.
-        weights: term -> the sum of its weights, a tensor of the traced graph; None where it has no weights.
-        forward: operations of the forward pass.
-        backward: operations that only the gradients need.
+        function: ``function(batch, divisors, share, loss_scale)``; see ``trace_micro_batch``.
+        terms, metrics: the names of terms and metrics, in the order of ``divisors`` and of the results.
+        weights: for each term, the sum of its weights as a tensor of the traced graph; None if it has no weights.
+        forward, backward: the operations of the forward pass, and those that only the gradients need.
     """
 
     function: Any
@@ -52,7 +52,7 @@ class MicroBatch:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """Name -> placeholder of the batch's arrays, which come first among the graph's inputs."""
+        """The placeholders of the batch's arrays by name; they come first among the graph's inputs."""
         names = sorted(self.function.structured_input_signature[0][0])  # as tf.nest flattens a dict
         return dict(zip(names, self.graph.inputs, strict=False))
 
@@ -66,20 +66,19 @@ def trace_micro_batch(
     remat_mode: remat.Mode = "none",
     inline: bool = False,
 ) -> MicroBatch:
-    """Traces loss and gradients.
+    """Traces the loss and its gradients.
 
-    The function takes the batch, ``divisors`` (one for each term: the step's summed weights),
-    ``share`` (of the step's examples, for the regulariser, which enters once a step) and
-    ``loss_scale``. It returns ``gradients`` (of the scaled loss; dense, at least float32), and the
-    scalars ``values``, ``weights`` (a term's sums), ``metrics`` (pairs of sums) and ``regulariser``.
+    The traced function takes the batch, ``divisors`` (for each term, the step's summed weights), ``share`` (the share of
+    the step's examples, for the regulariser, which enters once per step) and ``loss_scale``. It returns ``gradients`` (of
+    the scaled loss; dense, at least float32) and the scalars ``values`` and ``weights`` (the sums of each term),
+    ``metrics`` (pairs of sums) and ``regulariser``.
 
     Args:
-        loss_fn: ``loss_fn(batch, *, training, seeds) -> Loss``.
-        selection: what trains.
-        specs: of the batch, "seeds" included.
-        whole: the micro-batch is the step: its own sums are the divisors, what is given is ignored.
-        remat_mode: what the model's marks do (engine.training.remat).
-        inline: whether tf.functions that the loss calls are written out, so that the graph shows what is in them.
+        loss_fn, specs: the loss function, and the specs of the batch, including "seeds".
+        whole: whether the step is computed in one piece. Its own sums are then the divisors, and ``divisors`` and
+            ``share`` are ignored.
+        remat_mode: which of the model's marks are recomputed (engine.training.remat).
+        inline: whether to inline the tf.functions that the loss calls, so that the graph shows their operations.
 
     Raises:
         StepError: the loss has no term, or does not depend on a trained variable.
@@ -97,22 +96,15 @@ def trace_micro_batch(
             sums = losses.weighted_sums(loss.terms)
             if not sums:
                 raise StepError("the loss has no term: Loss.terms is empty")
-            regulariser = losses.regulariser_of(loss, trained, next(iter(sums.values()))[0].dtype)
-            total = losses.objective(sums, regulariser, **({} if whole else {"divisors": divisors, "share": share}))
+            regulariser = losses.sum_regulariser(loss, trained, next(iter(sums.values()))[0].dtype)
+            total = losses.build_objective(
+                sums, regulariser, **({} if whole else {"divisors": divisors, "share": share})
+            )
             scaled = total * tf.cast(loss_scale, total.dtype)
         metrics = losses.weighted_sums(loss.metrics)
         here = tf.compat.v1.get_default_graph()
         found["forward"] = here.get_operations()
-        gradients = tape.gradient(scaled, variables)
-        missing = [e.path for e, g in zip(selection.trained, gradients, strict=True) if g is None]
-        if missing:
-            raise StepError(
-                f"the loss does not depend on {len(missing)} trained variable(s): {', '.join(missing[:5])}; "
-                "leave them out of the filter"
-            )
-        gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
-        gradients = [tf.cast(gradient, wide_type(gradient.dtype)) for gradient in gradients]
-        found["gradients"] = gradients
+        gradients = found["gradients"] = _take_gradients(tape, scaled, selection)
         found["weights"] = {name: None if loss.terms[name][1] is None else sums[name][1] for name in sums}
         found["metrics"] = tuple(metrics)
         return {
@@ -140,11 +132,24 @@ def trace_micro_batch(
     )
 
 
-def step_weights(micro: MicroBatch, selection: Selection, batch: Mapping[str, Any], count: Any) -> list[Any]:
-    """Each term's summed weights over a whole step, inside a tf.function: float64 scalars.
+def _take_gradients(tape: Any, loss: Any, selection: Selection) -> list[Any]:
+    """The gradients of the trained variables as dense tensors of at least float32."""
+    gradients = tape.gradient(loss, [entry.variable for entry in selection.trained])
+    missing = [e.path for e, g in zip(selection.trained, gradients, strict=True) if g is None]
+    if missing:
+        raise StepError(
+            f"the loss does not depend on {len(missing)} trained variable(s): {join_some(missing)}; "
+            "leave them out of the filter"
+        )
+    gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
+    return [tf.cast(gradient, wide_type(gradient.dtype)) for gradient in gradients]
 
-    A micro-batch's gradient is divided by them, so they must be known before the first one: the part
-    of the traced loss that makes the weights is run on the whole batch, and nothing else of it.
+
+def step_weights(micro: MicroBatch, selection: Selection, batch: Mapping[str, Any], count: Any) -> list[Any]:
+    """Computes each term's summed weights over a whole step, inside a tf.function: float64 scalars.
+
+    The gradient of a micro-batch is divided by them, so they must be known before the first micro-batch. Therefore the
+    part of the traced loss that computes the weights, and only that, is run on the whole batch.
 
     Raises:
         StepError: weights depend on the model's variables, or on random numbers other than "seeds".
@@ -162,12 +167,29 @@ def step_weights(micro: MicroBatch, selection: Selection, batch: Mapping[str, An
         if reads or drawn:
             what = f"the variable {reads[0]}" if reads else f"random numbers ({drawn[0]})"
             raise StepError(
-                f"term {name!r}: its weights depend on {what}; with micro-batches they must come from the batch "
-                "(or from its seeds): multiply the values instead"
+                f"term {name!r}: its weights depend on {what}; with micro-batches they must be computed from the batch "
+                "(or its seeds) alone; multiply the values instead"
             )
         wanted[name] = weight
     found: dict[str, Any] = {}
     if wanted:
         feeds = {id(placeholder): batch[name] for name, placeholder in micro.inputs.items()} | outer
-        found = dict(zip(wanted, dataflow.copy(list(wanted.values()), feeds), strict=True))
+        found = dict(zip(wanted, dataflow.copy_tensors(list(wanted.values()), feeds), strict=True))
     return [tf.cast(found.get(name, count), tf.float64) for name in micro.terms]
+
+
+def list_caveats(selection: Selection) -> list[str]:
+    """Returns a sentence for each reason why a step as micro-batches is not exactly the step in one piece."""
+    found = []
+    if selection.moving:
+        names = list(dict.fromkeys(entry.layer for entry in selection.moving))
+        found.append(
+            f"{len(names)} BatchNorm layer(s) in training mode normalise by the moments of a micro-batch, not of the "
+            f"step, and update their statistics once per micro-batch: {join_some(names)}; `!@stats` avoids this"
+        )
+    if generators := list(selection.variables.generators):
+        found.append(
+            f"{len(generators)} Keras layer(s) draw their own random numbers, which depend on how a step is split: "
+            f"{join_some(generators)}"
+        )
+    return found

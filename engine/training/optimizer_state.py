@@ -1,4 +1,4 @@
-"""The optimizer's state: slots of a selection, each with its own step count."""
+"""The optimizer's state: the slots of the trained variables, each with its own step count."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from engine.training.optimizers import Optimizer, OptimizerError
 
 @dataclass
 class Slots:
-    """Slots of the trained variables by path, and the steps each has seen.
+    """The slots of the trained variables by path, and the number of updates each has seen.
 
     Attributes:
-        values: path -> slot name -> tf.Variable of the variable's shape and dtype.
-        t: path -> number of steps applied since the slots were made.
+        values: by path and slot name, a tf.Variable of the variable's shape and dtype.
+        t: by path, the number of updates applied since the slots were created.
     """
 
     values: dict[str, dict[str, Any]] = field(default_factory=dict)
     t: dict[str, int] = field(default_factory=dict)
 
     def fit(self, chosen: Selection, optimizer: Optimizer) -> None:
-        """Makes slots for what trains and has none (zeros, t = 0); drops those of what is frozen."""
+        """Creates the missing slots of trained variables (zeros, t = 0), and drops those of frozen ones."""
         wanted = {entry.path: entry for entry in chosen.trained}
         for path in [p for p in self.t if p not in wanted]:
             del self.t[path]
@@ -39,9 +39,8 @@ class Slots:
                 self.t[path] = 0
 
     def bytes(self) -> int:
-        return sum(
-            slot.shape.num_elements() * slot.dtype.size for slots in self.values.values() for slot in slots.values()
-        )
+        slots = (slot for each in self.values.values() for slot in each.values())
+        return sum(slot.shape.num_elements() * slot.dtype.size for slot in slots)
 
     def handles(self, chosen: Selection) -> list[list[Any]]:
         return [[slot.handle for slot in self.values[entry.path].values()] for entry in chosen.trained]
@@ -54,7 +53,7 @@ class Slots:
             self.t[entry.path] += 1
 
     def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
-        """``optimizer/<path>/<slot>`` and ``optimizer/<path>/t`` with their values, one at a time."""
+        """Yields the names ``optimizer/<path>/<slot>`` and ``optimizer/<path>/t`` with their values."""
         for path, slots in self.values.items():
             for name, slot in slots.items():
                 yield f"optimizer/{path}/{name}", slot.numpy()
@@ -62,34 +61,23 @@ class Slots:
             yield f"optimizer/{path}/t", np.asarray(t, np.int64)
 
     def restore(self, variables: ModelVariables, optimizer: Optimizer, arrays: Mapping[str, np.ndarray]) -> None:
-        """Takes over ``arrays()`` of a model's variables; those without saved slots have none.
-
-        Raises:
-            OptimizerError: a slot is missing or has another shape.
-        """
+        """Restores saved ``arrays()``; variables without saved slots get none. The errors are those of ``take``."""
         self.values, self.t = {}, {}
         for entry in variables:
             if (t := arrays.get(f"optimizer/{entry.path}/t")) is not None:
-                self.take(
-                    entry, {name: arrays.get(f"optimizer/{entry.path}/{name}") for name in optimizer.slots}, int(t)
-                )
+                saved = {name: arrays.get(f"optimizer/{entry.path}/{name}") for name in optimizer.slots}
+                self.take(entry, saved, int(t))
 
     def take(self, entry: NamedVariable, arrays: Mapping[str, np.ndarray | None], t: int) -> None:
-        """Gives one variable these slots (name -> array, in the optimizer's order) and t.
-
-        Raises:
-            OptimizerError: one is None or has another shape.
-        """
-        made = {name: _zeros_like(entry) for name in arrays}
-        for name, slot in made.items():
+        """Sets a variable's slots (in the optimizer's order) and t; OptimizerError: a slot is None or unfit."""
+        slots = {name: _zeros_like(entry) for name in arrays}
+        for name, slot in slots.items():
             array = arrays[name]
             if array is None or tuple(array.shape) != tuple(slot.shape):
-                found = "nothing" if array is None else f"shape {list(array.shape)}"
-                raise OptimizerError(
-                    f"optimizer/{entry.path}/{name}: {found} saved, shape {list(slot.shape)} is wanted"
-                )
+                found = "the slot was not saved" if array is None else f"the saved shape is {list(array.shape)}"
+                raise OptimizerError(f"optimizer/{entry.path}/{name}: {found}; expected shape {list(slot.shape)}")
             slot.assign(array)
-        self.values[entry.path], self.t[entry.path] = made, t
+        self.values[entry.path], self.t[entry.path] = slots, t
 
 
 def _zeros_like(entry: NamedVariable) -> Any:

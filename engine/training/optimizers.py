@@ -1,8 +1,8 @@
-"""SGD, momentum, Adam and AdamW on TensorFlow's fused apply kernels; slots keyed by variable path.
+"""SGD, momentum, Adam and AdamW on TensorFlow's fused apply kernels, with slots keyed by variable path.
 
-An optimizer here is a frozen set of hyperparameters. What it remembers (slots, and Adam's t of each
-slot) lives in ``Slots``, which holds exactly the trained variables of the current selection: a
-variable that is frozen loses its slots, one that is unfrozen starts with zeros and t = 0.
+An optimizer is a frozen set of hyperparameters. Its state (slots, and Adam's t of each variable) is kept in ``Slots``,
+for exactly the trained variables of the current selection: a variable that is frozen loses its slots, and one that is
+unfrozen starts with zeros and t = 0.
 """
 
 from __future__ import annotations
@@ -10,35 +10,36 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import tensorflow as tf
 
 from engine import text
 from engine.errors import InputError
 from engine.selection import filters
 from engine.selection.filters import Filter
-from engine.selection.selection import Selection
-from engine.selection.variables import ModelVariables
+
+if TYPE_CHECKING:  # hyperparameters can be checked without TensorFlow
+    from engine.selection.selection import Selection
+    from engine.selection.variables import ModelVariables
 
 NO_DECAY = filters.group("bias") | filters.group("norm") | filters.group("embedding")
 
 
 class OptimizerError(InputError):
-    """Hyperparameters outside their range, or slots that do not fit."""
+    """An optimizer or hyperparameter is unknown or out of range, or saved slots do not fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """What all optimizers share.
+    """The hyperparameters that all optimizers share. The learning rate is an argument of each step.
 
     Attributes:
-        weight_decay: decoupled: each step, variable -= learning_rate * weight_decay * variable.
-        decay: which trained variables decay; by default none of the biases, norms and embeddings.
-        layer_decay: factor on the learning rate per layer counted from the output (BEiT,
-            arXiv:2106.08254): 1 for what follows the last block, d for that block, d**2 below it.
-        clip_norm: largest global norm of the selection's gradient; None does not clip.
+        weight_decay: decoupled weight decay: in each step, variable -= learning_rate * weight_decay * variable.
+        decay: the trained variables that decay; by default all except biases, norms and embeddings.
+        layer_decay: the factor d on the learning rate per layer, counted from the output (BEiT, arXiv:2106.08254): 1
+            after the last block, d in the last block, d**2 in the one below it.
+        clip_norm: the largest global norm of the gradient of the trained variables; None does not clip.
     """
 
     weight_decay: float = 0.0
@@ -56,43 +57,53 @@ class Optimizer:
             _check("clip_norm", self.clip_norm, 0.0, math.inf, open_low=True)
 
     def powers(self, t: np.ndarray) -> np.ndarray:
-        """Per-variable numbers that depend on t (steps seen, this one included): float64 [n, k]."""
+        """Returns the numbers per variable that depend on t (its updates, including this one): float64 [n, k]."""
         return np.zeros((len(t), 0))
 
     def constants(self) -> tuple[float, ...]:
-        """Hyperparameters that ``update`` wants as tensors."""
+        """Returns the hyperparameters that ``update`` needs as tensors."""
         return ()
 
     def update(
         self, variable: Any, gradient: Any, rate: Any, slots: Mapping[str, Any], powers: Any, constants: Any
     ) -> None:
-        """Applies one gradient.
+        """Updates one variable.
 
         Args:
-            variable: what is updated.
-            gradient, rate: in its dtype.
-            slots: name -> resource handle.
-            powers: a row of ``powers()``.
-            constants: ``constants()`` in its dtype.
+            gradient, rate, constants: its gradient, its learning rate and ``constants()``, in its dtype.
+            slots, powers: the resource handles of its slots, by name, and its row of ``powers()``.
         """
         raise TypeError(f"{type(self).__name__} must define update()")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SGD(Optimizer):
-    """variable -= learning_rate * gradient (kernel ResourceApplyGradientDescent)."""
+    """Stochastic gradient descent: variable -= learning_rate * gradient (kernel ResourceApplyGradientDescent).
+
+    Example:
+        >>> from engine import SGD
+        >>> SGD(clip_norm=1.0).slots
+        ()
+    """
 
     def update(
         self, variable: Any, gradient: Any, rate: Any, slots: Mapping[str, Any], powers: Any, constants: Any
     ) -> None:
+        import tensorflow as tf
+
         tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=rate, delta=gradient)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Momentum(Optimizer):
-    """a = momentum * a + gradient; variable -= learning_rate * a (kernel ResourceApplyMomentum).
+    """SGD with momentum: a = momentum * a + gradient; variable -= learning_rate * a (kernel ResourceApplyMomentum).
 
     With ``nesterov``: variable -= learning_rate * (gradient + momentum * a).
+
+    Example:
+        >>> from engine import Momentum
+        >>> Momentum(momentum=0.95, nesterov=True).slots
+        ('momentum',)
     """
 
     momentum: float = 0.9
@@ -110,21 +121,22 @@ class Momentum(Optimizer):
     def update(
         self, variable: Any, gradient: Any, rate: Any, slots: Mapping[str, Any], powers: Any, constants: Any
     ) -> None:
-        tf.raw_ops.ResourceApplyMomentum(
-            var=variable.handle,
-            accum=slots["momentum"],
-            lr=rate,
-            grad=gradient,
-            momentum=constants[0],
-            use_nesterov=self.nesterov,
-        )
+        import tensorflow as tf
+
+        given = {"var": variable.handle, "accum": slots["momentum"], "lr": rate, "grad": gradient}
+        tf.raw_ops.ResourceApplyMomentum(**given, momentum=constants[0], use_nesterov=self.nesterov)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adam(Optimizer):
-    """Adam (arXiv:1412.6980, section 2's second form; kernel ResourceApplyAdam), t kept per variable.
+    """Adam (arXiv:1412.6980, the second form in section 2; kernel ResourceApplyAdam), with one t per variable.
 
     variable -= learning_rate * sqrt(1 - beta2**t) / (1 - beta1**t) * m / (sqrt(v) + epsilon)
+
+    Example:
+        >>> from engine import Adam
+        >>> Adam(beta2=0.95).slots
+        ('m', 'v')
     """
 
     beta1: float = 0.9
@@ -140,8 +152,8 @@ class Adam(Optimizer):
         _check("epsilon", self.epsilon, 0.0, math.inf, open_low=True)
         if type(self) is Adam and self.weight_decay:
             raise OptimizerError(
-                f"weight_decay={self.weight_decay}: adam has none; adamw decays decoupled, and an L2 term "
-                "belongs into the loss's regulariser"
+                f"weight_decay={self.weight_decay}: adam has no weight decay; use adamw, or put an L2 penalty into the "
+                "regulariser of the loss"
             )
 
     def powers(self, t: np.ndarray) -> np.ndarray:
@@ -153,24 +165,23 @@ class Adam(Optimizer):
     def update(
         self, variable: Any, gradient: Any, rate: Any, slots: Mapping[str, Any], powers: Any, constants: Any
     ) -> None:
-        beta1, beta2, epsilon = constants
-        tf.raw_ops.ResourceApplyAdam(
-            var=variable.handle,
-            m=slots["m"],
-            v=slots["v"],
-            beta1_power=powers[0],
-            beta2_power=powers[1],
-            lr=rate,
-            beta1=beta1,
-            beta2=beta2,
-            epsilon=epsilon,
-            grad=gradient,
-        )
+        import tensorflow as tf
+
+        given = {"var": variable.handle, "m": slots["m"], "v": slots["v"], "lr": rate, "grad": gradient}
+        given |= dict(zip(("beta1", "beta2", "epsilon"), constants, strict=True))
+        tf.raw_ops.ResourceApplyAdam(**given, beta1_power=powers[0], beta2_power=powers[1])
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW(Adam):
-    """Adam with decoupled weight decay (arXiv:1711.05101), applied before the Adam step."""
+    """Adam with decoupled weight decay (arXiv:1711.05101), which is applied before the Adam update.
+
+    Example:
+        >>> from engine import AdamW, group
+        >>> optimizer = AdamW(weight_decay=0.05, decay=group("kernel"), layer_decay=0.75)
+        >>> optimizer.weight_decay, optimizer.beta1
+        (0.05, 0.9)
+    """
 
     weight_decay: float = 0.01
 
@@ -178,24 +189,20 @@ class AdamW(Adam):
 OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "momentum": Momentum, "adam": Adam, "adamw": AdamW}
 
 
-def by_name(name: str, **hyperparameters: Any) -> Optimizer:
-    """An optimizer by its flag name.
-
-    Raises:
-        OptimizerError: unknown name, or a hyperparameter that it does not have or not in that range.
-    """
+def build_optimizer(name: str, **hyperparameters: Any) -> Optimizer:
+    """Builds sgd, momentum, adam or adamw; raises OptimizerError if the name or a hyperparameter is not valid."""
     if name not in OPTIMIZERS:
         known = list(OPTIMIZERS)
-        raise OptimizerError(f"optimizer={name!r}: known are {', '.join(known)}{text.nearest(name, known)}")
-    made = OPTIMIZERS[name]
-    has = [entry.name for entry in fields(made)]
+        raise OptimizerError(f"optimizer={name!r}: expected one of {', '.join(known)}{text.nearest(name, known)}")
+    kind = OPTIMIZERS[name]
+    has = [entry.name for entry in fields(kind)]
     for key in hyperparameters:
         if key not in has:
             raise OptimizerError(f"{key}: the optimizer {name} has no such hyperparameter; it has {', '.join(has)}")
-    return made(**hyperparameters)
+    return kind(**hyperparameters)
 
 
-def apply(
+def apply_gradients(
     chosen: Selection,
     optimizer: Optimizer,
     gradients: Sequence[Any],
@@ -204,18 +211,19 @@ def apply(
     handles: Sequence[Sequence[Any]],
     powers: Any,
 ) -> None:
-    """Updates each trained variable of the selection, inside a tf.function.
+    """Updates each trained variable of a selection, inside a tf.function.
 
     Args:
         gradients: one dense tensor per trained variable, in its dtype.
-        learning_rate: float64 scalar.
-        handles: resource handles of the slots, as ``Slots.handles`` orders them.
-        powers: float64 [n, k], as ``Optimizer.powers`` gives them.
+        learning_rate: a float64 scalar.
+        handles, powers: the results of ``Slots.handles`` and ``Optimizer.powers``.
     """
+    import tensorflow as tf
+
     decayed = {e.path for e in chosen.trained if optimizer.weight_decay and optimizer.decay(e)}
     factors = layer_factors(chosen.variables, optimizer.layer_decay)
     width = powers.shape[1]
-    # Scalars are made once for all variables that share them: a ViT has hundreds, each op costs time.
+    # Scalars are shared between variables where possible: a ViT has hundreds, and each op costs time.
     flat: dict[Any, list[Any]] = {}
     rates: dict[Any, tuple[Any, Any]] = {}
     constants: dict[Any, list[Any]] = {}
@@ -236,10 +244,10 @@ def apply(
 
 
 def layer_factors(variables: ModelVariables, decay: float | None) -> dict[str, float]:
-    """path -> factor on the learning rate.
+    """Returns the factor on the learning rate of each variable, by path.
 
-    Depth counts blocks where the model has any: 0 before the first, n + 1 after the last of n.
-    In a model without blocks each layer with weights is one step of depth, in model order.
+    In a model with n blocks, the depth is 0 before the first block, 1 to n in the blocks and n + 1 after the last one.
+    In a model without blocks, the depth counts the layers with weights, in model order.
     """
     if decay is None:
         return {entry.path: 1.0 for entry in variables}
@@ -247,7 +255,7 @@ def layer_factors(variables: ModelVariables, decay: float | None) -> dict[str, f
     if any(entry.block for entry in variables):
         current = 0
         for entry in variables:
-            current = entry.block[0] + 1 if entry.block else (0 if current == 0 else entry_count(variables) + 1)
+            current = entry.block[0] + 1 if entry.block else (0 if current == 0 else count_blocks(variables) + 1)
             depths[entry.path] = current
     else:
         order = list(dict.fromkeys(entry.layer for entry in variables))
@@ -256,8 +264,8 @@ def layer_factors(variables: ModelVariables, decay: float | None) -> dict[str, f
     return {path: decay ** (top - depth) for path, depth in depths.items()}
 
 
-def entry_count(variables: ModelVariables) -> int:
-    """Number of blocks in the model."""
+def count_blocks(variables: ModelVariables) -> int:
+    """Returns the number of blocks in the model."""
     return max((entry.block[1] for entry in variables if entry.block), default=0)
 
 
@@ -268,4 +276,5 @@ def _check(
     below = value < high if open_high or high == math.inf else value <= high
     if not (above and below and math.isfinite(value)):
         end = "" if high == math.inf else f" and {'below' if open_high else 'at most'} {high:g}"
-        raise OptimizerError(f"{name}={value:g}: it must be {'above' if open_low else 'at least'} {low:g}{end}")
+        start = f"{'above' if open_low else 'of at least'} {low:g}"
+        raise OptimizerError(f"{name}={value:g}: expected a number {start}{end}")

@@ -1,4 +1,4 @@
-"""Phases, and which one applies: a pure function of saved state (steps trained, evaluations made)."""
+"""The phases of a run. The current phase is a pure function of saved state: steps trained and evaluations made."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple
 
-from engine.errors import InputError
+from engine.errors import InputError, check_range
 from engine.selection import filters
 from engine.text import nearest
 from engine.training import schedules
@@ -18,11 +18,11 @@ Monitor = Literal["eval_loss", "eval_accuracy"]
 
 
 class PhaseError(InputError):
-    """A phase that cannot be read or cannot be."""
+    """The text of a phase cannot be read, or its values are invalid."""
 
 
 class Evaluation(NamedTuple):
-    """One recorded evaluation. ``step`` counts steps trained; accuracy is None where there is none."""
+    """A recorded evaluation after ``step`` steps; the accuracy is None if the loss has none."""
 
     step: int
     phase: str
@@ -36,13 +36,12 @@ class Phase:
     """A stretch of training with one selection and its hyperparameters.
 
     Attributes:
-        name: for logs and files.
-        train: filter text: what trains.
-        steps: steps; or None when ``epochs`` or ``until`` says how long.
-        epochs: passes over the training part; may be a fraction.
-        until: "plateau" ends the phase when ``patience`` evaluations in a row are not better than the
-            best one before by more than ``min_delta``, or after ``max_steps`` steps.
-        learning_rate, schedule, weight_decay, layer_decay, clip_norm: None takes the run's own.
+        train: the filter, as text, of the variables to train.
+        steps, epochs: the number of steps or of passes over the training part, which may be fractional.
+        until: "plateau" ends the phase after ``patience`` consecutive evaluations that do not improve on the best one by
+            more than ``min_delta``, or after ``max_steps`` steps.
+        learning_rate, schedule, weight_decay, layer_decay, clip_norm: the values for this phase; None takes those of the
+            run.
     """
 
     name: str
@@ -63,32 +62,28 @@ class Phase:
         lengths = [key for key in ("steps", "epochs", "until") if getattr(self, key) is not None]
         if len(lengths) != 1:
             raise PhaseError(
-                f"phase {self.name!r}: exactly one of steps=, epochs= or until= says how long; got {lengths or 'none'}"
+                f"phase {self.name!r}: expected exactly one of steps=, epochs= and until=; got {lengths or 'none'}"
             )
         if self.until not in (None, "plateau"):
-            raise PhaseError(
-                f"phase {self.name!r}: until={self.until!r}: `plateau` is the only way to end by evaluation"
-            )
+            raise PhaseError(f"phase {self.name!r}: until={self.until!r}: expected plateau")
         if self.until and self.max_steps is None:
-            raise PhaseError(f"phase {self.name!r}: until=plateau needs max_steps=N, the most steps it may take")
+            raise PhaseError(f"phase {self.name!r}: until=plateau needs max_steps=N, the largest number of steps")
         if self.max_steps is not None and not self.until:
-            raise PhaseError(f"phase {self.name!r}: max_steps={self.max_steps} goes with until=plateau")
-        for key in ("steps", "epochs", "patience", "max_steps", "learning_rate", "clip_norm"):
-            value = getattr(self, key)
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise PhaseError(f"phase {self.name!r}: {key}={value}: it must be above 0")
-        for key in ("min_delta", "weight_decay"):
-            value = getattr(self, key)
-            if value is not None and not (value >= 0 and math.isfinite(value)):
-                raise PhaseError(f"phase {self.name!r}: {key}={value}: it must be at least 0")
-        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
-            raise PhaseError(f"phase {self.name!r}: layer_decay={self.layer_decay}: it must be above 0 and at most 1")
+            raise PhaseError(f"phase {self.name!r}: max_steps={self.max_steps} is valid only with until=plateau")
+        try:
+            for key in ("steps", "epochs", "patience", "max_steps", "learning_rate", "clip_norm"):
+                check_range(key, getattr(self, key), above=0)
+            for key in ("min_delta", "weight_decay"):
+                check_range(key, getattr(self, key), 0)
+            check_range("layer_decay", self.layer_decay, most=1, above=0)
+        except InputError as error:
+            raise PhaseError(f"phase {self.name!r}: {error}") from None
         if self.schedule is not None:
             schedules.parse(self.schedule)
         filters.parse_filter(self.train)
 
     def step_count(self, per_epoch: int) -> int:
-        """Steps of the phase; the most there can be when evaluations end it."""
+        """Returns the number of steps of the phase, or their upper limit if evaluations end it."""
         if self.epochs is not None:
             return max(1, round(self.epochs * per_epoch))
         return self.steps or self.max_steps or 0
@@ -98,15 +93,13 @@ _KINDS = {field.name: str(field.type) for field in fields(Phase)}
 
 
 def parse(text: str, *, train: str | None = None, steps: int | None = None, epochs: float | None = None) -> Phase:
-    """Reads ``name=head steps=200 train="head/.*" learning_rate=1e-3``.
+    """Reads a phase from a text such as ``name=head steps=200 train="head/.*" learning_rate=1e-3``.
 
-    Args:
-        text: keys and values as a shell splits them.
-        train, steps, epochs: what the run says for phases that do not say it.
+    It is split as a shell does. ``train``, ``steps`` and ``epochs`` are those of the run, for phases that give none.
 
     Raises:
-        PhaseError: an unknown key, a value that is no number, a missing or doubled key.
-        FilterError, ScheduleError: from ``train`` and ``schedule``.
+        PhaseError: a key is unknown, missing or given twice, or a value is not a number.
+        FilterError, ScheduleError: ``train`` or ``schedule`` is invalid.
     """
     try:
         words = shlex.split(text)
@@ -118,7 +111,7 @@ def parse(text: str, *, train: str | None = None, steps: int | None = None, epoc
         if key not in _KINDS or not equals:
             known = list(_KINDS)
             raise PhaseError(
-                f"phase {text!r}: `{word}` is no key=value of a phase; keys: {', '.join(known)}{nearest(key, known)}"
+                f"phase {text!r}: `{word}` is not a key=value of a phase; keys: {', '.join(known)}{nearest(key, known)}"
             )
         if key in values:
             raise PhaseError(f"phase {text!r}: `{key}` is given twice")
@@ -126,7 +119,7 @@ def parse(text: str, *, train: str | None = None, steps: int | None = None, epoc
     values.setdefault("name", "train")
     if "train" not in values:
         if train is None:
-            raise PhaseError(f"phase {text!r}: it has no train=FILTER, and there is no --train for all phases")
+            raise PhaseError(f"phase {text!r}: there is neither a train=FILTER nor a --train for all phases")
         values["train"] = train
     if not {"steps", "epochs", "until"} & set(values):
         if steps is not None:
@@ -154,17 +147,17 @@ def _value(text: str, key: str, value: str) -> object:
 
 
 class Position(NamedTuple):
-    """Where a run is: the phase, its first step, and why the phases before it ended."""
+    """The current phase of a run, its first step, and when and why the earlier phases ended."""
 
     phase: int
     from_step: int
-    ended: tuple[tuple[int, str], ...]  # (to_step, reason) of each phase before
+    ended: tuple[tuple[int, str], ...]  # (to_step, reason) of each earlier phase
 
 
 def locate(
     phases: Sequence[Phase], per_epoch: int, step: int, evaluations: Sequence[Evaluation], monitor: Monitor
 ) -> Position:
-    """The phase that the next step belongs to, after ``step`` steps; ``len(phases)`` at the end."""
+    """Finds the phase of the next step after ``step`` steps; ``len(phases)`` at the end of the run."""
     from_step = 0
     ended: list[tuple[int, str]] = []
     for number, phase in enumerate(phases):
@@ -172,7 +165,7 @@ def locate(
         if phase.until:
             reason = "max_steps"
             mine = [e for e in evaluations if from_step < e.step <= min(step, to_step)]
-            at = plateau(mine, monitor, patience=phase.patience, min_delta=phase.min_delta)
+            at = find_plateau(mine, monitor, patience=phase.patience, min_delta=phase.min_delta)
             if at is not None and at < to_step:
                 to_step, reason = at, "plateau"
         if step < to_step:
@@ -182,28 +175,25 @@ def locate(
     return Position(len(phases), from_step, tuple(ended))
 
 
-def plateau(
+def find_plateau(
     evaluations: Sequence[Evaluation], monitor: Monitor, *, patience: int, min_delta: float = 0.0
 ) -> int | None:
-    """The step at which ``patience`` evaluations in a row were no better than the best, or None."""
+    """Returns the step at which ``patience`` consecutive evaluations had not improved on the best one, or None."""
     best, since = -math.inf, 0
     for evaluation in evaluations:
         now = score(evaluation, monitor)
-        if now > best + min_delta:
-            best, since = now, 0
-        else:
-            since += 1
-            if since >= patience:
-                return evaluation.step
+        best, since = (now, 0) if now > best + min_delta else (best, since + 1)
+        if since and since >= patience:
+            return evaluation.step
     return None
 
 
 def score(evaluation: Evaluation, monitor: Monitor) -> float:
-    """How good an evaluation is; more is better, and NaN is worst."""
+    """Returns a number for comparing evaluations: higher is better, and NaN is worst."""
     value = evaluation.accuracy if monitor == "eval_accuracy" else -evaluation.loss
     return -math.inf if value is None or math.isnan(value) else value
 
 
-def best(evaluations: Sequence[Evaluation], monitor: Monitor) -> Evaluation | None:
-    """The first of the best evaluations."""
+def best_evaluation(evaluations: Sequence[Evaluation], monitor: Monitor) -> Evaluation | None:
+    """Returns the best evaluation, the first of several equal ones."""
     return max(evaluations, key=lambda e: score(e, monitor), default=None)

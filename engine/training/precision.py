@@ -1,7 +1,7 @@
-"""What numbers a run computes in, and the loss scale that float16 needs.
+"""The dtypes that a run computes in, and the loss scale that float16 needs.
 
-Variables, gradients and slots stay in ``variables``; models cast what they read to ``compute`` and do
-norms and softmax, and losses are taken, in float32 at least (``wide``).
+Variables, gradients and slots have the dtype ``variables``. Models compute in ``compute``, except that normalisation,
+softmax and losses are computed in at least float32 (``widen``).
 """
 
 from __future__ import annotations
@@ -9,74 +9,90 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import tensorflow as tf
-
 from engine.errors import InputError
 from engine.text import nearest
 
 
 class PrecisionError(InputError):
-    """A precision that does not exist, or a loss scale outside its bounds."""
+    """A precision is unknown, or a loss scale is out of range."""
 
 
 @dataclass(frozen=True)
 class Precision:
-    """Attributes:
-    name: as in a flag, and as Keras names the dtype policy.
-    variables: dtype of the variables that a model is made with.
-    compute: dtype of the forward and backward pass.
-    """
+    """The dtypes of a run, by names, which need no TensorFlow. ``name`` is also that of the Keras dtype policy."""
 
     name: str
-    variables: Any
-    compute: Any
+    variables_name: str
+    compute_name: str
+
+    @property
+    def variables(self) -> Any:
+        """The dtype of a model's variables."""
+        return _dtype(self.variables_name)
+
+    @property
+    def compute(self) -> Any:
+        """The dtype of the forward and backward pass."""
+        return _dtype(self.compute_name)
 
     @property
     def scaled(self) -> bool:
         """Whether gradients need a loss scale: float16 has no small numbers below 6e-8."""
-        return bool(self.compute == tf.float16)
+        return self.compute_name == "float16"
 
 
 PRECISIONS = {
-    "float32": Precision("float32", tf.float32, tf.float32),
-    "mixed_bfloat16": Precision("mixed_bfloat16", tf.float32, tf.bfloat16),
-    "mixed_float16": Precision("mixed_float16", tf.float32, tf.float16),
-    "float64": Precision("float64", tf.float64, tf.float64),
+    "float32": Precision("float32", "float32", "float32"),
+    "mixed_bfloat16": Precision("mixed_bfloat16", "float32", "bfloat16"),
+    "mixed_float16": Precision("mixed_float16", "float32", "float16"),
+    "float64": Precision("float64", "float64", "float64"),
 }
 
 
-def parse(name: str) -> Precision:
-    """A precision by name.
+def _dtype(name: str) -> Any:
+    import tensorflow as tf
 
-    Raises:
-        PrecisionError: there is none of that name.
-    """
+    return tf.as_dtype(name)
+
+
+def parse(name: str) -> Precision:
+    """Returns the precision of a name; raises PrecisionError if it is unknown."""
     if name not in PRECISIONS:
         known = list(PRECISIONS)
-        raise PrecisionError(f"precision={name!r}: known are {', '.join(known)}{nearest(name, known)}")
+        raise PrecisionError(f"precision={name!r}: expected one of {', '.join(known)}{nearest(name, known)}")
     return PRECISIONS[name]
 
 
 def wide_type(dtype: Any) -> Any:
-    """float32 for a 16-bit type, else the type itself: what sums are taken in."""
-    return tf.float32 if dtype.size < 4 else dtype
+    """Returns the dtype for sums: float32 for a 16-bit dtype, else the dtype itself."""
+    return _dtype("float32") if dtype.size < 4 else dtype
 
 
-def wide(x: Any) -> Any:
-    """A 16-bit tensor as float32; any other as it is."""
+def widen(x: Any) -> Any:
+    """Casts a 16-bit tensor to float32, and returns any other unchanged."""
+    import tensorflow as tf
+
     return tf.cast(x, wide_type(x.dtype))
 
 
 @dataclass
 class LossScale:
-    """A dynamic loss scale (arXiv:1710.03740, section 3.2), moved once a step.
+    """A dynamic loss scale for models that compute in float16 (arXiv:1710.03740, section 3.2), adjusted once per step.
+
+    It halves after a step with a gradient that is not finite, and doubles after ``growth_every`` finite steps.
 
     Attributes:
-        scale: what the loss is multiplied by, and gradients are divided by; a power of two, so that
-            both are exact.
-        good: finite steps since the scale last moved.
-        floor, cap: the scale stays between them.
-        growth_every: finite steps in a row after which the scale doubles.
+        scale: the factor on the loss, by which gradients are then divided; a power of two, so that both are exact.
+        good: the number of finite steps since the scale last changed.
+        floor, cap: the limits of the scale.
+        growth_every: the number of consecutive finite steps after which the scale doubles.
+
+    Example:
+        >>> from engine import LossScale
+        >>> scale = LossScale(scale=8.0)
+        >>> scale.update(finite=False)
+        >>> scale.scale
+        4.0
     """
 
     scale: float = 2.0**15
@@ -88,13 +104,13 @@ class LossScale:
     def __post_init__(self) -> None:
         if not 0 < self.floor <= self.scale <= self.cap:
             raise PrecisionError(
-                f"loss scale {self.scale:g}: it must lie between floor {self.floor:g} and cap {self.cap:g}"
+                f"loss scale {self.scale:g}: expected a number from floor={self.floor:g} to cap={self.cap:g}"
             )
         if self.growth_every < 1:
-            raise PrecisionError(f"growth_every={self.growth_every}: it must be at least 1")
+            raise PrecisionError(f"growth_every={self.growth_every}: expected at least 1")
 
     def update(self, finite: bool) -> None:
-        """Halves after a step that was not finite, doubles after enough that were."""
+        """Adjusts the scale after a step, given whether the step was finite."""
         if not finite:
             self.scale, self.good = max(self.floor, self.scale / 2), 0
             return

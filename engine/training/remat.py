@@ -1,11 +1,9 @@
-"""Rematerialisation: forward tensors are computed again in the backward pass instead of being kept
-(arXiv:1604.06174).
+"""Rematerialisation: the backward pass recomputes forward tensors instead of keeping them (arXiv:1604.06174).
 
-A model marks what can be computed again: ``block`` around a whole block, ``elementwise`` around cheap
-element-wise work and the products that read it. Which marks count is decided where a step is traced
-(``scope``), so a model is built once for all modes. In a graph only what the backward pass needs is
-computed again: of ``elementwise(lambda h: down(gelu(h)), h)`` the GELU, not the product, whose
-gradient reads its inputs alone.
+A model marks what can be recomputed: ``block`` around a whole block, ``elementwise`` around cheap element-wise
+operations and the matrix products that read them. Which marks count is decided when a step is traced (``scope``), so a
+model is built once for all modes. Only what the backward pass needs is recomputed: of
+``elementwise(lambda h: down(gelu(h)), h)`` that is the GELU but not the product, whose gradient reads only its inputs.
 """
 
 from __future__ import annotations
@@ -15,8 +13,6 @@ import contextvars
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-import tensorflow as tf
-
 from engine.errors import InputError
 from engine.text import nearest
 
@@ -25,7 +21,7 @@ MODES: tuple[Mode, ...] = ("none", "elementwise", "blocks")
 
 
 class RematError(InputError):
-    """A mode that does not exist, or a model without marks."""
+    """The mode is unknown, or the model has no marks."""
 
 
 class _Scope:
@@ -39,27 +35,20 @@ _current: contextvars.ContextVar[_Scope | None] = contextvars.ContextVar("remat"
 
 
 def check(mode: str) -> Mode:
-    """The mode of that name.
-
-    Raises:
-        RematError: there is none.
-    """
+    """Returns the mode of a name; raises RematError if it is unknown."""
     for known in MODES:
         if mode == known:
             return known
-    raise RematError(f"remat={mode!r}: known are {', '.join(MODES)}{nearest(mode, list(MODES))}")
+    raise RematError(f"remat={mode!r}: expected one of {', '.join(MODES)}{nearest(mode, list(MODES))}")
 
 
 @contextlib.contextmanager
 def scope(mode: Mode, variables: Any = ()) -> Iterator[None]:
-    """Surrounds the tracing of a training step.
+    """Sets the mode for a training step that is traced in a ``with`` block.
 
-    Args:
-        mode: "none" keeps everything; "elementwise" heeds those marks; "blocks" both kinds, nested.
-        variables: those that the step wants gradients of; others inside a mark get none.
-
-    Raises:
-        RematError: on leaving, when the mode is not "none" and the model has no mark.
+    "none" keeps everything, "elementwise" recomputes inside those marks, "blocks" inside both kinds. ``variables`` are
+    differentiated; others inside a mark get no gradient. RematError is raised at the end of the block if the mode is
+    not "none" and the model has no mark.
     """
     here = _Scope(mode, frozenset(id(variable) for variable in variables))
     token = _current.set(here)
@@ -69,37 +58,36 @@ def scope(mode: Mode, variables: Any = ()) -> Iterator[None]:
         _current.reset(token)
     if mode != "none" and not here.marks:
         raise RematError(
-            f"remat={mode}: the model marks nothing that can be computed again; the project's ViT does, "
-            "and your own model can (engine.training.remat)"
+            f"remat={mode}: the model does not mark anything to recompute; the project's ViT does, and your own model "
+            "can do so with engine.training.remat"
         )
 
 
 def block(function: Callable[[Any], Any], x: Any) -> Any:
-    """``function(x)``, of which with mode "blocks" only ``x`` is kept."""
+    """Returns ``function(x)``; in mode "blocks", only ``x`` is kept for the backward pass."""
     return _marked(function, x, ("blocks",))
 
 
 def elementwise(function: Callable[[Any], Any], x: Any) -> Any:
-    """``function(x)``, of which with mode "elementwise" or "blocks" only ``x`` is kept."""
+    """Returns ``function(x)``; in modes "elementwise" and "blocks", only ``x`` is kept for the backward pass."""
     return _marked(function, x, ("elementwise", "blocks"))
 
 
 def _marked(function: Callable[[Any], Any], x: Any, modes: tuple[Mode, ...]) -> Any:
+    import tensorflow as tf
+
     here = _current.get()
     if here is None or here.mode not in modes:
         return function(x)
     here.marks += 1
-    return _recomputed(function, x, here)
 
-
-def _recomputed(function: Callable[[Any], Any], x: Any, here: _Scope) -> Any:
     @tf.custom_gradient
     def forward(x: Any) -> Any:
         outputs = function(x)
 
         def backward(*upstream: Any, variables: Any = ()) -> Any:
             mine = [variable for variable in variables if id(variable) in here.variables]
-            # waits for the gradient that flows in: otherwise it would run beside the forward pass
+            # Waits for the incoming gradient: otherwise it would run during the forward pass.
             with tf.control_dependencies(list(upstream)):
                 again = tf.identity(x)
             with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -116,7 +104,7 @@ def _recomputed(function: Callable[[Any], Any], x: Any, here: _Scope) -> Any:
 
 
 def _with_marks(function: Callable[[Any], Any], x: Any, here: _Scope) -> Any:
-    """``function(x)`` with the marks inside it heeded: gradients are taken after the scope was left."""
+    """``function(x)`` with the scope restored for the marks inside it: gradients are taken after the scope's end."""
     token = _current.set(here)
     try:
         return function(x)

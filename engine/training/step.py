@@ -1,8 +1,7 @@
-"""TrainStep: one compiled function per selection and optimizer. A step is one call of it.
+"""TrainStep: trains one batch per call, with one compiled function per selection and optimizer.
 
-Gradients, slots, averages, decay and the clipping norm exist for the selection alone. Slots are
-passed to the compiled function by handle: it survives their being dropped, and going back to an
-old selection traces nothing.
+Slots are passed to the compiled function as handles, so the function outlives them, and returning to an earlier
+selection traces nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
-from engine.graphs.tracing import call_unchecked, signature, specs_of
+from engine.graphs.tracing import batch_signature, batch_specs, batch_tensors, call_unchecked
 from engine.seeds import example_seeds
 from engine.selection.selection import Selection
 from engine.selection.variables import ModelVariables
@@ -33,21 +32,30 @@ NonFinite = Literal["skip", "stop"]
 
 
 class NonFiniteError(RuntimeError):
-    """A step whose loss or gradient is not finite; it changed nothing."""
+    """The loss or a gradient of a step is not finite. The step has changed nothing."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step gave; scalars as tensors, read when needed.
+    """The result of one step. Scalars are tensors, so that they are copied from the device only when they are read.
 
     Attributes:
-        loss: sum of all terms and the regulariser.
-        terms: each term's weighted mean.
-        metrics: each metric's weighted mean.
-        grad_norm: global norm of the selection's gradient, before clipping.
-        skipped: nothing was updated: the loss or the gradient was not finite, or no example had a weight.
-        loss_scale: that this step was computed with (1.0 without one).
-        left_out: terms whose weights were all 0.
+        loss: the sum of all terms and the regulariser.
+        terms: the weighted mean of each term, by name.
+        metrics: the weighted mean of each metric, by name.
+        grad_norm: the global norm of the gradient of the trained variables, before clipping.
+        skipped: whether nothing was updated, because the loss or the gradient was not finite or no example had a weight.
+        loss_scale: the loss scale used in this step; 1.0 if there is none.
+        left_out: the names of terms whose weights were all 0.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> from engine import SGD, Loss, TrainStep, select
+        >>> model = {"w": tf.Variable(2.0)}
+        >>> step = TrainStep(lambda batch, *, training, seeds: Loss({"term": (batch["x"] * model["w"], None)}), SGD())
+        >>> result = step(select(model, "w"), {"x": tf.constant([1.0, 3.0])}, learning_rate=0.1)
+        >>> float(result.loss), float(result.grad_norm), result.skipped
+        (4.0, 2.0, False)
     """
 
     loss: Any
@@ -61,13 +69,10 @@ class StepResult:
 
 @dataclass(frozen=True, eq=False)
 class TracedStep:
-    """A compiled step as a graph, to be read.
+    """A compiled step as a graph, for analysis, with the micro-batch from which it was built.
 
-    Attributes:
-        graph: its function graph.
-        handles: the graph's inputs that are handles -> names of their variables: a path of the model,
-            ``optimizer/<path>/<slot>`` or ``ema/<path>`` as in checkpoints.
-        micro_batch: the micro-batch that it is made of.
+    ``handles`` names the variable behind each input of the graph that is a handle: a path of the model, or
+    ``optimizer/<path>/<slot>`` or ``ema/<path>`` as in checkpoints.
     """
 
     graph: Any
@@ -76,32 +81,57 @@ class TracedStep:
 
 
 class TrainStep:
-    """Trains on one step a call.
+    """Trains a selection of variables. Each call is one step: one optimizer update from one batch.
+
+    A call computes the loss of the batch and the gradients of the selection's trained variables, and updates these and
+    nothing else. Everything obeys the selection: the tape records nothing below the lowest trained variable; slots,
+    averages, weight decay and the clipping norm cover only trained variables; and a BatchNorm layer of which nothing
+    trains runs in inference mode. A variable that leaves the selection loses its slots, and one that joins it starts
+    with new ones, so a phase of a run is just a series of calls with the same selection.
+
+    The first call with a selection traces and compiles a function for it, the optimizer's hyperparameters and the names,
+    dtypes and shapes in the batch (not the batch size). Later calls reuse it, even after other selections have been
+    trained in between. The learning rate and the loss scale are inputs of the function and may change in every step.
+
+    A step is computed in one piece, or as micro-batches to save memory. Both give the same result up to rounding, because
+    values and gradients are summed over the micro-batches and divided once by the weights of the whole step.
 
     Args:
-        loss_fn: ``loss_fn(batch, *, training, seeds) -> Loss`` (engine.training.losses).
-        optimizer: hyperparameters; ``__call__`` can be given another of the same kind.
-        seed: base of the per-example seeds of batches that bring none.
-        micro_batch_size: examples per micro-batch: a step is computed in parts of so many (the last
-            may have fewer), with the same result up to rounding and the memory of one part. None
-            computes it in one piece.
-        remat: "none", "elementwise" or "blocks": what is computed again instead of kept (engine.training.remat).
-        loss_scale: dynamic loss scale, which a model that computes in float16 needs.
-        ema: decay of averages of the trained variables; None keeps none.
-        nonfinite: "stop" raises at the first step that is not finite; "skip" goes on without it.
-            None: skips with a loss scale, else stops. Such a step never changes anything.
-        give_up: steps skipped in a row after which it raises all the same.
+        loss_fn: the loss function, ``loss_fn(batch, *, training, seeds) -> Loss`` (see ``Loss``).
+        optimizer: the hyperparameters; a call can use others of the same kind.
+        seed: the base of the random seeds of examples, for batches without "seeds".
+        micro_batch_size: the number of examples per micro-batch, of which the last may have fewer; None computes a step
+            in one piece.
+        remat: "none", "elementwise" or "blocks": what the backward pass recomputes instead of keeping it
+            (engine.training.remat).
+        loss_scale: a dynamic loss scale, needed by models that compute in float16.
+        ema: the decay of exponential moving averages of the trained variables; None keeps none.
+        nonfinite: "stop" raises an error at the first step whose loss or gradient is not finite; "skip" skips such
+            steps; None means "skip" with a loss scale and "stop" without. Such a step never changes a variable.
+        give_up: the number of consecutive skipped steps after which an error is raised nevertheless.
 
     Attributes:
-        slots: optimizer state of the current selection.
-        averages: of the current selection, or None.
-        steps: steps trained so far, skipped ones included; not one that "stop" raised at.
-        skipped: how many of them were skipped.
-        left_out: term -> steps in which all its weights were 0.
-        traces: how many times a function was traced.
+        slots: the optimizer state of the current selection.
+        averages: the averages of the current selection, or None.
+        steps: the number of steps trained, including skipped ones but not one at which "stop" raised an error.
+        skipped: the number of skipped steps.
+        left_out: for each term, the number of steps in which all its weights were 0.
+        traces: the number of functions traced so far.
 
     Raises:
-        StepError, RematError, EmaError: an argument outside its range.
+        StepError, RematError, EmaError: an argument is out of range.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> from engine import SGD, Loss, TrainStep, select
+        >>> model = {"stem/w": tf.Variable(1.0), "head/w": tf.Variable(2.0)}
+        >>> def loss_fn(batch, *, training, seeds):
+        ...     outputs = model["head/w"] * model["stem/w"] * batch["x"]
+        ...     return Loss(terms={"mse": (tf.square(outputs - batch["y"]), None)})
+        >>> step = TrainStep(loss_fn, SGD())
+        >>> result = step(select(model, "head/.*"), {"x": tf.ones([4]), "y": tf.ones([4])}, learning_rate=0.25)
+        >>> float(result.loss), [float(variable) for variable in model.values()]
+        (1.0, [1.0, 1.5])
     """
 
     def __init__(
@@ -118,11 +148,11 @@ class TrainStep:
         give_up: int = 20,
     ) -> None:
         if micro_batch_size is not None and micro_batch_size < 1:
-            raise StepError(f"micro_batch_size={micro_batch_size}: it must be at least 1")
+            raise StepError(f"micro_batch_size={micro_batch_size}: expected at least 1")
         if nonfinite not in (None, "skip", "stop"):
-            raise StepError(f"nonfinite={nonfinite!r}: it takes 'skip' or 'stop'")
+            raise StepError(f"nonfinite={nonfinite!r}: expected 'skip' or 'stop'")
         if give_up < 1:
-            raise StepError(f"give_up={give_up}: it must be at least 1")
+            raise StepError(f"give_up={give_up}: expected at least 1")
         self.loss_fn = loss_fn
         self.optimizer = optimizer
         self.seed = seed
@@ -133,11 +163,8 @@ class TrainStep:
         self.give_up = give_up
         self.slots = Slots()
         self.averages = Averages(ema) if ema is not None else None
-        self.steps = 0
-        self.skipped = 0
+        self.steps = self.skipped = self.traces = self._skipped_in_row = 0
         self.left_out: dict[str, int] = {}
-        self.traces = 0
-        self._skipped_in_row = 0
         self._micro: dict[Any, MicroBatch] = {}
         self._compiled: dict[Any, Any] = {}
 
@@ -152,16 +179,14 @@ class TrainStep:
         """Trains the selection on one batch.
 
         Args:
-            selection: what may move.
-            batch: name -> array or tensor, first axis the examples. "seeds" (int32 [B, 2]) are the
-                examples' random seeds; "index" stays on the host.
-            learning_rate: of this step.
-            optimizer: instead of the one given at the making, with the same slots.
+            batch: arrays or tensors by name, whose first axis is the examples. "seeds" (int32 [B, 2]) are the random
+                seeds of the examples; "index" is ignored.
+            optimizer: hyperparameters for this step, instead of the constructor's; they must have the same slots.
 
         Raises:
-            StepError: the batch is empty or uneven, or a trained variable has no gradient.
-            LossError: the loss breaks its contract, such as by a negative weight.
-            NonFiniteError: see ``nonfinite`` and ``give_up``; names the variables whose gradients were not finite.
+            StepError: the batch is empty, its arrays differ in length, or the loss does not depend on a trained variable.
+            LossError: the loss breaks its contract, for example by a negative weight.
+            NonFiniteError: see ``nonfinite`` and ``give_up``. The message names the variables concerned.
         """
         optimizer = optimizer or self.optimizer
         tensors = self.tensors(batch)
@@ -183,8 +208,8 @@ class TrainStep:
         losses.check_weights(result["metric_weights"])
         if bool(result["finite"]) and not bool(result["exact"]):
             raise losses.LossError(
-                "weights of micro-batches do not sum to those of the step: an example's weight must not depend on "
-                "the other examples of its batch; compute it from the example, or before the batch is given"
+                "the weights of the micro-batches do not sum to those of the step: the weight of an example must not "
+                "depend on other examples; compute it from the example alone, or add it to the batch beforehand"
             )
         applied = bool(result["applied"])
         self._judge(selection, tensors, applied, bool(result["finite"]), scale)
@@ -193,31 +218,24 @@ class TrainStep:
         empty = tuple(name for name, weight in result["weights"].items() if not float(weight))
         for name in empty:
             self.left_out[name] = self.left_out.get(name, 0) + 1
-        return StepResult(
-            loss=result["loss"],
-            terms=result["terms"],
-            metrics=result["metrics"],
-            grad_norm=result["grad_norm"],
-            skipped=not applied,
-            loss_scale=scale,
-            left_out=empty,
-        )
+        found = {name: result[name] for name in ("loss", "terms", "metrics", "grad_norm")}
+        return StepResult(**found, skipped=not applied, loss_scale=scale, left_out=empty)
 
     def micro_batch(self, selection: Selection, batch: Mapping[str, Any], *, inline: bool = False) -> MicroBatch:
-        """The traced forward and backward pass for a selection and batches like this one, without running it.
+        """Returns the traced forward and backward pass for a selection and batches like this one, without running it.
 
-        ``inline`` traces anew and writes out the tf.functions that the loss calls; the step itself goes on with the
-        trace that it has.
+        With ``inline`` it is traced again, with the tf.functions that the loss calls inlined; the step itself keeps its
+        own trace.
         """
         tensors = self.tensors(batch)
         return self._trace(selection, tensors, inline=True) if inline else self._micro_batch(selection, tensors)
 
     def use_micro_batch(self, selection: Selection, specs: Mapping[str, Any], micro: MicroBatch) -> None:
-        """From now on, batches of these specs are trained by this micro-batch instead of a trace of the loss."""
-        self._micro[selection, signature(specs), self.micro_batch_size is None] = micro
+        """Makes batches of these specs use this micro-batch, instead of a trace of the loss, from now on."""
+        self._micro[selection, batch_signature(specs), self.micro_batch_size is None] = micro
 
     def traced(self, selection: Selection, batch: Mapping[str, Any]) -> TracedStep:
-        """The compiled step for a selection and batches like this one, without running it."""
+        """Returns the compiled step for a selection and batches like this one, without running it."""
         tensors = self.tensors(batch)
         graph = self._function(selection, self.optimizer, tensors).graph
         first = len(tensors) + 2  # after the batch, the learning rate and the loss scale
@@ -232,29 +250,15 @@ class TrainStep:
         return TracedStep(graph, handles, self._micro_batch(selection, tensors))
 
     def evaluating(self, variables: ModelVariables) -> contextlib.AbstractContextManager[None]:
-        """Surrounds an evaluation: with averages, they are in the model meanwhile."""
+        """Puts the averages, if there are any, into the model for an evaluation in a ``with`` block."""
         return contextlib.nullcontext() if self.averages is None else self.averages.in_place(variables)
 
     def caveats(self, selection: Selection) -> list[str]:
-        """What micro-batches cannot keep exact for this selection, a sentence each; none without micro-batches."""
-        if self.micro_batch_size is None:
-            return []
-        found = []
-        if selection.moving:
-            names = list(dict.fromkeys(entry.layer for entry in selection.moving))
-            found.append(
-                f"{len(names)} BatchNorm layer(s) in training mode take their moments from a micro-batch, not from the "
-                f"step, and their statistics move once for each: {', '.join(names[:5])}; `!@stats` avoids it"
-            )
-        if generators := list(selection.variables.generators):
-            found.append(
-                f"{len(generators)} Keras layer(s) draw random numbers of their own, which depend on how a step is "
-                f"split: {', '.join(generators[:5])}"
-            )
-        return found
+        """Returns a sentence for each reason why micro-batches are not exact for this selection; none in one piece."""
+        return [] if self.micro_batch_size is None else microbatch.list_caveats(selection)
 
     def state(self) -> dict[str, Any]:
-        """What a resume needs beside variables and ``arrays``."""
+        """Returns the state that a resume needs besides variables and ``arrays``."""
         scale = self.loss_scale
         return {
             "steps": self.steps,
@@ -265,17 +269,13 @@ class TrainStep:
         }
 
     def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Slots (``optimizer/<path>/<slot>``) and averages (``ema/<path>``), one at a time."""
+        """Yields the names and values of slots (``optimizer/<path>/<slot>``) and averages (``ema/<path>``)."""
         yield from self.slots.arrays()
         if self.averages is not None:
             yield from self.averages.arrays()
 
     def restore(self, variables: ModelVariables, state: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-        """Takes over ``state()`` and ``arrays()`` of a step with the same arguments.
-
-        Raises:
-            OptimizerError, EmaError: arrays do not fit the model.
-        """
+        """Restores saved ``state()`` and ``arrays()``; raises OptimizerError or EmaError if the arrays do not fit."""
         self.slots.restore(variables, self.optimizer, arrays)
         if self.averages is not None:
             self.averages.restore(variables, arrays)
@@ -284,12 +284,12 @@ class TrainStep:
         if self.loss_scale is not None and state["loss_scale"] is not None:
             self.loss_scale.scale, self.loss_scale.good = state["loss_scale"]["scale"], state["loss_scale"]["good"]
 
-    # ---- what is behind a call
+    # ---- the implementation of a call
 
     def _judge(
         self, selection: Selection, tensors: Mapping[str, Any], applied: bool, finite: bool, scale: float
     ) -> None:
-        """Counts a step and moves the loss scale, or raises; the skipped step that is one too many is counted."""
+        """Counts the step and adjusts the loss scale, or raises NonFiniteError (after counting the last skipped step)."""
         if not finite and self.nonfinite == "stop":
             raise NonFiniteError(f"step {self.steps + 1} was not applied; {self._whose(selection, tensors, scale)}")
         self.steps += 1
@@ -299,7 +299,7 @@ class TrainStep:
             self._skipped_in_row = 0
             return
         self.skipped += 1
-        if finite:  # nothing had a weight
+        if finite:  # no example had a weight
             return
         self._skipped_in_row += 1
         if self._skipped_in_row >= self.give_up:
@@ -309,27 +309,26 @@ class TrainStep:
             )
 
     def _whose(self, selection: Selection, tensors: Mapping[str, Any], scale: float) -> str:
-        """Names the variables whose gradients are not finite, by computing them again."""
-        whose = update.whose_gradients(
+        """Computes the gradients again, and names the variables whose gradients are not finite."""
+        check = update.build_gradient_check(
             self._micro_batch(selection, tensors), selection, micro_batch_size=self.micro_batch_size
         )
-        bad = tf.function(whose, autograph=False)(dict(tensors), tf.constant(scale, tf.float64)).numpy()
+        bad = tf.function(check, autograph=False)(dict(tensors), tf.constant(scale, tf.float64)).numpy()
         names = [entry.path for entry, is_bad in zip(selection.trained, bad, strict=True) if is_bad]
         if names:
             return f"{len(names)} of {len(bad)} gradients are not finite: {join_some(names)}"
-        return "each gradient is finite, but the loss or the gradient's norm is too large"
+        return "all gradients are finite, but the loss or the norm of the gradient is not"
 
     def tensors(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """A batch as the step trains on it: tensors, with seeds where it brings none; checked.
+        """Checks a batch and converts it to the step's inputs: tensors, with "seeds" added if there are none.
 
-        Raises:
-            StepError: it is empty, or its arrays have different numbers of examples.
+        Raises StepError if the batch is empty, or its arrays differ in length.
         """
-        tensors = {name: tf.convert_to_tensor(value) for name, value in batch.items() if name != "index"}
+        tensors = batch_tensors(batch)
         lengths = {name: t.shape[0] if t.shape.rank else None for name, t in tensors.items()}
         if not lengths or None in lengths.values() or len(set(lengths.values())) != 1 or 0 in lengths.values():
             raise StepError(
-                f"batch: every array needs the same number of examples (at least 1) on its first axis; got {lengths}"
+                f"batch: all arrays must have the same number of examples (at least 1) on their first axis; got {lengths}"
             )
         if "seeds" not in tensors:
             count = int(next(iter(tensors.values())).shape[0])
@@ -337,7 +336,7 @@ class TrainStep:
         return tensors
 
     def _micro_batch(self, selection: Selection, tensors: Mapping[str, Any]) -> MicroBatch:
-        key = (selection, signature(tensors), self.micro_batch_size is None)
+        key = (selection, batch_signature(tensors), self.micro_batch_size is None)
         if key not in self._micro:
             self._micro[key] = self._trace(selection, tensors, inline=False)
         return self._micro[key]
@@ -345,14 +344,14 @@ class TrainStep:
     def _trace(self, selection: Selection, tensors: Mapping[str, Any], *, inline: bool) -> MicroBatch:
         whole = self.micro_batch_size is None
         found = microbatch.trace_micro_batch(
-            self.loss_fn, selection, specs_of(tensors), whole=whole, remat_mode=self.remat, inline=inline
+            self.loss_fn, selection, batch_specs(tensors), whole=whole, remat_mode=self.remat, inline=inline
         )
         if self.loss_scale is None and any(o.dtype == tf.float16 for op in found.backward for o in op.outputs):
-            raise StepError("loss_scale=None: the model computes in float16, whose gradients need one: LossScale()")
+            raise StepError("loss_scale=None: the model computes in float16, which needs a loss scale: LossScale()")
         return found
 
     def _function(self, selection: Selection, optimizer: Optimizer, tensors: Mapping[str, Any]) -> Any:
-        key = (selection, optimizer, signature(tensors), self.micro_batch_size)
+        key = (selection, optimizer, batch_signature(tensors), self.micro_batch_size)
         if key not in self._compiled:
             built = update.build_update(
                 self._micro_batch(selection, tensors),
@@ -364,7 +363,7 @@ class TrainStep:
             )
             scalar, handle = tf.TensorSpec([], tf.float64), tf.TensorSpec([], tf.resource)
             self._compiled[key] = tf.function(built, autograph=False).get_concrete_function(
-                specs_of(tensors),
+                batch_specs(tensors),
                 scalar,
                 scalar,
                 [[handle] * len(optimizer.slots) for _ in selection.trained],

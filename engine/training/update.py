@@ -1,8 +1,8 @@
-"""A step in the graph: sum micro-batches, unscale, check, clip, apply. One optimizer update.
+"""A step inside the graph: sum the micro-batches, unscale, check, clip and apply the gradients. One optimizer update.
 
-Each term's values and the gradients are summed over the micro-batches and divided once, by the sum of
-the term's weights over the whole step; an average of averages would be another loss. Whether the
-update is applied is decided once, when all gradients are there.
+The values and gradients of each term are summed over the micro-batches and divided once, by the sum of the term's
+weights over the whole step; an average of averages would be a different loss. Whether the update is applied is decided
+once, when all gradients have been computed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from engine.training import ema, optimizers
 from engine.training.microbatch import MicroBatch, step_weights
 from engine.training.optimizers import Optimizer
 
-_AGREE = 1e-3  # relative: sums in another order differ by far less, weights that depend on the batch by more
+_AGREE = 1e-3  # relative; another order of summation differs by far less, weights that depend on the batch by more
 
 
 def build_update(
@@ -29,19 +29,19 @@ def build_update(
     scaled: bool,
     ema_decay: float | None,
 ) -> Any:
-    """The function ``step(batch, learning_rate, loss_scale, handles, powers, averages)`` to be traced.
+    """Builds the function ``step(batch, learning_rate, loss_scale, handles, powers, averages)``, which is then traced.
 
-    It returns the scalars ``loss``, ``grad_norm`` (before clipping), ``applied``, ``finite`` and ``exact`` (weights
-    of micro-batches sum to those of the step, so that an example's does not depend on the others); by name
-    ``terms``, ``weights`` (a term's sum), ``metrics`` and ``metric_weights``. Finite means that the loss and the
-    gradient's norm are: in float32 a norm above 1.8e19, whose square is too large, is not.
+    It returns the scalars ``loss``, ``grad_norm`` (before clipping), ``applied``, ``finite`` (the loss and the norm of
+    the gradient are finite) and ``exact`` (the weights of the micro-batches sum to those of the step, which fails if the
+    weight of an example depends on other examples); and, by name, ``terms``, ``weights`` (the sum of each term's
+    weights), ``metrics`` and ``metric_weights``. In float32, a norm above 1.8e19 is not finite, because its square is not.
 
     Args:
-        micro: the traced micro-batch; made with ``whole`` where ``micro_batch_size`` is None.
-        selection, optimizer: what is updated, and how.
-        micro_batch_size: examples per micro-batch; the last one of a step may have fewer.
-        scaled: whether gradients are divided by ``loss_scale``.
-        ema_decay: of the averages behind the handles ``averages``; None keeps none.
+        micro: the traced micro-batch; traced with ``whole`` if ``micro_batch_size`` is None.
+        micro_batch_size: the number of examples per micro-batch, of which the last may have fewer; None computes the
+            step in one piece.
+        scaled: whether to divide gradients by ``loss_scale``.
+        ema_decay: the decay of the averages behind the handles ``averages``; None if there are none.
     """
 
     def step(
@@ -62,29 +62,24 @@ def build_update(
             gradients = [gradient * tf.cast(1.0 / loss_scale, gradient.dtype) for gradient in gradients]
         norm = tf.linalg.global_norm(gradients)
         finite = tf.math.is_finite(norm) & tf.math.is_finite(loss)
-        # a step in which nothing has a weight has no gradient: zeros would still move by momentum and decay
+        # If no example has a weight, there is no gradient. Zeros would still move variables by momentum and decay.
         weighed = tf.reduce_any(tf.stack([weight > 0 for weight in sums["weights"]]))
         pairs = list(zip(sums["weights"], sums["divisors"], strict=True))
         exact = tf.reduce_all(tf.stack([tf.abs(weight - divisor) <= _AGREE * divisor for weight, divisor in pairs]))
-        # a wrong weight of a metric alone is an error too, and an error changes nothing
+        # An invalid weight of a metric is an error as well, and an error must not change anything.
         measured = tf.reduce_all(tf.stack([True, *(weight >= 0 for _, weight in sums["metrics"])]))
 
         def apply() -> Any:
-            optimizers.apply(
-                selection,
-                optimizer,
-                _clipped(selection, gradients, norm, optimizer.clip_norm),
-                learning_rate=learning_rate,
-                handles=handles,
-                powers=powers,
+            clipped = _clipped(selection, gradients, norm, optimizer.clip_norm)
+            optimizers.apply_gradients(
+                selection, optimizer, clipped, learning_rate=learning_rate, handles=handles, powers=powers
             )
             if ema_decay is not None:
-                ema.update(selection, averages, ema_decay)
+                ema.update_averages(selection, averages, ema_decay)
             return tf.constant(True)
 
         def skip() -> Any:
-            for entry, value in zip(selection.moving, before, strict=True):
-                entry.variable.assign(value)
+            _assign_back(selection, before)
             return tf.constant(False)
 
         return {
@@ -105,7 +100,7 @@ def build_update(
 def _sums(
     micro: MicroBatch, selection: Selection, batch: Mapping[str, Any], loss_scale: Any, size: int | None
 ) -> dict[str, Any]:
-    """What ``micro.function`` returns, summed over the step's micro-batches, and what terms were divided by."""
+    """The results of ``micro.function`` summed over the step's micro-batches, and the divisors of the terms."""
     if size is None:
         none = tf.zeros([len(micro.terms)], tf.float64)
         whole_step: dict[str, Any] = micro.function(dict(batch), none, tf.ones([], tf.float64), loss_scale)
@@ -131,29 +126,32 @@ def _sums(
     return sums | {"divisors": divided_by}
 
 
-def whose_gradients(micro: MicroBatch, selection: Selection, *, micro_batch_size: int | None) -> Any:
-    """The function ``whose(batch, loss_scale)``: bool [trained variables], True where a gradient is not finite.
+def build_gradient_check(micro: MicroBatch, selection: Selection, *, micro_batch_size: int | None) -> Any:
+    """Builds the function ``check(batch, loss_scale)``: bool [trained variables], True if a gradient is not finite.
 
-    It is for the message about a step that was not applied: it computes the gradients again and
-    changes nothing.
+    It is used for the message about a step that was not applied. It computes the gradients again and changes nothing.
     """
 
-    def whose(batch: Mapping[str, Any], loss_scale: Any) -> Any:
+    def check(batch: Mapping[str, Any], loss_scale: Any) -> Any:
         before = [entry.variable.read_value() for entry in selection.moving]
         sums = _sums(micro, selection, batch, loss_scale, micro_batch_size)
         bad = [tf.reduce_any(tf.logical_not(tf.math.is_finite(gradient))) for gradient in sums["gradients"]]
         with tf.control_dependencies(bad):
-            for entry, value in zip(selection.moving, before, strict=True):
-                entry.variable.assign(value)
+            _assign_back(selection, before)
         return tf.stack(bad)
 
-    return whose
+    return check
+
+
+def _assign_back(selection: Selection, before: list[Any]) -> None:
+    for entry, value in zip(selection.moving, before, strict=True):
+        entry.variable.assign(value)
 
 
 def _clipped(selection: Selection, gradients: list[Any], norm: Any, limit: float | None) -> list[Any]:
-    """Gradients in their variables' dtypes, scaled so that the global norm is at most ``limit``."""
+    """The gradients in their variables' dtypes, scaled so that the global norm is at most ``limit``."""
     if limit is not None:
-        # 1 below the limit, so that an unclipped gradient keeps its bits
+        # The scale is exactly 1 below the limit, so that an unclipped gradient keeps its bits.
         scale = limit / tf.maximum(norm, tf.constant(limit, norm.dtype))
         gradients = [gradient * tf.cast(scale, gradient.dtype) for gradient in gradients]
     return [

@@ -1,1 +1,1 @@
-"""What the benchmarks compare with: Keras, PyTorch and hand-written loops."""
+"""What the benchmarks compare the engine with: Keras, PyTorch, TF1 and hand-written loops."""

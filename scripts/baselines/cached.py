@@ -1,4 +1,4 @@
-"""The runners of benchmark_cache: whole jobs from kept features and without, bare forward passes, steps of features."""
+"""The runners of benchmark_cache: whole jobs with and without cached features, forward passes, and steps on features."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ from engine.data import EvalBatches, TrainBatches
 from engine.data.part import Part
 from engine.feature_cache import policy
 from engine.feature_cache.batches import FeatureBatches
+from engine.feature_cache.options import CacheOptions
 from engine.feature_cache.store import Features
 from engine.frostline.cuts import cut_step
 from engine.frostline.line import FrostLine
-from engine.host import quantiles
-from engine.runs.progress import reaching
+from engine.host import peak_rss_bytes, quantiles
+from engine.runs.progress import show_progress
 from engine.training.evaluation import Evaluator
 from engine.training.loop import Event, Loop, Stage, State
 from engine.training.phases import Evaluation, Phase
 from engine.training.schedules import parse as parse_schedule
-from scripts.baselines import harness, tensorflow_vit
-from scripts.baselines.harness import BenchmarkError, Job
+
+from . import harness, keras_vit, tensorflow_vit
+from .harness import BenchmarkError, Job
 
 
 class SyntheticImages:
-    """Images made of their numbers when they are read: however many there are, they take no memory.
+    """Noise images, generated from the seed and their numbers when they are read, so that they take no memory.
 
-    Uniform noise, uint8 [count, height, width, channels]; the same image for the same seed and number.
+    They are uint8 [count, height, width, channels], uniformly distributed.
     """
 
     def __init__(self, job: Job, count: int) -> None:
@@ -45,8 +47,8 @@ class SyntheticImages:
         return np.stack(one)
 
 
-def made_batches(job: Job, count: int, *, held: bool) -> TrainBatches:
-    """Steps of so many made examples, whose labels are their numbers modulo the classes; ``held``: in memory."""
+def build_batches(job: Job, count: int, *, held: bool) -> TrainBatches:
+    """Builds steps of synthetic examples, whose labels are their numbers modulo the classes; ``held`` keeps the images."""
     numbers = np.arange(count)
     images = SyntheticImages(job, count)
     part = Part(images[numbers] if held else images, numbers % job.config["classes"], numbers)
@@ -56,20 +58,15 @@ def made_batches(job: Job, count: int, *, held: bool) -> TrainBatches:
 # ---- whole jobs
 
 
-def engine(job: Job, count: int, *, cache: pathlib.Path | None, held: bool = True) -> dict[str, Any]:
-    """``job.steps`` steps as finetune trains them, but nothing is evaluated and no file is written but the cache's.
+def train_engine(job: Job, count: int, *, cache: pathlib.Path | None, held: bool = True) -> dict[str, Any]:
+    """Trains ``job.steps`` steps as finetune does, but evaluates nothing and writes no files except the cache's.
 
-    The clock runs from when model and images are there to the last step: cutting, tracing, digests, writing and
-    verifying the cache and the freeze proof are in it.
-
-    Args:
-        job: what is trained.
-        count: examples.
-        cache: a folder without caches; None trains uncached.
-        held: whether the images are in memory.
+    The clock runs from the moment when model and images are ready to the end of the last step. It includes cutting,
+    tracing, digests, writing and verifying the cache, and the freeze proof. ``cache`` is a folder without caches; None
+    trains without one. ``held``: whether the images of the ``count`` examples are kept in memory.
     """
     runner = tensorflow_vit.Engine(job)
-    batches = made_batches(job, count, held=held)
+    batches = build_batches(job, count, held=held)
     watch = _Watch(count, job)
     start = time.perf_counter()
     stage = Stage(
@@ -84,10 +81,10 @@ def engine(job: Job, count: int, *, cache: pathlib.Path | None, held: bool = Tru
         Evaluator(runner.step.loss_fn),
         train=batches,
         evaluation=EvalBatches(Part(batches.part.images, np.zeros(1, np.int64), np.zeros(1, np.int64)), batch_size=1),
-        data=f"made: seed {job.seed}",
-        options=policy.CacheOptions(mode="off" if cache is None else "require", root=cache or ""),
+        data=f"synthetic: seed {job.seed}",
+        options=CacheOptions(mode="off" if cache is None else "require", root=cache or ""),
     )
-    keeping.shows = reaching
+    keeping.shows = show_progress
     keeping.decide([stage], per_epoch=batches.per_epoch, eval_every=job.steps)
     decided = time.perf_counter() - start
     with watch:
@@ -96,7 +93,7 @@ def engine(job: Job, count: int, *, cache: pathlib.Path | None, held: bool = Tru
             stages=[stage],
             batches=keeping.batches,
             per_epoch=batches.per_epoch,
-            evaluate=lambda stage, steps: Evaluation(steps, stage.phase.name, math.nan, None, None),  # none is made
+            evaluate=lambda stage, steps: Evaluation(steps, stage.phase.name, math.nan, None, None),  # nothing
             eval_every=job.steps,
             actions=(keeping, watch),
         ).run(State())
@@ -105,7 +102,7 @@ def engine(job: Job, count: int, *, cache: pathlib.Path | None, held: bool = Tru
     cached = keeping.facts()
     return watch.report(watch.last - start) | {
         "examples": count,
-        "peak_rss_bytes": harness.peak_rss_bytes(),
+        "peak_rss_bytes": peak_rss_bytes(),
         "parameters": runner.selection.variables.parameters,
         "trained_parameters": runner.selection.trained_parameters,
         "cut": cached["cut"],
@@ -117,12 +114,12 @@ def engine(job: Job, count: int, *, cache: pathlib.Path | None, held: bool = Tru
 
 
 class _Watch:
-    """An action of the loop: shows how far it is; keeps losses and seconds of steps, and when the last one ended."""
+    """An action of the loop: shows the progress, and records losses and seconds of steps, and when the last one ended."""
 
     def __init__(self, count: int, job: Job) -> None:
         self._steps, self._per_epoch = job.steps, -(-count // job.batch_size)
         self._losses: list[tuple[float, int]] = []
-        self._shown: contextlib.ExitStack = contextlib.ExitStack()
+        self._shown = contextlib.ExitStack()
         self._show: Callable[..., None] | None = None
         self.steps: list[float] = []
         self.last = 0.0
@@ -138,8 +135,8 @@ class _Watch:
             loss = float(event.result.loss)
             self.steps.append(event.seconds)
             self._losses.append((loss, event.examples))
-            if self._show is None:  # not before: the cache shows its own progress
-                self._show = self._shown.enter_context(reaching(self._steps, "steps"))
+            if self._show is None:  # not earlier, because the cache shows its own progress
+                self._show = self._shown.enter_context(show_progress(self._steps, "steps"))
             self._show(len(self._losses), f"loss {loss:.4f}")
         self.last = time.perf_counter()
 
@@ -153,17 +150,15 @@ class _Watch:
         }
 
 
-def keras_fit(job: Job, count: int) -> dict[str, Any]:
-    """The equal Keras ViT, its frozen layers not trainable, in one ``fit`` on the same images in the same order.
+def train_keras(job: Job, count: int) -> dict[str, Any]:
+    """Trains the equal Keras ViT, with its frozen layers not trainable, in one ``fit`` on the same images in the same order.
 
-    Images are in memory and prepared by tf.data; the clock runs from when the model is compiled to the end of fit.
+    The images are in memory and prepared by tf.data; the clock runs from the compiled model to the end of fit.
     """
     import keras
 
-    from scripts.baselines import keras_vit
-
-    model = keras_vit.compiled(job)
-    batches = made_batches(job, count, held=True)
+    model = keras_vit.build_compiled(job)
+    batches = build_batches(job, count, held=True)
     images = tf.constant(batches.part.images)
     labels = tf.constant(batches.part.labels)
     losses_seen = keras_vit.Stopwatch()
@@ -183,7 +178,7 @@ def keras_fit(job: Job, count: int) -> dict[str, Any]:
         return batches.normalise(pixels), tf.gather(labels, positions)
 
     data = tf.data.Dataset.from_generator(order, output_signature=tf.TensorSpec([None], tf.int64))
-    with reaching(job.steps, "keras fit") as show:
+    with show_progress(job.steps, "keras fit") as show:
         model.fit(
             data.map(prepared).prefetch(2),
             epochs=job.steps // batches.per_epoch,
@@ -195,30 +190,25 @@ def keras_fit(job: Job, count: int) -> dict[str, Any]:
         "seconds": time.perf_counter() - start,
         "steps": len(losses_seen.losses),
         "first_loss": losses_seen.losses[0],
-        "last_epoch_loss": losses_seen.losses[-1],  # fit's own mean over the epoch
+        "last_epoch_loss": losses_seen.losses[-1],  # fit reports the mean over the epoch
         "examples": count,
-        "peak_rss_bytes": harness.peak_rss_bytes(),
+        "peak_rss_bytes": peak_rss_bytes(),
         "step_ms": quantiles([1e3 * value for value in losses_seen.seconds]),
-        **keras_vit.facts(model),
+        **keras_vit.describe(model),
     }
 
 
-def forward(job: Job, count: int, *, keras: bool) -> dict[str, Any]:
-    """One pass over the images in batches through a plain tf.function of the engine's network, or of the Keras one.
+def pass_forward(job: Job, count: int, *, keras: bool) -> dict[str, Any]:
+    """Passes the images once, in batches, through a plain tf.function of the engine's network or the Keras one.
 
-    Tracing and the images' preparation are in the time; nothing is kept but the last logits.
+    The time includes tracing and the preparation of the images; only the last logits are kept.
     """
-    if keras:
-        from scripts.baselines import keras_vit
-
-        network = keras_vit.compiled(job)
-    else:
-        network = tensorflow_vit.build(job)
-    batches = made_batches(job, count, held=True)
+    network = keras_vit.build_compiled(job) if keras else tensorflow_vit.build(job)
+    batches = build_batches(job, count, held=True)
     function = tf.function(lambda images: network(images, training=False), autograph=False)
     seconds = []
     start = time.perf_counter()
-    with reaching(count, "forward") as show:
+    with show_progress(count, "forward") as show:
         for first in range(0, count, job.batch_size):
             begun = time.perf_counter()
             numbers = np.arange(first, min(first + job.batch_size, count))
@@ -231,7 +221,7 @@ def forward(job: Job, count: int, *, keras: bool) -> dict[str, Any]:
         "seconds": time.perf_counter() - start,
         "examples": count,
         "step_ms": quantiles([1e3 * value for value in seconds]),
-        "peak_rss_bytes": harness.peak_rss_bytes(),
+        "peak_rss_bytes": peak_rss_bytes(),
     }
 
 
@@ -239,23 +229,23 @@ def forward(job: Job, count: int, *, keras: bool) -> dict[str, Any]:
 
 
 class EngineOnFeatures(tensorflow_vit.Engine):
-    """TrainStep on steps that FeatureBatches reads from a cache on disk, ahead on another thread."""
+    """TrainStep on the steps that FeatureBatches reads, ahead of time and on another thread, from a cache on disk."""
 
     def __init__(self, job: Job, count: int, root: pathlib.Path) -> None:
         super().__init__(job)
-        self.batches = made_batches(job, count, held=False)
+        self.batches = build_batches(job, count, held=False)
         line = cut_step(self.step, self.selection, self.batches.at(0))
         if not isinstance(line, FrostLine):
             raise BenchmarkError(f"{job.train}: {line.describe()}")
-        self.features = Features(root, line, self.batches, data=f"made: seed {job.seed}")
-        with reaching(self.features.rows, "cache") as show:
+        self.features = Features(root, line, self.batches, data=f"synthetic: seed {job.seed}")
+        with show_progress(self.features.rows, "cache") as show:
             self.features.fill(batch_size=job.batch_size, progress=lambda done, _: show(done))
         self._kept = FeatureBatches(self.batches, self.features)
         self.batch = self._kept.at(0)
         self.cut = [tensor.name for tensor in line.tensors]
 
     def reading(self, start: int, count: int) -> Callable[[], float]:
-        """The function that trains on the next of so many steps, the first of them ``start``."""
+        """Returns a function that trains on the next step, from step ``start`` on."""
         steps = self._kept.between(start, start + count)
 
         def step() -> float:
@@ -265,7 +255,7 @@ class EngineOnFeatures(tensorflow_vit.Engine):
 
 
 class HandOnFeatures(tensorflow_vit.Hand):
-    """The hand-written step on the head alone; features and labels are arrays in memory, a batch is taken by indexing."""
+    """The hand-written step on the head alone; features and labels are arrays in memory, from which batches are indexed."""
 
     def __init__(self, job: Job, features: np.ndarray, labels: np.ndarray) -> None:
         self.features, self.targets = features, labels
@@ -276,7 +266,7 @@ class HandOnFeatures(tensorflow_vit.Hand):
         return self.network.head(images)
 
     def reading(self, order: list[np.ndarray]) -> Callable[[], float]:
-        """The function that trains on the next of these steps, each the numbers of its examples."""
+        """Returns a function that trains on the next of these steps, each given by the numbers of its examples."""
         steps = iter(order)
 
         def step() -> float:
@@ -286,11 +276,11 @@ class HandOnFeatures(tensorflow_vit.Hand):
         return step
 
 
-def feature_steps(job: Job, count: int, root: pathlib.Path) -> dict[str, Any]:
-    """Both on the same steps: in turn, step by step; then in turn in runs of many steps each.
+def time_feature_steps(job: Job, count: int, root: pathlib.Path) -> dict[str, Any]:
+    """Times both on the same steps: first in turn, step by step; then in turn, in runs of many steps.
 
-    The engine's reading thread works ahead, also while the other's step runs; in a run of its own it works at the
-    engine's expense alone.
+    The reading thread of the engine works ahead, even during the step of the other runner; in runs of many steps it works
+    at the expense of the engine alone.
     """
     ours = EngineOnFeatures(job, count, root)
     (features,) = ours.features.read(np.arange(count)).values()
@@ -306,7 +296,7 @@ def feature_steps(job: Job, count: int, root: pathlib.Path) -> dict[str, Any]:
     harness.check_agreement(job, {"engine": one, "hand": other}, {})
     runs: tuple[list[float], list[float]] = ([], [])
     length, start = max(1, job.steps // 5), total
-    for number in range(6):  # the first is not counted
+    for number in range(6):  # the first run is not counted
         these = order(start, length)
         for which in (0, 1) if number % 2 == 0 else (1, 0):
             begun = time.perf_counter()
@@ -324,3 +314,16 @@ def feature_steps(job: Job, count: int, root: pathlib.Path) -> dict[str, Any]:
         "cache_bytes": ours.features.bytes,
         "examples": count,
     }
+
+
+def measure(argument: dict[str, Any]) -> dict[str, Any]:
+    """Measures one runner of benchmark_cache: ``job``, ``runner``, ``count`` examples, and an empty ``folder``."""
+    job, runner, count = Job(**argument["job"]), argument["runner"], argument["count"]
+    cache = pathlib.Path(argument["folder"]) / "cache"
+    if runner == "keras_fit":
+        return train_keras(job, count)
+    if runner == "step":
+        return time_feature_steps(job, count, cache)
+    if runner in ("forward", "keras_forward"):
+        return pass_forward(job, count, keras=runner == "keras_forward")
+    return train_engine(job, count, cache=None if runner == "engine" else cache, held=runner != "memory")

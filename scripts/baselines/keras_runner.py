@@ -1,11 +1,12 @@
-"""The runner keras_fit of benchmark_freezing: the same steps through Keras' own compile and fit.
+"""The runner keras_fit of a study: the same steps through Keras' own compile and fit.
 
-Keras freezes by ``layer.trainable`` and ``variable.trainable``. A layer none of whose weights trains is frozen as a
-layer, single variables as variables; BatchNorm is put into inference mode where the selection says so.
+Keras freezes by ``layer.trainable`` and ``variable.trainable``. A layer is frozen as a whole if none of its weights
+trains, otherwise variable by variable; BatchNorm runs in inference mode where the selection says so.
 """
 
 from __future__ import annotations
 
+import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,12 +19,12 @@ from engine import keras_private
 from engine.graphs import dataflow
 from engine.selection.proof import FreezeProof
 from engine.selection.selection import Selection
-from engine.study.cost import Cost, Pass, cost
+from engine.study.cost import Cost, TracedPass, count_cost
+from engine.study.job import Setting
+from engine.study.measurements import Measurements, NotFiniteError
 from engine.training import phases as phase_rules
 from engine.training.loop import Stage
 from engine.training.phases import Evaluation
-from scripts.benchmark_freezing_job import Setting
-from scripts.benchmark_freezing_record import NotFiniteError, Record
 
 _LOSSES: dict[str, Callable[[], Any]] = {
     "softmax": lambda: keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -38,34 +39,43 @@ _METRICS: dict[str, Callable[[], list[Any]]] = {
 
 
 class KerasRunner:
-    """compile and fit, once for each phase; evaluations between steps through Keras' own evaluate.
+    """compile and fit, once for each phase, with Keras' own evaluate between steps.
 
-    Attributes:
-        record, phases: as benchmark_freezing_runners.LoopRunner.
+    An ``engine.study.runners.Runner``; Keras has no feature cache and skips no steps.
     """
 
-    def __init__(self, setting: Setting, stages: Sequence[Stage]) -> None:
+    skipped_steps = 0
+    cache: dict[str, Any] | None = None
+
+    def __init__(self, setting: Setting, stages: Sequence[Stage], *, scratch: pathlib.Path) -> None:
+        del scratch
         self.setting, self.stages = setting, list(stages)
-        self.model = setting.network
-        self.record = Record()
+        self.model = setting.task.model.network
+        self.measurements = Measurements()
         self.phases: list[dict[str, Any]] = []
         self.evaluations: list[Evaluation] = []
         self.step = 0
 
-    def run(self) -> None:
-        """Trains to the end.
+    @classmethod
+    def why_not(cls, setting: Setting) -> str | None:
+        """Why Keras' fit cannot run a job; None when it can."""
+        job = setting.job
+        if not setting.is_keras:
+            return f"{job.model} is not a Keras model"
+        if job.micro_batches > 1:
+            return f"micro_batches={job.micro_batches}: Keras' accumulation never applies an incomplete last group"
+        return None
 
-        Raises:
-            NotFiniteError: a step's loss; Keras has applied it by then.
-        """
+    def run(self) -> None:
+        """Trains to the end; raises NotFiniteError if the loss of a step is not finite (Keras has applied it by then)."""
         job, per_epoch = self.setting.job, self.setting.batches.per_epoch
-        self.record.begin()
+        self.measurements.begin()
         while self.step < job.steps and (where := self._where()).phase < len(self.stages):
             stage = self.stages[where.phase]
             proof, start = FreezeProof.begin(stage.selection), self.step
             started = time.perf_counter()
             self._compile(stage)
-            self.record.preparing += time.perf_counter() - started
+            self.measurements.preparing += time.perf_counter() - started
             if not self.evaluations:
                 self.evaluate(stage)
             stop = min(where.from_step + stage.phase.step_count(per_epoch), job.steps)
@@ -74,43 +84,39 @@ class KerasRunner:
                 self._dataset(start, stop), epochs=1, steps_per_epoch=stop - start, verbose=0, callbacks=[watch]
             )
             if not watch.finite:
-                raise NotFiniteError(
-                    f"step {self.step} was not finite, and Keras has applied it (phase {stage.phase.name!r})",
-                    stage,
-                    {},
-                )
+                what = f"step {self.step} was not finite, and Keras has applied it (phase {stage.phase.name!r})"
+                raise NotFiniteError(what, stage, {})
             row = {"name": stage.phase.name, "train": stage.phase.train, "from_step": start, "to_step": self.step}
             self.phases.append(row | {"changed": proof.changed(stage.selection)})
-            self.record.slot_bytes = max(self.record.slot_bytes, self.slot_bytes())
-        self.record.end()
+            self.measurements.slot_bytes = max(self.measurements.slot_bytes, self.slot_bytes())
+        self.measurements.end()
 
     def evaluate(self, stage: Stage) -> None:
-        """Evaluates by Keras' own evaluate."""
+        """Evaluates with Keras' own evaluate."""
         found = self.model.evaluate(self._evaluation(), verbose=0, return_dict=True)
-        self.evaluations.append(
-            Evaluation(self.step, stage.phase.name, float(found["loss"]), found.get("accuracy"), None)
-        )
-        self.record.evaluation(self.evaluations[-1])
+        evaluation = Evaluation(self.step, stage.phase.name, float(found["loss"]), found.get("accuracy"), None)
+        self.evaluations.append(evaluation)
+        self.measurements.add_evaluation(evaluation)
         self.model.reset_metrics()
 
-    def ended(self, phase: int) -> bool:
-        """Whether another phase follows, by the evaluations so far."""
+    def has_ended(self, phase: int) -> bool:
+        """Whether the evaluations so far end a phase."""
         return self._where().phase != phase
 
     def slot_bytes(self) -> int:
-        """Of Adam's m and v."""
+        """The size of Adam's m and v."""
         optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
         slots = keras_private.slot_variables(optimizer)
         return sum(int(np.prod(slot.shape)) * tf.as_dtype(slot.dtype).size for slot in slots)
 
     def cost(self, stage: Stage) -> Cost:
-        """What a step of a phase costs."""
+        """The arithmetic of a step of a phase."""
         freeze(self.model, stage.selection)
         pair = self._pair(self.setting.batches.at(0))
-        return cost(traced(self.model, _LOSSES[self.setting.job.loss](), pair))
+        return count_cost(trace_pass(self.model, _LOSSES[self.setting.job.loss](), pair))
 
     def close(self) -> None:
-        """Nothing is held."""
+        """There is nothing to release."""
 
     def _where(self) -> phase_rules.Position:
         phases = [stage.phase for stage in self.stages]
@@ -149,7 +155,7 @@ class KerasRunner:
 
 
 class _Watch(keras.callbacks.Callback):
-    """Times steps, evaluates when it is due, and ends the phase."""
+    """Times the steps, evaluates when it is due, and ends the phase."""
 
     def __init__(self, runner: KerasRunner, stage: Stage, phase: int, stop: int) -> None:
         super().__init__()
@@ -158,7 +164,7 @@ class _Watch(keras.callbacks.Callback):
         self._start = 0.0
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        self.model.reset_metrics()  # Keras reports means over an epoch; a step's own loss is wanted
+        self.model.reset_metrics()  # Keras reports means over an epoch; this makes it the step's own loss
         self._start = time.perf_counter()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -166,7 +172,7 @@ class _Watch(keras.callbacks.Callback):
         loss = float(logs["loss"])
         seconds = time.perf_counter() - self._start
         _, positions = runner.setting.batches.place(runner.step)
-        runner.record.step(loss, seconds=seconds, examples=len(positions), timed=not self._first)
+        runner.measurements.add_step(loss, seconds=seconds, examples=len(positions), timed=not self._first)
         self._first = False
         runner.step += 1
         if not np.isfinite(loss):
@@ -174,7 +180,7 @@ class _Watch(keras.callbacks.Callback):
             return
         if runner.step % job.eval_every == 0 or runner.step == self.stop:
             runner.evaluate(self.stage)
-            self.model.stop_training = runner.step == self.stop or runner.ended(self.phase)
+            self.model.stop_training = runner.step == self.stop or runner.has_ended(self.phase)
 
 
 def _signature(parts: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -182,10 +188,9 @@ def _signature(parts: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def freeze(model: Any, selection: Selection) -> None:
-    """Makes a Keras model train a selection, by what Keras offers: a layer's ``trainable``, and a variable's.
+    """Makes a Keras model train a selection by ``trainable`` of layers and of variables.
 
-    Raises:
-        RuntimeError: Keras would train others.
+    Raises RuntimeError if Keras would train other variables.
     """
     trained = {id(entry.variable) for entry in selection.trained}
     model.trainable = True
@@ -194,9 +199,7 @@ def freeze(model: Any, selection: Selection) -> None:
         if not inner and layer.weights and not any(id(variable.value) in trained for variable in layer.weights):
             layer.trainable = False
     for statistics in selection.inference:
-        statistics.layer.trainable = (
-            False  # the layer computes as in inference; those of its weights that train are freed again
-        )
+        statistics.layer.trainable = False  # the layer runs in inference mode; below, its trained weights are unfrozen
     for variable in model.weights:
         if variable.trainable != (id(variable.value) in trained):
             variable.trainable = id(variable.value) in trained
@@ -205,8 +208,8 @@ def freeze(model: Any, selection: Selection) -> None:
         raise RuntimeError(f"Keras would train {len(found)} variables, not the {len(trained)} of the selection")
 
 
-def traced(model: Any, loss: Any, batch: tuple[Any, ...]) -> Pass:
-    """Keras' forward and backward pass as its train_step computes them, without running it."""
+def trace_pass(model: Any, loss: Any, batch: tuple[Any, ...]) -> TracedPass:
+    """The forward and backward pass of Keras' train_step, traced but not run."""
     kept: dict[str, Any] = {}
 
     def compute(images: Any, labels: Any) -> list[Any]:
@@ -221,4 +224,5 @@ def traced(model: Any, loss: Any, batch: tuple[Any, ...]) -> Pass:
     forward = set(kept["forward"])
     needed = dataflow.ancestors(kept["gradients"])
     backward = [op for op in function.graph.get_operations() if op in needed and op not in forward]
-    return Pass(function.graph, function.graph.inputs[:2], [op for op in kept["forward"] if op in needed], backward)
+    used = [op for op in kept["forward"] if op in needed]
+    return TracedPass(function.graph, function.graph.inputs[:2], used, backward)

@@ -1,4 +1,4 @@
-"""An equal ViT in plain keras.layers, trained by Keras 3's model.fit (the runner keras_fit) or train_on_batch."""
+"""An equal ViT in plain keras.layers, trained by model.fit of Keras 3 (the runner keras_fit) or by train_on_batch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from scripts.baselines.harness import Job, peak_rss_bytes
+from engine.host import peak_rss_bytes
+
+from .harness import Job
 
 
 class ClassToken(keras.layers.Layer):
-    """Puts one learned token before the patches."""
+    """Prepends a learned token to the patches."""
 
     def build(self, shape: Any) -> None:
         self.token = self.add_weight(name=self.name, shape=(1, 1, shape[-1]), initializer="zeros")
@@ -35,7 +37,7 @@ class PositionEmbedding(keras.layers.Layer):
 
 
 def build(config: dict[str, Any]) -> Any:
-    """The ViT; layers are named after the engine's paths, with "." for "/", which Keras does not allow."""
+    """Builds the ViT; layers are named after the engine's paths, with "." for "/", which Keras does not allow."""
     layers = keras.layers
     width, heads, side = config["width"], config["heads"], config["patch"]
     height, breadth, channels = config["image"]
@@ -59,8 +61,8 @@ def build(config: dict[str, Any]) -> Any:
     return keras.Model(images, layers.Dense(config["classes"], name="head")(x[:, 0]))
 
 
-def paths(model: Any) -> dict[str, Any]:
-    """Engine's variable path -> Keras variable."""
+def name_variables(model: Any) -> dict[str, Any]:
+    """Maps the engine's variable paths to Keras variables."""
     found = {}
     for variable in model.weights:
         path = variable.path.replace(".", "/").replace("attention_output", "out")
@@ -70,8 +72,8 @@ def paths(model: Any) -> dict[str, Any]:
 
 
 def freeze(model: Any, trained: set[str]) -> None:
-    """layer.trainable=False where nothing of a layer trains; single variables only where a part of it does."""
-    known = {id(variable): path for path, variable in paths(model).items()}
+    """Freezes whole layers where nothing is trained, and single variables in layers that are trained in part."""
+    known = {id(variable): path for path, variable in name_variables(model).items()}
     for layer in model.layers:
         frozen = [variable for variable in layer.weights if known[id(variable)] not in trained]
         if len(frozen) == len(layer.weights):
@@ -81,7 +83,7 @@ def freeze(model: Any, trained: set[str]) -> None:
 
 
 class Stopwatch(keras.callbacks.Callback):
-    """Seconds of every step, from the batch's fetching to the update's end, and the first loss."""
+    """Records the seconds of every step, from fetching the batch to the end of the update, and the losses."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,22 +99,15 @@ class Stopwatch(keras.callbacks.Callback):
         self.seconds.append(time.perf_counter() - self._start)
 
 
-def compiled(job: Job) -> Any:
-    """The job's model with its weights, what does not train frozen, compiled with the job's AdamW; nothing traced."""
+def build_compiled(job: Job) -> Any:
+    """Builds the job's model with its weights and freezes, and compiles it with the job's AdamW; nothing is traced."""
     model = build(job.config)
-    variables = paths(model)
+    variables = name_variables(model)
     for path, value in job.arrays():
         variables[path].assign(np.reshape(value, variables[path].shape))
     freeze(model, set(job.trained))
 
-    hyperparameters = dict(job.adamw)
-    optimizer = keras.optimizers.AdamW(
-        learning_rate=hyperparameters["learning_rate"],
-        weight_decay=hyperparameters["weight_decay"],
-        beta_1=hyperparameters["beta1"],
-        beta_2=hyperparameters["beta2"],
-        epsilon=hyperparameters["epsilon"],
-    )
+    optimizer = keras.optimizers.AdamW(**{name.replace("beta", "beta_"): value for name, value in job.adamw.items()})
     undecayed = [variables[path] for path in job.trained if path not in set(job.decayed)]
     if undecayed:
         optimizer.exclude_from_weight_decay(var_list=undecayed)
@@ -121,9 +116,10 @@ def compiled(job: Job) -> Any:
     return model
 
 
-def run(job: Job) -> dict[str, Any]:
-    """Builds, freezes, compiles and fits; reports as scripts.baselines.harness.run does."""
-    model = compiled(job)
+def measure_fit(argument: dict[str, Any]) -> dict[str, Any]:
+    """Fits the model of a job; reports as ``harness.run_alone``."""
+    job = Job(**argument)
+    model = build_compiled(job)
     steps = job.warmup + job.steps
     watch = Stopwatch()
     data = tf.data.Dataset.from_tensors(job.batch()).repeat(steps)
@@ -133,13 +129,14 @@ def run(job: Job) -> dict[str, Any]:
         "last_loss": watch.losses[-1],
         "seconds": watch.seconds[job.warmup :],
         "peak_rss_bytes": peak_rss_bytes(),
-        **facts(model),
+        **describe(model),
     }
 
 
-def run_first(job: Job) -> dict[str, Any]:
-    """Times the first ``train_on_batch``; reports as scripts.baselines.harness.run does, and whether XLA compiled it."""
-    model = compiled(job)
+def measure_first_step(argument: dict[str, Any]) -> dict[str, Any]:
+    """Times the first ``train_on_batch``; reports as ``harness.run_alone``, and whether XLA compiled the step."""
+    job = Job(**argument)
+    model = build_compiled(job)
     images, labels = (tf.constant(array) for array in job.batch())
     start = time.perf_counter()
     loss = float(model.train_on_batch(images, labels, return_dict=True)["loss"])
@@ -149,12 +146,12 @@ def run_first(job: Job) -> dict[str, Any]:
         "seconds": [seconds],
         "peak_rss_bytes": peak_rss_bytes(),
         "xla": bool(model.jit_compile),
-        **facts(model),
+        **describe(model),
     }
 
 
-def facts(model: Any) -> dict[str, Any]:
-    """parameters, trained_parameters, and slot_bytes of a model that has trained."""
+def describe(model: Any) -> dict[str, Any]:
+    """parameters, trained_parameters and slot_bytes of a model that has been trained."""
     slots = [v for v in model.optimizer.variables if v.path.endswith(("_momentum", "_velocity"))]
     return {
         "parameters": sum(int(np.prod(v.shape)) for v in model.weights),

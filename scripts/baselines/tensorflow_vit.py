@@ -1,4 +1,4 @@
-"""The runners engine (what is measured) and hand (what an expert would write without it), on the same ViT class."""
+"""The runners engine (which is measured) and hand (what an expert would write without it), on the same ViT class."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from engine.selection.selection import select
 from engine.selection.variables import name_variables
 from engine.training import losses, step
 from engine.training.optimizers import AdamW
-from scripts.baselines.harness import Job
+
+from . import harness
+from .harness import Job
 
 
 def build(job: Job) -> vit.ViT:
-    """The job's network with the job's weights."""
+    """Builds the job's network with the job's weights."""
     network = vit.ViT(vit.Config(**job.config | {"image": tuple(job.config["image"])}))
     variables = name_variables(network).by_path()
     for path, value in job.arrays():
@@ -27,7 +29,7 @@ def build(job: Job) -> vit.ViT:
 
 
 class Engine:
-    """engine.TrainStep with AdamW; the learning rate is passed with every step."""
+    """engine.TrainStep with AdamW; every step is given the learning rate."""
 
     def __init__(self, job: Job) -> None:
         network = build(job)
@@ -57,7 +59,7 @@ class Engine:
                 "watched_variables": len(self.selection.trained),
                 "all_variables": len(self.selection.variables),
                 "forward_ops": len(traced.forward),
-                "activation_bytes": buffers.saved_bytes(traced.backward, examples),
+                "activation_bytes": buffers.count_saved_bytes(traced.backward, examples),
                 "traces": self.step.traces,
             },
         }
@@ -66,12 +68,9 @@ class Engine:
 class Hand:
     """A tf.function written for one selection, one optimizer and one batch shape.
 
-    It owes nothing to the engine's step and optimizers, and does less than they do: the learning
-    rate is a constant, Adam's t is one for all variables, and no gradient norm is computed.
-
-    Args:
-        job: what is trained.
-        inputs: a batch, where the job's own is not wanted: what ``logits`` takes, and labels.
+    It uses nothing of the engine's step and optimizers, and does less than they do: the learning rate is a constant, all
+    variables share Adam's t, and no gradient norm is computed. ``inputs`` is a batch to use instead of the job's own: the
+    input of ``logits``, and labels.
     """
 
     def __init__(self, job: Job, inputs: tuple[np.ndarray, np.ndarray] | None = None) -> None:
@@ -80,8 +79,7 @@ class Hand:
         self.parameters = sum(entry.size for entry in by_path.values())
         self.variables = [by_path[path].variable for path in job.trained]
         self.decays = [path in set(job.decayed) for path in job.trained]
-        self.m = [tf.Variable(tf.zeros_like(variable), trainable=False) for variable in self.variables]
-        self.v = [tf.Variable(tf.zeros_like(variable), trainable=False) for variable in self.variables]
+        self.m, self.v = ([tf.Variable(tf.zeros_like(v), trainable=False) for v in self.variables] for _ in range(2))
         self.t = tf.Variable(0.0, trainable=False)
         self.adamw = job.adamw
         images, labels = job.batch() if inputs is None else inputs
@@ -136,3 +134,22 @@ class Hand:
             "slot_bytes": sum(int(tf.size(slot)) * slot.dtype.size for slot in (*self.m, *self.v)),
             "backward_ops": self.backward_ops,
         }
+
+
+def measure_engine(argument: dict[str, Any]) -> dict[str, Any]:
+    """Measures the engine alone on a job."""
+    job = Job(**argument)
+    return harness.run_alone(Engine(job), job)
+
+
+def measure_hand(argument: dict[str, Any]) -> dict[str, Any]:
+    """Measures the hand-written loop alone on a job."""
+    job = Job(**argument)
+    return harness.run_alone(Hand(job), job)
+
+
+def measure_pair(argument: dict[str, Any]) -> dict[str, Any]:
+    """Measures the engine and the hand-written loop in turn, step by step."""
+    job = Job(**argument)
+    engine, hand = harness.run_pair(Engine(job), Hand(job), job)
+    return {"engine": engine, "hand": hand}

@@ -1,20 +1,15 @@
-"""The runner torch: an equal ViT in PyTorch, eager. A program of its own, so that TensorFlow is not in its memory.
-
-``python -m scripts.baselines.torch_vit`` is internal to benchmark_step: a job on standard input, a result on standard output.
-"""
+"""The runner torch: an equal ViT in PyTorch, in eager mode. It imports no TensorFlow, which would count as its memory."""
 
 from __future__ import annotations
 
-import json
-import sys
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from scripts.baselines import harness
-from scripts.baselines.harness import Job
+from . import harness
+from .harness import Job
 
 
 class Attention(nn.Module):
@@ -79,8 +74,8 @@ class ViT(nn.Module):
         return self.head(self.norm(x)[:, 0])
 
 
-def paths(model: nn.Module) -> dict[str, Any]:
-    """Engine's variable path -> parameter."""
+def name_parameters(model: nn.Module) -> dict[str, Any]:
+    """Maps the engine's variable paths to parameters."""
     found = {}
     for name, parameter in model.named_parameters():
         layer, _, last = name.replace(".", "/").rpartition("/")
@@ -91,14 +86,14 @@ def paths(model: nn.Module) -> dict[str, Any]:
 
 
 class Torch:
-    """requires_grad on what trains; cross-entropy, accuracy and torch.optim.AdamW (fused) per step."""
+    """Trains what has requires_grad; each step computes cross-entropy and accuracy and applies torch.optim.AdamW (fused)."""
 
     def __init__(self, job: Job) -> None:
         self.model = ViT(job.config)
-        self.parameters = paths(self.model)
+        self.parameters = name_parameters(self.model)
         with torch.no_grad():
             for path, value in job.arrays():
-                # Linear keeps its kernel as [outputs, inputs]
+                # Linear stores its kernel as [outputs, inputs]
                 self.parameters[path].copy_(torch.from_numpy(value.T if path.endswith("kernel") else value))
         for path, parameter in self.parameters.items():
             parameter.requires_grad_(path in set(job.trained))
@@ -133,11 +128,7 @@ class Torch:
         }
 
 
-def main() -> int:
-    job = Job.read()
-    print(json.dumps(harness.run(Torch(job), job)))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def measure(argument: dict[str, Any]) -> dict[str, Any]:
+    """Measures PyTorch alone on a job."""
+    job = Job(**argument)
+    return harness.run_alone(Torch(job), job)

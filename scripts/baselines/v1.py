@@ -1,23 +1,28 @@
-"""The runners of compare_v1 and benchmark_v1: the engine, and TF1's three ways to freeze, on one job each."""
+"""The runners of compare_v1 and benchmark_v1: the engine, and the three ways to freeze in TF1, on the same job."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import sys
+import pathlib
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
+from compat_v1.training import leaks
 from compat_v1.training import models as v1_models
 from compat_v1.training.freezing import METHODS, Freezing
 from compat_v1.training.session_loop import SessionLoop
-from engine import data, models
+from engine.files import PathLike, write_npz
+from engine.host import peak_rss_bytes, quantiles
+from engine.recipes.task import Task
+from engine.seeds import seed_global_generators
 from engine.selection.proof import weights_sha256
 from engine.selection.selection import Selection, select
-from engine.training import losses, optimizers, precision
+from engine.training import losses, optimizers
 from engine.training.step import TrainStep
 
 RUNNERS = ("engine", *(f"v1_{method}" for method in METHODS))
@@ -25,16 +30,13 @@ RUNNERS = ("engine", *(f"v1_{method}" for method in METHODS))
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What all runners do, as a process gets it in JSON on its standard input.
+    """What all runners do.
 
     Attributes:
-        model, data, loss, train, optimizer, precision: as in flags.
-        weights: an .npz file of every variable: what each runner starts from.
-        images: what the model wants its images to be, by a name of models.IMAGES, or None for the model's own.
-        batch_size: examples per step.
-        micro_batches: parts of a step.
-        steps: steps.
-        learning_rate, seed: of all.
+        weights: an .npz file of every variable, from which each runner starts.
+        images: the preprocessing that the weights expect (``engine.models.IMAGES``); None uses the model's own.
+
+    The others are as in the flags.
     """
 
     model: str
@@ -51,13 +53,8 @@ class Job:
     learning_rate: float
     seed: int
 
-    @classmethod
-    def read(cls) -> Job:
-        """The job on standard input."""
-        return cls(**json.load(sys.stdin))
-
-    def text(self) -> str:
-        return json.dumps(dataclasses.asdict(self))
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
 
     @property
     def micro_batch_size(self) -> int | None:
@@ -65,64 +62,64 @@ class Job:
 
 
 class Setting:
-    """The job's data, network and selection.
+    """A job with its task and its selection.
 
-    Raises:
-        InputError: as the rooms that make them.
+    ``load`` names the weights to load; by default none are, because runners assign the job's. Raises InputError as
+    ``Task.open`` does, or if the model has no TF1 form.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, *, load: PathLike | None = None) -> None:
         self.job = job
         v1_models.check_name(job.model)
-        self.numbers = precision.parse(job.precision)
-        source = data.open_data(job.data)
-        model = models.build_model(
-            job.model,
-            image_shape=source.image_shape,
-            outputs=source.outputs(job.loss),
-            logits=job.loss != "mse",
+        self.task = Task.open(
+            data=job.data,
+            model=job.model,
+            weights=load,
+            loss=job.loss,
+            precision=job.precision,
             seed=job.seed,
-            dtype=self.numbers.variables,
-            compute=self.numbers.compute,
+            batch_size=job.batch_size,
         )
-        self.model, self.source = model, source
-        self.network = model.network
-        self.selection: Selection = select(self.network, job.train, statistics=model.statistics)
-        normalise = model.normalise if job.images is None else models.images_as(job.images, source.image_shape)
-        self.batches = data.TrainBatches(source.train, batch_size=job.batch_size, seed=job.seed, normalise=normalise)
-        self.optimizer = optimizers.by_name(job.optimizer)
+        if job.images is not None:
+            self.task = self.task.with_images(job.images)
+        self.network = self.task.model.network
+        self.selection: Selection = select(self.task.variables, job.train, statistics=self.task.model.statistics)
+        self.batches = self.task.train_batches()
+        self.optimizer = optimizers.build_optimizer(job.optimizer)
 
     def weights(self) -> Iterator[tuple[str, np.ndarray]]:
+        """The path and value of each variable that the job starts from."""
         with np.load(self.job.weights, allow_pickle=False) as archive:
             for path in archive.files:
                 yield path, archive[path]
 
-    def loss_scale(self) -> precision.LossScale | None:
-        return precision.LossScale() if self.numbers.scaled else None
+    def assign_weights(self) -> None:
+        """Gives every variable the value that the job starts from."""
+        by_path = self.task.variables.by_path()
+        for path, value in self.weights():
+            by_path[path].variable.assign(value)
 
 
 class EngineRunner:
-    """TrainStep on the job."""
+    """TrainStep on a job."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.step = TrainStep(
-            losses.supervised_loss(setting.network, setting.job.loss),
+            setting.task.loss_fn,
             setting.optimizer,
             seed=setting.job.seed,
             micro_batch_size=setting.job.micro_batch_size,
-            loss_scale=setting.loss_scale(),
+            loss_scale=setting.task.loss_scale(),
         )
-        by_path = setting.selection.variables.by_path()
-        for path, value in setting.weights():
-            by_path[path].variable.assign(value)
+        setting.assign_weights()
 
     def train(self, batch: Mapping[str, Any]) -> float:
         rate = self.setting.job.learning_rate
         return float(self.step(self.setting.selection, batch, learning_rate=rate).loss)
 
     def facts(self) -> dict[str, Any]:
-        """What the tape watches stands for TF1's lists; checkpoints hold every variable, whatever trains."""
+        """In place of TF1's lists, what the tape watches; checkpoints hold every variable, whatever is trained."""
         selection = self.setting.selection
         trained = [entry.path for entry in selection.trained]
         return {
@@ -142,18 +139,18 @@ class EngineRunner:
 
 
 class V1Runner:
-    """A SessionLoop with one method on the job."""
+    """A SessionLoop that freezes by one method, on a job."""
 
     def __init__(self, setting: Setting, method: str) -> None:
         self.setting = setting
-        network = v1_models.of(setting.network, setting.selection)
+        network = v1_models.translate_network(setting.network, setting.selection)
         self.loop = SessionLoop(
             losses.supervised_loss(network, setting.job.loss),
             Freezing(method, setting.selection),
             setting.optimizer,
             _arrays(setting.batches.at(0)),
             micro_batch_size=setting.job.micro_batch_size,
-            loss_scale=setting.loss_scale(),
+            loss_scale=setting.task.loss_scale(),
             seed=setting.job.seed,
         )
         self.loop.assign(dict(setting.weights()))
@@ -179,9 +176,43 @@ class V1Runner:
         self.loop.close()
 
 
-def make(runner: str, setting: Setting) -> EngineRunner | V1Runner:
+def build_runner(runner: str, setting: Setting) -> EngineRunner | V1Runner:
     return EngineRunner(setting) if runner == "engine" else V1Runner(setting, runner.removeprefix("v1_"))
 
 
 def _arrays(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in batch.items()}
+
+
+def train(argument: dict[str, Any]) -> dict[str, Any]:
+    """Trains a ``job`` by a ``runner``, writes the weights next to those it started from, and reports."""
+    setting, name = _open(argument["job"]), argument["runner"]
+    runner = build_runner(name, setting)
+    losses_seen, seconds = [], []
+    for number in range(setting.job.steps):
+        batch = setting.batches.at(number)
+        start = time.perf_counter()
+        losses_seen.append(runner.train(batch))
+        seconds.append(time.perf_counter() - start)
+    write_npz(pathlib.Path(setting.job.weights).parent / f"{name}.npz", runner.weights().items())
+    facts = runner.facts()
+    runner.close()
+    step_ms = quantiles([1e3 * value for value in seconds[1:]])
+    return {"losses": losses_seen, **facts, "step_ms": step_ms, "peak_rss_bytes": peak_rss_bytes()}
+
+
+def measure_leaks(argument: dict[str, Any]) -> dict[str, Any]:
+    """Measures, for a ``job``, what each method of TF1 lets through."""
+    setting = _open(argument["job"])
+    setting.assign_weights()
+    batch = _arrays(setting.batches.at(0))
+    seeds = batch.pop("seeds")
+    batch.pop("index")
+    subject = leaks.Subject(setting.network, setting.selection, batch, seeds, setting.job.loss)
+    return {"leaks": [leak._asdict() for leak in leaks.measure_leaks(subject)]}
+
+
+def _open(job: dict[str, Any]) -> Setting:
+    seed_global_generators(job["seed"])
+    tf.config.experimental.enable_op_determinism()
+    return Setting(Job(**job))

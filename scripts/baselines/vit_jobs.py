@@ -1,10 +1,11 @@
-"""The jobs of the benchmarks that compare equal ViTs: made once, from one file of weights, and read by each runner."""
+"""The jobs of the benchmarks that compare equal ViTs: built once, from one file of weights, for all runners."""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from engine import models
 from engine.errors import InputError
@@ -14,12 +15,17 @@ from engine.selection import selection
 from engine.selection.filters import FilterError
 from engine.selection.variables import name_variables
 from engine.training.optimizers import AdamW
-from scripts.baselines.harness import Job
+
+from .harness import Job
 
 LEARNING_RATE = 1e-4
+_PLAIN: dict[str, Any] = {
+    "pool": "token", "class_token": None, "fc_norm": False, "norm_epsilon": vit.Config.norm_epsilon, "layer_scale": None,
+    "dropout": 0.0, "drop_path": 0.0,
+}  # fmt: skip
 
 
-def make(
+def build_jobs(
     folder: pathlib.Path,
     *,
     model: str,
@@ -31,33 +37,25 @@ def make(
     steps: int,
     seed: int,
 ) -> list[Job]:
-    """One job per selection (a filter in ``train``); all start from the same weights, in a file in ``folder``.
+    """Builds one job per filter in ``train``; all start from the same weights, in a file in ``folder``.
 
-    Says what is measured. ``image_size`` is in pixels; the rest is as in Job.
-
-    Raises:
-        InputError: a model that is no plain ViT, or a filter that does not suit it.
+    Prints what is measured. ``image_size`` is in pixels; the other arguments are as in ``Job``. Raises InputError if the
+    model is not a plain ViT, or a filter does not fit it.
     """
     built = models.build_model(model, image_shape=(image_size, image_size, 3), outputs=classes, seed=seed)
     config = getattr(built.network, "config", None)
-    if not isinstance(config, vit.Config) or config != dataclasses.replace(
-        config,
-        pool="token",
-        class_token=None,
-        fc_norm=False,
-        norm_epsilon=vit.Config.norm_epsilon,
-        layer_scale=None,
-        dropout=0.0,
-        drop_path=0.0,
-    ):
+    if not isinstance(config, vit.Config) or config != dataclasses.replace(config, **_PLAIN):
         raise InputError(
-            f"model={model!r}: the peers are plain ViTs; vit:SIZE/PATCH with the options depth, gelu, classes will do"
+            f"model={model!r}: it is compared with plain ViTs; expected vit:SIZE/PATCH, with no options but depth, gelu and "
+            "classes"
         )
     if built.outputs < 2:
         raise InputError(f"model={model!r}: classes={built.outputs}: a softmax needs at least 2 classes")
     variables = name_variables(built.network)
     adamw = AdamW()
-    decayed = selection.matching(variables, adamw.decay)
+    names = ("beta1", "beta2", "epsilon", "weight_decay")
+    hyperparameters = {"learning_rate": LEARNING_RATE} | {name: getattr(adamw, name) for name in names}
+    decayed = selection.matching_paths(variables, adamw.decay)
     weights = folder / "weights.npz"
     jobs = []
     for text in train:
@@ -77,10 +75,7 @@ def make(
                 batch_size=batch_size,
                 warmup=warmup,
                 steps=steps,
-                adamw={
-                    "learning_rate": LEARNING_RATE,
-                    **{name: getattr(adamw, name) for name in ("beta1", "beta2", "epsilon", "weight_decay")},
-                },
+                adamw=hyperparameters,
                 seed=seed,
             )
         )
@@ -88,17 +83,3 @@ def make(
     after = f", {steps} steps after {warmup}" if warmup else ""
     print(f"{model} at {image_size} px, {variables.parameters:,} parameters, batch {batch_size}{after}")
     return jobs
-
-
-def read(child: str) -> Job:
-    """The job on standard input.
-
-    Raises:
-        InputError: there is none; ``child`` is what the process was started as.
-    """
-    try:
-        return Job.read()
-    except (ValueError, TypeError) as error:
-        raise InputError(
-            f"child={child}: it is started by a benchmark with a job on standard input ({error})"
-        ) from None

@@ -72,7 +72,7 @@ def test_an_input_and_a_variable_are_accused_themselves() -> None:
     found = look(Net(tf.nn.relu), [[1.0, np.nan, 1.0]])
     assert found is not None
     assert (found.kind, found.op, found.variable) == ("input", "image", "")
-    assert found.describe() == "the batch's 'image' is not finite: 1 of 3 elements"
+    assert found.describe() == "'image' in the batch is not finite: 1 of 3 elements"
     net = Net(tf.nn.relu)
     net.second.assign([[1.0], [np.inf], [1.0]])
     found = look(net, np.ones([2, 3]))

@@ -198,7 +198,7 @@ def stopped_in_a_loop(version: int) -> Known:
     if version == 1:
         return Known(train, kinds, gradient)
     # a While gives zeros, where other graphs give no gradient: so the optimizer takes it, with a slot
-    zeros = ("mix", "a zero gradient is no freeze")
+    zeros = ("mix", "a zero gradient does not freeze")
     return Known(train, kinds | slots("mix", "mix/Momentum"), gradient, [zeros], rests=["mix", "mix/Momentum"])
 
 

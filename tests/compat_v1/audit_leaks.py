@@ -86,7 +86,7 @@ def zero_gradients(optimizer: Any, names: Sequence[str], *, masked: bool = False
     with tf.control_dependencies([gradient for gradient, _ in pairs]):  # else below may change before it is read
         train = optimizer.apply_gradients(zeroed, name="zeroed")
     kinds = slots("below", "above", *(f"{v}/{name}" for v in ("below", "above") for name in names))
-    return Known(train, kinds, {"below": "yes"}, [("below", "a zero gradient is no freeze")], before=real)
+    return Known(train, kinds, {"below": "yes"}, [("below", "a zero gradient does not freeze")], before=real)
 
 
 @graph

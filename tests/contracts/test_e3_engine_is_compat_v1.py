@@ -67,7 +67,7 @@ class Sides:
 
     def __init__(self, case: Case, dtype: Any) -> None:
         self.dtype, self.rate = dtype, RATES[case.optimizer]
-        self.optimizer = optimizers.by_name(case.optimizer)
+        self.optimizer = optimizers.build_optimizer(case.optimizer)
         self.network = build_model(MODELS[case.model], image_shape=(8, 8, 1), outputs=4, dtype=dtype).network
         self.selection = select(self.network, SELECTIONS[case.model][case.selection])
         self.start = {entry.path: entry.variable.numpy() for entry in self.selection.variables}
@@ -84,7 +84,7 @@ class Sides:
         return Run(found, weights | dict(step.slots.arrays()))
 
     def v1(self, method: str, batches: list[Mapping[str, Any]], optimizer: optimizers.Optimizer | None = None) -> Run:
-        loss_fn = losses.supervised_loss(v1_models.of(self.network, self.selection))
+        loss_fn = losses.supervised_loss(v1_models.translate_network(self.network, self.selection))
         freezing = Freezing(method, self.selection)
         with SessionLoop(
             loss_fn, freezing, optimizer or self.optimizer, batches[0], micro_batch_size=self.micro_batch_size
@@ -133,7 +133,7 @@ def fifty_steps(case: Case) -> None:
     moving = [entry.path for entry in (*sides.selection.trained, *sides.selection.moving)]
     assert relative(engine.weights, sides.start, moving) > 1e-4, "nothing was trained"
     for run in runs:
-        np.testing.assert_allclose(run.losses, engine.training.losses, rtol=TRAJECTORY)
+        np.testing.assert_allclose(run.losses, engine.losses, rtol=TRAJECTORY)
         assert relative(run.weights, engine.weights, paths) < TRAJECTORY
         for entry in sides.selection.frozen:
             assert run.weights[entry.path].tobytes() == sides.start[entry.path].tobytes(), entry.path

@@ -13,6 +13,7 @@ import tensorflow as tf
 from engine import TrainStep, select
 from engine.frostline.cuts import cut_evaluation, cut_step
 from engine.frostline.line import FrostLine
+from engine.frostline.watch import frozen_output_norms
 from engine.models import build_model
 from engine.selection.selection import Selection
 from engine.selection.variables import name_variables
@@ -224,9 +225,9 @@ def test_evaluation_from_the_same_tensors_is_the_same(name: str) -> None:
     selection, batch = select(model, case.train), batches(case, 1, tf.float64)[0]
     line = cut_step(TrainStep(case.loss(model), optimizers.SGD()), selection, batch)
     assert isinstance(line, FrostLine)
-    evaluator = Evaluator(case.loss(model))
+    evaluator = Evaluator(case.loss(model), watch=frozen_output_norms)
     assert cut_evaluation(evaluator, selection, line, batch) is None
-    ours, theirs = evaluator(selection, [line.below(batch)]), evaluator(selection, [batch])
+    ours, theirs = evaluator(selection, [line.replace_images(batch)]), evaluator(selection, [batch])
     np.testing.assert_allclose(ours.loss, theirs.loss, rtol=1e-12)
     assert ours.metrics == theirs.metrics or name == "two heads"
     np.testing.assert_allclose(ours.frozen_output_norm, theirs.frozen_output_norm, rtol=1e-12)
@@ -249,7 +250,7 @@ def test_mixed_precision_keeps_its_semantics(precision: str) -> None:
             line = cut_step(step, selection, batch)
             assert isinstance(line, FrostLine)
             assert {t.dtype for t in line.tensors} <= {numbers.compute, tf.float32}
-            batch = line.below(batch)
+            batch = line.replace_images(batch)
         start = joined(selection)
         loss = step(selection, batch, learning_rate=1.0).loss
         found.append((float(loss), joined(selection) - start))

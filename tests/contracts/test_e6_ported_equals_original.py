@@ -36,14 +36,17 @@ def compared(
 ) -> parity.Parity:
     asked = parity.parse_outputs(outputs)
     part = extract.extract(
-        metagraph.read(graph).definition, path=graph, inputs=inputs, outputs=[each.name for each in asked] or None
+        metagraph.read_metagraph(graph).definition,
+        path=graph,
+        inputs=inputs,
+        outputs=[each.name for each in asked] or None,
     )
     with open_checkpoint(checkpoint) as source:
         ledger = porting.load(model, source, RULES / rules)
         assert (ledger.unused, ledger.missing, ledger.fresh) == ((), (), {})
         original = Original(part, source)
     feeds = parity.make_feeds(part.inputs, examples=5, seed=seed)
-    return parity.compare(original, model, feeds=feeds, outputs=asked or None)
+    return parity.compare_outputs(original, model, feeds=feeds, outputs=asked or None)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -77,13 +80,15 @@ def test_a_wrong_weight_is_found(checkpoints: pathlib.Path) -> None:
     folder = checkpoints / "mtcnn_PNet_landmark"
     model = pnet.build()
     graph, asked = folder / "PNet-18.meta", ["Reshape_4", "bbox_pred", "landmark_pred"]
-    part = extract.extract(metagraph.read(graph).definition, path=graph, outputs=asked)
+    part = extract.extract(metagraph.read_metagraph(graph).definition, path=graph, outputs=asked)
     with open_checkpoint(f"{folder}/PNet-18") as source:
         porting.load(model, source, RULES / "pnet.rules")
         original = Original(part, source)
     kernel = model.get_layer("boxes").kernel
     kernel.assign(kernel.value + np.float32(1e-3))
     feeds = parity.make_feeds(part.inputs)
-    found = parity.compare(original, model, feeds=feeds, outputs=parity.parse_outputs("bbox_pred=1,landmark_pred=2"))
+    found = parity.compare_outputs(
+        original, model, feeds=feeds, outputs=parity.parse_outputs("bbox_pred=1,landmark_pred=2")
+    )
     assert found.outputs[0].max_abs_difference > BOUND >= found.outputs[1].max_abs_difference
     assert not found.holds(BOUND)

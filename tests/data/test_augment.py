@@ -177,9 +177,9 @@ def test_a_list_of_kinds_is_read() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("flop", "`flop` is none of flip, crop, color, rotate, zoom, contrast; nearest: flip"),
+        ("flop", "`flop` is not one of flip, crop, color, rotate, zoom, contrast; nearest: flip"),
         ("flip,crop,flip", "`flip` is named twice"),
-        ("Flip", "`Flip` is none of"),
+        ("Flip", "`Flip` is not one of"),
     ],
 )
 def test_what_is_no_list_of_kinds_is_refused(text: str, message: Any) -> None:

@@ -130,13 +130,13 @@ def test_evaluation_goes_through_its_part_in_order_as_often_as_asked(size: int) 
 
 @pytest.mark.parametrize("size", [0, -1, 11])
 def test_a_batch_size_that_cannot_be_is_refused(size: int) -> None:
-    with pytest.raises(DataError, match=f"batch_size={size}: it is at least 1 and at most the 10 training examples"):
+    with pytest.raises(DataError, match=f"batch_size={size}: expected 1 to 10, the number of training examples"):
         TrainBatches(part(), batch_size=size)
 
 
 @pytest.mark.parametrize("size", [0, -1])
 def test_an_evaluation_batch_size_below_one_is_refused(size: int) -> None:
-    with pytest.raises(DataError, match=f"batch_size={size}: it is at least 1"):
+    with pytest.raises(DataError, match=f"batch_size={size}: expected at least 1"):
         EvalBatches(part(), batch_size=size)
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from engine import data
 from engine.data import folder as folder_module
-from engine.data.image_files import shown
+from engine.data.image_files import printable
 
 SMALL = (12, 12)
 
@@ -111,8 +111,8 @@ def test_hidden_files_and_other_suffixes_are_left_out_and_counted(make_folder: A
     source = opened(folder, say=lines.append)
     assert (len(source.train), source.classes) == (6, ("a", "b"))
     assert lines == [
-        "data: left out: .db files (1), .txt files (2), files without suffix (1), folder masks beside train (1), "
-        "hidden files (2), images in no class folder (1)"
+        "data: left out: .db files (1), .txt files (2), files without a suffix (1), folder masks next to train (1), "
+        "hidden files (2), images outside of class folders (1)"
     ]
     assert source.skipped == ()
 
@@ -218,10 +218,10 @@ def damaged(make_folder: Any, photo: Image.Image) -> pathlib.Path:
 
 def test_images_that_cannot_be_read_stop_and_are_named_with_the_reason(damaged: pathlib.Path) -> None:
     error = refused(damaged)
-    assert "4 of 18 images cannot be read (--bad_images=skip goes on without them)" in error
+    assert "4 of 18 images cannot be read (--bad_images=skip leaves them out)" in error
     assert "train/a/empty.jpg: the file is empty" in error
-    assert "train/a/page.jpg: it is no JPEG, PNG, GIF or BMP; it begins with '<!DOCTYPE html>" in error
-    assert "train/b/lfs.png: it is no JPEG" in error
+    assert "train/a/page.jpg: not a JPEG, PNG, GIF or BMP; the file begins with '<!DOCTYPE html>" in error
+    assert "train/b/lfs.png: not a JPEG" in error
     assert "val/b/cut.jpg: a damaged or truncated JPEG" in error
 
 
@@ -257,8 +257,8 @@ def test_a_pipe_or_a_dangling_link_is_a_bad_image_and_does_not_hang(make_folder:
     os.mkfifo(folder / "train/a/pipe.jpg")
     (folder / "train/b/gone.jpg").symlink_to("nowhere.jpg")
     error = refused(folder)
-    assert "train/a/pipe.jpg: it is no regular file" in error
-    assert "train/b/gone.jpg: it cannot be opened (No such file or directory)" in error
+    assert "train/a/pipe.jpg: not a regular file" in error
+    assert "train/b/gone.jpg: cannot be opened (No such file or directory)" in error
     assert len(opened(folder, bad_images="skip").train) == 4
 
 
@@ -267,18 +267,18 @@ def test_a_file_that_vanishes_during_the_run_is_named(make_folder: Any) -> None:
     source = opened(folder, image_cache=0)
     (folder / "train/b/001.png").unlink()
     batches = data.TrainBatches(source.train, batch_size=4)
-    with pytest.raises(data.DataError, match=r"train/b/001\.png: it cannot be opened"):
+    with pytest.raises(data.DataError, match=r"train/b/001\.png: cannot be opened"):
         list(batches.between(0, 1))
 
 
 def test_a_class_or_a_part_whose_images_are_all_bad_is_an_error_though_bad_ones_are_skipped(make_folder: Any) -> None:
     folder = make_folder({"train/a": 2, "train/b": 2, "val/a": 1})
     (folder / "val/a/000.png").write_bytes(b"")
-    assert "val has no image that can be read" in refused(folder, bad_images="skip")
+    assert "val has no readable image" in refused(folder, bad_images="skip")
     shutil.copy(folder / "train/a/000.png", folder / "val/a/000.png")
     for name in ("000", "001"):
         (folder / f"train/b/{name}.png").write_bytes(b"")
-    assert "class 'b' has no training image that can be read" in refused(folder, bad_images="skip")
+    assert "class 'b' has no readable training image" in refused(folder, bad_images="skip")
 
 
 # ---- what is no image folder
@@ -286,51 +286,53 @@ def test_a_folder_that_is_not_there_or_is_a_file_is_refused_with_the_nearest(mak
     folder = make_folder({"a": 1})
     assert f"there is no folder {folder.parent / 'photo'}; nearest: photos" in refused(folder.parent / "photo")
     assert "there is no folder" in refused("/nowhere/at/all")
-    assert "000.png is a file; a folder with a folder a class is wanted" in refused(folder / "a/000.png")
+    assert "000.png is a file; expected a folder with one folder per class" in refused(folder / "a/000.png")
 
 
 def test_folders_without_images_or_classes_are_refused_with_how_they_must_look(make_folder: Any) -> None:
     assert "there are no images below" in refused(make_folder({}, name="empty"))
     assert "there are no images below" in refused(make_folder({"a": 0, "b": 0}, name="hollow"))
     flat = make_folder({"": 3}, name="flat")
-    assert f"3 images lie directly in {flat}; each class is a folder with its images (.jpg" in refused(flat)
+    assert f"3 images lie directly in {flat}; expected one folder of images (.jpg" in refused(flat)
     assert f"2 images lie directly in {make_folder({'train': 2}, name='bare')}/train" in refused(flat.parent / "bare")
 
 
 def test_one_class_is_refused_and_a_folder_within_is_pointed_at(make_folder: Any) -> None:
-    assert "it has one class, 'a'; a classifier needs two or more" in refused(make_folder({"a": 3}, name="one"))
+    assert "there is only one class, 'a'; a classifier needs two or more" in refused(make_folder({"a": 3}, name="one"))
     nested = make_folder({"set/a": 3, "set/b": 3}, name="nested")
-    assert f"perhaps folder:{nested}/set is meant" in refused(nested)
+    assert f"did you mean folder:{nested}/set?" in refused(nested)
 
 
 def test_classes_must_be_in_train(make_folder: Any) -> None:
     folder = make_folder({"train/cat": 2, "train/dog": 2, "val/cat": 1, "val/dogs": 1})
     assert "val/dogs: train has no such class; nearest: dog" in refused(folder)
     assert "class 'b' has no image" in refused(make_folder({"train/a": 2, "train/b": 0, "val/b": 1}, name="hole"))
-    assert "it has test and val, but no folder train" in refused(make_folder({"val/a": 1, "test/a": 1}, name="no"))
-    assert "which are no classes; the parts are named train, val and test" in refused(
+    assert "there is a folder test and val, but no folder train" in refused(
+        make_folder({"val/a": 1, "test/a": 1}, name="no")
+    )
+    assert "which look like parts, not classes; the parts must be named train, val and test" in refused(
         make_folder({"training/a": 2, "training/b": 2, "validation/a": 1}, name="renamed")
     )
 
 
 def test_a_share_that_leaves_a_part_or_class_empty_says_what_would_do(make_folder: Any) -> None:
     folder = make_folder({"a": 3, "b": 30})
-    assert "it lies between 0 and 1" in refused(folder, eval_fraction=1.0)
-    assert "it lies between 0 and 1" in refused(folder, eval_fraction=float("nan"))
+    assert "expected a number between 0 and 1" in refused(folder, eval_fraction=1.0)
+    assert "expected a number between 0 and 1" in refused(folder, eval_fraction=float("nan"))
     error = refused(folder, eval_fraction=0.0001)
-    enough = float(error.split("it holds out none; ")[1].split(" would")[0])
+    enough = float(error.split("names; use ")[1].split(",")[0])
     assert len(opened(folder, eval_fraction=enough).eval) >= 1
-    assert "it leaves class 'a' of folder:" in refused(folder, eval_fraction=0.97)
+    assert "this leaves no image of class 'a' of folder:" in refused(folder, eval_fraction=0.97)
     with_val = make_folder({"train/a": 2, "train/b": 2, "val/a": 1}, name="val")
-    assert "has an evaluation part of its own" in refused(with_val, eval_fraction=0.1)
+    assert "has its own evaluation part" in refused(with_val, eval_fraction=0.1)
 
 
 def test_options_are_checked() -> None:
-    with pytest.raises(data.DataError, match="bad_images='ignore': it is stop or skip"):
+    with pytest.raises(data.DataError, match="bad_images='ignore': expected stop or skip"):
         data.open_data("fashion_mnist_mini", bad_images="ignore")
     with pytest.raises(data.DataError, match="bad_images=skip: fashion_mnist_mini has no image files"):
         data.open_data("fashion_mnist_mini", bad_images="skip")
-    with pytest.raises(data.DataError, match=r"data='folder:': known sources are .*folder:DIR"):
+    with pytest.raises(data.DataError, match=r"data='folder:': expected one of .*folder:DIR"):
         data.open_data("folder:")
 
 
@@ -338,5 +340,5 @@ def test_names_that_are_no_text_can_be_shown(make_folder: Any) -> None:
     folder = make_folder({"train/a": 2, "train/b": 2, "val/a": 1})
     with open(os.fsencode(folder) + b"/train/a/caf\xe9\n.jpg", "wb"):
         pass
-    assert shown("caf\udce9\n.jpg") == "caf\\udce9\\n.jpg"
+    assert printable("caf\udce9\n.jpg") == "caf\\udce9\\n.jpg"
     assert opened(folder, bad_images="skip").skipped == ("train/a/caf\\udce9\\n.jpg",)

@@ -51,19 +51,19 @@ def test_gzip_is_known_by_its_content_not_by_its_name(tmp_path: pathlib.Path) ->
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (struct.pack(">HBB", 1, 8, 1) + bytes(8), "no idx file of unsigned bytes"),
-        (idx(IMAGES, kind=13), "no idx file of unsigned bytes"),
-        (struct.pack(">HBB", 0, 8, 0) + b"\0", "no idx file of unsigned bytes"),
-        (struct.pack(">HBB5I", 0, 8, 5, 1, 1, 1, 1, 1) + b"\0", "no idx file of unsigned bytes"),
-        (idx(IMAGES, shape=(2, 3, 5)), "its header promises 30 bytes, it has 24"),
-        (idx(IMAGES, shape=(2, 3, 3)), "its header promises 18 bytes, it has more"),
-        (idx(IMAGES, shape=(0,)), "its header promises 0 bytes, it has more"),
+        (struct.pack(">HBB", 1, 8, 1) + bytes(8), "not an idx file of unsigned bytes"),
+        (idx(IMAGES, kind=13), "not an idx file of unsigned bytes"),
+        (struct.pack(">HBB", 0, 8, 0) + b"\0", "not an idx file of unsigned bytes"),
+        (struct.pack(">HBB5I", 0, 8, 5, 1, 1, 1, 1, 1) + b"\0", "not an idx file of unsigned bytes"),
+        (idx(IMAGES, shape=(2, 3, 5)), "the header claims 30 bytes, but the file has 24"),
+        (idx(IMAGES, shape=(2, 3, 3)), "the header claims 18 bytes, but the file has more"),
+        (idx(IMAGES, shape=(0,)), "the header claims 0 bytes, but the file has more"),
         (idx(IMAGES, shape=(2**32 - 1,) * 4), "more than the file can hold"),
         (idx(np.zeros(0, np.uint8), shape=(0, 2**32 - 1, 2**32 - 1, 2**32 - 1)), "damaged"),
         (b"", "damaged or truncated"),
         (b"\0\0\x08", "damaged or truncated"),
         (struct.pack(">HBBI", 0, 8, 3, 7), "damaged or truncated"),
-        (b"<!DOCTYPE html><html>not found</html>", "no idx file of unsigned bytes"),
+        (b"<!DOCTYPE html><html>not found</html>", "not an idx file of unsigned bytes"),
     ],
 )
 def test_a_hostile_header_is_an_error(tmp_path: pathlib.Path, pack: Pack, content: bytes, message: str) -> None:
@@ -73,7 +73,7 @@ def test_a_hostile_header_is_an_error(tmp_path: pathlib.Path, pack: Pack, conten
 
 def test_a_short_file_that_promises_gigabytes_is_refused_before_memory_is_taken(tmp_path: pathlib.Path) -> None:
     for pack in (bytes, gzip.compress):
-        with pytest.raises(FileError, match="promises 1073741824 bytes, more than the file can hold"):
+        with pytest.raises(FileError, match="claims 1073741824 bytes, more than the file can hold"):
             read_idx(written(tmp_path, pack(idx(IMAGES, shape=(2**30,)))))
 
 

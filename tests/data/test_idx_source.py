@@ -67,19 +67,19 @@ def test_a_missing_or_damaged_file_is_named(write: Any, tmp_path: pathlib.Path) 
 
     assert "there is no such folder" in refused(tmp_path / "nowhere")
     folder = write()
-    assert "it is a file; a folder is wanted" in refused(folder / "train-images-idx3-ubyte")
+    assert "it is a file; expected a folder" in refused(folder / "train-images-idx3-ubyte")
     labels = folder / "t10k-labels-idx1-ubyte"
     content = labels.read_bytes()
     labels.unlink()
-    assert "it has no t10k-labels-idx1-ubyte (with or without .gz)" in refused(folder)
+    assert "the folder has no t10k-labels-idx1-ubyte (with or without .gz)" in refused(folder)
     labels.write_bytes(content[:-1])
-    assert "t10k-labels-idx1-ubyte: its header promises 10 bytes, it has 9" in refused(folder)
+    assert "t10k-labels-idx1-ubyte: the header claims 10 bytes, but the file has 9" in refused(folder)
     labels.write_bytes(idx(np.zeros((10, 2), np.uint8)))
-    assert "those are no labels" in refused(folder)
+    assert "cannot be labels" in refused(folder)
     labels.write_bytes(idx(np.zeros(9, np.uint8)))
     assert "test_labels has shape [9] for 10 images" in refused(folder)
     labels.write_bytes(idx(np.full(10, 77, np.uint8)))
-    assert "test_labels[0]=77 is out of range: the classes are 0 to 9" in refused(folder)
+    assert "test_labels[0]=77 is out of range; the classes are 0 to 9" in refused(folder)
 
 
 def test_fashion_mnist_is_read_from_debians_folder(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,5 +115,5 @@ def test_fashion_mnist_without_files_and_network_says_where_it_comes_from(monkey
         data.open_data("fashion_mnist")
     for part in ("/nowhere", "package dataset-fashion-mnist", "no network", "--data=idx:FOLDER"):
         assert part in str(caught.value)
-    assert waited == [15.0], "a network that gives no answer is given up"
+    assert waited == [15.0], "a silent network is given up"
     assert socket.getdefaulttimeout() is None

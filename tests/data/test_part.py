@@ -29,14 +29,14 @@ def test_labels_belong_to_positions_and_images_to_the_index() -> None:
     [
         (
             {"labels": LABELS},
-            r"labels: shape \[5\] for an index of 3; one for each position is wanted .*labels\[index\]",
+            r"labels: shape \[5\] for an index of length 3; expected one entry per position .*labels\[index\]",
         ),
-        ({"labels": np.float32(1.0)}, r"labels: shape \[\] for an index of 3"),
-        ({"hold_out": np.zeros(5)}, r"hold_out: shape \[5\] for an index of 3"),
+        ({"labels": np.float32(1.0)}, r"labels: shape \[\] for an index of length 3"),
+        ({"hold_out": np.zeros(5)}, r"hold_out: shape \[5\] for an index of length 3"),
         ({"index": np.array([4, 5, 2])}, r"index\[1\]=5: there are 5 images, numbered from 0"),
         ({"index": np.array([0, 1, -1])}, r"index\[2\]=-1: there are 5 images"),
-        ({"index": np.array([True, False, True])}, r"index: bool \[3\]; int64 \[m\] is wanted"),
-        ({"index": SOME[:, None]}, r"index: int64 \[3, 1\]; int64 \[m\] is wanted"),
+        ({"index": np.array([True, False, True])}, r"index: bool \[3\]; expected int64 \[m\]"),
+        ({"index": SOME[:, None]}, r"index: int64 \[3, 1\]; expected int64 \[m\]"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(changes: dict[str, Any], said: str) -> None:

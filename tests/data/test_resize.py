@@ -8,7 +8,7 @@ import tensorflow as tf
 from PIL import Image
 
 from engine import data
-from engine.data.resize import Resized, fit, parse_image_size, resized
+from engine.data.resize import Resized, parse_image_size, resize, resize_all
 
 
 @pytest.mark.parametrize(("text", "size"), [("224", (224, 224)), ("192x256", (192, 256)), (" 5X7 ", (5, 7))])
@@ -26,7 +26,7 @@ def test_what_is_no_image_size_is_refused_with_an_example(text: str) -> None:
 def test_the_same_proportions_are_resized_as_tensorflow_does(photo: Image.Image, size: tuple[int, int]) -> None:
     image = np.asarray(photo)[None]
     wanted = tf.image.resize(image, size, antialias=True).numpy()
-    np.testing.assert_allclose(fit(image, size), wanted, atol=0.51)
+    np.testing.assert_allclose(resize(image, size), wanted, atol=0.51)
 
 
 @pytest.mark.parametrize("size", [(40, 40), (100, 50), (20, 200), (200, 30)])
@@ -37,24 +37,24 @@ def test_other_proportions_cover_the_size_and_are_cropped_about_the_centre(
     width, height = (side / max(size[0] / 90, size[1] / 120) for side in size[::-1])
     box = (60 - width / 2, 45 - height / 2, 60 + width / 2, 45 + height / 2)
     wanted = np.asarray(photo.resize(size[::-1], Image.Resampling.BILINEAR, box=box)).astype(int)
-    np.testing.assert_allclose(fit(np.asarray(photo)[None], size)[0, 3:-3, 3:-3], wanted[3:-3, 3:-3], atol=1)
+    np.testing.assert_allclose(resize(np.asarray(photo)[None], size)[0, 3:-3, 3:-3], wanted[3:-3, 3:-3], atol=1)
 
 
 def test_a_crop_alone_keeps_every_bit(photo: Image.Image) -> None:
     image = np.asarray(photo)[None]
-    np.testing.assert_array_equal(fit(image, (90, 60)), image[:, :, 30:90])
-    assert fit(image, (90, 120)) is image
+    np.testing.assert_array_equal(resize(image, (90, 60)), image[:, :, 30:90])
+    assert resize(image, (90, 120)) is image
 
 
 def test_a_long_panorama_is_resized_where_it_is_seen() -> None:
     strip = np.zeros((1, 2, 60_000, 3), np.uint8)
     strip[:, :, 29_999:30_001] = 200
-    np.testing.assert_array_equal(fit(strip, (2, 2)), np.full((1, 2, 2, 3), 200))
+    np.testing.assert_array_equal(resize(strip, (2, 2)), np.full((1, 2, 2, 3), 200))
 
 
 def test_images_in_memory_and_images_resized_when_read_are_the_same() -> None:
     images = np.random.default_rng(0).integers(0, 256, (300, 9, 12, 1), np.uint8)
-    kept, late = resized(images, (6, 6), budget=300 * 36), resized(images, (6, 6), budget=300 * 36 - 1)
+    kept, late = resize_all(images, (6, 6), budget=300 * 36), resize_all(images, (6, 6), budget=300 * 36 - 1)
     assert isinstance(kept, np.ndarray)
     assert isinstance(late, Resized)
     numbers = np.array([299, 0, 7, 7, 256])
@@ -65,7 +65,7 @@ def test_images_in_memory_and_images_resized_when_read_are_the_same() -> None:
 
 def test_float_images_stay_floats_in_range() -> None:
     images = np.random.default_rng(0).random((2, 8, 8, 3)).astype(np.float32)
-    small = fit(images, (5, 5))
+    small = resize(images, (5, 5))
     assert small.dtype == np.float32
     assert small.min() >= 0
     assert small.max() <= 1

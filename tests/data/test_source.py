@@ -112,19 +112,19 @@ def test_train_examples_are_a_part_of_the_training_part(tmp_path: pathlib.Path) 
 def test_train_examples_that_are_not_there_are_refused(tmp_path: pathlib.Path, count: int) -> None:
     message = refused(tmp_path, arrays(train=50), train_examples=count)
     assert f"train_examples={count}" in message
-    assert "45 training examples" in message
+    assert "expected 1 to 45" in message
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 1.5, float("nan"), float("inf"), 0.01, 0.99])
 def test_an_eval_fraction_that_leaves_a_part_empty_is_refused(tmp_path: pathlib.Path, fraction: float) -> None:
-    with pytest.raises(DataError, match=f"eval_fraction={fraction}: it lies between 0 and 1"):
+    with pytest.raises(DataError, match=f"eval_fraction={fraction}: expected a number between 0 and 1"):
         opened(tmp_path, arrays(), eval_fraction=fraction)
 
 
 def test_an_eval_fraction_beside_a_val_part_is_refused(tmp_path: pathlib.Path) -> None:
     message = refused(tmp_path, arrays(val=5), eval_fraction=0.1)
     assert "eval_fraction=0.1" in message
-    assert "has an evaluation part of its own" in message
+    assert "has its own evaluation part" in message
 
 
 # --- images and labels ---
@@ -161,12 +161,12 @@ def test_a_loss_gets_the_outputs_it_needs(tmp_path: pathlib.Path) -> None:
     assert opened(tmp_path, arrays(classes=3)).outputs("softmax") == 3
     assert opened(tmp_path, arrays(classes=2)).outputs("sigmoid") == 1
     assert opened(tmp_path, arrays(classes=3)).outputs("mse") == 1
-    with pytest.raises(DataError, match=r"loss sigmoid wants labels 0 and 1.*these are 3 classes"):
+    with pytest.raises(DataError, match=r"the loss sigmoid needs labels 0 and 1.*these are 3 classes"):
         opened(tmp_path, arrays(classes=3)).outputs("sigmoid")
     targets = arrays(test=None) | {"train_labels": RNG.random(20)}
     assert opened(tmp_path, targets).outputs("mse") == 1
     assert opened(tmp_path, targets).classes == ()
-    with pytest.raises(DataError, match="loss softmax wants integer class labels; these are float32 targets"):
+    with pytest.raises(DataError, match="the loss softmax needs integer class labels, but these are float32 targets"):
         opened(tmp_path, targets).outputs("softmax")
     many = arrays(test=None) | {"train_labels": RNG.integers(0, 2, (20, 5))}
     assert opened(tmp_path, many).outputs("sigmoid") == opened(tmp_path, many).outputs("mse") == 5
@@ -178,38 +178,41 @@ def test_a_loss_gets_the_outputs_it_needs(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"train_images": None}, "it has no train_images; it has train_labels"),
+        ({"train_images": None}, "the file has no train_images; it has train_labels"),
         (
             {"train_images": None, "train_labels": None},
-            "it has no train_images and no train_labels; it has test_images",
+            "the file has no train_images and no train_labels; it has test_images",
         ),
-        ({"test_labels": None}, "it has no test_labels"),
-        ({"test_images": None}, "it has no test_images"),
-        ({"val_images": pictures(3)}, "it has no val_labels"),
-        ({"train_labels": np.arange(19) % 3}, "train_labels has shape [19] for 20 images; [n] or [n, C] is wanted"),
+        ({"test_labels": None}, "the file has no test_labels"),
+        ({"test_images": None}, "the file has no test_images"),
+        ({"val_images": pictures(3)}, "the file has no val_labels"),
+        ({"train_labels": np.arange(19) % 3}, "train_labels has shape [19] for 20 images; expected [n] or [n, C]"),
         ({"test_labels": np.arange(7) % 3}, "test_labels has shape [7] for 6 images"),
         ({"train_labels": np.zeros((20, 2, 2))}, "train_labels has shape [20, 2, 2]"),
         ({"train_labels": np.zeros((20, 0))}, "train_labels has shape [20, 0]"),
         ({"train_labels": np.array(3)}, "train_labels has shape []"),
-        ({"train_labels": np.array(["cat"] * 20)}, "train_labels is <U3; integers (classes) or floats (targets)"),
+        (
+            {"train_labels": np.array(["cat"] * 20)},
+            "train_labels is <U3; expected integers (classes) or floats (targets)",
+        ),
         ({"train_labels": np.arange(20) * 1e40}, "train_labels holds NaN or infinity"),
         ({"train_labels": np.full(20, np.nan)}, "train_labels holds NaN or infinity"),
-        ({"train_labels": np.arange(20) % 3 - 1}, "train_labels[0]=-1 is out of range: the classes are 0 to 1"),
-        ({"train_labels": np.arange(20) * 10_000}, "train_labels reach 190000; classes are numbered from 0"),
-        ({"test_labels": np.array([0, 1, 2, 3, 3, 0])}, "test_labels[3]=3 is out of range: the classes are 0 to 2 (2 "),
-        ({"test_labels": np.arange(6) / 2}, "test_labels is float64, train_labels int64"),
-        ({"class_names": np.array(["a", "b"])}, "train_labels[2]=2 is out of range: the classes are 0 to 1"),
-        ({"class_names": np.array("a")}, "train_labels[1]=1 is out of range: the classes are 0 to 0"),
-        ({"train_images": pictures(20, channels=2)}, "train_images has 2 channels; 1 or 3 are wanted"),
+        ({"train_labels": np.arange(20) % 3 - 1}, "train_labels[0]=-1 is out of range; the classes are 0 to 1"),
+        ({"train_labels": np.arange(20) * 10_000}, "train_labels go up to 190000; expected classes from 0"),
+        ({"test_labels": np.array([0, 1, 2, 3, 3, 0])}, "test_labels[3]=3 is out of range; the classes are 0 to 2 (2 "),
+        ({"test_labels": np.arange(6) / 2}, "test_labels is float64 but train_labels is int64"),
+        ({"class_names": np.array(["a", "b"])}, "train_labels[2]=2 is out of range; the classes are 0 to 1"),
+        ({"class_names": np.array("a")}, "train_labels[1]=1 is out of range; the classes are 0 to 0"),
+        ({"train_images": pictures(20, channels=2)}, "train_images has 2 channels; expected 1 or 3"),
         ({"train_images": pictures(20, channels=3)}, "test has images [6, 8, 8, 1]"),
-        ({"train_images": pictures(20, size=9)}, "train [20, 9, 9, 1]"),
-        ({"train_images": np.zeros((20, 64), np.uint8)}, "[n, height, width(, channels)] is wanted"),
+        ({"train_images": pictures(20, size=9)}, "but train has [20, 9, 9, 1]"),
+        ({"train_images": np.zeros((20, 64), np.uint8)}, "expected [n, height, width(, channels)]"),
         ({"train_images": np.zeros((0, 8, 8), np.uint8)}, "train_images has shape [0, 8, 8, 1]"),
-        ({"train_images": np.zeros((20, 8, 8), np.int32)}, "train_images is int32; uint8, or float in [0, 1]"),
-        ({"train_images": np.full((20, 8, 8), 1.01)}, "train_images is float and lies outside [0, 1]"),
-        ({"train_images": np.full((20, 8, 8), -0.01)}, "train_images is float and lies outside [0, 1]"),
-        ({"train_images": np.full((20, 8, 8), np.nan)}, "train_images is float and lies outside [0, 1]"),
-        ({"train_images": np.array([object()] * 20)}, "pickled Python objects; these are never loaded"),
+        ({"train_images": np.zeros((20, 8, 8), np.int32)}, "train_images is int32; expected uint8, or float in [0, 1]"),
+        ({"train_images": np.full((20, 8, 8), 1.01)}, "train_images is float, with values outside [0, 1]"),
+        ({"train_images": np.full((20, 8, 8), -0.01)}, "train_images is float, with values outside [0, 1]"),
+        ({"train_images": np.full((20, 8, 8), np.nan)}, "train_images is float, with values outside [0, 1]"),
+        ({"train_images": np.array([object()] * 20)}, "pickled Python objects, which are never loaded"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
@@ -223,9 +226,9 @@ def test_arrays_that_make_no_sense_are_refused_with_the_rule(
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("npz:", "known sources are"),
-        ("", "known sources are"),
-        ("ftp:somewhere", "known sources are"),
+        ("npz:", "expected one of"),
+        ("", "expected one of"),
+        ("ftp:somewhere", "expected one of"),
         ("npz:absent.npz", "absent.npz: there is no such file"),
     ],
 )
@@ -239,5 +242,5 @@ def test_a_truncated_file_is_refused(tmp_path: pathlib.Path) -> None:
     opened(tmp_path, arrays())
     path = tmp_path / "data.npz"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DataError, match=r"data\.npz: no \.npz file, or a truncated one"):
+    with pytest.raises(DataError, match=r"data\.npz: not an \.npz file, or truncated"):
         open_data(f"npz:{path}")

@@ -1,4 +1,4 @@
-"""Which phases train from kept features; a higher line is made from a lower one; several heads on one frozen part."""
+"""Which phases train from cached features; a higher line is made from a lower one; several heads on one frozen part."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import tensorflow as tf
 from engine import TrainStep, select
 from engine.data import EvalBatches, TrainBatches
 from engine.data.part import Part
-from engine.feature_cache import eviction, policy
+from engine.feature_cache import decision, eviction
 from engine.feature_cache.batches import FeatureBatches
-from engine.feature_cache.policy import CacheError, CacheOptions, CachePolicy
+from engine.feature_cache.options import CacheError, CacheOptions
+from engine.feature_cache.policy import CachePolicy
 from engine.feature_cache.store import Features
 from engine.frostline.cuts import cut_step
 from engine.frostline.line import FrostLine
@@ -43,7 +44,7 @@ def stage(name: str, selection: Selection, steps: int = 6) -> Stage:
 class Job:
     """A small ViT, its data and caching."""
 
-    def __init__(self, root: pathlib.Path, mode: policy.Mode = "require", said: list[str] | None = None) -> None:
+    def __init__(self, root: pathlib.Path, mode: decision.Mode = "require", said: list[str] | None = None) -> None:
         self.model = build_model("vit:mini,depth=1", image_shape=(8, 8, 1), outputs=3).network
         loss_fn = losses.supervised_loss(self.model)
         self.step, self.evaluator = (
@@ -89,7 +90,7 @@ def test_a_higher_line_is_made_from_the_tensors_of_a_lower_one(
     assert isinstance(line, FrostLine)
     for ours, theirs in zip(kept, plain, strict=True):
         (key,) = set(ours) - {"label", "seeds", "index"}
-        np.testing.assert_allclose(ours[key], line.below(theirs)[key], atol=2e-5)
+        np.testing.assert_allclose(ours[key], line.replace_images(theirs)[key], atol=2e-5)
     assert [row["computed_rows"] for row in job.caching.facts()["phases"]] == [27, 27]
 
 
@@ -108,9 +109,9 @@ def test_evaluations_read_the_cache_and_watch_images(tmp_path: pathlib.Path) -> 
 
 
 def test_auto_weighs_the_work_and_counts_what_is_there(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(policy, "_PREPARING", 0.0)
-    monkeypatch.setattr(policy, "_WRITTEN", 0)
-    monkeypatch.setattr(policy, "_READ", 0)
+    monkeypatch.setattr(decision, "_PREPARING", 0.0)
+    monkeypatch.setattr(decision, "_WRITTEN", 0)
+    monkeypatch.setattr(decision, "_READ", 0)
     for steps, paid in ((2, False), (6, True)):  # 27 rows once against 16 + 7, and 48 + 7
         job = Job(tmp_path, "auto")
         (choice,) = job.caching.decide([stage("a", select(job.model, "@head"), steps)], per_epoch=3, eval_every=9)
@@ -139,7 +140,7 @@ def test_a_disk_that_fails_ends_a_run_or_only_its_cache(
         raise OSError(28, "No space left on device")
 
     for mode in ("auto", "require"):
-        monkeypatch.setattr(policy, "_PREPARING", 0.0)
+        monkeypatch.setattr(decision, "_PREPARING", 0.0)
         job = Job(tmp_path / mode, mode)
         head = stage("head", select(job.model, "@head"), 200)
         assert job.caching.decide([head], per_epoch=3, eval_every=3)[0].used
@@ -151,28 +152,28 @@ def test_a_disk_that_fails_ends_a_run_or_only_its_cache(
                 continue
             batches = job.begin(head)
         assert all("image" in batch for batch in batches)
-        assert any("it trains uncached" in line for line in job.said)
+        assert any("training without a cache" in line for line in job.said)
         assert job.caching.facts()["used"] is False
 
 
-def test_a_folder_that_is_a_file_is_told(tmp_path: pathlib.Path) -> None:
+def test_a_folder_that_is_a_file_is_an_error(tmp_path: pathlib.Path) -> None:
     (tmp_path / "file").touch()
     job = Job(tmp_path / "file")
     head = stage("head", select(job.model, "@head"))
     job.caching.decide([head], per_epoch=3, eval_every=3)
-    with pytest.raises(LoopError, match=r"phase 'head': .*file: the cache cannot be kept there \(Not a directory\)"):
+    with pytest.raises(LoopError, match=r"phase 'head': .*file: cannot keep the cache there \(Not a directory\)"):
         job.begin(head)
 
 
-def test_wishes_that_make_no_sense(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(CacheError, match="cache='yes': it is one of auto, off, require"):
+def test_options_that_make_no_sense_are_refused(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(CacheError, match="cache='yes' is not a valid mode; expected auto, off or require"):
         Job(tmp_path, "yes")  # type: ignore[arg-type]
     job = Job(tmp_path)
-    with pytest.raises(CacheError, match=r"phase 'all' cannot have one: no frost line: .*trains, and reads"):
+    with pytest.raises(CacheError, match=r"phase 'all' cannot train from a cache: no frost line: .*trains and reads"):
         job.caching.decide([stage("all", select(job.model, "@all"))], per_epoch=3, eval_every=3)
 
 
-# --- room on the disk
+# --- space on the disk
 
 
 def cache_of(root: pathlib.Path, digit: str, size: int, age: int) -> pathlib.Path:
@@ -189,14 +190,14 @@ def test_the_cache_used_longest_ago_goes_first_and_none_in_use(tmp_path: pathlib
     old, used, new = (cache_of(tmp_path, digit, 100, age) for digit, age in (("a", 3), ("b", 2), ("c", 1)))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/file").write_bytes(bytes(1000))
-    with eviction.taken(used):
-        assert eviction.make_room(tmp_path, 100, 400) == []
-        assert eviction.make_room(tmp_path, 100, 350) == [old]
-        assert eviction.make_room(tmp_path, 100, 50) == [new]
+    with eviction.hold_cache(used):
+        assert eviction.evict_caches(tmp_path, 100, 400) == []
+        assert eviction.evict_caches(tmp_path, 100, 350) == [old]
+        assert eviction.evict_caches(tmp_path, 100, 50) == [new]
         assert (used / "shard-000000").exists()
     assert not old.exists()
     (used / "notes.txt").write_text("a user's own")
-    assert eviction.make_room(tmp_path, 100, 50) == [used]
+    assert eviction.evict_caches(tmp_path, 100, 50) == [used]
     assert [path.name for path in used.iterdir()] == ["notes.txt"]
     assert (tmp_path / "mine/file").exists()
 

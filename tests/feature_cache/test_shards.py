@@ -66,13 +66,13 @@ def test_every_flipped_byte_is_found_at_opening(tmp_path: pathlib.Path) -> None:
         found = opened(tmp_path)
         assert found.missing == [2], at
         assert "shard-000002: " in found.damaged[0]
-        with pytest.raises(ShardError, match="not there yet, or was damaged"):
+        with pytest.raises(ShardError, match="does not exist yet, or is damaged"):
             found.read(np.array([20]))
         np.testing.assert_array_equal(found.read(np.array([19]))[0], table()[0][19:20])
 
 
 @pytest.mark.parametrize("content", [b"", b"FRSTLINE", b"x" * 500], ids=["empty", "truncated", "another"])
-def test_what_is_no_shard_is_told(tmp_path: pathlib.Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_shard_is_reported(tmp_path: pathlib.Path, content: bytes) -> None:
     written(tmp_path)
     (tmp_path / "shard-000000").write_bytes(content)
     found = opened(tmp_path)
@@ -88,12 +88,22 @@ def test_shards_of_another_key_number_or_size_are_not_believed(tmp_path: pathlib
     assert opened(tmp_path).missing == [0]
 
 
-def test_a_folder_in_a_shards_place_is_told(tmp_path: pathlib.Path) -> None:
+def test_a_shard_of_another_format_is_refused_by_its_number(tmp_path: pathlib.Path) -> None:
+    written(tmp_path)
+    path = tmp_path / "shard-000001"
+    right = path.read_bytes()
+    path.write_bytes(right[:8] + (7).to_bytes(4, "little") + right[12:])
+    found = opened(tmp_path)
+    assert found.missing == [1]
+    assert found.damaged == [f"{path}: it has format 7; this version of Frostline reads format 1"]
+
+
+def test_a_folder_in_a_shards_place_is_rejected(tmp_path: pathlib.Path) -> None:
     (tmp_path / "shard-000001").mkdir()
     assert "shard-000001" in opened(tmp_path).damaged[0]
 
 
-def test_a_shard_that_shrinks_after_opening_is_told(tmp_path: pathlib.Path) -> None:
+def test_a_shard_that_shrinks_after_opening_is_reported(tmp_path: pathlib.Path) -> None:
     written(tmp_path)
     found = opened(tmp_path)
     (tmp_path / "shard-000001").write_bytes(b"short")
@@ -104,7 +114,7 @@ def test_a_shard_that_shrinks_after_opening_is_told(tmp_path: pathlib.Path) -> N
 def test_after_a_read_no_page_of_a_shard_is_held(tmp_path: pathlib.Path) -> None:
     maps = pathlib.Path("/proc/self/smaps")
     if not maps.exists():
-        pytest.skip("what is mapped is told in /proc, on Linux alone")
+        pytest.skip("only Linux reports in /proc what is mapped")
     found = written(tmp_path)
     for rows in (np.arange(ROWS), np.arange(3)):
         for _ in range(2):  # given back, and read again

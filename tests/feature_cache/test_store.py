@@ -24,6 +24,7 @@ from engine.feature_cache.batches import EvalFeatureBatches, FeatureBatches
 from engine.feature_cache.store import Features, FeaturesError
 from engine.frostline.cuts import cut_evaluation, cut_step
 from engine.frostline.line import FrostLine, Refused
+from engine.frostline.watch import frozen_output_norms
 from engine.models import build_model
 from engine.training import losses, optimizers
 
@@ -86,6 +87,7 @@ def test_it_holds_the_prefix_of_every_example_by_its_number(tmp_path: pathlib.Pa
     assert {path.name for path in made.folder.iterdir()} == {"manifest.json", *(f"shard-00000{n}" for n in range(4))}
     manifest = json.loads((made.folder / "manifest.json").read_text())
     assert manifest["key"] == made.key
+    assert manifest["of"]["format"] == 1
     assert [shard["bytes"] for shard in manifest["shards"]] == [path.stat().st_size for path in sorted(files)]
 
 
@@ -101,26 +103,28 @@ def test_half_precision_takes_half_the_bytes(tmp_path: pathlib.Path, run: Run, d
     assert not np.array_equal(one, other)
 
 
-def test_what_a_type_cannot_hold_is_told(tmp_path: pathlib.Path) -> None:
+def test_a_value_that_a_type_cannot_represent_is_reported(tmp_path: pathlib.Path) -> None:
     run = Run()
     run.model.norm.gamma.assign(run.model.norm.gamma * 1e6)
-    with pytest.raises(FeaturesError, match=r"cache_dtype=float16: .* reaches .*e\+06.*bfloat16 has the range"):
+    with pytest.raises(
+        FeaturesError, match=r"cache_dtype=float16 cannot represent .*e\+06, a value of .*bfloat16 has the range"
+    ):
         run.features(tmp_path, dtype="float16").fill()
     assert filled(tmp_path, run, dtype="bfloat16").missing_rows == 0
 
 
-def test_unknown_arguments_and_numbers_are_told(tmp_path: pathlib.Path, run: Run) -> None:
-    with pytest.raises(FeaturesError, match="cache_dtype='int8': it is bfloat16 or float16"):
+def test_unknown_arguments_and_numbers_are_reported(tmp_path: pathlib.Path, run: Run) -> None:
+    with pytest.raises(FeaturesError, match="cache_dtype='int8' is not a valid type; expected bfloat16 or float16"):
         run.features(tmp_path, dtype="int8")
     made = run.features(tmp_path)
-    with pytest.raises(FeaturesError, match="not there yet"):
+    with pytest.raises(FeaturesError, match="does not exist yet"):
         made.read(run.batches.part.index[:1])
     made.fill()
     absent = np.setdiff1d(np.arange(47), run.batches.part.index)[:1]
     for index in (absent, np.array([47]), np.array([-1])):
         with pytest.raises(FeaturesError, match=f"index={index[0]}: the cache has no such image"):
             made.read(index)
-    with pytest.raises(FeaturesError, match="view=1: the cache has 1"):
+    with pytest.raises(FeaturesError, match="view=1: expected a view from 0 to 0"):
         made.read(run.batches.part.index[:1], view=1)
 
 
@@ -190,20 +194,20 @@ def test_killed_while_writing_only_the_unfinished_shard_is_computed_again(tmp_pa
         assert (made.folder / name).read_bytes() == (whole.folder / name).read_bytes()
 
 
-def test_a_flipped_byte_is_told_and_its_shard_computed_again(tmp_path: pathlib.Path, run: Run) -> None:
+def test_a_flipped_byte_is_reported_and_its_shard_computed_again(tmp_path: pathlib.Path, run: Run) -> None:
     made = filled(tmp_path, run)
     path = made.folder / "shard-000001"
     right = path.read_bytes()
     path.write_bytes(right[:1000] + bytes([right[1000] ^ 1]) + right[1001:])
     again = run.features(tmp_path)
     assert again.missing_rows == 12
-    assert "shard-000001: its bytes do not have the checksum" in again.damaged[0]
+    assert "shard-000001: its content does not match its checksum" in again.damaged[0]
     assert again.fill(batch_size=5)
     assert again.computed == 12
     assert path.read_bytes() == right
 
 
-def test_asked_to_stop_it_keeps_what_is_written(tmp_path: pathlib.Path, run: Run) -> None:
+def test_when_stopped_it_keeps_the_written_shards(tmp_path: pathlib.Path, run: Run) -> None:
     asked: list[int] = []
     made = run.features(tmp_path)
     assert not made.fill(stop=lambda: asked.append(1) is None and len(asked) == 2)
@@ -215,13 +219,13 @@ def test_asked_to_stop_it_keeps_what_is_written(tmp_path: pathlib.Path, run: Run
 
 def test_over_the_budget_nothing_is_written(tmp_path: pathlib.Path, run: Run) -> None:
     made = run.features(tmp_path)
-    with pytest.raises(FeaturesError, match=r"would take .* 3\d\d bytes for each of 40 rows; the budget is 1 KiB"):
+    with pytest.raises(FeaturesError, match=r"would take .* 3\d\d bytes for each of 40 rows, but the budget is 1 KiB"):
         made.fill(budget=1024)
     assert list(tmp_path.iterdir()) == []
     assert made.fill(budget=made.bytes)
 
 
-def test_a_full_disk_is_told(tmp_path: pathlib.Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(tmp_path: pathlib.Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     made = run.features(tmp_path)
     real, calls = os.fsync, []
 
@@ -232,19 +236,19 @@ def test_a_full_disk_is_told(tmp_path: pathlib.Path, run: Run, monkeypatch: pyte
         real(file)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(FeaturesError, match="no space is left on the disk; what is written stays"):
+    with pytest.raises(FeaturesError, match="no space is left on the disk; finished shards stay"):
         made.fill()
     monkeypatch.setattr(os, "fsync", real)
     again = run.features(tmp_path)
     assert (again.missing_rows, again.damaged) == (28, [])
     monkeypatch.setattr(store.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 10}))
-    with pytest.raises(FeaturesError, match="are to be written, 10 bytes are free"):
+    with pytest.raises(FeaturesError, match="but only 10 bytes are free"):
         again.fill()
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path: pathlib.Path, run: Run) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path: pathlib.Path, run: Run) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(FeaturesError, match="the cache cannot be written"):
+    with pytest.raises(FeaturesError, match="cannot write the cache"):
         run.features(tmp_path / "file").fill()
 
 
@@ -278,7 +282,7 @@ def test_a_higher_line_is_filled_from_a_lower_one_without_the_images(
     np.testing.assert_allclose(made.read(index)["frozen0"], right.read(index)["frozen0"], rtol=1e-4, atol=1e-5)
     assert higher("from halves").fill(lower=half)  # which keep fewer bits: the images are taken
     assert asked
-    assert isinstance(low.line.after(line), Refused)  # and never the other way
+    assert isinstance(low.line.build_bridge(line), Refused)  # and never the other way
 
 
 # --- augmentation
@@ -288,10 +292,10 @@ def test_random_augmentation_is_refused_without_views(tmp_path: pathlib.Path, ru
     batches = TrainBatches(part_of(), batch_size=16, augment=("flip", "crop"))
     with pytest.raises(FeaturesError, match=r"augment=flip,crop draws anew .*--cache_views=K"):
         Features(tmp_path, run.line, batches, data=DATA)
-    assert store.why_not((), None) is None
-    assert store.why_not(("flip",), 1) is None
-    assert "all views of an example are the same" in str(store.why_not((), 2))
-    assert "at least 1" in str(store.why_not(("flip",), 0))
+    assert store.explain_refusal((), None) is None
+    assert store.explain_refusal(("flip",), 1) is None
+    assert "all views of an example are the same" in str(store.explain_refusal((), 2))
+    assert "at least 1" in str(store.explain_refusal(("flip",), 0))
 
 
 def test_view_j_is_what_epoch_j_sees(tmp_path: pathlib.Path) -> None:
@@ -323,7 +327,7 @@ def test_steps_of_features_are_the_steps_of_images(tmp_path: pathlib.Path) -> No
         held = EvalBatches(part, batch_size=16)
         from engine.training.evaluation import Evaluator
 
-        evaluator = Evaluator(losses.supervised_loss(run.model))
+        evaluator = Evaluator(losses.supervised_loss(run.model), watch=frozen_output_norms)
         evaluated: Any = held
         if cached:
             batches = FeatureBatches(run.batches, filled(tmp_path, run))

@@ -1,4 +1,4 @@
-"""Where the frost line lies, and where it may not: small models, each with one thing in its way."""
+"""Where the frost line lies, and where it may not: small models, each with one obstacle."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import tensorflow as tf
 
 from engine import TrainStep, select
 from engine.frostline import line
-from engine.frostline.cuts import cut_evaluation, cut_step
-from engine.frostline.line import FrostLine, Refused, cut_micro_batch
+from engine.frostline.cuts import cut_evaluation, cut_micro_batch, cut_step
+from engine.frostline.line import FrostLine, Refused
 from engine.training import losses, optimizers
 from engine.training.evaluation import Evaluator
 from engine.training.losses import Loss
@@ -53,7 +53,7 @@ def cut(model: Any, train: str = "head", *, given: Any = None, **options: Any) -
 
 
 def line_of(model: Any, train: str = "head", **options: Any) -> FrostLine:
-    """A line at which a step gives what it gives without one."""
+    """The line of a model, which must have one."""
     found = cut(model, train, **options)
     assert isinstance(found, FrostLine), found
     return found
@@ -68,7 +68,7 @@ def check_equal(model: Any, train: str = "head", *, micro: int | None = None) ->
         before = [entry.variable.numpy() for entry in selection.trained]
         line = cut_step(step, selection, given)
         assert isinstance(line, FrostLine), line
-        result = step(selection, line.below(given) if cached else given, learning_rate=1.0)
+        result = step(selection, line.replace_images(given) if cached else given, learning_rate=1.0)
         after = [entry.variable.numpy() for entry in selection.trained]
         results.append((float(result.loss), [b - a for a, b in zip(before, after, strict=True)]))
         for entry, value in zip(selection.trained, before, strict=True):
@@ -101,8 +101,8 @@ def test_it_lies_where_the_lowest_trained_variable_begins() -> None:
         given["image"] @ line.selection.variables.by_path()["body"].variable.numpy(),
         rtol=1e-5,
     )
-    assert set(line.below(given)) == {"label", "frozen0"}
-    assert "MatMul [5] float32 (after body): 20 bytes an example" in line.describe()
+    assert set(line.replace_images(given)) == {"label", "frozen0"}
+    assert "MatMul [5] float32 (after body): 20 bytes per example" in line.describe()
     assert "66.7% of the forward pass and 50.0% of the step" in line.describe()
 
 
@@ -111,7 +111,7 @@ def test_the_part_above_captures_no_variable_that_it_does_not_read() -> None:
     step, selection, given = step_of(model), select(model, "head"), batch()
     line = cut_step(step, selection, given)
     assert isinstance(line, FrostLine)
-    result = step.traced(selection, line.below(given))
+    result = step.traced(selection, line.replace_images(given))
     assert [result.handles[tensor.op.name] for tensor in result.graph.inputs if tensor.dtype == tf.resource] == ["head"]
 
 
@@ -138,7 +138,7 @@ def test_a_cheaper_cut_is_taken_where_a_limit_on_bytes_asks_for_it() -> None:
     free = line_of(model, given=given)
     tight = line_of(model, given=given, most_bytes=20)
     assert free.bytes > 20 >= tight.bytes
-    assert "bytes an example, 3 are allowed" in refused(model, given=given, most_bytes=3)
+    assert "bytes per example, but the limit is 3" in refused(model, given=given, most_bytes=3)
 
 
 def test_several_tensors_cross_where_several_are_read() -> None:
@@ -171,7 +171,7 @@ def test_rows_of_the_batch_times_something_cross_by_example() -> None:
 
 
 def test_shapes_of_tensors_below_the_line_are_known_above_it() -> None:
-    """The batch size is asked of the images themselves: no reason to keep the images."""
+    """The batch size is read from the images themselves: no reason to cache the images."""
 
     class Asks(Model):
         def __call__(self, images: Any, *, training: bool = False, seeds: Any = None) -> Any:
@@ -214,7 +214,7 @@ def test_functions_that_a_model_calls_are_written_out() -> None:
     evaluator, given = Evaluator(losses.supervised_loss(model)), batch()
     assert cut_evaluation(evaluator, line.selection, line, given) is None
     np.testing.assert_allclose(
-        evaluator(line.selection, [line.below(given)]).loss, evaluator(line.selection, [given]).loss, rtol=1e-6
+        evaluator(line.selection, [line.replace_images(given)]).loss, evaluator(line.selection, [given]).loss, rtol=1e-6
     )
 
 
@@ -257,7 +257,7 @@ def deep(x: Any) -> Any:
     return x
 
 
-def test_dropout_by_the_examples_seeds_is_hot() -> None:
+def test_dropout_by_the_examples_seeds_varies() -> None:
     from engine import seeds as example_seeds
 
     said = words_of(lambda x, seeds: deep(x * example_seeds.uniform(seeds, [5], site=1)))
@@ -266,24 +266,24 @@ def test_dropout_by_the_examples_seeds_is_hot() -> None:
     assert "without them" in said
 
 
-def test_a_stateful_generator_is_hot() -> None:
-    assert "RandomUniform draws random numbers of its own" in words_of(lambda x, _: deep(x * tf.random.uniform([5])))
+def test_a_stateful_generator_varies() -> None:
+    assert "RandomUniform draws its own random numbers" in words_of(lambda x, _: deep(x * tf.random.uniform([5])))
     branch = words_of(lambda x, _: deep(tf.cond(x[0, 0] < 9e9, lambda: x * tf.random.uniform([5]), lambda: x)))
-    assert "If draws random numbers of its own" in branch
+    assert "If draws its own random numbers" in branch
 
 
-def test_a_generator_behind_a_variable_is_hot() -> None:
+def test_a_generator_behind_a_variable_varies() -> None:
     generator = tf.random.Generator.from_seed(3)
     assert "changes" in words_of(lambda x, _: deep(x * generator.uniform([5])))
 
 
-def test_a_cold_seed_is_cold() -> None:
+def test_a_constant_seed_is_invariant() -> None:
     line = check_equal(Model(lambda x, _: deep(x * tf.random.stateless_uniform([5], [1, 2]))))
     assert line.notes == ()
     assert line.tensors[0].name != "MatMul"
 
 
-def test_keras_dropout_is_hot_through_its_seed() -> None:
+def test_keras_dropout_varies_through_its_seed() -> None:
     keras.utils.set_random_seed(0)
     layers = [keras.layers.Dense(5), keras.layers.Dropout(0.5), keras.layers.Dense(300), keras.layers.Dense(5)]
     model = keras.Sequential([keras.Input((6,)), *layers, keras.layers.Dense(3, name="last")])
@@ -292,7 +292,7 @@ def test_keras_dropout_is_hot_through_its_seed() -> None:
     assert "dropout/seed_generator/0 is a random layer" in line.notes[0]
 
 
-def test_what_reads_a_variable_that_the_step_writes_is_hot() -> None:
+def test_what_reads_a_variable_that_the_step_writes_varies() -> None:
     class Counts(Model):
         def __call__(self, images: Any, *, training: bool = False, seeds: Any = None) -> Any:
             x = tf.matmul(images, self.body)
@@ -308,7 +308,7 @@ def test_what_reads_a_variable_that_the_step_writes_is_hot() -> None:
     assert [t.name for t in line.tensors] == ["MatMul"]
     assert "count is state that the step itself changes" in line.notes[0]
     for _ in range(3):
-        step(selection, line.below(given), learning_rate=0.1)
+        step(selection, line.replace_images(given), learning_rate=0.1)
     assert float(model.count) == 3.0  # the write is not lost
 
 
@@ -325,7 +325,7 @@ def test_a_write_in_a_branch_is_seen() -> None:
     line = cut_step(step, selection, given)
     assert isinstance(line, FrostLine)
     assert [t.name for t in line.tensors] == ["MatMul"]
-    step(selection, line.below(given), learning_rate=0.1)
+    step(selection, line.replace_images(given), learning_rate=0.1)
     assert float(model.count) == 1.0
 
 
@@ -340,7 +340,7 @@ def test_an_assertion_below_the_line_is_made_by_the_prefix_alone() -> None:
         line.prefix(np.full((2, 6), 1e6, np.float32))
 
 
-def test_labels_below_what_trains_are_hot() -> None:
+def test_labels_below_the_trained_part_vary() -> None:
     model = Model()
 
     def loss_fn(batch: Any, *, training: bool, seeds: Any) -> Loss:
@@ -356,7 +356,7 @@ def test_labels_below_what_trains_are_hot() -> None:
 
 
 def test_a_line_at_the_images_is_refused() -> None:
-    assert "nothing frozen lies between the images and what trains" in refused(Model(), "body")
+    assert "no frozen tensor between the images and the trained part is cheaper to cache" in refused(Model(), "body")
     assert "body trains" in refused(Model(), "body head")
 
 
@@ -386,7 +386,7 @@ def test_what_mixes_examples_never_crosses(between: Callable[[Any, Any], Any]) -
     line = check_equal(Model(between))
     assert [t.name for t in line.tensors] == ["MatMul"]
     assert line.notes
-    assert "depends on the other examples" in line.notes[0]
+    assert "depend on the other examples" in line.notes[0]
 
 
 def test_what_mixes_right_at_the_images_is_refused() -> None:
@@ -399,7 +399,7 @@ def test_what_mixes_right_at_the_images_is_refused() -> None:
     assert "!@stats" in said
 
 
-def test_batch_norm_in_training_mode_below_the_line_is_told() -> None:
+def test_batch_norm_in_training_mode_below_the_line_is_reported() -> None:
     keras.utils.set_random_seed(0)
     model = keras.Sequential(
         [keras.Input((6,)), keras.layers.BatchNormalization(name="bn"), keras.layers.Dense(3, name="last")]
@@ -430,8 +430,8 @@ def test_an_unknown_name_of_the_images_is_an_error() -> None:
     step, selection = step_of(model), select(model, "head")
     with pytest.raises(Exception, match="images='pixels': the batch has image, label, seeds"):
         cut_micro_batch(step.micro_batch(selection, batch()), selection, images="pixels")
-    with pytest.raises(line.FrostLineError, match="it has no 'image'"):
-        line_of(model).below({"label": 1})
+    with pytest.raises(line.FrostLineError, match="the batch has no 'image'"):
+        line_of(model).replace_images({"label": 1})
 
 
 # --- the digest
@@ -471,6 +471,7 @@ print("digest", cut_step(step, select(model, "head/.*"), batch).digest())
 """
 
 
+@pytest.mark.slow
 def test_the_digest_is_the_same_in_another_process() -> None:
     found = set()
     for number in ("1", "3"):
@@ -481,7 +482,7 @@ def test_the_digest_is_the_same_in_another_process() -> None:
     assert len(found) == 1
 
 
-def test_evaluation_that_differs_by_mode_is_told() -> None:
+def test_evaluation_that_differs_by_mode_is_reported() -> None:
     class Modes(Model):
         def __call__(self, images: Any, *, training: bool = False, seeds: Any = None) -> Any:
             x = tf.matmul(images, self.body)
@@ -492,4 +493,4 @@ def test_evaluation_that_differs_by_mode_is_told() -> None:
     assert line.tensors[0].name != "MatMul"
     found = cut_evaluation(Evaluator(losses.supervised_loss(model)), line.selection, line, batch())
     assert isinstance(found, Refused)
-    assert "it differs by mode" in found.describe()
+    assert "it depends on the mode" in found.describe()

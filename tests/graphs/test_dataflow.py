@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from engine.frostline.watch import frontier
+from engine.frostline.watch import find_frontier
 from engine.graphs import dataflow, op_kinds
 from engine.memory import buffers
 from engine.memory.buffers import Buffers
@@ -77,7 +77,7 @@ def test_a_copy_is_fed_where_asked_reads_outside_constants_and_leaves_the_rest()
 
     @tf.function(autograph=False)
     def copied(value: Any) -> Any:
-        (found,) = dataflow.copy([wanted], {id(concrete.graph.inputs[0]): value} | captured)
+        (found,) = dataflow.copy_tensors([wanted], {id(concrete.graph.inputs[0]): value} | captured)
         kinds.extend(op.type for op in found.graph.get_operations())
         return found
 
@@ -96,7 +96,7 @@ def test_a_copy_holds_what_happens_by_control() -> None:
             return tf.identity(x)
 
     made, (x,), (wanted,) = traced(function, [None])
-    copied = tf.function(lambda value: dataflow.copy([wanted], {id(x): value})[0], autograph=False)
+    copied = tf.function(lambda value: dataflow.copy_tensors([wanted], {id(x): value})[0], autograph=False)
     np.testing.assert_array_equal(copied(tf.constant([1.0])), [1.0])
     with pytest.raises(tf.errors.InvalidArgumentError, match="planted"):
         copied(tf.constant([-1.0]))
@@ -116,7 +116,7 @@ def test_a_copy_leaves_out_reads_that_are_only_waited_for() -> None:
     feeds = {id(inner): outer for outer, inner in concrete.graph.captures}
     (wanted,) = concrete.graph.outputs
     copied = tf.function(
-        lambda value: dataflow.copy([wanted], feeds | {id(concrete.graph.inputs[0]): value})[0], autograph=False
+        lambda value: dataflow.copy_tensors([wanted], feeds | {id(concrete.graph.inputs[0]): value})[0], autograph=False
     ).get_concrete_function(tf.TensorSpec([], tf.float32))
     captured = {id(outer) for outer, _ in copied.graph.captures}
     assert captured == {id(read.handle), id(counted.handle)}
@@ -134,18 +134,18 @@ def test_the_frontier_is_found_through_views_and_once() -> None:
 
     made, inputs, _ = traced(function, [None, 4])
     varying = dataflow.captured_handles(made, [trained])
-    assert [tensor.op.name for tensor in frontier(made, varying=varying, inputs=inputs)] == ["invariant"]
+    assert [tensor.op.name for tensor in find_frontier(made, varying=varying, inputs=inputs)] == ["invariant"]
     # with nothing frozen before it, the frontier is the input itself
     both = dataflow.captured_handles(made, [trained, frozen])
-    assert frontier(made, varying=both, inputs=inputs) == [inputs[0]]
+    assert find_frontier(made, varying=both, inputs=inputs) == [inputs[0]]
 
 
 def test_what_does_not_depend_on_the_input_is_not_at_the_frontier() -> None:
     frozen, trained = tf.Variable(tf.ones([4])), tf.Variable(tf.ones([4]))
     made, inputs, _ = traced(lambda x: tf.exp(x) * (trained + tf.exp(frozen)), [None, 4])
     varying = dataflow.captured_handles(made, [trained])
-    assert [tensor.op.type for tensor in frontier(made, varying=varying, inputs=inputs)] == ["Exp"]
-    assert frontier(made, varying=varying, inputs=inputs)[0].shape.as_list() == [None, 4]
+    assert [tensor.op.type for tensor in find_frontier(made, varying=varying, inputs=inputs)] == ["Exp"]
+    assert find_frontier(made, varying=varying, inputs=inputs)[0].shape.as_list() == [None, 4]
 
 
 # --- bytes ---
@@ -153,7 +153,7 @@ def test_what_does_not_depend_on_the_input_is_not_at_the_frontier() -> None:
 
 def peak(function: Any, shape: list[int | None], batch: int, *, kept: bool = False) -> int:
     made, inputs, results = traced(function, shape)
-    return Buffers(made, inputs, results, kept=kept).peak(batch)
+    return Buffers(made, inputs, results, kept=kept).find_peak(batch)
 
 
 # variables, which are not counted
@@ -199,8 +199,8 @@ def test_results_stay_until_the_end_or_go_when_nothing_reads_them() -> None:
     with tf.Graph().as_default() as made:
         x = tf.compat.v1.placeholder(tf.float32, [None, 8])
         results = [tf.exp(x), tf.tanh(x)]  # 32 bytes an example each
-    assert Buffers(made, [x], results, kept=True).peak(3) == 2 * 32 * 3
-    assert Buffers(made, [x], results, kept=False).peak(3) == 32 * 3
+    assert Buffers(made, [x], results, kept=True).find_peak(3) == 2 * 32 * 3
+    assert Buffers(made, [x], results, kept=False).find_peak(3) == 32 * 3
 
 
 def test_what_no_result_needs_is_not_counted() -> None:
@@ -231,4 +231,4 @@ def test_bytes_kept_for_the_backward_pass_are_those_it_reads_and_did_not_make() 
     made, _, _ = traced(function, [None, 8])
     backward = [op for op in made.get_operations() if op not in set(forward)]
     # x of the product, and what tanh gave
-    assert buffers.saved_bytes(backward, 10) == (8 + 16) * 4 * 10
+    assert buffers.count_saved_bytes(backward, 10) == (8 + 16) * 4 * 10

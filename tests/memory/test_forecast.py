@@ -124,7 +124,7 @@ def plan(model: Any, forecaster: Any) -> Callable[..., Plan]:
     """(budget, filters) -> the plan; forecasts are shared by all."""
 
     def make(budget: int, texts: Sequence[str] = ("@all",), modes: Any = MODES) -> Plan:
-        return planner(model, forecaster, budget, texts, modes).micro_batches(
+        return planner(model, forecaster, budget, texts, modes).plan_micro_batches(
             [(select(model, t), ADAMW) for t in texts]
         )
 
@@ -200,8 +200,9 @@ def test_an_impossible_budget_says_the_smallest_that_would_do(forecaster: Any, p
     least, mode = min((forecaster(mode=mode).at(BATCH, 1).total, mode) for mode in MODES)
     with pytest.raises(BudgetError) as caught:
         plan(least - 1)
-    assert f"the smallest that would do is {format_bytes(least)} (micro-batches of 1 example, remat={mode})" in str(
-        caught.value
+    assert (
+        f"the smallest budget that would suffice is {format_bytes(least)} (micro-batches of 1 example, remat={mode})"
+        in str(caught.value)
     )
     assert plan(least).total <= least
 
@@ -211,9 +212,9 @@ def test_the_most_blocks_that_fit_are_trained(model: Any, forecaster: Any) -> No
     choices = [(blocks, [(select(model, text), ADAMW)]) for blocks, text in texts.items()]
     totals = {blocks: forecaster(text).at(BATCH, 6).total for blocks, text in texts.items()}
     for budget in sorted(totals.values()):
-        found, place = planner(model, forecaster, budget, list(texts.values())).blocks(choices, 6, "none")
+        found, place = planner(model, forecaster, budget, list(texts.values())).plan_blocks(choices, 6, "none")
         most = max(blocks for blocks, total in totals.items() if total <= budget)
         assert (found.blocks, choices[place][0], found.total) == (most, most, totals[most])
-        assert (most == 2) == (len(found.reasons) == 1)  # else it says what one more would take
-    with pytest.raises(BudgetError, match=r"with 0 block trained it takes .*; --micro_batches or --remat=blocks"):
-        planner(model, forecaster, totals[0] - 1, list(texts.values())).blocks(choices, 6, "none")
+        assert (most == 2) == (len(found.reasons) == 1)  # otherwise the reason says what one more would take
+    with pytest.raises(BudgetError, match=r"training 0 block\(s\) takes .*; --micro_batches or --remat=blocks"):
+        planner(model, forecaster, totals[0] - 1, list(texts.values())).plan_blocks(choices, 6, "none")

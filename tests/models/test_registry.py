@@ -12,7 +12,7 @@ from engine import select
 from engine.data import Normalise
 from engine.models import Model, ModelSpecError, build_model, default_image_size
 from engine.models.cnn import CNN
-from engine.models.registry import NAMES
+from engine.models.spec import NAMES
 from engine.models.vit import SIZES, ViT
 from engine.selection import filters
 from engine.selection.variables import name_variables
@@ -45,7 +45,7 @@ def test_a_size_sets_width_depth_and_heads(size: str) -> None:
     assert (found.patch, found.image, found.classes) == (16, SHAPE, 4)
 
 
-def test_mini_has_patches_of_four_unless_told_otherwise() -> None:
+def test_mini_has_patches_of_four_by_default() -> None:
     assert config("vit:mini,depth=1").patch == 4
     assert config("vit:mini/8,depth=1").patch == 8
 
@@ -75,7 +75,7 @@ def test_options_left_out_have_their_defaults() -> None:
 
 
 @pytest.mark.parametrize("spec", ["vit:mini,depth=1,classes=7", "cnn:mini,classes=7"])
-def test_classes_decide_over_the_outputs_asked_for(spec: str) -> None:
+def test_classes_override_the_requested_outputs(spec: str) -> None:
     model = made(spec, outputs=4)
     assert model.outputs == 7
     assert model.network.head.kernel.shape[1] == 7
@@ -83,7 +83,7 @@ def test_classes_decide_over_the_outputs_asked_for(spec: str) -> None:
 
 @pytest.mark.parametrize("spec", ["vit:mini,depth=1", "cnn:mini"])
 @pytest.mark.parametrize("dtype", [tf.float32, tf.float64])
-def test_all_variables_have_the_type_asked_for_and_the_same_weights(spec: str, dtype: Any) -> None:
+def test_all_variables_have_the_requested_type_and_the_same_weights(spec: str, dtype: Any) -> None:
     entries = list(name_variables(made(spec, dtype=dtype, seed=3).network))
     assert {entry.variable.dtype for entry in entries} == {dtype}
     for entry, single in zip(entries, name_variables(made(spec, seed=3).network), strict=True):
@@ -127,46 +127,46 @@ def test_the_cnn_takes_any_size_from_eight_pixels(shape: tuple[int, int, int]) -
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("", "known models are vit:mini, vit:Ti/16"),
-        ("resnet", "known models are"),
+        ("", "is not a known model; expected one of vit:mini, vit:Ti/16"),
+        ("resnet", "is not a known model"),
         ("cnn:big", "nearest: cnn:mini"),
-        ("cnn", "known models are"),
-        ("cnn:mini,depth=3", "cnn:mini has no option `depth`; it has classes"),
-        ("vit", "a ViT is vit:mini or vit:SIZE/PATCH with SIZE one of Ti, S, B, L"),
-        ("vit:", "a ViT is"),
-        ("vit:S", "a ViT is vit:mini or vit:SIZE/PATCH"),
+        ("cnn", "is not a known model"),
+        ("cnn:mini,depth=3", "`depth` is not an option of cnn:mini; expected classes"),
+        ("vit", "is not a valid ViT; expected vit:mini, or vit:SIZE/PATCH with SIZE one of Ti, S, B, L"),
+        ("vit:", "is not a valid ViT"),
+        ("vit:S", "expected vit:mini, or vit:SIZE/PATCH"),
         ("vit:XL/16", "nearest: vit:"),
-        ("vit:s/16", "a ViT is"),
-        ("vit:S/sixteen", "a ViT is"),
-        ("vit:S/16/8", "a ViT is"),
+        ("vit:s/16", "is not a valid ViT"),
+        ("vit:S/sixteen", "is not a valid ViT"),
+        ("vit:S/16/8", "is not a valid ViT"),
         ("vit:S/0", "images of 32x32 do not divide into patches of 0x0"),
         ("vit:S/5", "images of 32x32 do not divide into patches of 5x5"),
         ("vit:S/64", "images of 32x32 do not divide into patches of 64x64"),
-        ("vit:mini,pool=max", "`pool=max` is no option of a ViT; options: pool=token, pool=mean"),
-        ("vit:mini,pool", "`pool` is no option of a ViT"),
-        ("vit:mini,gelu=relu", "`gelu=relu` is no option of a ViT"),
-        ("vit:mini,heads=2", "`heads=2` is no option of a ViT"),
-        ("vit:mini,", "`` is no option of a ViT"),
+        ("vit:mini,pool=max", "`pool=max` is not an option of a ViT; expected one of pool=token, pool=mean"),
+        ("vit:mini,pool", "`pool` is not an option of a ViT"),
+        ("vit:mini,gelu=relu", "`gelu=relu` is not an option of a ViT"),
+        ("vit:mini,heads=2", "`heads=2` is not an option of a ViT"),
+        ("vit:mini,", "`` is not an option of a ViT"),
         ("vit:mini,drop_out=0.1", "nearest: dropout=R"),
-        ("vit:mini,dropout", "dropout='' is no number from 0 to 0.99"),
-        ("vit:mini,dropout=1", "dropout='1' is no number from 0 to 0.99"),
-        ("vit:mini,dropout=-0.1", "dropout='-0.1' is no number"),
-        ("vit:mini,dropout=nan", "dropout='nan' is no number"),
-        ("vit:mini,drop_path=lots", "drop_path='lots' is no number from 0 to 0.99"),
-        ("vit:mini,layer_scale=-1", "layer_scale='-1' is no number from 0 to 1e+06"),
-        ("vit:mini,layer_scale=inf", "layer_scale='inf' is no number"),
-        ("vit:mini,depth=0", "depth='0' is no whole number from 1 to 1000"),
-        ("vit:mini,depth=1001", "depth='1001' is no whole number from 1 to 1000"),
-        ("vit:mini,depth=2.5", "depth='2.5' is no whole number"),
-        ("vit:mini,depth", "depth='' is no whole number"),
+        ("vit:mini,dropout", "dropout='' is not a number from 0 to 0.99"),
+        ("vit:mini,dropout=1", "dropout='1' is not a number from 0 to 0.99"),
+        ("vit:mini,dropout=-0.1", "dropout='-0.1' is not a number"),
+        ("vit:mini,dropout=nan", "dropout='nan' is not a number"),
+        ("vit:mini,drop_path=lots", "drop_path='lots' is not a number from 0 to 0.99"),
+        ("vit:mini,layer_scale=-1", "layer_scale='-1' is not a number from 0 to 1e+06"),
+        ("vit:mini,layer_scale=inf", "layer_scale='inf' is not a number"),
+        ("vit:mini,depth=0", "depth='0' is not a whole number from 1 to 1000"),
+        ("vit:mini,depth=1001", "depth='1001' is not a whole number from 1 to 1000"),
+        ("vit:mini,depth=2.5", "depth='2.5' is not a whole number"),
+        ("vit:mini,depth", "depth='' is not a whole number"),
         ("vit:mini,depth=2,depth=3", "`depth` is given twice"),
-        ("cnn:mini,classes=0", "classes='0' is no whole number from 1 to 1000000"),
-        ("cnn:mini,classes=1.9", "classes='1.9' is no whole number"),
-        ("cnn:mini,classes=1e3", "classes='1e3' is no whole number"),
-        ("vit:mini,classes=", "classes='' is no whole number"),
+        ("cnn:mini,classes=0", "classes='0' is not a whole number from 1 to 1000000"),
+        ("cnn:mini,classes=1.9", "classes='1.9' is not a whole number"),
+        ("cnn:mini,classes=1e3", "classes='1e3' is not a whole number"),
+        ("vit:mini,classes=", "classes='' is not a whole number"),
     ],
 )
-def test_what_is_no_model_is_refused_with_the_rule(spec: str, message: str) -> None:
+def test_an_invalid_model_is_refused_with_the_rule(spec: str, message: str) -> None:
     with pytest.raises(ModelSpecError) as caught:
         made(spec)
     assert message in str(caught.value)
@@ -176,7 +176,7 @@ def test_what_is_no_model_is_refused_with_the_rule(spec: str, message: str) -> N
 @pytest.mark.parametrize(
     ("spec", "shape", "message"),
     [
-        ("cnn:mini", (7, 32, 1), "images of 7x32 are too small; 8x8 at least"),
+        ("cnn:mini", (7, 32, 1), "images of 7x32 are too small; expected at least 8x8"),
         ("vit:mini", (30, 32, 1), "images of 30x32 do not divide into patches of 4x4"),
         ("vit:Ti/16", (32, 30, 3), "images of 32x30 do not divide into patches of 16x16"),
     ],

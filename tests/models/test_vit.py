@@ -253,10 +253,10 @@ def test_a_compiled_pass_takes_any_number_of_images() -> None:
 @pytest.mark.parametrize(
     ("shape", "said"),
     [
-        ((3, 2, 8, 12), "[3, 2, 8, 12]; [None, 8, 12, 2] (height, width, channels) is wanted; channels come last"),
-        ((3, 12, 8, 2), "[3, 12, 8, 2]; [None, 8, 12, 2]"),
-        ((6, 8, 12, 1), "[6, 8, 12, 1]; [None, 8, 12, 2]"),
-        ((8, 12, 2), "[8, 12, 2]; [None, 8, 12, 2]"),
+        ((3, 2, 8, 12), "[3, 2, 8, 12]; expected [None, 8, 12, 2] (height, width, channels); channels come last"),
+        ((3, 12, 8, 2), "[3, 12, 8, 2]; expected [None, 8, 12, 2]"),
+        ((6, 8, 12, 1), "[6, 8, 12, 1]; expected [None, 8, 12, 2]"),
+        ((8, 12, 2), "[8, 12, 2]; expected [None, 8, 12, 2]"),
     ],
 )
 def test_images_of_another_shape_are_refused_also_while_tracing(shape: tuple[int, ...], said: str) -> None:

@@ -287,10 +287,10 @@ def test_position_embeddings_are_resized_as_torch_does(
 @pytest.mark.parametrize("extra", [0, 1])
 def test_the_resize_agrees_with_torch_itself(new: tuple[int, int], extra: int) -> None:
     torch = pytest.importorskip("torch")
-    from engine.porting.rules.position_grid import resize
+    from engine.porting.rules.position_grid import resize_grid
 
     embedding = np.random.default_rng(0).standard_normal((1, extra + 20, 6), np.float32)
-    result = resize(embedding, (5, 4), new)
+    result = resize_grid(embedding, (5, 4), new)
     image = torch.tensor(embedding[:, extra:]).reshape(1, 5, 4, 6).permute(0, 3, 1, 2)
     wanted = torch.nn.functional.interpolate(image, size=new, mode="bicubic", align_corners=False, antialias=False)
     np.testing.assert_allclose(
@@ -320,7 +320,7 @@ def test_equally_many_tokens_of_an_unknown_grid_are_not_guessed(tmp_path: pathli
 
 def test_a_class_token_that_only_one_side_has_is_an_error(tmp_path: pathlib.Path) -> None:
     path = written(tmp_path, "vit_timm", to_timm(values(vit("pool=mean", seed=1))))
-    with pytest.raises(PortError, match=r"class_token \[1, 1, 96\] \(vit_timm.rules:\d+ wants cls_token"):
+    with pytest.raises(PortError, match=r"class_token \[1, 1, 96\] \(vit_timm.rules:\d+ expects cls_token"):
         porting.load(vit(), path)
     path = written(tmp_path, "vit_timm", to_timm(values(vit(seed=1))))
     with pytest.raises(PortError, match=r"in the file, not in the model \(1\):\n    cls_token"):
@@ -342,7 +342,7 @@ def test_layer_scale_that_only_the_file_has_is_listed_with_the_rule_that_would_t
 
 def test_layer_scale_that_only_the_model_has_is_missing(tmp_path: pathlib.Path) -> None:
     path = written(tmp_path, "vit_timm", to_timm(values(vit(seed=1))))
-    with pytest.raises(PortError, match=r"blocks/0/scale1 \[96\] \(vit_timm.rules:\d+ wants blocks.0.ls1.gamma"):
+    with pytest.raises(PortError, match=r"blocks/0/scale1 \[96\] \(vit_timm.rules:\d+ expects blocks.0.ls1.gamma"):
         porting.load(vit("layer_scale"), path)
 
 
@@ -375,7 +375,7 @@ def test_when_no_rules_fit_both_sides_and_the_shipped_files_are_listed(tmp_path:
     with pytest.raises(PortError) as caught:
         porting.load(vit(), tmp_path / "other.safetensors")
     message = str(caught.value)
-    assert "no rule file fits its names" in message
+    assert "no rule file matches its names" in message
     assert "tower.0.w [3]" in message
     assert "patch/kernel [192, 96]" in message
     assert "shipped rule files: dinov2_hf, frostline, vit_augreg, vit_hf, vit_timm" in message
@@ -388,9 +388,11 @@ def test_rules_are_named_or_given_as_a_file(tmp_path: pathlib.Path) -> None:
     own = tmp_path / "mine.rules"
     own.write_text((pathlib.Path(detect.__file__).parent / "vit_hf.rules").read_text() + "skip? nothing\n")
     assert porting.load(two, path, own).rules == "mine.rules"
-    with pytest.raises(PortError, match=r"rules=vit_hg: no such file; shipped are .*nearest: vit_hf"):
+    with pytest.raises(
+        PortError, match=r"rules=vit_hg: there is no such file; the shipped rules are .*nearest: vit_hf"
+    ):
         porting.load(two, path, "vit_hg")
-    with pytest.raises(PortError, match=r"vit_timm.rules:\d+ wants"):
+    with pytest.raises(PortError, match=r"vit_timm.rules:\d+ expects"):
         porting.load(two, path, "vit_timm")
 
 

@@ -191,7 +191,7 @@ def test_another_model_lists_both_sides(tmp_path: pathlib.Path) -> None:
 def test_what_is_no_weights_file_is_refused(tmp_path: pathlib.Path, content: bytes) -> None:
     path = tmp_path / "weights.npz"
     path.write_bytes(content)
-    assert "no .npz file" in refused(vit(), path)
+    assert "not an .npz file" in refused(vit(), path)
 
 
 def test_a_missing_file_is_refused(tmp_path: pathlib.Path) -> None:

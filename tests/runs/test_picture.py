@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from engine.frostline.cuts import cut_step
 from engine import TrainStep, models, select
-from engine.training import losses, optimizers
+from engine.frostline.cuts import cut_step
 from engine.frostline.line import FrostLine, Refused
 from engine.runs.picture import Panel, draw, layout, share, short_number
+from engine.training import losses, optimizers
 
 RNG = np.random.default_rng(0)
 ORANGE, ICE = (0xF0, 0xB5, 0x4A), (0x00, 0x72, 0xB2)

@@ -136,11 +136,11 @@ def test_a_saved_model_is_audited_by_its_tags(run: Call, tmp_path: pathlib.Path)
         (["--graph=nowhere.meta"], "no such file"),
         (["--graph={file}", "--out={folder}/no/audit.json"], "out="),
         (["--graph={file}", "--expect_frozen=belov"], "nearest: below"),
-        (["--graph={file}", "--expect_frozen=@nothing"], "is no group"),
+        (["--graph={file}", "--expect_frozen=@nothing"], "is not a group"),
         (["--graph={file}", "--expect_frozen="], "the filter is empty"),
         (["--graph={folder}"], "holds no saved_model.pb"),
         (["--graph={file}", "--train_op="], "at least one op"),
-        (["--graph={file}", "surplus"], "every argument is a --flag"),
+        (["--graph={file}", "surplus"], "unexpected argument 'surplus'; expected only --flags"),
     ],
 )
 def test_bad_input_is_told_and_ends_with_2(run: Call, tmp_path: pathlib.Path, words: list[str], reason: str) -> None:
@@ -192,7 +192,7 @@ def test_a_run_directory_is_audited_and_takes_no_train_op(
     assert (code, "yes, moved" in text) == (0, True)
     assert run(f"--graph={out}", "--expect_frozen=head/.*")[0] == 1
     code, _, error = run(f"--graph={out}", "--train_op=train")
-    assert (code, "a run directory holds no graph" in error) == (2, True)
+    assert (code, "train_op=['train']: not used with a run directory, which holds no graph" in error) == (2, True)
 
 
 def test_it_runs_as_a_program() -> None:

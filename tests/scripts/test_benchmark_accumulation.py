@@ -18,13 +18,13 @@ SMALL = [
 
 
 BAD = [
-    ("--parts=2,4", "parts=2,4: 1 comes first, and a step of 4 has no more parts"),
-    ("--parts=1,x", "parts='x': whole numbers from 1 are wanted"),
-    ("--parts=", "parts=: 1 comes first"),
-    ("--rounds=0", "rounds=0: it must be at least 1"),
+    ("--parts=2,4", "parts=2,4: expected 1 first, and at most 4, the number of examples in a step"),
+    ("--parts=1,x", "parts='x': expected whole numbers of at least 1"),
+    ("--parts=", "parts=: expected 1 first"),
+    ("--rounds=0", "rounds=0: expected a number of at least 1"),
     ("--train=hed", "item 1 `hed` matches nothing"),
     ("--remat=all", "remat='all'"),
-    ("--out=nowhere/results.json", "it must be a file in an existing folder"),
+    ("--out=nowhere/results.json", "expected the name of a file in an existing, writable folder"),
 ]
 
 
@@ -48,6 +48,6 @@ def test_steps_in_parts_and_steps_of_equal_parts_are_timed_and_bad_input_is_name
                 assert 0 < row[kind]["p10"] <= row[kind]["median"] <= row[kind]["p90"]
     assert results["split"]["1"]["ratio"]["median"] == results["equal"]["3"]["ratio"]["median"] == 1.0
     assert "vit:mini,depth=1 at 28 px, train @head @blocks[-1:], remat none, 2 rounds" in printed
-    assert "a step of 4 examples in k micro-batches, to k = 1" in printed
-    assert "k micro-batches of 2 examples, each, to k = 3" in printed
+    assert "a step of 4 examples in k micro-batches, relative to k = 1" in printed
+    assert "one of k micro-batches of 2 examples, relative to k = 3" in printed
     assert len(re.findall(r"^ +[13] +\d+\.\d{3} +\d+\.\d{3}  \d+\.\d{3} to \d+\.\d{3}$", printed, re.MULTILINE)) == 4

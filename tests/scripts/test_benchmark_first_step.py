@@ -12,11 +12,10 @@ SMALL = ["--model=vit:mini,depth=1", "--image_size=28", "--batch_size=2", "--cla
 
 
 BAD = [
-    ("--repeats=0", "repeats=0: it must be from 1 to 1000"),
-    ("--seed=-1", "seed=-1: it must be at least 0"),
-    ("--model=cnn:mini", "model='cnn:mini': the peers are plain ViTs"),
-    ("--out=nowhere/results.json", "out='nowhere/results.json': it must be a file in an existing folder"),
-    ("--child=engine", "it is started by a benchmark with a job on standard input"),
+    ("--repeats=0", "repeats=0: expected a number from 1 to 1000"),
+    ("--seed=-1", "seed=-1: expected a number of at least 0"),
+    ("--model=cnn:mini", "model='cnn:mini': it is compared with plain ViTs"),
+    ("--out=nowhere/results.json", "expected the name of a file in an existing, writable folder"),
 ]
 
 

@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 
+from engine.study.config import StudyConfig
+from engine.study.run import run_study
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ROW = {
     "strategy", "runner", "repeats", "precision", "micro_batches", "trained_parameters", "frozen_parameters", "step_ms",
@@ -44,7 +47,7 @@ def keras_model(image_shape, outputs):
     return keras.Model(image, layers.Dense(outputs, name="logits")(x))
 
 def crashing(image_shape, outputs):
-    if "benchmark_freezing_server" in sys.argv[0]:
+    if "server.py" in sys.argv[0]:
         if not (here / "crashed").exists():
             (here / "crashed").touch()
             print("about to fall", file=sys.stderr, flush=True)
@@ -125,7 +128,7 @@ def study(done: dict[str, Any], name: str) -> dict[str, Any]:
     return found
 
 
-def test_a_small_study_is_whole_and_gone_on_with(
+def test_a_small_study_is_whole_continued_and_the_same_from_python(
     run_each: Any, small_data: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     main = [
@@ -147,9 +150,29 @@ def test_a_small_study_is_whole_and_gone_on_with(
     assert rows["engine_cached"]["cache"]["used"]
     assert "<html" in (tmp_path / "main/report.html").read_text(encoding="utf-8")
     assert code_again == 0, error_again
-    assert "3 are there" in printed_again
+    assert "3 of them already finished" in printed_again
     assert code_other == 2
     assert "batch_size: 8 in" in error_other
+
+    config = StudyConfig(
+        data=f"npz:{small_data}", model="cnn:mini", weights="none", batch_size=8, repeats=1, steps=4, eval_every=2,
+        strategies=["head"], runners=["engine", "engine_cached"], out=str(tmp_path / "python"),
+    )  # fmt: skip
+    done = run_study(config)
+    assert (done.planned, done.done, done.stopped, done.failed, done.broken) == (2, 2, False, [], [])
+    assert done.study == json.loads((done.out / "study.json").read_text())
+    assert "run_study(StudyConfig(model='cnn:mini', weights='none', data='npz:" in done.study["job"]["command"]
+    for row in done.study["results"]:
+        exact = (
+            "weights_sha256",
+            "eval_loss",
+            "final_loss",
+            "eval_accuracy",
+            "slot_bytes",
+            "backward_ops",
+            "gflop_per_example",
+        )
+        assert {key: row[key] for key in exact} == {key: rows[row["runner"]][key] for key in exact}
 
     for path in (tmp_path / "main/runs").glob("*.json"):
         run = json.loads(path.read_text())
@@ -157,10 +180,17 @@ def test_a_small_study_is_whole_and_gone_on_with(
         path.write_text(json.dumps(run | {"taken": 0.5 if run["runner"] == "engine" else 0.0, "job_seconds": 1e6}))
     ((code, printed, error),) = run_each("scripts.benchmark_freezing", [[*main, "--redo_disturbed"]])
     assert code == 0, error
-    assert "2 are there" in printed
+    assert "2 of them already finished" in printed
     rows = {row["runner"]: row["job_seconds"] for row in study({"out": tmp_path}, "main")["results"]}
     assert rows["engine"] < 1e6
     assert rows["engine_cached"] == rows["v1_var_list"] == 1e6
+
+    kept = json.loads((tmp_path / "main/job.json").read_text())
+    (tmp_path / "main/job.json").write_text(json.dumps({"version": 1} | {k: kept[k] for k in ("job", "command")}))
+    ((code, _, error),) = run_each("scripts.benchmark_freezing", [main])
+    assert code == 2
+    assert "job.json: the file has an older format, without a number; expected format 2" in error
+    assert "choose another out=" in error
 
 
 @pytest.mark.slow
@@ -173,7 +203,7 @@ def test_a_study_has_all_rows_of_the_contract(done: dict[str, Any]) -> None:
         "precision", "micro_batches", "seed", "optimizer", "learning_rate", "repeats", "target_accuracy", "command",
     }  # fmt: skip
     assert set(found["job"]) == job
-    assert found["version"] == 1
+    assert found["format"] == 2
     assert set(found["machine"]) == {"cpu", "cores", "memory_bytes", "system", "gemm_gflops"}
     assert found["machine"]["gemm_gflops"]["median"] > 0
     assert [v["block"] for v in found["variables"]][::5] == ["stages/0", "stages/1", "stages/2", "stages/3", "head"]
@@ -198,7 +228,7 @@ def test_a_study_has_all_rows_of_the_contract(done: dict[str, Any]) -> None:
 @pytest.mark.slow
 def test_the_runners_train_the_same(done: dict[str, Any]) -> None:
     found = study(done, "main")
-    assert not [note for note in found["notes"] if "loss is" in note or "bits" in note]
+    assert not [note for note in found["notes"] if "the loss of" in note or "bits" in note]
     rows = {(row["strategy"], row["runner"]): row for row in found["results"]}
     for strategy in ("head", "train"):
         assert len({rows[strategy, runner]["weights_sha256"][0] for runner in V1}) == 1
@@ -222,7 +252,7 @@ def test_the_runners_train_the_same(done: dict[str, Any]) -> None:
 @pytest.mark.slow
 def test_what_does_not_fit_the_model_is_left_out_and_named(done: dict[str, Any]) -> None:
     printed = done["main"][1]
-    assert "left out: keras_fit on head, train: cnn:mini is no Keras model" in printed
+    assert "left out: keras_fit on head, train: cnn:mini is not a Keras model" in printed
     assert re.search(r"left out: engine, .*, v1_var_list on attention: strategy attention, .*matches nothing", printed)
     left = study(done, "quick")["left_out"]
     assert ("full", "engine_cached") in {(row["strategy"], row["runner"]) for row in left}
@@ -249,7 +279,7 @@ def test_the_same_folder_is_gone_on_with(done: dict[str, Any]) -> None:
     code, printed, error = done["more"]
     assert code == 0, error
     assert "4 runs in" in printed
-    assert "2 are there" in printed
+    assert "2 of them already finished" in printed
     assert re.findall(r"\[\d/4\] head, (\w+), repeat (\d)", printed) == [("v1_var_list", "2"), ("engine", "2")]
     rows = study(done, "main")["results"]
     assert {(row["strategy"], row["runner"]) for row in rows if row["repeats"] == 2} == {
@@ -276,7 +306,7 @@ def test_keras_fit_agrees_through_phases_and_batch_norm(done: dict[str, Any]) ->
     code, _, error = done["keras"]
     assert code == 0, error
     found = study(done, "keras")
-    assert not [note for note in found["notes"] if "loss is" in note or "bits" in note or "parameters" in note]
+    assert not [note for note in found["notes"] if "the loss of" in note or "bits" in note or "parameters" in note]
     rows = {(row["strategy"], row["runner"]): row for row in found["results"]}
     for strategy in ("gradual", "gradual_plateau", "moving"):
         engine, keras = rows[strategy, "engine"], rows[strategy, "keras_fit"]
@@ -305,11 +335,11 @@ def test_a_run_that_is_not_finite_fails_and_says_where(done: dict[str, Any]) -> 
     rows = {row["runner"]: row for row in study(done, "bad")["results"]}
     assert set(rows) == {"engine", "keras_fit"}
     assert all(row["failed"] and row["job_seconds"] is None for row in rows.values())
-    assert "the first operation that is not finite is" in rows["engine"]["reason"]
+    assert "the first operation with a non-finite result is" in rows["engine"]["reason"]
     assert "the weights have moved already" in rows["keras_fit"]["reason"]
     assert "full, engine failed" in error
     assert done["v1 diverges"][0] == 1
-    assert "the first operation that is not finite is" in study(done, "bad v1")["results"][0]["reason"]
+    assert "the first operation with a non-finite result is" in study(done, "bad v1")["results"][0]["reason"]
 
 
 @pytest.mark.slow
@@ -341,30 +371,30 @@ def test_a_loss_without_accuracy_has_none(done: dict[str, Any]) -> None:
 
 
 BAD = [
-    (["--model=vit:huge"], "a ViT is vit:mini"),
-    (["--strategies=haed"], "known are head, last_1"),
-    (["--strategies=head,attention"], "--skip_unmatched leaves such strategies out"),
-    (["--strategies=attention", "--skip_unmatched"], "each of them matches nothing on this model"),
+    (["--model=vit:huge"], "is not a valid ViT; expected vit:mini"),
+    (["--strategies=haed"], "strategies='haed' is not a strategy of this model; expected head, last_1"),
+    (["--strategies=head,attention"], "(skip_unmatched leaves such strategies out)"),
+    (["--strategies=attention", "--skip_unmatched"], "none of them matches anything on this model"),
     (
         ["--runners=engine,enigne"],
-        "known are engine, engine_cached, keras_fit, v1_trainable, v1_stop_gradient, v1_var_list",
+        "expected engine, engine_cached, keras_fit, v1_trainable, v1_stop_gradient, v1_var_list; nearest: engine",
     ),
-    (["--runners=engine,keras_fit"], "it cannot run this: cnn:mini is no Keras model"),
-    (["--runners=v1_var_list", "--histograms"], "--runners has neither"),
+    (["--runners=engine,keras_fit"], "it cannot run this job, because cnn:mini is not a Keras model"),
+    (["--runners=v1_var_list", "--histograms"], "runners has neither"),
     (["--repeats=0"], "repeats=0"),
     (["--target_accuracy=2"], "target_accuracy=2"),
-    (["--epochs=1"], "give one of them"),
+    (["--epochs=1"], "both set the length of a run; give one of them"),
     (["--train_examples=100000"], "train_examples=100000"),
     (["--eval_examples=100000"], "eval_examples=100000"),
-    (["--strategies=head", "--strategies=head"], "head is there twice"),
+    (["--strategies=head", "--strategies=head"], "head appears twice"),
 ]
 
 
 def test_bad_input_is_refused_in_words(run_each: Any, small_data: pathlib.Path) -> None:
     bad = [
         *BAD,
-        ([f"--out={small_data.parent}"], "no folder of a study"),
-        ([f"--out={small_data}"], "no folder of a study"),
+        ([f"--out={small_data.parent}"], "not the folder of a study"),
+        ([f"--out={small_data}"], "not the folder of a study"),
     ]
     asked = [[f"--data=npz:{small_data}", *CNN, *words] for words, _ in bad]
     answers = run_each("scripts.benchmark_freezing", asked)
@@ -374,18 +404,20 @@ def test_bad_input_is_refused_in_words(run_each: Any, small_data: pathlib.Path) 
 
 FORKED = """
 import os
-from scripts import benchmark_freezing_server as server, cli
-cli.import_tensorflow(start=False)
-from engine.host import peak_rss_bytes
-from scripts import benchmark_freezing_worker
-pages = server._library_pages()
+from engine.host import import_tensorflow, peak_rss_bytes
+from engine.study import server
+import_tensorflow(start=False)
+from compat_v1.training import study_runner
+from engine.study import worker
+from scripts.baselines import keras_runner
+pages = server.library_pages()
 print(len(os.listdir("/proc/self/task")), peak_rss_bytes(), flush=True)
 if os.fork():
     os.wait()
 else:
     print(peak_rss_bytes(), flush=True)
     for start, stop in pages:
-        server._touch(start, stop)
+        server.touch_pages(start, stop)
     print(peak_rss_bytes(), flush=True)
 """
 
@@ -453,7 +485,7 @@ def test_a_killed_run_fails_alone_and_a_stopped_study_goes_on(
         child = int((own / "slow").read_text())
         second = subprocess.run(command, capture_output=True, timeout=200, check=False, **options)
         assert second.returncode == 2
-        assert "another benchmark_freezing is at work in it" in second.stderr
+        assert "another study is running in this folder" in second.stderr
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=60)
     assert process.returncode == 3, error
@@ -464,6 +496,6 @@ def test_a_killed_run_fails_alone_and_a_stopped_study_goes_on(
     (own / "slow").unlink()
     done = subprocess.run(command, capture_output=True, timeout=200, check=False, **options)
     assert done.returncode == 0, done.stderr
-    assert "1 are there" in done.stdout
+    assert "1 of them already finished" in done.stdout
     assert not any(row["failed"] for row in json.loads((tmp_path / "study/results.json").read_text()))
     assert not list((tmp_path / "study").glob(".cache*"))

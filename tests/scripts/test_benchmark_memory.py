@@ -13,28 +13,28 @@ TINY = "model=vit:mini,depth=1 image_size=28 classes=10 batch_size=4 steps=1"
 
 
 BAD = [
-    ("modl=vit:mini", "`modl=vit:mini` is no key=value; keys: runner, model,"),
+    ("modl=vit:mini", "`modl=vit:mini` is not a valid key=value; keys: runner, model,"),
     ("modl=vit:mini", "nearest: model"),
-    ("vit:mini", "`vit:mini` is no key=value"),
-    ("batch_size=0", "batch_size='0': a whole number from 1 is wanted"),
-    ("steps=many", "steps='many': a whole number from 1 is wanted"),
-    ("image_size=-3", "image_size='-3': a whole number from 1"),
-    ("batch_size=2 micro_batches=3", "more micro-batches than examples"),
-    ("runner=torch", "runner='torch': it is engine or keras_fit"),
+    ("vit:mini", "`vit:mini` is not a valid key=value"),
+    ("batch_size=0", "batch_size='0': expected a whole number of at least 1"),
+    ("steps=many", "steps='many': expected a whole number of at least 1"),
+    ("image_size=-3", "image_size='-3': expected a whole number of at least 1"),
+    ("batch_size=2 micro_batches=3", "there are more micro-batches than examples"),
+    ("runner=torch", "runner='torch': expected engine or keras_fit"),
     ("train='@head", 'run="train=\'@head": '),
-    ("precision=half", "precision='half': known are float32"),
+    ("precision=half", "precision='half': expected one of float32"),
     ("optimizer=adamm", "nearest: adam"),
     ("remat=all", "remat='all'"),
     ("ema=2", "ema=2"),
     ("ema=x", "ema='x'"),
     ("memory_budget=lots", "memory_budget='lots'"),
-    ("runner=keras_fit precision=mixed_bfloat16", "keras_fit takes no precision"),
+    ("runner=keras_fit precision=mixed_bfloat16", "keras_fit does not support precision"),
 ]
 # what a model cannot do, said by the process that has it
 UNFIT = [
     (f"{TINY} train=hed", "item 1 `hed` matches nothing"),
-    (f"{TINY} memory_budget=1MB", "the smallest that would do is"),
-    (f"{TINY} runner=keras_fit model=cnn:mini", "model='cnn:mini': the peers are plain ViTs"),
+    (f"{TINY} memory_budget=1MB", "the smallest budget that would suffice is"),
+    (f"{TINY} runner=keras_fit model=cnn:mini", "model='cnn:mini': it is compared with plain ViTs"),
 ]
 
 
@@ -58,7 +58,7 @@ def test_runs_are_measured_against_their_forecasts_and_against_keras_and_bad_one
     ]
     (code, printed, error), (no_code, _, no_folder), *others = run_each("scripts.benchmark_memory", asked, apart=apart)
     assert no_code == 2
-    assert "out='nowhere/results.json': it must be a file in an existing folder" in no_folder
+    assert "out='nowhere/results.json': expected the name of a file in an existing, writable folder" in no_folder
     for (text, said), (bad_code, bad_printed, bad_error) in zip([*BAD, *UNFIT], others, strict=True):
         assert (bad_code, said in bad_error) == (2, True), (text, bad_error)
         if (text, said) in BAD:

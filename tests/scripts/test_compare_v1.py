@@ -16,9 +16,9 @@ ROW = {
 
 BAD = [
     (["--train=haed/.*"], "item 1 `haed/.*` matches nothing"),
-    (["--model=keras:MobileNetV2"], "the TF1 path has vit:SIZE"),
+    (["--model=keras:MobileNetV2"], "the TF1 path has only vit:SIZE"),
     (["--micro_batches=100"], "micro_batches=100"),
-    (["--model=vit:mini,depth=1"], "--weights=none starts from random ones"),
+    (["--model=vit:mini,depth=1"], "--weights=none starts from random weights"),
 ]
 
 
@@ -58,6 +58,7 @@ def test_the_methods_are_identical_agree_with_the_engine_and_the_leaks_are_shown
         assert message in error
 
 
+@pytest.mark.slow
 def test_steps_are_timed_in_turn(run_each: Any, tmp_path: pathlib.Path) -> None:
     out = tmp_path / "times.json"
     asked = [

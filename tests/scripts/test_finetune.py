@@ -34,9 +34,10 @@ def test_a_run_directory_holds_the_whole_contract(call: Any, small_data: pathlib
     assert code == 0
     run = json.loads((out / "run.json").read_text())
     assert set(run) == {
-        "flags", "versions", "model", "data", "phases", "steps", "final", "freeze_proof", "timing", "memory", "cache",
+        "format", "flags", "versions", "model", "data", "phases", "steps", "final", "freeze_proof", "timing", "memory", "cache",
         "skipped_steps", "left_out_terms", "exit",
     }  # fmt: skip
+    assert (next(iter(run)), run["format"]) == ("format", 1)
     assert run["model"] == {"name": "cnn:mini", "parameters": 61_402 - 10 * 65 + 3 * 65}
     assert run["data"]["train_examples"] == 48
     assert run["data"]["eval_examples"] == 12
@@ -215,11 +216,11 @@ def test_early_stop_ends_the_run(call: Any, small_data: pathlib.Path, tmp_path: 
 
 BAD = {
     "misspelt filter item": (["--train=hed/.*"], r"item 1 `hed/\.\*` matches nothing.*nearest: head/\.\*"),
-    "unknown group": (["--train=@haed"], r"`@haed` is no group; nearest: @head"),
+    "unknown group": (["--train=@haed"], r"`@haed` is not a group; nearest: @head"),
     "overshadowed item": (["--train=head/kernel @head"], r"item 1 `head/kernel` has no effect.*item 2 `@head`"),
     "trains nothing": (["--train=@none"], "trains nothing"),
     "model": (["--model=vit:mimi"], "nearest: vit:mini"),
-    "model option": (["--model=vit:mini,pol=mean"], "`pol=mean` is no option.*nearest: pool=mean"),
+    "model option": (["--model=vit:mini,pol=mean"], "`pol=mean` is not an option.*nearest: pool=mean"),
     "patch": (["--model=vit:S/15"], "do not divide into patches"),
     "data": (["--data=fashion_mnist_min"], "nearest: fashion_mnist_mini"),
     "data file": (["--data=npz:nowhere.npz"], "nowhere.npz: there is no such file"),
@@ -227,30 +228,30 @@ BAD = {
     "optimizer": (["--optimizer=adamm"], "nearest: adam"),
     "optimizer option": (["--optimizer=sgd", "--momentum=0.9"], "momentum: the optimizer sgd has no such"),
     "schedule": (["--schedule=cosin"], "nearest: cosine"),
-    "schedule option": (["--schedule=cosine,warm=3"], "`warm=3` is no option"),
-    "phase key": (["--phase=name=a train=@head stepps=3"], "`stepps=3` is no key=value.*nearest: steps"),
+    "schedule option": (["--schedule=cosine,warm=3"], "`warm=3` is not a valid option"),
+    "phase key": (["--phase=name=a train=@head stepps=3"], "`stepps=3` is not a key=value.*nearest: steps"),
     "phase value": (["--phase=train=@head steps=many"], "steps='many' is not a whole number"),
     "phase length": (["--phase=train=@head steps=3 epochs=2"], "exactly one of"),
     "phase filter": (["--phase=name=x train=nothing steps=1"], r"phase 'x', train='nothing': item 1 `nothing` matches nothing"),
     "augment": (["--augment=flop"], "nearest: flip"),
     "weights missing": (["--weights=nowhere.npz"], "nowhere.npz: there is no such file"),
-    "batch size 0": (["--batch_size=0"], r"batch_size=0: it is at least 1"),
-    "batch above data": (["--batch_size=49"], "batch_size=49: it is at least 1 and at most the 48 training"),
-    "negative rate": (["--learning_rate=-1"], r"learning_rate=-1\.0: it must be above 0"),
-    "rate nan": (["--learning_rate=nan"], "learning_rate=nan: it must be above 0"),
-    "steps 0": (["--steps=0"], "steps=0: it must be above 0"),
-    "steps and epochs": (["--steps=3", "--epochs=2"], "give one of them"),
-    "negative decay": (["--weight_decay=-0.1"], r"weight_decay=-0\.1: it must be at least 0"),
-    "clip 0": (["--clip_norm=0"], "clip_norm=0: it must be above 0"),
-    "layer decay": (["--layer_decay=1.5"], r"layer_decay=1\.5: it must be above 0 and at most 1"),
-    "smoothing": (["--label_smoothing=1"], r"label_smoothing=1\.0: it lies in \[0, 1\)"),
-    "eval fraction": (["--eval_fraction=1"], "eval_fraction=1.0"),
+    "batch size 0": (["--batch_size=0"], "batch_size=0: expected a number of at least 1"),
+    "batch above data": (["--batch_size=49"], "batch_size=49: expected 1 to 48, the number of training"),
+    "negative rate": (["--learning_rate=-1"], r"learning_rate=-1\.0: expected a number above 0"),
+    "rate nan": (["--learning_rate=nan"], "learning_rate=nan: expected a number above 0"),
+    "steps 0": (["--steps=0"], "steps=0: expected a number of at least 1"),
+    "steps and epochs": (["--steps=3", "--epochs=2"], "give only one of them"),
+    "negative decay": (["--weight_decay=-0.1"], r"weight_decay=-0\.1: expected a number of at least 0"),
+    "clip 0": (["--clip_norm=0"], "clip_norm=0: expected a number above 0"),
+    "layer decay": (["--layer_decay=1.5"], r"layer_decay=1\.5: expected a number above 0 and at most 1"),
+    "smoothing": (["--label_smoothing=1"], r"label_smoothing=1\.0: expected a number of at least 0 and below 1"),
+    "eval fraction": (["--eval_fraction=1"], r"eval_fraction=1\.0: expected a number above 0 and below 1"),
     "train examples": (["--train_examples=1000"], "train_examples=1000.*48"),
-    "classes": (["--model=cnn:mini,classes=2"], r"train_labels\[\d+\]=2 is out of range: the classes are 0 to 1"),
-    "resume without out": (["--resume"], "--out=FOLDER says which run"),
+    "classes": (["--model=cnn:mini,classes=2"], r"train_labels\[\d+\]=2 is out of range; the classes are 0 to 1"),
+    "resume without out": (["--resume"], "--out=FOLDER must say which run to resume"),
     "decay filter": (["--decay=hed"], "item 1 `hed` matches nothing"),
     "unknown flag": (["--lerning_rate=1"], "lerning_rate"),
-    "no flag": (["head"], "'head': every argument is a --flag"),
+    "no flag": (["head"], "unexpected argument 'head'; expected only --flags"),
     "no number": (["--steps=ten"], "ten"),
 }  # fmt: skip
 
@@ -314,12 +315,12 @@ def test_resume_with_all_checkpoints_damaged_is_an_error(
     line = [*SMALL, f"--data=npz:{small_data}", f"--out={tmp_path / 'a'}", "--train=@head", "--resume"]
     code, printed, _ = call(*line)
     assert code == 0
-    assert "holds no checkpoint; starting at step 0" in printed
+    assert "does not hold a checkpoint; starting at step 0" in printed
     for path in (tmp_path / "a/checkpoints").iterdir():
         path.write_bytes(path.read_bytes()[:100])
     code, _, err = call(*line)
     assert code == 2
-    assert "all 1 checkpoints are damaged" in err
+    assert "none of the 1 checkpoints can be used" in err
 
 
 @pytest.mark.usefixtures("curves")
@@ -350,7 +351,7 @@ def test_a_planted_write_fails_the_run_with_exit_code_1(
 
         return loss_fn
 
-    monkeypatch.setattr(losses, "supervised", planting)
+    monkeypatch.setattr(losses, "supervised_loss", planting)
     code, printed, _ = call(*SMALL, f"--data=npz:{small_data}", f"--out={tmp_path / 'a'}", "--train=@head")
     assert code == 1
     assert "FAILED; 1 frozen variables changed: stages/0/norm/moving_mean" in printed
@@ -414,5 +415,6 @@ def test_help_lists_every_flag_and_exits_0(finetune: Any) -> None:
 
 
 def test_bad_flags_exit_with_2_in_a_process_of_their_own(finetune: Any) -> None:
+    assert finetune("--steps=0", code=2).stderr == "finetune: steps=0: expected a number of at least 1\n"
     assert "item 1 `hed` matches nothing" in finetune("--train=hed", code=2).stderr
     assert "Unknown command line flag" in finetune("--nonsense", code=2).stderr

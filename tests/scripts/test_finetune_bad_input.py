@@ -41,16 +41,19 @@ def here(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Pat
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--weights=other.h5"], "an HDF5 file, but no weights of Keras; it holds x"),
-        (["--weights=text.h5"], "no weights file of a known kind, or a truncated one"),
-        ([KERAS, "--image_size=32", "--weights=other.h5"], "it fits neither the backbone nor the model"),
-        (["--model=file:other.h5"], "it is no Keras model, or damaged (ValueError: No model config"),
-        (["--model=file:text.h5"], "it is no Keras model, or damaged"),
-        (["--model=file:text.keras"], "it is no Keras model, or damaged: a .keras file is a zip archive"),
-        ([*PHOTOS, "--data=folder:empty"], "there are no images below empty; each class is a folder with its images"),
-        ([*PHOTOS, "--data=folder:one"], "it has one class, 'cats'; a classifier needs two or more"),
+        (["--weights=other.h5"], "an HDF5 file, but not Keras weights; it holds x"),
+        (["--weights=text.h5"], "not a weights file of a supported kind, or a truncated one"),
+        ([KERAS, "--image_size=32", "--weights=other.h5"], "fits neither the backbone nor the model"),
+        (["--model=file:other.h5"], "it is not a Keras model, or damaged (ValueError: No model config"),
+        (["--model=file:text.h5"], "it is not a Keras model, or damaged"),
+        (["--model=file:text.keras"], "it is not a Keras model, or damaged; a .keras file is a zip archive"),
+        ([*PHOTOS, "--data=folder:empty"], "there are no images below empty; expected one folder of images"),
+        ([*PHOTOS, "--data=folder:one"], "there is only one class, 'cats'; a classifier needs two or more"),
         ([*PHOTOS, "--data=folder:ones"], "there is no folder ones; nearest: one"),
-        (["--model=py:bad_factories:nothing"], "returned NoneType; a tf.Module with __call__ or a Keras model"),
+        (
+            ["--model=py:bad_factories:nothing"],
+            "returned NoneType; expected a tf.Module with __call__ or a Keras model",
+        ),
         (["--model=py:bad_factories:raises"], "bad_factories:raises((28, 28, 1), 10) raised RuntimeError: boom"),
         (["--model=py:bad_factories:ends"], "bad_factories:ends((28, 28, 1), 10) raised SystemExit: 0"),
         (["--model=py:bad_factories:nothin"], "bad_factories has no function 'nothin'; nearest: nothing"),
@@ -87,7 +90,7 @@ def _large(path: pathlib.Path) -> None:
     ("write", "reason"),
     [
         (_zero, "the file is empty"),
-        (_html, "it is no JPEG, PNG, GIF or BMP; it begins with"),
+        (_html, "not a JPEG, PNG, GIF or BMP; the file begins with"),
         (_cmyk, ""),
         (_large, ""),
     ],
@@ -106,7 +109,7 @@ def test_a_bad_photo_is_named_or_skipped_and_counted_and_an_unusual_one_is_read(
     if reason:
         code, _, error = call(*flags)
         assert code == 2
-        assert "1 of 25 images cannot be read (--bad_images=skip goes on without them)" in error
+        assert "1 of 25 images cannot be read (--bad_images=skip leaves them out)" in error
         assert f"cats/z.jpg: {reason}" in error
         flags += ("--bad_images=skip",)
     assert call(*flags)[0] == 0

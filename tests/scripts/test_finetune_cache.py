@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.feature_cache import policy
+from engine.feature_cache import decision
 from engine.files import Npz
 
 BASE = ("--model=vit:mini,depth=1", "--weights=none", "--eval_fraction=0.2", "--batch_size=8", "--log_every=1")
@@ -54,10 +54,10 @@ def test_a_cached_run_is_the_uncached_run_and_its_cache_serves_the_next(run: Any
     assert len(kept["cache"]["cut"]) == 1
     assert kept["cache"]["bytes"] == 60 * 96 * 4
     assert kept["cache"]["phases"][0]["computed_rows"] == 60
-    assert "the frozen part is computed for 60 rows once, instead of 72 times in 9 steps" in kept["cache"]["reason"]
+    assert "the frozen part is computed once for 60 rows instead of 72 times in 9 steps" in kept["cache"]["reason"]
     assert "line:    phase train: the frost line is at" in printed
-    assert "384 bytes an example" in printed
-    assert "cache  | train: 0 of 60 rows are there, 60 are computed" in printed
+    assert "384 bytes per example" in printed
+    assert "cache  | train: 0 of 60 rows exist, 60 will be computed" in printed
     assert sum(f.stat().st_size for f in (tmp_path / "feature_cache").rglob("shard-*")) >= kept["cache"]["bytes"]
     norms = [
         {row["frozen_output_norm"] for row in map(json.loads, (tmp_path / name / "metrics.jsonl").open()) if row["kind"] == "eval"}
@@ -67,14 +67,14 @@ def test_a_cached_run_is_the_uncached_run_and_its_cache_serves_the_next(run: Any
     assert norms[0].pop() == pytest.approx(norms[1].pop(), rel=1e-6)
     printed, again = run("again", "--cache=require")
     assert again["cache"]["phases"][0]["computed_rows"] == 0
-    assert "60 of 60 rows are there" in printed
+    assert "60 of 60 rows exist" in printed
     assert losses(tmp_path / "again") == losses(tmp_path / "kept")
 
 
 def test_the_dry_run_prints_the_line_and_writes_nothing(run: Any, tmp_path: pathlib.Path) -> None:
     for mode in ("auto", "off"):
         printed, _ = run("dry", f"--cache={mode}", "--dry_run")
-        assert "(after norm/beta): 384 bytes an example, with 100.0% of the forward pass" in printed
+        assert "(after norm/beta): 384 bytes per example, with 100.0% of the forward pass" in printed
         assert "cache:   phase train: not used" in printed
     assert list(tmp_path.iterdir()) == []
 
@@ -82,8 +82,8 @@ def test_the_dry_run_prints_the_line_and_writes_nothing(run: Any, tmp_path: path
 def test_auto_keeps_features_where_that_pays(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     _, found = run("tiny")
     assert found["cache"]["used"] is False
-    assert "it would not pay: an estimated" in found["cache"]["reason"]
-    monkeypatch.setattr(policy, "_PREPARING", 0.0)
+    assert "a cache would not pay: an estimated" in found["cache"]["reason"]
+    monkeypatch.setattr(decision, "_PREPARING", 0.0)
     printed, found = run("pays", "--steps=30")
     assert found["cache"]["used"] is True
     assert "cache:   phase train: used (22.5 KiB on disk); an estimated" in printed
@@ -99,12 +99,12 @@ def test_phases_are_cut_each_at_its_own_line(run: Any, tmp_path: pathlib.Path) -
     rows = kept["cache"]["phases"]
     assert [row["computed_rows"] for row in rows] == [60, 60, 60]
     assert rows[0]["cut"] == rows[2]["cut"] != rows[1]["cut"]
-    assert "cache  | c: 0 of 60 rows are there" in printed
+    assert "cache  | c: 0 of 60 rows exist" in printed
     assert kept["freeze_proof"]["verified"]
 
 
 def test_phases_with_the_same_line_share_a_cache(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(policy, "_PREPARING", 0.0)
+    monkeypatch.setattr(decision, "_PREPARING", 0.0)
     phases = [f"--phase=name={name} steps=12 train=@head learning_rate={rate}" for name, rate in (("a", 1), ("b", 2))]
     _, found = run("both", *phases)
     assert [(row["used"], row["computed_rows"]) for row in found["cache"]["phases"]] == [(True, 60), (True, 0)]
@@ -112,7 +112,7 @@ def test_phases_with_the_same_line_share_a_cache(run: Any, monkeypatch: pytest.M
 
 def test_augmented_images_need_views(run: Any, tmp_path: pathlib.Path) -> None:
     printed, _ = run("no", "--cache=require", "--augment=flip,crop", code=2)
-    assert "phase 'train' cannot have one: augment=flip,crop draws anew in every epoch" in printed
+    assert "phase 'train' cannot train from a cache: augment=flip,crop draws anew in every epoch" in printed
     assert "--cache_views=K keeps K draws" in printed
     _, found = run("auto", "--augment=flip", "--steps=2")
     assert "--cache_views=K" in found["cache"]["reason"]
@@ -128,8 +128,8 @@ def test_fewer_bits_and_a_budget(run: Any, monkeypatch: pytest.MonkeyPatch) -> N
     _, found = run("half", "--cache=require", "--cache_dtype=bfloat16")
     assert found["cache"]["bytes"] == 60 * 96 * 2
     printed, _ = run("over", "--cache=require", "--cache_budget=20KiB", code=2)
-    assert "the cache would take 22.5 KiB, --cache_budget is 20 KiB" in printed
-    monkeypatch.setattr(policy, "_PREPARING", 0.0)
+    assert "the cache would take 22.5 KiB, but --cache_budget is 20 KiB" in printed
+    monkeypatch.setattr(decision, "_PREPARING", 0.0)
     _, found = run("auto", "--cache_budget=20KiB", "--steps=30")
     assert found["cache"]["used"] is False
     assert "--cache_budget is 20 KiB" in found["cache"]["reason"]
@@ -140,13 +140,13 @@ def test_fewer_bits_and_a_budget(run: Any, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--cache_dtype=int8",), "cache_dtype='int8': it is bfloat16 or float16"),
-        (("--cache=off", "--cache_views=2"), "cache_views=2: with --cache=off nothing is kept"),
-        (("--cache=off", "--cache_dtype=float16"), "cache_dtype=float16: with --cache=off nothing is kept"),
+        (("--cache_dtype=int8",), "cache_dtype='int8' is not a valid type; expected bfloat16 or float16"),
+        (("--cache=off", "--cache_views=2"), "cache_views=2 has no effect: --cache=off caches nothing"),
+        (("--cache=off", "--cache_dtype=float16"), "cache_dtype=float16 has no effect: --cache=off caches nothing"),
         (("--cache=require", "--cache_views=2"), "cache_views=2: without --augment all views of an example are the same"),
-        (("--cache=require", "--cache_views=0", "--augment=flip"), "cache_views=0: it is at least 1"),
-        (("--cache_budget=much",), "cache_budget='much': a size is a number and a unit"),
-        (("--cache=require", "--phase=name=x steps=2 train=@all"), "phase 'x' cannot have one: no frost line"),
+        (("--cache=require", "--cache_views=0", "--augment=flip"), "cache_views=0: expected a number of at least 1"),
+        (("--cache_budget=much",), "cache_budget='much': expected a number and a unit"),
+        (("--cache=require", "--phase=name=x steps=2 train=@all"), "phase 'x' cannot train from a cache: no frost line"),
     ],
 )  # fmt: skip
 def test_bad_wishes_are_refused_in_words(run: Any, tmp_path: pathlib.Path, flags: tuple[str, ...], said: str) -> None:
@@ -169,12 +169,12 @@ def test_stopped_while_it_writes_and_resumed_it_ends_with_the_same_bits(
     with monkeypatch.context() as patch:
         patch.setattr(cli.StopSignal, "__call__", lambda _: asked.append(1) is None and len(asked) >= 3)
         printed, found = run("cut", *required, code=3)
-    assert "train: 0 of 60 rows are there" in printed
+    assert "train: 0 of 60 rows exist" in printed
     assert (found["steps"], found["exit"]["code"]) == (0, 3)
     there = {path.name for path in (tmp_path / "two").rglob("shard-*")}
     assert 0 < len(there) < 4
     printed, found = run("cut", "--resume", *required)
-    assert 0 < int(re.findall(r"train: (\d+) of 60 rows are there", printed)[0]) < 60
+    assert 0 < int(re.findall(r"train: (\d+) of 60 rows exist", printed)[0]) < 60
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     for path, value in weights(tmp_path / "cut").items():
         np.testing.assert_array_equal(value, weights(tmp_path / "whole")[path])
@@ -187,8 +187,8 @@ def test_a_damaged_shard_is_named_and_computed_again(run: Any, tmp_path: pathlib
     data[200] ^= 1
     shard.write_bytes(data)
     printed, _ = run("second", "--cache=require")
-    assert "damaged, computed again" in printed
-    assert "its bytes do not have the checksum" in printed
+    assert "damaged, will be recomputed" in printed
+    assert "its content does not match its checksum" in printed
     assert losses(tmp_path / "second") == losses(tmp_path / "first")
 
 
@@ -206,5 +206,5 @@ def test_a_frozen_part_that_changes_is_told(run: Any, tmp_path: pathlib.Path, mo
     monkeypatch.setattr(TrainStep, "__call__", plant)
     for mode in ("require", "off"):
         printed, found = run(mode, f"--cache={mode}", code=1)
-        assert "WARNING: the frozen part puts out something else than at this phase's start" in printed
+        assert "WARNING: the output of the frozen part is not what it was at the start of this phase" in printed
         assert found["freeze_proof"]["changed"] == ["norm/gamma"]

@@ -71,7 +71,7 @@ def test_the_default_models_grey_weights_are_refused_for_photos_with_the_ways_ou
     flags = (f"--data=folder:{photos}", "--steps=1", "--batch_size=8", f"--out={tmp_path / 'run'}")
     code, _, error = call(*flags)
     assert code == 2
-    assert "the weights that ship with vit:mini are for grey images (one channel) of 28x28 pixels" in error
+    assert "the weights that ship with vit:mini are for grayscale images (one channel) of 28x28 pixels" in error
     assert "they do not fit --model=vit:mini on images of 28x28 with 3 channels. --weights=none starts from" in error
     assert "patch/kernel: [16, 96] in the file, [48, 96] in the model" in error
     assert not (tmp_path / "run").exists()
@@ -96,7 +96,7 @@ def test_two_classes_train_with_one_sigmoid_output(call: Call, photos: pathlib.P
 def test_more_than_two_classes_are_refused_by_sigmoid(call: Call, photos: pathlib.Path) -> None:
     code, _, error = call(*SMALL, f"--data=folder:{photos}", "--loss=sigmoid")
     assert code == 2
-    assert "these are 3 classes (softmax is for those)" in error
+    assert "these are 3 classes; use softmax" in error
 
 
 def test_image_size_reaches_the_model(call: Call, photos: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -126,10 +126,10 @@ def test_a_saved_model_gets_photos_of_the_size_of_its_input(
 @pytest.mark.parametrize(
     ("flag", "says"),
     [
-        ("--image_size=large", "image_size='large': it is N or HEIGHTxWIDTH in pixels, such as 224 or 192x256"),
-        ("--image_cache=1 gig", "image_cache='1 gig': a size is a number and a unit"),
+        ("--image_size=large", "image_size='large': expected N or HEIGHTxWIDTH in pixels, such as 224 or 192x256"),
+        ("--image_cache=1 gig", "image_cache='1 gig': expected a number and a unit"),
         ("--bad_images=ignore", "should be one of <stop|skip>"),
-        ("--eval_fraction=1.5", "eval_fraction=1.5: it lies between 0 and 1"),
+        ("--eval_fraction=1.5", "eval_fraction=1.5: expected a number above 0 and below 1"),
     ],
 )
 def test_bad_values_are_bad_input(call: Call, photos: pathlib.Path, flag: str, says: str) -> None:
@@ -151,8 +151,8 @@ def test_a_bad_image_stops_the_run_by_name_or_is_skipped_and_counted(
     with_bad = (*SMALL, f"--data=folder:{folder}", "--eval_fraction=0.2")
     code, _, error = call(*with_bad)
     assert code == 2
-    assert "25 of 85 images cannot be read (--bad_images=skip goes on without them)" in error
-    assert "bags/page00.jpg: it is no JPEG, PNG, GIF or BMP; it begins with '<html>moved</html>'" in error
+    assert "25 of 85 images cannot be read (--bad_images=skip leaves them out)" in error
+    assert "bags/page00.jpg: not a JPEG, PNG, GIF or BMP; the file begins with '<html>moved</html>'" in error
     code, printed, _ = call(*with_bad, "--bad_images=skip", f"--out={tmp_path / 'run'}")
     assert code == 0
     assert "25 bad images skipped" in printed
@@ -195,12 +195,11 @@ def test_a_resume_on_changed_images_is_refused(call: Call, photos: pathlib.Path,
 def test_the_instructions_for_own_images_work_to_the_letter(
     call: Call, photos: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    places = [path for path in (ROOT / "docs/own_images.md", ROOT / "README.md") if path.is_file()]
-    text = "\n".join(path.read_text(encoding="utf-8") for path in places)
-    command = next(line for line in text.splitlines() if "scripts.finetune --data=folder:photos" in line)
+    text = (ROOT / "docs/data_and_models.md").read_text(encoding="utf-8")
+    command = next(line for line in text.splitlines() if "frostline finetune --data=folder:photos" in line)
     (tmp_path / "photos").symlink_to(photos)
     monkeypatch.chdir(tmp_path)
-    assert call(*command.split()[3:])[0] == 0
+    assert call(*command.split()[2:])[0] == 0
     assert result(tmp_path / "runs/photos")["data"]["class_names"] == ["bags", "boots", "trousers"]
     assert {"curves.png", "trained.npz"} <= {path.name for path in (tmp_path / "runs/photos").iterdir()}
 

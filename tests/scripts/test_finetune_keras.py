@@ -42,7 +42,7 @@ def test_head_then_last_20_layers_is_one_command(call: Any, colour_data: pathlib
     flags = [MODEL, f"--data=npz:{colour_data}", "--weights=none", "--head=gap,16,dropout=0.2", *SHORT, *phases]
     code, printed, err = call(*flags, f"--out={out}")
     assert code == 0, err
-    assert "weights: random; statistics stay as they are too, unless the filter says @stats" in printed
+    assert "weights: random; statistics stay as they are too, unless the filter contains @stats" in printed
     run = read(out)
     head, upper = run["phases"]
     assert head["trained"] == [f"head/{name}" for name in ("hidden_0/kernel", "hidden_0/bias", "logits/kernel", "logits/bias")]  # fmt: skip
@@ -85,7 +85,7 @@ def test_a_saved_model_trains_with_its_head_and_with_a_new_one(
     flags = [f"--model=file:{tmp_path / 'm.keras'}", f"--data=npz:{colour_data}", *SHORT, "--steps=4"]
     code, printed, err = call(*flags, f"--out={tmp_path / 'own'}")
     assert code == 0, err
-    assert "the last softmax is taken off" in printed
+    assert "the final softmax was removed" in printed
     assert f"weights: those of {tmp_path / 'm.keras'}" in printed
     assert read(tmp_path / "own")["phases"][0]["trained"] == ["dense/kernel", "dense/bias"]
     code, _, err = call(*flags, "--head=gap,8", f"--out={tmp_path / 'new'}")
@@ -105,10 +105,10 @@ def test_bad_models_weights_and_heads_end_with_code_2(
     monkeypatch.syspath_prepend(tmp_path)
     file = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_224_no_top.h5"
     for flags, message in (
-        ([MODEL, "--weights=imagenet"], f"put it at\n  {tmp_path / 'keras' / 'models' / file}"),
+        ([MODEL, "--weights=imagenet"], f"copy it to\n  {tmp_path / 'keras' / 'models' / file}"),
         (["--model=py:mine:nothing"], "mine:nothing((32, 32, 3), 3) returned NoneType"),
-        ([MODEL, "--head=gpa"], "begins with gap, gmp, flatten"),
-        (["--model=vit:mini", "--head=gap"], "vit:mini has a head of its own"),
+        ([MODEL, "--head=gpa"], "expected it to begin with gap, gmp or flatten"),
+        (["--model=vit:mini", "--head=gap"], "vit:mini has its own head"),
         ([MODEL, "--weights=nowhere.keras"], "weights='nowhere.keras': there is no such file"),
     ):
         code, _, err = call(*flags, *SHORT, f"--data=npz:{colour_data}", f"--out={tmp_path / 'run'}", "--steps=2")

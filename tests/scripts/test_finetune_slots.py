@@ -33,7 +33,7 @@ def test_a_run_goes_on_from_slots_with_its_betas_and_says_so(
             return out, {key: file.read(key) for key in file.names()}
 
     out, gone_on = after("on", "--train=@all", "--optimizer=adam")
-    assert "slots:   adam goes on from m, v of 24 of 24 trained variables (t = 2)\n" in out
+    assert "slots:   adam continues from m, v of 24 of 24 trained variables (t = 2)\n" in out
     assert gone_on["optimizer/head/kernel/t"] == 3
     with Npz(trained) as file:  # one gradient g later: m = 0.9 * before + 0.1 * g, v = 0.999 * before + 0.001 * g**2
         m, v = (file.read(f"optimizer/norm/gamma/{slot}").astype(np.float64) for slot in "mv")
@@ -53,10 +53,11 @@ def test_where_it_begins_anew_it_says_why(call: Any, small_data: pathlib.Path, t
         return out
 
     assert "slots: " not in told("--train=@all", "--slots=fresh")
-    assert "has slots m, v, but momentum keeps momentum: it begins anew; adam or adamw would go on from them" in told(
-        "--train=@all", "--optimizer=momentum"
+    assert (
+        "has the slots m, v, but momentum keeps momentum: it starts from zeros; adam or adamw could continue from them"
+        in told("--train=@all", "--optimizer=momentum")
     )
-    assert "adamw goes on from m, v of 2 of 2 trained variables (t = 2); slots of 22 others are dropped" in told(
+    assert "adamw continues from m, v of 2 of 2 trained variables (t = 2); the slots of 22 others are dropped" in told(
         "--train=@head"
     )
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from engine.files import Npz
-from engine.memory import forecast
+from engine.memory import planner
 
 VIT = ("--model=vit:mini,depth=1", "--weights=none", "--eval_fraction=0.2", "--batch_size=8", "--log_every=1")
 ALL = "--train=@all"
@@ -48,7 +48,7 @@ def whole(run: Any, shared: pathlib.Path) -> pathlib.Path:
 
 @pytest.fixture
 def steady(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forecast, "resident_bytes", lambda: HOLDS)
+    monkeypatch.setattr(planner, "resident_bytes", lambda: HOLDS)
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_micro_batches_change_no_number_and_run_json_names_them(
     run: Any, whole: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     printed = run("parts", ALL, "--steps=3", "--micro_batches=3")
-    assert "step:  8 examples in 3 micro-batches of 3, remat none" in printed
+    assert "step:    8 examples in 3 micro-batches of 3, remat none" in printed
     losses, parts = rows(whole, "train"), rows(tmp_path / "parts", "train")
     assert parts[0]["loss"] == pytest.approx(losses[0]["loss"], rel=1e-6)
     assert parts[0]["grad_norm"] == pytest.approx(losses[0]["grad_norm"], rel=1e-5)
@@ -113,13 +113,13 @@ def test_micro_batches_change_no_number_and_run_json_names_them(
 
 def test_a_cnn_in_micro_batches_is_told_that_its_statistics_are_not_the_steps(run: Any) -> None:
     printed = run("parts", "--model=cnn:mini", ALL, "--steps=1", "--micro_batches=2")
-    assert "BatchNorm layer(s) in training mode take their moments from a micro-batch" in printed
-    assert "`!@stats` avoids it" in printed
+    assert "BatchNorm layer(s) in training mode normalise by the moments of a micro-batch" in printed
+    assert "`!@stats` avoids this" in printed
 
 
 def test_blocks_computed_again_give_the_same_losses(run: Any, whole: pathlib.Path, tmp_path: pathlib.Path) -> None:
     printed = run("again", ALL, "--steps=3", "--remat=blocks")
-    assert "step:  8 examples in one piece, remat blocks" in printed
+    assert "step:    8 examples in one piece, remat blocks" in printed
     kept, again = rows(whole, "train"), rows(tmp_path / "again", "train")
     assert again[0]["loss"] == pytest.approx(kept[0]["loss"], rel=1e-6)
     for one, other in zip(kept, again, strict=True):
@@ -186,7 +186,7 @@ def test_a_dry_run_prints_tables_and_memory_and_writes_nothing(run: Any, tmp_pat
 
 def test_an_impossible_budget_names_the_smallest(run: Any, impossible: str, tmp_path: pathlib.Path) -> None:
     found = re.search(
-        r"memory_budget=977 KiB: the smallest that would do is (\d+) MiB \(micro-batches of 1 example, remat=\w+\)",
+        r"memory_budget=977 KiB: the smallest budget that would suffice is (\d+) MiB \(micro-batches of 1 example, remat=\w+\)",
         impossible,
     )
     assert found, impossible
@@ -206,6 +206,7 @@ def test_a_budget_that_fits_says_why(run: Any, tmp_path: pathlib.Path) -> None:
     assert memory["forecast_bytes"]["process"] == HOLDS
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("steady")
 def test_a_depth_plan_trains_the_blocks_that_fit(run: Any, tmp_path: pathlib.Path) -> None:
     two = ("--model=vit:mini,depth=2", "--plan=depth", "--steps=1")
@@ -225,24 +226,24 @@ def test_a_depth_plan_trains_the_blocks_that_fit(run: Any, tmp_path: pathlib.Pat
     assert plan["blocks"] == 1
     assert plan["reasons"][0].startswith("2 blocks would take")
     said = run("none", *two, "--memory_budget=1MB", code=2)
-    assert "with 1 block trained it takes" in said
+    assert "training 1 block(s) takes" in said
 
 
 BAD: dict[str, tuple[list[str], str]] = {
-    "no micro-batch": (["--micro_batches=0"], "micro_batches=0: a step of --batch_size=8 examples has from 1 to 8"),
-    "too many": (["--micro_batches=99"], "micro_batches=99: a step of --batch_size=8 examples has from 1 to 8 parts"),
-    "precision": (["--precision=half"], "precision='half': known are float32, mixed_bfloat16, mixed_float16, float64"),
+    "no micro-batch": (["--micro_batches=0"], "micro_batches=0: a step of --batch_size=8 examples can be computed in 1 to 8 parts"),
+    "too many": (["--micro_batches=99"], "micro_batches=99: a step of --batch_size=8 examples can be computed in 1 to 8 parts"),
+    "precision": (["--precision=half"], "precision='half': expected one of float32, mixed_bfloat16, mixed_float16, float64"),
     "near precision": (["--precision=mixed_float"], "nearest: mixed_float16"),
     "budget": (["--memory_budget=lots"], "memory_budget='lots'"),
-    "ema above 1": (["--ema=1.5"], "ema=1.5"),
+    "ema above 1": (["--ema=1.5"], "ema=1.5: expected a number above 0 and below 1"),
     "ema 0": (["--ema=0"], "ema=0"),
     "ema nan": (["--ema=nan"], "ema=nan"),
-    "both": (["--micro_batches=2", "--memory_budget=8GiB"], "the budget decides the micro-batches; give one of them"),
-    "depth without budget": (["--plan=depth"], "plan=depth: --memory_budget says what must fit"),
-    "depth with train": (["--plan=depth", "--memory_budget=8GiB", ALL], "leave --train and --phase out"),
+    "both": (["--micro_batches=2", "--memory_budget=8GiB"], "the budget decides the micro-batches; give only one of them"),
+    "depth without budget": (["--plan=depth"], "plan=depth: --memory_budget must say what has to fit"),
+    "depth with train": (["--plan=depth", "--memory_budget=8GiB", ALL], "leave out --train and --phase"),
     "depth with phase": (
         ["--plan=depth", "--memory_budget=8GiB", "--phase=train=@head steps=1"],
-        "leave --train and --phase out",
+        "leave out --train and --phase",
     ),
     "depth without blocks": (["--model=cnn:mini", "--plan=depth", "--memory_budget=8GiB"], "has no blocks to choose from"),
     "remat of a cnn": (["--model=cnn:mini", "--remat=blocks"], "remat"),
@@ -277,7 +278,7 @@ def test_skip_counts_such_steps_and_fails_after_20_in_a_row(run: Any, tmp_path: 
     printed = run("few", *OVERFLOW, "--steps=6", "--nonfinite=skip")
     end = facts(tmp_path / "few")
     assert (end["steps"], end["skipped_steps"]) == (6, 5)
-    assert "skipped steps:     5 of 6, not finite or without any weight" in printed
+    assert "skipped steps:       5 of 6, not finite or without any weight" in printed
     assert [row["skipped"] for row in rows(tmp_path / "few", "train")] == [0, 1, 2, 3, 4, 5]
     # the last of them is a phase's last step: the phase has failed, and the next one never began
     phases = ("--phase=name=one steps=21", "--phase=name=two train=@head steps=2")
@@ -328,13 +329,13 @@ def test_a_resume_counts_skipped_steps_on(run: Any, tmp_path: pathlib.Path, monk
 def test_a_resume_keeps_the_plan_whatever_memory_there_is_now(
     run: Any, impossible: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    least = int(re.findall(r"would do is (\d+) MiB", impossible)[0])
+    least = int(re.findall(r"would suffice is (\d+) MiB", impossible)[0])
     flags = (ALL, MANY, "--steps=4", f"--memory_budget={least + 1}MiB")
     stopped(run, monkeypatch, "run", *flags, after=2)
     plan = facts(tmp_path / "run")["memory"]["plan"]
     assert plan["micro_batch_size"] is not None
     for now in (0, 100 * HOLDS):
-        monkeypatch.setattr(forecast, "resident_bytes", lambda now=now: now)
+        monkeypatch.setattr(planner, "resident_bytes", lambda now=now: now)
         if now:
             run("run", *flags, "--resume")
             assert facts(tmp_path / "run")["steps"] == 4
@@ -349,7 +350,7 @@ def test_a_resume_keeps_the_plan_whatever_memory_there_is_now(
 def test_a_resume_keeps_the_planned_depth(run: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = ("--model=vit:mini,depth=2", "--plan=depth", "--steps=3", "--memory_budget=8GiB")
     stopped(run, monkeypatch, "run", *flags, after=1)
-    monkeypatch.setattr(forecast, "resident_bytes", lambda: 100 * HOLDS)
+    monkeypatch.setattr(planner, "resident_bytes", lambda: 100 * HOLDS)
     run("run", *flags, "--resume")
     assert [phase["name"] for phase in facts(tmp_path / "run")["phases"]] == ["top_2"]
     assert facts(tmp_path / "run")["memory"]["plan"]["blocks"] == 2

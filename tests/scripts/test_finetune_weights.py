@@ -58,7 +58,7 @@ def test_weights_of_any_kind_with_rules_of_ones_own(
     shutil.rmtree(tmp_path / "run")
     code, _, error = call(*flags)
     assert code == 2, error
-    assert "no rule file fits its names; --rules=FILE says what becomes what" in error
+    assert "no rule file matches its names; say with --rules=FILE which tensor becomes which variable" in error
     assert not (tmp_path / "run").exists()
 
 
@@ -119,7 +119,7 @@ def test_the_ledger_of_a_run_says_what_came_from_where_and_survives_a_resume(
 def test_rules_without_a_file_are_refused(call: Any) -> None:
     code, _, error = call("--rules=vit_hf")
     assert code == 2, error
-    assert "rules=vit_hf: they say how a file is read; --weights=auto names none" in error
+    assert "rules=vit_hf: rules say how a file is read, but --weights=auto does not name a file" in error
 
 
 # --- what images weights want
@@ -185,7 +185,7 @@ def test_images_are_given_as_the_weights_want_them_and_a_resume_keeps_that(
         rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         return printed, [row["eval_loss"] if row["kind"] == "eval" else row["loss"] for row in rows]
 
-    said = "images are given as such weights want them (torch; the option preprocess= says otherwise)"
+    said = "images are scaled as these weights expect (torch; the option preprocess= overrides it)"
     printed, whole = start("weights")
     assert "loaded by dinov2_hf.rules" in printed
     assert said in printed
@@ -213,7 +213,7 @@ def test_images_of_three_channels_are_refused_where_the_data_are_grey(
     call: Any, small_data: pathlib.Path, torch_like: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     flags = [*QUICK, f"--data=npz:{small_data}", f"--out={tmp_path / 'run'}"]
-    said = "preprocess=torch: it is for images of 3 channels, these have 1"
+    said = "preprocess=torch is for images with 3 channels, but these have 1"
     code, _, err = call(*flags, "--model=vit:mini,depth=1,preprocess=torch", "--weights=none")
     assert (code, said in err) == (2, True), err
     rules = tmp_path / "my.rules"

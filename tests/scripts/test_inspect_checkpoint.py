@@ -93,7 +93,7 @@ def test_variables_slots_averages_parts_and_scalars_are_shown(prefix: pathlib.Pa
     assert "global_step = 3  (int64)" in out
     assert "2 variables of 48 elements, slots of Adam for 2, averages of 1; 10 tensors of 624 bytes" in out
     assert "3 tensors were merged from 9 parts" in out
-    assert "skipped, no numbers: 1 (words)" in out
+    assert "skipped since not numeric: 1 (words)" in out
     assert "damage: none; every tensor was read" in out
     found = json.loads((prefix.parent / "found.json").read_text())
     assert [entry["name"] for entry in found["variables"]] == ["emb/table", "head/kernel"]
@@ -135,7 +135,7 @@ def test_each_damaged_tensor_is_named_and_the_exit_code_is_1(prefix: pathlib.Pat
     assert out.count("DAMAGED: m, v") == 2
     code, out, _ = inspect(f"--source={prefix}", "--noverify")
     assert code == 0
-    assert "damage: not looked for" in out
+    assert "damage: not checked (--noverify)" in out
     assert "beta1_power = cannot be read" in out
 
 
@@ -155,17 +155,23 @@ def test_what_is_there_but_cannot_be_opened_is_damage(prefix: pathlib.Path, insp
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "--source=PATH says which file"),
+        ((), "source=None: expected --source=PATH, the weights file"),
         (("--source=absent/m",), "there is no such file"),
-        (("--source=README.md",), "no weights file of a known kind"),
-        (("--source=engine/models/weights/vit_mini_fashion5.npz", "--filter=("), "no regular expression"),
-        (("--source=engine/models/weights/vit_mini_fashion5.npz", "--filter=conv"), "it matches none of the 102"),
+        (("--source=README.md",), "not a weights file of a supported kind"),
+        (
+            ("--source=engine/models/weights/vit_mini_fashion5.npz", "--filter=("),
+            "filter='(' is not a valid regular expression",
+        ),
+        (
+            ("--source=engine/models/weights/vit_mini_fashion5.npz", "--filter=conv"),
+            "filter='conv' matches none of the 102 variables",
+        ),
         (
             ("--source=engine/models/weights/vit_mini_fashion5.npz", "--out=absent/x.json"),
-            "a file in an existing folder",
+            "expected the name of a file in an existing, writable folder",
         ),
-        (("--source=engine",), "a folder with neither a checkpoint"),
-        (("engine",), "every argument is a --flag"),
+        (("--source=engine",), "the folder holds neither a checkpoint"),
+        (("engine",), "unexpected argument 'engine'; expected only --flags"),
     ],
 )
 def test_bad_input_is_told_with_exit_code_2(inspect: Inspect, words: tuple[str, ...], said: str) -> None:

@@ -144,7 +144,7 @@ def reader(prefix: pathlib.Path) -> Any:
 
 def test_there_with_slots_and_proof_and_back_byte_for_byte(old: Old, ran: Ran) -> None:
     printed = ran.ok("there")
-    assert "after 3 steps (told by beta1_power" in printed
+    assert "after 3 steps (known from beta1_power" in printed
     ledger = json.loads((ran.out / "new/ledger.json").read_text())
     assert set(ledger) >= {"source", "target", "loaded", "skipped", "unused", "missing", "slots", "parity"}
     assert ledger["parity"]["max_abs_difference"] <= 1e-6
@@ -219,15 +219,15 @@ def test_a_dry_run_writes_the_ledger_alone_and_damage_writes_nothing(ran: Ran) -
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("name", "it ends in .npz or .weights.h5"),
+        ("name", "expected a name that ends in .npz or .weights.h5"),
         ("kind", "the checkpoint has slots of Adam"),
-        ("rules", "no rule file fits"),
-        ("itself", "it is the base itself"),
-        ("bound", "bound, seed: only --verify_graph uses them"),
-        ("betas", "beta1: only --slots and --reverse use it"),
-        ("seeded", "examples: --feed="),
-        ("sized", "image_size: file:x.keras says itself what its images are"),
-        ("channels", "channels=1: give --image_size too"),
+        ("rules", "no rule file matches its names"),
+        ("itself", "is the base itself; choose another prefix"),
+        ("bound", "bound, seed: only used with --verify_graph"),
+        ("betas", "beta1: only used with --slots or --reverse"),
+        ("seeded", "examples: not used with --feed="),
+        ("sized", "image_size: file:x.keras already defines its images"),
+        ("channels", "channels=1 also needs --image_size"),
     ],
 )
 def test_bad_flags_are_named_and_write_nothing(ran: Ran, name: str, message: str) -> None:

@@ -30,7 +30,7 @@ from engine.selection.filters import (
     path,
 )
 from engine.selection.groups import GROUPS
-from engine.selection.selection import matching, select
+from engine.selection.selection import matching_paths, select
 from engine.selection.variables import ModelVariables, NamedVariable, name_variables
 from engine.text import nearest
 
@@ -373,14 +373,14 @@ def test_text_agrees_with_reading_it_naively_from_left_to_right(words: list[tupl
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", "the filter is empty: it takes items such as `head/.*` or `@blocks[-2:]`"),
-        (" \n\t", "the filter is empty: it takes items such as `head/.*` or `@blocks[-2:]`"),
-        ("head/.* !", "item 2 `!`: nothing follows `!`"),
+        ("", "the filter is empty; expected items such as `head/.*` or `@blocks[-2:]`"),
+        (" \n\t", "the filter is empty; expected items such as `head/.*` or `@blocks[-2:]`"),
+        ("head/.* !", "item 2 `!`: expected a regular expression or a group after `!`"),
         (
             "head/.* (a",
-            "item 2 `(a`: `(a` is no regular expression: missing ), unterminated subpattern at position 0",
+            "item 2 `(a`: `(a` is not a valid regular expression: missing ), unterminated subpattern at position 0",
         ),
-        ("!*", "item 1 `!*`: `*` is no regular expression: nothing to repeat at position 0"),
+        ("!*", "item 1 `!*`: `*` is not a valid regular expression: nothing to repeat at position 0"),
         (
             "@blocks(x)",
             "item 1 `@blocks(x)`: @blocks takes no model name; @layers(NAME)[i:j] does",
@@ -392,27 +392,27 @@ def test_text_agrees_with_reading_it_naively_from_left_to_right(words: list[tupl
         ("@layers()[0]", "item 1 `@layers()[0]`: the name in @layers(NAME) is empty"),
         (
             "@blocks[1:2:3:4]",
-            "item 1 `@blocks[1:2:3:4]`: `[1:2:3:4]` is no slice of whole numbers, such as [-2:] or [0:3]",
+            "item 1 `@blocks[1:2:3:4]`: `[1:2:3:4]` is not a slice of whole numbers such as [-2:] or [0:3]",
         ),
         (
             "@layers[a:]",
-            "item 1 `@layers[a:]`: `[a:]` is no slice of whole numbers, such as [-2:] or [0:3]",
+            "item 1 `@layers[a:]`: `[a:]` is not a slice of whole numbers such as [-2:] or [0:3]",
         ),
         (
             "@blocks[1.5]",
-            "item 1 `@blocks[1.5]`: `[1.5]` is no slice of whole numbers, such as [-2:] or [0:3]",
+            "item 1 `@blocks[1.5]`: `[1.5]` is not a slice of whole numbers such as [-2:] or [0:3]",
         ),
         (
             "@blocks[]",
-            "item 1 `@blocks[]`: `[]` is no slice of whole numbers, such as [-2:] or [0:3]",
+            "item 1 `@blocks[]`: `[]` is not a slice of whole numbers such as [-2:] or [0:3]",
         ),
         (
             "@blocks[9999999999:]",
-            "item 1 `@blocks[9999999999:]`: `[9999999999:]` is no slice of whole numbers, such as [-2:] or [0:3]",
+            "item 1 `@blocks[9999999999:]`: `[9999999999:]` is not a slice of whole numbers such as [-2:] or [0:3]",
         ),
-        ("@blocks[::0]", "item 1 `@blocks[::0]`: index=[::0]: a slice's step cannot be 0"),
-        ("@blocks[-2:", "item 1 `@blocks[-2:`: a slice is written @blocks[i:j] or @layers(NAME)[i:j]"),
-        ("@layers(a", "item 1 `@layers(a`: a slice is written @blocks[i:j] or @layers(NAME)[i:j]"),
+        ("@blocks[::0]", "item 1 `@blocks[::0]`: index=[::0]: the step of a slice must not be 0"),
+        ("@blocks[-2:", "item 1 `@blocks[-2:`: expected @blocks[i:j] or @layers(NAME)[i:j]"),
+        ("@layers(a", "item 1 `@layers(a`: expected @blocks[i:j] or @layers(NAME)[i:j]"),
     ],
 )
 def test_a_mistake_names_the_item_its_position_and_the_rule(text: str, expected: str) -> None:
@@ -421,12 +421,14 @@ def test_a_mistake_names_the_item_its_position_and_the_rule(text: str, expected:
 
 def test_an_unknown_group_is_answered_with_the_nearest_and_with_all() -> None:
     text = message(lambda: parse_filter("head/.* !@norms"))
-    assert text.startswith("item 2 `!@norms`: `@norms` is no group; nearest: @norm")
+    assert text.startswith("item 2 `!@norms`: `@norms` is not a group; nearest: @norm")
     assert text.endswith(
         "; groups: @all @none @kernel @bias @norm @embedding @attention @mlp @head @stats @blocks[i:j] @layers[i:j]"
     )
-    assert message(lambda: parse_filter("@zzzzzz")).startswith("item 1 `@zzzzzz`: `@zzzzzz` is no group; groups: @all")
-    assert message(lambda: group("attn")).startswith("`@attn` is no group; nearest: @attention")
+    assert message(lambda: parse_filter("@zzzzzz")).startswith(
+        "item 1 `@zzzzzz`: `@zzzzzz` is not a group; groups: @all"
+    )
+    assert message(lambda: group("attn")).startswith("`@attn` is not a group; nearest: @attention")
 
 
 def test_a_filter_error_is_an_input_error() -> None:
@@ -438,12 +440,14 @@ def test_a_filter_error_is_an_input_error() -> None:
 
 
 def test_mistakes_in_python_name_the_value_and_the_rule() -> None:
-    assert message(lambda: path("[")) == ("`[` is no regular expression: unterminated character set at position 0")
-    assert message(lambda: blocks["a":]) == "index='a': a slice takes whole numbers"  # type: ignore[misc]
-    assert message(lambda: blocks[:1.5]) == "index=1.5: a slice takes whole numbers"  # type: ignore[misc]
-    assert message(lambda: layers[::0]) == "index=[::0]: a slice's step cannot be 0"
-    assert message(lambda: blocks["a"]) == "index='a': it takes a whole number or a slice"  # type: ignore[index]
-    assert message(lambda: layers[1.0]) == "index=1.0: it takes a whole number or a slice"  # type: ignore[index]
+    assert message(lambda: path("[")) == (
+        "`[` is not a valid regular expression: unterminated character set at position 0"
+    )
+    assert message(lambda: blocks["a":]) == "index='a': expected whole numbers in a slice"  # type: ignore[misc]
+    assert message(lambda: blocks[:1.5]) == "index=1.5: expected whole numbers in a slice"  # type: ignore[misc]
+    assert message(lambda: layers[::0]) == "index=[::0]: the step of a slice must not be 0"
+    assert message(lambda: blocks["a"]) == "index='a': expected a whole number or a slice"  # type: ignore[index]
+    assert message(lambda: layers[1.0]) == "index=1.0: expected a whole number or a slice"  # type: ignore[index]
 
 
 def test_a_filter_without_a_predicate_says_what_to_define() -> None:
@@ -459,7 +463,7 @@ def test_a_filter_without_a_predicate_says_what_to_define() -> None:
 
 def test_a_regex_that_matches_nothing_is_answered_with_the_nearest_paths() -> None:
     assert message(lambda: select(VIT, "@norm haed/.*")) == (
-        "item 2 `haed/.*` matches nothing: a regex must match a whole variable path, a group some variable; "
+        "item 2 `haed/.*` matches nothing: a regular expression must match a whole variable path; "
         "nearest: head/.*, patch/.*, head/bias"
     )
     assert "; nearest: " not in message(lambda: select(VIT, "@norm 0123456789012345678901234567890123456789"))
@@ -467,64 +471,63 @@ def test_a_regex_that_matches_nothing_is_answered_with_the_nearest_paths() -> No
 
 def test_blocks_that_match_nothing_are_answered_with_their_number() -> None:
     assert message(lambda: select(VIT, "!@blocks[7:] @all")) == (
-        "item 1 `!@blocks[7:]` matches nothing: a regex must match a whole variable path, a group some variable; "
-        "the model has 4 blocks"
+        "item 1 `!@blocks[7:]` matches nothing; the model has 4 blocks"
     )
-    assert message(lambda: select(CNN(1, 2), "@blocks[0]")).endswith("; the model has no blocks (paths with blocks/N/)")
+    assert message(lambda: select(CNN(1, 2), "@blocks[0]")).endswith(
+        "; the model has no blocks (no path contains blocks/N/)"
+    )
 
 
 def test_layers_that_match_nothing_are_answered_with_those_that_there_are() -> None:
     _, variables = mobilenet()
     text = message(lambda: select(variables, "@layers[154:]"))
-    assert text.startswith("item 1 `@layers[154:]` matches nothing: ")
+    assert text.startswith("item 1 `@layers[154:]` matches nothing; ")
     listed = set(text.split("; layers to index: ")[1].split(", "))
     root = next(name for name, _, count in variables.entries[-1].layers if count == 3)
     assert listed == {"@layers with 154", "@layers(mobilenetv2_0.35_32) with 154", f"@layers({root}) with 3"}
-    assert message(lambda: select(VIT, "@layers[0]")).endswith("; the model is no Keras model with layers")
+    assert message(lambda: select(VIT, "@layers[0]")).endswith("; the model is not a Keras model with layers")
 
 
 def test_a_group_that_matches_nothing_is_answered_with_those_that_do() -> None:
     assert message(lambda: select(CNN(1, 2), "@head @embedding")) == (
-        "item 2 `@embedding` matches nothing: a regex must match a whole variable path, a group some variable; "
-        "groups with variables here: @bias @head @kernel @norm @stats"
+        "item 2 `@embedding` matches nothing; groups with variables here: @bias @head @kernel @norm @stats"
     )
 
 
 def test_parts_of_a_filter_in_python_are_checked_one_by_one() -> None:
     assert message(lambda: select(VIT, path("head/.*") | ~(blocks[9:] & group("norm")))) == (
-        "part 2 `@blocks[9:]` matches nothing: a regex must match a whole variable path, a group some variable; "
-        "the model has 4 blocks"
+        "part 2 `@blocks[9:]` matches nothing; the model has 4 blocks"
     )
 
 
 def test_none_may_match_nothing() -> None:
-    assert matching(VIT, "@none") == frozenset()
-    assert matching(VIT, group("none")) == frozenset()
-    assert matching(VIT, "head/.* @none") == {"head/kernel", "head/bias"}
+    assert matching_paths(VIT, "@none") == frozenset()
+    assert matching_paths(VIT, group("none")) == frozenset()
+    assert matching_paths(VIT, "head/.* @none") == {"head/kernel", "head/bias"}
 
 
 def test_an_item_wholly_taken_over_names_who_took_it() -> None:
     assert message(lambda: select(VIT, "head/.* @blocks[0] !@norm blocks/.* head/bias head/k.*")) == (
-        "item 1 `head/.*` has no effect: each of the 2 variables that it matches is taken over by "
-        "item 6 `head/k.*`, item 5 `head/bias`; the last item that matches decides"
+        "item 1 `head/.*` has no effect: each of the 2 variables that it matches is decided by a later item "
+        "(item 6 `head/k.*`, item 5 `head/bias`), because the last match decides"
     )
     assert message(lambda: select(VIT, "!@norm @all")) == (
-        "item 1 `!@norm` has no effect: each of the 6 variables that it matches is taken over by "
-        "item 2 `@all`; the last item that matches decides"
+        "item 1 `!@norm` has no effect: each of the 6 variables that it matches is decided by a later item "
+        "(item 2 `@all`), because the last match decides"
     )
 
 
 def test_an_item_taken_over_in_part_stands() -> None:
-    assert matching(VIT, "head/.* !head/bias") == {"head/kernel"}
+    assert matching_paths(VIT, "head/.* !head/bias") == {"head/kernel"}
 
 
 def test_a_filter_that_trains_nothing_says_so_with_paths_of_the_model() -> None:
-    expected = "trains nothing: no weight is selected of the model's 18 variables, such as "
+    expected = "trains nothing: it selects no weight among the model's 18 variables, such as "
     some = "patch/kernel, class_token, blocks/0/norm1/gamma"
     assert message(lambda: select(VIT, "!head/.*")) == f"`!head/.*` {expected}{some}"
     assert message(lambda: select(VIT, "@none")) == f"`@none` {expected}{some}"
     assert message(lambda: select(VIT, path("head/.*") & group("norm"))) == f"`(head/.* & @norm)` {expected}{some}"
-    assert message(lambda: select(CNN(1, 2), "@stats")).startswith("`@stats` trains nothing: no weight is selected")
+    assert message(lambda: select(CNN(1, 2), "@stats")).startswith("`@stats` trains nothing: it selects no weight")
 
 
 def test_nearest_gives_at_most_the_count_asked_for() -> None:

@@ -65,12 +65,12 @@ def tiny_vit() -> ViT:
     ],
 )
 def test_a_name_says_the_groups(path: str, expected: set[str]) -> None:
-    assert groups.of_variable(path, None) == expected
+    assert groups.find_groups(path, None) == expected
 
 
 def test_the_number_of_an_equal_path_is_no_part_of_the_name() -> None:
-    assert groups.of_variable("same/kernel#2", None) == {"kernel"}
-    assert groups.of_variable("norm/beta#12", None) == {"norm", "bias"}
+    assert groups.find_groups("same/kernel#2", None) == {"kernel"}
+    assert groups.find_groups("norm/beta#12", None) == {"norm", "bias"}
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_the_number_of_an_equal_path_is_no_part_of_the_name() -> None:
     ],
 )
 def test_the_type_of_the_layer_decides_before_the_name_of_the_variable(owner: Any, expected: set[str]) -> None:
-    assert groups.of_variable("anything/weight", owner) == expected
+    assert groups.find_groups("anything/weight", owner) == expected
 
 
 def test_norm_embedding_and_kernel_exclude_one_another_in_every_model() -> None:

@@ -8,7 +8,7 @@ import keras
 import pytest
 import tensorflow as tf
 
-from engine.selection.layer_groups import Part, label, middle_out, part_names, parts, runs
+from engine.selection.layer_groups import Part, elide_middle, group_parts, label_parts, merge_neighbours, part_names
 from engine.selection.variables import name_variables
 
 
@@ -52,7 +52,7 @@ def test_layers_of_one_keras_block_are_one_part_by_their_names() -> None:
 
 
 def test_parts_keep_the_order_of_their_first_variables() -> None:
-    found = parts([("a/k", 4, "a"), ("b/k", 1, "b"), ("a/b", 2, "a")])
+    found = group_parts([("a/k", 4, "a"), ("b/k", 1, "b"), ("a/b", 2, "a")])
     assert found == (Part("a", ("a/k", "a/b"), 6), Part("b", ("b/k",), 1))
 
 
@@ -61,12 +61,12 @@ def row(count: int) -> list[Part]:
 
 
 def test_equal_neighbours_are_one_run() -> None:
-    assert [len(run) for run in runs(row(7), lambda part: (part.name < "m/conv_3",), most=9)] == [3, 4]
+    assert [len(run) for run in merge_neighbours(row(7), lambda part: (part.name < "m/conv_3",), most=9)] == [3, 4]
 
 
 @pytest.mark.parametrize("count", [1, 9, 10, 200])
 def test_a_long_row_has_at_most_so_many_runs_of_about_one_size(count: int) -> None:
-    found = runs(row(count), lambda part: (part.name,), most=9)
+    found = merge_neighbours(row(count), lambda part: (part.name,), most=9)
     assert [part for run in found for part in run] == row(count)
     assert len(found) == min(count, 9)
     sizes = [len(run) for run in found]
@@ -76,15 +76,15 @@ def test_a_long_row_has_at_most_so_many_runs_of_about_one_size(count: int) -> No
 
 def test_parts_that_differ_more_stay_apart_longer() -> None:
     keys = {"m/conv_0": (0, 0), "m/conv_1": (0, 1), "m/conv_2": (0, 0), "m/conv_3": (1, 1)}
-    found = runs(row(4), lambda part: keys[part.name], most=2)
+    found = merge_neighbours(row(4), lambda part: keys[part.name], most=2)
     assert [len(run) for run in found] == [3, 1]
 
 
 def test_a_run_is_called_by_all_its_names_or_by_its_ends() -> None:
     blocks = [Part(f"net/blocks/{n}", (), 1) for n in range(4)]
-    assert label(blocks) == "blocks/0-3"
-    assert label([Part("net/patch", (), 1), *blocks]) == "patch, blocks/0-3"
-    assert label(row(12)) == "conv_0-11"
-    assert label([*row(2), Part("m/top", (), 1)], most=15) == "conv_0 … top"
-    assert label([Part("x" * 90, (), 1)], most=11) == "xxxxx…xxxxx"
-    assert middle_out("abcdef", 6) == "abcdef"
+    assert label_parts(blocks) == "blocks/0-3"
+    assert label_parts([Part("net/patch", (), 1), *blocks]) == "patch, blocks/0-3"
+    assert label_parts(row(12)) == "conv_0-11"
+    assert label_parts([*row(2), Part("m/top", (), 1)], most=15) == "conv_0 … top"
+    assert label_parts([Part("x" * 90, (), 1)], most=11) == "xxxxx…xxxxx"
+    assert elide_middle("abcdef", 6) == "abcdef"

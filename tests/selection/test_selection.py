@@ -21,12 +21,12 @@ from engine.models.cnn import CNN
 from engine.models.layers import BatchNorm
 from engine.selection.filters import FilterError, group, path
 from engine.selection.proof import FreezeProof, digests
-from engine.selection.selection import Selection, matching, select
+from engine.selection.selection import Selection, matching_paths, select
 from engine.selection.variables import NamedVariable, name_variables
 from engine.text import shorten
 
 MOMENTS = ("moving_mean", "moving_variance")
-DEFAULT = "inference mode: the default for this model (ask for moving ones with @stats)"
+DEFAULT = "inference mode: the default for this model (@stats makes them move)"
 STILL = "its layer does not train: inference mode"
 
 
@@ -137,8 +137,8 @@ def test_what_was_made_not_trainable_is_never_trained_and_its_rule_says_so() -> 
     assert (paths(selection.trained), paths(selection.frozen)) == (["w"], ["step", "fixed"])
     assert dict(selection.rules) == {
         "w": "item 1 `@all`",
-        "step": "made not trainable",
-        "fixed": "made not trainable",
+        "step": "created as not trainable",
+        "fixed": "created as not trainable",
     }
     assert message(lambda: select(model, "step")).startswith("`step` trains nothing: ")
 
@@ -164,11 +164,11 @@ def test_rules_of_a_filter_in_python_name_the_filter() -> None:
 
 def test_matching_gives_paths_of_any_kind_and_may_give_none() -> None:
     model = cnn()
-    assert matching(model, "@norm !stages/[123]/.*") == {
+    assert matching_paths(model, "@norm !stages/[123]/.*") == {
         f"stages/0/norm/{name}" for name in ("gamma", "beta", *MOMENTS)
     }
-    assert matching(model, group("none")) == frozenset()
-    assert "matches nothing" in message(lambda: matching(model, "tail/.*"))
+    assert matching_paths(model, group("none")) == frozenset()
+    assert "matches nothing" in message(lambda: matching_paths(model, "tail/.*"))
 
 
 # Statistics
@@ -242,9 +242,9 @@ def test_a_python_filter_speaks_of_statistics_by_the_group() -> None:
 
 def test_statistics_of_one_layer_cannot_part() -> None:
     assert message(lambda: select(cnn(), "@all !stages/0/norm/moving_mean")) == (
-        "`@all !stages/0/norm/moving_mean`: stages/0/norm/moving_mean is to stay "
-        "(inference mode: item 2 `!stages/0/norm/moving_mean`) and stages/0/norm/moving_variance to move "
-        "(follows its layer: item 1 `@all`); a layer's statistics move together: name all of them, "
+        "`@all !stages/0/norm/moving_mean`: stages/0/norm/moving_mean would stay "
+        "(inference mode: item 2 `!stages/0/norm/moving_mean`) while stages/0/norm/moving_variance moves "
+        "(follows its layer: item 1 `@all`); the statistics of a layer must move together: match all of them, "
         "as @stats and !@stats do"
     )
 
@@ -298,7 +298,7 @@ def test_a_wrappers_statistics_follow_the_layer_inside_it() -> None:
 
 
 def test_another_word_for_statistics_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^statistics='move': it takes 'follow' or 'frozen'$"):
+    with pytest.raises(ValueError, match=r"^statistics='move': expected 'follow' or 'frozen'$"):
         select(cnn(), "@all", statistics="move")  # type: ignore[arg-type]
 
 

@@ -490,8 +490,7 @@ def test_what_is_no_model_is_refused_by_its_type(model: Any) -> None:
     with pytest.raises(ModelError) as raised:
         name_variables(model)
     assert str(raised.value) == (
-        f"model={type(model).__name__}: variables can be named of a tf.Module, a Keras 3 model, "
-        "or a list or dict of variables"
+        f"model={type(model).__name__}: expected a tf.Module, a Keras 3 model, or a list or dict of variables"
     )
 
 
@@ -500,18 +499,18 @@ def test_a_model_without_variables_is_refused_and_told_to_be_built(model: Any) -
     with pytest.raises(ModelError) as raised:
         name_variables(model)
     assert str(raised.value) == (
-        f"model={type(model).__name__}: it holds no variable; call it once on an input "
-        "(or model.build) so that its variables exist"
+        f"model={type(model).__name__}: the model has no variables yet; call it once on an input, "
+        "or call model.build, to create them"
     )
 
 
 def test_a_list_or_dict_of_other_things_is_refused_by_the_place_of_the_first() -> None:
     with pytest.raises(ModelError) as raised:
         name_variables([variable(name="a"), 3])
-    assert str(raised.value) == "model[1]=int: a variable is wanted here"
+    assert str(raised.value) == "model[1]=int: expected a variable"
     with pytest.raises(ModelError) as raised:
         name_variables({"a": "b"})
-    assert str(raised.value) == "model['a']=str: a variable is wanted here"
+    assert str(raised.value) == "model['a']=str: expected a variable"
 
 
 def test_the_head_of_a_keras_model_is_all_of_its_last_layer_even_a_composite_one() -> None:

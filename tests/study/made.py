@@ -106,7 +106,7 @@ def study(
     if not accuracy:
         rows = [r | {"eval_accuracy": None, "time_to_target_seconds": None} for r in rows]
     return {
-        "version": 1,
+        "format": 2,
         "job": {"model": "vit:mini", "data": "fashion_mnist_mini", "train_examples": 4500, "eval_examples": 500, "classes": 10,
                 "image_shape": [28, 28, 1], "batch_size": 32, "steps": 150, "epochs": None, "precision": "float32", "micro_batches": 1,
                 "seed": 0, "optimizer": "adam", "learning_rate": 1e-3, "repeats": repeats, "target_accuracy": 0.78 if accuracy else None,
@@ -125,7 +125,7 @@ def rich() -> dict[str, Any]:
     reason = "Traceback (most recent call last):\n  ...\nMemoryError: 2 GiB <tensor> & more"
     found["results"][-2] = failed("full", "v1_stop_gradient", reason)
     found["curves"] = [c for c in found["curves"] if (c["strategy"], c["runner"]) != ("full", "v1_stop_gradient")]
-    found["left_out"] = [{"strategy": "every", "runner": "keras_fit", "reason": "vit:mini is no Keras model"}]
+    found["left_out"] = [{"strategy": "every", "runner": "keras_fit", "reason": "vit:mini is not a Keras model"}]
     found["notes"] = ["last_2: v1_var_list ended at a loss of 1.31, engine at 1.29: more than rounding explains"]
     return found
 

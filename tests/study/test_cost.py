@@ -36,7 +36,7 @@ BATCH = {"image": np.ones([2, 5], np.float32), "seeds": np.zeros([2, 2], np.int3
 def test_a_multiply_add_is_two_operations_also_inside_calls(train: str, backward: int) -> None:
     net = Net()
     step = TrainStep(net.loss, optimizers.SGD())
-    found = cost.of_step(step, select(net, train), BATCH)
+    found = cost.step_cost(step, select(net, train), BATCH)
     assert found.forward == pytest.approx(2e-9 * (5 * 4 + 4 * 3))
     assert found.backward == pytest.approx(2e-9 * backward)
     assert found.backward_ops > 0
@@ -51,10 +51,10 @@ def test_of_features_only_what_is_above_the_line_counts() -> None:
         "label": np.zeros(2, np.int64),
         "seeds": np.zeros([2, 2], np.int32),
     }
-    whole = cost.of_step(step, selection, batch)
+    whole = cost.step_cost(step, selection, batch)
     line = cut_step(step, selection, batch)
     assert isinstance(line, FrostLine)
-    above = cost.of_step(step, selection, line.below(batch))
+    above = cost.step_cost(step, selection, line.replace_images(batch))
     width = model.network.head.kernel.shape[0]
     assert above.forward == pytest.approx(2e-9 * width * 3)
     assert above.backward == pytest.approx(whole.backward) == pytest.approx(2e-9 * width * 3)
@@ -62,5 +62,5 @@ def test_of_features_only_what_is_above_the_line_counts() -> None:
 
 
 def test_the_machine_is_measured() -> None:
-    found = cost.gemm_gflops(128, times=3)
+    found = cost.measure_gemm_gflops(128, times=3)
     assert 0 < found["p10"] <= found["median"] <= found["p90"]

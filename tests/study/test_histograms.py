@@ -10,7 +10,7 @@ import pytest
 from engine import models
 from engine.selection.selection import select
 from engine.selection.variables import name_variables
-from engine.study.histograms import Histograms, gradients
+from engine.study.histograms import Histograms, compute_gradients
 from engine.training import losses, optimizers
 from engine.training.step import TrainStep
 
@@ -32,7 +32,7 @@ def test_weights_and_gradients_are_collected_and_drawn(tmp_path: pathlib.Path, m
         "seeds": np.zeros([4, 2], np.int32),
     }
     before = {entry.path: entry.variable.numpy() for entry in variables}
-    found = gradients(step, selection, batch)
+    found = compute_gradients(step, selection, batch)
     for entry in variables:
         np.testing.assert_array_equal(entry.variable.numpy(), before[entry.path])
     assert [g.shape for g in found] == [tuple(e.variable.shape) for e in selection.trained]

@@ -9,7 +9,7 @@ import made
 import numpy as np
 import pytest
 
-from engine.study.recommend import candidates, efficient, recommend
+from engine.study.recommend import find_candidates, find_efficient, recommend
 
 
 def study_of(*rows: dict[str, Any], before: float | None = 0.1, eval_examples: int = 100_000) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def row(
 
 def test_the_cheapest_that_reaches_95_percent_of_the_largest_gain_is_recommended() -> None:
     found = recommend(study_of(row("head", 0.7, 1, 30), row("last_2", 0.876, 3.1, 40), row("full", 0.9, 10)))
-    assert found.sentence == "last_2 gives 97% of full's gain at 31% of its time and 40% of its memory."
+    assert found.sentence == "last_2 achieves 97% of full's gain at 31% of its time and 40% of its memory."
     assert found.chosen is not None
     assert (found.chosen.strategy, found.chosen.runner) == ("last_2", "engine")
     assert found.reference is not None
@@ -50,9 +50,9 @@ def test_the_cheapest_that_reaches_95_percent_of_the_largest_gain_is_recommended
 def test_a_share_just_under_95_percent_is_not_enough() -> None:
     just = recommend(study_of(row("a", 0.1 + 0.8 * 0.9501, 1), row("full", 0.9, 2)))
     under = recommend(study_of(row("a", 0.1 + 0.8 * 0.9499, 1), row("full", 0.9, 2)))
-    assert just.sentence.startswith("a gives 95% of full's gain at 50%")
+    assert just.sentence.startswith("a achieves 95% of full's gain at 50%")
     assert under.sentence == (
-        "full is worth its price: the best that is cheaper, a, gives only 94% of full's gain at 50% of its time and 100% of its memory."
+        "full is worth its cost: the best cheaper strategy, a, achieves only 94% of full's gain at 50% of its time and 100% of its memory."
     )
 
 
@@ -63,9 +63,9 @@ def test_the_fastest_run_of_the_engine_stands_for_a_strategy() -> None:
         row("head", 0.8, 1, runner="v1_trainable"),
     ]
     for order in itertools.permutations(runs):
-        (found,) = candidates(study_of(*order))
+        (found,) = find_candidates(study_of(*order))
         assert (found.runner, found.seconds) == ("engine_cached", 2)
-    (found,) = candidates(study_of(runs[2]))
+    (found,) = find_candidates(study_of(runs[2]))
     assert found.runner == "v1_trainable", "where the engine did not run, another may stand for it"
 
 
@@ -80,30 +80,30 @@ def test_without_full_the_best_stands_in() -> None:
     for full in (made.failed("full", "engine", "killed"), None):
         rows = [row("head", 0.88, 1), row("last_2", 0.9, 4), *([full] if full else [])]
         found = recommend(study_of(*rows))
-        assert found.sentence == "head gives 97% of last_2's gain at 25% of its time and 100% of its memory."
+        assert found.sentence == "head achieves 97% of last_2's gain at 25% of its time and 100% of its memory."
         assert any("no usable run of full" in reason for reason in found.reasons)
     assert "full" not in [c.strategy for c in found.candidates]
 
 
 def test_full_may_be_beaten() -> None:
     found = recommend(study_of(row("head", 0.9, 1), row("full", 0.5, 4)))
-    assert found.sentence.startswith("head gives 200% of full's gain at 25% of its time")
+    assert found.sentence.startswith("head achieves 200% of full's gain at 25% of its time")
     found = recommend(study_of(row("head", 0.9, 1), row("full", 0.05, 4)))
-    assert found.sentence == "head takes the accuracy from 0.100 to 0.900 in 1 s, where full makes it no better."
+    assert found.sentence == "head takes the accuracy from 0.100 to 0.900 in 1 s, while full does not improve it."
 
 
 def test_the_best_that_is_the_cheapest_too_says_so() -> None:
     found = recommend(study_of(row("full", 0.9, 1), row("head", 0.5, 4)))
     assert (
         found.sentence
-        == "full gives the largest gain and takes the least time: the accuracy goes from 0.100 to 0.900 in 1 s."
+        == "full achieves the largest gain in the least time: it takes the accuracy from 0.100 to 0.900 in 1 s."
     )
 
 
 def test_one_strategy_alone_is_compared_with_nothing() -> None:
     found = recommend(study_of(row("head", 0.9, 200)))
     assert found.sentence == (
-        "head takes the accuracy from 0.100 to 0.900 in 3.3 min; no other strategy finished that it could be compared with."
+        "head takes the accuracy from 0.100 to 0.900 in 3.3 min; no other strategy finished, so there is nothing to compare it with."
     )
 
 
@@ -111,11 +111,11 @@ def test_nothing_is_recommended_where_nothing_helped_or_finished() -> None:
     worse = recommend(study_of(row("head", 0.05, 1), row("full", 0.1, 2)))
     assert worse.chosen is None
     assert worse.sentence.startswith(
-        "No strategy can be recommended: none made the model better than it was before (accuracy 0.100)"
+        "No strategy can be recommended: none made the model better than it was before training (accuracy 0.100)"
     )
     none = recommend(study_of(made.failed("head", "engine", "killed")))
     assert (none.chosen, none.sentence) == (None, "No strategy can be recommended: no run finished.")
-    assert "Without a usable run, and so not considered: head." in none.reasons
+    assert "Not considered, because no run is usable: head." in none.reasons
     assert recommend(made.study([], [])).chosen is None
 
 
@@ -126,8 +126,8 @@ def test_without_accuracy_the_loss_decides_and_lower_is_better() -> None:
         row("bias", None, 1, eval_loss=3.0),
     ]
     found = recommend(study_of(*rows, before=None))
-    assert found.sentence.startswith("head gives 96% of full's gain at 50% of its time")
-    assert "evaluation loss after the last step lies below the 2 before" in found.reasons[0]
+    assert found.sentence.startswith("head achieves 96% of full's gain at 50% of its time")
+    assert "evaluation loss after the last step lies below the 2 measured before any training" in found.reasons[0]
 
 
 def test_times_within_their_spread_are_no_difference() -> None:
@@ -143,30 +143,33 @@ def test_times_within_their_spread_are_no_difference() -> None:
     assert tie(trained_parameters=4) == "b"
     assert tie(accuracy=0.91, seconds=11.7, job_seconds_spread={"least": 11.5, "most": 12}) == "a"
     words = recommend(study_of(row("a", 0.9, 1), row("b", 0.9, 1, memory=99))).reasons
-    assert any("the time of b cannot be told apart from that of a" in reason for reason in words)
+    assert any("the time of b cannot be distinguished from that of a" in reason for reason in words)
 
 
 def test_accuracies_that_the_evaluation_set_does_not_resolve_are_named() -> None:
     rows = [row("head", 0.80, 1), row("last_2", 0.86, 3), row("full", 0.88, 10)]
     few = " ".join(recommend(study_of(*rows, eval_examples=500)).reasons)
     assert (
-        "500 evaluation examples resolve differences of about 0.043 in accuracy: full cannot be told apart from last_2."
+        "500 evaluation examples resolve differences of about 0.043 in accuracy, so full cannot be distinguished from last_2."
         in few
     )
     fewer = " ".join(recommend(study_of(*rows, eval_examples=100)).reasons)
-    assert "head and full cannot be told apart from last_2; the cheapest of them, head, takes 33% of its time." in fewer
-    assert "told apart" not in " ".join(recommend(study_of(*rows)).reasons)
+    assert (
+        "head and full cannot be distinguished from last_2; the cheapest of these, head, takes 33% of its time."
+        in fewer
+    )
+    assert "distinguished" not in " ".join(recommend(study_of(*rows)).reasons)
 
 
 def test_repeats_that_differ_are_noise_too() -> None:
     study = study_of(row("last_2", 0.86, 3), row("full", 0.88, 10))
     study["curves"] = [made.curve(row("full", last, 10), repeat=n) for n, last in enumerate((0.86, 0.90), start=1)]
-    assert "full cannot be told apart from last_2" in " ".join(recommend(study).reasons)
+    assert "full cannot be distinguished from last_2" in " ".join(recommend(study).reasons)
 
 
 def test_runs_made_once_say_so() -> None:
     assert (
-        "Every run was made once: how far times spread is not known."
+        "There was only one repeat of each run, so the spread of times is unknown."
         in recommend(study_of(row("a", 0.9, 1, repeats=1))).reasons
     )
 
@@ -178,14 +181,14 @@ def test_a_missing_number_never_stops_it() -> None:
         row("x", 0.9, 1, job_seconds=None),
         row("y", None, 1),
     ]
-    assert recommend(study_of(*rows)).sentence == "head gives 98% of full's gain at 33% of its time."
+    assert recommend(study_of(*rows)).sentence == "head achieves 98% of full's gain at 33% of its time."
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_efficient_is_what_nothing_beats(seed: int) -> None:
     rng = np.random.default_rng(seed)
     points = [(float(x), float(y)) for x, y in rng.integers(0, 6, (12, 2))]
-    found = efficient(points)
+    found = find_efficient(points)
     for number, (cost, gain) in enumerate(points):
         beaten = any((c <= cost and g > gain) or (c < cost and g >= gain) for c, g in points)
         assert (number in found) is not beaten

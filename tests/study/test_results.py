@@ -53,7 +53,7 @@ def run(strategy: str = "head", runner: str = "engine", repeat: int = 1, **other
 
 def rows(runs: list[dict[str, Any]], pairs: list[tuple[str, str]] | None = None, **other: Any) -> list[dict[str, Any]]:
     given = {"precision": "float32", "micro_batches": 1, "gemm_gflops": 40.0, "target": 0.5} | other
-    return results.rows(runs, pairs or [("head", "engine")], **given)
+    return results.build_rows(runs, pairs or [("head", "engine")], **given)
 
 
 def test_a_row_has_the_contracts_keys_and_the_medians_of_its_repeats() -> None:
@@ -114,43 +114,48 @@ def test_the_target_is_a_share_of_the_best_unless_given() -> None:
 
 def test_equal_runs_have_nothing_to_say() -> None:
     runs = [run(runner=name, repeat=n) for name in ("engine", "v1_trainable", "v1_var_list") for n in (1, 2)]
-    assert results.disagreements(runs, precision="float32") == []
+    assert results.find_disagreements(runs, precision="float32") == []
 
 
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        ({"first_loss": 2.001}, "the first step's loss is 2 by engine and 2.001 by v1_var_list"),
-        ({"last_loss": 1.5}, "the last step's loss is 1 by engine and 1.5 by v1_var_list"),
-        ({"last_loss": float("nan")}, "the last step's loss"),
+        ({"first_loss": 2.001}, "the loss of the first step is 2 by engine and 2.001 by v1_var_list"),
+        ({"last_loss": 1.5}, "the loss of the last step is 1 by engine and 1.5 by v1_var_list"),
+        ({"last_loss": float("nan")}, "the loss of the last step"),
         ({"trained_parameters": 11}, "v1_var_list trained 11 parameters and engine 10"),
-        ({"weights_sha256": "another"}, "TF1 methods did not end with the same bits"),
+        (
+            {"weights_sha256": "another"},
+            "the TF1 methods (v1_trainable, v1_var_list) did not end with bit-identical weights",
+        ),
         ({"freeze_verified": False}, "the freeze proof failed"),
     ],
 )
 def test_a_disagreement_is_said_in_words(other: dict[str, Any], said: str) -> None:
     runs = [run(runner="v1_trainable"), run(), run(runner="v1_var_list", **other)]
-    [note] = results.disagreements(runs, precision="float32")
+    [note] = results.find_disagreements(runs, precision="float32")
     assert said in note
 
 
 def test_repeats_that_differ_in_their_bits_are_told() -> None:
-    [note] = results.disagreements([run(), run(repeat=2, weights_sha256="another")], precision="float32")
-    assert "repeats of engine did not end with the same bits" in note
+    [note] = results.find_disagreements([run(), run(repeat=2, weights_sha256="another")], precision="float32")
+    assert "the repeats of engine did not end with bit-identical weights" in note
 
 
 def test_runs_that_shared_the_machine_are_told() -> None:
-    assert results.disturbed([run(), run(taken=None), run(taken=0.1)]) == []
-    (said,) = results.disturbed([run(), run(taken=0.05), run(taken=0.2), run("full", repeat=2, taken=0.43)])
-    assert said.startswith("In 2 of 3 runs others had over 10%")
+    assert results.find_disturbed([run(), run(taken=None), run(taken=0.1)]) == []
+    (said,) = results.find_disturbed([run(), run(taken=0.05), run(taken=0.2), run("full", repeat=2, taken=0.43)])
+    assert said.startswith(
+        "During 2 of 3 runs, other programs, or other guests of this machine's host, used over 10% of its time"
+    )
     assert "at most 43%: full by engine, repeat 2" in said
 
 
 def test_curves_and_baseline_leave_out_what_failed() -> None:
     failed = {"strategy": "head", "runner": "engine", "repeat": 1, "failed": True, "reason": ""}
-    assert len(results.curves([failed, run()])) == 1
-    assert results.baseline([failed, run()]) == {"eval_loss": 2.0, "eval_accuracy": 0.1}
-    assert results.baseline([failed]) == {"eval_loss": None, "eval_accuracy": None}
+    assert len(results.collect_curves([failed, run()])) == 1
+    assert results.find_baseline([failed, run()]) == {"eval_loss": 2.0, "eval_accuracy": 0.1}
+    assert results.find_baseline([failed]) == {"eval_loss": None, "eval_accuracy": None}
 
 
 def test_the_csv_has_a_column_for_each_number(tmp_path: pathlib.Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from engine import models
 from engine.selection.filters import FilterError
 from engine.selection.variables import name_variables
-from engine.study.strategies import ModelStrategies, StrategyError, split
+from engine.study.strategies import ModelStrategies, StrategyError, split_items
 
 
 def known(spec: str, shape: tuple[int, int, int] = (16, 16, 1)) -> ModelStrategies:
@@ -30,7 +30,7 @@ def mobile() -> ModelStrategies:
 
 def trained(of: ModelStrategies, text: str) -> list[set[str]]:
     """Paths that each phase of a strategy trains."""
-    return [{e.path for e in of.select(step.train).trained} for step in of.strategy(text).steps]
+    return [{e.path for e in of.select(phase.train).trained} for phase in of.strategy(text).planned]
 
 
 def test_a_vit_has_its_blocks_for_parts(vit: ModelStrategies) -> None:
@@ -93,7 +93,7 @@ def test_a_module_without_blocks_has_what_lies_at_its_top() -> None:
     cnn = known("cnn:mini")
     assert [part.name for part in cnn.parts] == ["stages/0", "stages/1", "stages/2", "stages/3"]
     assert trained(cnn, "last_4") == trained(cnn, "full")
-    names = [strategy.name for strategy in cnn.usual()]
+    names = [strategy.name for strategy in cnn.defaults()]
     assert "last_4" not in names  # the same as full
     assert "attention" not in names  # matches nothing
     assert names == ["head", "last_1", "last_2", "last_3", "norms", "bias", "gradual", "gradual_plateau", "full"]
@@ -108,7 +108,7 @@ def test_names_that_are_regular_expressions_match_themselves_alone() -> None:
     assert [part.name for part in found.parts] == ["a.b", "axb", "c d", "e"]
     assert trained(found, "last_2") == [{"c d/w", "e"}]
     assert trained(found, "last_4") == [set(odd)]
-    assert [s.name for s in found.usual()] == ["last_1", "last_2", "last_3", "gradual", "gradual_plateau", "full"]
+    assert [s.name for s in found.defaults()] == ["last_1", "last_2", "last_3", "gradual", "gradual_plateau", "full"]
     with pytest.raises(FilterError, match="matches nothing"):
         found.strategy("head")
 
@@ -123,16 +123,16 @@ def test_a_strategy_of_ones_own_is_a_filter_with_a_name(vit: ModelStrategies) ->
     ("text", "error", "message"),
     [
         ("lsat_2", StrategyError, "nearest: last_2"),
-        ("Full", StrategyError, "known are head, last_1"),
-        ("", StrategyError, "known are"),
+        ("Full", StrategyError, "expected head, last_1"),
+        ("", StrategyError, "is not a strategy of this model"),
         ("last_7", FilterError, "it has last_1 to last_6"),
         ("last_0", FilterError, "it has last_1 to last_6"),
         ("mine=haed/.*", FilterError, "strategy mine, train='haed/.*'"),
         ("mine=@none", FilterError, "trains nothing"),
-        ("mine=@haed", StrategyError, "no group"),
+        ("mine=@haed", StrategyError, "not a group"),
         ("mine=", StrategyError, "the filter is empty"),
-        ("last_2=head/.*", StrategyError, "a strategy already"),
-        ("../x=head/.*", StrategyError, "begins with a letter"),
+        ("last_2=head/.*", StrategyError, "another strategy already"),
+        ("../x=head/.*", StrategyError, "must begin with a letter"),
     ],
 )
 def test_what_cannot_be_is_refused_in_words(
@@ -144,8 +144,8 @@ def test_what_cannot_be_is_refused_in_words(
 
 
 def test_commas_separate_only_where_a_name_follows() -> None:
-    assert split(["head,last_2", "mine=a{1,2}/.* b,full"]) == ["head", "last_2", "mine=a{1,2}/.* b", "full"]
-    assert split(["head, x=@bias @head , full"]) == ["head", "x=@bias @head", "full"]
+    assert split_items(["head,last_2", "mine=a{1,2}/.* b,full"]) == ["head", "last_2", "mine=a{1,2}/.* b", "full"]
+    assert split_items(["head, x=@bias @head , full"]) == ["head", "x=@bias @head", "full"]
     for bad in (["head,head"], [""], ["head", "head=x"]):
         with pytest.raises(StrategyError):
-            split(bad)
+            split_items(bad)

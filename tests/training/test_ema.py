@@ -108,11 +108,11 @@ def test_arrays_restore_to_the_same_bits_and_go_on_alike() -> None:
 
 def test_an_average_of_another_shape_is_refused() -> None:
     variables, step = made()
-    with pytest.raises(EmaError, match=r"ema/a: shape \[3\]; \[2\] is wanted"):
+    with pytest.raises(EmaError, match=r"ema/a: the saved shape is \[3\]; expected \[2\]"):
         step.averages.restore(name_variables(variables), {"ema/a": np.zeros(3, np.float32)})
 
 
 @pytest.mark.parametrize("decay", [0.0, 1.0, -0.1, 1.5, float("nan")])
 def test_a_decay_outside_its_range_is_refused(decay: float) -> None:
-    with pytest.raises(EmaError, match=r"it must be above 0 and below 1"):
+    with pytest.raises(EmaError, match=r"expected a number above 0 and below 1"):
         Averages(decay)

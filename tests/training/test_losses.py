@@ -12,7 +12,7 @@ import tensorflow as tf
 from engine import TrainStep, select
 from engine.selection.variables import name_variables
 from engine.training import optimizers
-from engine.training.losses import Loss, LossError, regulariser_of, supervised_loss, weighted_sums
+from engine.training.losses import Loss, LossError, sum_regulariser, supervised_loss, weighted_sums
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.standard_normal((5, 4)) * 3
@@ -166,7 +166,7 @@ def test_a_term_whose_weights_are_all_zero_counts_nothing() -> None:
 
 @pytest.mark.parametrize("values", [3.0, [[1.0, 2.0]]])
 def test_values_that_are_no_vector_are_refused(values: Any) -> None:
-    with pytest.raises(LossError, match=r"term 'a': values have shape .*; one value per example, \[B\], is wanted"):
+    with pytest.raises(LossError, match=r"term 'a': values have shape .*; expected one value per example, \[B\]"):
         weighted_sums({"a": (values, None)})
 
 
@@ -181,16 +181,16 @@ def test_weights_of_another_shape_are_refused() -> None:
 
 def test_of_a_regulariser_by_path_only_the_selection_enters() -> None:
     loss = Loss(terms={}, regulariser={"a/kernel": 1.0, "b/kernel": 2.0, "": 4.0})
-    assert float(regulariser_of(loss, frozenset({"b/kernel"}), tf.float64)) == 6.0
-    assert float(regulariser_of(loss, frozenset({"a/kernel", "b/kernel"}), tf.float64)) == 7.0
-    assert float(regulariser_of(loss, frozenset(), tf.float64)) == 4.0
+    assert float(sum_regulariser(loss, frozenset({"b/kernel"}), tf.float64)) == 6.0
+    assert float(sum_regulariser(loss, frozenset({"a/kernel", "b/kernel"}), tf.float64)) == 7.0
+    assert float(sum_regulariser(loss, frozenset(), tf.float64)) == 4.0
 
 
 def test_a_scalar_regulariser_enters_as_it_is_and_none_is_zero() -> None:
-    assert float(regulariser_of(Loss({}, 3), frozenset(), tf.float64)) == 3.0
-    assert float(regulariser_of(Loss({}), frozenset({"a"}), tf.float32)) == 0.0
-    assert float(regulariser_of(Loss({}, {"a": 1.0}), frozenset({"b"}), tf.float32)) == 0.0
-    assert regulariser_of(Loss({}, np.float32(1)), frozenset(), tf.float64).dtype == tf.float64
+    assert float(sum_regulariser(Loss({}, 3), frozenset(), tf.float64)) == 3.0
+    assert float(sum_regulariser(Loss({}), frozenset({"a"}), tf.float32)) == 0.0
+    assert float(sum_regulariser(Loss({}, {"a": 1.0}), frozenset({"b"}), tf.float32)) == 0.0
+    assert sum_regulariser(Loss({}, np.float32(1)), frozenset(), tf.float64).dtype == tf.float64
 
 
 def keras_model() -> Any:
@@ -260,10 +260,10 @@ def test_a_keras_model_without_regularisers_has_none() -> None:
 @pytest.mark.parametrize(
     ("kind", "smoothing", "message"),
     [
-        ("softmx", 0.0, "loss='softmx': known losses are softmax, sigmoid, mse; nearest: softmax"),
-        ("softmax", 1.0, "label_smoothing=1.0: it lies in [0, 1)"),
-        ("softmax", -0.1, "label_smoothing=-0.1: it lies in [0, 1)"),
-        ("sigmoid", float("nan"), "label_smoothing=nan: it lies in [0, 1)"),
+        ("softmx", 0.0, "loss='softmx': expected one of softmax, sigmoid, mse; nearest: softmax"),
+        ("softmax", 1.0, "label_smoothing=1.0: expected a number of at least 0 and below 1"),
+        ("softmax", -0.1, "label_smoothing=-0.1: expected a number of at least 0 and below 1"),
+        ("sigmoid", float("nan"), "label_smoothing=nan: expected a number of at least 0 and below 1"),
         ("mse", 0.1, "label_smoothing=0.1: the loss mse has no classes to smooth over"),
     ],
 )
@@ -276,12 +276,12 @@ def test_a_loss_that_does_not_exist_is_refused_with_the_rule(kind: str, smoothin
 @pytest.mark.parametrize(
     ("kind", "outputs", "labels", "message"),
     [
-        ("softmax", LOGITS[:, :1], CLASSES, r"shape \(5, 1\); \[B, classes >= 2\] is wanted"),
-        ("softmax", LOGITS[:, 0], CLASSES, r"shape \(5,\); \[B, classes >= 2\] is wanted"),
-        ("sigmoid", LOGITS, CLASSES, r"labels have shape \(5, 1\), the model's outputs \(5, 4\)"),
+        ("softmax", LOGITS[:, :1], CLASSES, r"shape \(5, 1\); expected \[B, classes >= 2\]"),
+        ("softmax", LOGITS[:, 0], CLASSES, r"shape \(5,\); expected \[B, classes >= 2\]"),
+        ("sigmoid", LOGITS, CLASSES, r"labels have shape \(5, 1\), but the model's outputs have \(5, 4\)"),
         ("sigmoid", LOGITS, MULTI[:, :3], r"labels have shape \(5, 3\)"),
-        ("mse", LOGITS, CLASSES, "one output per label column is wanted"),
-        ("mse", LOGITS[:, 0], CLASSES, "one output per label column is wanted"),
+        ("mse", LOGITS, CLASSES, "expected one output per label column"),
+        ("mse", LOGITS[:, 0], CLASSES, "expected one output per label column"),
     ],
 )
 def test_outputs_that_do_not_suit_the_labels_are_refused(kind: str, outputs: Any, labels: Any, message: str) -> None:

@@ -17,7 +17,16 @@ from engine.selection import filters
 from engine.selection.variables import name_variables
 from engine.training.losses import Loss
 from engine.training.optimizer_state import Slots
-from engine.training.optimizers import SGD, Adam, AdamW, Momentum, Optimizer, OptimizerError, by_name, layer_factors
+from engine.training.optimizers import (
+    SGD,
+    Adam,
+    AdamW,
+    Momentum,
+    Optimizer,
+    OptimizerError,
+    build_optimizer,
+    layer_factors,
+)
 
 # Weights of order 1 and ten steps of some ten roundings of 1.1e-16 each: 1e-12 leaves room, and a
 # wrong term of any of the formulas is above 1e-4.
@@ -236,10 +245,10 @@ def test_decay_moves_only_what_the_decay_filter_says() -> None:
 
 
 def test_the_default_decay_leaves_out_biases_norms_and_embeddings() -> None:
-    from engine.selection.selection import matching
+    from engine.selection.selection import matching_paths
 
     network = build_model("vit:mini,depth=1,layer_scale", image_shape=(8, 8, 1), outputs=2).network
-    left_out = {e.path for e in name_variables(network)} - matching(network, AdamW().decay)
+    left_out = {e.path for e in name_variables(network)} - matching_paths(network, AdamW().decay)
     assert left_out == {
         "patch/bias",
         "class_token",
@@ -398,8 +407,8 @@ def test_a_slot_that_is_missing_or_of_another_shape_is_refused(damage: np.ndarra
         del state["optimizer/head/kernel/v"]
     else:
         state["optimizer/head/kernel/v"] = damage
-    found = "nothing" if damage is None else r"shape \[4, 1\]"
-    with pytest.raises(OptimizerError, match=rf"optimizer/head/kernel/v: {found} saved, shape \[2, 2\] is wanted"):
+    found = "the slot was not saved" if damage is None else r"the saved shape is \[4, 1\]"
+    with pytest.raises(OptimizerError, match=rf"optimizer/head/kernel/v: {found}; expected shape \[2, 2\]"):
         slots.restore(name_variables(model), Adam(), state)
 
 
@@ -422,24 +431,27 @@ def test_slots_of_another_kind_of_optimizer_are_made_anew() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SGD(weight_decay=-0.1), "weight_decay=-0.1: it must be at least 0"),
+        (lambda: SGD(weight_decay=-0.1), "weight_decay=-0.1: expected a number of at least 0"),
         (lambda: SGD(weight_decay=math.nan), "weight_decay=nan"),
         (lambda: SGD(weight_decay=math.inf), "weight_decay=inf"),
-        (lambda: SGD(layer_decay=0.0), "layer_decay=0: it must be above 0 and at most 1"),
-        (lambda: SGD(layer_decay=1.5), "layer_decay=1.5: it must be above 0 and at most 1"),
-        (lambda: SGD(clip_norm=0.0), "clip_norm=0: it must be above 0"),
+        (lambda: SGD(layer_decay=0.0), "layer_decay=0: expected a number above 0 and at most 1"),
+        (lambda: SGD(layer_decay=1.5), "layer_decay=1.5: expected a number above 0 and at most 1"),
+        (lambda: SGD(clip_norm=0.0), "clip_norm=0: expected a number above 0"),
         (lambda: SGD(clip_norm=math.inf), "clip_norm=inf"),
-        (lambda: Momentum(momentum=1.0), "momentum=1: it must be at least 0 and below 1"),
+        (lambda: Momentum(momentum=1.0), "momentum=1: expected a number of at least 0 and below 1"),
         (lambda: Momentum(momentum=-0.1), "momentum=-0.1"),
-        (lambda: Adam(beta1=1.0), "beta1=1: it must be at least 0 and below 1"),
-        (lambda: Adam(beta2=1.0), "beta2=1: it must be at least 0 and below 1"),
+        (lambda: Adam(beta1=1.0), "beta1=1: expected a number of at least 0 and below 1"),
+        (lambda: Adam(beta2=1.0), "beta2=1: expected a number of at least 0 and below 1"),
         (lambda: AdamW(beta2=math.nan), "beta2=nan"),
-        (lambda: Adam(epsilon=0.0), "epsilon=0: it must be above 0"),
-        (lambda: Adam(weight_decay=0.1), "weight_decay=0.1: adam has none; adamw decays decoupled"),
-        (lambda: by_name("adamm"), "optimizer='adamm': known are sgd, momentum, adam, adamw; nearest: adam"),
-        (lambda: by_name("sgd", momentum=0.9), "momentum: the optimizer sgd has no such hyperparameter"),
-        (lambda: by_name("sgd", slots=("m",)), "slots: the optimizer sgd has no such hyperparameter"),
-        (lambda: by_name("momentum", momentum=2.0), "momentum=2"),
+        (lambda: Adam(epsilon=0.0), "epsilon=0: expected a number above 0"),
+        (lambda: Adam(weight_decay=0.1), "weight_decay=0.1: adam has no weight decay; use adamw"),
+        (
+            lambda: build_optimizer("adamm"),
+            "optimizer='adamm': expected one of sgd, momentum, adam, adamw; nearest: adam",
+        ),
+        (lambda: build_optimizer("sgd", momentum=0.9), "momentum: the optimizer sgd has no such hyperparameter"),
+        (lambda: build_optimizer("sgd", slots=("m",)), "slots: the optimizer sgd has no such hyperparameter"),
+        (lambda: build_optimizer("momentum", momentum=2.0), "momentum=2"),
     ],
 )
 def test_hyperparameters_out_of_range_are_refused_with_the_rule(make: Any, message: str) -> None:
@@ -449,10 +461,10 @@ def test_hyperparameters_out_of_range_are_refused_with_the_rule(make: Any, messa
 
 
 def test_names_make_the_optimizers_they_name() -> None:
-    assert by_name("sgd") == SGD()
-    assert by_name("momentum", momentum=0.8, nesterov=True) == Momentum(momentum=0.8, nesterov=True)
-    assert by_name("adam", clip_norm=1.0) == Adam(clip_norm=1.0)
-    assert by_name("adamw") == AdamW(weight_decay=0.01)
+    assert build_optimizer("sgd") == SGD()
+    assert build_optimizer("momentum", momentum=0.8, nesterov=True) == Momentum(momentum=0.8, nesterov=True)
+    assert build_optimizer("adam", clip_norm=1.0) == Adam(clip_norm=1.0)
+    assert build_optimizer("adamw") == AdamW(weight_decay=0.01)
 
 
 def test_an_optimizer_is_a_value_that_cannot_change() -> None:

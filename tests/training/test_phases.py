@@ -10,7 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.selection.filters import FilterError
-from engine.training.phases import Evaluation, Phase, PhaseError, Position, best, locate, parse, plateau, score
+from engine.training.phases import (
+    Evaluation,
+    Phase,
+    PhaseError,
+    Position,
+    best_evaluation,
+    find_plateau,
+    locate,
+    parse,
+    score,
+)
 from engine.training.schedules import ScheduleError
 
 
@@ -72,12 +82,12 @@ def test_what_a_phase_leaves_out_comes_from_the_run() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("train=@all steps=1 speed=3", "`speed=3` is no key=value of a phase"),
+        ("train=@all steps=1 speed=3", "`speed=3` is not a key=value of a phase"),
         ("train=@all step=1", "nearest: steps"),
-        ("train=@all steps", "`steps` is no key=value"),
+        ("train=@all steps", "`steps` is not a key=value"),
         ("train=@all steps=1 steps=2", "`steps` is given twice"),
-        ("steps=1", "it has no train=FILTER"),
-        ("train=@all", "exactly one of steps=, epochs= or until= says how long; got none"),
+        ("steps=1", "there is neither a train=FILTER"),
+        ("train=@all", "expected exactly one of steps=, epochs= and until=; got none"),
         ("train=@all steps=1 epochs=1", "exactly one of"),
         ("train=@all steps=1 until=plateau max_steps=3", "exactly one of"),
         ("train=@all steps=1.5", "steps='1.5' is not a whole number"),
@@ -87,25 +97,25 @@ def test_what_a_phase_leaves_out_comes_from_the_run() -> None:
         ("train=@all steps=3 learning_rate=1_0", "learning_rate='1_0' is not a number"),
         ("train= steps=1", "train= is empty"),
         ("name= train=@all steps=1", "name= is empty"),
-        ("train=@all steps=0", "steps=0: it must be above 0"),
-        ("train=@all steps=-4", "steps=-4: it must be above 0"),
-        ("train=@all epochs=0", "epochs=0.0: it must be above 0"),
-        ("train=@all epochs=nan", "epochs=nan: it must be above 0"),
-        ("train=@all epochs=inf", "epochs=inf: it must be above 0"),
-        ("train=@all steps=1 learning_rate=0", "learning_rate=0.0: it must be above 0"),
-        ("train=@all steps=1 learning_rate=inf", "learning_rate=inf: it must be above 0"),
-        ("train=@all steps=1 clip_norm=0", "clip_norm=0.0: it must be above 0"),
-        ("train=@all steps=1 weight_decay=-1", "weight_decay=-1.0: it must be at least 0"),
-        ("train=@all steps=1 weight_decay=nan", "weight_decay=nan: it must be at least 0"),
-        ("train=@all steps=1 layer_decay=0", "layer_decay=0.0: it must be above 0 and at most 1"),
-        ("train=@all steps=1 layer_decay=1.1", "it must be above 0 and at most 1"),
-        ("train=@all steps=1 layer_decay=nan", "it must be above 0 and at most 1"),
+        ("train=@all steps=0", "steps=0: expected a number above 0"),
+        ("train=@all steps=-4", "steps=-4: expected a number above 0"),
+        ("train=@all epochs=0", "epochs=0.0: expected a number above 0"),
+        ("train=@all epochs=nan", "epochs=nan: expected a number above 0"),
+        ("train=@all epochs=inf", "epochs=inf: expected a number above 0"),
+        ("train=@all steps=1 learning_rate=0", "learning_rate=0.0: expected a number above 0"),
+        ("train=@all steps=1 learning_rate=inf", "learning_rate=inf: expected a number above 0"),
+        ("train=@all steps=1 clip_norm=0", "clip_norm=0.0: expected a number above 0"),
+        ("train=@all steps=1 weight_decay=-1", "weight_decay=-1.0: expected a number of at least 0"),
+        ("train=@all steps=1 weight_decay=nan", "weight_decay=nan: expected a number of at least 0"),
+        ("train=@all steps=1 layer_decay=0", "layer_decay=0.0: expected a number above 0 and at most 1"),
+        ("train=@all steps=1 layer_decay=1.1", "expected a number above 0 and at most 1"),
+        ("train=@all steps=1 layer_decay=nan", "expected a number above 0 and at most 1"),
         ("train=@all until=plateau", "until=plateau needs max_steps=N"),
-        ("train=@all until=forever max_steps=3", "until='forever': `plateau` is the only way"),
-        ("train=@all until=plateau max_steps=0", "max_steps=0: it must be above 0"),
-        ("train=@all until=plateau max_steps=9 patience=0", "patience=0: it must be above 0"),
-        ("train=@all until=plateau max_steps=9 min_delta=-1", "min_delta=-1.0: it must be at least 0"),
-        ("train=@all steps=3 max_steps=9", "max_steps=9 goes with until=plateau"),
+        ("train=@all until=forever max_steps=3", "until='forever': expected plateau"),
+        ("train=@all until=plateau max_steps=0", "max_steps=0: expected a number above 0"),
+        ("train=@all until=plateau max_steps=9 patience=0", "patience=0: expected a number above 0"),
+        ("train=@all until=plateau max_steps=9 min_delta=-1", "min_delta=-1.0: expected a number of at least 0"),
+        ("train=@all steps=3 max_steps=9", "max_steps=9 is valid only with until=plateau"),
         ("train='@all", "No closing quotation"),
     ],
 )
@@ -116,7 +126,7 @@ def test_what_is_no_phase_is_refused_with_the_rule(text: str, message: str) -> N
 
 
 def test_errors_of_filter_and_schedule_come_through() -> None:
-    with pytest.raises(FilterError, match="`@hed` is no group; nearest: @head"):
+    with pytest.raises(FilterError, match="`@hed` is not a group; nearest: @head"):
         parse("train=@hed steps=1")
     with pytest.raises(ScheduleError, match="nearest: cosine"):
         parse("train=@head steps=1 schedule=cosin")
@@ -139,32 +149,32 @@ def test_epochs_become_steps_rounded_and_at_least_one() -> None:
 
 def test_a_plateau_ends_after_patience_evaluations_without_a_new_best() -> None:
     found = losses(1.0, 0.5, 0.6, 0.7, 0.8)
-    assert plateau(found, "eval_loss", patience=2) == 40
-    assert plateau(found, "eval_loss", patience=3) == 50
-    assert plateau(found, "eval_loss", patience=4) is None
+    assert find_plateau(found, "eval_loss", patience=2) == 40
+    assert find_plateau(found, "eval_loss", patience=3) == 50
+    assert find_plateau(found, "eval_loss", patience=4) is None
 
 
 def test_an_improvement_starts_the_count_again() -> None:
-    assert plateau(losses(1.0, 1.1, 0.9, 1.0, 0.8), "eval_loss", patience=2) is None
-    assert plateau(losses(1.0, 1.1, 0.9, 1.0, 1.0), "eval_loss", patience=2) == 50
+    assert find_plateau(losses(1.0, 1.1, 0.9, 1.0, 0.8), "eval_loss", patience=2) is None
+    assert find_plateau(losses(1.0, 1.1, 0.9, 1.0, 1.0), "eval_loss", patience=2) == 50
 
 
 def test_equal_is_no_improvement() -> None:
-    assert plateau(losses(1.0, 1.0, 1.0), "eval_loss", patience=2) == 30
+    assert find_plateau(losses(1.0, 1.0, 1.0), "eval_loss", patience=2) == 30
 
 
 def test_an_improvement_by_no_more_than_min_delta_is_none() -> None:
     found = losses(1.0, 0.75, 0.5)
-    assert plateau(found, "eval_loss", patience=2, min_delta=0.5) == 30
-    assert plateau(found, "eval_loss", patience=2, min_delta=0.499) is None  # 0.5 is 0.5 better than the best, 1.0
+    assert find_plateau(found, "eval_loss", patience=2, min_delta=0.5) == 30
+    assert find_plateau(found, "eval_loss", patience=2, min_delta=0.499) is None  # 0.5 is 0.5 better than the best, 1.0
 
 
 def test_accuracy_is_better_when_higher_and_loss_when_lower() -> None:
     rising = [evaluation(10 * n, loss=float(n), accuracy=n / 10) for n in range(1, 5)]
-    assert plateau(rising, "eval_accuracy", patience=2) is None
-    assert plateau(rising, "eval_loss", patience=2) == 30
-    assert best(rising, "eval_accuracy") == rising[-1]
-    assert best(rising, "eval_loss") == rising[0]
+    assert find_plateau(rising, "eval_accuracy", patience=2) is None
+    assert find_plateau(rising, "eval_loss", patience=2) == 30
+    assert best_evaluation(rising, "eval_accuracy") == rising[-1]
+    assert best_evaluation(rising, "eval_loss") == rising[0]
 
 
 @pytest.mark.parametrize("monitor", ["eval_loss", "eval_accuracy"])
@@ -172,9 +182,9 @@ def test_not_a_number_is_worse_than_everything_and_never_better(monitor: Any) ->
     nan = evaluation(10, math.nan, math.nan)
     poor = evaluation(20, 1e30, 0.0)
     assert score(nan, monitor) == -math.inf
-    assert best([nan, poor], monitor) == poor
-    assert plateau([nan, nan], monitor, patience=2) == 10
-    assert plateau([nan, poor], monitor, patience=2) is None
+    assert best_evaluation([nan, poor], monitor) == poor
+    assert find_plateau([nan, nan], monitor, patience=2) == 10
+    assert find_plateau([nan, poor], monitor, patience=2) is None
 
 
 def test_an_accuracy_that_does_not_exist_is_worst() -> None:
@@ -183,8 +193,8 @@ def test_an_accuracy_that_does_not_exist_is_worst() -> None:
 
 def test_the_first_of_equally_good_evaluations_is_the_best() -> None:
     found = losses(1.0, 0.5, 0.5)
-    assert best(found, "eval_loss") == found[1]
-    assert best([], "eval_loss") is None
+    assert best_evaluation(found, "eval_loss") == found[1]
+    assert best_evaluation([], "eval_loss") is None
 
 
 # --- locate ---

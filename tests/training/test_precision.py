@@ -40,7 +40,9 @@ def batch(size: int = 6, *, planted: int | None = None) -> dict[str, Any]:
 
 
 def test_an_unknown_precision_is_refused_with_the_nearest() -> None:
-    with pytest.raises(PrecisionError, match=r"precision='mixed_float61': known are float32, .*nearest: mixed_float16"):
+    with pytest.raises(
+        PrecisionError, match=r"precision='mixed_float61': expected one of float32, .*nearest: mixed_float16"
+    ):
         precision.parse("mixed_float61")
 
 
@@ -69,12 +71,12 @@ def test_the_scale_halves_at_once_and_doubles_after_enough_finite_steps_in_a_row
     "wrong", [{"scale": 0.5}, {"scale": 2.0**25}, {"floor": 0.0}, {"floor": -1.0}, {"scale": float("nan")}]
 )
 def test_a_scale_outside_its_bounds_is_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(PrecisionError, match=r"it must lie between floor .* and cap"):
+    with pytest.raises(PrecisionError, match=r"expected a number from floor=.* to cap="):
         LossScale(**wrong)
 
 
 def test_a_scale_that_never_waits_is_refused() -> None:
-    with pytest.raises(PrecisionError, match="growth_every=0: it must be at least 1"):
+    with pytest.raises(PrecisionError, match="growth_every=0: expected at least 1"):
         LossScale(growth_every=0)
 
 
@@ -189,7 +191,7 @@ def test_an_infinite_gradient_of_a_finite_loss_counts() -> None:
 
 
 def test_an_infinite_loss_with_a_finite_gradient_counts() -> None:
-    assert "each gradient is finite, but the loss" in one_kind_of_infinity(lambda a, x: a * x + np.float32(np.inf))
+    assert "all gradients are finite, but the loss" in one_kind_of_infinity(lambda a, x: a * x + np.float32(np.inf))
 
 
 def test_a_scale_too_large_for_float16_comes_down_until_steps_train() -> None:
@@ -204,7 +206,7 @@ def test_a_scale_too_large_for_float16_comes_down_until_steps_train() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"nonfinite": "skipp"}, "nonfinite='skipp': it takes 'skip' or 'stop'"), ({"give_up": 0}, "give_up=0")],
+    [({"nonfinite": "skipp"}, "nonfinite='skipp': expected 'skip' or 'stop'"), ({"give_up": 0}, "give_up=0")],
 )
 def test_settings_that_do_not_exist_are_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(StepError, match=message):

@@ -67,12 +67,12 @@ def test_recomputed_gradients_are_those_of_kept_tensors_with_dropout_too(
 
 
 def kept(micro: MicroBatch) -> int:
-    return buffers.saved_bytes(micro.backward, 16)
+    return buffers.count_saved_bytes(micro.backward, 16)
 
 
 def peak(micro: MicroBatch, examples: int = 256) -> int:
     inputs = list(micro.inputs.values())
-    return buffers.Buffers(micro.graph, inputs, micro.graph.outputs, kept=False).peak(examples)
+    return buffers.Buffers(micro.graph, inputs, micro.graph.outputs, kept=False).find_peak(examples)
 
 
 def test_each_mode_keeps_less_than_the_one_before() -> None:
@@ -129,12 +129,12 @@ def test_no_gradient_of_a_variable_outside_the_selection_is_computed(mode: str) 
 @pytest.mark.parametrize("mode", ["elementwise", "blocks"])
 def test_a_model_without_marks_is_refused(mode: str) -> None:
     model = build_model("cnn:mini", image_shape=(8, 8, 1), outputs=4).network
-    with pytest.raises(RematError, match=f"remat={mode}: the model marks nothing that can be computed again"):
+    with pytest.raises(RematError, match=f"remat={mode}: the model does not mark anything to recompute"):
         traced(model, "@head", mode)
 
 
 def test_an_unknown_mode_is_refused_with_the_nearest() -> None:
-    with pytest.raises(RematError, match="remat='block': known are none, elementwise, blocks; nearest: blocks"):
+    with pytest.raises(RematError, match="remat='block': expected one of none, elementwise, blocks; nearest: blocks"):
         TrainStep(losses.supervised_loss(vit()), optimizers.SGD(), remat="block")
 
 

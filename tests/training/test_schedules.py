@@ -65,17 +65,17 @@ def test_text_reads_back_as_the_same_schedule(kind: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("cosin", "known schedules are constant, cosine, linear, exponential; nearest: cosine"),
-        ("", "known schedules are"),
-        ("Cosine", "known schedules are"),
-        ("cosine,warmup", "`warmup` is no option"),
-        ("cosine,warmup=-1", "`warmup=-1` is no option"),
-        ("cosine,warmup=1.5", "`warmup=1.5` is no option"),
-        ("cosine,warmup=1e3", "`warmup=1e3` is no option"),
-        ("cosine,cooldown=3", "`cooldown=3` is no option"),
-        ("cosine,", "`` is no option"),
-        ("cosine,warmup=9999999999", "is no option"),
-        ("cosine,warmup=1,warmup=2", "it takes one option"),
+        ("cosin", "expected one of constant, cosine, linear, exponential; nearest: cosine"),
+        ("", "expected one of"),
+        ("Cosine", "expected one of"),
+        ("cosine,warmup", "`warmup` is not a valid option"),
+        ("cosine,warmup=-1", "`warmup=-1` is not a valid option"),
+        ("cosine,warmup=1.5", "`warmup=1.5` is not a valid option"),
+        ("cosine,warmup=1e3", "`warmup=1e3` is not a valid option"),
+        ("cosine,cooldown=3", "`cooldown=3` is not a valid option"),
+        ("cosine,", "`` is not a valid option"),
+        ("cosine,warmup=9999999999", "is not a valid option"),
+        ("cosine,warmup=1,warmup=2", "expected at most one option"),
     ],
 )
 def test_what_is_no_schedule_is_refused_with_the_rule(text: str, message: str) -> None:

@@ -129,7 +129,7 @@ def test_weights_that_depend_on_the_rest_of_the_batch_are_an_error_that_changes_
     a, loss_fn = line(lambda batch, seeds: batch["w"] / tf.reduce_max(batch["w"]))
     given = {"x": X, "w": np.array([1, 2, 3, 4, 5], np.float32)}
     step = TrainStep(loss_fn, optimizers.SGD(), micro_batch_size=2)
-    with pytest.raises(LossError, match="an example's weight must not depend on the other examples"):
+    with pytest.raises(LossError, match="the weight of an example must not depend on other examples"):
         step(select([a], ".*"), given, learning_rate=1.0)
     assert (float(a), step.steps) == (1.0, 0)
     TrainStep(loss_fn, optimizers.SGD())(select([a], ".*"), given, learning_rate=1.0)  # one piece is the whole batch
@@ -245,7 +245,7 @@ def test_micro_batches_larger_than_the_step_are_one() -> None:
 
 @pytest.mark.parametrize("size", [0, -1])
 def test_micro_batches_without_examples_are_refused(size: int) -> None:
-    with pytest.raises(StepError, match=f"micro_batch_size={size}: it must be at least 1"):
+    with pytest.raises(StepError, match=f"micro_batch_size={size}: expected at least 1"):
         TrainStep(lambda batch, *, training, seeds: Loss({}), optimizers.SGD(), micro_batch_size=size)
 
 

@@ -1,8 +1,7 @@
-"""``keras:NAME``: the networks of keras.applications as backbones, each with its own preprocessing.
+"""Builds ``keras:NAME``: the networks of keras.applications as backbones, each with its own preprocessing.
 
-The network is ``network/{NAME, head}``: paths such as ``MobileNetV2/Conv1/kernel``, whatever the image
-size. A backbone always has three input channels and the layers that its ImageNet weights want, also
-when it starts from random ones: a weights file then fits, and means the same, however it was made.
+The network is ``network/{NAME, head}``, with paths such as ``MobileNetV2/Conv1/kernel`` for every image size. A backbone
+always has three input channels and the layers that its ImageNet weights require, even if it starts from random weights.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine import keras_private
-from engine.models.images import colour_notes, preprocessing
+from engine.models.images import describe_colours, probe_preprocessing
 from engine.models.keras import heads, weights
 from engine.models.keras.safe_loading import import_keras
 from engine.models.keras.scopes import dtype_policy, seeded
@@ -25,10 +24,10 @@ from engine.models.keras.weights import ImagenetFile
 from engine.models.spec import Model, ModelSpecError, Request
 from engine.text import nearest
 
-# What the engine decides: it sets these itself, or they would change what ImageNet weights mean.
+# Arguments that the engine sets itself, or that would change what ImageNet weights mean.
 _RESERVED = {"include_top", "weights", "input_tensor", "input_shape", "pooling", "classes", "classifier_activation"}
 _RESERVED |= {"name", "weights_name", "include_preprocessing", "model_name", "default_size"}
-# Side in pixels of the images that an application was made for, where that is not 224 (Keras: default_size).
+# The native side of an application's images in pixels, where it is not 224 (Keras: default_size).
 _NATIVE = {"xception": 299, "inceptionv3": 299, "inceptionresnetv2": 299, "nasnetlarge": 331}
 _NATIVE |= {f"efficientnetb{n}": side for n, side in enumerate((224, 240, 260, 300, 380, 456, 528, 600))}
 _NATIVE |= {f"efficientnetv2b{n}": side for n, side in enumerate((224, 240, 260, 300))}
@@ -37,61 +36,56 @@ _NATIVE |= {"efficientnetv2s": 384, "efficientnetv2m": 480, "efficientnetv2l": 4
 
 @dataclass(frozen=True)
 class _Loaded:
-    """Stands for the weights file while a backbone is built."""
+    """Takes the place of the weights file while a backbone is built."""
 
 
-def applications() -> dict[str, Callable[..., Any]]:
-    """Name -> function, of every model function of keras.applications."""
+def find_applications() -> dict[str, Callable[..., Any]]:
+    """The model functions of keras.applications, by name."""
     keras = import_keras()
     found = {name: getattr(keras.applications, name) for name in dir(keras.applications) if name[0].isupper()}
     return {name: function for name, function in found.items() if inspect.isfunction(function)}
 
 
 def native_size(name: str) -> tuple[int, int]:
-    """(height, width) in pixels of the images that an application was made for; its name in any case."""
+    """The (height, width) in pixels of an application's native images; the case of its name does not matter."""
     side = _NATIVE.get(name.lower(), 224)
     return side, side
 
 
-def build(request: Request) -> Model:
-    """Builds an application without its top, and a new head ("gap" unless one is asked for).
+def build_application(request: Request) -> Model:
+    """Builds an application without its top, and a new head ("gap" by default).
 
-    The application's name is taken in any case; options are what its function takes, such as
-    ``alpha=0.35``; grayscale images are repeated to three channels.
-
-    Raises:
-        ModelSpecError: no such application or option, or images too small for it.
-        HeadError: a head that cannot be read.
+    The case of the application's name does not matter. Options are the arguments of its function, such as ``alpha=0.35``.
+    Raises ModelSpecError for an unknown name or option or too small images, and HeadError for a head that is not valid.
     """
     spec, name, image_shape = request.spec, request.name, request.image_shape
-    known = applications()
+    known = find_applications()
     right = {each.lower(): each for each in known}.get(name.lower())
     if right is None:
-        raise ModelSpecError(
-            f"model={spec!r}: keras.applications has no {name!r}{nearest_name(name, list(known)) or _all(known)}"
-        )
+        hint = nearest_name(name, list(known)) or f"; expected one of {', '.join(known)}"
+        raise ModelSpecError(f"model={spec!r}: keras.applications has no {name!r}{hint}")
     options = _options(spec, known[right], request.options)
     make = functools.partial(known[right], include_top=False, input_shape=(*image_shape[:2], 3), **options)
-    parsed = heads.parse(request.head or "gap")
+    parsed = heads.parse_head(request.head or "gap")
     with seeded(request.seed), dtype_policy(request.policy):
         backbone, file = _backbone(spec, make, image_shape)
-        backbone.name = right  # Keras' own has the width, and the size of the weights that it would load
-        network = heads.compose(backbone, parsed, request.outputs)
-    normalise = preprocessing(inspect.getmodule(known[right]).preprocess_input)  # type: ignore[union-attr]
+        backbone.name = right  # Keras' own name has the width, and the size of the weights that it would load
+        network = heads.add_head(backbone, parsed, request.outputs)
+    normalise = probe_preprocessing(inspect.getmodule(known[right]).preprocess_input)  # type: ignore[union-attr]
     return Model(
         spec,
         network,
         request.outputs,
         normalise,
-        upper=heads.upper(network),
+        upper=heads.choose_upper(network),
         statistics="frozen",
-        notes=colour_notes(normalise, image_shape),
-        load=functools.partial(weights.load, spec=spec, network=network, backbone=backbone, imagenet=file),
+        notes=describe_colours(normalise, image_shape),
+        load=functools.partial(weights.load_weights, spec=spec, network=network, backbone=backbone, imagenet=file),
     )
 
 
 def _backbone(spec: str, make: Callable[..., Any], image: tuple[int, int, int]) -> tuple[Any, ImagenetFile | str]:
-    """The backbone with the layers that ImageNet weights want, random; and their file, or why there is none."""
+    """A random backbone with the layers that ImageNet weights require, and their file (or why there is none)."""
     try:
         with _not_loading() as files:
             backbone = make(weights="imagenet")
@@ -104,17 +98,17 @@ def _backbone(spec: str, make: Callable[..., Any], image: tuple[int, int, int]) 
         if match := re.search(r"at least (\d+)x(\d+)", str(error)):
             least = match.group(1)
             raise ModelSpecError(
-                f"model={spec!r}: images of {image[0]}x{image[1]} are too small; {least}x{least} at least"
+                f"model={spec!r}: images of {image[0]}x{image[1]} are too small; expected at least {least}x{least}"
             ) from None
         raise ModelSpecError(f"model={spec!r}: {error}") from None
 
 
 @contextlib.contextmanager
 def _not_loading() -> Iterator[list[ImagenetFile]]:
-    """Building with weights="imagenet" loads nothing here, and says which file it would load.
+    """A scope in which building with weights="imagenet" loads nothing and records the file that it would load.
 
-    Keras has no other way to ask for that name, and some networks (EfficientNet) have another
-    layer when they are built for ImageNet weights.
+    Keras has no other way to find out that file, and some networks (EfficientNet) get another layer when they are built
+    for ImageNet weights.
     """
     import keras
 
@@ -131,14 +125,14 @@ def _not_loading() -> Iterator[list[ImagenetFile]]:
     keras.Model.load_weights = skipped
     try:
         with keras_private.replaced_get_file(named), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*input_shape.*")  # of MobileNet: which file it takes
+            warnings.filterwarnings("ignore", message=".*input_shape.*")  # MobileNet's, on the file that it picks
             yield files
     finally:
         keras.Model.load_weights = load_weights
 
 
 def _options(spec: str, function: Callable[..., Any], options: Mapping[str, str]) -> dict[str, Any]:
-    """Options as the function's own types, read from its defaults."""
+    """Converts options to the types of the function's defaults."""
     known = {
         name: parameter.default
         for name, parameter in inspect.signature(function).parameters.items()
@@ -147,11 +141,11 @@ def _options(spec: str, function: Callable[..., Any], options: Mapping[str, str]
     chosen: dict[str, Any] = {}
     for name, text in options.items():
         if name not in known:
-            listed = f"it has {', '.join(f'{n}={d}' for n, d in known.items())}" if known else "it has none"
-            raise ModelSpecError(f"model={spec!r}: `{name}` is no option of {function.__name__}; {listed}")
+            listed = f"expected one of {', '.join(f'{n}={d}' for n, d in known.items())}" if known else "it has none"
+            raise ModelSpecError(f"model={spec!r}: `{name}` is not an option of {function.__name__}; {listed}")
         kind = type(known[name])
         try:
-            # a float where Keras' default is one: it writes alpha=1.0 into the name of the weights file
+            # a float if Keras' default is one: Keras writes alpha=1.0 into the name of the weights file
             chosen[name] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
         except (ValueError, KeyError):
             wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
@@ -160,11 +154,7 @@ def _options(spec: str, function: Callable[..., Any], options: Mapping[str, str]
 
 
 def nearest_name(name: str, known: list[str]) -> str:
-    """ "; nearest: ..." without regard to upper and lower case."""
+    """ "; nearest: ..." for a name in any case."""
     lower = {each.lower(): each for each in known}
     found = nearest(name.lower(), list(lower))
     return re.sub(r"[\w.]+", lambda match: lower.get(match.group(0), match.group(0)), found)
-
-
-def _all(known: dict[str, Any]) -> str:
-    return f"; it has {', '.join(known)}"

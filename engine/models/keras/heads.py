@@ -1,7 +1,7 @@
-"""Heads for Keras backbones: their text form, building one, and cutting an old one off.
+"""Heads for Keras backbones: parses their text form, builds new ones and cuts off old ones.
 
-The parts are put together as ``network/{BACKBONE, head}``, two sub-models: all variables of the
-head lie under ``head/``, and ``@layers[-20:]`` means the backbone's last layers.
+Backbone and head are two sub-models, ``network/{BACKBONE, head}``: all variables of the head lie under ``head/``, and
+``@layers[-20:]`` means the last layers of the backbone.
 """
 
 from __future__ import annotations
@@ -17,39 +17,34 @@ from engine.selection.variables import name_variables
 from engine.text import nearest
 
 POOLS = ("gap", "gmp", "flatten")
-_LAYERS = {  # by rank of the features: what averages, takes the largest, or keeps all
+_LAYERS = {  # the pooling layers, by the rank of the features
     4: {"gap": "GlobalAveragePooling2D", "gmp": "GlobalMaxPooling2D", "flatten": "Flatten"},
     3: {"gap": "GlobalAveragePooling1D", "gmp": "GlobalMaxPooling1D", "flatten": "Flatten"},
 }
 
 
 class HeadError(InputError):
-    """A head that cannot be read, built, or put in the place of another."""
+    """A head that is not valid, cannot be built, or cannot replace another."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """A head as written in a flag.
+    """A head as written in a flag: its pooling (``POOLS``), and the layers before the logits.
 
-    Attributes:
-        pool: "gap" (mean over positions), "gmp" (maximum) or "flatten" (all positions).
-        parts: in order, a whole number is a hidden layer of so many units with ReLU, a float the
-            rate of a dropout. The last layer, one output a class, comes by itself.
+    An integer among the ``parts`` is the number of units of a hidden layer with ReLU, a float the rate of a dropout.
     """
 
     pool: str = "gap"
     parts: tuple[int | float, ...] = ()
 
 
-def parse(text: str) -> Head:
-    """Reads ``gap``, ``gap,256,dropout=0.5``, ``flatten,512,256``.
-
-    Raises:
-        HeadError: another pooling, or a part that is no number of units and no dropout=R.
-    """
+def parse_head(text: str) -> Head:
+    """Parses a head such as ``gap``, ``gap,256,dropout=0.5`` or ``flatten,512,256``; HeadError if it is not valid."""
     pool, *items = [item.strip() for item in text.split(",")]
     if pool not in POOLS:
-        raise HeadError(f"head={text!r}: it begins with {', '.join(POOLS)}{nearest(pool, list(POOLS))}")
+        raise HeadError(
+            f"head={text!r} is not a valid head; expected it to begin with gap, gmp or flatten{nearest(pool, list(POOLS))}"
+        )
     parts: list[int | float] = []
     for item in items:
         if re.fullmatch(r"\d{1,6}", item) and int(item) > 0:
@@ -58,16 +53,17 @@ def parse(text: str) -> Head:
             parts.append(float(match.group(1)))
         else:
             raise HeadError(
-                f"head={text!r}: `{item}` is no hidden layer (a whole number of units) and no dropout=R with "
-                "0 <= R < 1; as in gap,256,dropout=0.5"
+                f"head={text!r}: `{item}` is not a valid part; expected a hidden layer (a whole number of units) or dropout=R "
+                "with 0 <= R < 1, as in gap,256,dropout=0.5"
             )
     return Head(pool, tuple(parts))
 
 
-def compose(backbone: Any, head: Head, outputs: int) -> Any:
-    """A Keras model: ``backbone``, then a new head of float ``outputs`` logits.
+def add_head(backbone: Any, head: Head, outputs: int) -> Any:
+    """Builds the Keras model of a backbone and a new head with ``outputs`` logits.
 
-    The last layer starts small (truncated normal, 0.02), hidden ones as He et al. (arXiv:1502.01852).
+    The last layer starts small (truncated normal, 0.02), hidden ones as in He et al. (arXiv:1502.01852). Raises HeadError
+    if the features have a rank that the head cannot pool.
     """
     import keras
 
@@ -76,9 +72,7 @@ def compose(backbone: Any, head: Head, outputs: int) -> Any:
     layers: list[Any] = []
     if len(features.shape) > 2:
         if len(features.shape) not in _LAYERS:
-            raise HeadError(
-                f"head={head.pool!r}: the features have shape {list(features.shape)}; rank 2 to 4 is wanted"
-            )
+            raise HeadError(f"head={head.pool!r}: the features have shape {list(features.shape)}; expected rank 2 to 4")
         layers.append(getattr(keras.layers, _LAYERS[len(features.shape)][head.pool])(name="pool"))
     for number, part in enumerate(head.parts):
         if isinstance(part, int):
@@ -90,11 +84,10 @@ def compose(backbone: Any, head: Head, outputs: int) -> Any:
     return keras.Model(image, keras.Sequential(layers, name="head")(features), name="network")
 
 
-def cut(model: Any, spec: str) -> Any:
-    """The model up to what its last layer with weights reads: its features.
+def cut_head(model: Any, spec: str) -> Any:
+    """The model without its last layer with weights: from its input to its features.
 
-    Raises:
-        HeadError: the model is no graph of layers, or its last layer is a whole network.
+    Raises HeadError if the model is not a graph of layers, or its last layer is a whole network.
     """
     import keras
 
@@ -103,14 +96,14 @@ def cut(model: Any, spec: str) -> Any:
         layer, inputs = _made_by(tensor)
         if len(inputs) != 1:
             raise HeadError(
-                f"model={spec!r}: no layer can be cut off: its outputs come from the layer {layer.name!r}, "
+                f"model={spec!r}: its head cannot be cut off: its outputs come from the layer {layer.name!r}, "
                 f"which joins {len(inputs)} tensors"
             )
         weights = list(getattr(layer, "weights", ()))
         if weights and isinstance(layer, keras.Model) and not groups.in_head(layer.name):
             raise HeadError(
-                f"model={spec!r}: no layer can be cut off: its last layer is the whole model {layer.name!r}; "
-                "save that one by itself, or build the model in py:module:factory"
+                f"model={spec!r}: its head cannot be cut off: its last layer is the whole model {layer.name!r}; "
+                "save that model on its own, or build the network in py:module:factory"
             )
         tensor = inputs[0]
         shape = tensor.shape if weights else None
@@ -118,15 +111,11 @@ def cut(model: Any, spec: str) -> Any:
     return keras.Model(model.inputs[0], tensor, name="backbone" if groups.in_head(name) else name)
 
 
-def without_activation(model: Any, spec: str) -> tuple[Any, str]:
-    """The model with logits for outputs, and what was done in words ("" where it had them already).
+def remove_activation(model: Any, spec: str) -> tuple[Any, str]:
+    """The model with logits as outputs, and a note on what was removed ("" if it had them already).
 
-    A last softmax or sigmoid is found in the traced graph, whatever layer made it. It is then taken
-    off: the losses here want logits, and the gradient of a loss on probabilities is not that of
-    training.
-
-    Raises:
-        HeadError: it ends in probabilities, and not by a layer from which that can be taken.
+    A final softmax or sigmoid is found in the traced graph, whichever layer computes it. It is removed because the losses
+    here expect logits. Raises HeadError if it comes from a layer that cannot be removed or changed.
     """
     import keras
 
@@ -144,14 +133,14 @@ def without_activation(model: Any, spec: str) -> tuple[Any, str]:
         model = keras.Model(model.inputs[0], inputs[0], name=model.name)
     if last_operation(model) in ("Softmax", "Sigmoid"):
         raise HeadError(
-            f"model={spec!r}: it ends in {kind.lower()} (layer {layer.name!r}), which cannot be taken off; "
-            "logits are wanted: --head=gap puts a new head on it"
+            f"model={spec!r}: it ends in {kind.lower()} (layer {layer.name!r}), which cannot be removed, but the loss expects "
+            "logits; --head=gap gives it a new head"
         )
-    return model, f"the last {kind.lower()} is taken off: losses here want logits"
+    return model, f"the final {kind.lower()} was removed, since the loss expects logits"
 
 
 def last_operation(model: Any) -> str:
-    """Type of the operation that makes a network's output, such as "Softmax"."""
+    """The type of the operation that computes a network's output, such as "Softmax"."""
     import tensorflow as tf
 
     shape = [1, *(size or 64 for size in model.input_shape[1:])]
@@ -160,15 +149,15 @@ def last_operation(model: Any) -> str:
 
 
 def output_operation(concrete: Any) -> str:
-    """Type of the operation behind a traced function's only output, identities left out."""
+    """The type of the operation that computes a traced function's only output, identities and casts aside."""
     operation = concrete.outputs[0].op
     while operation.type in ("Identity", "Cast") and operation.inputs:
         operation = operation.inputs[0].op
     return str(operation.type)
 
 
-def upper(network: Any) -> str:
-    """Filter text for a Keras model's last 20 layers, or what there is beside the head ("" if nothing)."""
+def choose_upper(network: Any) -> str:
+    """The text of a filter for a Keras model's last 20 layers, or for all it has besides the head ("" if nothing)."""
     rest = [entry for entry in name_variables(network) if "head" not in entry.groups and entry.kind == "weight"]
     if any(name == "" and index >= count - 20 for entry in rest for name, index, count in entry.layers):
         return "@layers[-20:]"
@@ -176,9 +165,11 @@ def upper(network: Any) -> str:
 
 
 def _made_by(tensor: Any) -> tuple[Any, list[Any]]:
-    """The layer that made a Keras tensor, and the tensors that it read."""
+    """The layer that computed a Keras tensor, and the tensors that it read."""
     history = getattr(tensor, "_keras_history", None)
     if history is None:
-        raise HeadError("the model is no graph of Keras layers; build it in py:module:factory with the head it needs")
+        raise HeadError(
+            "the model is not a graph of Keras layers; build it in py:module:factory with the head that it needs"
+        )
     node = keras_private.inbound_nodes(history.operation)[history.node_index]
     return history.operation, list(node.input_tensors)

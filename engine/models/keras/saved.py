@@ -1,6 +1,6 @@
-"""``file:X.keras``, ``file:X.h5``: a saved Keras model, as it is or with a new head.
+"""Builds ``file:X.keras`` and ``file:X.h5``: a saved Keras model, as it is or with a new head.
 
-Files are untrusted: they are loaded in Keras' safe mode, which runs no code that a file brings.
+Files are not trusted: they are loaded in Keras' safe mode, which runs no code from a file.
 """
 
 from __future__ import annotations
@@ -19,25 +19,18 @@ from engine.models.spec import Model, ModelSpecError, Request
 from engine.selection.variables import is_keras, name_variables
 
 
-def build(request: Request) -> Model:
-    """Loads a saved model: the request's name is a ``.keras`` file, or a legacy ``.h5`` or ``.hdf5``.
+def build_saved_model(request: Request) -> Model:
+    """Loads a saved model: the request's name is a ``.keras`` file, or a legacy ``.h5`` or ``.hdf5`` file.
 
-    The option ``preprocess=tf|torch|caffe|unit|pixels`` says what its images should be. A file keeps
-    the dtype of its variables, so another is an error.
-
-    Raises:
-        ModelSpecError: no such file, no Keras model, unsafe content, or images or outputs that do not fit.
-        HeadError: no head can be put on it.
+    The option ``preprocess=tf|torch|caffe|unit|pixels`` chooses the preprocessing of its images. A file keeps the dtype of
+    its variables. Raises ModelSpecError if the file does not exist, is not a Keras model or is unsafe, or if its dtype,
+    images or outputs do not fit; HeadError if it cannot get a new head.
     """
-    return adopt(request, load_model(request.name, "model"), own=f"those of {request.name}")
+    return adopt_model(request, load_model(request.name, "model"), own=f"those of {request.name}")
 
 
-def input_size(path: str) -> tuple[int, int] | None:
-    """(height, width) in pixels of a saved model's only input; None where it takes any.
-
-    Raises:
-        ModelSpecError: no such file, no Keras model, or unsafe content.
-    """
+def read_input_size(path: str) -> tuple[int, int] | None:
+    """The (height, width) in pixels of a saved model's only input, or None for any size; raises as ``load_model`` does."""
     inputs = getattr(load_model(path, "model"), "inputs", None) or []
     shape = list(inputs[0].shape) if len(inputs) == 1 else []
     if len(shape) != 4 or (shape[1] is None and shape[2] is None):
@@ -45,10 +38,10 @@ def input_size(path: str) -> tuple[int, int] | None:
     return shape[1] or shape[2], shape[2] or shape[1]
 
 
-def adopt(request: Request, model: Any, *, own: str) -> Model:
-    """Makes a Keras model trainable here: input and outputs checked, a head or logits where wanted.
+def adopt_model(request: Request, model: Any, *, own: str) -> Model:
+    """Prepares a Keras model for training: checks its input and outputs, and adds a head or removes an activation.
 
-    ``own`` says where its weights come from. Raises as ``build`` does.
+    ``own`` describes where its weights come from. Raises as ``build_saved_model`` does.
     """
     spec, outputs = request.spec, request.outputs
     _check_input(spec, model, request.image_shape)
@@ -57,18 +50,18 @@ def adopt(request: Request, model: Any, *, own: str) -> Model:
     notes = [note] if note else []
     backbone = None
     if request.head is not None:
-        parsed = heads.parse(request.head)
-        backbone = heads.cut(model, spec)
+        parsed = heads.parse_head(request.head)
+        backbone = heads.cut_head(model, spec)
         with scopes.seeded(request.seed), scopes.dtype_policy(request.policy):
-            network = heads.compose(backbone, parsed, outputs)
-        notes.append(f"a new head of {outputs} outputs on {backbone.name}'s {_size(backbone.output_shape)} features")
+            network = heads.add_head(backbone, parsed, outputs)
+        notes.append(f"a new head with {outputs} outputs on {backbone.name}'s {_size(backbone.output_shape)} features")
     else:
         if model.output_shape != (None, outputs):
             raise ModelSpecError(
-                f"model={spec!r}: its outputs have shape {_size(model.output_shape)}, the data want {outputs}; "
-                "--head=gap puts a new head in the place of its last layer"
+                f"model={spec!r}: its outputs have shape {_size(model.output_shape)}, but the data require {outputs}; "
+                "--head=gap replaces its last layer by a new head"
             )
-        network, note = heads.without_activation(model, spec) if request.logits else (model, "")
+        network, note = heads.remove_activation(model, spec) if request.logits else (model, "")
         notes += [note] if note else []
     follow_precision(request, network)
     return Model(
@@ -76,29 +69,29 @@ def adopt(request: Request, model: Any, *, own: str) -> Model:
         network,
         outputs,
         normalise,
-        upper=heads.upper(network),
+        upper=heads.choose_upper(network),
         statistics="frozen",
-        notes=(*notes, *images.colour_notes(normalise, request.image_shape)),
-        load=functools.partial(weights.load, spec=spec, network=network, backbone=backbone, own=own),
+        notes=(*notes, *images.describe_colours(normalise, request.image_shape)),
+        load=functools.partial(weights.load_weights, spec=spec, network=network, backbone=backbone, own=own),
     )
 
 
 def follow_precision(request: Request, network: Any) -> None:
-    """Makes the layers of a built Keras model compute as the request wants; their variables stay as they are.
+    """Sets the dtype in which the layers of a built Keras model compute; their variables keep theirs.
 
-    Raises:
-        ModelSpecError: weights of another dtype than the request's, or no Keras model that should compute in another.
+    Raises ModelSpecError if the weights have another dtype than the request's; or if the request computes in another one
+    than theirs, but the model is not a Keras model.
     """
     wanted = tf.as_dtype(request.dtype).name
     other = {entry.variable.dtype.name for entry in name_variables(network) if entry.kind == "weight"} - {wanted}
     if other:
-        raise ModelSpecError(f"model={request.spec!r}: its weights are {', '.join(sorted(other))}; {wanted} is wanted")
+        raise ModelSpecError(f"model={request.spec!r}: its weights are {', '.join(sorted(other))}; expected {wanted}")
     if request.compute == request.dtype:
         return
     if not is_keras(network):
         raise ModelSpecError(
-            f"precision={request.policy}: {request.name} returns a tf.Module, which decides itself what it computes in; "
-            "vit:, cnn: and Keras models follow --precision"
+            f"precision={request.policy}: {request.name} returns a tf.Module, which itself decides the precision it computes "
+            "in; only vit:, cnn: and Keras models follow --precision"
         )
     import keras
 
@@ -108,7 +101,7 @@ def follow_precision(request: Request, network: Any) -> None:
 
 
 def _plain(model: Any) -> Any:
-    """The model with a tensor for input and output: some are saved with lists of one."""
+    """The model with a single tensor as its input and output: some are saved with lists of one."""
     import keras
 
     if isinstance(model, keras.Sequential) or not isinstance(model, keras.Model):
@@ -122,27 +115,27 @@ def _check_input(spec: str, model: Any, image: tuple[int, int, int]) -> None:
     shapes = [tuple(tensor.shape) for tensor in model.inputs], [tuple(tensor.shape) for tensor in model.outputs]
     if len(shapes[0]) != 1 or len(shapes[1]) != 1:
         raise ModelSpecError(
-            f"model={spec!r}: it has {len(shapes[0])} inputs and {len(shapes[1])} outputs; one of each is wanted"
+            f"model={spec!r}: it has {len(shapes[0])} inputs and {len(shapes[1])} outputs; expected one of each"
         )
     wanted = shapes[0][0]
     if len(wanted) != 4 or wanted[3] not in (1, 3):
-        raise ModelSpecError(f"model={spec!r}: its input has shape {_size(wanted)}; [height, width, 1 or 3] is wanted")
+        raise ModelSpecError(f"model={spec!r}: its input has shape {_size(wanted)}; expected [height, width, 1 or 3]")
     if any(size is not None and size != given for size, given in zip(wanted[1:3], image[:2], strict=True)):
         raise ModelSpecError(
-            f"model={spec!r}: the images are {image[0]}x{image[1]}, its input is {_size(wanted[:3])}; "
-            "--image_size makes them so"
+            f"model={spec!r}: the images are {image[0]}x{image[1]}, but its input is {_size(wanted[:3])}; "
+            "--image_size resizes them"
         )
 
 
 def _preprocessing(request: Request, model: Any) -> tuple[Normalise, str]:
     channels = model.input_shape[3]
-    mode = images.chosen_mode(request)
+    mode = images.parse_mode(request)
     if mode is not None:
-        return images.preprocessing_by_name(mode, channels), ""
+        return images.build_preprocessing(mode, channels), ""
     scaling = any(type(x).__name__ in ("Rescaling", "Normalization") for x in keras_private.flatten_layers(model))
-    why = "it scales images itself" if scaling else "a file does not say what it was trained on"
-    note = f"images are given as {'0 to 255' if scaling else '-1 to 1'} ({why}; ,preprocess= says otherwise)"
-    return images.preprocessing_by_name("pixels" if scaling else "tf", channels), note
+    why = "it scales images itself" if scaling else "a file does not record how it was trained"
+    note = f"images are scaled to {'0 to 255' if scaling else '-1 to 1'} ({why}; the option preprocess changes this)"
+    return images.build_preprocessing("pixels" if scaling else "tf", channels), note
 
 
 def _size(shape: Any) -> str:

@@ -1,4 +1,4 @@
-"""Scopes in which Keras layers are made: seeds and dtype policies."""
+"""Scopes for building Keras layers: seeds and dtype policies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.models.keras.safe_loading import import_keras
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Keras draws the seeds of its initialisers and dropouts from Python's generator."""
+    """Seeds Python's generator, from which Keras draws the seeds of its initialisers and dropouts."""
     before = random.getstate()
     random.seed(seed)
     try:
@@ -22,7 +22,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def dtype_policy(name: str) -> Iterator[None]:
-    """Keras layers made inside compute by the policy of that name."""
+    """Sets the dtype policy of the Keras layers that are built inside."""
     keras = import_keras()
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(name)

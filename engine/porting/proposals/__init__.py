@@ -1,1 +1,1 @@
-"""Proposals for a port: which tensor could be which variable, and how sure that is."""
+"""Proposes rules for a port: which tensor could become which variable, and with what confidence."""

@@ -1,4 +1,4 @@
-"""Which units can correspond by their shapes."""
+"""Groups the units that can correspond by their shapes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from engine.porting.proposals.fitting import Fit, Layout, Shape, fit
+from engine.porting.proposals.fitting import Fit, Layout, Shape, fit_shape
 from engine.porting.proposals.units import Item, Unit
 
 _LONE = frozenset({"lone", "gamma", "alpha", "other"})
@@ -15,12 +15,12 @@ Shapes = tuple[tuple[str, Shape, str, bool, bool], ...]
 
 
 def shapes_of(unit: Unit) -> Shapes:
-    """All that decides with what a unit can be paired."""
+    """Returns everything that decides which units a unit can be paired with."""
     return tuple(sorted((i.role, i.shape, i.type, i.table, i.still) for i in unit.items.values()))
 
 
-def roles(one: Sequence[str], other: Sequence[str]) -> list[tuple[str, str]]:
-    """Which roles of two units correspond; empty when the units are of different kinds."""
+def match_roles(one: Sequence[str], other: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns which roles of two units correspond; nothing for units of different kinds."""
     common = sorted(set(one) & set(other))
     if "kernel" in one or "kernel" in other:
         if "kernel" in common:
@@ -34,25 +34,25 @@ def roles(one: Sequence[str], other: Sequence[str]) -> list[tuple[str, str]]:
     return []
 
 
-def item_fit(source: Item, target: Item, layout: Layout) -> Fit | None:
-    """How one variable becomes another; None when it cannot."""
+def fit_item(source: Item, target: Item, layout: Layout) -> Fit | None:
+    """Finds how one variable becomes another; None if it cannot."""
     if source.type != target.type or math.prod(source.shape) != math.prod(target.shape):
         return None
     kernels = source.role == target.role == "kernel" and not source.still and not (target.still and target.table)
     role = "kernel" if kernels else ""
-    return fit(source.shape, target.shape, role, layout, table=source.table or target.table)
+    return fit_shape(source.shape, target.shape, role, layout, table=source.table or target.table)
 
 
 def _cost(one: Shapes, other: Shapes, layout: Layout) -> float | None:
-    """Log odds lost by what does not fit quite; None when it cannot be."""
+    """Returns the log odds lost to imperfect fits; None if the units cannot correspond."""
     left = {role: Item("", shape, kind, role, table, still) for role, shape, kind, table, still in one}
     right = {role: Item("", shape, kind, role, table, still) for role, shape, kind, table, still in other}
-    pairs = roles(list(left), list(right))
+    pairs = match_roles(list(left), list(right))
     if not pairs:
         return None
     cost = 0.8 * (len(left) + len(right) - 2 * len(pairs))
     for a, b in pairs:
-        found = item_fit(left[a], right[b], layout)
+        found = fit_item(left[a], right[b], layout)
         if found is None:
             return None
         cost += 3 * (1 - found.quality) + 0.7 * (a != b) + 1.5 * (left[a].table != right[b].table)
@@ -60,15 +60,15 @@ def _cost(one: Shapes, other: Shapes, layout: Layout) -> float | None:
 
 
 class Groups(NamedTuple):
-    """Units that may correspond by shape: for each unit of either side the number of its group."""
+    """Units that may correspond by shape: the number of the group of each unit on either side."""
 
     sources: list[int]
     targets: list[int]
     costs: dict[tuple[Shapes, Shapes], float]
 
 
-def group(sources: Sequence[Unit], targets: Sequence[Unit], layout: Layout) -> Groups:
-    """Connects what can be paired, by number of elements first and then by all shapes of a unit."""
+def group_units(sources: Sequence[Unit], targets: Sequence[Unit], layout: Layout) -> Groups:
+    """Groups units that can be paired, first by their number of elements and then by all shapes of a unit."""
     left = [shapes_of(unit) for unit in sources]
     right = [shapes_of(unit) for unit in targets]
     by_size: dict[int, set[Shapes]] = defaultdict(set)

@@ -1,9 +1,9 @@
-"""How the numbers in names of two sides correspond: ``conv1 .. conv5`` and ``conv2d, conv2d_1 .. conv2d_4``.
+"""Matches the numbers in the names of two sides: ``conv1 .. conv5`` and ``conv2d, conv2d_1 .. conv2d_4``.
 
-Numbers at one place of a name (all that follow one beginning) are a series. A name without a number where
-others have one counts as the number before theirs (``conv2d`` as 0, ``block`` before ``block2`` as 1). Two series correspond by value when they hold the same numbers, by rank when they
-are shifted; how far that is to be trusted depends on what else fits: the layers under each number, the
-order in the model, and whether numbers are missing.
+The numbers at one place in names (after the same beginning) are a series. A name without a number where others
+have one counts as the number before theirs (``conv2d`` as 0, ``block`` before ``block2`` as 1). Two series
+correspond by value if they hold the same numbers, and by rank if they are shifted. How far that can be trusted
+depends on what else fits: the layers under each number, the order in the model, and whether numbers are missing.
 """
 
 from __future__ import annotations
@@ -18,26 +18,22 @@ from typing import NamedTuple
 import numpy as np
 
 from engine.porting.proposals.units import Unit
-from engine.porting.proposals.words import Token, words_of
+from engine.porting.proposals.words import Token, canonical_words
 
 _AUTOMATIC = re.compile(
     r"((separable_|depthwise_)?conv[123]d(_transpose)?|dense|(batch|layer|group)_normalization|embedding|p_re_lu|multi_head_attention)"
 )
 
-_DOUBT = 0.5  # where another reading of the numbers is about as good: with two candidates, 0.75 at most comes of it
+_DOUBT = 0.5  # where another reading of the numbers is about as good; two candidates then reach 0.75 at most
 
 
 class Series(NamedTuple):
-    """The numbers at one place of names.
+    """The numbers at one place in names: all ``values``, and those of the units in question (of one shape), ``here``.
 
-    Attributes:
-        values: all, in order.
-        here: those of the units in question (of one shape).
-        before, after: the words around the place, canonical; ``raw`` is the one before as written.
-        profile: for each value, the shapes of the units that have it.
-        by_model: positions of the values in the order of the model.
-        automatic: given by Keras or TensorFlow, in the order of making.
-        parallel: automatic, in a model with parallel branches: the order of making says little.
+    ``before`` and ``after`` are the canonical words around the place, ``raw`` is the one before as written. ``profile``
+    has the shapes of the units with each value, and ``by_model`` the positions of the values in the order of the model.
+    ``automatic`` series were numbered by Keras or TensorFlow, in the order of creation; in ``parallel`` ones, which are
+    in a model with parallel branches, that order says little.
     """
 
     values: tuple[int, ...]
@@ -52,7 +48,7 @@ class Series(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A number in a unit's name: its series' key, and the value."""
+    """A number in a unit's name: the key of its series, and the value."""
 
     key: tuple[Token, ...]
     value: int
@@ -61,10 +57,8 @@ class Place(NamedTuple):
 class Numbers:
     """All series of one side.
 
-    Args:
-        units: the side's units.
-        shapes: for each unit a number that says its shape; equal numbers may correspond.
-        ordered: True when the units come in the order of the model.
+    ``shapes`` has a number for the shape of each unit; units with equal numbers may correspond. ``ordered`` says
+    whether the units are in the order of the model.
     """
 
     def __init__(self, units: Sequence[Unit], shapes: Sequence[int], *, ordered: bool) -> None:
@@ -99,7 +93,7 @@ class Numbers:
         self._branches = self._parallel()
 
     def _parallel(self) -> frozenset[tuple[Token, ...]]:
-        """Keys of automatic series of kernels, some of which read what an earlier one had read."""
+        """Returns the keys of automatic series in which some kernel reads the same input as an earlier one."""
         found = set()
         for key, values in self.members.items():
             if not _automatic(key):
@@ -118,7 +112,7 @@ class Numbers:
         return frozenset(found)
 
     def series(self, key: tuple[Token, ...], here: Iterable[int]) -> Series:
-        """One series, ``here`` being the numbers of the units in question."""
+        """Returns a series; ``here`` are the numbers of the units in question."""
         if key not in self._known:
             self._known[key] = self._series(key)
         return self._known[key]._replace(here=tuple(sorted(set(here))))
@@ -126,9 +120,9 @@ class Numbers:
     def _series(self, key: tuple[Token, ...]) -> Series:
         values = self.members[key]
         numbers = tuple(sorted(values))
-        words = words_of(tuple(token for token in key if isinstance(token, str)))
+        words = canonical_words(tuple(token for token in key if isinstance(token, str)))
         first = self.units[next(iter(values.values()))[0]]
-        after = words_of(first.tokens[len(key) + 1 :])
+        after = canonical_words(first.tokens[len(key) + 1 :])
         by_model = None
         if self.ordered:
             places = [min(self.units[n].position for n in values[value]) for value in numbers]
@@ -147,7 +141,7 @@ class Numbers:
 
 
 def _automatic(key: tuple[Token, ...]) -> bool:
-    """True when the words before the number are a name that Keras or TensorFlow gives by itself."""
+    """Whether the words before the number are a name that Keras or TensorFlow generates."""
     words: list[str] = []
     for token in reversed(key):
         if not isinstance(token, str):
@@ -164,8 +158,8 @@ class Link(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1 << 14)
-def link(one: Series, other: Series) -> Link | None:
-    """The correspondence of two series, None when there is no sensible one."""
+def link_series(one: Series, other: Series) -> Link | None:
+    """Finds how two series correspond; None if there is no plausible way."""
     found = _by_numbers(one, other)
     if found is None:
         return None
@@ -175,16 +169,16 @@ def link(one: Series, other: Series) -> Link | None:
              for place, value in enumerate(one.values) if value in partner]  # fmt: skip
     fits = [len(a & b) / min(len(a), len(b)) for a, b in pairs]
     if fits and float(np.mean(fits)) < 0.75:
-        trust = min(trust, 0.5)  # the layers under the numbers are others
-    told = len({a for a, _ in pairs}) > 1 and float(np.mean(fits)) > 0.99
+        trust = min(trust, 0.5)  # the layers under the numbers differ
+    decided = len({a for a, _ in pairs}) > 1 and float(np.mean(fits)) > 0.99
     for series, far in ((one, other), (other, one)):
         if series.parallel:
             trust = min(trust, _DOUBT)
         if series.by_model is not None and list(series.by_model) != sorted(series.by_model):
             shuffled = [series.profile[place] for place in series.by_model]
-            if not (told and len(shuffled) == len(far.profile) and any(
+            if not (decided and len(shuffled) == len(far.profile) and any(
                 not a & b for a, b in zip(shuffled, far.profile, strict=True))):  # fmt: skip
-                trust = min(trust, _DOUBT)  # numbers say one order, the model another
+                trust = min(trust, _DOUBT)  # the numbers and the model are in different orders
     return Link(partner, trust)
 
 
@@ -222,17 +216,22 @@ def _shifted(a: Sequence[int], b: Sequence[int]) -> bool:
 
 
 class Aligned(NamedTuple):
-    """Places of two names that correspond: (place in one, place in the other, link) and the trust in all of it."""
+    """The places of two names that correspond as (place in one, place in the other, link), and the trust in them."""
 
     links: tuple[tuple[int, int, Link], ...]
     trust: float
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def align(one: tuple[Series, ...], other: tuple[Series, ...]) -> Aligned:
-    """Which numbers in two names mean the same, in their order."""
+def align_numbers(one: tuple[Series, ...], other: tuple[Series, ...]) -> Aligned:
+    """Finds which numbers in two names correspond, in their order."""
     scored: list[tuple[float, tuple[tuple[int, int, Link], ...]]] = [(0.0, ())]
-    links = {(i, j): found for i, a in enumerate(one) for j, b in enumerate(other) if (found := link(a, b)) is not None}
+    links = {
+        (i, j): found
+        for i, a in enumerate(one)
+        for j, b in enumerate(other)
+        if (found := link_series(a, b)) is not None
+    }
     most = min(len(one), len(other), 3)
     for count in range(1, most + 1):
         for left in combinations(range(len(one)), count):
@@ -247,7 +246,7 @@ def align(one: tuple[Series, ...], other: tuple[Series, ...]) -> Aligned:
         return Aligned((), 1.0)
     trust = min(found.trust for _, _, found in best[1])
     if len(scored) > 1 and best[0] - scored[1][0] < 0.25 and len(scored[1][1]) == len(best[1]):
-        trust = min(trust, _DOUBT)  # another reading is as good
+        trust = min(trust, _DOUBT)  # another reading is about as good
     return Aligned(best[1], trust)
 
 

@@ -1,4 +1,4 @@
-"""Which unit of a source is which unit of a model: shapes decide what can be, words and numbers what is."""
+"""Pairs the units of a source and a model: shapes decide what is possible, words and numbers what is likely."""
 
 from __future__ import annotations
 
@@ -11,31 +11,28 @@ import numpy as np
 
 from engine.porting.proposals import numbering
 from engine.porting.proposals.fitting import Layout
-from engine.porting.proposals.grouping import Groups, Shapes, group, shapes_of
+from engine.porting.proposals.grouping import Groups, Shapes, group_units, shapes_of
 from engine.porting.proposals.numbering import Numbers, Series
-from engine.porting.proposals.similarity import Likeness, belief, mutual, word_weights
+from engine.porting.proposals.similarity import Likeness, match_mutually, share_belief, word_weights
 from engine.porting.proposals.units import Unit
 
 _APART = 10.0  # log odds against units whose numbers disagree
 _UNNUMBERED = 1.5  # for a number that only one of two names has
-_SURE = 0.8  # belief that others may build on
-_STEP, _FAR = 1.2, 5  # log odds for each unit of distance in the model's order, and where distance ends to count
-_IN_ORDER = 0.9  # trust in nearness
-_FEW = 8  # layers in a scope that say where it lies; a scope of more is most of the model
+_SURE = 0.8  # the belief from which other pairs may be inferred
+_STEP = 1.2  # log odds per unit of distance in the model's order
+_FAR = 5  # the distance from which it no longer counts
+_IN_ORDER = 0.9  # the trust in proximity
+_FEW = 8  # the most layers of a scope that locate it; a larger scope is most of the model
 _MANY = 1_000_000
-_MOST_CELLS = 26_000_000  # of one group of equal shapes; beyond that nobody would read the candidates
+_MOST_CELLS = 26_000_000  # in a group of equal shapes; beyond that nobody would read the candidates
 
 
 class Pair(NamedTuple):
-    """Two units that may correspond.
+    """Two units that may correspond, by their places, and the belief in this pair against others, in [0, 1].
 
-    Attributes:
-        source, target: their places.
-        certainty: belief in this pairing against others, in [0, 1].
-        shared: share of what the words tell that both names have, in [0, 1].
-        clash: the names speak of different things, such as a query and a key.
-        alone: no other unit of either side could have been meant.
-        rivals: places of other sources, with the belief in each.
+    ``shared`` is the share of the words' information that the names have in common, in [0, 1]. ``clash`` says whether
+    the names are of different things, such as a query and a key, and ``alone`` whether no other unit of either side is
+    possible. ``rivals`` are the places of other sources, with the belief in each.
     """
 
     source: int
@@ -48,8 +45,8 @@ class Pair(NamedTuple):
 
 
 def pair_units(sources: Sequence[Unit], targets: Sequence[Unit], layout: Layout) -> list[Pair]:
-    """The likeliest partner of each unit, each unit once; time grows with the square of a group of equal shapes."""
-    groups = group(sources, targets, layout)
+    """Finds the likeliest partner of each unit; time grows with the square of the largest group of equal shapes."""
+    groups = group_units(sources, targets, layout)
     left = Numbers(sources, groups.sources, ordered=False)
     right = Numbers(targets, groups.targets, ordered=True)
     general = word_weights([unit.words for unit in sources], [unit.words for unit in targets])
@@ -63,7 +60,7 @@ def pair_units(sources: Sequence[Unit], targets: Sequence[Unit], layout: Layout)
         if rows and columns and len(rows) * len(columns) <= _MOST_CELLS:
             alike, so_far = _believe(sources, targets, rows, columns, groups, left, right, general)
             found.append((rows, columns, alike, so_far))
-            sure += [(rows[i], columns[j]) for i, j in mutual(so_far.shares) if so_far.shares[i, j] > _SURE]
+            sure += [(rows[i], columns[j]) for i, j in match_mutually(so_far.shares) if so_far.shares[i, j] > _SURE]
     near = _neighbours(sources, targets, sure)
     pairs: list[Pair] = []
     for rows, columns, alike, so_far in found:
@@ -72,7 +69,7 @@ def pair_units(sources: Sequence[Unit], targets: Sequence[Unit], layout: Layout)
 
 
 class _Belief(NamedTuple):
-    """Of each pairing of a group: log odds by words and numbers, trust in the numbers, and the belief."""
+    """For each pair in a group: the log odds by words and numbers, the trust in the numbers, and the belief."""
 
     score: np.ndarray
     trust: np.ndarray
@@ -80,7 +77,7 @@ class _Belief(NamedTuple):
 
 
 def _neighbours(sources: Sequence[Unit], targets: Sequence[Unit], sure: Sequence[tuple[int, int]]) -> dict[int, float]:
-    """For each source unit the place in the model of what lies in the same scope, as far as that is sure."""
+    """Returns, for each source unit, where the model has the units of the same scope whose pairs are certain."""
     places: dict[tuple, list[int]] = defaultdict(list)
     for source, target in sure:
         tokens = sources[source].tokens
@@ -101,11 +98,7 @@ def _by_neighbours(
     columns: list[int],
     targets: Sequence[Unit],
 ) -> np.ndarray:
-    """Belief moved, where words and numbers leave it open, to units that lie near in the model's order.
-
-    ``attention/output/LayerNorm`` lies beside ``attention/output/dense``: of two norms it is the one that the
-    model has near that layer's partner.
-    """
+    """Shifts belief, where words and numbers leave it open, to units that are near in the model's order."""
     shares = so_far.shares
     if shares.size < 2 or shares.size > _MANY:
         return shares
@@ -117,7 +110,7 @@ def _by_neighbours(
     for row, number in enumerate(rows):
         if number in near:
             apart[row] = _STEP * np.minimum(np.abs(places - near[number]), _FAR)
-    moved = _IN_ORDER * belief(so_far.score - apart) + (1 - _IN_ORDER) * shares
+    moved = _IN_ORDER * share_belief(so_far.score - apart) + (1 - _IN_ORDER) * shares
     result: np.ndarray = np.where(doubtful & (so_far.trust > _SURE), moved, shares)
     return result
 
@@ -132,20 +125,20 @@ def _believe(
     right: Numbers,
     general: dict[str, float],
 ) -> tuple[Likeness, _Belief]:
-    """What words and numbers say of a group."""
+    """Computes the belief in the pairs of a group from words and numbers."""
     alike = Likeness([sources[n].words for n in rows], [targets[n].words for n in columns], general)
     score = alike.score - _costs([sources[n] for n in rows], [targets[n] for n in columns], groups.costs)
-    by_words = belief(score)
-    if score.size == 1:  # numbers tell nothing where there is one of each
+    by_words = share_belief(score)
+    if score.size == 1:  # numbers do not matter where there is one of each
         return alike, _Belief(score, np.ones(score.shape, np.float32), by_words)
     apart, trust = _numbers(rows, columns, left, right)
-    by_both = belief(score - apart) if apart.any() else by_words
+    by_both = share_belief(score - apart) if apart.any() else by_words
     return alike, _Belief(score - apart, trust, trust * by_both + (1 - trust) * by_words)
 
 
 def _pairs(rows: list[int], columns: list[int], alike: Likeness, shares: np.ndarray) -> list[Pair]:
     pairs = []
-    for row, column in mutual(shares):
+    for row, column in match_mutually(shares):
         others = [n for n in np.argsort(-shares[:, column])[:4] if n != row and shares[n, column] > 0.02][:3]
         pairs.append(
             Pair(
@@ -170,14 +163,14 @@ def _costs(left: list[Unit], right: list[Unit], costs: dict[tuple[Shapes, Shapes
 
 
 def _numbered(keys: Sequence) -> tuple[list, np.ndarray]:
-    """The different keys, and for each entry the number of its key."""
+    """Returns the distinct keys, and the number of the key of each entry."""
     different = dict.fromkeys(keys)
     places = {key: place for place, key in enumerate(different)}
     return list(different), np.array([places[key] for key in keys], np.int64)
 
 
 def _numbers(rows: list[int], columns: list[int], left: Numbers, right: Numbers) -> tuple[np.ndarray, np.ndarray]:
-    """Log odds against each two units by their numbers, and the trust in the comparison."""
+    """Returns the log odds against each pair by its numbers, and the trust in the comparison."""
     apart = np.zeros((len(rows), len(columns)), np.float32)
     trust = np.ones((len(rows), len(columns)), np.float32)
     one, at_row, values_row = _series(rows, left)
@@ -189,14 +182,14 @@ def _numbers(rows: list[int], columns: list[int], left: Numbers, right: Numbers)
             here, there = np.flatnonzero(at_row == a), np.flatnonzero(at_column == b)
             block = np.full((len(here), len(there)), _UNNUMBERED * abs(counts[0][a] - counts[1][b]), np.float32)
             if first and second:
-                found = numbering.align(first, second)
+                found = numbering.align_numbers(first, second)
                 for i, j, link in found.links:
                     mine = np.array([link.partner.get(values_row[n][i], -1) for n in here])
                     theirs = np.array([values_column[n][j] for n in there])
                     block += strong * (mine[:, None] != theirs[None, :])
                 trust[np.ix_(here, there)] = found.trust
             apart[np.ix_(here, there)] = block
-    # a pair that no number speaks of is left over by pairs that numbers made: it is no surer than they are
+    # a pair without numbers is what numbered pairs leave over, so it is no more certain than they are
     silent = trust == 1
     least = np.minimum(trust.min(axis=1, keepdims=True), trust.min(axis=0, keepdims=True))
     return apart, np.where(silent, least, trust)
@@ -208,7 +201,7 @@ def _series(places: list[int], side: Numbers) -> tuple[list[tuple[Series, ...]],
         for at in side.places[place]:
             here[at.key].append(at.value)
     found: list[Series] = []
-    known: dict[tuple, int] = {}  # a key's series by number: equal series have one, and are compared once
+    known: dict[tuple, int] = {}  # the number of the series of each key: equal series share one and are compared once
     series: dict[Series, int] = {}
     for key, those in here.items():
         one = side.series(key, those)

@@ -1,4 +1,4 @@
-"""What is proposed for a port, line by line, and its texts: a rule file, a table, JSON."""
+"""A proposal for a port, line by line, and its forms: a rule file, a table and JSON."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from engine.porting.rules import language
 from engine.text import table
 
 SURE = 0.8
-_MOST_BYTES = 1 << 20  # of a rule file (engine.porting.rules.language)
+_MOST_BYTES = 1 << 20  # the limit for a rule file (engine.porting.rules.language)
 
 
 class Candidate(NamedTuple):
-    """A tensor that may be meant, and how much of the belief it has."""
+    """A tensor that may be meant, and the belief in it."""
 
     source: str
     confidence: float
@@ -24,15 +24,10 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class Line:
-    """A variable and what it is proposed to be made of.
+    """A variable, by its path ``target``, and the tensors that it should be made from; several are joined.
 
-    Attributes:
-        source: names of the tensors, to be joined when several.
-        target: the variable's path.
-        transforms: as rules write them.
-        confidence: in [0, 1]: how probable it is that this is what was meant.
-        reason: in words.
-        candidates: other tensors that may be meant, the likeliest first.
+    The transforms are written as in rules. ``confidence`` is the probability, in [0, 1], that this is what was meant,
+    and ``candidates`` are other tensors that may be meant, the likeliest first.
     """
 
     source: tuple[str, ...]
@@ -45,7 +40,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Left:
-    """A tensor proposed to be skipped."""
+    """A tensor that is proposed to be skipped."""
 
     name: str
     confidence: float
@@ -63,13 +58,10 @@ class Missing:
 
 @dataclass(frozen=True)
 class Proposal:
-    """How the tensors of a source may become the variables of a model.
+    """How the tensors of a source may become the variables of a model: a line for each variable, in model order.
 
-    Attributes:
-        lines: one for each variable that has a proposal, in model order.
-        skips: tensors that nothing is made of, in the source's order.
-        missing: variables without a proposal, in model order.
-        layout: what was found about the order of axes.
+    ``skips`` are the tensors that no variable is made from, in the source's order, ``missing`` the variables without a
+    proposal, and ``layout`` says what was found out about the order of axes.
     """
 
     lines: tuple[Line, ...]
@@ -78,12 +70,12 @@ class Proposal:
     layout: str = ""
 
     def sure(self, *, at_least: float = SURE) -> float:
-        """The share of the model's variables that have a line of at least this confidence; 0.0 without variables."""
+        """Returns the share of the variables with at least this confidence; 0.0 for a model without variables."""
         total = len(self.lines) + len(self.missing)
         return sum(line.confidence >= at_least for line in self.lines) / total if total else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """The proposal as JSON's types."""
+        """Returns the proposal in types that JSON has."""
         return {
             "layout": self.layout,
             "lines": [_json(line) for line in self.lines],
@@ -92,52 +84,50 @@ class Proposal:
         }
 
     def rules_text(self, *, at_least: float = SURE) -> str:
-        """A rule file (engine.porting.rules.language) with the confidence on every line.
+        """Returns a rule file (engine.porting.rules.language) with the confidence on every line.
 
-        Lines below ``at_least``, and variables without a proposal, are comments with their candidates, for the
-        user to decide; ``at_least=0`` makes rules of all proposals.
-
-        Raises:
-            PortError: so many names that no rule file could hold them.
+        Lines below ``at_least``, and variables without a proposal, become comments with their candidates, for the user
+        to decide; ``at_least=0`` turns all proposals into rules. Raises PortError if there are more names than a rule
+        file can hold.
         """
-        for detail in (2, 1, 0):  # a rule file has a limit: first the candidates go, then the reasons
+        for detail in (2, 1, 0):  # to stay below the limit, first the candidates are dropped, then the reasons
             text = "\n".join(self._text(at_least, detail)) + "\n"
             if len(text.encode("utf-8", "replace")) <= _MOST_BYTES:
                 return text
         raise PortError(
-            f"rules={len(self.lines) + len(self.skips)} lines: they would be more than the {_MOST_BYTES:,} "
-            "bytes of a rule file"
+            f"rules={len(self.lines) + len(self.skips)} lines: these are more than the {_MOST_BYTES:,} bytes "
+            "that a rule file may have"
         )
 
     def _text(self, at_least: float, detail: int) -> Iterable[str]:
         number = sum(line.confidence >= at_least for line in self.lines)
-        yield f"# Proposed from names and shapes: {number} of {len(self.lines) + len(self.missing)} variables at"
-        yield f"# {at_least:g} or more. The number behind a line is its confidence; check what is below 1."
-        yield "# Lines that begin with `#` are left to you: take the `# ` away where they are right."
+        yield f"# Proposed from names and shapes: {number} of {len(self.lines) + len(self.missing)} variables with a"
+        yield f"# confidence of {at_least:g} or more. The number after a line is its confidence; check the lines below 1."
+        yield "# Lines that begin with `#` are left to you: remove the `# ` where they are right."
         if self.layout:
             yield f"# Kernels: {_comment(self.layout)}"
         yield ""
         for line in self.lines:
-            text = rule_text(line)
+            text = write_rule(line)
             note = f"  # {line.confidence:.2f}" + (f" {_comment(line.reason)}" if detail else "")
             if text is None:
-                yield f"# {_comment(line.target)}: the rule language cannot write these names{note}"
+                yield f"# {_comment(line.target)}: the rule language cannot express these names{note}"
                 continue
             yield ("" if line.confidence >= at_least else "# ") + text + note
             if line.confidence < at_least and detail == 2:
                 yield from _others(line.candidates)
         for variable in self.missing:
-            yield f"# fresh {pattern(variable.path)}  # 0.00 {_comment(variable.reason)}"
+            yield f"# fresh {escape_pattern(variable.path)}  # 0.00 {_comment(variable.reason)}"
             if detail == 2:
                 yield from _others(variable.candidates)
         if self.skips:
             yield ""
         for left in self.skips:
             mark = "" if left.confidence >= at_least else "# "
-            yield f"{mark}skip {pattern(left.name)}  # {left.confidence:.2f} {_comment(left.reason) if detail else ''}".rstrip()
+            yield f"{mark}skip {escape_pattern(left.name)}  # {left.confidence:.2f} {_comment(left.reason) if detail else ''}".rstrip()
 
     def table(self) -> str:
-        """All of it for a terminal: source, target, transforms, confidence, reason; the least sure first."""
+        """Returns a table for a terminal: source, target, transforms, confidence, reason; the least certain first."""
         rows = [("source", "target", "transform", "confidence", "reason")]
         for line in sorted(self.lines, key=lambda line: line.confidence):
             how = " | ".join(line.transforms) or "-"
@@ -161,12 +151,12 @@ def _others(candidates: Iterable[Candidate]) -> Iterable[str]:
 
 
 def _comment(text: str) -> str:
-    """Text on one line."""
+    """Escapes what would break a line."""
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 
-def pattern(name: str) -> str:
-    """A regular expression that matches this name alone, without white space, as one word of a rule file."""
+def escape_pattern(name: str) -> str:
+    """Returns a regular expression without white space, one word of a rule file, that matches this name alone."""
     return "".join(_escaped(char) for char in name) or "(?:)"
 
 
@@ -178,19 +168,19 @@ def _escaped(char: str) -> str:
 
 
 def _template(name: str) -> str:
-    """A source name as a rule writes it: quoted where it would else be read as something else."""
+    """Returns a source name as written in a rule, quoted where it would otherwise be read as something else."""
     text = name.replace("\\", "\\\\")
     if name and re.fullmatch(r'[^\s"#|+<][^\s"]*', name):
         return text
     return '"' + text.replace('"', '\\"') + '"'
 
 
-def rule_text(line: Line) -> str | None:
-    """The rule that says the line; None where the language cannot write its names (line breaks, ` #`)."""
-    text = f"{pattern(line.target)} <- {' + '.join(map(_template, line.source))}"
+def write_rule(line: Line) -> str | None:
+    """Returns the line as a rule; None where the language cannot express its names (line breaks, ` #`)."""
+    text = f"{escape_pattern(line.target)} <- {' + '.join(map(_template, line.source))}"
     text += "".join(f" | {transform}" for transform in line.transforms)
     try:
-        parsed = language.parse(text)
+        parsed = language.parse_rules(text)
     except PortError:
         return None
     if len(parsed.rules) != 1:

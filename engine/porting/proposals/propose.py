@@ -1,9 +1,9 @@
-"""Proposes rules for a port from names and shapes, each with a confidence that means what it says.
+"""Proposes rules for a port from names and shapes, each with a calibrated confidence.
 
-How: variables of one layer are put together (engine.porting.proposals.units), the order of axes is found from all kernels
-(engine.porting.proposals.fitting), layers that can be paired by shape are compared by words (engine.porting.proposals.similarity)
-and numbers (engine.porting.proposals.numbering), and the belief in each pairing is what is left after all others had their
-share (engine.porting.proposals.pairing). Two towers of equal shapes that names do not tell apart share the belief.
+The variables of a layer are grouped (``units``) and the order of axes is guessed from all kernels (``fitting``).
+Layers that can be paired by shape are compared by words (``similarity``) and by numbers (``numbering``), and the
+belief in each pair is what its competitors leave (``pairing``). Two towers of equal shapes that the names do not
+distinguish share the belief.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from engine.porting.proposals.fitting import Judged, Layout, Shape, bare, judge_layout
-from engine.porting.proposals.grouping import item_fit, roles
+from engine.porting.proposals.fitting import Layout, LayoutGuess, Shape, drop_ones, judge_layout
+from engine.porting.proposals.grouping import fit_item, match_roles
 from engine.porting.proposals.pairing import Pair, pair_units
 from engine.porting.proposals.proposal import Candidate, Left, Line, Missing, Proposal
-from engine.porting.proposals.units import Item, Unit, divided, make_units
-from engine.porting.proposals.words import COUNTER, GENERIC, SLOT, take_apart, words_of
+from engine.porting.proposals.units import Item, Unit, make_units, split_qkv
+from engine.porting.proposals.words import COUNTER, GENERIC, canonical_words, is_slot, parse_name
 from engine.porting.readers.source import TensorSource
+from engine.porting.slot_names import AVERAGE
 from engine.selection.variables import NamedVariable
 
 _RECURRENT = frozenset({"lstm", "gru", "rnn", "ih", "hh"})
@@ -34,30 +35,26 @@ class SourceEntry(NamedTuple):
     dtype: np.dtype[Any]
 
 
-def entries_of(source: TensorSource) -> list[SourceEntry]:
-    """What ``propose`` wants to know of a source; no tensor is read."""
+def list_entries(source: TensorSource) -> list[SourceEntry]:
+    """Lists the names, shapes and dtypes of a source for ``propose``; no tensor is read."""
     return [SourceEntry(name, tuple(source.shape(name)), source.dtype(name)) for name in source.names()]
 
 
 def propose(
     sources: Iterable[SourceEntry], variables: Iterable[NamedVariable], *, layout: Layout | None = None
 ) -> Proposal:
-    """Proposes for every variable the tensor it is made of, and skips for what is left.
+    """Proposes, for every variable, the tensor it is made from, and skips for the tensors that are left.
 
-    Names and shapes are all that is asked. Optimizer slots, averages beside their variable and step counters are
-    proposed as skips. Where an average (``.../ExponentialMovingAverage``) is all there is of a variable, it is
-    taken for it.
+    Only names, shapes and dtypes are used. Optimizer slots, step counters, and averages of variables that are in the
+    source are proposed as skips. Where only the average (``.../ExponentialMovingAverage``) of a variable is there, it
+    takes the variable's place. A confidence of 0.9 says that nine of ten such lines are right. It is lower if other
+    tensors could be meant as well, if only the order of numbers decides, if the names have nothing in common, and if
+    the shape does not decide whether to transpose a kernel.
 
     Args:
-        sources: the tensors, names unique.
-        variables: the model's, in model order.
-        layout: the order of axes where the kind of file says it ("tf" for TensorFlow's checkpoints); None: it is
-            judged by shapes and names.
-
-    Returns:
-        The proposal. A confidence of 0.9 says that nine of ten such lines are right; it falls when other tensors
-        could be meant as well, when only the order of numbers tells, when names have nothing in common, and when
-        the shape does not tell whether a kernel is to be transposed.
+        sources, variables: the tensors, with unique names, and the variables, in model order.
+        layout: the order of axes where the kind of file determines it ("tf" for TensorFlow's checkpoints); None
+            guesses it from shapes and names.
     """
     sources, variables = list(sources), list(variables)
     aside, called = _set_aside(sources)
@@ -66,12 +63,14 @@ def propose(
     right = make_units((v.path, tuple(v.variable.shape), _type(v.variable.dtype)) for v in variables)
     real = {short: name for name, short in called.items()}
     kernels = (shape for shape, _ in _kernels(right))
-    judged = Judged(layout, 1.0, "as given") if layout else judge_layout(_kernels(left), kernels, named=_named(kept))
+    judged = (
+        LayoutGuess(layout, 1.0, "as given") if layout else judge_layout(_kernels(left), kernels, named=_named(kept))
+    )
     fused = [any("qkv" in unit.words for unit in side) for side in (left, right)]
     if fused[0] and not fused[1]:
-        left = divided(left, judged.layout)
+        left = split_qkv(left, judged.layout)
     elif fused[1] and not fused[0]:
-        right = divided(right, "tf")
+        right = split_qkv(right, "tf")
     port = _Port(left, right, judged.layout, judged.sure)
     port.take(pair_units(left, right, judged.layout), 1.0)
     port.take_rest()
@@ -79,7 +78,7 @@ def propose(
 
 
 def _type(dtype: Any) -> str:
-    """ "f" for floating point, else the dtype's name: what may become what."""
+    """Returns "f" for floating point, else the dtype's name; equal ones can be converted."""
     name = getattr(dtype, "name", str(dtype))
     return "f" if name.startswith(("float", "bfloat")) else name
 
@@ -93,7 +92,7 @@ def _kernels(units: Sequence[Unit]) -> Iterable[tuple[Shape, int | None]]:
 
 
 def _named(entries: Sequence[SourceEntry]) -> Layout | None:
-    """torch says ``weight`` behind a dot; TensorFlow ``kernel`` or ``weights``. None: neither."""
+    """Guesses the layout from names: ``weight`` after a dot is torch, ``kernel`` or ``weights`` TensorFlow; else None."""
     wide = [entry.name for entry in entries if len(entry.shape) > 1]
     if 2 * sum(bool(re.search(r"\.(\w+_)?weight$", name)) for name in wide) > len(wide):
         return "torch"
@@ -101,7 +100,7 @@ def _named(entries: Sequence[SourceEntry]) -> Layout | None:
 
 
 def _set_aside(entries: Sequence[SourceEntry]) -> tuple[dict[str, Left], dict[str, str]]:
-    """Tensors that are no weights, with a reason; and shorter names for averages whose variable is not there."""
+    """Returns the tensors that are not weights, and shorter names for averages without their variable."""
     names = {entry.name for entry in entries}
     aside, called = {}, {}
     for name, shape, dtype in entries:
@@ -109,49 +108,49 @@ def _set_aside(entries: Sequence[SourceEntry]) -> tuple[dict[str, Left], dict[st
         kind = _type(dtype)
         if COUNTER.fullmatch(name) and (not shape or name.count("/") > 1 or "OBJECT" in name):
             aside[name] = Left(name, 0.95, "a counter or the optimizer's own state")
-        elif base and SLOT.fullmatch(last):
+        elif base and is_slot(last):
             parts = base.split("/")
             if any("/".join(parts[cut:]) in names for cut in range(min(len(parts), 4))):
-                aside[name] = Left(name, 0.97, "an optimizer slot or average of a variable that is there")
-            elif last == "ExponentialMovingAverage":
+                aside[name] = Left(name, 0.97, "an optimizer slot or average of a variable in the file")
+            elif last == AVERAGE:
                 called[name] = base
             elif re.fullmatch(r"[A-Z]\w*", last):
-                aside[name] = Left(name, 0.85, "named as an optimizer slot")
+                aside[name] = Left(name, 0.85, "named like an optimizer slot")
         elif kind != "f" and not kind.startswith(("int", "uint", "bool")):
-            aside[name] = Left(name, 0.95, f"{kind} is no type of weights")
+            aside[name] = Left(name, 0.95, f"{kind} is not a dtype of weights")
         elif kind != "f" and not shape:
-            aside[name] = Left(name, 0.9, "a whole number: a counter")
+            aside[name] = Left(name, 0.9, "an integer scalar: a counter")
     return aside, called
 
 
 class _Port:
-    """What has been paired so far."""
+    """The lines found so far."""
 
     def __init__(self, sources: list[Unit], targets: list[Unit], layout: Layout, sure: float) -> None:
         self.sources, self.targets, self.layout, self.sure = sources, targets, layout, sure
-        self.lines: dict[tuple[str, int | None], Line] = {}  # by path, and which of three parts
+        self.lines: dict[tuple[str, int | None], Line] = {}  # by path, and the number of the part of three
         self.used: dict[tuple[str, int | None], float] = {}
         self.candidates: dict[str, tuple[Candidate, ...]] = {}
         widths = {s.main.shape[0] for s in sources if s.kind == "linear" and len(s.main.shape) > 2}
-        self.wanted = {bare(i.shape) for t in targets for i in t.items.values() if len(bare(i.shape)) == 2}
-        # torch counts channels first when it flattens an image: a transpose alone would mix up the rows
+        self.wanted = {drop_ones(i.shape) for t in targets for i in t.items.values() if len(drop_ones(i.shape)) == 2}
+        # torch flattens images with channels first, so a transpose alone would mix up the rows
         self.image_widths = frozenset(widths) if layout == "torch" else frozenset()
         self.widths = frozenset(length for s in sources for i in s.items.values() if i.shape for length in i.shape[:1])
 
     def take(self, pairs: Sequence[Pair], factor: float) -> None:
-        """Makes lines of pairs."""
+        """Turns pairs into lines."""
         believed = [pair for pair in pairs if pair.certainty > 0.9]
         leftover = [
-            sum(len(bare(u.main.shape)) > 1 for u in units) - sum(len(bare(units[n].main.shape)) > 1 for n in taken)
+            sum(len(drop_ones(u.main.shape)) > 1 for u in units)
+            - sum(len(drop_ones(units[n].main.shape)) > 1 for n in taken)
             for units, taken in (
                 (self.sources, {pair.source for pair in pairs if pair.certainty > 0.5}),
                 (self.targets, {pair.target for pair in pairs if pair.certainty > 0.5}),
             )
         ]
         usual = float(np.median([pair.shared for pair in believed])) if believed else 0.0
-        stranger = 0.25 * min(
-            max((usual - 0.5) / 0.4, 0), 1
-        )  # names of this file mostly agree: who does not is strange
+        # where most names of a file agree, one that does not is suspicious
+        stranger = 0.25 * min(max((usual - 0.5) / 0.4, 0), 1)
         for pair in pairs:
             one, other = self.sources[pair.source], self.targets[pair.target]
             plausible = _least(one, other)
@@ -160,36 +159,37 @@ class _Port:
                 plausible -= stranger
             plausible += (0.99 - plausible) * pair.shared**0.5
             plausible *= 0.5 if pair.clash else 1
-            for a, b in roles(list(one.items), list(other.items)):
+            for a, b in match_roles(list(one.items), list(other.items)):
                 self._line(one.items[a], other.items[b], pair, plausible * factor)
 
     def _line(self, source: Item, target: Item, pair: Pair, plausible: float) -> None:
-        found = item_fit(source, target, self.layout)
+        found = fit_item(source, target, self.layout)
         key, half = (source.name, source.part and source.part[1]), (target.name, target.part and target.part[1])
         if found is None or key in self.used or half in self.lines:
             return
         confidence = pair.certainty * plausible * min(1.0, found.quality + 0.02)
         reasons = [_why(pair)]
         before: tuple[str, ...] = ()
-        words = words_of(take_apart(source.name).tokens)
+        words = canonical_words(parse_name(source.name).tokens)
         if source.part is not None:
             before = (f"split({source.part[0]}, 3, {source.part[1]})",)
-            confidence *= 0.8 if {"query", "key", "value"} <= set(take_apart(source.name).tokens) else 0.95
+            confidence *= 0.8 if {"query", "key", "value"} <= set(parse_name(source.name).tokens) else 0.95
             reasons.append("query, key and value taken as thirds in this order")
-        if not found.told:
+        if not found.decided:
             confidence *= self.sure
-            how = "transposed as all kernels of torch" if self.layout == "torch" else "kept as it is"
-            reasons.append(f"the shape does not tell whether to transpose: {how}")
-        elif source.role == "kernel" and bare(source.shape)[::-1] in self.wanted:
-            confidence *= max(self.sure, 0.9) if self.sure >= 0.8 else self.sure  # transposed it would fit another
+            how = "transposed like all kernels of torch" if self.layout == "torch" else "kept as it is"
+            reasons.append(f"the shape does not decide whether to transpose: {how}")
+        elif source.role == "kernel" and drop_ones(source.shape)[::-1] in self.wanted:
+            # transposed, it would fit another variable
+            confidence *= max(self.sure, 0.9) if self.sure >= 0.8 else self.sure
         if self.layout == "torch" and len(source.shape) == 2 and "transpose" in "".join(found.transforms):
             rows = source.shape[1]
             if rows not in self.widths and any(rows % w == 0 and w > 1 for w in self.image_widths):
                 confidence *= 0.7
-                reasons.append("it may read a flattened image, whose channels torch counts first")
+                reasons.append("it may read a flattened image, which has channels first in torch")
         if self.layout == "torch" and _RECURRENT & set(words):
             confidence *= 0.75
-            reasons.append("recurrent layers of torch order their gates and biases otherwise")
+            reasons.append("recurrent layers of torch order their gates and biases differently")
         if source.shape != target.shape and found.transforms:
             reasons.append(f"{list(source.shape)} to {list(target.shape)}")
         others = tuple(
@@ -204,17 +204,15 @@ class _Port:
         )
 
     def take_rest(self) -> None:
-        """Variables of units that found no partner, one by one: half a layer may be missing."""
+        """Pairs the variables of units without a partner one by one, since half a layer may be missing."""
         left = [n for n, u in enumerate(self.sources) if not any(self._taken(item) for item in u.items.values())]
         right = [
             n for n, u in enumerate(self.targets)
             if not any((i.name, i.part and i.part[1]) in self.lines for i in u.items.values())
         ]  # fmt: skip
-        one = [s for n in left for s in _single(self.sources[n], whole="kernel" not in self.sources[n].items)]
-        other = [t for n in right for t in _single(self.targets[n], whole=False)]
+        one = [s for n in left for s in _single(self.sources[n])]
+        other = [t for n in right for t in _single(self.targets[n])]
         if one and other:
-            for unit in other:  # a bias alone says nothing without its kernel, unless the source lacks that
-                unit.position = len(unit.items)
             pairs = [pair for pair in pair_units(one, other, self.layout) if pair.shared > 0.5]
             rest = _Port(one, other, self.layout, self.sure)
             rest.take(pairs, 0.9)
@@ -232,35 +230,35 @@ class _Port:
         real: dict[str, str],
         layout: str,
     ) -> Proposal:
-        """The lines in model order, and what is left on both sides."""
+        """Builds the proposal: the lines in model order, and what is left on both sides."""
         lines: list[Line] = []
         missing: list[Missing] = []
         axes = {i.name: i.part[0] for unit in self.targets for i in unit.items.values() if i.part}
         for variable in variables:
             line = self.lines.get((variable.path, None)) or self._merged(variable, axes)
             if line is None:
-                missing.append(Missing(variable.path, f"no tensor for {list(variable.variable.shape)}"))
+                missing.append(Missing(variable.path, f"no tensor fits {list(variable.variable.shape)}"))
             else:
                 lines.append(_renamed(line, real))
         made_of = {name for line in lines for name in line.source}
         rivals = {c.source for line in lines if line.confidence < 0.8 for c in line.candidates}
-        shapes = {bare(tuple(sorted(v.variable.shape))) for v in variables if v.path in {m.path for m in missing}}
+        shapes = {drop_ones(tuple(sorted(v.variable.shape))) for v in variables if v.path in {m.path for m in missing}}
         skips = []
         for entry in kept:
             if entry.name in made_of:
                 continue
             if entry.name in rivals:
-                skips.append(Left(entry.name, 0.3, "it may be meant by one of the lines that are not sure"))
-            elif bare(tuple(sorted(entry.shape))) in shapes:
+                skips.append(Left(entry.name, 0.3, "one of the uncertain lines may mean it"))
+            elif drop_ones(tuple(sorted(entry.shape))) in shapes:
                 skips.append(Left(entry.name, 0.5, "a variable without a tensor has its shape"))
             else:
-                skips.append(Left(entry.name, 0.85, f"no variable is left that {list(entry.shape)} could become"))
+                skips.append(Left(entry.name, 0.85, f"no variable is left that could take {list(entry.shape)}"))
         skips += aside.values()
         place = {name: number for number, name in enumerate([*(e.name for e in kept), *aside])}
         return Proposal(tuple(lines), tuple(sorted(skips, key=lambda s: place[s.name])), tuple(missing), layout)
 
     def _merged(self, variable: NamedVariable, axes: dict[str, int]) -> Line | None:
-        """The line of a variable that holds query, key and value, when all three were found alike."""
+        """Returns the line of a variable that holds query, key and value, if all three were found in the same way."""
         parts = [self.lines.get((variable.path, n)) for n in range(3)]
         found = [part for part in parts if part is not None]
         if len(found) < 3 or len({part.transforms for part in found}) > 1:
@@ -275,7 +273,7 @@ class _Port:
 
 
 def _least(one: Unit, other: Unit) -> float:
-    """How plausible a pair is whose names have nothing in common, when nothing else has these shapes."""
+    """Returns how plausible a pair is if its names have nothing in common and nothing else has its shapes."""
     if one.kind == other.kind == "norm":
         return (0.6, 0.84, 0.86, 0.87)[min(len(one.items), len(other.items)) - 1]
     if one.kind != other.kind or one.size < 2:
@@ -289,7 +287,7 @@ def _renamed(line: Line, real: dict[str, str]) -> Line:
     return Line(names, line.target, line.transforms, round(line.confidence, 4), line.reason, others)
 
 
-def _single(unit: Unit, *, whole: bool) -> list[Unit]:
+def _single(unit: Unit) -> list[Unit]:
     return [Unit(unit.tokens, unit.ends, unit.words, {role: item}) for role, item in unit.items.items()]
 
 
@@ -298,5 +296,5 @@ def _why(pair: Pair) -> str:
     if pair.alone:
         return f"the only one of its shapes, {names}"
     if pair.certainty > 0.85:
-        return f"{names}, others of its shape fit less"
-    return f"{names}, others of its shape fit as well"
+        return f"{names}, others of its shape fit less well"
+    return f"{names}, others of its shape fit equally well"

@@ -1,4 +1,4 @@
-"""How like two sets of names are, and what share of the belief each pairing deserves."""
+"""Compares two sets of names word by word, and shares the belief among the possible pairs."""
 
 from __future__ import annotations
 
@@ -11,35 +11,33 @@ import numpy as np
 from engine.porting.proposals.words import EXCLUSIVE, MARKED
 
 _MANY = 250_000
-_FUZZY_WORDS = 300  # beyond that many unknown words on a side, only equal ones count
-_MATCH, _LACK = 3.8, 0.8  # log odds for a word that both have, and for one that only one has, of weight 1
+_FUZZY_WORDS = 300  # with more unknown words on a side, only equal words count
+_MATCH, _LACK = 3.8, 0.8  # log odds for a word of weight 1 that both have, and for one that only one has
 _CONFLICT = 6.0
 _MARK = 3.0
 
 
 def word_weights(sources: Sequence[frozenset[str]], targets: Sequence[frozenset[str]]) -> dict[str, float]:
-    """How much each word tells: the rarer, the more (inverse document frequency)."""
+    """Returns the weight of each word: the rarer, the larger (inverse document frequency)."""
     counts = Counter(word for words in (*sources, *targets) for word in words)
     total = len(sources) + len(targets)
     return {word: 0.15 + float(np.log(total / count)) for word, count in counts.items()}
 
 
 class Likeness:
-    """Word by word comparison of every source unit with every target unit.
+    """A word-by-word comparison of every source unit with every target unit, as arrays [sources, targets].
 
-    Attributes:
-        score: [sources, targets], larger is more alike; differences are log odds, roughly.
-        shared: [sources, targets], share of what the words tell that both have, in [0, 1].
-        clash: [sources, targets], True where the names speak of different things.
+    A larger ``score`` is more alike, and its differences are approximately log odds. ``shared`` is the share of the
+    words' information that both have, in [0, 1], and ``clash`` is True where the names are of different things.
     """
 
     def __init__(
         self, sources: Sequence[frozenset[str]], targets: Sequence[frozenset[str]], general: dict[str, float]
     ) -> None:
-        """``general``: weights of words among all units, not only those compared."""
+        """``general`` are the weights of words among all units, not only the compared ones."""
         weights = word_weights(sources, targets)
         links = _alike(sources, targets)
-        # a word of one side alone counts in the sums, but needs no column
+        # a word of only one side counts in the sums, but needs no column
         telling = {word for link in links for word in link[:2]} | set().union(*EXCLUSIVE) | MARKED
         telling |= set().union(*sources) & set().union(*targets) if sources and targets else set()
         columns = {word: place for place, word in enumerate(sorted(telling & set(weights)))}
@@ -86,7 +84,7 @@ def _joined(matrix: np.ndarray, places: Sequence[int]) -> np.ndarray:
 
 
 def _alike(sources: Sequence[frozenset[str]], targets: Sequence[frozenset[str]]) -> list[tuple[str, str, float]]:
-    """Pairs of words that each only one side has, and that look alike, each word once: disc, discriminator."""
+    """Pairs similar words that only one side has each, such as disc and discriminator; each word once."""
     left, right = (set().union(*side) if side else set() for side in (sources, targets))
     ones, others = sorted(left - right), sorted(right - left)
     if max(len(ones), len(others)) > _FUZZY_WORDS:
@@ -109,14 +107,12 @@ def _look_alike(one: str, other: str) -> float:
     return 0.7 * ratio if ratio >= 0.8 else 0.0
 
 
-def belief(score: np.ndarray, *, rounds: int = 60) -> np.ndarray:
-    """The share of belief in each pairing when each row and each column has at most one partner.
+def share_belief(score: np.ndarray, *, rounds: int = 60) -> np.ndarray:
+    """Shares the belief among pairs, given that each row and each column has at most one partner.
 
-    exp(score), rows and columns scaled in turn until none sums to more than 1 (Sinkhorn and Knopp 1967), with
-    a little left for having no partner. Equal candidates share equally.
-
-    Args:
-        score: [sources, targets] log odds; -inf where it cannot be.
+    The rows and columns of exp(score) are scaled in turn until none sums to more than 1 (Sinkhorn and Knopp 1967), with
+    a little left for having no partner. Equal candidates get equal shares. ``score`` has log odds [sources, targets],
+    and -inf where a pair is impossible.
     """
     if not score.size:
         return np.zeros(score.shape)
@@ -133,11 +129,11 @@ def belief(score: np.ndarray, *, rounds: int = 60) -> np.ndarray:
     return shares
 
 
-def mutual(shares: np.ndarray) -> Iterable[tuple[int, int]]:
-    """Pairs in order of falling belief, each row and each column once."""
+def match_mutually(shares: np.ndarray) -> Iterable[tuple[int, int]]:
+    """Returns pairs in order of decreasing belief, each row and each column once."""
     if not shares.size:
         return []
-    if shares.size > _MANY:  # the best of each row and column alone
+    if shares.size > _MANY:  # only the best of each row and column
         few = 16
         best = np.zeros(shares.shape, bool)
         np.put_along_axis(best, np.argpartition(-shares, few, axis=1)[:, :few], True, axis=1)

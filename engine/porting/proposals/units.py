@@ -1,27 +1,27 @@
-"""Variables of one layer put together: what must go to one layer of the other side as a whole."""
+"""Groups the variables of a layer into units, which must correspond to a unit of the other side as a whole."""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from engine.porting.proposals.fitting import Layout, Shape, bare
-from engine.porting.proposals.words import NORM_ROLES, Token, take_apart, words_of
+from engine.porting.proposals.fitting import Layout, Shape, drop_ones
+from engine.porting.proposals.words import NORM_ROLES, Token, canonical_words, parse_name
 
 _QKV = ("query", "key", "value")
 
 
 class Item(NamedTuple):
-    """One variable of either side, or one of the equal parts of a tensor.
+    """One variable of either side, or an equal part of a tensor; ``type`` is "f" for floating point, or the dtype.
 
     Attributes:
-        name, shape, type: ``type`` is "f" for floating point, else the dtype's name.
-        role: within its layer: "kernel", "bias", "gamma", "beta", "mean", "variance", "alpha", "lone" or "other".
-        table: its name speaks of an embedding.
-        still: it is named as an embedding itself, not as a kernel: its axes are never those of a kernel.
-        part: (axis, which of three) when it is a part of query, key and value in one.
+        role: its role in the layer: "kernel", "bias", "gamma", "beta", "mean", "variance", "alpha", "lone" or "other".
+        table: whether its name mentions an embedding.
+        still: whether it is itself named like an embedding and not like a kernel, so that it is never transposed.
+        part: (axis, number of the part of three) for a part of a fused query, key and value.
     """
 
     name: str
@@ -35,13 +35,10 @@ class Item(NamedTuple):
 
 @dataclass
 class Unit:
-    """A layer, or the part of it that goes together: kernel and bias; the four of a norm; one lone variable.
+    """A layer, or a part of it that belongs together: kernel and bias, the four variables of a norm, or one variable.
 
-    Attributes:
-        tokens, ends: the scope (engine.porting.proposals.words).
-        words: its canonical words.
-        items: by role.
-        position: among the units of its side, in order of appearance.
+    ``tokens`` and ``ends`` are its scope (engine.porting.proposals.words), ``words`` the canonical words of that, and
+    ``items`` the variables by role. ``position`` is its place on its side, in order of appearance.
     """
 
     tokens: tuple[Token, ...]
@@ -57,34 +54,31 @@ class Unit:
 
     @property
     def main(self) -> Item:
-        """The variable that says most about the layer."""
+        """The most informative variable of the layer."""
         return max(self.items.values(), key=lambda item: (item.role == "kernel", len(item.shape)))
 
     @property
     def size(self) -> int:
-        size = 1
-        for length in self.main.shape:
-            size *= length
-        return size
+        return math.prod(self.main.shape)
 
 
 def make_units(entries: Iterable[tuple[str, Shape, str]]) -> list[Unit]:
-    """Groups (name, shape, type) by layer.
+    """Groups variables, given as (name, shape, type), by layer.
 
-    Names of one scope go together: by role, and where a role is ambiguous, by what else the scope holds
-    (``weight`` of one axis beside ``running_mean`` is a gamma).
+    The names of a scope are grouped by role, and where a role is ambiguous, by what else the scope holds: a
+    ``weight`` of one axis next to a ``running_mean`` is a gamma.
     """
     scopes: dict[tuple[Token, ...], list[Item]] = defaultdict(list)
     ends: dict[tuple[Token, ...], frozenset[int]] = {}
     for name, shape, kind in entries:
-        apart = take_apart(name)
-        words = words_of(apart.tokens)
+        apart = parse_name(name)
+        words = canonical_words(apart.tokens)
         table = apart.role == "table" or (apart.role in ("kernel", "") and "embed" in words)
         role = "kernel" if apart.role == "table" else apart.role
         tokens, end = apart.tokens, apart.ends
-        if role == "kernel" and len(bare(shape)) < 2 and "prelu" in words:
+        if role == "kernel" and len(drop_ones(shape)) < 2 and "prelu" in words:
             role = "alpha"
-        elif not role:  # of its own: the whole name is its scope
+        elif not role:  # without a role, the whole name is the scope
             role = "other"
         elif apart.role == "table" and not tokens:
             tokens, end = ("embed",), frozenset({1})
@@ -92,7 +86,7 @@ def make_units(entries: Iterable[tuple[str, Shape, str]]) -> list[Unit]:
         ends[tokens] = end
     units: list[Unit] = []
     for tokens, items in scopes.items():
-        said = words_of(tokens)
+        said = canonical_words(tokens)
         for group in _groups(_resolved(items, said)):
             by_role = {item.role: item for item in group}
             units.append(Unit(tokens, ends[tokens], frozenset(said), by_role, len(units)))
@@ -100,9 +94,9 @@ def make_units(entries: Iterable[tuple[str, Shape, str]]) -> list[Unit]:
 
 
 def _resolved(items: list[Item], words: Sequence[str]) -> list[Item]:
-    """Ambiguous roles decided by the scope's other items."""
+    """Decides ambiguous roles by the other items of the scope."""
     roles = {item.role for item in items}
-    wide = any(item.role == "kernel" and len(bare(item.shape)) >= 2 for item in items)
+    wide = any(item.role == "kernel" and len(drop_ones(item.shape)) >= 2 for item in items)
     flat = any(item.role == "kernel" and len(item.shape) < 2 for item in items)
     norm = not wide and bool(roles & {"mean", "variance", "gamma"} or (flat and ("bias" in roles or "norm" in words)))
     found = []
@@ -116,7 +110,7 @@ def _resolved(items: list[Item], words: Sequence[str]) -> list[Item]:
 
 
 def _groups(items: list[Item]) -> list[list[Item]]:
-    """Items that are matched together; a role that comes twice in a scope stands alone."""
+    """Groups the items that are matched together; a role that occurs twice in a scope is on its own."""
     groups: dict[str, list[Item]] = {}
     for item in items:
         kind = "linear" if item.role in ("kernel", "bias") else "norm" if item.role in NORM_ROLES else item.name
@@ -126,8 +120,8 @@ def _groups(items: list[Item]) -> list[list[Item]]:
     return list(groups.values())
 
 
-def divided(units: Sequence[Unit], layout: Layout) -> list[Unit]:
-    """Units with query, key and value in one tensor as three units each; the others as they are."""
+def split_qkv(units: Sequence[Unit], layout: Layout) -> list[Unit]:
+    """Splits every unit with query, key and value in one tensor into three; the others stay as they are."""
     found: list[Unit] = []
     for unit in units:
         kernel = unit.items.get("kernel")

@@ -1,7 +1,7 @@
-"""What a variable's name says: its words (synonyms made one), its numbers, and its role in its layer.
+"""Parses the name of a variable into its words (with synonyms unified), its numbers, and its role in a layer.
 
 ``bert/encoder/layer_0/attention/self/query/kernel`` has the role "kernel" in the scope ``bert encoder layer 0
-attention self query``; ``W_conv1`` has the role "kernel" in ``conv 1``; ``bn2.running_var`` the role
+attention self query``, ``W_conv1`` has the role "kernel" in ``conv 1``, and ``bn2.running_var`` has the role
 "variance" in ``bn 2``.
 """
 
@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 import re
 from typing import NamedTuple
+
+from engine.porting import slot_names
 
 Token = str | int
 
@@ -70,41 +72,19 @@ _ORDINALS = {
     for number, word in enumerate(line.split())
 }
 
-# At most one of each line is meant by a name: names that have different ones are of different things.
-EXCLUSIVE = tuple(
-    frozenset(line.split())
-    for line in (
-        "query key value output",
-        "query key value project",
-        "qkv query",
-        "encoder decoder",
-        "self cross",
-        "left right",
-        "forward backward",
-        "token position segment",
-        "generator discriminator",
-        "student teacher",
-        "online target",
-        "actor critic",
-        "depthwise pointwise",
-        "up down",
-        "gate up",
-        "before after",
-        "pre post",
-        "norm conv",
-        "norm dense",
-        "image text",
-        "shortcut conv",
-        "cls segment",
-        "register cls mask",
-        "pool token",
-    )
-)
-# A thing that only one side's name speaks of is hardly the other side's.
+# A name means at most one word of each group; names with different ones are of different things.
+_EXCLUSIVE = """
+    query key value output, query key value project, qkv query, encoder decoder, self cross, left right,
+    forward backward, token position segment, generator discriminator, student teacher, online target, actor critic,
+    depthwise pointwise, up down, gate up, before after, pre post, norm conv, norm dense, image text, shortcut conv,
+    cls segment, register cls mask, pool token
+"""
+EXCLUSIVE = tuple(frozenset(words.split()) for words in _EXCLUSIVE.split(","))
+# A word that makes a pair unlikely if only one of the two names has it.
 _MARKED = "auxiliary teacher student target average shadow old backup copy discriminator critic cross"
 MARKED = frozenset(_MARKED.split())
 
-# Words for a kind of layer: a name of these alone does not say which layer is meant, and contradicts no other name.
+# Words for a kind of layer: a name of these alone does not say which layer is meant and contradicts no other name.
 _GENERIC = "conv dense norm embed prelu layer model network net module variable batch separable"
 GENERIC = frozenset(_GENERIC.split())
 
@@ -124,13 +104,11 @@ NORM_ROLES = frozenset({"gamma", "beta", "mean", "variance"})
 
 
 class Name(NamedTuple):
-    """A name taken apart.
+    """A parsed name: the scope, in which numbers are integers, without the role and adjectives of statistics.
 
-    Attributes:
-        tokens: the scope, role and statistics' adjectives left out; numbers as integers.
-        ends: positions behind tokens at which a segment (between slashes or dots) ends.
-        role: "kernel", "bias", "gamma", "beta", "mean", "variance", "alpha", "table", or "" for none of these.
-        last: the role as written, in lower case.
+    ``ends`` are the positions after tokens at which a segment (between slashes or dots) ends. ``role`` is "kernel",
+    "bias", "gamma", "beta", "mean", "variance", "alpha", "table", or "" for none of these; ``last`` is as written, in
+    lower case.
     """
 
     tokens: tuple[Token, ...]
@@ -149,8 +127,8 @@ def _pieces(segment: str) -> list[Token]:
 
 
 @functools.lru_cache(maxsize=1 << 15)
-def take_apart(name: str) -> Name:
-    """The scope and the role that a name says; any text is a name."""
+def parse_name(name: str) -> Name:
+    """Parses a name into scope and role; any text is a name."""
     segments = [tokens for part in re.split(r"[/.]+", name) if (tokens := _pieces(part))]
     if not segments:
         return Name((name,) if name else (), frozenset({1}), "", "")
@@ -165,7 +143,7 @@ def take_apart(name: str) -> Name:
 
 
 def _role_of(tokens: list[Token]) -> tuple[str, str, list[Token]]:
-    """The role in a last segment, how it was written, and the tokens that remain."""
+    """Returns the role in a last segment, how it was written, and the tokens that remain."""
     for place in (len(tokens) - 1, len(tokens) - 2, 0):  # weights, scale1, W_conv1
         if not 0 <= place < len(tokens) or (place == len(tokens) - 2 and not isinstance(tokens[-1], int)):
             continue
@@ -182,8 +160,8 @@ def _role_of(tokens: list[Token]) -> tuple[str, str, list[Token]]:
     return "", "", tokens
 
 
-def words_of(tokens: tuple[Token, ...]) -> tuple[str, ...]:
-    """The words of a scope, each as its canonical synonym; numbers are left out."""
+def canonical_words(tokens: tuple[Token, ...]) -> tuple[str, ...]:
+    """Returns the words of a scope, each as its canonical synonym, without numbers."""
     return _words(tuple(token if isinstance(token, str) else "" for token in tokens))
 
 
@@ -195,7 +173,7 @@ def _words(tokens: tuple[str, ...]) -> tuple[str, ...]:
         for length in range(min(_LONGEST, len(tokens) - place), 0, -1):
             canonical = _ONE.get(tokens[place : place + length])
             if len(tokens[place]) == length == 1 and tokens[place + 1 : place + 2] == ("",):
-                canonical = None  # the v of resnet_v1 is no value
+                canonical = None  # the v of resnet_v1 is not a value
             if canonical is not None or length == 1:
                 found.append(canonical or tokens[place])
                 place += length
@@ -203,12 +181,14 @@ def _words(tokens: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(word for word in found if word)
 
 
-SLOT = re.compile(
-    r"(Adam|AdamW|LAMB|Momentum|Adagrad|Adadelta|RMSProp|Ftrl|AdaMax|Nadam|LARS)(_\d+)?"
-    r"|adam_[mv]|vr|vc|accumulator|momentum|velocity|rms|mg|ExponentialMovingAverage|ema"
-)
+_OTHER_SLOT = re.compile(r"vr|vc|accumulator|momentum|velocity|rms|mg|ema")
 COUNTER = re.compile(
     r"(.*[/.])?(beta[12]_power(_\d+)?|global_step|save_counter|num_batches_tracked|iterations?|learning_rate|lr"
     r"|train(ing)?_step|step|loss_scale|good_steps)|optimizer/.*|(.*/)?\.OPTIMIZER_SLOT/.*|_CHECKPOINTABLE_OBJECT_GRAPH"
     r"|generator/.*|(.*/)?seed_generator(_state)?"
 )
+
+
+def is_slot(last: str) -> bool:
+    """Whether the last component of a name is that of an optimizer slot or a moving average."""
+    return last == slot_names.AVERAGE or slot_names.is_v1_slot(last) or _OTHER_SLOT.fullmatch(last) is not None

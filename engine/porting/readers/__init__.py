@@ -1,1 +1,1 @@
-"""Files of weights as named tensors, each format read and checked by one module."""
+"""Reads weights files as named tensors; each format is read and checked by one module."""

@@ -1,10 +1,8 @@
-"""The index of a V2 checkpoint: where in which data file the bytes of each tensor lie.
+"""Parses the index of a V2 checkpoint, which says where the bytes of each tensor lie in which data file.
 
-TensorFlow's reader gives whole tensors; a slice costs it the whole tensor too. Knowing the places, a
-slice is one plain read, the parts of a partitioned variable can be told, and a data file that is
-missing or too short is found without reading it. Formats: tensorflow/core/lib/io/format.cc (the table),
-tensor_bundle.proto (its values), lib/strings/ordered_code.cc (keys of slices). Checksums of the table
-are left to TensorFlow's reader, which the caller opens first.
+So a slice is one plain read (TensorFlow's reader returns whole tensors), and missing or short data files are found
+early. Formats: tensorflow/core/lib/io/format.cc, tensor_bundle.proto, and lib/strings/ordered_code.cc (keys of slices).
+The checksums of the table are verified by TensorFlow's reader, which the caller opens first.
 """
 
 from __future__ import annotations
@@ -20,17 +18,11 @@ from engine.files import FileError
 
 MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)  # the last 8 bytes of every table
 _FOOTER = 48
-_MOST_BYTES = 1 << 30  # an index of a million tensors has some 50 MB
+_MOST_BYTES = 1 << 30  # the index of a million tensors takes some 50 MB
 
 
 class Piece(NamedTuple):
-    """One stretch of bytes: a whole tensor, or a slice of one.
-
-    Attributes:
-        file: the data file.
-        offset, size: in bytes.
-        start, shape: where in the tensor its elements lie.
-    """
+    """A stretch of bytes: a tensor, or the slice of one that begins at ``start`` in it and has ``shape``."""
 
     file: pathlib.Path
     offset: int
@@ -40,12 +32,7 @@ class Piece(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One tensor of the index.
-
-    Attributes:
-        dtype, shape: of the whole tensor.
-        pieces: what it is stored as; several for a partitioned variable.
-    """
+    """One tensor of the index, with its whole shape; ``pieces`` are several for a partitioned variable."""
 
     dtype: tf.DType
     shape: tuple[int, ...]
@@ -53,24 +40,22 @@ class Entry(NamedTuple):
 
 
 class Index(NamedTuple):
-    """Attributes: entries: key -> entry, in the order of keys. big_endian: byte order of the data files."""
+    """The parsed index: ``entries`` by key, in the order of keys, and whether the data files are ``big_endian``."""
 
     entries: dict[str, Entry]
     big_endian: bool
 
 
-def read(prefix: str) -> Index:
-    """Parses ``PREFIX.index``.
-
-    Raises:
-        FileError: it is no index, or says what cannot be.
-    """
+def read_index(prefix: str) -> Index:
+    """Parses ``PREFIX.index``; raises FileError if the file is not an index, or is inconsistent."""
     from tensorflow.core.protobuf import tensor_bundle_pb2
 
     path = pathlib.Path(f"{prefix}.index")
     try:
         if path.stat().st_size > _MOST_BYTES:
-            raise FileError(f"{path}: {path.stat().st_size:,} bytes are not believable for an index")
+            raise FileError(
+                f"{path}: {path.stat().st_size:,} bytes are too many for an index; it is limited to {_MOST_BYTES:,}"
+            )
         rows = dict(_table(path.read_bytes()))
         header = tensor_bundle_pb2.BundleHeaderProto.FromString(rows.pop(b"", b""))
         found = {key: tensor_bundle_pb2.BundleEntryProto.FromString(value) for key, value in rows.items()}
@@ -81,8 +66,8 @@ def read(prefix: str) -> Index:
         }
     except FileError:
         raise
-    except Exception as error:  # struct, protobuf, unicode and index errors: by the kind of damage
-        raise FileError(f"{path}: a damaged index ({str(error)[:200] or type(error).__name__})") from None
+    except Exception as error:  # struct, protobuf, unicode and index errors, depending on the damage
+        raise FileError(f"{path}: the index is damaged ({str(error)[:200] or type(error).__name__})") from None
     return Index(entries, header.endianness == tensor_bundle_pb2.BundleHeaderProto.BIG)
 
 
@@ -110,7 +95,7 @@ def _entry(prefix: str, key: bytes, entry: Any, found: dict[bytes, Any], shards:
 
 
 def _slice_key(name: bytes, part: Any) -> bytes:
-    """The key of a slice (EncodeTensorNameSlice): 0, the name, the rank, then start and length of each axis."""
+    """Encodes the key of a slice (EncodeTensorNameSlice): 0, the name, the rank, then start and length of each axis."""
     key = b"\0" + name.replace(b"\0", b"\0\xff").replace(b"\xff", b"\xff\0") + b"\0\1"
     rank = len(part.extent)
     key += bytes([1, rank]) if rank else b"\0"
@@ -120,7 +105,7 @@ def _slice_key(name: bytes, part: Any) -> bytes:
 
 
 def _signed(number: int) -> bytes:
-    """OrderedCode::WriteSignedNumIncreasing for -1 and up."""
+    """Encodes a number of at least -1 (OrderedCode::WriteSignedNumIncreasing)."""
     if number == -1:
         return b"\x7f"
     width = next(n for n in range(1, 11) if number < 1 << (7 * n - 1))
@@ -128,9 +113,9 @@ def _signed(number: int) -> bytes:
 
 
 def _table(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values of a table (LevelDB's format)."""
+    """Yields the keys and values of a table in LevelDB's format."""
     if len(content) < _FOOTER or content[-8:] != MAGIC:
-        raise ValueError("the magic number at its end is missing; it is truncated, or something else")
+        raise ValueError("the magic number at its end is missing; the file is truncated or of another kind")
     footer = content[-_FOOTER:]
     _, at = _varint(footer, 0)
     _, at = _varint(footer, at)
@@ -144,10 +129,10 @@ def _block(content: bytes, handle: bytes, at: int) -> Iterator[tuple[bytes, byte
     if offset + size + 5 > len(content) or size < 4:
         raise ValueError("a block lies outside the file")
     rows, kind = content[offset : offset + size], content[offset + size]
-    if kind == 1:  # as Google's own machines write it
+    if kind == 1:  # compressed with Snappy, as some TensorFlow builds write it
         rows = _unpacked(rows)
     elif kind != 0:
-        raise ValueError(f"a block of an unknown kind ({kind})")
+        raise ValueError(f"a block has the unknown compression {kind}")
     (restarts,) = struct.unpack_from("<I", rows, len(rows) - 4)
     end, at, key = len(rows) - 4 - 4 * restarts, 0, b""
     while at < end:
@@ -162,7 +147,7 @@ def _block(content: bytes, handle: bytes, at: int) -> Iterator[tuple[bytes, byte
 
 
 def _unpacked(packed: bytes) -> bytes:
-    """The content of a Snappy block (github.com/google/snappy, format_description.txt)."""
+    """Unpacks a Snappy block (github.com/google/snappy, format_description.txt)."""
     size, at = _varint(packed, 0)
     content = bytearray()
     while at < len(packed):
@@ -182,11 +167,11 @@ def _unpacked(packed: bytes) -> bytes:
             width = 2 if tag & 3 == 2 else 4
             length, back, at = (tag >> 2) + 1, int.from_bytes(packed[at : at + width], "little"), at + width
         if not 0 < back <= len(content):
-            raise ValueError("a packed block that refers to what is not there")
-        for _ in range(length):  # what is copied may overlap what it makes
+            raise ValueError("a packed block refers to bytes before its beginning")
+        for _ in range(length):  # source and destination may overlap
             content.append(content[-back])
     if len(content) != size:
-        raise ValueError("a packed block of another size than it says")
+        raise ValueError("a packed block does not have the size that it declares")
     return bytes(content)
 
 

@@ -1,13 +1,13 @@
-"""Tensors of a TensorFlow checkpoint in the V2 format (``PREFIX.index``, ``PREFIX.data-...``)."""
+"""Reads the tensors of a TensorFlow checkpoint in the V2 format (``PREFIX.index``, ``PREFIX.data-...``)."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import pathlib
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,25 +16,22 @@ import tensorflow as tf
 from engine.files import FileError, PathLike
 from engine.porting.readers import bundle_index
 from engine.porting.readers.bundle_index import Piece
+from engine.porting.readers.closing import Closing
 
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
-class Checkpoint:
+class Checkpoint(Closing):  # TensorFlow's reader closes its files when it is garbage-collected
     """A checkpoint as a TensorSource (engine.porting.readers.source).
 
-    In object-based checkpoints names lose ``/.ATTRIBUTES/VARIABLE_VALUE``, and a ``/`` or ``.`` inside a
-    key (TensorFlow writes ``.S`` and ``..``) is itself again; names of name-based ones are as they are.
-    Text and resources (the object graph) are no tensors here. A partitioned variable that is stored as
-    slices is one tensor. Slices are read from the data files alone, so they are not checked.
+    In object-based checkpoints, names lose ``/.ATTRIBUTES/VARIABLE_VALUE``, and an escaped ``/`` or ``.`` inside a key
+    (TensorFlow writes ``.S`` and ``..``) is restored; names in name-based ones are unchanged. Strings and resources
+    (the object graph) do not count as tensors. A partitioned variable that is stored in slices is one tensor.
+    ``read_slice`` reads the data files directly and verifies no checksums.
 
-    Args:
-        prefix: of the files, without ``.index``; ``DIR/`` for a checkpoint without a name.
-        whole: False opens a checkpoint whose data files are missing or too short, for its names and
-            shapes, and for the tensors that are all there.
-
-    Raises:
-        FileError: no checkpoint, a damaged index, or one that promises more than its data files hold.
+    The prefix is without ``.index``, and ``DIR/`` for a checkpoint without a name. Raises FileError if there is none,
+    its index is damaged, or its data files are shorter than the index says. ``whole=False`` also opens one whose data
+    files are missing or too short, for its names and shapes and for the tensors that are complete.
     """
 
     checksums = True
@@ -48,14 +45,14 @@ class Checkpoint:
         with self._damage(""):  # TensorFlow's reader verifies the index
             self._reader = tf.compat.v1.train.NewCheckpointReader(self._prefix)
             self._reader.get_variable_to_shape_map()
-        self._entries, self._big_endian = bundle_index.read(self._prefix)
+        self._entries, self._big_endian = bundle_index.read_index(self._prefix)
         for key in sorted(self._entries):
             dtype = self._entries[key].dtype
             name = _readable(key)
             if not (dtype.is_floating or dtype.is_integer or dtype.is_bool or dtype.is_complex):
                 self._others.append(name)
             elif name in self._keys:
-                raise FileError(f"{self.path}: {name}: the checkpoint holds it twice")
+                raise FileError(f"{self.path}: {name}: the checkpoint has two tensors of this name")
             else:
                 self._keys[name] = key
                 if whole:
@@ -65,7 +62,7 @@ class Checkpoint:
         return list(self._keys)
 
     def others(self) -> list[str]:
-        """Entries that are no tensors of numbers: text, such as the graph of objects."""
+        """Returns the entries that are not tensors of numbers, such as the object graph."""
         return list(self._others)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -75,7 +72,7 @@ class Checkpoint:
         return np.dtype(self._entries[self._key(name)].dtype.as_numpy_dtype)
 
     def pieces(self, name: str) -> tuple[Piece, ...]:
-        """Where the tensor's bytes lie; several for a partitioned variable."""
+        """Returns where the tensor's bytes lie; a partitioned variable has several pieces."""
         return self._entries[self._key(name)].pieces
 
     def read(self, name: str) -> np.ndarray:
@@ -84,7 +81,7 @@ class Checkpoint:
             return np.asarray(self._reader.get_tensor(self._key(name)))
 
     def check(self, name: str) -> None:
-        """Reads the tensor, or its slices one by one, and forgets it. Raises FileError where it is damaged."""
+        """Reads the tensor, or its slices one by one, and discards it. Raises FileError if it is damaged."""
         pieces = self.pieces(name)
         if len(pieces) == 1:
             self.read(name)
@@ -106,7 +103,7 @@ class Checkpoint:
         if not shape or not 0 <= start <= stop <= shape[0]:
             raise FileError(f"{self.path}: {name}: rows {start} to {stop} of shape {list(shape)}")
         self._check_files(name)
-        rows = np.zeros((stop - start, *shape[1:]), dtype)  # hostile slices may leave gaps
+        rows = np.zeros((stop - start, *shape[1:]), dtype)  # the slices of a hostile file may leave gaps
         for piece in self.pieces(name):
             low, high = max(start, piece.start[0]), min(stop, piece.start[0] + piece.shape[0])
             if low < high:
@@ -115,17 +112,8 @@ class Checkpoint:
                 rows[place] = self._rows(name, piece, low - piece.start[0], high - piece.start[0])
         return rows
 
-    def close(self) -> None:
-        pass  # TensorFlow's reader closes its files when it is forgotten
-
-    def __enter__(self) -> Checkpoint:
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        self.close()
-
     def _rows(self, name: str, piece: Piece, start: int, stop: int) -> np.ndarray:
-        """Rows of one piece, by a plain read."""
+        """Reads rows of one piece directly from its data file."""
         dtype = self.dtype(name)
         row = math.prod(piece.shape[1:]) * dtype.itemsize
         content = np.empty((stop - start) * row, np.uint8)
@@ -137,7 +125,7 @@ class Checkpoint:
         return array.byteswap(inplace=True) if self._big_endian else array
 
     def _check_files(self, name: str) -> None:
-        """The bytes that the index promises for a tensor are there. Raises FileError before memory is allocated."""
+        """Raises FileError, before memory is allocated, unless the data files hold the bytes that the index declares."""
         size, shape = self.dtype(name).itemsize, self.shape(name)
         elements = 0
         for piece in self.pieces(name):
@@ -150,34 +138,41 @@ class Checkpoint:
             else:
                 continue
             found = "is missing" if held is None else f"has {held:,} bytes"
-            raise FileError(f"{self.path}: {name}: {promised}, which {found}; the data files are truncated, or missing")
+            raise FileError(f"{self.path}: {name}: {promised}, which {found}; the data files are truncated or missing")
         if elements != math.prod(shape):
-            raise FileError(f"{self.path}: {name}: its slices hold {elements:,} elements of shape {list(shape)}")
+            raise FileError(
+                f"{self.path}: {name}: its slices hold {elements:,} elements, but its shape is {list(shape)}"
+            )
 
     def _key(self, name: str) -> str:
         if name not in self._keys:
-            raise FileError(f"{self.path}: it has no {name}")
+            raise FileError(f"{self.path}: the file has no tensor {name}")
         return self._keys[name]
 
-    @contextmanager
-    def _damage(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except FileError:
-            raise
-        except Exception as error:  # OpError, ValueError, IndexError, RuntimeError: by the kind of damage
-            where = f"{self.path}: {name}" if name else f"{self.path}"
-            raise FileError(f"{where}: damaged or truncated ({told(error)})") from None
+    def _damage(self, name: str) -> contextlib.AbstractContextManager[None]:
+        return explaining_damage(self.path, name)
 
 
-def told(error: Exception) -> str:
-    """What an error of TensorFlow says of a file, without the names of ops."""
+@contextlib.contextmanager
+def explaining_damage(path: PathLike, name: str) -> Iterator[None]:
+    """Raises FileError, with the file and the tensor if there is a name, for what TensorFlow raises on damaged files."""
+    try:
+        yield
+    except FileError:
+        raise
+    except Exception as error:  # OpError, ValueError, IndexError or RuntimeError, depending on the damage
+        where = f"{path}: {name}" if name else f"{path}"
+        raise FileError(f"{where}: damaged or truncated ({describe_error(error)})") from None
+
+
+def describe_error(error: Exception) -> str:
+    """Returns the message of a TensorFlow error without the names of ops."""
     text = re.sub(r"\{\{.*?\}\}\s*|\s*\[Op:\w+\].*", "", str(error))
     return " ".join(text.split())[:300] or type(error).__name__
 
 
 def _check_kind(index: pathlib.Path) -> None:
-    """An index that is plainly something else is told so. Raises FileError."""
+    """Raises FileError for a file that is clearly not an index."""
     try:
         with open(index, "rb") as file:
             start = file.read(64)
@@ -188,11 +183,11 @@ def _check_kind(index: pathlib.Path) -> None:
     if start.startswith(b"version https://git-lfs"):
         raise FileError(f"{index}: a Git LFS pointer, not the index itself; `git lfs pull` fetches it")
     if end != bundle_index.MAGIC:
-        raise FileError(f"{index}: no index of a checkpoint, or a truncated one: its end is missing")
+        raise FileError(f"{index}: not the index of a checkpoint, or a truncated one: its end is missing")
 
 
 def _readable(key: str) -> str:
-    if "/.ATTRIBUTES/" not in key:  # name-based: dots are the author's
+    if "/.ATTRIBUTES/" not in key:  # name-based, where dots are not escapes
         return key
     escapes = {".S": "/", "..": "."}
     return re.sub(r"\.S|\.\.", lambda match: escapes[match.group()], key.removesuffix(_VALUE))

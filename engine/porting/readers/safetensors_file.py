@@ -1,9 +1,7 @@
-"""Tensors of a safetensors file, read with plain reads.
+"""Reads the tensors of a safetensors file (github.com/huggingface/safetensors) with plain reads.
 
-The format (github.com/huggingface/safetensors): 8 bytes with the header's length, little-endian; a
-JSON header name -> {dtype, shape, data_offsets}; the bytes of all tensors without holes. The
-library of that name maps the file into memory, where every page it touched counts as resident until
-the file is closed: a second copy of the model. So it is not used here.
+The library of that name is not used: it maps the file into memory, where every page that it has touched counts as
+resident until the file is closed, which amounts to a second copy of the model.
 """
 
 from __future__ import annotations
@@ -17,8 +15,9 @@ import ml_dtypes
 import numpy as np
 
 from engine.files import FileError, PathLike
+from engine.porting.readers.closing import Closing
 
-_MOST_HEADER = 1 << 24  # bytes; a header has about 100 for each tensor
+_MOST_HEADER = 1 << 24  # bytes; a header takes about 100 for each tensor
 _DTYPES: dict[str, Any] = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16,
     "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2,
@@ -27,12 +26,11 @@ _DTYPES: dict[str, Any] = {
 }  # fmt: skip
 
 
-class Safetensors:
+class Safetensors(Closing):
     """A safetensors file as a TensorSource (engine.porting.readers.source).
 
-    Raises:
-        FileError: truncated, or a header that is no JSON, names a tensor twice, or does not account
-            for every byte of the file.
+    Raises FileError if the file is truncated, or if its header is not JSON, names a tensor twice, or does not account
+    for every byte of the file.
     """
 
     checksums = False  # the format has none
@@ -73,15 +71,9 @@ class Safetensors:
     def close(self) -> None:
         self._file.close()
 
-    def __enter__(self) -> Safetensors:
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        self.close()
-
     def _entry(self, name: str) -> tuple[np.dtype[Any], tuple[int, ...], int]:
         if name not in self._tensors:
-            raise FileError(f"{self.path}: it has no {name}")
+            raise FileError(f"{self.path}: the file has no tensor {name}")
         return self._tensors[name]
 
     def _read(self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], position: int) -> np.ndarray:
@@ -103,20 +95,20 @@ class Safetensors:
         start = self._file.read(8)
         length = int.from_bytes(start, "little")
         if len(start) < 8 or size < 10:
-            self._damaged(f"{size} bytes are no safetensors file")
+            self._damaged(f"{size} bytes are too few for a safetensors file")
         if length > size - 8:
-            self._damaged(f"its header should have {length:,} bytes, the file has {size:,} in all; truncated?")
+            self._damaged(f"its header should have {length:,} bytes, but the whole file has {size:,}; is it truncated?")
         if length > _MOST_HEADER:
-            self._damaged(f"a header of {length:,} bytes is not believable")
+            self._damaged(f"its header of {length:,} bytes is too large; the limit is {_MOST_HEADER:,}")
         text = self._file.read(length)
         try:
             header = json.loads(text.decode(), object_pairs_hook=self._unique)
-        except FileError:  # which is a ValueError too
+        except FileError:  # which is a ValueError as well
             raise
         except (ValueError, RecursionError) as error:
-            self._damaged(f"its header is no JSON ({str(error)[:100]})")
+            self._damaged(f"its header is not JSON ({str(error)[:100]})")
         if not isinstance(header, dict):
-            self._damaged("its header is no JSON object")
+            self._damaged("its header is not a JSON object")
         header.pop("__metadata__", None)
         ranges = []
         for name, entry in header.items():
@@ -126,11 +118,11 @@ class Safetensors:
         place = 0
         for begin, end, name in sorted(ranges):
             if begin != place:
-                self._damaged(f"{name}: begins at byte {begin}, where {place} was expected (a hole or an overlap)")
+                self._damaged(f"{name}: it begins at byte {begin}, expected {place} (a hole or an overlap)")
             place = end
         if place != size - 8 - length:
             self._damaged(
-                f"its header describes {place:,} bytes of tensors, the file has {size - 8 - length:,}; truncated?"
+                f"its header describes {place:,} bytes of tensors, but the file has {size - 8 - length:,}; is it truncated?"
             )
 
     def _believable(self, name: str, entry: Any) -> tuple[np.dtype[Any], tuple[int, ...], int, int]:
@@ -138,20 +130,20 @@ class Safetensors:
             self._damaged(f"{name}: its entry lacks dtype, shape or data_offsets")
         kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         if not isinstance(kind, str) or kind not in _DTYPES:
-            self._damaged(f"{name}: dtype {kind!r} is not known; known are {', '.join(_DTYPES)}")
+            self._damaged(f"{name}: dtype {kind!r} is not supported; expected one of {', '.join(_DTYPES)}")
         if not _naturals(shape) or len(shape) > 32:
-            self._damaged(f"{name}: {str(shape)[:80]!r} is no shape")
+            self._damaged(f"{name}: {str(shape)[:80]!r} is not a valid shape")
         if not _naturals(offsets) or len(offsets) != 2:
-            self._damaged(f"{name}: {str(offsets)[:80]!r} are no data_offsets")
+            self._damaged(f"{name}: {str(offsets)[:80]!r} is not a valid pair of data_offsets")
         dtype, (begin, end) = np.dtype(_DTYPES[kind]), offsets
         if end - begin != (wanted := math.prod(shape) * dtype.itemsize):
-            self._damaged(f"{name}: {kind} {shape} takes {wanted} bytes, its data_offsets hold {end - begin}")
+            self._damaged(f"{name}: {kind} {shape} takes {wanted} bytes, but its data_offsets span {end - begin}")
         return dtype, tuple(shape), begin, end
 
     def _unique(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            self._damaged("its header names something twice")
+            self._damaged("its header has a name twice")
         return found
 
     def _damaged(self, what: str) -> NoReturn:

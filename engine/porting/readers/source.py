@@ -1,11 +1,11 @@
-"""Where tensors come from: one protocol for every kind of weights file, chosen by content.
+"""One protocol for the tensors of every kind of weights file; the kind is recognised by content.
 
 | kind | recognised by | names |
 |---|---|---|
-| .npz | a zip archive of .npy members | as saved; bfloat16 as ``engine.files`` writes it |
-| safetensors | a JSON header behind its length | as saved |
-| HDF5 of Keras | the HDF5 signature | slash paths (``layers/dense/vars/0``, ``dense/dense/kernel``) |
-| TensorFlow checkpoint | a prefix with ``.index``, or its folder | without ``/.ATTRIBUTES/VARIABLE_VALUE`` |
+| .npz | a zip archive of .npy members | as saved; bfloat16 as written by ``engine.files`` |
+| safetensors | a JSON header after its length | as saved |
+| Keras HDF5 | the HDF5 signature | slash paths (``layers/dense/vars/0``, ``dense/dense/kernel``) |
+| TensorFlow checkpoint | a prefix with an ``.index`` file, or its folder | without ``/.ATTRIBUTES/VARIABLE_VALUE`` |
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from engine.files import FileError, Npz, PathLike
+from engine.text import join_some
 
 
 class TensorSource(Protocol):
-    """Named tensors that are read one at a time. A context manager; every method raises FileError.
+    """Named tensors that are read one at a time. A context manager; every method may raise FileError.
 
-    Attributes:
-        path: the file, for messages.
-        checksums: True when reading a tensor can find damage that opening the file did not, so that
-            a careful loader reads everything once before it changes anything.
+    ``path`` is for messages. ``checksums`` says whether reading a tensor can find damage that opening the file did not,
+    so that a careful loader reads everything once before it changes anything.
     """
 
     @property
@@ -42,10 +41,10 @@ class TensorSource(Protocol):
     def dtype(self, name: str) -> np.dtype[Any]: ...
 
     def read(self, name: str) -> np.ndarray:
-        """The whole tensor, in memory of its own."""
+        """Reads the whole tensor into new memory."""
 
     def read_slice(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows ``start`` to ``stop`` along axis 0; the others are not kept in memory."""
+        """Reads the rows ``start`` to ``stop`` along axis 0; the others are not kept in memory."""
 
     def close(self) -> None: ...
 
@@ -57,14 +56,11 @@ class TensorSource(Protocol):
 
 
 def open_tensors(path: PathLike) -> TensorSource:
-    """Opens a weights file, whatever its name: what it is, its first bytes say.
+    """Opens a weights file; its kind is recognised by its first bytes, not by its name.
 
-    Args:
-        path: an .npz, safetensors or Keras HDF5 file; the prefix of a TensorFlow checkpoint, one of its
-            files, or a folder with one checkpoint or one ``model.safetensors``.
-
-    Raises:
-        FileError: there is nothing, nothing that is known, or it is damaged.
+    The path is an .npz, safetensors or Keras HDF5 file; the prefix of a TensorFlow checkpoint, one of its files, or a
+    folder with one checkpoint or one ``model.safetensors``. Raises FileError if there is no such file, it is of an
+    unknown kind, or it is damaged.
     """
     path = pathlib.Path(path)
     if path.is_dir():
@@ -88,11 +84,13 @@ def open_tensors(path: PathLike) -> TensorSource:
 
         return Safetensors(path)
     if start.startswith(b"version https://git-lfs"):
-        raise FileError(f"{path}: a Git LFS pointer, not the weights themselves; `git lfs pull` fetches them")
+        raise FileError(
+            f"{path}: this is a Git LFS pointer, not the weights themselves; fetch them with `git lfs pull`"
+        )
     if start[:1] == b"\x80":
-        raise FileError(f"{path}: a Python pickle; these are never loaded. Save the weights as safetensors")
-    known = ".npz, safetensors, Keras HDF5 and TensorFlow checkpoints"
-    raise FileError(f"{path}: no weights file of a known kind, or a truncated one; {known} are known")
+        raise FileError(f"{path}: this is a Python pickle, which is never loaded; save the weights as safetensors")
+    known = ".npz, safetensors, Keras HDF5 or a TensorFlow checkpoint"
+    raise FileError(f"{path}: not a weights file of a supported kind, or a truncated one; expected {known}")
 
 
 def _open_zip(path: pathlib.Path) -> TensorSource:
@@ -101,10 +99,14 @@ def _open_zip(path: pathlib.Path) -> TensorSource:
         if not npz.names():
             others = npz.others()
             if "model.weights.h5" in others:
-                raise FileError(f"{path}: a whole Keras model; --model=file:{path.name} takes it, not --weights")
+                raise FileError(
+                    f"{path}: this is a whole Keras model; give it as --model=file:{path.name}, not as --weights"
+                )
             if any(name.endswith("data.pkl") for name in others):
-                raise FileError(f"{path}: a PyTorch pickle; these are never loaded. Save the weights as safetensors")
-            raise FileError(f"{path}: a zip archive without any array")
+                raise FileError(
+                    f"{path}: this is a PyTorch pickle, which is never loaded; save the weights as safetensors"
+                )
+            raise FileError(f"{path}: this zip archive holds no array")
     except FileError:
         npz.close()
         raise
@@ -114,9 +116,9 @@ def _open_zip(path: pathlib.Path) -> TensorSource:
 def _open_folder(folder: pathlib.Path) -> TensorSource:
     if (folder / "model.safetensors").is_file():
         return open_tensors(folder / "model.safetensors")
-    for place in (folder, folder / "variables"):  # the second: a SavedModel
+    for place in (folder, folder / "variables"):  # a SavedModel has the second
         found = sorted(place.glob("*.index"))
-        if (place / ".index").is_file():  # a checkpoint without a name, which glob does not show
+        if (place / ".index").is_file():  # a checkpoint without a name, which glob does not list
             found.append(place / ".index")
         named = _newest(place)
         if len(found) > 1 and named is not None:
@@ -124,13 +126,13 @@ def _open_folder(folder: pathlib.Path) -> TensorSource:
         if len(found) == 1:
             return _open_checkpoint(str(found[0])[: -len(".index")])
         if found:
-            names = ", ".join(file.name for file in found[:5])
-            raise FileError(f"{folder}: it holds {len(found)} checkpoints ({names}); name one of them")
-    raise FileError(f"{folder}: a folder with neither a checkpoint (*.index) nor model.safetensors")
+            names = join_some([file.name for file in found])
+            raise FileError(f"{folder}: the folder holds {len(found)} checkpoints ({names}); name one of them")
+    raise FileError(f"{folder}: the folder holds neither a checkpoint (*.index) nor model.safetensors")
 
 
 def _newest(folder: pathlib.Path) -> pathlib.Path | None:
-    """The index file that ``checkpoint`` names. Its folder is not believed: it may be its author's."""
+    """Returns the index file that ``checkpoint`` names, ignoring the folder there, which may be its author's."""
     try:
         text = (folder / "checkpoint").read_bytes()[:4096].decode(errors="replace")
     except OSError:

@@ -1,54 +1,54 @@
-"""Finds damage before anything is changed: every tensor is read, and each that cannot be is named."""
+"""Finds damaged tensors by reading them all, before anything is changed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from engine.files import FileError
+from engine.porting.errors import PortError
 from engine.porting.readers.source import TensorSource
+from engine.text import listed
 
 
 @dataclass(frozen=True)
 class Damage:
-    """Attributes: name: of the tensor. reason: the reader's whole message, which names the file too."""
+    """A damaged tensor. ``reason`` is the reader's whole message, which names the file as well."""
 
     name: str
     reason: str
 
 
-def damaged(
-    source: TensorSource, names: Iterable[str] | None = None, *, tell: Callable[[str], None] | None = None
+def find_damage(
+    source: TensorSource, names: Iterable[str] | None = None, *, on_read: Callable[[str], None] | None = None
 ) -> list[Damage]:
-    """Reads tensors one at a time and forgets them.
+    """Reads tensors (all, or those named) one at a time, discards them, and returns the damaged ones in order.
 
-    Args:
-        names: which tensors; None: all.
-        tell: called with each name when it has been read.
-
-    Returns:
-        Those that are damaged, in order. A format without checksums (safetensors, HDF5) cannot tell wrong
-        numbers from right ones: there only what cannot be read is found.
+    ``on_read`` is called with each name after the tensor was read. A format without checksums (safetensors, HDF5)
+    cannot distinguish wrong numbers from right ones, so only what cannot be read is found there.
     """
     found = []
     for name in source.names() if names is None else names:
         try:
-            check(source, name)
+            check_tensor(source, name)
         except FileError as error:
             found.append(Damage(name, str(error)))
-        if tell is not None:
-            tell(name)
+        if on_read is not None:
+            on_read(name)
     return found
 
 
-def check(source: TensorSource, name: str) -> None:
-    """Reads one tensor and forgets it, in a source's own way where it has one that needs less memory.
+def check_tensor(source: TensorSource, name: str) -> None:
+    """Reads one tensor and discards it, by the source's own ``check`` if it has one, which needs less memory.
 
-    Raises:
-        FileError: it is damaged.
+    Raises FileError if the tensor is damaged.
     """
-    own = getattr(source, "check", None)
-    if own is None:
-        source.read(name)
-    else:
-        own(name)
+    getattr(source, "check", source.read)(name)
+
+
+def damage_error(path: pathlib.Path, found: Sequence[Damage]) -> PortError:
+    """Returns the error that names every damaged tensor of a file; there is at least one."""
+    if len(found) == 1:
+        return PortError(found[0].reason)
+    return PortError(f"{path}: {len(found)} tensors are damaged" + listed("damaged", [each.reason for each in found]))

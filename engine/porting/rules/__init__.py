@@ -1,1 +1,1 @@
-"""The language of rule files, and the rules that ship with Frostline."""
+"""The language of rule files, and the rule files that ship with Frostline."""

@@ -1,4 +1,4 @@
-"""A rule backwards: from a variable's value to the values of the tensors that it was made of."""
+"""Inverts the transforms of a rule: from a variable's value to the values of its source tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.porting.rules import transforms as forward
 from engine.porting.rules.transforms import Spec, Target, Transform
 
 
-def invert(
+def invert_transforms(
     value: np.ndarray,
     specs: Sequence[Spec],
     transforms: Sequence[Transform],
@@ -18,20 +18,16 @@ def invert(
     *,
     read: Callable[[int], np.ndarray],
 ) -> list[np.ndarray]:
-    """What the sources must be, so that the transforms make ``value`` of them.
+    """Computes what the sources must be for the transforms of a rule to turn them into ``value``.
 
     Args:
-        value: of the variable; becomes the type that the transforms give.
-        specs: shape and dtype of each source, which ``infer`` accepted.
-        transforms: of the rule.
-        target: the variable.
-        read: number of a source -> its value now. Asked only where a ``split`` took a part: the rest stays.
+        value: the variable's value; it is cast to the dtype that the transforms result in.
+        specs: the shape and dtype of each source, which ``infer_spec`` accepted.
+        read: the number of a source -> its current value. Called only where a ``split`` took a part, since the
+            rest stays as it is.
 
-    Returns:
-        One array a source, of its shape and dtype. May be views.
-
-    Raises:
-        ValueError: a transform loses something; says which.
+    Returns one array per source, in its shape and dtype; they may be views. Raises ValueError, which names the
+    transform, where one loses information.
     """
     stages = [list(specs)]
     for transform in transforms:
@@ -45,38 +41,34 @@ def invert(
         elif transform.name == "split":
             wholes = []
             for source, part in enumerate(now):
-                whole = np.array(forward.run([read(source)], transforms[:number], target))
+                whole = np.array(forward.apply_transforms([read(source)], transforms[:number], target))
                 transform.run(whole, target)[...] = part
                 wholes.append(whole)
             now = wholes
-        elif transform.tell is not None and not transform.tell(before[0], target):
+        elif transform.describe is not None and not transform.describe(before[0], target):
             continue
         elif transform.inverse is None:
-            raise ValueError(f"`{transform}` cannot be undone")
+            raise ValueError(f"`{transform}` cannot be inverted")
         else:
             now = [transform.inverse(array, spec) for array, spec in zip(now, before, strict=True)]
     return now
 
 
-def source_shape(shape: tuple[int, ...], transforms: Sequence[Transform]) -> tuple[int, ...]:
-    """The shape of the one source of a variable, where the transforms alone tell it.
-
-    Raises:
-        ValueError: they do not; says which.
-    """
+def infer_source_shape(shape: tuple[int, ...], transforms: Sequence[Transform]) -> tuple[int, ...]:
+    """Infers the shape of a variable's only source from the transforms; raises ValueError if one does not tell."""
     now = np.broadcast_to(np.zeros((), bool), shape)  # no memory
     for transform in reversed(transforms):
         if transform.name == "cast":
             continue
         if transform.name != "transpose" or transform.inverse is None:
-            raise ValueError(f"`{transform}` does not tell the shape of what it was given")
+            raise ValueError(f"`{transform}` does not determine the shape of its input")
         now = transform.inverse(now, Spec(now.shape, now.dtype))
     return tuple(now.shape)
 
 
 def _after(specs: Sequence[Spec], transform: Transform, target: Target) -> list[Spec]:
     groups = [list(specs)] if transform.name == "concat" else [[spec] for spec in specs]
-    found = [forward.infer(group, [transform], target) for group in groups]
+    found = [forward.infer_spec(group, [transform], target) for group in groups]
     for each in found:
         if each.spec is None:
             raise ValueError(each.problem)

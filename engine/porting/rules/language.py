@@ -1,21 +1,21 @@
-r"""The rule language: which source tensor becomes which variable. Rules are data, in files ``*.rules``.
+r"""The rule language, which says what source tensor becomes what variable. Rules are data in files ``*.rules``.
 
-A line is one of
+A line has one of these forms:
 
     TARGET <- SOURCE [+ SOURCE]... [| TRANSFORM]...
-    skip SOURCE-PATTERN       source tensors that are left out on purpose
-    fresh TARGET-PATTERN      variables that keep their initial values on purpose
-    prefix SOURCE-PATTERN     cut off the front of every source name that has it, before all else
-    detect SOURCE-PATTERN     the file is of this layout when, for every such line, a tensor fits
-    images NAME               what images such weights were trained on: tf (-1 to 1), torch (ImageNet's mean and
-                              deviation) or unit (0 to 1)
+    skip SOURCE-PATTERN       leave these source tensors out on purpose
+    fresh TARGET-PATTERN      let these variables keep their initial values on purpose
+    prefix SOURCE-PATTERN     first of all, cut this off the front of every source name that has it
+    detect SOURCE-PATTERN     a file has this layout if every such line matches a tensor
+    images NAME               the images that such weights were trained on: tf (-1 to 1), torch (ImageNet's mean and
+                              standard deviation) or unit (0 to 1)
 
-TARGET and patterns are regular expressions of a whole variable path or source name. SOURCE is a
-literal name in which ``\1`` ... ``\9`` stand for the groups of TARGET and ``\0`` for the whole path. A
-name with white space goes into double quotes. ``\d+`` in a SOURCE stands for shards that were numbered by hand: all
-tensors with a number there, in numeric order, from the lowest without a gap. Several sources are joined by
-``concat``. Transforms (engine.porting.rules.language.transforms) are applied from left to right. ``#`` at the start of a line or after
-white space begins a comment.
+TARGET and patterns are regular expressions that match a whole variable path or source name. SOURCE is a
+literal name in which ``\1`` ... ``\9`` stand for the groups of TARGET and ``\0`` for the whole path. A name with
+white space is written in double quotes. ``\d+`` in a SOURCE stands for shards that were numbered by hand: all tensors
+with a number there, in numeric order, from the lowest and without a gap. ``concat`` joins several sources. Transforms
+(engine.porting.rules.transforms) are applied from left to right. A ``#`` at the start of a line or after white space
+begins a comment.
 
     blocks/(\d+)/norm1/gamma  <-  encoder.layer.\1.layernorm_before.weight
     patch/kernel              <-  embeddings.projection.weight | transpose(2, 3, 1, 0) | reshape(-1, d3)
@@ -23,10 +23,9 @@ white space begins a comment.
     table                     <-  shared/weights_\d+ | concat(0)
     skip? pooler\..*
 
-A rule must hold for some variable, a skip for some tensor. With ``?`` (``<-?``, ``skip?``, ``fresh?``)
-it need not, and a ``<-?`` whose sources are not all in the file is passed over: for parts that only
-some models have, and for names that differ between versions. Two rules that both apply to one
-variable are an error.
+A rule must match some variable, and a skip some tensor. With ``?`` (``<-?``, ``skip?``, ``fresh?``) they
+need not, and a ``<-?`` whose sources are not all in the file is ignored; this is for parts that only some
+models have, and for names that differ between versions. Two rules that apply to the same variable are an error.
 """
 
 from __future__ import annotations
@@ -52,15 +51,7 @@ _MOST_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Rule:
-    """One ``<-`` line.
-
-    Attributes:
-        where: ``FILE:LINE``.
-        pattern: of the target.
-        sources: templates.
-        transforms: in order.
-        optional: written with ``?``.
-    """
+    """One ``<-`` line, at ``where`` (``FILE:LINE``); ``sources`` are templates, and ``optional`` stands for ``?``."""
 
     where: str
     pattern: re.Pattern[str]
@@ -69,10 +60,10 @@ class Rule:
     optional: bool
 
     def expand(self, match: re.Match[str], names: Collection[str] = ()) -> tuple[str, ...]:
-        """The source names for a target that the pattern matched.
+        """Returns the source names for a target that the pattern matched.
 
-        ``names`` are those of the source, which say what shards there are; of a gap the first that is missing is
-        among the result, and where there are none at all, the template.
+        ``names`` are all names of the source, which say what shards there are. Where shards are missing, the result
+        includes the first one that is, or the template if there are none at all.
         """
         wanted: list[str] = []
         for template in self.sources:
@@ -84,7 +75,7 @@ class Rule:
         return tuple(wanted)
 
     def could_give(self, name: str) -> bool:
-        """True when some target's expansion is this source name."""
+        """Whether the expansion for some target is this source name."""
         for template in self.sources:
             ends = [".+".join(map(re.escape, re.split(r"\\[0-9]", part))) for part in _numbered(template)]
             if any(end.strip(".+") for end in ends) and re.fullmatch(r"\d+".join(ends), name):
@@ -114,7 +105,7 @@ class Rules:
     images: str | None = None
 
     def without_prefix(self, name: str) -> str:
-        """A source name as the rules see it."""
+        """Returns a source name as the rules see it."""
         for line in self.prefix:
             match = line.pattern.match(name)
             if match is not None and match.end() < len(name):
@@ -122,31 +113,23 @@ class Rules:
         return name
 
 
-def read(path: PathLike) -> Rules:
-    """Parses a rule file.
-
-    Raises:
-        PortError: it cannot be read, or a line says nothing sensible (FILE:LINE).
-    """
+def read_rules(path: PathLike) -> Rules:
+    """Parses a rule file; raises PortError (with FILE:LINE) if it cannot be read or a line is not valid."""
     path = pathlib.Path(path)
     try:
         with open(path, "rb") as file:
             content = file.read(_MOST_BYTES + 1)
         if len(content) > _MOST_BYTES:
-            raise PortError(f"rules={path}: more than {_MOST_BYTES:,} bytes are no rule file")
-        return parse(content.decode(), name=path.name)
+            raise PortError(f"rules={path}: the file is larger than the {_MOST_BYTES:,} bytes allowed for rules")
+        return parse_rules(content.decode(), name=path.name)
     except OSError as error:
         raise PortError(f"rules={path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
-        raise PortError(f"rules={path}: no text in UTF-8") from None
+        raise PortError(f"rules={path}: the file is not UTF-8 text") from None
 
 
-def parse(text: str, *, name: str = "rules") -> Rules:
-    """Parses the text of a rule file; ``name`` is the file's in messages.
-
-    Raises:
-        PortError: a line says nothing sensible; says which.
-    """
+def parse_rules(text: str, *, name: str = "rules") -> Rules:
+    """Parses the text of a rule file called ``name``; raises PortError (with the line) if one is not valid."""
     rules: list[Rule] = []
     lines: dict[str, list[PatternLine]] = {keyword: [] for keyword in _KEYWORDS}
     images: str | None = None
@@ -161,16 +144,16 @@ def parse(text: str, *, name: str = "rules") -> Rules:
             rules.append(_rule(where, words))
         elif keyword in ("skip", "fresh") or words[0] in _KEYWORDS:
             if len(words) != 2:
-                _fail(where, f"`{line}`: `{words[0]}` takes one pattern")
+                _fail(where, f"`{line}`: `{words[0]}` takes exactly one pattern")
             lines[keyword].append(PatternLine(where, _pattern(where, words[1]), optional))
         elif words[0] == "images":
             if len(words) != 2 or words[1] not in IMAGES or images is not None:
-                _fail(where, f"`{line}`: `images` takes one of {', '.join(IMAGES)}, once")
+                _fail(where, f"`{line}`: `images` takes one of {', '.join(IMAGES)} and may appear once")
             images = words[1]
         else:
             _fail(
                 where,
-                f"`{line}`: a line is `TARGET <- SOURCE | TRANSFORM` or begins with {', '.join((*_KEYWORDS, 'images'))}"
+                f"`{line}`: expected `TARGET <- SOURCE | TRANSFORM` or one of {', '.join((*_KEYWORDS, 'images'))}"
                 + nearest(keyword, [*_KEYWORDS, "images"]),
             )
     return Rules(name, tuple(rules), **{keyword: tuple(found) for keyword, found in lines.items()}, images=images)
@@ -179,27 +162,27 @@ def parse(text: str, *, name: str = "rules") -> Rules:
 def _rule(where: str, words: list[str]) -> Rule:
     arrows = [position for position, word in enumerate(words) if word in ("<-", "<-?")]
     if arrows != [1]:
-        _fail(where, "a rule is one target pattern, one `<-`, and what it is made of")
+        _fail(where, "expected one target pattern, one `<-` and one or more sources")
     pattern = _pattern(where, words[0])
     pipes = [position for position, word in enumerate(words) if word == "|"] + [len(words)]
     sources = words[2 : pipes[0]]
     if not sources or len(sources) % 2 == 0 or any(word != "+" for word in sources[1::2]) or "+" in sources[::2]:
-        _fail(where, f"`{' '.join(sources)}`: one source name is wanted after `<-`, or several with ` + ` between")
+        _fail(where, f"`{' '.join(sources)}`: expected one source name after `<-`, or several joined by ` + `")
     templates = tuple(_name(word) for word in sources[::2])
     for template in templates:
         if len(_numbered(template)) > 2:
-            _fail(where, f"`{template}`: one `\\d+` numbers the shards; several cannot")
+            _fail(where, f"`{template}`: only one `\\d+` may number the shards")
         for reference in re.findall(r"\\(.)", "".join(_numbered(template))):
             if not (reference == "\\" or (reference.isdigit() and int(reference) <= pattern.groups)):
                 _fail(
                     where,
                     f"`{template}` refers to \\{reference}, but `{words[0]}` has {pattern.groups} groups "
-                    "(a backslash itself is written twice)",
+                    "(write a literal backslash twice)",
                 )
     steps = []
     for begin, end in itertools.pairwise(pipes):
         try:
-            steps.append(transforms.parse(" ".join(words[begin + 1 : end])))
+            steps.append(transforms.parse_transform(" ".join(words[begin + 1 : end])))
         except ValueError as error:
             _fail(where, str(error))
     if any(len(_numbered(template)) > 1 for template in templates) and not any(step.name == "concat" for step in steps):
@@ -210,14 +193,14 @@ def _rule(where: str, words: list[str]) -> Rule:
 
 
 def _numbered(template: str) -> list[str]:
-    r"""What is before, between and after the ``\d+`` of a template; the template alone where it has none."""
+    r"""Splits a template at its ``\d+``; a template without one is the only part."""
     cuts = [found.span() for found in re.finditer(r"\\\\|\\d\+", template) if found[0] != r"\\"]
     edges = [0, *itertools.chain.from_iterable(cuts), len(template)]
     return [template[start:stop] for start, stop in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def _shards(before: str, after: str, names: Collection[str]) -> list[str]:
-    """The numbered tensors in numeric order, and the first that is missing among them."""
+    """Returns the numbered tensors in numeric order, followed by the first missing one if there is a gap."""
     pattern = re.compile(rf"{re.escape(before)}(\d{{1,9}}){re.escape(after)}")
     found = sorted((int(match[1]), name) for name in names if (match := pattern.fullmatch(name)))
     if not found:
@@ -227,7 +210,7 @@ def _shards(before: str, after: str, names: Collection[str]) -> list[str]:
         if has > number:
             return [name for _, name in found] + [f"{before}{number}{after}"]
         if has < number:
-            return [name for _, name in found] + [f"{before}{has}{after} once only"]
+            return [name for _, name in found] + [f"{before}{has}{after} only once"]
     return [name for _, name in found]
 
 
@@ -235,7 +218,7 @@ def _pattern(where: str, word: str) -> re.Pattern[str]:
     try:
         return re.compile(_name(word))
     except re.error as error:
-        _fail(where, f"`{word}` is no regular expression: {error}")
+        _fail(where, f"`{word}` is not a valid regular expression: {error}")
 
 
 def _name(word: str) -> str:

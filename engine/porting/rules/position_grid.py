@@ -1,4 +1,4 @@
-"""Position embeddings of one patch grid, resized to another, as torch does."""
+"""Resizes position embeddings from one patch grid to another, as torch does."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import math
 
 import numpy as np
 
-_A = -0.75  # of the cubic kernel (Keys 1981), torch's and OpenCV's choice; TensorFlow's and PIL's is -0.5
+_A = -0.75  # the parameter of the cubic kernel (Keys 1981) in torch and OpenCV; TensorFlow and PIL use -0.5
 
 
 def cubic_weights(old: int, new: int) -> np.ndarray:
-    """[new, old] float64: each new point as a mix of old ones.
+    """Returns the interpolation weights [new, old] in float64: each new point as a mix of old ones.
 
-    ``torch.nn.functional.interpolate(mode="bicubic", align_corners=False, antialias=False)`` along one
-    axis: new point i lies at (i + 0.5) * old / new - 0.5, its four neighbours count by the cubic
-    kernel, neighbours beyond the edge are the edge.
+    This is ``torch.nn.functional.interpolate(mode="bicubic", align_corners=False, antialias=False)`` along one axis;
+    neighbours beyond the edge are the edge.
     """
     weights = np.zeros((new, old))
     for point in range(new):
@@ -31,10 +30,10 @@ def _cubic(x: float) -> float:
     return ((x - 5) * x + 8) * x * _A - 4 * _A if x < 2 else 0.0
 
 
-def resize(embedding: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
-    """[1, extra + rows * columns, width] of grid ``old`` to the grid ``new``; extra rows (class token) stay.
+def resize_grid(embedding: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
+    """Resizes an embedding [1, extra + rows * columns, width] from the grid ``old`` to the grid ``new``.
 
-    The result is float32, or float64 from float64.
+    The extra rows (a class token) stay as they are. The result is float32, or float64 for float64.
     """
     if old == new:
         return embedding
@@ -47,36 +46,31 @@ def resize(embedding: np.ndarray, old: tuple[int, int], new: tuple[int, int]) ->
     return np.concatenate([embedding[0, :extra].astype(dtype), grid.reshape(-1, width).astype(dtype)])[None]
 
 
-def grids(
+def find_grids(
     tokens: int, target: int, grid: tuple[int, int] | None, given: tuple[int, int] | None
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The file's grid and the model's.
+    """Returns the grids (rows, columns) of the file and of the model.
 
-    Args:
-        tokens: rows of the embedding in the file.
-        target: rows of the model's.
-        grid: the model's grid (rows, columns), or None: taken as square.
-        given: the file's grid if the rule says it.
-
-    Raises:
-        ValueError: a grid that cannot be told; says which rule would tell it.
+    ``tokens`` and ``target`` are the numbers of rows of their embeddings. ``grid`` is the model's grid, where None
+    assumes that it is square, and ``given`` the file's if the rule states it. Raises ValueError if a grid is ambiguous;
+    the message says which rule would decide it.
     """
     new = grid or _square(target)
     if new is None or not 0 <= target - new[0] * new[1] <= 1:
-        raise ValueError(f"{target} tokens of the model are no square grid, with or without a class token")
+        raise ValueError(f"the model's {target} tokens do not form a square grid, with or without a class token")
     extra = target - new[0] * new[1]
     old = given or _square(tokens - extra, exact=True)
     if tokens == target and given is None and old != new:
         if old is None:
             return new, new
         raise ValueError(
-            f"{tokens} tokens can be a grid of {old[0]}x{old[1]} or of {new[0]}x{new[1]}; "
+            f"{tokens} tokens may form a grid of {old[0]}x{old[1]} or of {new[0]}x{new[1]}; "
             f"write resize_grid({old[0]}, {old[1]}) or resize_grid({new[0]}, {new[1]})"
         )
     if old is None or tokens - old[0] * old[1] != extra:
         kept = "a class token and " if extra else ""
         wanted = f"{old[0]}x{old[1]}" if old else "square"
-        raise ValueError(f"{tokens} tokens of the file are not {kept}a {wanted} grid; write resize_grid(ROWS, COLUMNS)")
+        raise ValueError(f"the file's {tokens} tokens are not {kept}a {wanted} grid; write resize_grid(ROWS, COLUMNS)")
     return old, new
 
 

@@ -1,14 +1,14 @@
-"""What a rule may do to a tensor on its way, computed on shapes first and on data later.
+"""The transforms that a rule may apply to a tensor, first inferred on shapes and later run on data.
 
 | transform | does |
 |---|---|
-| transpose(axes) | the given axes in the given order; without axes, all reversed |
-| reshape(dims) | a dim is a number, -1 once, dN (axis N of the incoming tensor) or tN (of the target), or products |
-| squeeze(axes) | drops axes of length 1; without axes, all such |
-| split(axis, parts, i) | part i, counted from 0, of equal parts |
-| concat(axis) | joins the rule's sources, each as transformed so far |
-| cast(dtype) | another dtype |
-| resize_grid(rows, columns) | a position embedding resized to the model's patch grid (engine.porting.rules.position_grid); the arguments are the file's grid where it is not square; ``keep``: equally many tokens are the same grid |
+| transpose(axes) | reorders the axes as given; without arguments, reverses them |
+| reshape(dims) | each dim is a number, -1 (once), dN (axis N of the input), tN (axis N of the target) or a product |
+| squeeze(axes) | drops the given axes of length 1; without arguments, all of them |
+| split(axis, parts, i) | takes part i of equal parts, counted from 0 |
+| concat(axis) | joins the sources of the rule, each as transformed so far |
+| cast(dtype) | converts to another dtype |
+| resize_grid(rows, columns) | resizes a position embedding to the model's patch grid (engine.porting.rules.position_grid); the arguments state the file's grid where it is not square; ``keep`` assumes that equally many tokens have the same grid |
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _MOST_AXES = 32  # numpy's limit in older versions
 
 
 class Spec(NamedTuple):
-    """Shape and dtype of a tensor that is not there yet."""
+    """The shape and dtype of a tensor that does not exist yet."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
 
 class Target(NamedTuple):
-    """What transforms may know of the variable: its shape, and the model's patch grid if it has one."""
+    """What transforms may know about the variable: its shape, and the model's patch grid if there is one."""
 
     shape: tuple[int, ...]
     grid: tuple[int, int] | None = None
@@ -48,74 +48,71 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True)
 class Transform:
-    """One transform of a rule.
+    """One transform of a rule, with its name and arguments as written.
 
     Attributes:
-        name, arguments: as written.
-        infer: (spec, target) -> spec of the result; raises ValueError with the reason.
-        run: (array, target) -> the result, where possible a view.
-        tell: (spec, target) -> what it does there, "" for nothing; None: its text says it.
-        inverse: (result, spec of what came in) -> what came in; None: something is lost, or (split, concat) several
-            tensors are concerned (engine.porting.rules.language.inverse).
+        infer: (spec, target) -> the spec of the result; raises ValueError with the reason.
+        run: (array, target) -> the result, a view where possible.
+        describe: (spec, target) -> what it does there, "" for nothing; None where its text says it.
+        inverse: (result, spec of the input) -> the input; None where information is lost, or where several tensors
+            are involved (split and concat, see engine.porting.rules.inverse).
     """
 
     name: str
     arguments: tuple[Any, ...]
     infer: Callable[[Spec, Target], Spec]
     run: Callable[[np.ndarray, Target], np.ndarray]
-    tell: Callable[[Spec, Target], str] | None = None
+    describe: Callable[[Spec, Target], str] | None = None
     inverse: Callable[[np.ndarray, Spec], np.ndarray] | None = None
 
     def __str__(self) -> str:
         return f"{self.name}({', '.join(map(str, self.arguments))})" if self.arguments else self.name
 
 
-def parse(text: str) -> Transform:
-    """A transform from its text, such as ``transpose(1, 0)``.
-
-    Raises:
-        ValueError: syntax, an unknown name, arguments that make no sense.
-    """
+def parse_transform(text: str) -> Transform:
+    """Parses the text of a transform, such as ``transpose(1, 0)``; raises ValueError if it is not valid."""
     match = re.fullmatch(r"\s*(\w+)\s*(?:\(([^()]*)\))?\s*", text)
     if match is None:
-        raise ValueError(f"`{text.strip()}` is no transform; write NAME or NAME(ARGUMENT, ...)")
+        raise ValueError(f"`{text.strip()}` is not a valid transform; expected NAME or NAME(ARGUMENT, ...)")
     name, inside = match.group(1), (match.group(2) or "").strip()
     if name not in _MAKERS:
-        raise ValueError(f"unknown transform `{name}`; known are {', '.join(_MAKERS)}{nearest(name, list(_MAKERS))}")
+        raise ValueError(
+            f"unknown transform `{name}`; expected one of {', '.join(_MAKERS)}{nearest(name, list(_MAKERS))}"
+        )
     words = [word.strip() for word in inside.split(",")] if inside else []
     return _MAKERS[name](words)
 
 
 class Inferred(NamedTuple):
-    """What ``infer`` found: the result and what was done, or None, what was done before, and the problem."""
+    """What ``infer_spec`` found: the result and what was done; or None, what was done before, and the problem."""
 
     spec: Spec | None
     done: tuple[str, ...]
     problem: str = ""
 
 
-def infer(specs: Sequence[Spec], transforms: Sequence[Transform], target: Target) -> Inferred:
-    """Shape and dtype after all transforms, without any data."""
+def infer_spec(specs: Sequence[Spec], transforms: Sequence[Transform], target: Target) -> Inferred:
+    """Infers the shape and dtype after all transforms, without any data."""
     now = list(specs)
     done: list[str] = []
     for transform in transforms:
         try:
-            text = transform.tell(now[0], target) if transform.tell else str(transform)
+            text = transform.describe(now[0], target) if transform.describe else str(transform)
             if transform.name == "concat":
                 now = _joined(now, transform)
             else:
                 now = [transform.infer(spec, target) for spec in now]
         except ValueError as error:
             shapes = " + ".join(str(list(spec.shape)) for spec in now)
-            return Inferred(None, tuple(done), f"`{transform}` does not suit {shapes}: {error}")
+            return Inferred(None, tuple(done), f"`{transform}` cannot be applied to {shapes}: {error}")
         done += [text] if text else []
     if len(now) > 1:
-        return Inferred(None, tuple(done), f"{len(now)} sources stay {len(now)} tensors; `concat(axis)` joins them")
+        return Inferred(None, tuple(done), f"{len(now)} sources remain; join them with `concat(axis)`")
     return Inferred(now[0], tuple(done))
 
 
-def run(arrays: Sequence[np.ndarray], transforms: Sequence[Transform], target: Target) -> np.ndarray:
-    """All transforms, on data whose shapes ``infer`` accepted. May be a view."""
+def apply_transforms(arrays: Sequence[np.ndarray], transforms: Sequence[Transform], target: Target) -> np.ndarray:
+    """Applies all transforms to data whose shapes ``infer_spec`` accepted; the result may be a view."""
     now = list(arrays)
     for transform in transforms:
         if transform.name == "concat":
@@ -130,9 +127,9 @@ def _joined(specs: Sequence[Spec], transform: Transform) -> list[Spec]:
     for spec in specs[1:]:
         rest = [(*s.shape[:axis], *s.shape[axis + 1 :]) for s in (spec, specs[0])]
         if len(spec.shape) != len(specs[0].shape) or rest[0] != rest[1]:
-            raise ValueError(f"only axis {axis} may differ")
+            raise ValueError(f"shapes may differ only along axis {axis}")
         if spec.dtype != specs[0].dtype:
-            raise ValueError(f"dtypes differ ({specs[0].dtype.name}, {spec.dtype.name}); cast first")
+            raise ValueError(f"the dtypes differ ({specs[0].dtype.name}, {spec.dtype.name}); cast first")
     length = sum(spec.shape[axis] for spec in specs)
     return [Spec((*specs[0].shape[:axis], length, *specs[0].shape[axis + 1 :]), specs[0].dtype)]
 
@@ -146,20 +143,22 @@ def _axis(axis: int, spec: Spec) -> int:
 
 def _whole(words: Sequence[str], name: str, *, counts: Sequence[int] = ()) -> tuple[int, ...]:
     if not all(re.fullmatch(r"-?\d{1,9}", word) for word in words):
-        raise ValueError(f"`{name}({', '.join(words)})`: whole numbers are wanted")
+        raise ValueError(f"`{name}({', '.join(words)})`: expected integers")
     if counts and len(words) not in counts:
-        raise ValueError(f"`{name}` takes {' or '.join(map(str, counts))} arguments, not {len(words)}")
+        raise ValueError(
+            f"`{name}` takes {' or '.join(map(str, counts))} argument{'' if list(counts) == [1] else 's'}, not {len(words)}"
+        )
     return tuple(int(word) for word in words)
 
 
 def _transpose(words: list[str]) -> Transform:
     axes = _whole(words, "transpose")
     if axes and sorted(axes) != list(range(len(axes))):
-        raise ValueError(f"`transpose({', '.join(words)})`: each axis from 0 to {len(axes) - 1} once")
+        raise ValueError(f"`transpose({', '.join(words)})`: expected each axis from 0 to {len(axes) - 1} once")
 
     def order(rank: int) -> tuple[int, ...]:
         if axes and len(axes) != rank:
-            raise ValueError(f"it orders {len(axes)} axes")
+            raise ValueError(f"expected {len(axes)} axes")
         return axes or tuple(range(rank))[::-1]
 
     return Transform(
@@ -173,7 +172,9 @@ def _transpose(words: list[str]) -> Transform:
 def _reshape(words: list[str]) -> Transform:
     for word in words:
         if not re.fullmatch(r"-1|(\d{1,9}|[dt]\d{1,2})(\s*\*\s*(\d{1,9}|[dt]\d{1,2}))*", word):
-            raise ValueError(f"`{word}` is no dim; numbers, -1, d0 (incoming axis 0), t0 (target's axis 0), products")
+            raise ValueError(
+                f"`{word}` is not a valid dim; expected a number, -1, d0 (input axis 0), t0 (target axis 0) or a product"
+            )
     if words.count("-1") > 1:
         raise ValueError("only one dim can be -1")
     if not 0 < len(words) <= _MOST_AXES:
@@ -194,7 +195,7 @@ def _reshape(words: list[str]) -> Transform:
         ]
         size, rest = math.prod(shape), math.prod(dim for dim in known if dim != -1)
         if -1 in known and (rest == 0 or size % rest):
-            raise ValueError(f"{size} elements do not divide by {rest}")
+            raise ValueError(f"{size} elements are not divisible by {rest}")
         found = tuple(size // rest if dim == -1 else dim for dim in known)
         if math.prod(found) != size:
             raise ValueError(f"{list(found)} has {math.prod(found)} elements, not {size}")
@@ -230,12 +231,12 @@ def _squeeze(words: list[str]) -> Transform:
 def _split(words: list[str]) -> Transform:
     axis, parts, index = _whole(words, "split", counts=(3,))
     if parts < 1 or not 0 <= index < parts:
-        raise ValueError(f"`split({', '.join(words)})`: part {index} of {parts} is none; parts count from 0")
+        raise ValueError(f"`split({', '.join(words)})`: there is no part {index} of {parts}; parts are counted from 0")
 
     def part(shape: tuple[int, ...]) -> tuple[slice, ...]:
         at = _axis(axis, Spec(shape, np.dtype(bool)))
         if shape[at] % parts:
-            raise ValueError(f"axis {at} has length {shape[at]}, which does not divide by {parts}")
+            raise ValueError(f"axis {at} has length {shape[at]}, which is not divisible by {parts}")
         each = shape[at] // parts
         return (slice(None),) * at + (slice(index * each, (index + 1) * each),)
 
@@ -255,7 +256,7 @@ def _concat(words: list[str]) -> Transform:
 
 def _cast(words: list[str]) -> Transform:
     if len(words) != 1 or words[0] not in _DTYPES:
-        raise ValueError(f"`cast({', '.join(words)})`: one of {', '.join(_DTYPES)} is wanted")
+        raise ValueError(f"`cast({', '.join(words)})`: expected one of {', '.join(_DTYPES)}")
     dtype = _DTYPES[words[0]]
     return Transform(
         "cast", tuple(words),
@@ -270,16 +271,16 @@ def _resize_grid(words: list[str]) -> Transform:
     numbers = () if keep else _whole(words, "resize_grid", counts=(0, 2))
     given = (numbers[0], numbers[1]) if numbers else None
     if given is not None and min(given) < 1:
-        raise ValueError(f"`resize_grid({', '.join(words)})`: a grid has rows and columns")
+        raise ValueError(f"`resize_grid({', '.join(words)})`: rows and columns must be at least 1")
 
     def both(shape: tuple[int, ...], target: Target) -> tuple[tuple[int, int], tuple[int, int]]:
         if len(shape) != 3 or shape[0] != 1 or len(target.shape) != 3:
-            raise ValueError("a position embedding is [1, tokens, width]")
+            raise ValueError("expected a position embedding [1, tokens, width]")
         if keep and shape[1] == target.shape[1]:
             return (1, shape[1]), (1, shape[1])
-        return grids.grids(shape[1], target.shape[1], target.grid, given)
+        return grids.find_grids(shape[1], target.shape[1], target.grid, given)
 
-    def tell(spec: Spec, target: Target) -> str:
+    def describe(spec: Spec, target: Target) -> str:
         (rows, columns), new = both(spec.shape, target)
         return "" if (rows, columns) == new else f"resize_grid {rows}x{columns} to {new[0]}x{new[1]}"
 
@@ -293,16 +294,11 @@ def _resize_grid(words: list[str]) -> Transform:
 
     return Transform(
         "resize_grid", ("keep",) if keep else numbers, shape_of,
-        lambda array, target: grids.resize(array, *both(array.shape, target)), tell,
+        lambda array, target: grids.resize_grid(array, *both(array.shape, target)), describe,
     )  # fmt: skip
 
 
 _MAKERS: dict[str, Callable[[list[str]], Transform]] = {
-    "transpose": _transpose,
-    "reshape": _reshape,
-    "squeeze": _squeeze,
-    "split": _split,
-    "concat": _concat,
-    "cast": _cast,
-    "resize_grid": _resize_grid,
-}
+    "transpose": _transpose, "reshape": _reshape, "squeeze": _squeeze, "split": _split, "concat": _concat,
+    "cast": _cast, "resize_grid": _resize_grid,
+}  # fmt: skip

@@ -1,6 +1,7 @@
-"""The drawings of a report as SVG: what strategies give against what they cost, and how they learn.
+"""The charts of a report as SVG: the quality of strategies against their cost, and their learning curves.
 
-Drawn for a phone's width. Colours come from the page's style by class; shapes and dashes say the same without them.
+They are drawn for the width of a phone. Colours come from the page's style, by class; shapes and dashes carry the same
+information without colour.
 """
 
 from __future__ import annotations
@@ -10,24 +11,35 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from engine.selection.layer_groups import middle_out
-from engine.study.formatting import MEBI, count, duration, listed, quality
-from engine.study.html.axes import Axis, linear, times, unit
-from engine.study.html.labels import place, spread
+from engine.selection.layer_groups import elide_middle
+from engine.study.formatting import MEBI, count, duration, quality
+from engine.study.html.axes import Axis, choose_unit, linear_axis, time_axis
+from engine.study.html.labels import place_names, spread_heights
 from engine.study.html.markup import Child, Markup, join, tag
-from engine.study.recommend import Recommendation, by_accuracy, efficient, gain
+from engine.study.recommend import Recommendation, by_accuracy, find_efficient, gain
+from engine.text import join_words
 
 _WIDTH, _HEIGHT = 380.0, 300.0
 _LEFT, _TOP, _BOTTOM = 56.0, 12.0, 42.0
 _FONT = 11.5
-_RING = 10.0  # about the recommended run
-_FAR = 8  # names that may stand far from their signs
-_CURVES = 8  # that are told apart; the others are drawn thin
+_RING = 10.0  # the radius of the ring around the recommended run
+_FAR = 8  # how many names may stand far from their marks
+_CURVES = 8  # how many curves are distinguished; the others are drawn thin
+# corners, turn, and the radius of every second corner
+_POLYGONS = (
+    (4, 0, 1),
+    (4, math.pi / 4, 1),
+    (3, 0, 1),
+    (3, math.pi, 1),
+    (8, math.pi / 4, 0.35),
+    (5, 0, 1),
+    (10, 0, 0.45),
+)
 _RUNNERS = ("engine", "engine_cached", "keras_fit", "v1_trainable", "v1_stop_gradient", "v1_var_list")
 
 
 def _mark(number: int, x: float, y: float, r: float, **attributes: Any) -> Markup:
-    """The shape with this number about a point."""
+    """Draws the shape of a number around a point."""
 
     def polygon(corners: int, turn: float, inner: float = 1.0) -> str:
         sizes = [r * (inner if n % 2 else 1.0) for n in range(corners)]
@@ -39,23 +51,14 @@ def _mark(number: int, x: float, y: float, r: float, **attributes: Any) -> Marku
     attributes["class_"] = f"mark c{number % 8} {attributes.get('class_') or ''}".strip()
     title = attributes.pop("title", None)
     inside = tag("title", title) if title else None
-    shapes = [
-        (4, 0.0, 1.0),
-        (4, math.pi / 4, 1.0),
-        (3, 0.0, 1.0),
-        (3, math.pi, 1.0),
-        (8, math.pi / 4, 0.35),
-        (5, 0.0, 1.0),
-        (10, 0.0, 0.45),
-    ]
     if number % 8 == 0:
         return tag("circle", inside, cx=x, cy=y, r=0.9 * r, **attributes)
-    corners, turn, inner = shapes[number % 8 - 1]
+    corners, turn, inner = _POLYGONS[number % 8 - 1]
     return tag("polygon", inside, points=polygon(corners, turn, inner), **attributes)
 
 
 class _Plot:
-    """The frame of a drawing: axes, ticks and their names; maps values to places."""
+    """The frame of a chart: axes, ticks and their names; maps values to coordinates."""
 
     def __init__(self, x: Axis, y: Axis, *, right: float, names: tuple[str, str]) -> None:
         self.x, self.y = x, y
@@ -63,10 +66,7 @@ class _Plot:
         self.names = names
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        return (
-            _LEFT + self.x.at(x) * (self.right - _LEFT),
-            self.bottom - self.y.at(y) * (self.bottom - _TOP),
-        )
+        return _LEFT + self.x.at(x) * (self.right - _LEFT), self.bottom - self.y.at(y) * (self.bottom - _TOP)
 
     def frame(self) -> Markup:
         parts: list[Child] = []
@@ -93,44 +93,42 @@ def _svg(key: str, title: str, description: str, *inside: Child) -> Markup:
     )  # fmt: skip
 
 
-def runner_numbers(study: Mapping[str, Any]) -> dict[str, int]:
-    """Runner -> the number of its colour and shape."""
+def number_runners(study: Mapping[str, Any]) -> dict[str, int]:
+    """The number of each runner's colour and shape."""
     here = dict.fromkeys(row["runner"] for row in study["results"])
-    known = {name: number for number, name in enumerate(_RUNNERS)}
-    others = [name for name in here if name not in known]
-    known |= {name: len(_RUNNERS) + number for number, name in enumerate(others)}
+    known = {name: number for number, name in enumerate(dict.fromkeys([*_RUNNERS, *here]))}
     return {name: known[name] for name in sorted(here, key=known.__getitem__)}
 
 
-def runner_key(study: Mapping[str, Any]) -> Markup:
-    """Which shape is which runner."""
+def draw_runner_key(study: Mapping[str, Any]) -> Markup:
+    """Draws which shape stands for which runner."""
     items = []
-    for name, number in runner_numbers(study).items():
+    for name, number in number_runners(study).items():
         sign = tag("svg", _mark(number, 7.0, 7.0, 5.5), viewBox="0 0 14 14", class_="sign", aria_hidden="true")
-        items.append(tag("li", sign, middle_out(name, 30)))
+        items.append(tag("li", sign, elide_middle(name, 30)))
     return tag("ul", *items, class_="key")
 
 
-def against(study: Mapping[str, Any], advice: Recommendation, cost: str) -> Markup | None:
-    """Accuracy (or loss) against ``job_seconds`` or ``peak_rss_bytes``; None where there is nothing to draw."""
+def draw_costs(study: Mapping[str, Any], advice: Recommendation, cost: str) -> Markup | None:
+    """Draws accuracy (or loss) against ``job_seconds`` or ``peak_rss_bytes``; None if there is nothing to draw."""
     accuracy = by_accuracy(study)
     key, what = ("eval_accuracy", "accuracy") if accuracy else ("eval_loss", "loss")
     time = cost == "job_seconds"
     rows = [r for r in study["results"] if not r["failed"] and (r[cost] or 0) > 0 and gain(study, r) is not None]
     if not rows:
         return None
-    size, name = unit(max(r[cost] for r in rows)) if time else (float(MEBI), "MiB")
+    size, name = choose_unit(max(r[cost] for r in rows)) if time else (float(MEBI), "MiB")
     points = [(r[cost] / size, float(r[key])) for r in rows]
-    x = times(p[0] for p in points) if time else linear(p[0] for p in points)
+    x = time_axis(p[0] for p in points) if time else linear_axis(p[0] for p in points)
     better = "higher is better" if accuracy else "lower is better"
-    log = ", each step a factor" if x.log else ""
+    log = ", logarithmic" if x.log else ""
     below = f"{'time of the whole job' if time else 'peak memory of the process'} ({name}{log})"
-    plot = _Plot(x, linear(p[1] for p in points), right=10.0, names=(below, f"evaluation {what} ({better})"))
-    best = efficient([(r[cost], gain(study, r) or 0.0) for r in rows])
+    plot = _Plot(x, linear_axis(p[1] for p in points), right=10.0, names=(below, f"evaluation {what} ({better})"))
+    best = find_efficient([(r[cost], gain(study, r) or 0.0) for r in rows])
     places, stairs = [plot.at(*point) for point in points], _stairs(plot, [points[n] for n in best])
     parts = [plot.frame(), *_connections(rows, places), tag("polyline", points=_path(stairs), class_="frontier")]
     stands = {(c.strategy, c.runner) for c in advice.candidates}
-    numbers = runner_numbers(study)
+    numbers = number_runners(study)
     main = [n for n, r in enumerate(rows) if (r["strategy"], r["runner"]) in stands]
     for n in sorted(range(len(rows)), key=lambda n: (n in main, n in best)):
         title = f"{rows[n]['strategy']}, {rows[n]['runner']}: {what} {quality(rows[n][key], accuracy=accuracy)}, "
@@ -142,24 +140,22 @@ def against(study: Mapping[str, Any], advice: Recommendation, cost: str) -> Mark
     far = 1 + min(len([n for n in ranked if n in best]), _FAR)
     parts += _names(plot, ranked, rows, places, stairs, chosen=chosen, far=far)
     title = f"Evaluation {what} against {'time' if time else 'memory'}"
-    beaten = listed(dict.fromkeys(rows[n]["strategy"] for n in best), most=12)
-    return _svg(
-        f"a-{cost}", title, f"{len(rows)} runs. On the efficient frontier: {beaten}. The table has all numbers.", *parts
-    )
+    best_names = join_words(dict.fromkeys(rows[n]["strategy"] for n in best), most=12)
+    text = f"{len(rows)} runs. On the efficient frontier: {best_names}. The table has all numbers."
+    return _svg(f"a-{cost}", title, text, *parts)
 
 
 def _connections(rows: Sequence[Mapping[str, Any]], places: Sequence[tuple[float, float]]) -> list[Markup]:
-    """A thin line through the runs of each strategy."""
+    """Draws a thin line through the runs of each strategy."""
     together: dict[str, list[tuple[float, float]]] = {}
     for row, at in zip(rows, places, strict=True):
         together.setdefault(row["strategy"], []).append(at)
-    return [
-        tag("polyline", points=_path(sorted(found)), class_="same") for found in together.values() if len(found) > 1
-    ]
+    several = [sorted(found) for found in together.values() if len(found) > 1]
+    return [tag("polyline", points=_path(found), class_="same") for found in several]
 
 
 def _stairs(plot: _Plot, points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The frontier's corners: what can be had for so much at most."""
+    """The corners of the frontier: the best quality for each cost."""
     steps: list[tuple[float, float]] = []
     for x, y in (plot.at(*point) for point in points):
         steps += [(x, steps[-1][1])] if steps else []
@@ -171,17 +167,18 @@ def _names(
     plot: _Plot, ranked: Sequence[int], rows: Sequence[Mapping[str, Any]], places: Sequence[tuple[float, float]],
     stairs: Sequence[tuple[float, float]], *, chosen: tuple[str, str] | None, far: int,
 ) -> list[Markup]:  # fmt: skip
-    """Names of the strategies beside the runs that stand for them, as far as there is room; a ring about the chosen."""
+    """Writes strategies' names next to the runs that represent them, where there is space; circles the chosen run."""
     rings = [_RING if (rows[n]["strategy"], rows[n]["runner"]) == chosen else 0.0 for n in ranked]
     texts = [
-        (middle_out(rows[n]["strategy"], 18), *places[n], max(ring, 4.5)) for n, ring in zip(ranked, rings, strict=True)
+        (elide_middle(rows[n]["strategy"], 18), *places[n], max(ring, 4.5))
+        for n, ring in zip(ranked, rings, strict=True)
     ]
     taken = [(x - 3.5, y - 3.5, x + 3.5, y + 3.5) for x, y in places]
     taken += [(x - r, y - r, x + r, y + r) for _, x, y, r in texts[:1] if r == _RING]
     for (x, y), (to_x, to_y) in pairwise(stairs):
         taken.append((min(x, to_x) - 1, min(y, to_y) - 1, max(x, to_x) + 1, max(y, to_y) + 1))
     within = (_LEFT + 2, _TOP - 4, plot.right + 8, plot.bottom - 2)
-    found = place(texts, taken, within, size=_FONT, far=far)
+    found = place_names(texts, taken, within, size=_FONT, far=far)
     parts = []
     for (text, x, y, _), ring, spot in zip(texts, rings, found, strict=True):
         if ring:
@@ -198,8 +195,8 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
 
 
-def curves(study: Mapping[str, Any], advice: Recommendation, over: str) -> Markup | None:
-    """Evaluation accuracy (or loss) over ``seconds`` or over steps (``step``), a curve for each strategy."""
+def draw_curves(study: Mapping[str, Any], advice: Recommendation, over: str) -> Markup | None:
+    """Draws evaluation accuracy (or loss) over ``seconds`` or over steps (``step``), with a curve for each strategy."""
     accuracy = by_accuracy(study)
     key, what = ("eval_accuracy", "accuracy") if accuracy else ("eval_loss", "loss")
     time = over == "seconds"
@@ -212,50 +209,45 @@ def curves(study: Mapping[str, Any], advice: Recommendation, over: str) -> Marku
     if not drawn:
         return None
     longest = max(x for _, points in drawn for x, _ in points)
-    size, unit_name = unit(longest) if time else (1.0, "steps")
+    size, unit_name = choose_unit(longest) if time else (1.0, "steps")
     drawn = [(name, [(x / size, y) for x, y in points]) for name, points in drawn]
     everywhere = [p for _, points in drawn for p in points]
     ends = [points[-1][0] for _, points in drawn]
-    x = (
-        times([*ends, *(p[0] for p in everywhere)])
-        if time and max(ends) > 30 * min(ends)
-        else linear((p[0] for p in everywhere), zero=True)
-    )
-    log = ", each step a factor" if x.log else ""
+    across = [p[0] for p in everywhere]
+    x = time_axis([*ends, *across]) if time and max(ends) > 30 * min(ends) else linear_axis(across, zero=True)
+    log = ", logarithmic" if x.log else ""
     below = f"time ({unit_name}{log})" if time else "steps"
-    plot = _Plot(x, linear(p[1] for p in everywhere), right=98.0, names=(below, f"evaluation {what}"))
+    plot = _Plot(x, linear_axis(p[1] for p in everywhere), right=98.0, names=(below, f"evaluation {what}"))
     parts: list[Child] = [plot.frame()]
     for _, points in drawn[_CURVES:]:
         parts.append(tag("polyline", points=_path([plot.at(*p) for p in points]), class_="other"))
-    told = drawn[:_CURVES]
-    heights = spread(
-        [plot.at(*points[-1])[1] for _, points in told], apart=_FONT + 2.5, low=_TOP + 2, high=plot.bottom - 4
+    shown = drawn[:_CURVES]
+    heights = spread_heights(
+        [plot.at(*points[-1])[1] for _, points in shown], apart=_FONT + 2.5, low=_TOP + 2, high=plot.bottom - 4
     )
-    for number, ((name, points), y) in enumerate(zip(told, heights, strict=True)):
+    for number, ((name, points), y) in enumerate(zip(shown, heights, strict=True)):
         places = [plot.at(*p) for p in points]
         parts.append(tag("polyline", tag("title", name), points=_path(places), class_=f"curve c{number} d{number}"))
         parts.append(tag("line", x1=places[-1][0], y1=places[-1][1], x2=plot.right + 6, y2=y, class_="lead"))
         parts.append(_mark(number, *places[-1], 4.5))
         parts.append(_mark(number, plot.right + 11, y, 4.0))
         style = "label chosen" if advice.chosen and name == advice.chosen.strategy else "label"
-        parts.append(tag("text", middle_out(name, 10), tag("title", name), x=plot.right + 18, y=y + 4, class_=style))
+        parts.append(tag("text", elide_middle(name, 10), tag("title", name), x=plot.right + 18, y=y + 4, class_=style))
     title = f"Evaluation {what} over {'time' if time else 'steps'}"
-    last = listed(
-        (f"{name} ends at {quality(points[-1][1], accuracy=accuracy)}" for name, points in told), most=_CURVES
-    )
-    return _svg(f"l-{over}", title, f"{len(drawn)} learning curves: {last}.", *parts)
+    last = [f"{name} ends at {quality(points[-1][1], accuracy=accuracy)}" for name, points in shown]
+    return _svg(f"l-{over}", title, f"{len(drawn)} learning curves: {join_words(last, most=_CURVES)}.", *parts)
 
 
 def _shown(study: Mapping[str, Any], advice: Recommendation) -> list[tuple[str, Mapping[str, Any]]]:
-    """The curve of each strategy's run that counts, the most telling first."""
+    """The curve of the run that represents each strategy, the most informative first."""
     stands = {(c.strategy, c.runner): c for c in advice.candidates}
     first: dict[tuple[str, str], Mapping[str, Any]] = {}
     for curve in sorted(study["curves"], key=lambda c: c["repeat"]):
         first.setdefault((curve["strategy"], curve["runner"]), curve)
-    if not stands:  # nothing finished well: what there is
+    if not stands:  # no run is usable: show what there is
         return [(strategy, curve) for (strategy, _), curve in first.items()]
-    frontier = [advice.candidates[n] for n in efficient([(c.seconds, c.gain) for c in advice.candidates])]
-    between = max(1, round(len(frontier) / _CURVES))  # of a long frontier, some from one end to the other
+    frontier = [advice.candidates[n] for n in find_efficient([(c.seconds, c.gain) for c in advice.candidates])]
+    between = max(1, round(len(frontier) / _CURVES))  # of a long frontier, only some
     order = [advice.chosen, advice.reference, frontier[-1], *frontier[::between], *advice.candidates]
     names = dict.fromkeys((c.strategy, c.runner) for c in order if c)
     return [(key[0], first[key]) for key in names if key in first]

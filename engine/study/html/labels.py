@@ -1,4 +1,4 @@
-"""Where the names of points are written in a drawing, so that they cover neither points nor one another."""
+"""Where to write the names of points in a drawing, so that they cover neither points nor each other."""
 
 from __future__ import annotations
 
@@ -7,18 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-_REACH = (3.5, 9.5, 17.5, 27.5)  # from the sign to its name
+_REACH = (3.5, 9.5, 17.5, 27.5)  # distances from a mark to its name
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a name stands.
-
-    Attributes:
-        x, y: of the text's anchor, at mid-height.
-        anchor: of the text: "start", "middle" or "end".
-        far: whether a line to its point is wanted.
-    """
+    """The place of a name: its anchor, at mid-height, and whether a line should connect it to its point."""
 
     x: float
     y: float
@@ -30,24 +24,20 @@ Rect = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def width_of(text: str, size: float) -> float:
-    """About how wide a text of this font size is; wide characters count twice."""
+    """The approximate width of a text in this font size; wide characters count twice."""
     return size * sum(1.1 if unicodedata.east_asian_width(c) in "WF" else 0.58 for c in text)
 
 
-def place(
+def place_names(
     names: Sequence[tuple[str, float, float, float]], taken: Sequence[Rect], within: Rect, *, size: float, far: int
 ) -> list[Place | None]:
-    """A place for each name, first come first served; the first name always gets one.
+    """Finds a place for each name, in order, or None where there is no space; the first name always gets one.
 
     Args:
-        names: (text, x, y, radius) of named signs, the most important first.
-        taken: what no name may cover.
-        within: where names may be.
-        size: of the font.
-        far: so many names from the first on may stand far from their signs.
-
-    Returns:
-        for each name its place, or None where there is no room.
+        names: (text, x, y, radius) of the named marks, the most important first.
+        taken, within: the areas that no name may cover, and the area in which all must lie.
+        size: the size of the font.
+        far: how many names, from the first on, may stand far from their marks.
     """
     taken = list(taken)
     found: list[Place | None] = []
@@ -91,16 +81,15 @@ def _overlap(a: Rect, b: Rect) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def spread(wanted: Sequence[float], *, apart: float, low: float, high: float) -> list[float]:
-    """Heights as near to the wanted ones as can be, ``apart`` from one another, from ``low`` to ``high``."""
+def spread_heights(wanted: Sequence[float], *, apart: float, low: float, high: float) -> list[float]:
+    """Moves heights as little as possible so that they lie between ``low`` and ``high`` and ``apart`` from each other."""
     order = sorted(range(len(wanted)), key=lambda n: wanted[n])
     apart = min(apart, (high - low) / max(len(wanted) - 1, 1))
     found = [0.0] * len(wanted)
-    least = low
+    least, most = low, high
     for n in order:
         found[n] = max(wanted[n], least)
         least = found[n] + apart
-    most = high
     for n in reversed(order):
         found[n] = min(found[n], most)
         most = found[n] - apart

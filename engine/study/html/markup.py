@@ -1,4 +1,4 @@
-"""HTML and SVG put together so that nothing a user named can become markup: every text is escaped here, once."""
+"""HTML and SVG, built so that no name from a user can become markup: every text is escaped here, once."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-# control characters, lone surrogates, and what turns the direction of the text around it
+# control characters, lone surrogates, and characters that change the direction of the text around them
 _UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 _VOID = frozenset(["br", "hr", "link", "meta"])
 
 
 class Markup(str):
-    """Text that is markup already."""
+    """A text that is markup already."""
 
     __slots__ = ()
 
@@ -23,14 +23,14 @@ Child = Any  # Markup, a text or number to be escaped, None, or an iterable of t
 
 
 def escape(value: object) -> Markup:
-    """A text, safe between tags and in quoted attributes; markup stays as it is."""
+    """Makes a text safe between tags and in quoted attributes; markup stays as it is."""
     if isinstance(value, Markup):
         return value
     return Markup(html.escape(_UNSEEN.sub("\ufffd", str(value)), quote=True))
 
 
 def join(children: Iterable[Child]) -> Markup:
-    """Children one after the other."""
+    """Concatenates children."""
     return Markup("".join(_flat(children)))
 
 
@@ -45,7 +45,7 @@ def _flat(children: Iterable[Child]) -> Iterable[str]:
 
 
 def tag(name: str, /, *children: Child, **attributes: Any) -> Markup:
-    """An element. ``class_`` is class, ``_`` in names is ``-``; None and False leave an attribute out."""
+    """Builds an element. ``class_`` becomes class, ``_`` in names becomes ``-``; None and False omit an attribute."""
     words = [name]
     for key, value in attributes.items():
         key = key.rstrip("_").replace("_", "-")
@@ -59,6 +59,6 @@ def tag(name: str, /, *children: Child, **attributes: Any) -> Markup:
 
 
 def data(value: Any) -> Markup:
-    """JSON to stand in a script element: nothing in it can end the element."""
+    """JSON for a script element, written so that nothing in it can end the element."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))

@@ -1,5 +1,5 @@
 "use strict";
-// Sorts the table of runs: numbers as numbers, what is missing last in both directions.
+// Sorts the table of runs: numbers as numbers, missing values last in both directions.
 (() => {
   const table = document.getElementById("rows");
   if (!table) return;

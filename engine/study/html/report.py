@@ -1,6 +1,6 @@
-"""report.html: a study of freezing strategies as one file that a person can decide by.
+"""report.html: a study of freezing strategies as one file that helps a person decide.
 
-It needs nothing but itself: no network, no fonts, no library. The study lies in it as JSON.
+The file is self-contained: it needs no network, no fonts and no library. It also holds the study as JSON.
 """
 
 from __future__ import annotations
@@ -9,45 +9,42 @@ import base64
 import hashlib
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import Any
 
 from engine.errors import InputError
 from engine.files import PathLike, write_bytes
 from engine.sizes import format_bytes
-from engine.study.formatting import count, digits, duration, listed, percent, plural, quality
+from engine.study.formatting import count, digits, duration, percent, plural, quality
 from engine.study.html import charts, strip, table
 from engine.study.html.markup import Child, Markup, data, tag
 from engine.study.recommend import Recommendation, by_accuracy, recommend
+from engine.study.results import FORMAT
+from engine.text import join_words
 
-VERSION = 1
-_DIGITS = 7  # of numbers in the file: a float32 has no more
+_DIGITS = 7  # significant digits of the numbers in the file; a float32 has no more
 
 
 class ReportError(InputError):
-    """A study of another version."""
+    """A study in another format."""
 
 
-def write(path: PathLike, study: Mapping[str, Any]) -> None:
-    """Writes a study's report, atomically.
+def write_report(path: PathLike, study: Mapping[str, Any]) -> None:
+    """Writes the report of a study, given as the content of study.json, into an HTML file, atomically.
 
-    Args:
-        path: of the HTML file.
-        study: what ``study.json`` holds. Numbers that are not finite are taken for missing.
-
-    Raises:
-        ReportError: it is of another version.
-        OSError: the file cannot be written.
+    Numbers that are not finite count as missing. Raises ReportError if the study has another format.
     """
-    write_bytes(path, page(study).encode())
+    write_bytes(path, build_page(study).encode())
 
 
-def page(study: Mapping[str, Any]) -> str:
-    """The report's text. Errors: as ``write``."""
-    if study.get("version") != VERSION:
-        raise ReportError(f"study['version']={study.get('version')!r}: this report reads version {VERSION}")
-    study = _plain(study)
+def build_page(study: Mapping[str, Any]) -> str:
+    """Builds the text of the report; raises as ``write_report``."""
+    if study.get("format") != FORMAT:
+        raise ReportError(
+            f"study['format']={study.get('format')!r}: expected format {FORMAT}; another version of Frostline wrote this study"
+        )
+    study = _change_floats(study, lambda number: number if math.isfinite(number) else None)
     advice = recommend(study)
     style, script = _file("page.css"), _file("page.js")
     policy = (
@@ -68,8 +65,8 @@ def page(study: Mapping[str, Any]) -> str:
         "body",
         tag("a", "To the table of all runs", href="#runs", class_="skip"),
         tag("header", _question(study)),
-        tag("main", _answer(study, advice), *_drawings(study, advice), *_runs(study, advice), _notes(study), _machine(study)),
-        tag("script", data(_short(study)), type="application/json", id="study"),
+        tag("main", _answer(study, advice), *_drawings(study, advice), _runs(study, advice), _notes(study), _machine(study)),
+        tag("script", data(_change_floats(study, lambda number: float(f"{number:.{_DIGITS}g}"))), type="application/json", id="study"),
         tag("script", Markup(script)),
     )  # fmt: skip
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
@@ -83,22 +80,12 @@ def _hash(content: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
 
 
-def _plain(value: Any) -> Any:
-    """Numbers that are not finite become None."""
+def _change_floats(value: Any, change: Callable[[float], float | None]) -> Any:
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return change(value)
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _short(value: Any) -> Any:
-    """Numbers with no more digits than were measured."""
-    if isinstance(value, float):
-        return float(f"{value:.{_DIGITS}g}")
-    if isinstance(value, Mapping):
-        return {key: _short(item) for key, item in value.items()}
-    return [_short(item) for item in value] if isinstance(value, list) else value
+        return {key: _change_floats(item, change) for key, item in value.items()}
+    return [_change_floats(item, change) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _section(key: str, title: str, *inside: Child) -> Markup:
@@ -118,12 +105,12 @@ def _question(study: Mapping[str, Any]) -> list[Child]:
         tag("p", "Frostline: freezing strategies side by side", class_="over"),
         tag("h1", "Which variables should I train?"),
         tag(
-            "p", "Of ", tag("strong", job["model"]), f" ({count(study['parameters'])} parameters), on ",
+            "p", "For ", tag("strong", job["model"]), f" ({count(study['parameters'])} parameters) on ",
             tag("strong", job["data"]),
             f" ({count(job['train_examples'])} images of {shape} in {count(job['classes'])} classes), "
-            f"on this machine ({study['machine']['cpu']}, {count(study['machine']['cores'])} cores). "
+            f"measured on this machine ({study['machine']['cpu']}, {count(study['machine']['cores'])} cores). "
             f"Every strategy trained for {much} with {job['optimizer']} at a learning rate of "
-            f"{digits(job['learning_rate'])}, from the same weights on the same data in the same order.",
+            f"{digits(job['learning_rate'])}, from the same weights and on the same data in the same order.",
         ),
     ]  # fmt: skip
 
@@ -131,8 +118,8 @@ def _question(study: Mapping[str, Any]) -> list[Child]:
 def _answer(study: Mapping[str, Any], advice: Recommendation) -> Markup:
     inside: list[Child] = [tag("p", advice.sentence, class_="sentence")]
     if advice.chosen is not None:
-        inside += [_tiles(study, advice), tag("p", _what(study, advice), class_="what")]
-    how = tag("div", tag("h3", "How it was chosen"), tag("ul", *(tag("li", r) for r in advice.reasons)), class_="how")
+        inside += [_tiles(study, advice), tag("p", _finetune_flag(study, advice), class_="what")]
+    how = tag("div", tag("h3", "How this was chosen"), tag("ul", *(tag("li", r) for r in advice.reasons)), class_="how")
     return tag(
         "section", tag("h2", "Recommendation", id="answer"), *inside, how, aria_labelledby="answer", class_="answer"
     )
@@ -141,13 +128,9 @@ def _answer(study: Mapping[str, Any], advice: Recommendation) -> Markup:
 def _tiles(study: Mapping[str, Any], advice: Recommendation) -> Markup:
     chosen, reference, accuracy = advice.chosen, advice.reference, by_accuracy(study)
     assert chosen is not None
-    tiles = [
-        (
-            "accuracy" if accuracy else "loss",
-            quality(chosen.quality, accuracy=accuracy),
-            f"{quality(study['baseline']['eval_accuracy' if accuracy else 'eval_loss'], accuracy=accuracy)} before",
-        )
-    ]
+    what = "accuracy" if accuracy else "loss"
+    before = quality(study["baseline"][f"eval_{what}"], accuracy=accuracy)
+    tiles = [(what, quality(chosen.quality, accuracy=accuracy), f"{before} before")]
     other = reference if reference is not None and reference != chosen else None
     tiles.append(("time", duration(chosen.seconds), f"{other.strategy}: {duration(other.seconds)}" if other else ""))
     if chosen.memory is not None:
@@ -158,20 +141,17 @@ def _tiles(study: Mapping[str, Any], advice: Recommendation) -> Markup:
     return tag("dl", *(tag("div", tag("dt", a), tag("dd", tag("b", b), tag("span", c))) for a, b, c in tiles), class_="tiles")  # fmt: skip
 
 
-def _what(study: Mapping[str, Any], advice: Recommendation) -> list[Child]:
-    """What to ask finetune for."""
+def _finetune_flag(study: Mapping[str, Any], advice: Recommendation) -> list[Child]:
+    """The flag of finetune that trains the recommended strategy."""
     assert advice.chosen is not None
     strategy = next((s for s in study["strategies"] if s["name"] == advice.chosen.strategy), None)
     if strategy is None:
         return []
-    words = {phase["train"]: None for phase in strategy["phases"]}
+    words = {phase["train"] for phase in strategy["phases"]}
     if len(words) != 1:
-        return [f"It has {len(strategy['phases'])} phases; run by {advice.chosen.runner}."]
-    return [
-        "In finetune: ",
-        tag("code", f"--train={shlex.quote(next(iter(words)))}"),
-        f"; run by {advice.chosen.runner}.",
-    ]
+        return [f"This strategy has {len(strategy['phases'])} phases; the run is by {advice.chosen.runner}."]
+    flag = tag("code", f"--train={shlex.quote(words.pop())}")
+    return ["In finetune, use ", flag, f". The run is by {advice.chosen.runner}."]
 
 
 # ---- drawings
@@ -180,34 +160,33 @@ def _what(study: Mapping[str, Any], advice: Recommendation) -> list[Child]:
 def _drawings(study: Mapping[str, Any], advice: Recommendation) -> list[Markup]:
     what = "Accuracy" if by_accuracy(study) else "Loss"
     found = []
-    costs = [chart for cost in ("job_seconds", "peak_rss_bytes") if (chart := charts.against(study, advice, cost))]
+    costs = [chart for cost in ("job_seconds", "peak_rss_bytes") if (chart := charts.draw_costs(study, advice, cost))]
     if costs:
         text = (
-            "Each sign is a run; runs of one strategy are joined by a thin line. Large signs stand for their strategy. "
-            "The dashed stairs are the efficient frontier: nothing cheaper is better."
-            + (" The ring marks the recommended one." if advice.chosen else "")
+            "Each mark is a run; a thin line connects the runs of one strategy. Large marks represent their strategies. "
+            "The dashed staircase is the efficient frontier: on it, nothing cheaper is better."
+            + (" The ring marks the recommended run." if advice.chosen else "")
         )
-        found.append(_section("costs", f"{what} against time and memory", charts.runner_key(study), tag("div", *costs, class_="pair"), tag("p", text, class_="note")))  # fmt: skip
-    learning = [chart for over in ("seconds", "step") if (chart := charts.curves(study, advice, over))]
+        found.append(_section("costs", f"{what} against time and memory", charts.draw_runner_key(study), tag("div", *costs, class_="pair"), tag("p", text, class_="note")))  # fmt: skip
+    learning = [chart for over in ("seconds", "step") if (chart := charts.draw_curves(study, advice, over))]
     if learning:
-        text = "The first repeat of the run that stands for each strategy; signs and dashes are strategies here, thin lines further ones."
+        text = "The first repeat of the run that represents each strategy. Here marks and dashes distinguish strategies; thin lines are further strategies."
         found.append(_section("learning", "Learning curves", tag("div", *learning, class_="pair"), tag("p", text, class_="note")))  # fmt: skip
-    if (drawn := strip.strip(study)) is not None:
+    if (drawn := strip.draw_strip(study)) is not None:
         text = (
-            "The model from the images (left) to the loss (right); neighbours that all strategies treat alike are one."
+            "The model from the images (left) to the loss (right). Neighbouring parts that all strategies treat alike are "
+            "drawn as one."
         )
-        found.append(_section("picture", "What each strategy trains", strip.strip_key(), drawn, tag("p", text, class_="note")))  # fmt: skip
+        found.append(_section("picture", "What each strategy trains", strip.draw_strip_key(), drawn, tag("p", text, class_="note")))  # fmt: skip
     return found
 
 
 # ---- tables and notes
 
 
-def _runs(study: Mapping[str, Any], advice: Recommendation) -> list[Markup]:
+def _runs(study: Mapping[str, Any], advice: Recommendation) -> Markup:
     rows = study["results"]
-    if not rows:
-        return [_section("runs", "All runs", tag("p", "There is none."))]
-    return [_section("runs", "All runs", table.table(rows, advice))]
+    return _section("runs", "All runs", table.build_table(rows, advice) if rows else tag("p", "There are no runs."))
 
 
 def _notes(study: Mapping[str, Any]) -> list[Child]:
@@ -222,33 +201,31 @@ def _notes(study: Mapping[str, Any]) -> list[Child]:
     if failed:
         inside.append(tag("h3", "Runs that failed"))
         for row in failed:
-            inside += [tag("p", tag("strong", row["strategy"]), " by ", tag("strong", row["runner"]), ", its last lines:"), tag("pre", row.get("reason") or "none", tabindex=0)]  # fmt: skip
+            inside += [tag("p", tag("strong", row["strategy"]), " by ", tag("strong", row["runner"]), "; the last lines of its output:"), tag("pre", row.get("reason") or "none", tabindex=0)]  # fmt: skip
     if study["left_out"]:
         lines = (tag("li", tag("strong", r["strategy"]), " by ", tag("strong", r["runner"]), f": {r['reason']}") for r in study["left_out"])  # fmt: skip
         inside += [tag("h3", "Left out"), tag("ul", *lines)]
     if not inside:
-        inside.append(tag("p", "None: all runs finished, and they agree."))
+        inside.append(tag("p", "None. All runs finished, and they agree."))
     found: list[Child] = [_section("notes", "Notes", *inside)]
     if study["results"]:
-        found.append(_section("columns", "How to read the columns", table.meanings(study["results"])))
+        found.append(_section("columns", "How to read the columns", table.explain_columns(study["results"])))
     return found
 
 
 def _machine(study: Mapping[str, Any]) -> Markup:
     machine, job = study["machine"], study["job"]
+    repeats = plural(job["repeats"], "repeat")
     gemm = (machine.get("gemm_gflops") or {}).get("p90")
     facts = [
         ("Processor", f"{machine['cpu']}, {count(machine['cores'])} cores"),
         ("Memory", format_bytes(machine["memory_bytes"]) if machine["memory_bytes"] else "unknown"),
         ("System", machine["system"]),
         ("Matrix product", f"{digits(gemm)} GFLOP/s in float32" if gemm else "not measured"),
-        ("Versions", listed((f"{name} {version}" for name, version in study["versions"].items()), most=20)),
-        (
-            "Seed and repeats",
-            f"{job['seed']}; {plural(job['repeats'], 'repeat')} of each run, each in a process of its own",
-        ),
+        ("Versions", join_words((f"{name} {version}" for name, version in study["versions"].items()), most=20)),
+        ("Seed and repeats", f"{job['seed']}; {repeats} of each run, every one in a separate process"),
     ]
-    listed_facts = tag("dl", *(tag("div", tag("dt", a), tag("dd", b)) for a, b in facts), class_="facts")
-    again = [tag("h3", "To do it again"), tag("pre", tag("code", job["command"]), tabindex=0)]
-    where = f"All numbers are in this file as JSON, rounded to {_DIGITS} digits: the element with the id study."
-    return _section("machine", "Machine, versions, command", listed_facts, *again, tag("p", where, class_="note"))
+    fact_list = tag("dl", *(tag("div", tag("dt", a), tag("dd", b)) for a, b in facts), class_="facts")
+    again = [tag("h3", "To repeat the study"), tag("pre", tag("code", job["command"]), tabindex=0)]
+    where = f"All numbers, rounded to {_DIGITS} digits, are in this file as JSON: in the element with the id study."
+    return _section("machine", "Machine, versions, command", fact_list, *again, tag("p", where, class_="note"))

@@ -1,4 +1,4 @@
-"""The table of all runs, and how each of its columns is to be read."""
+"""The table of all runs, and the meaning of each of its columns."""
 
 from __future__ import annotations
 
@@ -15,14 +15,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Column:
-    """One column.
-
-    Attributes:
-        title: with its unit.
-        meaning: how to read it, and what it does not say.
-        value: of a row: a number or text to sort by, or None.
-        text: of that value.
-    """
+    """A column of the table: its heading and its meaning; ``value`` gives what rows are sorted by, ``text`` formats it."""
 
     title: str
     meaning: str
@@ -30,7 +23,7 @@ class Column:
     text: Callable[[Any], str]
 
 
-def _of(*keys: str, divided: float = 1.0) -> Callable[[Row], Any]:
+def _get(*keys: str, divided: float = 1.0) -> Callable[[Row], Any]:
     def value(row: Row) -> Any:
         found: Any = row
         for key in keys:
@@ -58,81 +51,81 @@ def _weights(row: Row) -> str | None:
 
 
 COLUMNS = (
-    Column("Strategy", "what trains; the strips above show it", _of("strategy"), str),
+    Column("Strategy", "the name of what is trained; the strips above show it", _get("strategy"), str),
     Column(
         "Runner",
-        "who trained: the engine; engine_cached, which computes what lies below the frost line once; Keras' own fit; or "
-        "one of TF1's three ways of freezing. All see the same steps from the same weights",
-        _of("runner"),
+        "what did the training: the engine; engine_cached, which computes what lies below the frost line only once; Keras' "
+        "own fit; or one of the three ways to freeze in TF1. All take the same steps from the same weights",
+        _get("runner"),
         str,
     ),
-    Column("Accuracy", "of the evaluation examples, after the last step; higher is better", _of("eval_accuracy"), _fixed),
-    Column("Eval. loss", "on the evaluation examples, after the last step", _of("eval_loss"), _aligned(4)),
+    Column("Accuracy", "the accuracy on the evaluation examples after the last step; higher is better", _get("eval_accuracy"), _fixed),
+    Column("Eval. loss", "the loss on the evaluation examples after the last step", _get("eval_loss"), _aligned(4)),
     Column(
         "Job (s)",
-        "from the first trace to the last step, median of the repeats: evaluations and filling the cache count, "
-        "starting the process does not",
-        _of("job_seconds"),
+        "the time from the first trace to the last step, the median of the repeats; evaluations and filling the cache "
+        "count, starting the process does not",
+        _get("job_seconds"),
         _aligned(3),
     ),
-    Column("Slowest (s)", "the slowest repeat's job", _of("job_seconds_spread", "most"), _aligned(3)),
-    Column("To target (s)", "until the target accuracy was first seen in an evaluation", _of("time_to_target_seconds"), _aligned(3)),
-    Column("Step (ms)", "one update, median; tracing and evaluations are left out", _of("step_ms", "median"), _aligned(3)),
-    Column("p10 (ms)", "a tenth of the steps was faster", _of("step_ms", "p10"), _aligned(3)),
-    Column("p90 (ms)", "a tenth of the steps was slower", _of("step_ms", "p90"), _aligned(3)),
-    Column("Examples/s", "trained, evaluations left out", _of("examples_per_second"), _aligned(3)),
-    Column("First (s)", "the first step, with its tracing", _of("first_step_seconds"), _aligned(3)),
+    Column("Slowest (s)", "the job of the slowest repeat", _get("job_seconds_spread", "most"), _aligned(3)),
+    Column("To target (s)", "the time until an evaluation first reached the target accuracy", _get("time_to_target_seconds"), _aligned(3)),
+    Column("Step (ms)", "the median time of a step (one update), without tracing and evaluations", _get("step_ms", "median"), _aligned(3)),
+    Column("p10 (ms)", "a tenth of the steps were faster", _get("step_ms", "p10"), _aligned(3)),
+    Column("p90 (ms)", "a tenth of the steps were slower", _get("step_ms", "p90"), _aligned(3)),
+    Column("Examples/s", "the examples trained per second, without evaluations", _get("examples_per_second"), _aligned(3)),
+    Column("First (s)", "the time of the first step, including its tracing", _get("first_step_seconds"), _aligned(3)),
     Column(
         "Peak (MiB)",
-        "largest resident memory of the process: TensorFlow itself, some hundred MiB, and the data count",
-        _of("peak_rss_bytes", divided=MEBI),
+        "the peak resident memory of the process, including the data and TensorFlow itself (some hundred MiB)",
+        _get("peak_rss_bytes", divided=MEBI),
         count,
     ),
-    Column("Slots (MiB)", "of the optimizer, for what trains", _of("slot_bytes", divided=MEBI), _aligned(3)),
-    Column("Trained", "parameters, over all phases", _of("trained_parameters"), count),
-    Column("Frozen", "parameters that never moved", _of("frozen_parameters"), count),
-    Column("Backward ops", "operations of the backward pass in the graph: how much of it freezing spared", _of("backward_ops"), count),
-    Column("GFLOP", "for an example, in a step as it runs; two for a multiply-add", _of("gflop_per_example"), _aligned(3)),
-    Column("forward", "GFLOP of the forward pass", _of("gflop_forward"), _aligned(3)),
-    Column("backward", "GFLOP of the backward pass", _of("gflop_backward"), _aligned(3)),
+    Column("Slots (MiB)", "the size of the optimizer's slots, which only trained variables have", _get("slot_bytes", divided=MEBI), _aligned(3)),
+    Column("Trained", "the parameters trained in any phase", _get("trained_parameters"), count),
+    Column("Frozen", "the parameters that never changed", _get("frozen_parameters"), count),
+    Column("Backward ops", "the number of operations in the graph of the backward pass; freezing lower layers saves many", _get("backward_ops"), count),
+    Column("GFLOP", "the arithmetic per example in a step, where a multiply-add counts as two operations", _get("gflop_per_example"), _aligned(3)),
+    Column("forward", "GFLOP of the forward pass", _get("gflop_forward"), _aligned(3)),
+    Column("backward", "GFLOP of the backward pass", _get("gflop_backward"), _aligned(3)),
     Column(
         "Of GEMM (%)",
-        "what a step reaches of this machine's speed in multiplying large matrices, measured in the same study",
-        _of("gemm_share", divided=0.01),
+        "the speed of a step relative to the speed at which this machine multiplies large matrices, measured in this study",
+        _get("gemm_share", divided=0.01),
         _aligned(3),
     ),
-    Column("Train loss", "of the last step, before its update", _of("final_loss"), _aligned(4)),
-    Column("Frozen norm", "of the tensors at the frost line on a fixed batch: equal wherever the line is", _of("frozen_output_norm"), _aligned(6)),
-    Column("Cache (MiB)", "on disk", _of("cache", "bytes", divided=MEBI), _aligned(3)),
-    Column("Fill (s)", "filling the cache, counted in the job", _of("cache", "seconds"), _aligned(3)),
-    Column("Frozen bits", "kept: the digest of every frozen variable is what it was", _proof, str),
-    Column("Weights", "first digits of the digest of the trained weights: equal ones are equal to the bit", _weights, str),
-    Column("Repeats", "runs of which a row is the median", _of("repeats"), count),
-    Column("Precision", "what was computed in", _of("precision"), str),
-    Column("Micro-batches", "parts that a step was computed in", _of("micro_batches"), count),
+    Column("Train loss", "the loss of the last step, before its update", _get("final_loss"), _aligned(4)),
+    Column("Frozen norm", "the norm of the tensors at the frost line on a fixed batch; equal if the line is at the same place", _get("frozen_output_norm"), _aligned(6)),
+    Column("Cache (MiB)", "the size of the cache on disk", _get("cache", "bytes", divided=MEBI), _aligned(3)),
+    Column("Fill (s)", "the time to fill the cache, which counts towards the job", _get("cache", "seconds"), _aligned(3)),
+    Column("Frozen bits", "kept if the digest of every frozen variable is what it was before training", _proof, str),
+    Column("Weights", "the first digits of the digest of the trained weights; equal digests mean bit-identical weights", _weights, str),
+    Column("Repeats", "the number of runs that a row summarizes", _get("repeats"), count),
+    Column("Precision", "the precision of the computation", _get("precision"), str),
+    Column("Micro-batches", "the number of micro-batches in which a step was computed", _get("micro_batches"), count),
 )  # fmt: skip
-_HINT = "A click on a column's name sorts by it, a second one turns the order."
-_SAID_ONCE = ("Repeats", "Precision", "Micro-batches")
+_HINT = "Click the name of a column to sort by it; click again to reverse the order."
+_SHARED = ("Repeats", "Precision", "Micro-batches")
 
 
-def split(rows: Sequence[Row]) -> tuple[list[Column], list[str]]:
-    """The columns that say something, and what is the same in all rows, in words."""
+def choose_columns(rows: Sequence[Row]) -> tuple[list[Column], list[str]]:
+    """The columns that have a value in any row, and texts for what is the same in all rows."""
     shown, same = [], []
     for column in COLUMNS:
         values = {column.value(row) for row in rows}
         if values <= {None}:
             continue
-        if column.title in _SAID_ONCE and len(values) == 1:
+        if column.title in _SHARED and len(values) == 1:
             same.append(f"{column.title.lower()} {column.text(next(iter(values)))}")
         else:
             shown.append(column)
     return shown, same
 
 
-def table(rows: Sequence[Row], advice: Recommendation) -> Markup:
-    """All rows. Sorted by the page's script; without it, in the order of the study."""
-    columns, same = split(rows)
-    note = plural(len(rows), "row") + (f"; in all: {', '.join(same)}" if same else "") + "."
+def build_table(rows: Sequence[Row], advice: Recommendation) -> Markup:
+    """Builds the table of all rows, in the order of the study; the script of the page can sort it."""
+    columns, same = choose_columns(rows)
+    note = plural(len(rows), "row") + (f"; in all of them {', '.join(same)}" if same else "") + "."
     numeric = {c.title: all(isinstance(c.value(r), (int, float, type(None))) for r in rows) for c in columns}
     heads = []
     for column in columns:
@@ -145,10 +138,8 @@ def table(rows: Sequence[Row], advice: Recommendation) -> Markup:
 
 
 def _row(row: Row, columns: Sequence[Column], numeric: Mapping[str, bool], advice: Recommendation) -> Markup:
-    chosen = advice.chosen is not None and (row["strategy"], row["runner"]) == (
-        advice.chosen.strategy,
-        advice.chosen.runner,
-    )
+    best = advice.chosen
+    chosen = best is not None and (row["strategy"], row["runner"]) == (best.strategy, best.runner)
     cells = []
     for column in columns:
         value = column.value(row)
@@ -166,7 +157,7 @@ def _row(row: Row, columns: Sequence[Column], numeric: Mapping[str, bool], advic
     return tag("tr", *cells, class_="failed" if row["failed"] else "chosen" if chosen else None)
 
 
-def meanings(rows: Sequence[Row]) -> Markup:
-    """How to read each column that is there."""
-    shown, _ = split(rows)
+def explain_columns(rows: Sequence[Row]) -> Markup:
+    """Explains each column of the table."""
+    shown, _ = choose_columns(rows)
     return tag("dl", *(tag("div", tag("dt", c.title), tag("dd", c.meaning)) for c in shown), class_="meanings")

@@ -17,8 +17,8 @@ from compat_v1.checkpoints.writer import ExportError
 from compat_v1.examples import musicnn_vgg, pnet
 from compat_v1.graphs import extract, metagraph, saver_keys
 from compat_v1.graphs.original import Original
-from compat_v1.porting.parity import compare, make_feeds
-from compat_v1.porting.reverse import Known, Reverse
+from compat_v1.porting.parity import compare_outputs, make_feeds
+from compat_v1.porting.reverse import KnownShapes, Reverse
 from engine import porting
 from engine.files import FileError
 from engine.porting import PortError
@@ -68,10 +68,10 @@ def partitioned(prefix: pathlib.Path, *, keys: bool) -> pathlib.Path:
 
 def test_an_unchanged_round_trip_gives_the_same_bytes(tmp_path: pathlib.Path, save: Save) -> None:
     base = save(tmp_path / "base/model.ckpt", ARRAYS)
-    done = export.export({}, tmp_path / "out/model.ckpt", base=base)
+    done = export.export_checkpoint({}, tmp_path / "out/model.ckpt", base=base)
     assert files(tmp_path / "out/model.ckpt") == files(base)
     assert set(done.copied) == set(ARRAYS)
-    same = export.export(dict(ARRAYS), tmp_path / "same/model.ckpt", base=base)
+    same = export.export_checkpoint(dict(ARRAYS), tmp_path / "same/model.ckpt", base=base)
     assert set(same.written) == set(ARRAYS)
     assert files(tmp_path / "same/model.ckpt") == files(base)
     assert not [file for file in (tmp_path / "out").iterdir() if file.name.endswith(".tmp")]
@@ -80,10 +80,10 @@ def test_an_unchanged_round_trip_gives_the_same_bytes(tmp_path: pathlib.Path, sa
 @pytest.mark.parametrize("keys", [True, False])
 def test_partitioned_variables_go_back_as_the_base_has_them(tmp_path: pathlib.Path, keys: bool) -> None:
     base = partitioned(tmp_path / "base/model.ckpt", keys=keys)
-    export.export({}, tmp_path / "out/model.ckpt", base=base)
+    export.export_checkpoint({}, tmp_path / "out/model.ckpt", base=base)
     assert files(tmp_path / "out/model.ckpt") == files(base)
     new = RNG.standard_normal((10, 4)).astype(np.float32)
-    export.export({"emb/table": new}, tmp_path / "new/model.ckpt", base=base)
+    export.export_checkpoint({"emb/table": new}, tmp_path / "new/model.ckpt", base=base)
     with open_checkpoint(tmp_path / "new/model.ckpt") as source:
         np.testing.assert_array_equal(source.read("emb/table"), new)
     assert list(values(tmp_path / "new/model.ckpt")) == list(values(base))
@@ -105,7 +105,7 @@ def test_data_files_of_a_sharded_base_stay_apart(tmp_path: pathlib.Path) -> None
             tensors=[tf.fill([3], float(number))],
         )
     tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=prefixes, destination_prefix=f"{tmp_path}/base")
-    export.export({}, tmp_path / "out", base=tmp_path / "base")
+    export.export_checkpoint({}, tmp_path / "out", base=tmp_path / "base")
     assert files(tmp_path / "out") == files(tmp_path / "base")
     assert len(files(tmp_path / "out")) == 3
 
@@ -118,18 +118,18 @@ def test_a_large_checkpoint_is_written_in_shards_and_a_large_tensor_in_slices(
     monkeypatch.setattr(writer, "SHARD_BYTES", 1600)
     monkeypatch.setattr(export, "_SLICED", 2000)
     new = RNG.standard_normal((50, 4)).astype(np.float32)
-    export.export({"v2": new}, tmp_path / "out", base=base)
+    export.export_checkpoint({"v2": new}, tmp_path / "out", base=base)
     assert len(files(tmp_path / "out")) > 4
     found, wanted = values(tmp_path / "out"), values(base) | {"v2": new}
     assert found.keys() == wanted.keys()
     for name, array in wanted.items():
         np.testing.assert_array_equal(found[name], array)
-    export.export({"large": found["large"] + 1}, tmp_path / "more", base=base)
+    export.export_checkpoint({"large": found["large"] + 1}, tmp_path / "more", base=base)
     np.testing.assert_array_equal(values(tmp_path / "more")["large"], found["large"] + 1)
 
 
 def test_without_a_base_the_values_are_all_there_is(tmp_path: pathlib.Path) -> None:
-    done = export.export(ARRAYS, tmp_path / "out")
+    done = export.export_checkpoint(ARRAYS, tmp_path / "out")
     found = values(tmp_path / "out")
     assert found.keys() == ARRAYS.keys() == set(done.written)
     for name, array in ARRAYS.items():
@@ -143,17 +143,17 @@ def test_v1_format_on_request(tmp_path: pathlib.Path, save: Save, monkeypatch: p
     base = save(tmp_path / "base", arrays)
     if shards > 1:
         monkeypatch.setattr(writer, "SHARD_BYTES", 60)
-    done = export.export({"global_step": np.int64(9)}, tmp_path / "out", base=base, version="V1")
+    done = export.export_checkpoint({"global_step": np.int64(9)}, tmp_path / "out", base=base, version="V1")
     assert [pathlib.Path(file).name for file in done.files] == (
         ["out"] if shards == 1 else [f"out-{n:05d}-of-00003" for n in range(3)]
     )
     found = values(tmp_path / "out")
     for name, array in (arrays | {"global_step": np.int64(9)}).items():
         np.testing.assert_array_equal(found[name], array)
-    again = export.export({}, tmp_path / "again", base=tmp_path / "out")  # and from V1 to V2
+    again = export.export_checkpoint({}, tmp_path / "again", base=tmp_path / "out")  # and from V1 to V2
     assert set(again.copied) == set(arrays)
-    with pytest.raises(ExportError, match="half: the V1 format has no float16"):
-        export.export({"half": ARRAYS["half"]}, tmp_path / "bad", version="V1")
+    with pytest.raises(ExportError, match="half: the V1 format does not have float16"):
+        export.export_checkpoint({"half": ARRAYS["half"]}, tmp_path / "bad", version="V1")
     assert not [file for file in tmp_path.iterdir() if "bad" in file.name]
 
 
@@ -162,10 +162,10 @@ def test_v1_format_on_request(tmp_path: pathlib.Path, save: Save, monkeypatch: p
     [
         (
             {"dense/kernel": np.zeros((3, 4), np.float32)},
-            r"\[3, 4\] float32 is given; the base has dense/kernel \[4, 3\]",
+            r"got \[3, 4\] float32, but the base has dense/kernel \[4, 3\]",
         ),
-        ({"dense/kernel": np.zeros((4, 3), np.float64)}, "float64 is given"),
-        ({"beta1_power": np.zeros(1, np.float32)}, r"\[1\] float32 is given; the base has beta1_power \[\]"),
+        ({"dense/kernel": np.zeros((4, 3), np.float64)}, "float64, but the base has"),
+        ({"beta1_power": np.zeros(1, np.float32)}, r"got \[1\] float32, but the base has beta1_power \[\]"),
     ],
 )
 def test_values_that_do_not_fit_the_base_are_refused(
@@ -173,16 +173,16 @@ def test_values_that_do_not_fit_the_base_are_refused(
 ) -> None:
     base = save(tmp_path / "base", ARRAYS)
     with pytest.raises(ExportError, match=message):
-        export.export(given, tmp_path / "out", base=base)
+        export.export_checkpoint(given, tmp_path / "out", base=base)
     assert not files(tmp_path / "out")
 
 
 def test_a_key_that_the_old_saver_wants_and_nobody_has_is_named(tmp_path: pathlib.Path) -> None:
     wanted = [saver_keys.Wanted(name, None, tf.float32, name) for name in ("a", "a/Adam", "b")]
-    with pytest.raises(ExportError, match="restores 2 tensors that are not there: a/Adam, b; a base has them"):
-        export.export({"a": np.zeros(2, np.float32)}, tmp_path / "out", wanted=wanted)
+    with pytest.raises(ExportError, match="restores 2 tensors that are missing: a/Adam, b; give a base that has them"):
+        export.export_checkpoint({"a": np.zeros(2, np.float32)}, tmp_path / "out", wanted=wanted)
     with pytest.raises(ExportError, match="there is no tensor to write"):
-        export.export({}, tmp_path / "out")
+        export.export_checkpoint({}, tmp_path / "out")
 
 
 def test_a_damaged_base_is_not_copied_into_a_sound_file(tmp_path: pathlib.Path, save: Save) -> None:
@@ -192,7 +192,7 @@ def test_a_damaged_base_is_not_copied_into_a_sound_file(tmp_path: pathlib.Path, 
     content[len(content) // 2] ^= 1
     data.write_bytes(content)
     with pytest.raises(FileError, match="damaged"):
-        export.export({}, tmp_path / "out", base=base)
+        export.export_checkpoint({}, tmp_path / "out", base=base)
     assert not [file for file in tmp_path.iterdir() if "out" in file.name]
 
 
@@ -207,9 +207,9 @@ def test_what_was_there_stays_when_writing_fails_and_goes_when_it_succeeds(tmp_p
     values_ = export._Arrays({"a": np.ones(3, np.float32)})
     values_.read = broken  # type: ignore[method-assign]
     with pytest.raises(FileError, match="damaged"):
-        export.export(values_, old)
+        export.export_checkpoint(values_, old)
     assert files(old) == before
-    export.export({"a": np.ones(3, np.float32)}, old, base=old)  # onto its own base
+    export.export_checkpoint({"a": np.ones(3, np.float32)}, old, base=old)  # onto its own base
     assert values(old)["a"].tolist() == [1.0, 1.0, 1.0]
     assert sorted(files(old)) == [".data-00000-of-00001", ".index"]
 
@@ -225,7 +225,7 @@ class Small(tf.Module):
         self.table = tf.Variable(tf.zeros([6]))
 
 
-RULES = language.parse(
+RULES = language.parse_rules(
     """
     query  <- qk | transpose | split(1, 2, 0)
     key    <- qk | transpose | split(1, 2, 1)
@@ -253,7 +253,7 @@ def test_what_changed_goes_back_through_the_rules_and_the_rest_keeps_its_bits(
     model.key.assign_add(tf.ones([4, 3]))
     model.bias[4].assign(50.0)
     back = Reverse(model, RULES, source)
-    export.export(back, tmp_path / "out", base=base)
+    export.export_checkpoint(back, tmp_path / "out", base=base)
     assert set(back.changed) == {"bias_k", "bias_q", "qk"}  # one variable is made of both biases
     found = values(tmp_path / "out")
     np.testing.assert_array_equal(found["qk"][:3], STORED["qk"][:3])
@@ -271,27 +271,29 @@ def test_without_a_base_names_and_shapes_come_from_the_graph_or_the_rules(tmp_pa
     model = Small()
     for number, variable in enumerate(model.variables):
         variable.assign(tf.fill(variable.shape, float(number + 1)))
-    with pytest.raises(PortError, match=r"small.rules:2: `split\(1, 2, 0\)` does not tell .*; a base"):
-        Known.rules(name_variables(model), RULES)
+    with pytest.raises(PortError, match=r"small.rules:2: `split\(1, 2, 0\)` does not determine .*; give a base"):
+        KnownShapes.from_rules(name_variables(model), RULES)
     with tf.Graph().as_default():
         for name, array in STORED.items():
             v1.get_variable(name, initializer=tf.constant(array), use_resource=True)
         v1.train.Saver()
         meta = v1.train.export_meta_graph(saver_def=v1.train.Saver().as_saver_def())
-    known = Known.graph(meta, "old.meta")
+    known = KnownShapes.from_graph(meta, "old.meta")
     assert {name: (known.shape(name), known.dtype(name)) for name in known.names()} == {
         name: (array.shape, array.dtype) for name, array in STORED.items()
     }
     back = Reverse(model, RULES, known)
-    with pytest.raises(ExportError, match="restores 1 tensors that are not there: global_step"):
-        export.export(back, tmp_path / "out", wanted=saver_keys.wanted(meta))
-    export.export(back, tmp_path / "out")
+    with pytest.raises(ExportError, match="restores 1 tensors that are missing: global_step"):
+        export.export_checkpoint(back, tmp_path / "out", wanted=saver_keys.list_wanted(meta))
+    export.export_checkpoint(back, tmp_path / "out")
     again = Small()
     porting.load(again, open_checkpoint(tmp_path / "out"), RULES)
     for one, other in zip(again.variables, model.variables, strict=True):
         np.testing.assert_array_equal(one.numpy(), other.numpy())
-    simple = language.parse("(query|key) <- \\1/kernel | transpose\nbias <- b\ntable <- t")
-    export.export(Reverse(model, simple, Known.rules(name_variables(model), simple)), tmp_path / "simple")
+    simple = language.parse_rules("(query|key) <- \\1/kernel | transpose\nbias <- b\ntable <- t")
+    export.export_checkpoint(
+        Reverse(model, simple, KnownShapes.from_rules(name_variables(model), simple)), tmp_path / "simple"
+    )
     assert {name: array.shape for name, array in values(tmp_path / "simple").items()} == {
         "query/kernel": (3, 4),
         "key/kernel": (3, 4),
@@ -305,10 +307,10 @@ def test_what_cannot_go_back_names_the_line(tmp_path: pathlib.Path, save: Save) 
     source = open_checkpoint(base)
     model = Small()
     porting.load(model, source, RULES)
-    only = language.parse("query <- qk | transpose | split(1, 2, 0)\nskip? .*", name="only.rules")
+    only = language.parse_rules("query <- qk | transpose | split(1, 2, 0)\nskip? .*", name="only.rules")
     with pytest.raises(PortError, match="without a place in the checkpoint"):
         Reverse(model, only, source)
-    tied = language.parse(
+    tied = language.parse_rules(
         "query <- qk | transpose | split(1, 2, 0)\nkey <- qk | transpose | split(1, 2, 0)\nfresh bias\nfresh table",
         name="tied.rules",
     )
@@ -316,12 +318,12 @@ def test_what_cannot_go_back_names_the_line(tmp_path: pathlib.Path, save: Save) 
     assert set(back.left_out) == {"bias", "table"}
     with pytest.raises(PortError, match=r"tied.rules:\d: .* give qk different values"):
         back.read("qk")
-    part = language.parse("query <- qk | transpose | split(1, 2, 0)\nfresh key\nfresh bias\nfresh table")
+    part = language.parse_rules("query <- qk | transpose | split(1, 2, 0)\nfresh key\nfresh bias\nfresh table")
     with tf.Graph().as_default():
         v1.get_variable("qk", [6, 4], use_resource=True)
         meta = v1.train.export_meta_graph(saver_def=v1.train.Saver().as_saver_def())
-    with pytest.raises(PortError, match="only a part of qk is in the model, and there is no base"):
-        Reverse(model, part, Known.graph(meta, "old.meta"))
+    with pytest.raises(PortError, match="only a part of qk is in the model; give a base that has the rest"):
+        Reverse(model, part, KnownShapes.from_graph(meta, "old.meta"))
 
 
 @pytest.mark.parametrize(
@@ -337,12 +339,12 @@ def test_real_round_trips(
 ) -> None:
     model, base = example.build(), f"{real}/{checkpoint}"
     table = EXAMPLES / f"{example.__name__.rpartition('.')[2]}.rules"
-    meta = metagraph.read(real / graph).definition
-    wanted = saver_keys.wanted(meta)
+    meta = metagraph.read_metagraph(real / graph).definition
+    wanted = saver_keys.list_wanted(meta)
     with open_checkpoint(base) as source:
         porting.load(model, source, table)
         unchanged = Reverse(model, table, source)
-        out = export.export(unchanged, f"{tmp_path}/same/{checkpoint}", base=base, wanted=wanted)
+        out = export.export_checkpoint(unchanged, f"{tmp_path}/same/{checkpoint}", base=base, wanted=wanted)
         assert unchanged.changed == []
         folder = pathlib.Path(base if base.endswith("/") else base.rpartition("/")[0])
         for file in out.files:
@@ -351,7 +353,7 @@ def test_real_round_trips(
             variable.assign(variable.value * (1 + 0.01 * number))
         changed = Reverse(model, table, source)
         new = f"{tmp_path}/new/{checkpoint}"
-        export.export(changed, new, base=base, wanted=wanted)
+        export.export_checkpoint(changed, new, base=base, wanted=wanted)
         before = {name: source.read(name) for name in source.names()}
     assert len(changed.changed) >= len(model.trainable_variables) - 1  # the first is multiplied by 1
     after = values(new)
@@ -368,4 +370,4 @@ def test_real_round_trips(
     for one, other in zip(outputs, mine, strict=True):
         assert np.abs(one.reshape(other.shape) - other).max() <= 1e-5
     if example is musicnn_vgg:
-        assert compare(Original(part, open_checkpoint(new)), model, feeds=feeds).holds()
+        assert compare_outputs(Original(part, open_checkpoint(new)), model, feeds=feeds).holds()

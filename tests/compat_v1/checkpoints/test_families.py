@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from compat_v1.checkpoints.families import Families, families
+from compat_v1.checkpoints.families import Families, group_families
 from compat_v1.checkpoints.reader import open_checkpoint
 
 v1 = tf.compat.v1
@@ -36,7 +36,7 @@ class Names:
 
 def grouped(names: str, **others: tuple[int, ...]) -> Families:
     """Families of names that all have shape [2], but for the others."""
-    found = families(Names(dict.fromkeys(names.split(), (2,)) | others))  # type: ignore[arg-type]
+    found = group_families(Names(dict.fromkeys(names.split(), (2,)) | others))  # type: ignore[arg-type]
     members = [family.name for family in found.variables]
     members += [name for family in found.variables for name in family.members()]
     members += [name for group in found.state.values() for name in group]
@@ -82,14 +82,14 @@ def test_the_slots_of_every_optimizer_are_called_as_its_source_calls_them(
         slots = {slot: session.run(optimizer.get_slot(kernel, slot)) for slot in optimizer.get_slot_names()}
         shadow = session.run(average.average(kernel))
     with open_checkpoint(tmp_path / "m") as source:
-        found = families(source)
+        found = group_families(source)
         assert [family.name for family in found.variables] == ["model/dense/bias", "model/dense/kernel"]
         for family in found.variables:
             assert {kind: tuple(held) for kind, held in family.slots.items()} == wanted
             assert family.ema is not None
-        kernel_family = found.of("model/dense/kernel")
+        kernel_family = found.get("model/dense/kernel")
         assert kernel_family is not None
-        assert kernel_family is found.of(kernel_family.ema or "")
+        assert kernel_family is found.get(kernel_family.ema or "")
         np.testing.assert_array_equal(source.read(kernel_family.ema or ""), shadow)
         for held in kernel_family.slots.values():
             for slot, key in held.items():  # by value, not by name: the right slot
@@ -179,7 +179,7 @@ def test_real_checkpoints_fall_into_families(
     real: pathlib.Path, name: str, variables: int, kinds: dict[str, int], averages: int, state: set[str]
 ) -> None:
     with open_checkpoint(real / name) as source:
-        found = families(source)
+        found = group_families(source)
         count = sum(1 + len(family.members()) for family in found.variables) + sum(map(len, found.state.values()))
         assert count == len(source.names())
     assert (len(found.variables), found.kinds(), set(found.state)) == (variables, kinds, state)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from compat_v1.checkpoints.families import families
+from compat_v1.checkpoints.families import group_families
 from compat_v1.checkpoints.reader import open_checkpoint
 from engine.files import FileError
 from engine.porting.apply import load
-from engine.porting.readers.verify import damaged
+from engine.porting.readers.verify import find_damage
 from engine.porting.rules import language
 
 v1 = tf.compat.v1
@@ -55,9 +55,9 @@ def test_parts_become_the_whole_with_their_slots(
         for start in range(0, shape[0] + 1, 3):
             for stop in range(start, shape[0] + 1, 4):
                 np.testing.assert_array_equal(source.read_slice("emb/table", start, stop), whole[start:stop])
-        (family,) = families(source).variables
+        (family,) = group_families(source).variables
         assert family.slots == {"Adam": {"m": "emb/table/Adam", "v": "emb/table/Adam_1"}}
-        assert damaged(source) == []
+        assert find_damage(source) == []
         if keys:
             with open_checkpoint(tmp_path / "m", merge_parts=False) as plain:
                 assert f"emb/table/part_{parts - 1}/Adam_1" in plain.names()
@@ -77,7 +77,7 @@ def test_parts_of_one_shape_are_joined_along_axis_0_and_a_rule_can_say_otherwise
         text = (
             "table <- emb/table | reshape(3, 4, 2) | transpose(1, 0, 2) | reshape(4, 6)\nskip emb/table/.*\nskip beta.*"
         )
-        load(model, source, language.parse(text))
+        load(model, source, language.parse_rules(text))
     np.testing.assert_array_equal(model["table"], whole)
 
 
@@ -121,7 +121,7 @@ def test_a_damaged_part_is_named(tmp_path: pathlib.Path, save: Save) -> None:
     content[40] ^= 1
     data.write_bytes(content)
     with open_checkpoint(tmp_path / "m") as source:
-        (bad,) = damaged(source)
+        (bad,) = find_damage(source)
         assert bad.name == "a"
         assert "a/part_1: damaged" in bad.reason
         with pytest.raises(FileError, match="a/part_1"):
@@ -136,7 +136,7 @@ def test_each_slice_is_verified_alone(tmp_path: pathlib.Path) -> None:
     for at in range(0, len(content), 5):
         data.write_bytes(content[:at] + bytes([content[at] ^ 8]) + content[at + 1 :])
         with open_checkpoint(tmp_path / "m") as source:
-            (bad,) = damaged(source)
+            (bad,) = find_damage(source)
             found.add(bad.name)
     assert found == {"emb/table", "emb/table/Adam", "emb/table/Adam_1", "beta1_power", "beta2_power"}
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 from compat_v1.checkpoints.reader import open_checkpoint, open_source
 from engine import files
 from engine.files import FileError
-from engine.porting.readers.verify import damaged
+from engine.porting.readers.verify import find_damage
 
 v1 = tf.compat.v1
 V1, V2 = v1.train.SaverDef.V1, v1.train.SaverDef.V2
@@ -69,14 +69,14 @@ def test_names_shapes_types_values_and_rows_come_back(
                 rows = len(array)
                 for start, stop in ((0, rows), (0, min(1, rows)), (rows // 2, rows), (rows, rows)):
                     assert same(source.read_slice(name, start, stop), array[start:stop]), (name, start)
-        assert damaged(source) == []
+        assert find_damage(source) == []
         for bad in ((-1, 1), (0, 4), (2, 1)):
             with pytest.raises(FileError, match=f"rows {bad[0]} to {bad[1]} of shape"):
                 source.read_slice("flags", *bad)
         with pytest.raises(FileError, match="rows 0 to 1"):
             source.read_slice("global_step", 0, 1)
         for ask in (source.read, source.shape, source.dtype, lambda name: source.read_slice(name, 0, 1)):
-            with pytest.raises(FileError, match="it has no absent"):
+            with pytest.raises(FileError, match="the file has no tensor absent"):
                 ask("absent")
 
 
@@ -107,7 +107,7 @@ def test_of_several_shards_each_is_read_and_a_missing_one_is_told(tmp_path: path
             open_checkpoint(prefix)
     else:
         with open_checkpoint(prefix) as source:
-            (bad,) = damaged(source)
+            (bad,) = find_damage(source)
         assert bad.name == "b"
         assert "data-00001-of-00002, which is missing" in bad.reason
 
@@ -115,7 +115,7 @@ def test_of_several_shards_each_is_read_and_a_missing_one_is_told(tmp_path: path
 def test_shards_of_two_checkpoints_under_one_name_are_refused(tmp_path: pathlib.Path) -> None:
     prefix = two_shards(tmp_path, V1)
     shutil.copy(f"{prefix}-00000-of-00002", f"{prefix}-00000-of-00001")
-    with pytest.raises(FileError, match="shards of 1 and of 2 lie together"):
+    with pytest.raises(FileError, match="the folder has shards of checkpoints with 1 and 2 shards"):
         open_checkpoint(prefix)
 
 
@@ -131,7 +131,7 @@ def test_any_file_of_a_checkpoint_its_prefix_or_its_folder_means_it(
     (tmp_path / "made").rename(tmp_path / folder)
     prefix = tmp_path / folder / prefix.name
     if version == V2 and folder != "plain":
-        with pytest.raises(FileError, match="for a pattern and finds nothing; rename"):
+        with pytest.raises(FileError, match="as a pattern and finds nothing; rename"):
             open_checkpoint(prefix)
         return
     paths = [prefix, prefix.parent, f"{prefix.parent}/", f"{prefix}.meta", prefix.parent / "checkpoint"]
@@ -170,7 +170,9 @@ def test_of_several_the_checkpoint_file_chooses_by_name_alone(
         with open_checkpoint(path) as source:
             assert source.read("w") == 2
     (tmp_path / "checkpoint").write_text(f'model_checkpoint_path: "{place}gone-9"\n')
-    with pytest.raises(FileError, match=r"3 checkpoints \(m-1, m-2, m-3\); its file checkpoint names gone-9, which is"):
+    with pytest.raises(
+        FileError, match=r"3 checkpoints \(m-1, m-2, m-3\); its file `checkpoint` names gone-9, which is"
+    ):
         open_checkpoint(tmp_path)
     (tmp_path / "checkpoint").unlink()
     with pytest.raises(FileError, match=r"3 checkpoints \(m-1, m-2, m-3\); name one of them"):
@@ -193,9 +195,9 @@ def test_other_kinds_of_weights_open_too(tmp_path: pathlib.Path) -> None:
     files.write_npz(tmp_path / "w.npz", [("a/part_0", np.ones(2, np.float32))])
     with open_source(tmp_path / "w.npz") as source:
         assert source.names() == ["a/part_0"]
-    with pytest.raises(FileError, match=r"w.npz: there is no checkpoint: neither w.npz.index \(V2\) nor"):
+    with pytest.raises(FileError, match=r"w.npz: there is no checkpoint; expected w.npz.index \(V2\), or"):
         open_checkpoint(tmp_path / "w.npz")
-    with pytest.raises(FileError, match="a folder without a checkpoint"):
+    with pytest.raises(FileError, match="the folder holds no checkpoint"):
         open_checkpoint(tmp_path)
 
 
@@ -203,10 +205,13 @@ def test_other_kinds_of_weights_open_too(tmp_path: pathlib.Path) -> None:
     ("make", "said"),
     [
         (lambda d: d / "absent", r"absent: there is no such file"),
-        (lambda d: d, "a folder with neither a checkpoint"),
+        (lambda d: d, "the folder holds neither a checkpoint"),
         (lambda d: write(d / "model.ckpt", b"version https://git-lfs.github.com/spec/v1\n"), "a Git LFS pointer"),
-        (lambda d: write(d / "model.ckpt", b"\0\0\x12 and no more"), "V1 format without its end: it is truncated"),
-        (lambda d: write(d / "w.bin", b"something else altogether"), "no weights file of a known kind"),
+        (
+            lambda d: write(d / "model.ckpt", b"\0\0\x12 and no more"),
+            "a V1 checkpoint whose end is missing; it is truncated",
+        ),
+        (lambda d: write(d / "w.bin", b"something else altogether"), "not a weights file of a supported kind"),
         (lambda d: write(d / "m.index", b"version https://git-lfs.github.com/spec/v1\n"), "a Git LFS pointer"),
         (lambda d: write(d / "m.index", b""), "a truncated one: its end is missing"),
     ],
@@ -248,7 +253,7 @@ def test_a_flipped_bit_is_found_in_that_tensor_alone(three: Callable[[int], path
     content[160 + 37] ^= 4
     data.write_bytes(content)
     with open_checkpoint(prefix) as source:
-        (bad,) = damaged(source)
+        (bad,) = find_damage(source)
         assert bad.name == "b"
         assert "Checksum does not match" in bad.reason
         assert "function_node" not in bad.reason
@@ -262,7 +267,7 @@ def test_a_truncated_data_file_damages_what_lay_beyond(
     prefix = three(V2)
     os.truncate(f"{prefix}.data-00000-of-00001", length)
     with open_checkpoint(prefix) as source:
-        bad = damaged(source)
+        bad = find_damage(source)
         assert [damage.name for damage in bad] == names
         assert all(f"which has {length} bytes" in damage.reason for damage in bad)
         if names:
@@ -282,7 +287,7 @@ def test_every_flipped_bit_of_an_index_or_a_v1_file_is_found(three: Callable[[in
             file.write_bytes(content[:at] + bytes([content[at] ^ 16]) + content[at + 1 :])
             try:
                 with open_checkpoint(prefix) as source:
-                    bad = {damage.name for damage in damaged(source)}
+                    bad = {damage.name for damage in find_damage(source)}
                     found += bool(bad)
                     for name in set(source.names()) - bad:  # what is not named is right
                         assert same(source.read(name), wanted[name]), (version, at, name)

@@ -62,7 +62,7 @@ def test_the_audit_of_a_known_graph_is_exact_and_agrees_with_a_run(name: str, us
         pytest.skip("TensorFlow takes no reference variables into functions")
     with tf.Graph().as_default() as graph, v1.variable_scope("", use_resource=use_resource):
         known = BUILDERS[name]()
-        found = audit_graph(GraphFacts.of_graph(graph), known.train.name)
+        found = audit_graph(GraphFacts.from_graph(graph), known.train.name)
         assert {row.path for row in found.variables} == {v.op.name for v in every_variable()}
         assert {r.path: {kind for _, kind in r.by} for r in found.variables if r.written} == {
             path: set(kinds) for path, kinds in known.kinds.items()
@@ -75,6 +75,6 @@ def test_the_audit_of_a_known_graph_is_exact_and_agrees_with_a_run(name: str, us
         written = {row.path for row in found.variables if row.written}
         assert moved(graph, known, known.train) == written - set(known.rests)
         for other, names in known.others:
-            apart = audit_graph(GraphFacts.of_graph(graph), other.name)
+            apart = audit_graph(GraphFacts.from_graph(graph), other.name)
             assert {row.path for row in apart.variables if row.written} == set(names)
             assert moved(graph, known, other) == set(names)

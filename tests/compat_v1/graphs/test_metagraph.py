@@ -46,7 +46,7 @@ def written(folder: pathlib.Path, content: Any, name: str = "model.meta") -> pat
 
 @pytest.mark.parametrize("use_resource", [True, False])
 def test_variables_are_known_by_name_shape_dtype_and_collection(tmp_path: pathlib.Path, use_resource: bool) -> None:
-    found = metagraph.read(written(tmp_path, definition(use_resource=use_resource))).variables()
+    found = metagraph.read_metagraph(written(tmp_path, definition(use_resource=use_resource))).variables()
     assert [(v.name, v.node, v.collected, v.shape, v.dtype, v.is_resource) for v in found] == [
         ("layer/kernel", "layer/kernel", True, (3, 2), tf.float32, use_resource),
         ("layer/frozen", "layer/frozen", False, (2,), tf.float32, use_resource),
@@ -56,7 +56,7 @@ def test_variables_are_known_by_name_shape_dtype_and_collection(tmp_path: pathli
 
 
 def test_collections_of_nodes_are_read_by_name(tmp_path: pathlib.Path) -> None:
-    found = metagraph.read(written(tmp_path, definition()))
+    found = metagraph.read_metagraph(written(tmp_path, definition()))
     assert found.names("train_op") == ("train",)
     assert found.names("update_ops") == ()
     assert found.variable_names("trainable_variables") == ("layer/kernel",)
@@ -65,7 +65,7 @@ def test_collections_of_nodes_are_read_by_name(tmp_path: pathlib.Path) -> None:
 
 def test_the_graph_is_imported_whole(tmp_path: pathlib.Path) -> None:
     wanted = definition()
-    made = metagraph.read(written(tmp_path, wanted)).graph()
+    made = metagraph.read_metagraph(written(tmp_path, wanted)).graph()
     assert {op.name for op in made.get_operations()} == {node.name for node in wanted.graph_def.node}
 
 
@@ -74,7 +74,7 @@ def test_versions_and_shapes_that_old_files_have_are_repaired_and_told(tmp_path:
     old.meta_info_def.tensorflow_version = "0.12.head"
     wrong = old.graph_def.node[0].attr["_output_shapes"].list.shape.add()
     wrong.dim.add().size = 77
-    found = metagraph.read(written(tmp_path, old))
+    found = metagraph.read_metagraph(written(tmp_path, old))
     assert found.definition.meta_info_def.tensorflow_version == "1.15.0"
     assert [repair.split()[0] for repair in found.repairs] == ["tensorflow_version", "_output_shapes"]
     assert "'0.12.head'" in found.repairs[0]
@@ -93,24 +93,26 @@ def saved_model(folder: pathlib.Path, *tag_sets: str) -> pathlib.Path:
 def test_a_saved_model_is_read_by_folder_or_file(tmp_path: pathlib.Path) -> None:
     file = saved_model(tmp_path, "serve")
     for place in (tmp_path, file):
-        assert metagraph.read(place).tags == ("serve",)
-        assert len(metagraph.read(place).variables()) == 3
+        assert metagraph.read_metagraph(place).tags == ("serve",)
+        assert len(metagraph.read_metagraph(place).variables()) == 3
 
 
 def test_of_several_graphs_of_a_saved_model_the_tags_choose(tmp_path: pathlib.Path) -> None:
     saved_model(tmp_path, "serve", "train,gpu")
-    assert set(metagraph.read(tmp_path, tags=["gpu", "train"]).tags) == {"train", "gpu"}
-    with pytest.raises(MetaGraphError, match=r"which graph is meant; it holds 2, with the tags: serve; gpu,train"):
-        metagraph.read(tmp_path)
-    with pytest.raises(MetaGraphError, match=r"tags=train: no graph has these; it holds 2"):
-        metagraph.read(tmp_path, tags=["train"])
+    assert set(metagraph.read_metagraph(tmp_path, tags=["gpu", "train"]).tags) == {"train", "gpu"}
+    with pytest.raises(
+        MetaGraphError, match=r"name a graph by tags=; the file holds 2 graphs, with the tags: serve; gpu,train"
+    ):
+        metagraph.read_metagraph(tmp_path)
+    with pytest.raises(MetaGraphError, match=r"tags=train: no graph has these tags; the file holds 2"):
+        metagraph.read_metagraph(tmp_path, tags=["train"])
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
         (b"", "0 bytes"),
-        (b"\xff\xfe\x00 not a message", "no MetaGraph, or a truncated one"),
+        (b"\xff\xfe\x00 not a message", "not a MetaGraph, or a truncated one"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "Git LFS"),
         (b"meta_info_def {\n}\n", "text form"),
         (meta_graph_pb2.MetaGraphDef().SerializeToString() or b"\x0a\x00", "it holds no node"),
@@ -118,45 +120,47 @@ def test_of_several_graphs_of_a_saved_model_the_tags_choose(tmp_path: pathlib.Pa
 )
 def test_what_is_no_meta_graph_is_refused_with_the_reason(tmp_path: pathlib.Path, content: bytes, reason: str) -> None:
     with pytest.raises(MetaGraphError, match=reason):
-        metagraph.read(written(tmp_path, content))
+        metagraph.read_metagraph(written(tmp_path, content))
 
 
 def test_a_truncated_file_is_refused(tmp_path: pathlib.Path) -> None:
     whole = definition().SerializeToString()
     with pytest.raises(MetaGraphError, match="truncated"):
-        metagraph.read(written(tmp_path, whole[: len(whole) // 2]))
+        metagraph.read_metagraph(written(tmp_path, whole[: len(whole) // 2]))
 
 
 def test_missing_files_name_what_is_near(tmp_path: pathlib.Path) -> None:
     written(tmp_path, definition(), "model.ckpt-3.meta")
-    with pytest.raises(MetaGraphError, match=r"no such file; there is .*model.ckpt-3.meta"):
-        metagraph.read(tmp_path / "model.ckpt-3")
-    with pytest.raises(MetaGraphError, match=r"holds no saved_model.pb; a file to name in it: .*model.ckpt-3.meta"):
-        metagraph.read(tmp_path)
+    with pytest.raises(MetaGraphError, match=r"no such file; did you mean .*model.ckpt-3.meta"):
+        metagraph.read_metagraph(tmp_path / "model.ckpt-3")
+    with pytest.raises(
+        MetaGraphError, match=r"holds no saved_model.pb; name a file in it, such as .*model.ckpt-3.meta"
+    ):
+        metagraph.read_metagraph(tmp_path)
 
 
 def test_ops_that_are_not_registered_are_refused_by_name_also_inside_functions(tmp_path: pathlib.Path) -> None:
     strange = definition()
     strange.graph_def.node.add(name="layer/warp", op="ZeroOutCustom")
-    with pytest.raises(MetaGraphError, match=r"1 kind\(s\) of op .* does not know: ZeroOutCustom \(at layer/warp\)"):
-        metagraph.read(written(tmp_path, strange))
+    with pytest.raises(MetaGraphError, match=r"does not know 1 kind\(s\) of op: ZeroOutCustom \(at layer/warp\)"):
+        metagraph.read_metagraph(written(tmp_path, strange))
     inside = definition()
     function = inside.graph_def.library.function.add()
     function.signature.name = "body"
     function.node_def.add(name="deep", op="ZeroOutCustom")
     with pytest.raises(MetaGraphError, match=r"ZeroOutCustom \(at deep\)"):
-        metagraph.read(written(tmp_path, inside))
+        metagraph.read_metagraph(written(tmp_path, inside))
 
 
 def test_edges_to_nowhere_and_names_held_twice_are_damage(tmp_path: pathlib.Path) -> None:
     loose = definition()
     loose.graph_def.node.add(name="loose", op="NoOp", input=["^nobody"])
     with pytest.raises(MetaGraphError, match=r"loose: its input \^nobody is not in the graph"):
-        metagraph.read(written(tmp_path, loose))
+        metagraph.read_metagraph(written(tmp_path, loose))
     twice = definition()
     twice.graph_def.node.add(name="train", op="NoOp")
     with pytest.raises(MetaGraphError, match="train: two nodes have this name"):
-        metagraph.read(written(tmp_path, twice))
+        metagraph.read_metagraph(written(tmp_path, twice))
 
 
 def test_reading_evaluates_nothing_and_importing_refuses_what_it_would_run(tmp_path: pathlib.Path) -> None:
@@ -169,7 +173,7 @@ def test_reading_evaluates_nothing_and_importing_refuses_what_it_would_run(tmp_p
         assert shaped.shape[0] == 5  # it was run while the graph was built
         evil = v1.train.export_meta_graph(graph=made)
     secret.unlink()
-    found = metagraph.read(written(tmp_path, evil))
+    found = metagraph.read_metagraph(written(tmp_path, evil))
     with pytest.raises(MetaGraphError, match="importing a graph can run ReadFile"):
         found.graph()
 
@@ -189,7 +193,7 @@ def test_reading_evaluates_nothing_and_importing_refuses_what_it_would_run(tmp_p
 def test_real_graphs_are_read_and_imported(
     parts: tuple[str, ...], variables: int, trainable: int, repaired: int
 ) -> None:
-    found = metagraph.read(shared(*parts))
+    found = metagraph.read_metagraph(shared(*parts))
     listed = found.variables()
     assert len(found.variable_names("variables")) == variables
     assert {v.name for v in listed} >= set(found.variable_names("variables"))

@@ -13,7 +13,7 @@ from compat_v1.checkpoints.reader import open_checkpoint
 from compat_v1.porting import port
 from engine.files import Npz
 from engine.models import build_network
-from engine.models.abstract import outline
+from engine.models.abstract import abstract_variables
 from engine.porting import PortError
 from engine.porting.rules import language
 from engine.selection.variables import ModelVariables, name_variables
@@ -28,7 +28,9 @@ def ported(
 ) -> tuple[dict[str, np.ndarray], dict]:
     out = tmp_path / "out.npz"
     with open_checkpoint(prefix) as source:
-        decided = port.make(port.Weights(source, averages=averages), variables, language.parse(text, name="test"))
+        decided = port.plan_port(
+            port.Weights(source, averages=averages), variables, language.parse_rules(text, name="test")
+        )
         decided.write_npz(out)
         ledger = decided.ledger(target="test")
     with Npz(out) as file:
@@ -99,14 +101,14 @@ def test_averages_that_are_not_there_are_an_error(real: pathlib.Path) -> None:
 
 
 def test_a_model_in_outline_has_names_and_shapes_and_no_values() -> None:
-    with outline():
+    with abstract_variables():
         light = build_network("vit:Ti/16", image_size=(32, 32))
     heavy = build_network("vit:Ti/16", image_size=(32, 32))
     shapes = [[(e.path, tuple(e.variable.shape), e.kind, e.groups) for e in name_variables(m)] for m in (light, heavy)]
     assert shapes[0] == shapes[1]
     assert light.blocks[0].mlp.up.kernel.numpy().size == 0
     assert heavy.blocks[0].mlp.up.kernel.numpy().size == 192 * 768
-    with outline():
+    with abstract_variables():
         keras_model = build_network("keras:MobileNetV2,alpha=0.35", image_size=(32, 32))
     assert name_variables(keras_model).parameters > 1_000_000
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from compat_v1.checkpoints.families import Families, families
+from compat_v1.checkpoints.families import Families, group_families
 from compat_v1.checkpoints.reader import open_checkpoint
-from compat_v1.porting.slots import SlotError, plan_slots, steps_trained
+from compat_v1.porting.slots import SlotError, count_steps, plan_slots
 from engine import files, porting
 from engine.porting.apply import load
-from engine.porting.plan import resolve
+from engine.porting.plan import build_plan
 from engine.porting.rules import language
 from engine.selection import filters, selection
 from engine.selection.variables import name_variables
@@ -97,12 +97,12 @@ def port(folder: pathlib.Path, kind: str | None = None, **told: Any) -> tuple[pa
     """The checkpoint as an .npz of this engine, with slots; and Adam's t."""
     network = Net()
     with open_checkpoint(folder / "old") as source:
-        found = families(source)
-        chosen = language.parse(f"{TEXT}\n{STATE}")
+        found = group_families(source)
+        chosen = language.parse_rules(f"{TEXT}\n{STATE}")
         ledger = load(network, source, chosen)
-        steps = resolve(name_variables(network), source, chosen).steps
+        steps = build_plan(name_variables(network), source, chosen).assignments
         plan = plan_slots(steps, found, kind)
-        t = steps_trained(source, found, plan.kind, **told).t
+        t = count_steps(source, found, plan.kind, **told).t
         weights = [(entry.path, entry.variable.numpy()) for entry in name_variables(network)]
         files.write_npz(folder / "new.npz", [*weights, *plan.arrays(source, t)])
         assert len(ledger.loaded) == 4
@@ -159,7 +159,7 @@ def test_five_steps_after_the_port_are_five_more_steps_of_tensorflow_1(
     slots = "m, v" if name == "Adam" else "momentum"
     assert (
         said
-        == f"{name.replace('nesterov', 'Momentum').lower()} goes on from {slots} of 4 of 4 trained variables (t = 7)"
+        == f"{name.replace('nesterov', 'Momentum').lower()} continues from {slots} of 4 of 4 trained variables (t = 7)"
     )
     bare = tmp_path / "bare.npz"  # the same without slots: so they matter
     with porting.open_tensors(file) as source:
@@ -185,24 +185,26 @@ def test_slots_of_other_optimizers_are_written_and_their_mismatch_is_told(
     with porting.open_tensors(file) as source, open_checkpoint(tmp_path / "old") as old:
         held = [name for name in source.names() if name.startswith("optimizer/dense/weight/")]
         assert {name.rpartition("/")[2] for name in held} == slots | {"t"}
-        key = families(old).of("dense/kernel")
+        key = group_families(old).get("dense/kernel")
         assert key is not None
         for slot, name in next(iter(key.slots.values())).items():
             np.testing.assert_array_equal(source.read(f"optimizer/dense/weight/{slot}"), old.read(name).T)
     _, said = go_on(file, optimizers.Momentum(), first=3)
     assert said is not None
-    assert said.startswith(f"new.npz has slots {', '.join(sorted(slots))}, but momentum keeps momentum: it begins anew")
+    assert said.startswith(
+        f"new.npz has the slots {', '.join(sorted(slots))}, but momentum keeps momentum: it starts from zeros"
+    )
 
 
 def test_a_fitting_optimizer_is_named_and_sgd_keeps_none(tmp_path: pathlib.Path) -> None:
     tf1(tmp_path, CASES["Adam"][0], first=1)
     file, _ = port(tmp_path, "Adam")
     assert go_on(file, optimizers.SGD(), first=1)[1] == (
-        "new.npz has slots m, v, but sgd keeps none: it begins anew; adam or adamw would go on from them"
+        "new.npz has the slots m, v, but sgd keeps none: it starts from zeros; adam or adamw could continue from them"
     )
     said = go_on(file, optimizers.AdamW(), first=1)[1]
     assert said is not None
-    assert said.startswith("adamw goes on from m, v of 4")
+    assert said.startswith("adamw continues from m, v of 4")
 
 
 @pytest.mark.parametrize(
@@ -210,8 +212,8 @@ def test_a_fitting_optimizer_is_named_and_sgd_keeps_none(tmp_path: pathlib.Path)
     [
         ("optimizer/left/m", np.zeros((6, 2), np.float32), r"m is \[6, 2\], the variable \[6, 1\]"),
         ("optimizer/left/m", np.zeros((6, 1), np.int32), "m is int32"),
-        ("optimizer/left/t", np.float32(1.5), "its t is no number of steps"),
-        ("optimizer/left/t", np.int64(-1), "its t is no number of steps"),
+        ("optimizer/left/t", np.float32(1.5), "its t is not a number of steps"),
+        ("optimizer/left/t", np.int64(-1), "its t is not a number of steps"),
         ("optimizer/left/t", None, "the file has m, v"),
         ("optimizer/left/v", None, "the file has m, t"),
     ],
@@ -232,7 +234,9 @@ def test_a_variable_whose_slots_do_not_fit_begins_anew(
     files.write_npz(tmp_path / "new.npz", arrays.items())
     text = go_on(tmp_path / "new.npz", optimizers.Adam(), first=0)[1]
     assert text is not None
-    assert re.match(r"adam goes on from m, v of 2 of 4 .* \(t = 4\); 2 begin anew, such as left: " + said, text), text
+    assert re.match(
+        r"adam continues from m, v of 2 of 4 .* \(t = 4\); 2 start from zeros, such as left: " + said, text
+    ), text
 
 
 # --- which slots ---
@@ -240,7 +244,9 @@ def test_a_variable_whose_slots_do_not_fit_begins_anew(
 
 def steps_and_families(folder: pathlib.Path) -> tuple[Any, Families]:
     with open_checkpoint(folder / "old") as source:
-        return resolve(name_variables(Net()), source, language.parse(f"{TEXT}\n{STATE}")).steps, families(source)
+        return build_plan(
+            name_variables(Net()), source, language.parse_rules(f"{TEXT}\n{STATE}")
+        ).assignments, group_families(source)
 
 
 def test_the_kind_is_the_only_one_or_must_be_named(tmp_path: pathlib.Path) -> None:
@@ -261,12 +267,12 @@ def test_the_kind_is_the_only_one_or_must_be_named(tmp_path: pathlib.Path) -> No
 def test_a_variable_without_slots_is_left_out_with_the_reason(tmp_path: pathlib.Path) -> None:
     tf1(tmp_path, CASES["Adam"][0], first=1)
     steps, found = steps_and_families(tmp_path)
-    family = found.of("dense/bias")
+    family = found.get("dense/bias")
     assert family is not None
     family.slots.clear()
     plan = plan_slots(steps, found)
     assert plan.left_out == {"dense/bias": "dense/bias has no Adam slots"}
-    assert {port.step.entry.path for port in plan.ports} == {"dense/weight", "left", "right"}
+    assert {port.assignment.entry.path for port in plan.ports} == {"dense/weight", "left", "right"}
     for family in found.variables:
         family.slots = {"Adam": {"m": "x"}} if family.name == "global_step" else {}
     with pytest.raises(SlotError, match="no optimizer slots"):
@@ -306,7 +312,7 @@ def power(beta: float, t: int) -> np.float32:
 
 def told(kind: str = "Adam", given: int | None = None, **values: Any) -> Any:
     source: Any = Scalars(**values)
-    return steps_trained(source, families(source), kind, given=given)
+    return count_steps(source, group_families(source), kind, given=given)
 
 
 @pytest.mark.parametrize("t", [0, 1, 7, 100, 500, 800])
@@ -324,12 +330,14 @@ def test_where_it_has_underflowed_beta2_power_tells_exactly(t: int) -> None:
 def test_where_both_have_underflowed_global_step_tells_or_the_user() -> None:
     zero = np.float32(0)
     found = told(beta1_power=zero, beta2_power=zero, global_step=np.int64(250_000))
-    assert (found.t, found.told_by) == (250_000, "global_step")
+    assert (found.t, found.origin) == (250_000, "global_step")
     assert "beta1_power=0 has underflowed" in found.note
-    with pytest.raises(SlotError, match=r"beta2_power=0 has underflowed; no global_step\); --adam_step=N says it"):
+    with pytest.raises(
+        SlotError, match=r"beta2_power=0 has underflowed; no global_step\); state it with --adam_step=N"
+    ):
         told(beta1_power=zero, beta2_power=zero)
     assert told(beta1_power=zero, beta2_power=zero, given=250_000).t == 250_000
-    with pytest.raises(SlotError, match="adam_step=-1: it must be at least 0"):
+    with pytest.raises(SlotError, match="adam_step=-1: expected at least 0"):
         told(given=-1)
     with pytest.raises(SlotError, match=r"\(no beta1_power, beta2_power or global_step\)"):
         told()
@@ -339,7 +347,7 @@ def test_other_betas_are_noticed() -> None:
     found = told(beta1_power=power(0.9, 1), beta2_power=power(0.98, 1))
     assert found.t == 1
     assert "beta2 was 0.98, not 0.999" in found.note
-    with pytest.raises(SlotError, match=r"beta1_power=0\.16 is no power of 0\.9"):
+    with pytest.raises(SlotError, match=r"beta1_power=0\.16 is not a power of 0\.9"):
         told(beta1_power=np.float32(0.16))
 
 
@@ -360,8 +368,8 @@ def test_the_counter_of_optimizer_v2_and_optimizers_that_need_no_t() -> None:
 def test_t_of_the_real_checkpoints(real: pathlib.Path) -> None:
     for name, t in (("t2t_transformer", 1), ("made_partitioned_adam", 3)):
         with open_checkpoint(real / name) as source:
-            assert steps_trained(source, families(source), "Adam").t == t
+            assert count_steps(source, group_families(source), "Adam").t == t
     with open_checkpoint(real / "musicnn_MTT_vgg") as source:
         with pytest.raises(SlotError, match="beta1_power=0 has underflowed; beta2_power=0 has underflowed"):
-            steps_trained(source, families(source), "Adam")
-        assert steps_trained(source, families(source), "Adam", given=12345).t == 12345
+            count_steps(source, group_families(source), "Adam")
+        assert count_steps(source, group_families(source), "Adam", given=12345).t == 12345

@@ -46,7 +46,7 @@ def moved_by(operation: Any) -> set[str]:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("optimizer", [v1.train.GradientDescentOptimizer, v1.train.AdamOptimizer])
 def test_what_the_filter_leaves_out_does_not_move_and_has_no_slots(method: str, optimizer: Callable[..., Any]) -> None:
-    selection = freezing.resolve(small, "head/.* conv/kernel")
+    selection = freezing.resolve_selection(small, "head/.* conv/kernel")
     with tf.Graph().as_default():
         freeze = Freezing(method, selection)
         with freeze.scope():
@@ -70,7 +70,7 @@ def test_a_regularizer_reaches_only_what_trains(method: str) -> None:
         with v1.variable_scope(v1.get_variable_scope(), regularizer=L2):
             return small()
 
-    selection = freezing.resolve(build, "head/.*")
+    selection = freezing.resolve_selection(build, "head/.*")
     with tf.Graph().as_default():
         freeze = Freezing(method, selection)
         with freeze.scope():
@@ -83,7 +83,7 @@ def test_a_regularizer_reaches_only_what_trains(method: str) -> None:
 
 
 def test_a_regularizer_that_goes_round_stop_gradient_is_named() -> None:
-    selection = freezing.resolve(small, "head/.*")
+    selection = freezing.resolve_selection(small, "head/.*")
     with tf.Graph().as_default():
         freeze = Freezing("stop_gradient", selection)
         with freeze.scope():
@@ -96,8 +96,8 @@ def test_a_regularizer_that_goes_round_stop_gradient_is_named() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_renamed_scope_does_not_silently_unfreeze(method: str) -> None:
     with pytest.raises(FilterError, match=r"item 1 `haed/.*` matches nothing.*head/"):
-        freezing.resolve(small, "haed/.*")
-    selection = freezing.resolve(small, "head/.*")
+        freezing.resolve_selection(small, "haed/.*")
+    selection = freezing.resolve_selection(small, "head/.*")
     with tf.Graph().as_default():
         freeze = Freezing(method, selection)
         with freeze.scope(), pytest.raises(FreezingError, match=r"'new_conv/kernel'.*renamed.*conv/kernel"):
@@ -105,8 +105,10 @@ def test_a_renamed_scope_does_not_silently_unfreeze(method: str) -> None:
 
 
 def test_contradictions_of_method_and_graph_are_errors() -> None:
-    selection = freezing.resolve(small, "head/.*")
-    with pytest.raises(FreezingError, match="method='stop': known are trainable, stop_gradient, var_list"):
+    selection = freezing.resolve_selection(small, "head/.*")
+    with pytest.raises(
+        FreezingError, match="method='stop' is not a valid method; expected trainable, stop_gradient, var_list"
+    ):
         Freezing("stop", selection)
     optimizer = v1.train.GradientDescentOptimizer(0.1)
     with tf.Graph().as_default():  # made before, with another flag: reuse keeps the first
@@ -114,11 +116,11 @@ def test_contradictions_of_method_and_graph_are_errors() -> None:
         with (
             v1.variable_scope(v1.get_variable_scope(), reuse=True),
             Freezing("trainable", selection).scope(),
-            pytest.raises(FreezingError, match=r"'conv/kernel'.*trainable=True, and reuse keeps"),
+            pytest.raises(FreezingError, match=r"'conv/kernel'.*trainable=True, which reuse keeps"),
         ):
             small()
     with tf.Graph().as_default():  # the selection trains what was made with trainable=False
-        with Freezing("trainable", freezing.resolve(small, "conv/.*")).scope():
+        with Freezing("trainable", freezing.resolve_selection(small, "conv/.*")).scope():
             loss = small()
         with pytest.raises(FreezingError, match=r"2 variable\(s\) should train.*head/kernel"):
             Freezing("var_list", selection).compute_gradients(optimizer, loss)
@@ -135,13 +137,13 @@ def test_contradictions_of_method_and_graph_are_errors() -> None:
 
 
 def test_layers_with_an_argument_of_their_own_can_ask() -> None:
-    selection = freezing.resolve(small, "@all !conv/.*")
+    selection = freezing.resolve_selection(small, "@all !conv/.*")
     assert [Freezing(method, selection).trainable("conv/kernel") for method in METHODS] == [False, True, True]
-    assert freezing.moves(selection, "bn")
-    assert not freezing.moves(freezing.resolve(small, "head/.*"), "bn")
-    assert not freezing.moves(freezing.resolve(small, "@all !@stats"), "bn")
-    with pytest.raises(FreezingError, match=r"scope='norm': no layer with statistics has it"):
-        freezing.moves(selection, "norm")
+    assert freezing.statistics_move(selection, "bn")
+    assert not freezing.statistics_move(freezing.resolve_selection(small, "head/.*"), "bn")
+    assert not freezing.statistics_move(freezing.resolve_selection(small, "@all !@stats"), "bn")
+    with pytest.raises(FreezingError, match=r"scope='norm' is not the scope of a layer with statistics"):
+        freezing.statistics_move(selection, "norm")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -155,7 +157,7 @@ def test_partitions_reuse_and_towers_that_share_a_scope(method: str) -> None:
         with v1.variable_scope("tower", partitioner=partitioner, reuse=v1.AUTO_REUSE):
             return one + other + small()
 
-    selection = freezing.resolve(towers, "@all !tower/conv/kernel")  # of all partitions
+    selection = freezing.resolve_selection(towers, "@all !tower/conv/kernel")  # of all partitions
     with tf.Graph().as_default():
         freeze = Freezing(method, selection)
         with freeze.scope():
@@ -174,7 +176,7 @@ def test_half_of_a_partitioned_variable_cannot_be_frozen_by_a_getter() -> None:
         with v1.variable_scope("", partitioner=v1.fixed_size_partitioner(2)):
             return small()
 
-    selection = freezing.resolve(build, "head/kernel/part_0 conv/.*")
+    selection = freezing.resolve_selection(build, "head/kernel/part_0 conv/.*")
     with (
         tf.Graph().as_default(),
         Freezing("trainable", selection).scope(),
@@ -198,7 +200,7 @@ def build():
     y, _ = v1.nn.dynamic_rnn(v1.nn.rnn_cell.LSTMCell(6, name="lstm"), y, dtype=tf.float32, scope="rnn")
     return tf.reduce_mean(tf.square(v1.layers.dense(y[:, -1], 3, name="head")))
 found = {}
-selection = freezing.resolve(build, sys.argv[1])
+selection = freezing.resolve_selection(build, sys.argv[1])
 for method in freezing.METHODS:
     with tf.Graph().as_default():
         freeze = freezing.Freezing(method, selection)

@@ -19,7 +19,7 @@ def found() -> tuple[leaks.Subject, list[leaks.Leak]]:
     batch = {"image": rng.standard_normal((6, 8, 8, 1)).astype(np.float32), "label": np.arange(6) % 4}
     selection = select(network, "head/.* stages/3/.*")
     subject = leaks.Subject(network, selection, batch, np.arange(12, dtype=np.int32).reshape(6, 2))
-    return subject, leaks.show(subject)
+    return subject, leaks.measure_leaks(subject)
 
 
 def test_every_leak_is_there_and_moves_frozen_variables_alone(found: tuple[leaks.Subject, list[leaks.Leak]]) -> None:

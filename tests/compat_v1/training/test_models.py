@@ -44,9 +44,11 @@ def test_weights_exchange_by_name_and_logits_are_equal(spec: str, dtype: str) ->
     selection, seeds = select(network, "@all"), np.arange(6, dtype=np.int32).reshape(3, 2)
     images, values = IMAGES.astype(dtype), values_of(network)
     with tf.Graph().as_default():
-        logits = v1_models.of(network, selection)(tf.constant(images), training=True, seeds=tf.constant(seeds))
+        logits = v1_models.translate_network(network, selection)(
+            tf.constant(images), training=True, seeds=tf.constant(seeds)
+        )
         with v1.variable_scope(v1.get_variable_scope(), reuse=True):
-            evaluated = v1_models.of(network, selection)(tf.constant(images))
+            evaluated = v1_models.translate_network(network, selection)(tf.constant(images))
         assign = assign_all(values)
         with v1.Session() as session:
             session.run(assign)
@@ -67,7 +69,9 @@ def test_sixteen_bits_keep_variables_and_logits_in_float32(spec: str, compute: s
     exact = build_model(spec, image_shape=SHAPE, outputs=4).network
     values = values_of(network)
     with tf.Graph().as_default():
-        logits = v1_models.of(network, select(network, "@all"))(tf.constant(IMAGES.astype(np.float32)), training=True)
+        logits = v1_models.translate_network(network, select(network, "@all"))(
+            tf.constant(IMAGES.astype(np.float32)), training=True
+        )
         assign = assign_all(values)
         assert logits.dtype == tf.float32
         with v1.Session() as session:
@@ -83,7 +87,7 @@ def test_update_ops_move_the_statistics_as_the_engine_does(dtype: str) -> None:
     selection = select(network, "@all")
     images, values = IMAGES.astype(dtype), values_of(network)
     with tf.Graph().as_default():
-        v1_models.of(network, selection)(tf.constant(images), training=True)
+        v1_models.translate_network(network, selection)(tf.constant(images), training=True)
         updates = v1.get_collection(v1.GraphKeys.UPDATE_OPS)
         assert len(updates) == 8
         assign = assign_all(values)
@@ -102,7 +106,9 @@ def test_update_ops_move_the_statistics_as_the_engine_does(dtype: str) -> None:
 def test_layers_that_do_not_train_run_in_inference_mode() -> None:
     network = build_model("cnn:mini", image_shape=SHAPE, outputs=4).network
     with tf.Graph().as_default():
-        v1_models.of(network, select(network, "stages/3/.* head/.*"))(tf.constant(IMAGES, tf.float32), training=True)
+        v1_models.translate_network(network, select(network, "stages/3/.* head/.*"))(
+            tf.constant(IMAGES, tf.float32), training=True
+        )
         names = [op.op.name for op in v1.get_collection(v1.GraphKeys.UPDATE_OPS)]
     assert len(names) == 2
     assert all(name.startswith("stages/3/norm") for name in names)
@@ -113,7 +119,7 @@ def test_two_towers_share_one_scope_and_a_partitioner_changes_nothing() -> None:
     images = IMAGES.astype(np.float32)
     values = {f"twin/{path}": value for path, value in values_of(network).items()}
     with tf.Graph().as_default():
-        net = v1_models.of(network, select(network, "@all"))
+        net = v1_models.translate_network(network, select(network, "@all"))
         with v1.variable_scope("twin"):
             one = net(tf.constant(images))
         with v1.variable_scope("twin", reuse=True):
@@ -141,9 +147,9 @@ def test_two_towers_share_one_scope_and_a_partitioner_changes_nothing() -> None:
 
 def test_a_network_without_a_tf1_form_is_an_error() -> None:
     network = build_model("vit:mini,depth=1", image_shape=SHAPE, outputs=4).network
-    with pytest.raises(ModelError, match="model=function: the TF1 path has vit"):
-        v1_models.of(lambda images: images, select(network, "@all"))
+    with pytest.raises(ModelError, match="model=function: the TF1 path has only vit"):
+        v1_models.translate_network(lambda images: images, select(network, "@all"))
     dropping = build_model("vit:mini,depth=1,dropout=0.1", image_shape=SHAPE, outputs=4).network
-    made = v1_models.of(dropping, select(dropping, "@all"))
+    made = v1_models.translate_network(dropping, select(dropping, "@all"))
     with tf.Graph().as_default(), pytest.raises(ModelError, match="seeds=None"):
         made(tf.constant(IMAGES, tf.float32), training=True)

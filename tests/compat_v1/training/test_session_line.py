@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from compat_v1.errors import SessionError
 from compat_v1.training import models as v1_models
-from compat_v1.training.freezing import METHODS, Freezing, resolve
+from compat_v1.training.freezing import METHODS, Freezing, resolve_selection
 from compat_v1.training.session_line import SessionLine
 from compat_v1.training.session_loop import SessionLoop
 from engine import TrainStep, select
@@ -81,7 +81,7 @@ class Side:
         self.start = {entry.path: entry.variable.numpy() for entry in self.selection.variables}
         weight = options.pop("weight", False)
         self.loop = SessionLoop(
-            losses.supervised_loss(v1_models.of(self.network, self.selection)),
+            losses.supervised_loss(v1_models.translate_network(self.network, self.selection)),
             Freezing(method, self.selection),
             options.pop("optimizer", optimizers.Adam()),
             steps(1, compute or dtype, weight=weight)[0],
@@ -199,7 +199,7 @@ def test_sixteen_bits_cross_as_they_are(compute: str) -> None:
                 line = side.cut()
                 assert {t.dtype.name for t in line.tensors} <= {compute, "float32"}
                 assert {t.dtype.name for t in line.tensors} & {compute}
-                given = line.below(given)
+                given = line.replace_images(given)
             step = loop.step(given, learning_rate=1e-3)
             assert not step.skipped
             found.append((float(step.loss), float(step.grad_norm)))
@@ -241,7 +241,7 @@ def test_what_is_below_is_not_run() -> None:
     for lost, side in enumerate(sides):
         with side.loop as loop:
             line = side.cut()
-            given = line.below(batch)
+            given = line.replace_images(batch)
             assert "image" not in given
             if lost:
                 loop.assign({e.path: np.full_like(side.start[e.path], np.nan) for e in side.selection.frozen})
@@ -257,7 +257,7 @@ def test_a_limit_on_bytes_and_one_that_cannot_be_met() -> None:
         assert side.cut(most_bytes=line.bytes).bytes == line.bytes
         found = loop.cut(most_bytes=3)
         assert isinstance(found, Refused)
-        assert "bytes an example, 3 are allowed" in found.describe()
+        assert "bytes per example, but the limit is 3" in found.describe()
         with pytest.raises(Exception, match="images='pixels': the batch has image, label, seeds"):
             loop.cut(images="pixels")
 
@@ -273,7 +273,7 @@ def test_evaluation_is_fed_the_same_tensors(case: Case) -> None:
         parts = steps(3, tf.float64)
         parts[2] = {key: value[:5] for key, value in parts[2].items()}
         assert line.evaluation is None
-        ours, theirs = loop.evaluate([line.below(part) for part in parts]), loop.evaluate(parts)
+        ours, theirs = loop.evaluate([line.replace_images(part) for part in parts]), loop.evaluate(parts)
         assert ours == pytest.approx(theirs, rel=1e-12)
         found = Evaluator(losses.supervised_loss(side.network))(side.selection, parts)
         assert ours["loss"] == pytest.approx(found.loss, rel=1e-10)
@@ -309,7 +309,7 @@ def own(between: Between, train: str = "head/.*", method: str = "trainable", **o
         given = {name: v1.placeholder(value.dtype, [None, *value.shape[1:]]) for name, value in small().items()}
         loss_fn(given, training=True, seeds=given["seeds"])
 
-    freezing = Freezing(method, resolve(once, train))
+    freezing = Freezing(method, resolve_selection(once, train))
     return SessionLoop(loss_fn, freezing, optimizers.SGD(), small(), **options)
 
 
@@ -327,7 +327,7 @@ def line_of(loop: SessionLoop) -> SessionLine:
     line = loop.cut()
     assert isinstance(line, SessionLine), line
     start, found = dict(loop.values()), []
-    for batch in (line.below(small()), small()):
+    for batch in (line.replace_images(small()), small()):
         loop.assign(start)
         step = loop.step(batch, learning_rate=0.5)
         found.append([float(step.loss), float(step.grad_norm)])
@@ -371,7 +371,7 @@ def test_the_batch_size_is_asked_of_a_tensor_that_is_not_there() -> None:
     with own(between, micro_batch_size=3) as loop:
         line = line_of(loop)
         assert line.forward_share > 0.9
-        assert loop.evaluate([line.below(small(5))]) == pytest.approx(loop.evaluate([small(5)]), rel=1e-6)
+        assert loop.evaluate([line.replace_images(small(5))]) == pytest.approx(loop.evaluate([small(5)]), rel=1e-6)
 
 
 def test_a_train_op_moves_what_it_writes_so_that_is_above() -> None:
@@ -389,7 +389,7 @@ def test_a_train_op_moves_what_it_writes_so_that_is_above() -> None:
         assert [t.after for t in line.tensors] == ["body/kernel"]
         assert "count is state that the step itself changes" in line.notes[0]
         for _ in range(3):
-            loop.step(line.below(small()), learning_rate=0.1)
+            loop.step(line.replace_images(small()), learning_rate=0.1)
         assert dict(loop.values())["count"] == 3.0
 
 
@@ -399,7 +399,7 @@ def test_dropout_below_is_told(method: str) -> None:
         line = loop.cut()
         assert isinstance(line, SessionLine)
         assert [t.after for t in line.tensors] == ["body/kernel"]
-        assert "RandomUniform draws random numbers of its own" in line.notes[0]
+        assert "RandomUniform draws its own random numbers" in line.notes[0]
     with own(lambda x, b, _: deep(x * tf.cast(b["label"][:, None], tf.float32))) as loop:
         assert [t.after for t in line_of(loop).tensors] == ["body/kernel"]
 
@@ -412,8 +412,8 @@ def test_dropout_at_the_images_is_refused() -> None:
     def once() -> None:
         loss_fn({"image": v1.placeholder(tf.float32, [None, 6])}, training=False, seeds=None)
 
-    loop = SessionLoop(loss_fn, Freezing("trainable", resolve(once, "head/.*")), optimizers.SGD(), small())
-    assert "RandomUniform draws random numbers of its own below what trains" in refused(loop)
+    loop = SessionLoop(loss_fn, Freezing("trainable", resolve_selection(once, "head/.*")), optimizers.SGD(), small())
+    assert "RandomUniform draws its own random numbers below the trained part" in refused(loop)
     side = Side(Case("vit:mini,depth=1,dropout=0.1", "head/.*"), tf.float32, "trainable")
     assert "draw from the examples' seeds" in refused(side.loop)
 
@@ -433,25 +433,25 @@ def test_batch_norm_in_training_mode_below_is_refused() -> None:
         loss_fn(given, training=True, seeds=None)
 
     for method in METHODS:
-        freezing = Freezing(method, resolve(once, "head/.*"))
+        freezing = Freezing(method, resolve_selection(once, "head/.*"))
         said = refused(SessionLoop(loss_fn, freezing, optimizers.SGD(), steps(1)[0]))
         assert "bn/moving_mean is state that the step itself changes" in said
-        assert "in inference mode, the line would lie higher" in said
+        assert "in inference mode, the line would be higher" in said
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_everything_trained_is_refused(method: str) -> None:
     said = refused(Side(Case("cnn:mini", "@all"), tf.float32, method).loop)
-    assert "nothing frozen lies between the images and what trains" in said
-    assert "stages/0/conv/kernel trains, and reads them" in said
+    assert "no frozen tensor between the images and the trained part is cheaper to cache" in said
+    assert "stages/0/conv/kernel trains and reads the images" in said
 
 
 def test_evaluation_that_computes_something_else_is_refused_in_words() -> None:
     with own(lambda x, _, training: deep(tf.tanh(x) if training else tf.sigmoid(x))) as loop:
         line = line_of(loop)
         assert isinstance(line.evaluation, Refused)
-        with pytest.raises(SessionError, match="it differs by mode"):
-            loop.evaluate([line.below(small())])
+        with pytest.raises(SessionError, match="it depends on the mode"):
+            loop.evaluate([line.replace_images(small())])
         assert loop.evaluate([small()])["loss"] > 0
 
 
@@ -489,14 +489,14 @@ def test_images_that_are_looked_at_in_every_step_cross_too() -> None:
         line = line_of(loop)
         assert [t.shape for t in line.tensors] == [(6,), (5,)]
         with pytest.raises(tf.errors.InvalidArgumentError, match="planted"):
-            loop.step(line.below(small()) | {"frozen0": np.full((4, 6), np.nan)}, learning_rate=0.1)
+            loop.step(line.replace_images(small()) | {"frozen0": np.full((4, 6), np.nan)}, learning_rate=0.1)
 
 
 def test_what_is_added_up_and_what_is_not_finite_is_as_without_a_line() -> None:
     for size in (None, 3):
         with own(lambda x, *_: deep(x), micro_batch_size=size) as loop:
             line = line_of(loop)
-            bad = line.below(small())
+            bad = line.replace_images(small())
             bad["frozen0"] = bad["frozen0"] * np.nan
             before = dict(loop.values())
             with pytest.raises(NonFiniteError, match="not applied"):
@@ -513,7 +513,7 @@ def test_what_mixes_examples_never_crosses(between: Between) -> None:
     with own(between) as loop:
         line = line_of(loop)
         assert [t.after for t in line.tensors] == ["body/kernel"]
-        assert "depends on the other examples" in line.notes[0]
+        assert "depend on the other examples" in line.notes[0]
 
 
 def test_loops_may_lie_below() -> None:
@@ -537,15 +537,15 @@ def test_placeholders_of_the_models_own_are_hot() -> None:
 def test_a_batch_that_fits_neither_is_told() -> None:
     with own(lambda x, *_: deep(x)) as loop:
         batch = small()
-        with pytest.raises(SessionError, match="it has no 'image'"):
+        with pytest.raises(SessionError, match="expected 'image'"):
             loop.step({name: value for name, value in batch.items() if name != "image"}, learning_rate=0.1)
         line = line_of(loop)
-        given = line.below(batch)
-        with pytest.raises(SessionError, match="it has no 'frozen0'"):
+        given = line.replace_images(batch)
+        with pytest.raises(SessionError, match="expected 'frozen0'"):
             loop.step({name: value for name, value in given.items() if name != "frozen0"}, learning_rate=0.1)
-        with pytest.raises(SessionError, match=r"frozen0: shape \[4, 3\], \[B, 5\] is wanted"):
+        with pytest.raises(SessionError, match=r"frozen0: got shape \[4, 3\], expected \[B, 5\]"):
             loop.step(given | {"frozen0": given["frozen0"][:, :3]}, learning_rate=0.1)
-        with pytest.raises(SessionError, match="it has no 'label'"):
+        with pytest.raises(SessionError, match="expected 'label'"):
             loop.step({name: value for name, value in given.items() if name != "label"}, learning_rate=0.1)
 
 
@@ -589,18 +589,18 @@ def test_a_phase_with_a_higher_line_goes_on_from_the_lower_ones_tensors(tmp_path
     with low.loop, high.loop:
         lower, higher = low.cut(), high.cut()
         images = steps(1, tf.float64)[0]["image"]
-        between = higher.after(lower)
+        between = higher.build_bridge(lower)
         assert not isinstance(between, Refused), between
         given = {t.key: v for t, v in zip(lower.tensors, lower.prefix(images), strict=True)}
         for ours, theirs in zip(between(given), higher.prefix(images), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-10)
-        assert isinstance(lower.after(higher), Refused)
+        assert isinstance(lower.build_bridge(higher), Refused)
         caches = [Features(tmp_path, line, train, data="data") for line in (lower, higher)]
         caches[0].fill()
         higher._prefix = None  # type: ignore[assignment]
         assert caches[1].fill(lower=caches[0])
         high.loop.assign({"patch/bias": np.ones_like(high.start["patch/bias"])})
-        assert isinstance(higher.after(lower), Refused)  # other values: not the same tensors
+        assert isinstance(higher.build_bridge(lower), Refused)  # other values: not the same tensors
 
 
 OLD = """
@@ -625,7 +625,7 @@ for between in (below, above):
         line = t.line_of(made)
         print(line.tensors[0].name, "|", line.evaluation and line.evaluation.describe())
         if line.evaluation is None:
-            ours, theirs = made.evaluate([line.below(t.small())]), made.evaluate([t.small()])
+            ours, theirs = made.evaluate([line.replace_images(t.small())]), made.evaluate([t.small()])
             assert abs(ours["loss"] - theirs["loss"]) < 1e-6
 """
 
@@ -639,5 +639,5 @@ def test_a_program_without_any_of_tf2s_behaviour() -> None:
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
     assert first.startswith("while/Exit_1 | no frost line: while/")
-    assert "is in a loop of TF1's control flow, which has no digest" in first
+    assert "is part of a loop of TF1's control flow, which has no digest" in first
     assert second == "Sin_2 | None"

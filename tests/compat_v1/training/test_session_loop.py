@@ -14,7 +14,7 @@ from compat_v1.errors import SessionError
 from compat_v1.training import models as v1_models
 from compat_v1.training.freezing import Freezing
 from compat_v1.training.session_loop import SessionLoop
-from compat_v1.training.training_graph import optimizer_of
+from compat_v1.training.training_graph import translate_optimizer
 from engine import TrainStep, data, select
 from engine.models import build_model
 from engine.training import losses, optimizers
@@ -48,7 +48,7 @@ def loop_of(
     network = build_model(spec, image_shape=(8, 8, 1), outputs=4, compute=compute).network
     selection = select(network, train)
     start = {entry.path: entry.variable.numpy() for entry in selection.variables}
-    loss_fn = losses.supervised_loss(v1_models.of(network, selection))
+    loss_fn = losses.supervised_loss(v1_models.translate_network(network, selection))
     given = more.pop("batch", None) or batches(1, weight=more.pop("weight", False))[0]
     loop = SessionLoop(loss_fn, Freezing(method, selection), optimizer, given, **more)
     loop.assign(start)
@@ -125,7 +125,7 @@ def test_a_regulariser_enters_once_a_step_and_for_the_selection_alone() -> None:
         x = tf.reshape(batch["image"], [-1, 64])
         return Loss({"size": (tf.reduce_mean(tf.square(x @ kernel + frozen), -1), None)})
 
-    from compat_v1.training.freezing import resolve
+    from compat_v1.training.freezing import resolve_selection
 
     def build_once() -> None:
         loss_fn({"image": tf.zeros([1, 8, 8, 1])}, training=True, seeds=None)
@@ -133,7 +133,7 @@ def test_a_regulariser_enters_once_a_step_and_for_the_selection_alone() -> None:
     results = []
     for method in ("trainable", "stop_gradient", "var_list"):
         for size in (None, 4):
-            selection = resolve(build_once, "kernel")
+            selection = resolve_selection(build_once, "kernel")
             with SessionLoop(
                 loss_fn, Freezing(method, selection), optimizers.SGD(), batches(1)[0], micro_batch_size=size
             ) as loop:
@@ -155,7 +155,7 @@ def test_resuming_goes_on_with_the_same_bits_past_a_damaged_checkpoint(tmp_path:
         network = build_model("cnn:mini", image_shape=source.image_shape, outputs=10, seed=3).network
         selection = select(network, "@all !stages/0/.*")
         start = {entry.path: entry.variable.numpy() for entry in selection.variables}
-        loss_fn = losses.supervised_loss(v1_models.of(network, selection))
+        loss_fn = losses.supervised_loss(v1_models.translate_network(network, selection))
         loop = SessionLoop(loss_fn, Freezing("stop_gradient", selection), optimizers.Adam(), stream.at(0),
                            loss_scale=LossScale(growth_every=2))  # fmt: skip
         loop.assign(start)
@@ -217,10 +217,10 @@ def test_what_it_cannot_do_is_said() -> None:
         optimizers.AdamW(weight_decay=0.0),
     ):
         with pytest.raises(SessionError, match="optimizer"):
-            optimizer_of(optimizer, tf.constant(0.1, tf.float64), {tf.float32})
+            translate_optimizer(optimizer, tf.constant(0.1, tf.float64), {tf.float32})
     loop, _, _ = loop_of("cnn:mini", "@all", optimizers.SGD())
     with loop:
-        with pytest.raises(SessionError, match="'heat/kernel': the graph has none"):
+        with pytest.raises(SessionError, match="'heat/kernel': the graph has no variable"):
             loop.assign({"heat/kernel": np.zeros(3)})
-        with pytest.raises(SessionError, match=r"'head/bias': shape \[3\], \[4\] is wanted"):
+        with pytest.raises(SessionError, match=r"'head/bias': got shape \[3\], expected \[4\]"):
             loop.assign({"head/bias": np.zeros(3)})

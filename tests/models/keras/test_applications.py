@@ -16,7 +16,7 @@ from engine import FreezeProof, TrainStep, select
 from engine.data import Normalise
 from engine.errors import InputError
 from engine.models import ModelSpecError, build_model, default_image_size
-from engine.models.images import preprocessing, preprocessing_by_name
+from engine.models.images import build_preprocessing, probe_preprocessing
 from engine.models.keras import applications, heads
 from engine.selection.variables import name_variables
 from engine.training import losses, optimizers
@@ -68,7 +68,7 @@ def test_preprocessing_equals_that_of_the_application(name: str) -> None:
     module = inspect.getmodule(getattr(keras.applications, name))
     images = np.random.default_rng(0).random((2, 5, 4, 3), np.float32)
     wanted = module.preprocess_input(images * 255.0)  # type: ignore[union-attr]
-    got = preprocessing(module.preprocess_input)(tf.constant(images))  # type: ignore[union-attr]
+    got = probe_preprocessing(module.preprocess_input)(tf.constant(images))  # type: ignore[union-attr]
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6 * max(1.0, np.abs(wanted).max()))
 
 
@@ -76,7 +76,7 @@ def test_preprocessing_equals_that_of_the_application(name: str) -> None:
 def test_preprocessing_by_name_equals_that_of_keras(mode: str) -> None:
     images = np.random.default_rng(0).random((2, 5, 4, 3), np.float32)
     wanted = keras.applications.imagenet_utils.preprocess_input(images * 255.0, mode=mode)
-    got = preprocessing_by_name(mode, 3)(tf.constant(images))
+    got = build_preprocessing(mode, 3)(tf.constant(images))
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6 * max(1.0, np.abs(wanted).max()))
 
 
@@ -89,12 +89,12 @@ def test_normalise_repeats_gray_makes_gray_and_reverses_channels() -> None:
     np.testing.assert_array_equal(Normalise(**plain)(gray), gray)
 
 
-def test_a_preprocessing_that_is_no_scale_and_offset_is_refused() -> None:
-    with pytest.raises(ModelSpecError, match="no scale and offset by channel"):
-        preprocessing(lambda pixels: pixels.mean(axis=-1, keepdims=True) + 0 * pixels)
+def test_a_preprocessing_beyond_scale_and_offset_is_refused() -> None:
+    with pytest.raises(ModelSpecError, match="does not just scale and offset each channel"):
+        probe_preprocessing(lambda pixels: pixels.mean(axis=-1, keepdims=True) + 0 * pixels)
 
 
-def test_grayscale_images_reach_a_backbone_of_three_channels_and_the_user_is_told() -> None:
+def test_grayscale_images_reach_a_backbone_of_three_channels_and_the_user_is_reported() -> None:
     model = small(channels=1)
     assert model.notes == ("grayscale images are repeated to 3 channels",)
     assert model.normalise(tf.zeros([2, 32, 32, 1])).shape[1:] == model.network.input_shape[1:]
@@ -141,7 +141,7 @@ def test_image_files_get_the_size_that_each_application_was_made_for(monkeypatch
 
     monkeypatch.setattr(imagenet_utils, "obtain_input_shape", told)
     sides = {}
-    for name, function in applications.applications().items():
+    for name, function in applications.find_applications().items():
         if not name.startswith("MobileNetV3"):  # made for 224, and Keras does not ask for it
             with pytest.raises(NativeSizeError) as told_here:
                 function(weights=None)
@@ -167,14 +167,14 @@ def test_image_files_get_the_size_that_a_saved_model_was_saved_with(
 
 
 def test_heads_are_read_as_written() -> None:
-    assert heads.parse("gap") == heads.Head("gap", ())
-    assert heads.parse("flatten, 512,dropout=0.5,64") == heads.Head("flatten", (512, 0.5, 64))
+    assert heads.parse_head("gap") == heads.Head("gap", ())
+    assert heads.parse_head("flatten, 512,dropout=0.5,64") == heads.Head("flatten", (512, 0.5, 64))
 
 
 @pytest.mark.parametrize("pool", ["gap", "gmp", "flatten"])
 def test_a_head_pools_as_it_says(pool: str) -> None:
     image = keras.Input((4, 4, 2))
-    network = heads.compose(keras.Model(image, keras.layers.Activation("linear")(image)), heads.Head(pool), 3)
+    network = heads.add_head(keras.Model(image, keras.layers.Activation("linear")(image)), heads.Head(pool), 3)
     x = np.random.default_rng(0).random((2, 4, 4, 2), np.float32)
     features = {"gap": x.mean((1, 2)), "gmp": x.max((1, 2)), "flatten": x.reshape(2, -1)}[pool]
     kernel, bias = (e.variable.numpy() for e in name_variables(network))
@@ -219,16 +219,14 @@ CASES = [(e, suffix) for e in ENDS for suffix in (".keras", ".h5") if (e, suffix
 
 
 @pytest.mark.parametrize(("end", "suffix"), CASES)
-def test_a_saved_model_gives_logits_of_the_probabilities_that_it_gave(
-    end: str, suffix: str, tmp_path: pathlib.Path
-) -> None:
+def test_a_saved_model_returns_the_logits_of_its_probabilities(end: str, suffix: str, tmp_path: pathlib.Path) -> None:
     make, activation = ENDS[end]
     saved, path = make(), tmp_path / f"m{suffix}"
     saved.save(path)
     x = np.random.default_rng(0).random((4, 8, 8, 1), np.float32)
     model = build_model(f"file:{path}", image_shape=(8, 8, 1), outputs=3)
     np.testing.assert_allclose(activation(model.network(x)), saved(x), rtol=1e-6, atol=1e-7)
-    assert any("is taken off" in note for note in model.notes)
+    assert any("was removed" in note for note in model.notes)
     kept = build_model(f"file:{path}", image_shape=(8, 8, 1), outputs=3, logits=False)
     np.testing.assert_array_equal(kept.network(x), saved(x))
     assert select(model.network, f"{model.upper} @head", statistics=model.statistics).trained
@@ -248,7 +246,7 @@ def test_a_saved_model_without_last_activation_is_taken_as_it_is(tmp_path: pathl
 def test_a_model_with_softmax_below_its_last_layer_keeps_it(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "m.keras"
     plain([keras.layers.Dense(5, "softmax"), keras.layers.Dense(3)]).save(path)
-    assert not any("taken off" in n for n in build_model(f"file:{path}", image_shape=(8, 8, 1), outputs=3).notes)
+    assert not any("removed" in n for n in build_model(f"file:{path}", image_shape=(8, 8, 1), outputs=3).notes)
 
 
 def test_a_new_head_takes_the_place_of_the_last_layer_and_keeps_the_rest(tmp_path: pathlib.Path) -> None:
@@ -261,7 +259,9 @@ def test_a_new_head_takes_the_place_of_the_last_layer_and_keeps_the_rest(tmp_pat
     kept = {path: array for path, array in old.items() if not path.startswith("dense_1/")}
     assert len(kept) == len(old) - 2
     assert all(np.array_equal(array, new[f"backbone/{path}"]) for path, array in kept.items())
-    with pytest.raises(ModelSpecError, match=r"outputs have shape 9, the data want 3; --head=gap puts a new head"):
+    with pytest.raises(
+        ModelSpecError, match=r"outputs have shape 9, but the data require 3; --head=gap replaces its last layer"
+    ):
         build_model(f"file:{path}", image_shape=(8, 8, 1), outputs=3)
 
 
@@ -307,21 +307,24 @@ def damaged(folder: pathlib.Path) -> dict[str, tuple[str, str]]:
     keras.Model(image, keras.layers.Concatenate()([image, image])).save(folder / "joined.keras")
     keras.Sequential([image, plain([keras.layers.Dense(9)])]).save(folder / "inside.keras")
     return {
-        "lambda.keras": ("", "Python code .a Lambda layer.*not run"),
-        "lambda.h5": ("", "Python code .a Lambda layer.*not run"),
-        "page.h5": ("", "no Keras model, or damaged"),
-        "page.keras": ("", "no Keras model, or damaged"),
+        "lambda.keras": ("", "Python code .such as a Lambda layer.*never run"),
+        "lambda.h5": ("", "Python code .such as a Lambda layer.*never run"),
+        "page.h5": ("", "not a Keras model, or damaged"),
+        "page.keras": ("", "not a Keras model, or damaged"),
         "other.h5": ("", "No model config found"),
-        "cut.keras": ("", "no Keras model, or damaged"),
+        "cut.keras": ("", "not a Keras model, or damaged"),
         "nowhere.keras": ("", "there is no such file"),
-        "model.txt": ("", "ends in .keras, .h5, .hdf5"),
+        "model.txt": ("", "ending in .keras, .h5, .hdf5"),
         "x.weights.h5": ("", "holds weights without a model"),
-        "vector.keras": ("", "its input has shape 8; .height, width, 1 or 3. is wanted"),
+        "vector.keras": ("", "its input has shape 8; expected .height, width, 1 or 3."),
         "two.keras": ("", "it has 1 inputs and 2 outputs"),
         "joined.keras": ("gap", "which joins 2 tensors"),
         "inside.keras": ("gap", "its last layer is the whole model"),
-        "whole.keras,preprocess=tff": ("", "preprocess='tff' is none of tf, torch.*nearest: tf"),
-        "whole.keras,alpha=1": ("", "no option `alpha`"),
+        "whole.keras,preprocess=tff": (
+            "",
+            "preprocess='tff' is not a valid preprocessing; expected one of tf, torch.*nearest: tf",
+        ),
+        "whole.keras,alpha=1": ("", "`alpha` is not an option of this model"),
     }
 
 
@@ -329,9 +332,9 @@ def test_files_that_cannot_be_used_are_refused_with_the_reason(tmp_path: pathlib
     for name, (head, message) in damaged(tmp_path).items():
         with pytest.raises(InputError, match=message):
             build_model(f"file:{tmp_path / name}", image_shape=(8, 8, 1), outputs=3, head=head or None)
-    with pytest.raises(ModelSpecError, match="the images are 28x28, its input is 8x8"):
+    with pytest.raises(ModelSpecError, match="the images are 28x28, but its input is 8x8"):
         build_model(f"file:{tmp_path / 'whole.keras'}", image_shape=(28, 28, 1), outputs=3)
-    with pytest.raises(ModelSpecError, match="its weights are float32; float64 is wanted"):
+    with pytest.raises(ModelSpecError, match="its weights are float32; expected float64"):
         build_model(f"file:{tmp_path / 'whole.keras'}", image_shape=(8, 8, 1), outputs=3, dtype=tf.float64)
 
 
@@ -363,19 +366,19 @@ def test_a_lambda_in_the_format_of_keras_2_runs_nothing(tmp_path: pathlib.Path) 
 
 WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "name": ("keras:mobilnetv2", {}, "no 'mobilnetv2'; nearest: MobileNetV2"),
-    "nothing like it": ("keras:zzz", {}, "no 'zzz'; it has ConvNeXtBase"),
-    "small images": ("keras:Xception", {}, "images of 40x40 are too small; 71x71 at least"),
+    "nothing like it": ("keras:zzz", {}, "no 'zzz'; expected one of ConvNeXtBase"),
+    "small images": ("keras:Xception", {}, "images of 40x40 are too small; expected at least 71x71"),
     "value": ("keras:MobileNetV2,alpha=x", {}, "alpha='x' is not a number"),
-    "option": ("keras:VGG16,alpha=1", {}, "`alpha` is no option of VGG16; it has none"),
-    "reserved": ("keras:MobileNetV2,weights=x", {}, "`weights` is no option of MobileNetV2; it has alpha=1.0"),
-    "pooling": ("keras:VGG16", {"head": "gpa"}, "begins with gap, gmp, flatten; nearest"),
-    "hidden": ("keras:VGG16", {"head": "gap,x"}, "`x` is no hidden layer"),
-    "dropout": ("keras:VGG16", {"head": "gap,dropout=1"}, "`dropout=1` is no hidden layer"),
-    "head of another": ("vit:mini", {"head": "gap"}, "vit:mini has a head of its own"),
+    "option": ("keras:VGG16,alpha=1", {}, "`alpha` is not an option of VGG16; it has none"),
+    "reserved": ("keras:MobileNetV2,weights=x", {}, "`weights` is not an option of MobileNetV2; expected one of alpha=1.0"),
+    "pooling": ("keras:VGG16", {"head": "gpa"}, "expected it to begin with gap, gmp or flatten; nearest"),
+    "hidden": ("keras:VGG16", {"head": "gap,x"}, "`x` is not a valid part; expected a hidden layer"),
+    "dropout": ("keras:VGG16", {"head": "gap,dropout=1"}, "`dropout=1` is not a valid part; expected a hidden layer"),
+    "head of another": ("vit:mini", {"head": "gap"}, "vit:mini has its own head"),
     "module": ("py:nowhere:make", {}, "importing nowhere raised ModuleNotFoundError"),
-    "no factory": ("py:os", {}, "it is written py:module:factory"),
+    "no factory": ("py:os", {}, "is not a valid factory; expected py:module:factory"),
     "factory": ("py:os:getcwdd", {}, "os has no function 'getcwdd'; nearest: getcwd"),
-    "no model": ("py:os:getcwd", {}, r"os:getcwd\(\) returned str; a tf.Module with __call__ or a Keras model"),
+    "no model": ("py:os:getcwd", {}, r"os:getcwd\(\) returned str; expected a tf.Module with __call__ or a Keras model"),
 }  # fmt: skip
 
 
@@ -437,7 +440,7 @@ def user_code(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("user_code")
 @pytest.mark.parametrize(("name", "statistics"), [("module", "follow"), ("subclass", "frozen")])
-def test_a_factory_gives_a_model_that_trains(name: str, statistics: str) -> None:
+def test_a_factory_returns_a_model_that_trains(name: str, statistics: str) -> None:
     model = build_model(f"py:user_code:{name}", image_shape=(8, 8, 1), outputs=3)
     assert model.statistics == statistics
     step = TrainStep(losses.supervised_loss(model.network), optimizers.SGD())
@@ -457,14 +460,14 @@ def test_a_factory_without_arguments_may_get_a_new_head() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nothing", "returned NoneType; a tf.Module with __call__ or a Keras model is wanted"),
-        ("empty", "returned Module; a tf.Module with __call__"),
+        ("nothing", "returned NoneType; expected a tf.Module with __call__ or a Keras model"),
+        ("empty", "returned Module; expected a tf.Module with __call__"),
         ("raises", r"user_code:raises\(\(8, 8, 1\), 3\) raised KeyError: 'boom'"),
         ("ends", r"user_code:ends\(\(8, 8, 1\), 3\) raised SystemExit: 0"),
-        ("nine", "outputs have shape 9, the data want 3"),
-        ("probabilities", "it ends in softmax; logits are wanted"),
-        ("wrong_input", r"called on images \[8, 8, 1\] it raised"),
-        ("module,alpha=1", "no option `alpha`"),
+        ("nine", "outputs have shape 9, but the data require 3"),
+        ("probabilities", "it ends in softmax; expected logits"),
+        ("wrong_input", r"calling it on images \[8, 8, 1\] raised"),
+        ("module,alpha=1", "`alpha` is not an option of this model"),
     ],
 )
 def test_a_factory_without_a_usable_model_is_named(name: str, message: str) -> None:
@@ -502,5 +505,5 @@ def test_the_last_layers_of_emotion_model_fine_tune() -> None:
 
 @pytest.mark.parametrize("mode", ["torch", "caffe"])
 def test_a_preprocessing_for_colours_is_refused_for_one_channel(mode: str) -> None:
-    with pytest.raises(ModelSpecError, match=f"preprocess={mode}: it is for 3 channels, the model has 1"):
-        preprocessing_by_name(mode, 1)
+    with pytest.raises(ModelSpecError, match=f"preprocess={mode} is for 3 channels, but the model has 1"):
+        build_preprocessing(mode, 1)

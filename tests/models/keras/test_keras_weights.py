@@ -29,10 +29,10 @@ class Tiny:
         image = keras.Input((8, 8, 1))
         x = keras.layers.BatchNormalization()(keras.layers.Conv2D(width, 3)(image))
         self.backbone = keras.Model(image, x, name="Tiny")
-        self.network = heads.compose(self.backbone, heads.parse("gap,dropout=0.5"), outputs)
+        self.network = heads.add_head(self.backbone, heads.parse_head("gap,dropout=0.5"), outputs)
         file = ImagenetFile(FILE.name, FILE.origin, digest)
         self.load = functools.partial(
-            keras_weights.load, spec="keras:Tiny", network=self.network, backbone=self.backbone, imagenet=file
+            keras_weights.load_weights, spec="keras:Tiny", network=self.network, backbone=self.backbone, imagenet=file
         )
 
     def values(self, *, head: bool = True) -> dict[str, np.ndarray]:
@@ -86,13 +86,13 @@ def test_files_that_do_not_fit_name_both_sides_and_change_nothing(tmp_path: path
     model = Tiny()
     before = model.values()
     for name, message in {
-        "wide.weights.h5": r"(?s)nearest is the backbone:\n  of another shape or type \(6\):.*\n    layers/conv2d/vars/0: "
+        "wide.weights.h5": r"(?s)the nearest match is the backbone:\n  of another shape or type \(6\):.*\n    layers/conv2d/vars/0: "
         r"\[3, 3, 1, 4\] in the model, \[3, 3, 1, 5\] in the file",
         "wide.keras": r"(?s)of another shape or type \(6\):\n    conv2d/kernel: \[3, 3, 1, 4\] in the model, \[3, 3, 1, 5\]",
         "other.weights.h5": r"(?s)in the model, not in the file \(6\).*in the file, not in the model \(2\)",
-        "cut.weights.h5": "no HDF5 file, or damaged",
+        "cut.weights.h5": "is not an HDF5 file, or is damaged",
         "page.h5": "fits neither the backbone nor the model",
-        "page.keras": "no Keras model, or damaged",
+        "page.keras": "not a Keras model, or damaged",
         "nowhere.weights.h5": "there is no such file",
     }.items():
         with pytest.raises(ValueError, match=message):
@@ -148,7 +148,7 @@ def test_imagenet_weights_are_used_where_the_file_is(models_folder: pathlib.Path
         assert same(one.values(head=False), model.values())
     assert str(Tiny().load("none")).startswith("random; statistics stay as they are too")
     with pytest.raises(
-        PortError, match=r"digest is [0-9a-f]{32}, 00000000000000000000000000000000 is wanted; delete it"
+        PortError, match=r"digest is [0-9a-f]{32}; expected 00000000000000000000000000000000. Delete it"
     ):
         Tiny(digest="0" * 32).load("auto")
     (models_folder / FILE.name).write_bytes(b"damaged")
@@ -175,8 +175,8 @@ def test_imagenet_weights_without_a_network_name_the_file_and_its_place(models_f
         Tiny().load("imagenet")
     message = str(raised.value)
     assert "cannot be downloaded" in message
-    assert f"get\n  {FILE.origin}\nelsewhere and put it at\n  {models_folder / FILE.name}" in message
-    assert str(Tiny().load("auto")).startswith(f"random; --weights=imagenet gets {FILE.name}")
+    assert f"download\n  {FILE.origin}\nelsewhere and copy it to\n  {models_folder / FILE.name}" in message
+    assert str(Tiny().load("auto")).startswith(f"random; --weights=imagenet downloads {FILE.name}")
     assert not (models_folder / FILE.name).exists()
 
 
@@ -194,7 +194,7 @@ def test_a_server_that_never_answers_does_not_hang(
 def test_networks_without_imagenet_weights_say_why() -> None:
     model = build_model("keras:MobileNetV2,alpha=0.2", image_shape=(32, 32, 3), outputs=3)
     assert model.load is not None
-    with pytest.raises(PortError, match=r"there are none for .*alpha must be one of"):
+    with pytest.raises(PortError, match=r"has no ImageNet weights: .*alpha must be one of"):
         model.load("imagenet")
 
 

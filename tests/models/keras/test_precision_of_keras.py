@@ -115,7 +115,7 @@ def test_a_saved_model_computes_in_16_bits(tmp_path: pathlib.Path, suffix: str, 
 
 def test_a_float32_file_is_refused_for_float64(tmp_path: pathlib.Path) -> None:
     path = saved(tmp_path / "m.keras")
-    with pytest.raises(ModelSpecError, match="its weights are float32; float64 is wanted"):
+    with pytest.raises(ModelSpecError, match="its weights are float32; expected float64"):
         build_model(f"file:{path}", image_shape=(8, 8, 1), outputs=3, dtype=tf.float64)
 
 
@@ -131,5 +131,5 @@ def test_a_module_of_a_factory_decides_itself_and_is_refused() -> None:
         ModelSpecError, match=r"precision=mixed_bfloat16: precise_code:module returns a tf.Module, which"
     ):
         build_model("py:precise_code:module", image_shape=(8, 8, 1), outputs=3, compute=tf.bfloat16)
-    with pytest.raises(ModelSpecError, match="its weights are float32; float64 is wanted"):
+    with pytest.raises(ModelSpecError, match="its weights are float32; expected float64"):
         build_model("py:precise_code:module", image_shape=(8, 8, 1), outputs=3, dtype=tf.float64)

@@ -18,7 +18,7 @@ from engine.porting import plan
 from engine.porting.proposals.proposal import Line, Proposal
 from engine.porting.proposals.propose import SourceEntry, propose
 from engine.porting.rules import detect
-from engine.porting.rules.language import parse
+from engine.porting.rules.language import parse_rules
 from engine.selection.variables import NamedVariable, name_variables
 
 Shapes = dict[str, tuple[int, ...]]
@@ -234,7 +234,7 @@ def test_a_square_kernel_of_tensorflow_stays_as_it_is_and_says_so() -> None:
     line = proposed({"fc/kernel": (8, 8), "fc/bias": (8,)}, {"dense/kernel": (8, 8), "dense/bias": (8,)}).lines[0]
     assert line.transforms == ()
     assert line.confidence >= 0.8
-    assert "does not tell whether to transpose: kept as it is" in line.reason
+    assert "does not decide whether to transpose: kept as it is" in line.reason
 
 
 def test_square_kernels_alone_do_not_make_a_file_torchs() -> None:
@@ -293,7 +293,7 @@ def test_query_key_and_value_in_one_are_taken_apart_and_put_together(fused: str)
     assert joined.source == tuple(apart)
     assert joined.transforms == ("concat(1)",)
     for proposal in (divided, proposed(apart, {fused: (6, 18)})):
-        assert len(parse(proposal.rules_text(at_least=0)).rules) == len(proposal.lines)
+        assert len(parse_rules(proposal.rules_text(at_least=0)).rules) == len(proposal.lines)
 
 
 # --- what is no weight ---
@@ -336,8 +336,8 @@ def test_strange_names_are_written_so_that_they_load() -> None:
     source = {name: (number + 2, 3) for number, name in enumerate(STRANGE)}
     target = {name: (number + 2, 3) for number, name in enumerate(STRANGE)}
     proposal = proposed(source, target)
-    found = plan.resolve(variables(target), Names(sources(source)), parse(proposal.rules_text(at_least=0)))  # type: ignore[arg-type]
-    assert {step.entry.path: step.sources for step in found.steps} == {name: (name,) for name in STRANGE}
+    found = plan.build_plan(variables(target), Names(sources(source)), parse_rules(proposal.rules_text(at_least=0)))  # type: ignore[arg-type]
+    assert {step.entry.path: step.sources for step in found.assignments} == {name: (name,) for name in STRANGE}
     assert (found.missing, found.unused, found.wrong) == ([], [], [])
     assert json.loads(json.dumps(proposal.to_json()))["lines"][0]["confidence"] > 0
 
@@ -346,8 +346,8 @@ def test_names_that_no_rule_can_write_are_comments() -> None:
     source = {"line\nbreak/kernel": (2, 3), "a #b/kernel": (3, 3)}
     proposal = proposed(source, {"one/kernel": (2, 3), "two/kernel": (3, 3)})
     text = proposal.rules_text(at_least=0)
-    assert parse(text).rules == ()
-    assert text.count("cannot write") == len(proposal.lines) == 2
+    assert parse_rules(text).rules == ()
+    assert text.count("cannot express") == len(proposal.lines) == 2
     assert "\n" not in proposal.table().splitlines()[1]
 
 
@@ -355,14 +355,14 @@ def test_the_rule_file_has_sure_lines_as_rules_and_the_others_as_comments_with_c
     source = {f"{t}/kernel": (8, 8) for t in ("left", "right")} | conv("conv1", (3, 3, 3, 8)) | {"global_step": ()}
     target = {f"{t}/kernel": (8, 8) for t in ("alpha_net", "omega_net")} | conv("conv2d", (3, 3, 3, 8), KERAS)
     proposal = proposed(source, target)
-    rules = parse(proposal.rules_text())
+    rules = parse_rules(proposal.rules_text())
     assert [rule.pattern.pattern for rule in rules.rules] == ["conv2d/kernel", "conv2d/bias"]
     assert [line.pattern.pattern for line in rules.skip] == ["global_step"]
     text = proposal.rules_text()
     left = next(line for line in text.splitlines() if line.startswith("# alpha_net/kernel <- "))
     assert 0 < float(left.split("  # ")[1].split()[0]) < 0.8
     assert "#     or " in text
-    assert len(parse(proposal.rules_text(at_least=0)).rules) == 4
+    assert len(parse_rules(proposal.rules_text(at_least=0)).rules) == 4
     for line in text.splitlines():
         if "<-" in line:
             assert 0 <= float(line.split("  # ")[1].split()[0]) <= 1
@@ -370,7 +370,7 @@ def test_the_rule_file_has_sure_lines_as_rules_and_the_others_as_comments_with_c
 
 def test_nothing_at_all_is_a_proposal_too() -> None:
     for proposal in (proposed({}, {}), proposed({}, {"a/kernel": (2, 3)}), proposed({"a/kernel": (2, 3)}, {})):
-        parse(proposal.rules_text())
+        parse_rules(proposal.rules_text())
         assert proposal.lines == ()
         assert proposal.sure() == 0
         assert proposal.table()
@@ -379,7 +379,7 @@ def test_nothing_at_all_is_a_proposal_too() -> None:
 def test_empty_tensors_scalars_and_duplicates_do_no_harm() -> None:
     names = {"a/kernel": (0, 3), "b/scale": (), "A/kernel": (0, 3), "a.kernel": (0, 3), "a//kernel": (0, 3), "": (4,)}
     proposal = proposed(names, names)
-    parse(proposal.rules_text(at_least=0))
+    parse_rules(proposal.rules_text(at_least=0))
     assert len(proposal.lines) + len(proposal.missing) == len(names)
     assert len({line.source for line in proposal.lines}) == len(proposal.lines)
 
@@ -407,8 +407,8 @@ def test_no_sure_line_contradicts_the_hand_written_rules(layout: str, options: s
     entries = [SourceEntry(name, array.shape, array.dtype) for name, array in LAYOUTS[layout](values(network)).items()]
     named = name_variables(network)
     proposal = propose(entries, named)
-    truth = plan.resolve(named, Names(entries), detect.shipped()[layout], grid=(4, 4))  # type: ignore[arg-type]
-    for step in truth.steps:
+    truth = plan.build_plan(named, Names(entries), detect.shipped_rules()[layout], grid=(4, 4))  # type: ignore[arg-type]
+    for step in truth.assignments:
         for line in (line for line in proposal.lines if line.target == step.entry.path and line.confidence >= 0.8):
             wanted = [str(t) for t in step.rule.transforms if t.name in ("transpose", "split")]
             assert line.source == step.sources
@@ -420,9 +420,9 @@ def test_a_proposal_loads_as_the_hand_written_rules_do(tmp_path: pathlib.Path) -
     one, two = vit(seed=1), vit(seed=2)
     np.savez(tmp_path / "timm.npz", **LAYOUTS["vit_timm"](values(one)))
     with porting.open_tensors(tmp_path / "timm.npz") as source:
-        from engine.porting.proposals.propose import entries_of
+        from engine.porting.proposals.propose import list_entries
 
-        proposal = propose(entries_of(source), name_variables(two))
+        proposal = propose(list_entries(source), name_variables(two))
     assert proposal.sure() == 1.0
     (tmp_path / "mine.rules").write_text(proposal.rules_text())
     porting.load(two, tmp_path / "timm.npz", tmp_path / "mine.rules")

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from engine.porting.proposals.propose import SourceEntry, propose
-from engine.porting.rules.language import parse
+from engine.porting.rules.language import parse_rules
 from engine.selection.variables import name_variables
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -46,7 +46,7 @@ def check(prefix: str, model: Any, layers: dict[str, str], *, at_least: float = 
             assert line.source[0] in wanted & known, f"{line.target} <- {line.source} at {line.confidence}"
             assert not any(text.startswith("transpose") for text in line.transforms)
     assert proposal.sure() >= at_least, proposal.table()
-    assert len(parse(proposal.rules_text()).rules) == sum(line.confidence >= 0.8 for line in proposal.lines)
+    assert len(parse_rules(proposal.rules_text()).rules) == sum(line.confidence >= 0.8 for line in proposal.lines)
 
 
 PNET = ("conv1", "conv1", "conv2", "conv2", "conv3", "conv3", "conv4_1", "conv4_2", "conv4_3")

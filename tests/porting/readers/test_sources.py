@@ -124,7 +124,7 @@ def test_rows_that_are_not_there_are_refused(tmp_path: pathlib.Path, kind: str, 
 def test_a_name_that_is_not_there_is_refused(tmp_path: pathlib.Path, kind: str) -> None:
     with open_tensors(WRITERS[kind](tmp_path, ARRAYS)) as source:
         for ask in (source.read, lambda name: source.read_slice(name, 0, 1)):
-            with pytest.raises(FileError, match="it has no absent"):
+            with pytest.raises(FileError, match=r"has no (tensor )?absent"):
                 ask("absent")
 
 
@@ -175,7 +175,7 @@ def test_files_of_keras_itself(tmp_path: pathlib.Path, name: str) -> None:
 
 def test_a_whole_keras_model_is_told_what_it_is(tmp_path: pathlib.Path) -> None:
     keras_model().save(tmp_path / "m.keras")
-    with pytest.raises(FileError, match=r"a whole Keras model; --model=file:m.keras takes it"):
+    with pytest.raises(FileError, match=r"a whole Keras model; give it as --model=file:m.keras"):
         open_tensors(tmp_path / "m.keras")
 
 
@@ -187,7 +187,7 @@ def test_a_keras_file_loads_by_rules(tmp_path: pathlib.Path) -> None:
         for ours, theirs in (("one", "dense"), ("two", "dense_1"))
         for index, name in enumerate(("kernel", "bias"))
     ]
-    rules = language.parse("\n".join(lines))
+    rules = language.parse_rules("\n".join(lines))
     porting.load(two, tmp_path / "m.weights.h5", rules)
     np.testing.assert_array_equal(two.layers[1].kernel, one.layers[1].kernel)
 
@@ -220,14 +220,17 @@ def cycle(file: Any) -> None:
     [
         (lambda f: f.__setitem__("a", h5py.ExternalLink("/etc/hostname", "/x")), "links are never followed"),
         (lambda f: f.__setitem__("a", h5py.SoftLink("/fine")), "links are never followed"),
-        (external_data, "its data lie in another file"),
-        (virtual, "its data lie in another file"),
-        (cycle, "a group that lies in itself"),
+        (external_data, "its data are in another file"),
+        (virtual, "its data are in another file"),
+        (cycle, "the group contains itself"),
         (lambda f: f.create_dataset("a", data=[b"x", b"y"], dtype=h5py.string_dtype()), "objects are never loaded"),
         (lambda f: f.create_dataset("a", data=[f.ref, f.ref], dtype=h5py.ref_dtype), "objects are never loaded"),
-        (lambda f: f.create_dataset("a", (1 << 40,), "f4", chunks=(1024,)), "the file has 0 of it"),
-        (lambda f: f.create_dataset("a", (1 << 40,), "f4", chunks=(1024,), compression="gzip"), "the file has 0 of it"),
-        (lambda f: f.create_dataset("a:0", data=np.ones(2)) and f.__setitem__("a", np.ones(2)), "holds it twice"),
+        (lambda f: f.create_dataset("a", (1 << 40,), "f4", chunks=(1024,)), "but the file holds 0"),
+        (lambda f: f.create_dataset("a", (1 << 40,), "f4", chunks=(1024,), compression="gzip"), "but the file holds 0"),
+        (
+            lambda f: f.create_dataset("a:0", data=np.ones(2)) and f.__setitem__("a", np.ones(2)),
+            "has two data sets of this name",
+        ),
     ],
 )
 def test_what_a_weights_file_needs_not_is_refused(
@@ -240,7 +243,7 @@ def test_what_a_weights_file_needs_not_is_refused(
 def test_an_h5_that_is_no_keras_file_says_so(tmp_path: pathlib.Path) -> None:
     with h5py.File(tmp_path / "w.h5", "w") as file:
         file["measurements/temperature"] = np.ones(3)
-    with pytest.raises(PortError, match=r"no weights of Keras; it holds measurements/temperature"):
+    with pytest.raises(PortError, match=r"not Keras weights; it holds measurements/temperature"):
         porting.load([tf.Variable(1.0)], tmp_path / "w.h5")
     with h5py.File(tmp_path / "w.h5", "w"):
         pass
@@ -271,7 +274,7 @@ def test_of_several_checkpoints_the_newest_is_taken_or_one_must_be_named(tmp_pat
     with open_tensors(tmp_path) as source:
         assert float(source.read("w")) == 2
     (tmp_path / "checkpoint").unlink()
-    with pytest.raises(FileError, match=r"it holds 2 checkpoints \(ckpt-1.index, ckpt-2.index\); name one"):
+    with pytest.raises(FileError, match=r"the folder holds 2 checkpoints \(ckpt-1.index, ckpt-2.index\); name one"):
         open_tensors(tmp_path)
 
 
@@ -286,7 +289,7 @@ def test_a_saved_model_and_a_hugging_face_folder(tmp_path: pathlib.Path) -> None
     with open_tensors(tmp_path / "hf") as source:
         assert source.names() == ["w"]
     (tmp_path / "none").mkdir()
-    with pytest.raises(FileError, match="a folder with neither a checkpoint"):
+    with pytest.raises(FileError, match="the folder holds neither a checkpoint"):
         open_tensors(tmp_path / "none")
 
 
@@ -306,12 +309,12 @@ def test_our_model_comes_back_from_a_tf_checkpoint(tmp_path: pathlib.Path) -> No
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "no weights file of a known kind"),
-        (b"hello, this is a text", "no weights file of a known kind"),
+        (b"", "not a weights file of a supported kind"),
+        (b"hello, this is a text", "not a weights file of a supported kind"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a Git LFS pointer"),
-        (b"\x80\x04\x95\x10\x00", "a Python pickle; these are never loaded"),
-        (b"PK\x03\x04 and no more", "no .npz file, or a truncated one"),
-        (b"\x89HDF\r\n\x1a\n and no more", "no HDF5 file, or a truncated one"),
+        (b"\x80\x04\x95\x10\x00", "a Python pickle, which is never loaded"),
+        (b"PK\x03\x04 and no more", "not an .npz file, or truncated"),
+        (b"\x89HDF\r\n\x1a\n and no more", "not an HDF5 file, or a truncated one"),
     ],
 )
 def test_what_is_no_weights_file_says_what_it_is(tmp_path: pathlib.Path, content: bytes, said: str) -> None:
@@ -323,7 +326,7 @@ def test_what_is_no_weights_file_says_what_it_is(tmp_path: pathlib.Path, content
 def test_a_torch_file_and_an_empty_archive(tmp_path: pathlib.Path) -> None:
     import zipfile
 
-    for member, said in (("archive/data.pkl", "a PyTorch pickle"), ("readme.txt", "a zip archive without any array")):
+    for member, said in (("archive/data.pkl", "a PyTorch pickle"), ("readme.txt", "this zip archive holds no array")):
         with zipfile.ZipFile(tmp_path / "w.pt", "w") as archive:
             archive.writestr(member, b"x")
         with pytest.raises(FileError, match=said):
@@ -341,27 +344,30 @@ def entry(dtype: str = "F32", shape: Any = (1,), offsets: Any = (0, 4)) -> dict[
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"short", "5 bytes are no safetensors file"),
+        (b"short", "5 bytes are too few for a safetensors file"),
         (header(b"{}", length=100), "its header should have 100 bytes"),
         (header(b"{}", length=1 << 63), "its header should have"),
-        (header(b"{not json}"), "its header is no JSON"),
-        (header(b"\xff\xfe{}"), "its header is no JSON"),
-        (header(b"[" * 100_000), "its header is no JSON"),
-        (header(b"[]"), "no JSON object"),
+        (header(b"{not json}"), "its header is not JSON"),
+        (header(b"\xff\xfe{}"), "its header is not JSON"),
+        (header(b"[" * 100_000), "its header is not JSON"),
+        (header(b"[]"), "not a JSON object"),
         (header(b'{"a": 1}'), "a: its entry lacks dtype"),
-        (header(json.dumps({"a": entry()}).encode() + b" " * 9, b""), "describes 4 bytes of tensors, the file has 0"),
-        (header(json.dumps({"a": entry()}).encode(), b"12345"), "describes 4 bytes of tensors, the file has 5"),
-        (header(json.dumps({"a": entry("F31")}).encode(), b"1234"), "dtype 'F31' is not known"),
-        (header(json.dumps({"a": entry(shape=[-1])}).encode(), b"1234"), "is no shape"),
-        (header(json.dumps({"a": entry(shape=[1.0])}).encode(), b"1234"), "is no shape"),
-        (header(json.dumps({"a": entry(shape=[True])}).encode(), b"1234"), "is no shape"),
-        (header(json.dumps({"a": entry(shape=[1 << 60])}).encode(), b"1234"), "is no shape"),
+        (
+            header(json.dumps({"a": entry()}).encode() + b" " * 9, b""),
+            "describes 4 bytes of tensors, but the file has 0",
+        ),
+        (header(json.dumps({"a": entry()}).encode(), b"12345"), "describes 4 bytes of tensors, but the file has 5"),
+        (header(json.dumps({"a": entry("F31")}).encode(), b"1234"), "dtype 'F31' is not supported"),
+        (header(json.dumps({"a": entry(shape=[-1])}).encode(), b"1234"), "is not a valid shape"),
+        (header(json.dumps({"a": entry(shape=[1.0])}).encode(), b"1234"), "is not a valid shape"),
+        (header(json.dumps({"a": entry(shape=[True])}).encode(), b"1234"), "is not a valid shape"),
+        (header(json.dumps({"a": entry(shape=[1 << 60])}).encode(), b"1234"), "is not a valid shape"),
         (header(json.dumps({"a": entry(shape=[1 << 40])}).encode(), b"1234"), "takes 4398046511104 bytes"),
-        (header(json.dumps({"a": entry(offsets=[4, 0])}).encode(), b"1234"), "its data_offsets hold -4"),
-        (header(json.dumps({"a": entry(offsets=[0])}).encode(), b"1234"), "are no data_offsets"),
+        (header(json.dumps({"a": entry(offsets=[4, 0])}).encode(), b"1234"), "its data_offsets span -4"),
+        (header(json.dumps({"a": entry(offsets=[0])}).encode(), b"1234"), "is not a valid pair of data_offsets"),
         (header(json.dumps({"a": entry(), "b": entry()}).encode(), b"1234"), "a hole or an overlap"),
         (header(json.dumps({"a": entry(offsets=[4, 8])}).encode(), b"12345678"), "a hole or an overlap"),
-        (header(f'{{"a": {json.dumps(entry())}, "a": {json.dumps(entry())}}}'.encode(), b"1234"), "something twice"),
+        (header(f'{{"a": {json.dumps(entry())}, "a": {json.dumps(entry())}}}'.encode(), b"1234"), "has a name twice"),
     ],
 )
 def test_a_safetensors_header_is_not_believed(tmp_path: pathlib.Path, content: bytes, said: str) -> None:
@@ -441,13 +447,13 @@ def test_flipped_bits_give_an_error_or_arrays_of_the_shape_that_was_told(
 def test_a_checkpoint_without_its_data_is_told(tmp_path: pathlib.Path) -> None:
     prefix = write_checkpoint(tmp_path, ARRAYS)
     pathlib.Path(f"{prefix}.data-00000-of-00001").unlink()
-    with pytest.raises(FileError, match="truncated, or missing"):
+    with pytest.raises(FileError, match="truncated or missing"):
         open_tensors(prefix)
 
 
 def test_pickled_objects_are_refused(tmp_path: pathlib.Path) -> None:
     np.savez(tmp_path / "w.npz", w=np.array([{"a": 1}], object))
-    with pytest.raises(PortError, match="pickled Python objects; these are never loaded"):
+    with pytest.raises(PortError, match="pickled Python objects, which are never loaded"):
         porting.load([tf.Variable(1.0)], tmp_path / "w.npz")
 
 

@@ -68,7 +68,7 @@ def test_at_most_one_tensor_is_held_at_a_time() -> None:
     arrays = {f"w{number}": np.full((40, 30), number, np.float32) for number in range(6)}
     source = Counting(arrays)
     model = {name: tf.Variable(tf.zeros([30, 40])) for name in arrays}
-    porting.load(model, source, language.parse(r"w\d <- \0 | transpose(1, 0)"))
+    porting.load(model, source, language.parse_rules(r"w\d <- \0 | transpose(1, 0)"))
     assert source.most_alive <= 2  # the last one may live until the next has taken its name
     assert source.alive == 0
     assert all(float(model[name][0, 0]) == array[0, 0] for name, array in arrays.items())
@@ -78,7 +78,7 @@ def test_of_a_joined_tensor_only_the_part_is_read() -> None:
     source = Counting({"qkv": np.arange(36, dtype=np.float32).reshape(9, 4)})
     model = {name: tf.Variable(tf.zeros([4, 3])) for name in "qkv"}
     text = "\n".join(f"{name} <- qkv | split(0, 3, {part}) | transpose(1, 0)" for part, name in enumerate("qkv"))
-    porting.load(model, source, language.parse(text))
+    porting.load(model, source, language.parse_rules(text))
     assert source.elements_read == 36
     np.testing.assert_array_equal(model["k"], source.arrays["qkv"][3:6].T)
 

@@ -88,14 +88,14 @@ def test_an_optimizer_is_named_unless_it_may_be_left_over(tmp_path: pathlib.Path
 def test_files_that_are_no_checkpoint_are_refused(tmp_path: pathlib.Path) -> None:
     target = network()
     before = values(target)
-    with pytest.raises(PortError, match="no checkpoint can be read there"):
+    with pytest.raises(PortError, match="no checkpoint can be read"):
         restore_strict(target, tmp_path / "nowhere")
     graph = tf.Graph()
     with graph.as_default(), tf.compat.v1.Session(graph=graph) as session:
         tf.compat.v1.get_variable("w", [2])
         session.run(tf.compat.v1.global_variables_initializer())
         tf.compat.v1.train.Saver().save(session, str(tmp_path / "named"))
-    with pytest.raises(PortError, match="it is name-based"):
+    with pytest.raises(PortError, match="this checkpoint is name-based"):
         restore_strict(target, tmp_path / "named")
     prefix = tf.train.Checkpoint(network(seed=1)).save(str(tmp_path / "c"))
     data = pathlib.Path(f"{prefix}.data-00000-of-00001")

@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 
 from engine.porting.rules import transforms
-from engine.porting.rules.inverse import invert, source_shape
+from engine.porting.rules.inverse import infer_source_shape, invert_transforms
 from engine.porting.rules.transforms import Spec, Target
 
 
 def chain(*texts: str) -> list[transforms.Transform]:
-    return [transforms.parse(text) for text in texts]
+    return [transforms.parse_transform(text) for text in texts]
 
 
 def there_and_back(arrays: list[np.ndarray], steps: list[transforms.Transform], target: Target) -> list[np.ndarray]:
     """Runs the steps on other values and takes the result back into ``arrays``."""
-    made = transforms.run(arrays, steps, target)
+    made = transforms.apply_transforms(arrays, steps, target)
     specs = [Spec(array.shape, array.dtype) for array in arrays]
-    return invert(np.array(made), specs, steps, target, read=lambda number: np.zeros_like(arrays[number]))
+    return invert_transforms(np.array(made), specs, steps, target, read=lambda number: np.zeros_like(arrays[number]))
 
 
 @pytest.mark.parametrize(
@@ -52,17 +52,17 @@ def test_sources_that_were_joined_are_taken_apart() -> None:
 def test_the_rest_of_a_split_tensor_stays(before: list[str]) -> None:
     whole = np.arange(24, dtype=np.float32).reshape(4, 6)
     steps = chain(*before, "split(0, 2, 1)", "transpose")
-    part = transforms.run([whole], steps, Target(()))
+    part = transforms.apply_transforms([whole], steps, Target(()))
     spec = [Spec(whole.shape, whole.dtype)]
-    (back,) = invert(part + 100, spec, steps, Target(()), read=lambda _: whole)
+    (back,) = invert_transforms(part + 100, spec, steps, Target(()), read=lambda _: whole)
     assert (whole == np.arange(24, dtype=np.float32).reshape(4, 6)).all(), "the source itself was written to"
-    np.testing.assert_array_equal(transforms.run([back], steps, Target(())), part + 100)
+    np.testing.assert_array_equal(transforms.apply_transforms([back], steps, Target(())), part + 100)
     assert (back != whole).sum() == part.size
 
 
 def test_casts_are_undone_into_the_sources_type() -> None:
     value = np.array([1.5, 2.5], np.float32)
-    (back,) = invert(
+    (back,) = invert_transforms(
         value, [Spec((2,), np.dtype(np.float16))], chain("cast(float32)"), Target(()), read=lambda _: value
     )
     assert back.dtype == np.float16
@@ -73,14 +73,14 @@ def test_a_resized_grid_cannot_be_undone_and_one_that_stayed_can() -> None:
     value = np.zeros((1, 5, 8), np.float32)
     target = Target((1, 5, 8), (2, 2))
     steps = chain("resize_grid")
-    (same,) = invert(value, [Spec((1, 5, 8), value.dtype)], steps, target, read=lambda _: value)
+    (same,) = invert_transforms(value, [Spec((1, 5, 8), value.dtype)], steps, target, read=lambda _: value)
     assert same.shape == (1, 5, 8)
-    with pytest.raises(ValueError, match="`resize_grid` cannot be undone"):
-        invert(value, [Spec((1, 17, 8), value.dtype)], steps, target, read=lambda _: value)
+    with pytest.raises(ValueError, match="`resize_grid` cannot be inverted"):
+        invert_transforms(value, [Spec((1, 17, 8), value.dtype)], steps, target, read=lambda _: value)
 
 
 def test_transposes_tell_the_shape_of_their_source_and_others_do_not() -> None:
-    assert source_shape((2, 3, 4), chain("transpose(1, 2, 0)")) == (4, 2, 3)
-    assert source_shape((2, 3), chain("cast(float16)", "transpose")) == (3, 2)
-    with pytest.raises(ValueError, match=r"`reshape\(-1\)` does not tell the shape"):
-        source_shape((6,), chain("reshape(-1)"))
+    assert infer_source_shape((2, 3, 4), chain("transpose(1, 2, 0)")) == (4, 2, 3)
+    assert infer_source_shape((2, 3), chain("cast(float16)", "transpose")) == (3, 2)
+    with pytest.raises(ValueError, match=r"`reshape\(-1\)` does not determine the shape"):
+        infer_source_shape((6,), chain("reshape(-1)"))

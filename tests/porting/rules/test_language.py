@@ -26,7 +26,7 @@ def source(folder: pathlib.Path, arrays: dict[str, Any]) -> pathlib.Path:
 
 
 def load(folder: pathlib.Path, target: dict[str, Any], arrays: dict[str, Any], text: str) -> porting.Ledger:
-    return porting.load(target, source(folder, arrays), language.parse(text, name="my.rules"))
+    return porting.load(target, source(folder, arrays), language.parse_rules(text, name="my.rules"))
 
 
 def failure(folder: pathlib.Path, target: dict[str, Any], arrays: dict[str, Any], text: str) -> str:
@@ -124,8 +124,10 @@ def test_the_ledger_says_what_images_the_rules_name(tmp_path: pathlib.Path, imag
 
 
 def test_images_are_named_once() -> None:
-    with pytest.raises(PortError, match=r"^my.rules:2: `images unit`: `images` takes one of tf, torch, unit, once"):
-        language.parse("images tf\nimages unit", name="my.rules")
+    with pytest.raises(
+        PortError, match=r"^my.rules:2: `images unit`: `images` takes one of tf, torch, unit and may appear once"
+    ):
+        language.parse_rules("images tf\nimages unit", name="my.rules")
 
 
 def test_every_kind_of_images_that_rules_know_is_one_that_models_know() -> None:
@@ -135,15 +137,15 @@ def test_every_kind_of_images_that_rules_know_is_one_that_models_know() -> None:
 
 
 def test_of_the_shipped_rules_dinov2_alone_names_images() -> None:
-    assert {name: detect.named(name).images for name in detect.shipped() if detect.named(name).images} == {
-        "dinov2_hf": "torch"
-    }
+    assert {
+        name: detect.get_rules(name).images for name in detect.shipped_rules() if detect.get_rules(name).images
+    } == {"dinov2_hf": "torch"}
 
 
-@pytest.mark.parametrize("name", list(detect.shipped()))
+@pytest.mark.parametrize("name", list(detect.shipped_rules()))
 def test_shipped_rules_are_parsed_and_can_be_named(name: str) -> None:
-    assert detect.named(name).rules
-    assert detect.named(f"{name}.rules") == detect.named(name)
+    assert detect.get_rules(name).rules
+    assert detect.get_rules(f"{name}.rules") == detect.get_rules(name)
 
 
 # --- lines that mean nothing ---
@@ -152,46 +154,50 @@ def test_shipped_rules_are_parsed_and_can_be_named(name: str) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("k", "a line is `TARGET <- SOURCE | TRANSFORM`"),
-        ("k = w", "a line is `TARGET <- SOURCE | TRANSFORM`"),
-        ("skpi w", "or begins with skip, fresh, prefix, detect, images; nearest: skip"),
-        ("skip", "`skip` takes one pattern"),
-        ("skip a b", "`skip` takes one pattern"),
-        ("prefix? a", "a line is `TARGET <- SOURCE"),
-        ("image torch", "a line is `TARGET <- SOURCE.*nearest: images"),
-        ("images", "`images` takes one of tf, torch, unit, once"),
-        ("images caffe", "`images caffe`: `images` takes one of tf, torch, unit, once"),
+        ("k", "expected `TARGET <- SOURCE | TRANSFORM`"),
+        ("k = w", "expected `TARGET <- SOURCE | TRANSFORM`"),
+        ("skpi w", "or one of skip, fresh, prefix, detect, images; nearest: skip"),
+        ("skip", "`skip` takes exactly one pattern"),
+        ("skip a b", "`skip` takes exactly one pattern"),
+        ("prefix? a", "expected `TARGET <- SOURCE"),
+        ("image torch", "expected `TARGET <- SOURCE.*nearest: images"),
+        ("images", "`images` takes one of tf, torch, unit and may appear once"),
+        ("images caffe", "`images caffe`: `images` takes one of tf, torch, unit and may appear once"),
         ("images tf unit", "`images` takes one of"),
-        ("images? tf", "a line is `TARGET <- SOURCE"),
-        ("<- w", "a rule is one target pattern, one `<-`"),
-        ("k <- w <- v", "a rule is one target pattern, one `<-`"),
-        ("a b <- w", "a rule is one target pattern, one `<-`"),
-        ("k <-", "one source name is wanted after `<-`"),
-        ("k <- | transpose", "one source name is wanted after `<-`"),
-        ("k <- w v", "one source name is wanted after `<-`"),
-        ("k <- w + | concat(0)", "one source name is wanted after `<-`"),
-        ("k <- + w +", "one source name is wanted after `<-`"),
+        ("images? tf", "expected `TARGET <- SOURCE"),
+        ("<- w", "expected one target pattern, one `<-`"),
+        ("k <- w <- v", "expected one target pattern, one `<-`"),
+        ("a b <- w", "expected one target pattern, one `<-`"),
+        ("k <-", "expected one source name after `<-`"),
+        ("k <- | transpose", "expected one source name after `<-`"),
+        ("k <- w v", "expected one source name after `<-`"),
+        ("k <- w + | concat(0)", "expected one source name after `<-`"),
+        ("k <- + w +", "expected one source name after `<-`"),
         ("k <- w + v", "2 sources need a `concat.axis.`"),
-        ("k <- w |", "is no transform"),
+        ("k <- w |", "is not a valid transform"),
         ("k <- w | transposed(1, 0)", "unknown transform `transposed`.*nearest: transpose"),
         ("k <- w | split(1, 2)", "`split` takes 3 arguments, not 2"),
-        ("k( <- w", "`k\\(` is no regular expression"),
-        ("skip [", "`\\[` is no regular expression"),
+        ("k( <- w", "`k\\(` is not a valid regular expression"),
+        ("skip [", "`\\[` is not a valid regular expression"),
         (r"k/(\d) <- w.\2", r"`w.\\2` refers to \\2, but `k/\(\\d\)` has 1 groups"),
         (r"k <- w\n", r"refers to \\n"),
     ],
 )
 def test_a_line_that_means_nothing_is_refused_with_its_number(line: str, said: str) -> None:
     with pytest.raises(PortError, match=f"^my.rules:3: .*{said}"):
-        language.parse(f"# first\nx <- y\n{line}\n", name="my.rules")
+        language.parse_rules(f"# first\nx <- y\n{line}\n", name="my.rules")
 
 
 def test_a_rule_file_that_cannot_be_read_is_named(tmp_path: pathlib.Path) -> None:
     (tmp_path / "latin.rules").write_bytes(b"k <- \xff")
     (tmp_path / "big.rules").write_bytes(b"#" * (2 << 20))
-    for name, said in (("latin", "no text in UTF-8"), ("big", "are no rule file"), ("absent", "no such file")):
+    for name, said in (
+        ("latin", "the file is not UTF-8 text"),
+        ("big", "is larger than the"),
+        ("absent", "no such file"),
+    ):
         with pytest.raises(PortError, match=said):
-            detect.named(tmp_path / f"{name}.rules")
+            detect.get_rules(tmp_path / f"{name}.rules")
 
 
 WORDS = [*"ab\\1 <-?|+()[]*.#\"'\n,{}^$", " <- ", " | ", "skip ", "images tf", "transpose", "split(0, 1, 0)"]
@@ -201,7 +207,7 @@ WORDS = [*"ab\\1 <-?|+()[]*.#\"'\n,{}^$", " <- ", " | ", "skip ", "images tf", "
 @settings(deadline=None, max_examples=500)
 def test_any_text_is_rules_or_an_error_with_a_line(words: list[str]) -> None:
     try:
-        language.parse("".join(words), name="f")
+        language.parse_rules("".join(words), name="f")
     except PortError as error:
         if not str(error).startswith("f:"):
             raise
@@ -212,9 +218,9 @@ def test_any_text_is_rules_or_an_error_with_a_line(words: list[str]) -> None:
 
 def test_two_rules_for_one_variable(tmp_path: pathlib.Path) -> None:
     said = failure(tmp_path, model(k=(2, 3)), {"w": ONE, "v": ONE}, "k <- w\n\n. <- v")
-    assert said == "my.rules:3: a second rule for the variable k; the first is my.rules:1"
+    assert said == "my.rules:3: this is a second rule for the variable k; the first is my.rules:1"
     said = failure(tmp_path, model(k=(2, 3)), {"w": ONE, "v": ONE}, "k <-? w\nk <-? v")
-    assert said.startswith("my.rules:2: a second rule for the variable k")
+    assert said.startswith("my.rules:2: this is a second rule for the variable k")
     said = failure(tmp_path, model(k=(2, 3)), {"w": ONE}, "k <- w\nfresh k")
     assert "second rule for the variable k" in said
 
@@ -238,7 +244,7 @@ def test_names_that_a_prefix_makes_equal(tmp_path: pathlib.Path) -> None:
 
 def test_a_source_that_the_file_lacks_names_the_line_and_the_nearest(tmp_path: pathlib.Path) -> None:
     said = failure(tmp_path, model(k=(2, 3)), {"weight": ONE}, "k <- wieght")
-    assert "k [2, 3] (my.rules:1 wants wieght; nearest: weight)" in said
+    assert "k [2, 3] (my.rules:1 expects wieght; nearest: weight)" in said
     assert "in the file, not in the model (1):\n    weight" in said
 
 
@@ -255,7 +261,7 @@ def test_a_shape_that_does_not_fit_shows_both_and_the_transforms(tmp_path: pathl
 def test_a_transform_that_does_not_suit_shows_those_before_it(tmp_path: pathlib.Path) -> None:
     said = failure(tmp_path, model(k=(2, 3)), {"w": ONE}, "k <- w | transpose(1, 0) | split(0, 2, 0)")
     assert (
-        "k: `split(0, 2, 0)` does not suit [3, 2]: axis 0 has length 3, which does not divide by 2 "
+        "k: `split(0, 2, 0)` cannot be applied to [3, 2]: axis 0 has length 3, which is not divisible by 2 "
         "(from [2, 3] | transpose(1, 0)); [2, 3] in the model (my.rules:1: w)"
     ) in said
 

@@ -18,17 +18,17 @@ ANY = Target((1,))
 
 def run(text: str, *arrays: np.ndarray, target: Target = ANY) -> np.ndarray:
     """The result, after a check that it is what was inferred."""
-    steps = [transforms.parse(part) for part in text.split("|")]
-    inferred = transforms.infer([Spec(array.shape, array.dtype) for array in arrays], steps, target)
+    steps = [transforms.parse_transform(part) for part in text.split("|")]
+    inferred = transforms.infer_spec([Spec(array.shape, array.dtype) for array in arrays], steps, target)
     assert inferred.spec is not None, inferred.problem
-    result = transforms.run(arrays, steps, target)
+    result = transforms.apply_transforms(arrays, steps, target)
     assert inferred.spec == Spec(result.shape, result.dtype)
     return result
 
 
 def problem(text: str, *shapes: tuple[int, ...], target: Target = ANY, dtype: Any = np.float32) -> str:
-    steps = [transforms.parse(part) for part in text.split("|")]
-    inferred = transforms.infer([Spec(shape, np.dtype(dtype)) for shape in shapes], steps, target)
+    steps = [transforms.parse_transform(part) for part in text.split("|")]
+    inferred = transforms.infer_spec([Spec(shape, np.dtype(dtype)) for shape in shapes], steps, target)
     assert inferred.spec is None
     return inferred.problem
 
@@ -127,38 +127,38 @@ def test_what_is_inferred_is_what_comes_out(shape: tuple[int, ...], data: st.Dat
         rank.map(lambda axis: f"concat({axis})"),
         rank.map(lambda axis: f"squeeze({axis})"),
     )
-    steps = [transforms.parse(text) for text in data.draw(st.lists(one, max_size=4))]
+    steps = [transforms.parse_transform(text) for text in data.draw(st.lists(one, max_size=4))]
     arrays = [array(*shape)] * data.draw(st.integers(1, 2))
     target = Target((2, 3))
-    inferred = transforms.infer([Spec(a.shape, a.dtype) for a in arrays], steps, target)
+    inferred = transforms.infer_spec([Spec(a.shape, a.dtype) for a in arrays], steps, target)
     if inferred.spec is None:
         assert inferred.problem
         return
-    result = transforms.run(arrays, steps, target)
+    result = transforms.apply_transforms(arrays, steps, target)
     assert inferred.spec == Spec(result.shape, result.dtype)
 
 
-# --- what does not suit ---
+# --- what cannot be applied to ---
 
 
 @pytest.mark.parametrize(
     ("text", "shapes", "said"),
     [
-        ("transpose(1, 0)", [(2, 3, 4)], "`transpose(1, 0)` does not suit [2, 3, 4]: it orders 2 axes"),
-        ("reshape(5, -1)", [(2, 3)], "6 elements do not divide by 5"),
+        ("transpose(1, 0)", [(2, 3, 4)], "`transpose(1, 0)` cannot be applied to [2, 3, 4]: expected 2 axes"),
+        ("reshape(5, -1)", [(2, 3)], "6 elements are not divisible by 5"),
         ("reshape(2, 2)", [(2, 3)], "[2, 2] has 4 elements, not 6"),
-        ("reshape(0, -1)", [(2, 3)], "6 elements do not divide by 0"),
+        ("reshape(0, -1)", [(2, 3)], "6 elements are not divisible by 0"),
         ("reshape(d5)", [(2, 3)], "there is no d5 in [2, 3]"),
         ("reshape(t4)", [(2, 3)], "there is no t4 in [1]"),
         ("squeeze(0)", [(2, 3)], "axis 0 has length 2, not 1"),
         ("squeeze(7)", [(2, 3)], "there is no axis 7"),
-        ("split(0, 3, 0)", [(4, 3)], "axis 0 has length 4, which does not divide by 3"),
+        ("split(0, 3, 0)", [(4, 3)], "axis 0 has length 4, which is not divisible by 3"),
         ("split(2, 3, 0)", [(4, 3)], "there is no axis 2"),
-        ("concat(0)", [(4, 3), (4, 2)], "only axis 0 may differ"),
-        ("concat(0)", [(4, 3), (4,)], "only axis 0 may differ"),
+        ("concat(0)", [(4, 3), (4, 2)], "shapes may differ only along axis 0"),
+        ("concat(0)", [(4, 3), (4,)], "shapes may differ only along axis 0"),
         ("concat(9)", [(4, 3), (4, 3)], "there is no axis 9"),
-        ("transpose", [(4, 3), (4, 3)], "2 sources stay 2 tensors; `concat(axis)` joins them"),
-        ("resize_grid", [(10, 2)], "a position embedding is [1, tokens, width]"),
+        ("transpose", [(4, 3), (4, 3)], "2 sources remain; join them with `concat(axis)`"),
+        ("resize_grid", [(10, 2)], "expected a position embedding [1, tokens, width]"),
     ],
 )
 def test_a_shape_that_does_not_suit_is_told(text: str, shapes: list[tuple[int, ...]], said: str) -> None:
@@ -166,21 +166,23 @@ def test_a_shape_that_does_not_suit_is_told(text: str, shapes: list[tuple[int, .
 
 
 def test_a_grid_that_cannot_be_told_is_not_guessed() -> None:
-    assert "13 tokens of the file are not a class token and a square grid" in problem(
+    assert "the file's 13 tokens are not a class token and a square grid" in problem(
         "resize_grid", (1, 13, 2), target=Target((1, 10, 2), (3, 3))
     )
-    assert "9 tokens of the file are not a class token and" in problem(
+    assert "the file's 9 tokens are not a class token and" in problem(
         "resize_grid", (1, 9, 2), target=Target((1, 5, 2), (2, 2))
     )
     assert "are not a class token and a 2x5 grid" in problem(
         "resize_grid(2, 5)", (1, 10, 2), target=Target((1, 5, 2), (2, 2))
     )
-    assert "8 tokens of the model are no square grid" in problem("resize_grid", (1, 9, 2), target=Target((1, 8, 2)))
+    assert "the model's 8 tokens do not form a square grid" in problem(
+        "resize_grid", (1, 9, 2), target=Target((1, 8, 2))
+    )
 
 
 def test_concat_of_different_types_asks_for_a_cast() -> None:
-    steps = [transforms.parse("concat(0)")]
-    inferred = transforms.infer(
+    steps = [transforms.parse_transform("concat(0)")]
+    inferred = transforms.infer_spec(
         [Spec((2,), np.dtype(np.float32)), Spec((2,), np.dtype(np.float16))], steps, Target((4,))
     )
     assert "dtypes differ (float32, float16); cast first" in inferred.problem
@@ -189,26 +191,26 @@ def test_concat_of_different_types_asks_for_a_cast() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("transpos(1, 0)", "unknown transform `transpos`; known are transpose, .*; nearest: transpose"),
-        ("transpose(1, 0", "is no transform"),
-        ("transpose(1 0)", "whole numbers are wanted"),
+        ("transpos(1, 0)", "unknown transform `transpos`; expected one of transpose, .*; nearest: transpose"),
+        ("transpose(1, 0", "is not a valid transform"),
+        ("transpose(1 0)", "expected integers"),
         ("transpose(0, 2)", "each axis from 0 to 1 once"),
         ("transpose(0, 0)", "each axis from 0 to 1 once"),
         ("reshape", "takes 1 to 32 dims"),
         ("reshape(-1, -1)", "only one dim can be -1"),
-        ("reshape(width)", "`width` is no dim"),
-        ("reshape(-2)", "`-2` is no dim"),
+        ("reshape(width)", "`width` is not a valid dim"),
+        ("reshape(-2)", "`-2` is not a valid dim"),
         ("split(0, 3)", "`split` takes 3 arguments, not 2"),
-        ("split(0, 3, 3)", "part 3 of 3 is none"),
-        ("split(0, 0, 0)", "part 0 of 0 is none"),
-        ("concat", "`concat` takes 1 arguments, not 0"),
-        ("cast(float33)", "one of float16, .* is wanted"),
-        ("cast", "is wanted"),
+        ("split(0, 3, 3)", "there is no part 3 of 3"),
+        ("split(0, 0, 0)", "there is no part 0 of 0"),
+        ("concat", "`concat` takes 1 argument, not 0"),
+        ("cast(float33)", "expected one of float16, "),
+        ("cast", "expected one of"),
         ("resize_grid(3)", "takes 0 or 2 arguments"),
-        ("resize_grid(0, 3)", "a grid has rows and columns"),
-        ("", "is no transform"),
+        ("resize_grid(0, 3)", "rows and columns must be at least 1"),
+        ("", "is not a valid transform"),
     ],
 )
 def test_a_transform_that_says_nothing_sensible_is_refused(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        transforms.parse(text)
+        transforms.parse_transform(text)

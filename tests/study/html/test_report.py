@@ -17,10 +17,11 @@ from xml.etree import ElementTree
 import made
 import pytest
 
-from engine.study.formatting import count, digits, duration, listed, percent, plural
+from engine.study.formatting import count, digits, duration, percent, plural
 from engine.study.html import axes, charts, labels, report, strip, table
 from engine.study.html.markup import Markup, data, escape, tag
 from engine.study.recommend import recommend
+from engine.text import join_words
 
 VOID = {"meta", "link", "br", "hr"}
 
@@ -71,7 +72,7 @@ def studies() -> dict[str, dict[str, Any]]:
 
 
 STUDIES = studies()
-PAGES = {name: report.page(study) for name, study in STUDIES.items()}
+PAGES = {name: report.build_page(study) for name, study in STUDIES.items()}
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -145,7 +146,7 @@ def test_what_a_person_asks_comes_in_that_order() -> None:
     assert recommend(STUDIES["rich"]).sentence in page.texts("p")
     text = "".join(page.texts("main"))
     for words in (
-        "v1_var_list ended at a loss of 1.31", "every by keras_fit: vit:mini is no Keras model", "full by v1_stop_gradient",
+        "v1_var_list ended at a loss of 1.31", "every by keras_fit: vit:mini is not a Keras model", "full by v1_stop_gradient",
         "MemoryError: 2 GiB <tensor> & more", "A Processor 9000, 2 cores", "tensorflow 2.21.0", "153 GFLOP/s",
         "python -m scripts.benchmark_freezing --model=vit:mini",
     ):  # fmt: skip
@@ -153,18 +154,21 @@ def test_what_a_person_asks_comes_in_that_order() -> None:
 
 
 def test_the_rich_report_is_small_and_says_the_same_every_time(tmp_path: pathlib.Path) -> None:
-    report.write(tmp_path / "a.html", STUDIES["rich"])
-    report.write(tmp_path / "a.html", copy.deepcopy(STUDIES["rich"]))
+    report.write_report(tmp_path / "a.html", STUDIES["rich"])
+    report.write_report(tmp_path / "a.html", copy.deepcopy(STUDIES["rich"]))
     content = (tmp_path / "a.html").read_bytes()
     assert len(content) < 500_000
     assert content == PAGES["rich"].encode()
     assert [path.name for path in tmp_path.iterdir()] == ["a.html"]
 
 
-def test_another_version_is_refused(tmp_path: pathlib.Path) -> None:
-    for version in (2, None, "1"):
-        with pytest.raises(report.ReportError, match=r"study\['version'\]=.*version 1"):
-            report.write(tmp_path / "a.html", made.rich() | {"version": version})
+def test_another_format_is_refused(tmp_path: pathlib.Path) -> None:
+    for number in (1, None, "2"):
+        with pytest.raises(report.ReportError, match=r"study\['format'\]=.*expected format 2"):
+            report.write_report(tmp_path / "a.html", made.rich() | {"format": number})
+    old = {key: value for key, value in made.rich().items() if key != "format"} | {"version": 1}
+    with pytest.raises(report.ReportError, match="another version of Frostline wrote this study"):
+        report.write_report(tmp_path / "a.html", old)
     assert not list(tmp_path.iterdir())
 
 
@@ -173,7 +177,7 @@ def test_numbers_that_are_not_finite_are_missing() -> None:
     for at, value in enumerate((math.nan, math.inf)):
         study["results"][at] |= {"final_loss": value, "gemm_share": -math.inf, "peak_rss_bytes": value}
         study["curves"][at]["points"][0]["eval_accuracy"] = value
-    page = report.page(study)
+    page = report.build_page(study)
     assert not re.search(r"\b(nan|inf|NaN|Infinity)\b", Reader(page).texts("script")[0])
     assert "Train loss" not in page
 
@@ -184,13 +188,13 @@ def test_any_number_may_be_missing() -> None:
         if key not in ("strategy", "runner", "failed"):
             study = made.study(["head", "full"], ["engine"], repeats=1)
             study["results"][0] = study["results"][0] | {key: None}
-            Reader(report.page(study))
+            Reader(report.build_page(study))
 
 
 def test_a_broken_proof_is_said_loudly() -> None:
     study = made.study(["head", "full"], ["engine"])
     study["results"][0]["freeze_verified"] = False
-    page = Reader(report.page(study))
+    page = Reader(report.build_page(study))
     assert "BROKEN" in page.texts("td")
     assert "Runs that changed frozen variables" in page.texts("h3")
 
@@ -207,7 +211,9 @@ def test_every_row_and_every_column_with_a_number_is_there() -> None:
     assert set(heads) | {"Repeats", "Precision", "Micro-batches"} == {c.title for c in table.COLUMNS}
     assert [a.get("scope") for a in page.all("th")][: len(heads)] == ["col"] * len(heads)
     assert set(page.texts("dt")) >= set(heads), "each is explained"
-    assert any("60 rows; in all: repeats 3, precision float32, micro-batches 1." in text for text in page.texts("p"))
+    assert any(
+        "60 rows; in all of them repeats 3, precision float32, micro-batches 1." in text for text in page.texts("p")
+    )
 
 
 def test_a_cell_shows_its_number_and_sorts_by_the_exact_one() -> None:
@@ -215,7 +221,7 @@ def test_a_cell_shows_its_number_and_sorts_by_the_exact_one() -> None:
         made.row("head", "engine", order=0, trained=970, parameters=678_730, job_seconds=12.3456, repeats=2),
         made.failed("x", "engine", ""),
     ]
-    page = Reader(str(table.table(rows, recommend(made.study([], [])))))
+    page = Reader(str(table.build_table(rows, recommend(made.study([], [])))))
     heads = page.texts("button")
     cells = [(a.get("data-v"), "".join(t)) for n, a, t in page.elements if n == "td" or a.get("scope") == "row"]
     first, second = (
@@ -244,9 +250,9 @@ def test_weights_that_differ_between_repeats_say_so() -> None:
 def drawings(name: str) -> dict[str, ElementTree.Element]:
     study = STUDIES[name]
     advice = recommend(study)
-    found = {cost: charts.against(study, advice, cost) for cost in ("job_seconds", "peak_rss_bytes")}
-    found |= {over: charts.curves(study, advice, over) for over in ("seconds", "step")}
-    found["strip"] = strip.strip(study)
+    found = {cost: charts.draw_costs(study, advice, cost) for cost in ("job_seconds", "peak_rss_bytes")}
+    found |= {over: charts.draw_curves(study, advice, over) for over in ("seconds", "step")}
+    found["strip"] = strip.draw_strip(study)
     return {key: ElementTree.fromstring(value) for key, value in found.items() if value is not None}
 
 
@@ -308,7 +314,7 @@ def test_the_frontier_and_the_recommended_run_are_marked() -> None:
 
 def test_runners_differ_by_shape_and_by_colour() -> None:
     study = made.study(["head"], [*made.RUNNERS, "keras_fit", "another"])
-    key = ElementTree.fromstring(charts.runner_key(study))
+    key = ElementTree.fromstring(charts.draw_runner_key(study))
     signs = [next(e for e in item.iter() if "mark" in e.attrib.get("class", "")) for item in key]
     shapes = {(s.tag, s.attrib.get("points")) for s in signs}
     assert len(shapes) == len({s.attrib["class"] for s in signs}) == len(signs) == 7
@@ -347,7 +353,7 @@ def test_a_strip_of_a_deep_model_stays_readable() -> None:
     study = made.study(["head", "full"], ["engine"])
     study["variables"] = [{"path": f"conv_{n}/kernel", "parameters": 9, "block": f"conv_{n}"} for n in range(300)]
     study["strategies"][0]["trained"] = [f"conv_{n}/kernel" for n in range(0, 300, 2)]
-    drawing = ElementTree.fromstring(strip.strip(study) or "")
+    drawing = ElementTree.fromstring(strip.draw_strip(study) or "")
     cells = [e for e in drawing.iter() if "cell" in e.attrib.get("class", "")]
     assert len(cells) == 2 * 14
     assert min(float(cell.attrib["width"]) for cell in cells) > 10
@@ -359,7 +365,7 @@ def test_statistics_that_never_train_do_not_make_a_part_hatched() -> None:
     study["variables"] = [*study["variables"][:-2], statistics, *study["variables"][-2:]]
 
     def classes() -> set[str]:
-        drawing = ElementTree.fromstring(strip.strip(study) or "")
+        drawing = ElementTree.fromstring(strip.draw_strip(study) or "")
         return {e.attrib["class"] for e in drawing.iter() if "cell" in e.attrib.get("class", "")}
 
     assert classes() == {"cell trained", "cell frozen"}
@@ -378,7 +384,7 @@ def test_names_cover_neither_points_nor_one_another(seed: int) -> None:
     points = [(draw.uniform(40, 340), draw.uniform(20, 240)) for _ in range(25)]
     names = [(f"strategy {n}", *point, 4.5) for n, point in enumerate(points)]
     taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in points]
-    found = labels.place(names, taken, (30, 10, 370, 260), size=11, far=25)
+    found = labels.place_names(names, taken, (30, 10, 370, 260), size=11, far=25)
     assert found[0] is not None
     boxes = [
         labels._box(spot, labels.width_of(name, 11), 11) for spot, (name, *_) in zip(found, names, strict=True) if spot
@@ -391,40 +397,40 @@ def test_names_cover_neither_points_nor_one_another(seed: int) -> None:
 
 
 def test_the_first_name_stands_even_where_there_is_no_room() -> None:
-    found = labels.place([("a" * 80, 5, 5, 4), ("b", 5, 5, 4)], [(0, 0, 9, 9)], (0, 0, 9, 9), size=11, far=2)
+    found = labels.place_names([("a" * 80, 5, 5, 4), ("b", 5, 5, 4)], [(0, 0, 9, 9)], (0, 0, 9, 9), size=11, far=2)
     assert found[0] is not None
     assert found[1] is None
 
 
 def test_spread_keeps_the_order_and_the_distance() -> None:
-    found = labels.spread([50, 10, 11, 12, 99], apart=5, low=0, high=100)
+    found = labels.spread_heights([50, 10, 11, 12, 99], apart=5, low=0, high=100)
     assert [found[n] for n in (1, 2, 3, 0, 4)] == [10, 15, 20, 50, 99]
-    crowded = labels.spread([100.0] * 50, apart=10, low=0, high=100)
+    crowded = labels.spread_heights([100.0] * 50, apart=10, low=0, high=100)
     assert sorted(crowded)[0] >= -1e-9
     assert max(crowded) <= 100
 
 
 def test_ticks_are_round_and_within_the_axis() -> None:
-    assert axes.linear([0.7, 0.84]).ticks == pytest.approx((0.7, 0.75, 0.8))
+    assert axes.linear_axis([0.7, 0.84]).ticks == pytest.approx((0.7, 0.75, 0.8))
     for low, high in ((0, 1), (3, 3), (0, 0), (-5, 5), (1e-9, 2e-9), (1e9, 1.1e9), (-3, -3)):
-        axis = axes.linear([low, high])
+        axis = axes.linear_axis([low, high])
         assert 1 < len(axis.ticks) <= 7
         assert all(0 <= axis.at(tick) <= 1 for tick in (*axis.ticks, low, high))
         assert len({axis.text(tick) for tick in axis.ticks}) == len(axis.ticks)
-    assert axes.linear([5.0], zero=True).low == 0
+    assert axes.linear_axis([5.0], zero=True).low == 0
 
 
 def test_time_is_logarithmic_from_a_ratio_of_30_on() -> None:
-    assert not axes.times([1, 30]).log
+    assert not axes.time_axis([1, 30]).log
     for longest in (31, 1e3, 1e6):
-        axis = axes.times([1, 7, longest])
+        axis = axes.time_axis([1, 7, longest])
         assert axis.log
         assert len(axis.ticks) > 1
         assert axis.at(longest) - axis.at(longest / 10) == pytest.approx(axis.at(10) - axis.at(1))
-    assert axes.times([0.0, 5.0]).low == 0
-    assert axes.unit(50) == (1, "seconds")
-    assert axes.unit(300) == (60, "minutes")
-    assert axes.unit(20000) == (3600, "hours")
+    assert axes.time_axis([0.0, 5.0]).low == 0
+    assert axes.choose_unit(50) == (1, "seconds")
+    assert axes.choose_unit(300) == (60, "minutes")
+    assert axes.choose_unit(20000) == (3600, "hours")
 
 
 def test_texts_are_escaped_once_and_markup_never() -> None:
@@ -452,7 +458,7 @@ def test_numbers_read_as_people_write_them() -> None:
     assert [duration(x) for x in (1.234, 119, 121, 7300)] == ["1.23 s", "119 s", "2.0 min", "2.0 h"]
     assert [percent(x) for x in (0, 0.004, 0.31, 1.5)] == ["0%", "under 1%", "31%", "150%"]
     assert [plural(n, "row") for n in (0, 1, 2)] == ["0 rows", "1 row", "2 rows"]
-    assert [listed(x) for x in ((), "a", "ab", "abc", "abcdefgh")] == [
+    assert [join_words(x) for x in ((), "a", "ab", "abc", "abcdefgh")] == [
         "",
         "a",
         "a and b",

@@ -43,7 +43,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "wide": differing,
     }
     for name, study in studies.items():
-        report.write(folder / f"{name}.html", study)
+        report.write_report(folder / f"{name}.html", study)
     return {name: (folder / f"{name}.html").as_uri() for name in studies}
 
 

@@ -1,4 +1,4 @@
-"""What is measured of a run of benchmark_freezing while it goes, and the two ways in which it ends early."""
+"""What is measured of a run while it trains, and the two ways in which a run ends early."""
 
 from __future__ import annotations
 
@@ -13,32 +13,31 @@ from engine.training.loop import LoopError, Stage
 from engine.training.phases import Evaluation
 
 
-class LeftOut(Exception):  # noqa: N818 - no error: a runner that would only repeat another's run
-    """A runner has nothing of its own to show for a strategy; says why."""
+class LeftOut(Exception):  # noqa: N818 - not an error
+    """A runner would only repeat another runner's run of a strategy; the message says why."""
 
 
 class NotFiniteError(LoopError):
-    """A step whose loss or gradient is not finite, and the batch of it. ``batch`` trains the selection's step."""
+    """The loss or gradient of a step is not finite; ``batch`` is empty when its update has been applied already."""
 
     def __init__(self, message: str, stage: Stage, batch: Mapping[str, Any]) -> None:
         super().__init__(message)
         self.stage, self.batch = stage, batch
 
 
-class Record:
-    """What is measured of a run while it goes.
+class Measurements:
+    """The measurements of one run.
 
     Attributes:
-        step_ms: of each step that is timed: not the first of a phase, which traces, nor one that traced again.
-        examples: of those steps.
-        first_step_seconds: of the first step.
-        first_loss, last_loss: of the first and the last step.
-        points: one for each evaluation; ``seconds`` since the start, that evaluation included.
-        slot_bytes: the most of any phase.
-        norm: of the frozen part's output, at the last evaluation.
-        preparing: seconds of making graphs before the first step; counted to it.
-        job_seconds: from the first trace to the last evaluation.
-        taken: share of the machine's time that others had meanwhile, its hypervisor too; None where no system tells.
+        step_ms, examples: of the timed steps. Steps that trace are not timed, nor is the first of each phase.
+        first_step_seconds: the time of the first step, with its tracing.
+        points: one entry for each evaluation; its ``seconds`` count from the start and include the evaluation.
+        slot_bytes: the size of the optimizer's slots, in the phase that has the most.
+        norm: the norm of the frozen part's output at the last evaluation.
+        preparing: the seconds spent on building graphs before the first step; they count towards that step.
+        job_seconds: the time from the first trace to the end of the last evaluation.
+        taken: the share of the machine's time that other programs, or other guests of its host, had meanwhile; None
+            where the system does not tell.
     """
 
     def __init__(self) -> None:
@@ -55,34 +54,34 @@ class Record:
         self.taken: float | None = None
         self._began = time.perf_counter()
         self._paused = 0.0
-        self._ticks = _ticks()
+        self._ticks = _read_ticks()
 
     def begin(self) -> None:
-        """The first trace comes now."""
-        self._began, self._ticks = time.perf_counter(), _ticks()
+        """Starts the clock, just before the first trace."""
+        self._began, self._ticks = time.perf_counter(), _read_ticks()
 
     def end(self) -> None:
-        """The last evaluation was the last."""
+        """Stops the clock, just after the last evaluation."""
         self.job_seconds = self.seconds
-        if self._ticks is not None and (now := _ticks()) is not None:
+        if self._ticks is not None and (now := _read_ticks()) is not None:
             whole, others = (after - before for after, before in zip(now, self._ticks, strict=True))
             self.taken = max(0.0, others / whole) if whole else None
 
     @property
     def seconds(self) -> float:
-        """Since the start, pauses apart."""
+        """The seconds since the start, without pauses."""
         return time.perf_counter() - self._began - self._paused
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Surrounds what is no part of the job, such as drawing histograms."""
+        """Excludes what is not part of the job, such as drawing histograms, from its time."""
         started = time.perf_counter()
         try:
             yield
         finally:
             self._paused += time.perf_counter() - started
 
-    def step(self, loss: float, *, seconds: float, examples: int, timed: bool) -> None:
+    def add_step(self, loss: float, *, seconds: float, examples: int, timed: bool) -> None:
         if timed:
             self.step_ms.append(1e3 * seconds)
             self.examples += examples
@@ -90,14 +89,20 @@ class Record:
             self.first_step_seconds, self.first_loss = self.preparing + seconds, loss
         self.last_loss = loss
 
-    def evaluation(self, found: Evaluation) -> None:
+    def add_evaluation(self, found: Evaluation) -> None:
         point = {"step": found.step, "seconds": self.seconds, "eval_loss": found.loss, "eval_accuracy": found.accuracy}
         self.points.append(point | {"train_loss": self.last_loss})
         self.norm = found.frozen_output_norm
 
+    def to_json(self) -> dict[str, Any]:
+        """The measurements that a run's file holds."""
+        names = ("step_ms", "examples", "first_step_seconds", "first_loss", "last_loss", "points", "slot_bytes",
+                 "job_seconds", "taken")  # fmt: skip
+        return {name: getattr(self, name) for name in names}
 
-def _ticks() -> tuple[float, float] | None:
-    """Seconds of all cores since the machine began, and those of them that neither idled nor were this process's.
+
+def _read_ticks() -> tuple[float, float] | None:
+    """Seconds of all cores since the machine started, and those in which a core was busy for another process.
 
     Source: the first line of /proc/stat (man 5 proc_stat), in 1/100 s.
     """

@@ -1,7 +1,8 @@
-"""The runners v1_* of benchmark_freezing: TF1 graphs and sessions, driven through phases by the engine's loop."""
+"""The TF1 runners of a study: graphs and sessions, driven through the phases by the engine's loop."""
 
 from __future__ import annotations
 
+import pathlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,21 +15,22 @@ from compat_v1.training.session_loop import SessionLoop
 from compat_v1.training.training_graph import TrainingGraph
 from engine.graphs import dataflow
 from engine.selection.selection import Selection
-from engine.study.cost import Cost, Pass, cost
+from engine.study.cost import Cost, TracedPass, count_cost
+from engine.study.job import Setting
+from engine.study.runners import LoopRunner
 from engine.training import losses
 from engine.training.loop import Stage
 from engine.training.optimizers import Optimizer
 from engine.training.phases import Evaluation
 from engine.training.step import StepResult
-from scripts.benchmark_freezing_job import Setting
-from scripts.benchmark_freezing_runners import LoopRunner
 
 
 class SessionStep:
-    """TF1 steps as the loop calls them. Each selection has a graph of its own; values go from one to the next.
+    """TF1 steps with the interface that the loop calls.
 
-    Optimizer slots do not: TF1's Adam counts t for all variables together, so one that is unfrozen late would take
-    steps of another size. Every runner begins a phase with fresh slots.
+    Each selection has a graph of its own. The values of variables are carried from one to the next; the optimizer's
+    slots are not, because TF1's Adam counts t for all variables together, and a variable that is unfrozen late would take
+    steps of another size. Every runner starts a phase with new slots.
     """
 
     def __init__(self, setting: Setting, method: str) -> None:
@@ -46,27 +48,27 @@ class SessionStep:
         learning_rate: float,
         optimizer: Optimizer | None = None,
     ) -> StepResult:
-        session = self.fit(selection)
+        session = self.session_for(selection)
         step = session.step(batch, learning_rate=learning_rate)
         self.steps += 1
         self.skipped = session.skipped
         return step
 
-    def fit(self, selection: Selection) -> SessionLoop:
-        """The session whose graph trains a selection."""
+    def session_for(self, selection: Selection) -> SessionLoop:
+        """The session whose graph trains a selection; built when the selection changes."""
         if self.session is None or selection != self.selection:
             values = {entry.path: entry.variable.numpy() for entry in selection.variables}
             if self.session is not None:
                 values = self.values()
                 self.session.close()
-            network = v1_models.of(self.setting.network, selection)
+            network = v1_models.translate_network(self.setting.task.model.network, selection)
             self.session = SessionLoop(
                 losses.supervised_loss(network, self.setting.job.loss),
                 Freezing(self.method, selection),
                 self.setting.optimizer,
                 {name: np.asarray(value) for name, value in self.setting.batches.at(0).items()},
                 micro_batch_size=self.setting.job.micro_batch_size,
-                loss_scale=self.setting.loss_scale(),
+                loss_scale=self.setting.task.loss_scale(),
                 seed=self.setting.job.seed,
             )
             self.session.assign(values)
@@ -75,32 +77,43 @@ class SessionStep:
         return self.session
 
     def values(self) -> dict[str, np.ndarray]:
-        """Every variable of the model as the session has it now."""
+        """The current values of all variables in the session, by path."""
         assert self.session is not None
         found: dict[str, np.ndarray] = self.session.session.run(self.session.built.variables)
         return found
 
     def read_back(self, selection: Selection) -> None:
-        """Gives the engine's variables the session's values: what the freeze proof and digests look at."""
+        """Gives the engine's variables, which the freeze proof and the digests read, the values of the session."""
         by_path = selection.variables.by_path()
         for path, value in self.values().items():
             by_path[path].variable.assign(value)
 
 
-class V1Runner(LoopRunner):
-    """A SessionLoop with one of the three methods."""
+class SessionRunner(LoopRunner):
+    """A SessionLoop that freezes by one of the three methods of TF1."""
 
-    def __init__(self, setting: Setting, stages: Sequence[Stage], *, budget: bool, method: str) -> None:
-        super().__init__(setting, stages, budget=budget)
-        self.step: Any = SessionStep(setting, method)
+    method: str
+
+    def __init__(self, setting: Setting, stages: Sequence[Stage], *, scratch: pathlib.Path) -> None:
+        super().__init__(setting, stages, scratch=scratch)
+        self.step: Any = SessionStep(setting, self.method)
+
+    @classmethod
+    def why_not(cls, setting: Setting) -> str | None:
+        """Why TF1 cannot run a job: it has no form of the model."""
+        try:
+            v1_models.check_name(setting.job.model)
+        except v1_models.ModelError as error:
+            return str(error)
+        return None
 
     def evaluate(self, stage: Stage, steps: int) -> Evaluation:
         started = time.perf_counter()
-        session = self.step.fit(stage.selection)
-        self.record.preparing += time.perf_counter() - started
+        session = self.step.session_for(stage.selection)
+        self.measurements.preparing += time.perf_counter() - started
         found = session.evaluate(self.setting.evaluation)
-        with self.record.pause():
-            self.step.read_back(stage.selection)
+        with self.measurements.pause():
+            self.read_back(stage)
         return Evaluation(steps, stage.phase.name, found["loss"], found.get("accuracy"), None)
 
     def slot_bytes(self) -> int:
@@ -117,8 +130,11 @@ class V1Runner(LoopRunner):
         built = self.step.built[stage.selection]
         loss = dataflow.ancestors([built.runs.report["loss"]])
         needed = dataflow.ancestors([gradient for gradient, _ in built.gradients.applied])
-        found = cost(Pass(built.graph, list(built.inputs.values()), list(loss), list(needed - loss)))
+        found = count_cost(TracedPass(built.graph, list(built.inputs.values()), list(loss), list(needed - loss)))
         return found._replace(backward_ops=built.backward_ops)
+
+    def read_back(self, stage: Stage) -> None:
+        self.step.read_back(stage.selection)
 
     def traces(self) -> int:
         return len(self.step.built)
@@ -126,3 +142,15 @@ class V1Runner(LoopRunner):
     def close(self) -> None:
         if self.step.session is not None:
             self.step.session.close()
+
+
+class TrainableRunner(SessionRunner):
+    method = "trainable"
+
+
+class StopGradientRunner(SessionRunner):
+    method = "stop_gradient"
+
+
+class VarListRunner(SessionRunner):
+    method = "var_list"

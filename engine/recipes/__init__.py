@@ -1,0 +1,1 @@
+"""Whole jobs as functions: opening a task, and fine-tuning on it."""

@@ -1,0 +1,250 @@
+"""What a fine-tuning run is asked to do: one field for each flag of ``finetune``, checked without TensorFlow."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from engine import sizes
+from engine.data import augment, resize, source
+from engine.errors import InputError, check_range
+from engine.feature_cache import options as cache_options
+from engine.feature_cache.options import CacheOptions
+from engine.files import PathLike
+from engine.models.spec import check_family
+from engine.selection import filters
+from engine.selection.filters import FilterError
+from engine.text import nearest
+from engine.training import loss_names, optimizers, phases, precision, remat, schedules
+from engine.training.optimizers import Optimizer
+from engine.training.phases import Monitor, Phase
+
+# Fields that are one of a few words; None is valid where it is the default.
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "slots": ("continue", "fresh"),
+    "bad_images": source.BAD_IMAGES,
+    "monitor": ("eval_loss", "eval_accuracy"),
+    "nonfinite": ("skip", "stop"),
+    "remat": remat.MODES,
+    "plan": ("micro_batches", "depth"),
+    "cache": cache_options.MODES,
+}
+# A resume may change these; all other fields decide the course of a run.
+FREE = {
+    *("out", "resume", "log_every", "checkpoint_every", "keep", "keep_best", "histograms"),
+    *("image_cache", "cache_budget", "cache_dir"),
+}
+_TYPES = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,), "tuple[str, ...]": (tuple,)}
+_HYPERPARAMETERS = ("momentum", "nesterov", "beta1", "beta2", "epsilon", "weight_decay", "layer_decay", "clip_norm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Everything that decides a fine-tuning run; give it to ``finetune``.
+
+    Each field is a flag of ``frostline finetune``, with the same name and default; ``frostline finetune --help``
+    explains them all. None leaves a choice to the run. Creating a config checks whatever can be checked without
+    TensorFlow and without reading files: ranges, names, contradictions, and the syntax of filters and phases.
+
+    Raises:
+        InputError: a field is not valid, or contradicts another.
+
+    Example:
+        >>> from engine import FinetuneConfig
+        >>> FinetuneConfig(train="head/.* @blocks[-2:]", steps=100).optimizer
+        'adamw'
+        >>> FinetuneConfig(steps=0)
+        Traceback (most recent call last):
+        engine.errors.InputError: steps=0: expected a number of at least 1
+    """
+
+    model: str = "vit:mini"
+    head: str | None = None
+    weights: str = "auto"
+    slots: Literal["continue", "fresh"] = "continue"
+    rules: str | None = None
+    data: str = "fashion_mnist_mini"
+    image_size: str | None = None
+    bad_images: Literal["stop", "skip"] = "stop"
+    image_cache: str = "1GiB"
+    eval_fraction: float | None = None
+    train_examples: int | None = None
+    augment: str = ""
+    loss: str = "softmax"
+    label_smoothing: float = 0.0
+    train: str | None = None
+    phase: tuple[str, ...] = ()
+    steps: int | None = None
+    epochs: float | None = None
+    early_stop: int | None = None
+    monitor: Monitor = "eval_loss"
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-3
+    schedule: str = "cosine"
+    momentum: float | None = None
+    nesterov: bool | None = None
+    beta1: float | None = None
+    beta2: float | None = None
+    epsilon: float | None = None
+    weight_decay: float | None = None
+    decay: str | None = None
+    layer_decay: float | None = None
+    clip_norm: float | None = None
+    batch_size: int = 64
+    ema: float | None = None
+    precision: str = "float32"
+    nonfinite: Literal["skip", "stop"] | None = None
+    micro_batches: int | None = None
+    remat: remat.Mode | None = None
+    memory_budget: str | None = None
+    plan: Literal["micro_batches", "depth"] = "micro_batches"
+    dry_run: bool = False
+    cache: cache_options.Mode = "auto"
+    cache_dtype: str | None = None
+    cache_budget: str = "20GiB"
+    cache_views: int | None = None
+    cache_dir: str | None = None
+    out: str | None = None
+    resume: bool = False
+    eval_every: int | None = None
+    log_every: int = 10
+    checkpoint_every: int | None = None
+    keep: int = 2
+    keep_best: bool = False
+    histograms: bool = False
+    seed: int = 0
+    deterministic: bool = True
+
+    def __post_init__(self) -> None:
+        self._check_types()
+        for name, known in CHOICES.items():
+            value = getattr(self, name)
+            if value not in known and value is not type(self).__dataclass_fields__[name].default:
+                raise InputError(
+                    f"{name}={value!r}: expected {', '.join(known[:-1])} or {known[-1]}{nearest(str(value), known)}"
+                )
+        self._check_ranges()
+        self._check_names()
+        self._check_contradictions()
+        self.make_optimizer()
+        self.phases()
+        self.cache_options("")
+
+    def _check_types(self) -> None:
+        """Paths become texts and lists tuples; anything else must be of the field's type."""
+        for field in dataclasses.fields(self):
+            if field.name in CHOICES:
+                continue
+            value, (kind, *optional) = getattr(self, field.name), str(field.type).split(" | ")
+            if kind == "str" and isinstance(value, os.PathLike):
+                value = os.fspath(value)
+            elif field.name == "phase" and isinstance(value, list):
+                value = tuple(value)
+            right = isinstance(value, _TYPES[kind]) and (kind == "bool" or not isinstance(value, bool))
+            if not right and not (optional and value is None):
+                expected = "a sequence of texts" if field.name == "phase" else kind
+                raise InputError(f"{field.name}={value!r}: expected {expected}{' or None' if optional else ''}")
+            object.__setattr__(self, field.name, value)
+
+    def _check_ranges(self) -> None:
+        counts = ("steps", "early_stop", "eval_every", "log_every", "checkpoint_every", "keep", "batch_size")
+        for name in (*counts, "train_examples", "cache_views"):
+            check_range(name, getattr(self, name), 1)
+        for name in ("epochs", "learning_rate"):
+            check_range(name, getattr(self, name), above=0)
+        for name in ("eval_fraction", "ema"):
+            check_range(name, getattr(self, name), above=0, below=1)
+        check_range("seed", self.seed, 0, 2**31 - 1)
+
+    def _check_names(self) -> None:
+        check_family(self.model)
+        source.check_source(self.data, bad_images=self.bad_images)
+        if self.image_size is not None:
+            resize.parse_image_size(self.image_size)
+        augment.parse(self.augment)
+        loss_names.check_loss(self.loss, self.label_smoothing)
+        schedules.parse(self.schedule)
+        precision.parse(self.precision)
+        for name in ("image_cache", "cache_budget", "memory_budget"):
+            if (size := getattr(self, name)) is not None:
+                sizes.parse_bytes(size, name=name)
+
+    def _check_contradictions(self) -> None:
+        if self.micro_batches is not None and not 1 <= self.micro_batches <= self.batch_size:
+            raise InputError(
+                f"micro_batches={self.micro_batches}: a step of --batch_size={self.batch_size} examples can be computed "
+                f"in 1 to {self.batch_size} parts"
+            )
+        if self.rules is not None and self.weights in ("auto", "none"):
+            raise InputError(
+                f"rules={self.rules}: rules say how a file is read, but --weights={self.weights} does not name a file"
+            )
+        if self.plan == "depth":
+            if self.memory_budget is None:
+                raise InputError("plan=depth: --memory_budget must say what has to fit")
+            if self.train is not None or self.phase:
+                raise InputError("plan=depth: the plan decides what trains; leave out --train and --phase")
+        elif self.memory_budget is not None and self.micro_batches is not None:
+            raise InputError(
+                f"micro_batches={self.micro_batches}, memory_budget={self.memory_budget}: the budget decides the "
+                "micro-batches; give only one of them"
+            )
+        if self.steps is not None and self.epochs is not None:
+            raise InputError(f"steps={self.steps}, epochs={self.epochs}: give only one of them")
+        if self.resume and self.out is None:
+            raise InputError("resume: --out=FOLDER must say which run to resume")
+
+    def make_optimizer(self) -> Optimizer:
+        """The optimizer of phases that do not say otherwise; raises OptimizerError or FilterError."""
+        given = {name: value for name in _HYPERPARAMETERS if (value := getattr(self, name)) is not None}
+        if self.decay is not None:
+            with _naming("decay", self.decay):
+                given["decay"] = filters.parse_filter(self.decay)
+        return optimizers.build_optimizer(self.optimizer, **given)
+
+    def phases(self) -> list[Phase]:
+        """The phases of ``phase``, or ``train`` as the only phase; none where the default phases are meant.
+
+        Raises InputError if one cannot be read, if a field would go unused, or if two phases have one name.
+        """
+        length: dict[str, Any] = {"steps": self.steps, "epochs": self.epochs if self.steps or self.epochs else 8.0}
+        if self.train is not None and not self.phase:
+            with _naming("train", self.train):
+                return [Phase(name="train", train=self.train, **length)]
+        found = []
+        for text in self.phase:
+            with _naming("phase", text):
+                found.append(phases.parse(text, train=self.train, **length))
+        if self.phase and self.train is not None and all("train=" in text for text in self.phase):
+            raise InputError(f"train={self.train!r}: it is not used, because each --phase has its own train=")
+        lengths = [any(f"{key}=" in text for key in ("steps", "epochs", "until")) for text in self.phase]
+        for name in ("steps", "epochs"):
+            if self.phase and getattr(self, name) is not None and all(lengths):
+                raise InputError(
+                    f"{name}={getattr(self, name)}: it is not used, because each --phase has its own length"
+                )
+        if len({phase.name for phase in found}) < len(found):
+            raise InputError("phase: two phases have the same name; tell them apart with name=")
+        return found
+
+    def cache_options(self, root: PathLike) -> CacheOptions:
+        """What is asked of the feature cache, in this folder; raises CacheError if it contradicts itself."""
+        budget = sizes.parse_bytes(self.cache_budget, name="cache_budget")
+        return CacheOptions(mode=self.cache, root=root, dtype=self.cache_dtype, views=self.cache_views, budget=budget)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, as run.json keeps them."""
+        return dataclasses.asdict(self) | {"phase": list(self.phase)}
+
+
+@contextlib.contextmanager
+def _naming(name: str, value: str) -> Iterator[None]:
+    """Puts the field before the message of a filter that cannot be read."""
+    try:
+        yield
+    except FilterError as error:
+        raise FilterError(f"{name}={value!r}: {error}") from None

@@ -1,0 +1,66 @@
+"""A fine-tuning job with everything resolved: what ``finetune`` knows before the first step."""
+
+from __future__ import annotations
+
+import pathlib
+from dataclasses import dataclass
+from typing import Any
+
+from engine.memory.planner import Plan
+from engine.recipes.config import FinetuneConfig
+from engine.recipes.task import Task
+from engine.training.checkpoint import RunState
+from engine.training.loop import Stage, State
+from engine.training.step import TrainStep
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Job:
+    """What a run does.
+
+    Attributes:
+        out: the run directory.
+        settings: what a resume must not contradict.
+        plan: how steps are computed, with a memory forecast for each phase.
+        saved: the state that is resumed, or None for a new run.
+    """
+
+    config: FinetuneConfig
+    task: Task
+    out: pathlib.Path
+    settings: dict[str, Any]
+    stages: list[Stage]
+    plan: Plan
+    step: TrainStep
+    saved: RunState | None
+
+    @property
+    def total_steps(self) -> int:
+        """The number of steps in all phases, or the most there can be where evaluations end a phase."""
+        return sum(stage.phase.step_count(self.task.per_epoch) for stage in self.stages)
+
+    @property
+    def eval_every(self) -> int:
+        """The number of steps between evaluations."""
+        return self.config.eval_every or self.task.per_epoch
+
+    @property
+    def eval_size(self) -> int:
+        """The number of examples that are evaluated at once."""
+        size = self.config.batch_size
+        return self.plan.micro_batch_size or (size if self.config.memory_budget is not None else max(size, 64))
+
+    def caveats(self) -> list[str]:
+        """What the user should know about how steps are computed, a sentence each."""
+        return list(dict.fromkeys(text for stage in self.stages for text in self.step.caveats(stage.selection)))
+
+    def start_state(self, cache: list[bool]) -> RunState:
+        """The state in which the run starts; ``cache`` says which phases train from kept features."""
+        return RunState(
+            settings=self.settings,
+            loop=State() if self.saved is None else self.saved.loop,
+            step=self.step.state(),
+            plan=self.plan.to_json(),
+            images=self.task.images,
+            cache=cache,
+        )

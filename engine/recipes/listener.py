@@ -1,0 +1,45 @@
+"""What a fine-tuning run tells while it works, and how it is asked to stop."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.feature_cache.decision import CacheDecision
+    from engine.recipes.job import Job
+    from engine.training.loop import Event
+
+
+class Listener:
+    """Hears about a run; subclass it and override what you need. This one shows nothing and never stops a run."""
+
+    stopped_by: str | None = "the listener"  # who asked the run to stop, for run.json
+
+    def say(self, line: str) -> None:
+        """Called with a line for people: what was loaded, left out, repaired or looks wrong."""
+
+    def show_job(self, job: Job) -> None:
+        """Called once everything is resolved: data, model, phases, and how steps are computed."""
+
+    def show_caching(self, job: Job, decisions: Sequence[CacheDecision]) -> None:
+        """Called with the frost line of each phase, and whether the phase trains from kept features."""
+
+    def begin(self, total: int, start: int) -> None:
+        """Called before the first step, with the number of steps in all phases and of those trained already."""
+
+    def handle(self, event: Event) -> None:
+        """Called with each event of the loop, before anything is written for it."""
+
+    def show_progress(self, total: int, what: str) -> contextlib.AbstractContextManager[Callable[..., None]]:
+        """Surrounds long work, such as filling a cache; yields a function to be called with how much is done."""
+        del total, what
+        return contextlib.nullcontext(lambda done, name="": None)
+
+    def end(self) -> None:
+        """Called after the last step, also when the run fails."""
+
+    def should_stop(self) -> bool:
+        """Asked after each step; True ends the run with a checkpoint, and it can be resumed."""
+        return False

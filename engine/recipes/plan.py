@@ -1,0 +1,68 @@
+"""How a fine-tuning run's steps are computed: as the config says, or as its memory budget allows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from engine import sizes
+from engine.errors import InputError
+from engine.memory.planner import Plan, Planner
+from engine.recipes.config import FinetuneConfig
+from engine.recipes.stages import resolve_stages, top_blocks_phase
+from engine.recipes.task import Task
+from engine.selection.selection import Selection
+from engine.training.loop import Stage
+from engine.training.optimizers import Optimizer, count_blocks
+from engine.training.remat import MODES, Mode
+from engine.training.step import TrainStep
+
+
+def choose_plan(
+    config: FinetuneConfig,
+    task: Task,
+    stages: list[Stage],
+    *,
+    make_step: Callable[[int | None, Mode], TrainStep],
+    saved: Mapping[str, Any] | None,
+) -> tuple[Plan, TrainStep, list[Stage]]:
+    """The plan, the step that trains by it, and the phases, which plan "depth" decides.
+
+    ``make_step`` makes the step that would train with a micro-batch size and a remat mode. ``saved`` is the plan of the
+    checkpoint that is resumed; it is followed whatever memory there is now. BudgetError: no plan fits the budget.
+    """
+    budget = 2**62 if config.memory_budget is None else sizes.parse_bytes(config.memory_budget, name="memory_budget")
+    mode = config.remat or "none"
+    planner = Planner(
+        make_step=make_step,
+        batch=task.train_batches().at(0),
+        batch_size=config.batch_size,
+        budget=budget,
+        modes=MODES if config.remat is None else (mode,),
+    )
+    size = None if config.micro_batches in (None, 1) else -(-config.batch_size // config.micro_batches)
+
+    def with_blocks(blocks: int) -> list[Stage]:
+        return resolve_stages(config, task, [top_blocks_phase(config, blocks)])
+
+    if saved is not None:
+        if saved["blocks"] is not None:
+            stages = with_blocks(saved["blocks"])
+        plan = planner.forecast_plan(_pairs(stages), saved["micro_batch_size"], saved["remat"])
+        plan = dataclasses.replace(plan, blocks=saved["blocks"], reasons=tuple(saved["reasons"]))
+    elif config.memory_budget is None:
+        plan = planner.forecast_plan(_pairs(stages), size, mode)
+    elif config.plan == "micro_batches":
+        plan = planner.plan_micro_batches(_pairs(stages))
+    elif not (blocks := count_blocks(task.variables)):
+        raise InputError(f"plan=depth: {config.model} has no blocks to choose from")
+    else:
+        choices = [(number, with_blocks(number)) for number in range(blocks, 0, -1)]
+        plan, place = planner.plan_blocks([(number, _pairs(found)) for number, found in choices], size, mode)
+        stages = choices[place][1]
+    return plan, planner.build_step(plan), stages
+
+
+def _pairs(stages: Sequence[Stage]) -> list[tuple[Selection, Optimizer]]:
+    return [(stage.selection, stage.optimizer) for stage in stages]

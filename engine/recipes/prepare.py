@@ -1,0 +1,93 @@
+"""Prepares a fine-tuning job: opens, builds, resolves, loads and plans everything before the first step."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import pathlib
+
+from engine import porting
+from engine.recipes.config import FREE, FinetuneConfig
+from engine.recipes.job import Job
+from engine.recipes.listener import Listener
+from engine.recipes.plan import choose_plan
+from engine.recipes.stages import requested_phases, resolve_stages
+from engine.recipes.task import Task
+from engine.runs import run_directory
+from engine.training import checkpoint
+from engine.training.loop import Stage
+from engine.training.optimizers import Optimizer
+from engine.training.remat import Mode
+from engine.training.step import TrainStep
+
+
+def prepare_job(config: FinetuneConfig, listener: Listener) -> Job:
+    """Opens the data, builds the model, resolves the phases, loads or restores weights, and plans the steps.
+
+    Every filter is resolved before weights are read, and nothing is written. Raises InputError if something does not
+    exist, does not fit, or contradicts the run that is resumed.
+    """
+    task = _open_task(config, listener)
+    stages = resolve_stages(config, task, requested_phases(config, task))
+    make_step = functools.partial(_make_step, config, task, stages[0].optimizer)
+    make_step(None, config.remat or "none")  # its complaints come before the weights are read
+    settings = {name: value for name, value in config.to_json().items() if name not in FREE}
+    settings["data (SHA-256)"] = task.source.fingerprint()
+    out = pathlib.Path(config.out or _default_out(config.model))
+    found = run_directory.find_resumable(out, resume=config.resume, settings=settings, warn=listener.say)
+    saved = None if found is None else found[1]
+    if found is not None:
+        checkpoint.restore(found[0], task.variables)
+        listener.say(f"weights: {found[0].path}, {found[1].loop.step} steps trained")
+        task = task.with_images(found[1].images)  # as the weights expect them
+    else:
+        task = task.with_weights(config.weights, rules=config.rules)
+        assert task.weights is not None
+        listener.say(f"weights: {task.weights.text}")
+        if config.resume:
+            listener.say(f"resume: {out} does not hold a checkpoint; starting at step 0")
+    plan, step, stages = choose_plan(
+        config, task, stages, make_step=make_step, saved=None if saved is None else saved.plan
+    )
+    if found is not None:
+        step.restore(task.variables, found[1].step, found[0].arrays)
+    elif task.weights is not None and task.weights.ledger is not None and config.slots == "continue":
+        _continue_slots(config, step, stages[0], listener)
+    return Job(config=config, task=task, out=out, settings=settings, stages=stages, plan=plan, step=step, saved=saved)
+
+
+def _open_task(config: FinetuneConfig, listener: Listener) -> Task:
+    fields = (
+        "data model head loss precision image_size seed eval_fraction train_examples bad_images image_cache "
+        "label_smoothing batch_size augment"
+    )
+    return Task.open(weights=None, say=listener.say, **{name: getattr(config, name) for name in fields.split()})
+
+
+def _make_step(
+    config: FinetuneConfig, task: Task, optimizer: Optimizer, micro_batch_size: int | None, remat: Mode
+) -> TrainStep:
+    return TrainStep(
+        task.loss_fn,
+        optimizer,
+        seed=config.seed,
+        micro_batch_size=micro_batch_size,
+        remat=remat,
+        loss_scale=task.loss_scale(),
+        ema=config.ema,
+        nonfinite=config.nonfinite,
+    )
+
+
+def _default_out(model: str) -> str:
+    name = model.replace(":", "-").replace("/", "-").split(",")[0]
+    return f"runs/{datetime.datetime.now():%Y%m%d-%H%M%S}-{name}"
+
+
+def _continue_slots(config: FinetuneConfig, step: TrainStep, stage: Stage, listener: Listener) -> None:
+    """Takes over the optimizer slots that the weights file holds for the first phase, and says what it did."""
+    if config.weights != "auto":
+        with porting.open_tensors(config.weights) as file:
+            said = porting.continue_from(file, step.slots, stage.selection, stage.optimizer)
+        if said is not None:
+            listener.say(f"slots:   {said}")

@@ -1,0 +1,199 @@
+"""A task: data, a model with its weights, a loss and a precision, opened together and checked against each other."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from engine import data as sources
+from engine import models
+from engine.data import augment as augmentation
+from engine.data.part import DataError, check_labels
+from engine.errors import InputError
+from engine.files import PathLike
+from engine.models.weights import LoadedWeights, load_weights
+from engine.selection.variables import ModelVariables, name_variables
+from engine.sizes import parse_bytes
+from engine.training import losses
+from engine.training import precision as precisions
+from engine.training.losses import LossFunction
+from engine.training.precision import LossScale, Precision
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Task:
+    """What a job trains on what: made by ``Task.open``.
+
+    Attributes:
+        source, model: the data, and the model with its network and what one must know to train it.
+        variables: every variable of the network, named.
+        loss, loss_fn: the name of the loss, and the loss function of the network, for a ``TrainStep``.
+        numbers: the dtypes of variables and computation.
+        seed: decides the initial weights, and the order and augmentation of train batches.
+        images: the preprocessing that loaded weights expect (``engine.models.IMAGES``); None uses the model's own.
+        weights: what was loaded; None when the weights have not been loaded yet.
+
+    Example:
+        >>> from engine import Task
+        >>> task = Task.open(data="fashion_mnist_mini", model="vit:mini", train_examples=64, batch_size=16)
+        >>> len(task.variables), task.model.outputs, task.per_epoch
+        (104, 10, 4)
+        >>> task.train_batches().at(0)["image"].shape
+        TensorShape([16, 28, 28, 1])
+    """
+
+    source: sources.Source
+    model: models.Model
+    variables: ModelVariables
+    loss: str
+    loss_fn: LossFunction
+    numbers: Precision
+    seed: int
+    batch_size: int
+    augment: tuple[str, ...] = ()
+    images: str | None = None
+    weights: LoadedWeights | None = None
+
+    @classmethod
+    def open(
+        cls,
+        *,
+        data: str | sources.Source,
+        model: str,
+        weights: PathLike | None = "auto",
+        head: str | None = None,
+        loss: str = "softmax",
+        precision: str = "float32",
+        image_size: str | tuple[int, int] | None = None,
+        seed: int = 0,
+        rules: PathLike | None = None,
+        eval_fraction: float | None = None,
+        train_examples: int | None = None,
+        bad_images: str = "stop",
+        image_cache: str | int = sources.IMAGE_CACHE,
+        label_smoothing: float = 0.0,
+        batch_size: int = 64,
+        augment: str | Sequence[str] = (),
+        say: Callable[[str], None] | None = None,
+    ) -> Task:
+        """Opens data, builds the model for them, loads its weights, and checks that labels and outputs agree.
+
+        Args:
+            data, model: a source or its name (``engine.open_data``), and the name of a model (``engine.build_model``).
+            weights: as in ``engine.load_weights``; None loads nothing yet (``with_weights`` does so later).
+            head, loss, precision, seed, rules, label_smoothing: as the flags of ``finetune``.
+            image_size: pixels, ``N``, ``HEIGHTxWIDTH`` or (height, width). By default image files are resized to the
+                size that the model is made for, and other data are left as they are.
+            eval_fraction, train_examples, bad_images, image_cache: as in ``engine.open_data``; only with a name.
+            batch_size, augment: the defaults of ``train_batches``.
+            say: is called with a line about files that are left out and slow progress; None tells nobody.
+
+        Raises:
+            InputError: a name or value is not valid, files cannot be read, or data, model and loss do not fit together.
+        """
+        numbers = precisions.parse(precision)
+        source = data
+        if isinstance(source, str):
+            cache = parse_bytes(image_cache, name="image_cache") if isinstance(image_cache, str) else image_cache
+            source = sources.open_data(
+                source,
+                eval_fraction=eval_fraction,
+                train_examples=train_examples,
+                image_size=_image_size(image_size, source, model),
+                bad_images=bad_images,
+                image_cache=cache,
+                say=say or (lambda line: None),
+            )
+        elif (eval_fraction, train_examples, image_size) != (None, None, None):
+            raise InputError(
+                "eval_fraction, train_examples, image_size: they need the name of a source; this one is open already"
+            )
+        shape, outputs, logits = source.image_shape, source.outputs(loss), loss != "mse"
+        dtypes = {"dtype": numbers.variables, "compute": numbers.compute}
+        built = models.build_model(
+            model, image_shape=shape, outputs=outputs, head=head, logits=logits, seed=seed, **dtypes
+        )
+        task = cls(
+            source=source,
+            model=built,
+            variables=name_variables(built.network),
+            loss=loss,
+            loss_fn=losses.supervised_loss(built.network, loss, label_smoothing=label_smoothing),
+            numbers=numbers,
+            seed=seed,
+            batch_size=batch_size,
+            augment=augmentation.parse(augment) if isinstance(augment, str) else tuple(augment),
+        )
+        task._check_outputs()
+        task.train_batches()  # its complaints come before the weights are read
+        return task if weights is None else task.with_weights(weights, rules=rules)
+
+    def with_weights(self, weights: PathLike, *, rules: PathLike | None = None) -> Task:
+        """Loads weights into the network; the task returned gives images as these weights expect them.
+
+        Raises PortError if the weights cannot be read, or do not fit the model.
+        """
+        loaded = load_weights(self.model, weights, rules=rules, image_shape=self.source.image_shape)
+        self.variables.refresh()
+        return dataclasses.replace(self, weights=loaded, images=loaded.images)
+
+    def with_images(self, images: str | None) -> Task:
+        """The task with another preprocessing, such as the one that a checkpoint or a job names."""
+        return dataclasses.replace(self, images=images)
+
+    @property
+    def normalise(self) -> sources.Normalise:
+        """What is done to images before the network gets them."""
+        own = self.model.normalise
+        return own if self.images is None else models.images_as(self.images, self.source.image_shape)
+
+    @property
+    def per_epoch(self) -> int:
+        """The number of steps in an epoch."""
+        return -(-len(self.source.train) // self.batch_size)
+
+    def loss_scale(self) -> LossScale | None:
+        """A new loss scale where the precision needs one (mixed_float16)."""
+        return LossScale() if self.numbers.scaled else None
+
+    def train_batches(
+        self, *, batch_size: int | None = None, augment: Sequence[str] | None = None
+    ) -> sources.TrainBatches:
+        """The steps of the training part; the arguments replace the task's. Errors are those of ``TrainBatches``."""
+        return sources.TrainBatches(
+            self.source.train,
+            batch_size=self.batch_size if batch_size is None else batch_size,
+            seed=self.seed,
+            augment=self.augment if augment is None else augment,
+            normalise=self.normalise,
+        )
+
+    def eval_batches(self, *, batch_size: int | None = None, part: sources.Part | None = None) -> sources.EvalBatches:
+        """The evaluation part, or another one, in batches of at least 64 examples unless given."""
+        size = max(self.batch_size, 64) if batch_size is None else batch_size
+        return sources.EvalBatches(
+            self.source.eval if part is None else part, batch_size=size, normalise=self.normalise
+        )
+
+    def _check_outputs(self) -> None:
+        """Raises DataError unless the labels are classes, or columns, that the model has."""
+        source, outputs = self.source, self.model.outputs
+        if self.loss == "softmax":
+            for name in ("train", "eval", "test"):
+                part = getattr(source, name)
+                if part is not None:
+                    check_labels(source.name, f"{name}_labels", part.labels, outputs)
+        elif outputs != (needed := source.outputs(self.loss)):
+            raise DataError(
+                f"model={self.model.name!r}: it has {outputs} outputs; loss {self.loss} on {source.name} needs {needed}"
+            )
+
+
+def _image_size(size: str | tuple[int, int] | None, data: str, model: str) -> tuple[int, int] | None:
+    """What images are resized to; None leaves them as they are."""
+    if isinstance(size, str):
+        return sources.parse_image_size(size)
+    if size is None and data.startswith("folder:"):
+        return models.default_image_size(model)
+    return size

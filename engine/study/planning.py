@@ -1,0 +1,281 @@
+"""From a configuration to a plan: the job, the strategies, the runners, and which runs are done in which order."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine import host
+from engine.errors import InputError
+from engine.files import write_json, write_npz
+from engine.recipes.task import Task
+from engine.selection.filters import FilterError
+from engine.selection.proof import weights_sha256
+from engine.selection.variables import is_keras
+from engine.study import registry, results
+from engine.study.config import StudyConfig
+from engine.study.job import Job, Run, Setting, StudyError, choose_examples, keep_examples, read_record
+from engine.study.registry import ENGINE_RUNNERS
+from engine.study.strategies import ModelStrategies, Strategy, split_items
+
+_STEPS, _KERAS_STEPS, _TRAIN_EXAMPLES, _EVAL_EXAMPLES = 21, 12, 512, 192
+_SHARED = ("data", "model", "weights", "head", "loss", "precision", "seed", "eval_fraction", "batch_size")
+_EVALUATIONS = 3  # after the first one; as many as `gradual` has phases, each of which ends with one
+
+
+@dataclass
+class Plan:
+    """Everything that a study will do.
+
+    Attributes:
+        command: the command, or the Python call, that repeats the study in the folder ``out``.
+        setting: the job and its task, with the values that every run starts from.
+        strategies, runners: what is compared: the strategies, and the names of the runners.
+        runs: all runs, in the order in which they are done.
+        left_out: the strategy, runner and reason of each combination that is not run.
+    """
+
+    config: StudyConfig
+    command: str
+    out: pathlib.Path
+    setting: Setting
+    strategies: list[Strategy]
+    runners: list[str]
+    runs: list[Run] = field(default_factory=list)
+    left_out: list[dict[str, str]] = field(default_factory=list)
+
+    @property
+    def job(self) -> Job:
+        return self.setting.job
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """(strategy, runner), strategy by strategy."""
+        return [(strategy.name, runner) for strategy in self.strategies for runner in self.runners]
+
+    def finished(self) -> dict[pathlib.Path, dict[str, Any]]:
+        """The results of earlier invocations, by file. Failed runs, and disturbed ones if so configured, are not in it.
+
+        Raises StudyError if a strategy of the same name trained something else, or a file has another format.
+        """
+        found = {}
+        for run in self.runs:
+            kept = read_record(run.file)
+            if kept is None or kept.get("failed") or (self.config.redo_disturbed and results.is_disturbed(kept)):
+                continue
+            if kept.get("phases") != json.loads(json.dumps(run.phases)):
+                raise StudyError(
+                    f"out={self.out}: it holds runs of a strategy {run.strategy!r} that trained "
+                    f"{[phase['train'] for phase in kept.get('phases', [])]}; give this one another name"
+                )
+            found[run.file] = kept
+        return found
+
+    def others(self) -> list[dict[str, Any]]:
+        """The finished runs in the folder that are not part of this plan; their rows stay."""
+        mine = {run.file for run in self.runs}
+        kept = [read_record(path) for path in sorted((self.out / "runs").glob("*.json")) if path not in mine]
+        return [run for run in kept if run is not None and run.get("done")]
+
+    def prepare(self) -> None:
+        """Creates the folder, or checks that it holds this very study; raises StudyError if it holds anything else."""
+        kept = read_record(self.out / "job.json")
+        if kept is None and self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            raise StudyError(
+                f"out={self.out}: it is not the folder of a study (it has no readable job.json), and it is not empty"
+            )
+        if kept is not None:
+            before, now = kept.get("job", {}), self.job.to_json()
+            differing = [
+                f"  {key}: {before.get(key)!r} in {self.out}, {now.get(key)!r} now"
+                for key in dict.fromkeys((*before, *now))
+                if before.get(key) != now.get(key)
+            ]
+            if differing:
+                raise StudyError(
+                    f"out={self.out}: it holds another study, which these settings contradict:\n" + "\n".join(differing)
+                )
+        try:
+            (self.out / "runs").mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise StudyError(f"out={self.out}: the folder cannot be created ({error.strerror})") from None
+        self._lock_folder()
+        for left in self.out.glob(".cache-*"):  # from a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        variables = self.setting.task.variables
+        write_npz(self.out / "weights.npz", ((e.path, e.variable.numpy()) for e in variables))
+        keep_examples(self.out, self.setting.task.source)
+        if kept is None:
+            write_json(
+                self.out / "job.json", {"format": results.FORMAT, "job": self.job.to_json(), "command": self.command}
+            )
+
+    def close(self) -> None:
+        """Lets other processes use the folder again."""
+        if (lock := getattr(self, "_lock", None)) is not None:
+            lock.close()
+
+    def _lock_folder(self) -> None:
+        """Keeps other processes out of the folder: they would slow down and repeat each other's runs."""
+        try:
+            import fcntl
+        except ImportError:  # a system without such locks
+            return
+        self._lock = open(self.out / ".lock", "w")  # noqa: SIM115 - `close` closes it
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StudyError(f"out={self.out}: another study is running in this folder") from None
+
+
+def build_plan(config: StudyConfig, *, command: str, say: Callable[[str], None] | None = None) -> Plan:
+    """Opens data, model and weights, and decides what will be run. Everything is checked before anything runs.
+
+    ``command`` is the command, or the Python call, that repeats the study; ``say`` is called with lines about files that
+    are left out and slow progress. Raises InputError if something that the configuration names does not exist or does
+    not fit, or if nothing would be run.
+    """
+    for name in config.runners:
+        registry.runner_target(name)
+    setting = _open_setting(config, say)
+    known = ModelStrategies(setting.task.variables, setting.task.model.statistics)
+    strategies, unmatched = _choose_strategies(config, known)
+    runners, unable = _choose_runners(config, setting)
+    stamp = f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    name = config.model.replace(":", "-").replace("/", "-").split(",")[0]
+    out = pathlib.Path(config.out or f"runs/{stamp}-freezing-{name}")
+    plan = Plan(config, command, out, setting, strategies, runners)
+    plan.left_out = [{"strategy": s, "runner": r, "reason": why} for s, why in unmatched.items() for r in runners]
+    plan.left_out += [{"strategy": s.name, "runner": r, "reason": why} for r, why in unable.items() for s in strategies]
+    phases = {s.name: [dataclasses.asdict(phase) for phase in s.phases(setting.job.steps)] for s in strategies}
+    for repeat in range(config.repeat_count):
+        turned = len(plan.pairs) * repeat // config.repeat_count  # a machine that slows down hits other runs each time
+        for strategy, runner in plan.pairs[turned:] + plan.pairs[:turned]:
+            plan.runs.append(
+                Run(
+                    out=str(plan.out),
+                    strategy=strategy,
+                    runner=runner,
+                    repeat=repeat + 1,
+                    target=registry.runner_target(runner),
+                    phases=phases[strategy],
+                    check_numerics=config.check_numerics,
+                    histograms=config.histograms and runner in ENGINE_RUNNERS and repeat == 0,
+                )
+            )
+    if config.histograms:
+        _check_histograms(runners)
+    return plan
+
+
+def _open_setting(config: StudyConfig, say: Callable[[str], None] | None) -> Setting:
+    """Data, model and weights, and the job that follows from them."""
+    shared = {name: getattr(config, name) for name in _SHARED}
+    task = Task.open(**shared, image_size=config.image_size, say=say)
+    train = _count(config.train_examples, _TRAIN_EXAMPLES, len(task.source.train))
+    evaluation = _count(config.eval_examples, _EVAL_EXAMPLES, len(task.source.eval))
+    chosen = choose_examples(task.source, train=train, evaluation=evaluation)
+    resized = config.image_size is not None or config.data.startswith("folder:")
+    sha256 = task.source.fingerprint()
+    task = dataclasses.replace(task, source=chosen)
+    steps = _count_steps(config, task)
+    job = Job(
+        **shared,
+        data_sha256=sha256,
+        train_examples=train,
+        eval_examples=evaluation,
+        image_size=chosen.image_shape[:2] if resized else None,
+        weights_sha256=weights_sha256((e.path, e.variable.numpy()) for e in task.variables),
+        images=task.images,
+        micro_batches=config.micro_batches,
+        steps=steps,
+        eval_every=config.eval_every or -(-steps // _EVALUATIONS),
+        learning_rate=config.learning_rate,
+        versions=host.versions(),
+    )
+    return Setting(job, task)
+
+
+def _count(asked: int | None, usual: int, count: int) -> int | None:
+    """How many examples are used: as many as asked, else as many as usual; None for all."""
+    if asked is None:
+        return usual if count > usual else None
+    return asked or None
+
+
+def _count_steps(config: StudyConfig, task: Task) -> int:
+    if config.steps is not None:
+        return config.steps
+    if config.epochs is not None:
+        return max(1, round(config.epochs * task.per_epoch))
+    steps = _KERAS_STEPS if is_keras(task.model.network) else _STEPS
+    return steps // 2 if config.quick else steps
+
+
+def _choose_strategies(config: StudyConfig, known: ModelStrategies) -> tuple[list[Strategy], dict[str, str]]:
+    """The strategies to compare; and, for each that this model does not have, the reason."""
+    own = [f"train={config.train}"] if config.train is not None else []
+    found: list[Strategy] = []
+    if config.strategies:
+        asked = split_items(config.strategies)
+        if own and any(item.partition("=")[0] == "train" for item in asked):
+            raise StudyError(f"train={config.train!r}: strategies has one of that name too")
+        own = asked + own
+    elif config.quick:
+        quick = ("head", *(f"last_{n}" for n in known.ladder[:2][-1:]), "bias", "full")
+        own = [name for name in known.names() if name in quick] + own
+    else:
+        found = known.defaults()
+    unmatched: dict[str, str] = {}
+    for text in own:
+        try:
+            found.append(known.strategy(text))
+        except FilterError as error:
+            if not config.skip_unmatched:
+                raise FilterError(f"{error}\n(skip_unmatched leaves such strategies out)") from None
+            unmatched[text.partition("=")[0]] = str(error)
+    if not found:
+        raise StudyError(f"strategies={','.join(config.strategies)!r}: none of them matches anything on this model")
+    return found, unmatched
+
+
+def _choose_runners(config: StudyConfig, setting: Setting) -> tuple[list[str], dict[str, str]]:
+    """The runners to compare; and, for each that cannot run the job, the reason."""
+    names = config.runners or registry.runner_names()
+    classes = {name: registry.load_runner(registry.runner_target(name)) for name in names}
+    unable = {name: why for name, kind in classes.items() if (why := kind.why_not(setting)) is not None}
+    if config.runners and unable:
+        name, why = next(iter(unable.items()))
+        raise StudyError(f"runners={name!r}: it cannot run this job, because {why}")
+    able = [name for name in names if name not in unable]
+    if config.quick and not config.runners:
+        third = next((name for name in ("v1_var_list", "keras_fit") if name in able), None)
+        able = [*ENGINE_RUNNERS, *([third] if third else [])]
+    return able, unable
+
+
+def _check_histograms(runners: Sequence[str]) -> None:
+    if not set(runners) & set(ENGINE_RUNNERS):
+        raise StudyError(
+            f"histograms: only the runners {' and '.join(ENGINE_RUNNERS)} have them, and runners has neither"
+        )
+    for package in ("tensorboard", "matplotlib"):
+        try:
+            __import__(package)
+        except ImportError:
+            raise InputError(f"histograms: the package {package} is missing; install the extra `report`") from None
+
+
+def summarize_left_out(left_out: Sequence[Mapping[str, str]]) -> list[str]:
+    """What is left out, one line for each reason."""
+    found: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
+    for row in left_out:
+        strategies, runners = found.setdefault(row["reason"], ({}, {}))
+        strategies[row["strategy"]] = runners[row["runner"]] = None
+    return [f"{', '.join(runners)} on {', '.join(strategies)}: {why}" for why, (strategies, runners) in found.items()]

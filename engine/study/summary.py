@@ -1,0 +1,119 @@
+"""study.json: everything that is known of a study, as one JSON value."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from engine.selection.layer_groups import part_names
+from engine.study import results
+from engine.study.job import read_record
+from engine.study.planning import Plan
+
+
+def summarize(plan: Plan, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """study.json of a plan and the runs of it that are finished, failed or left out."""
+    job, task, source = plan.job, plan.setting.task, plan.setting.task.source
+    runs = [*runs, *plan.others()]
+    pairs = list(dict.fromkeys([*plan.pairs, *((run["strategy"], run["runner"]) for run in runs)]))
+    names = dict.fromkeys(name for name, _ in pairs)
+    blocks = part_names(task.variables)
+    machine = (read_record(plan.out / "machine.json") or {}).get("gemm_gflops", {"median": 0.0, "p10": 0.0, "p90": 0.0})
+    target, how = results.choose_target(runs, plan.config.target_accuracy)
+    return {
+        "format": results.FORMAT,
+        "job": {
+            "model": job.model,
+            "data": source.name,
+            "train_examples": len(source.train),
+            "eval_examples": len(source.eval),
+            "classes": len(source.classes),
+            "image_shape": list(source.image_shape),
+            "batch_size": job.batch_size,
+            "steps": job.steps,
+            "epochs": job.steps / plan.setting.batches.per_epoch,
+            "precision": job.precision,
+            "micro_batches": job.micro_batches,
+            "seed": job.seed,
+            "optimizer": "adam",
+            "learning_rate": job.learning_rate,
+            "repeats": max(run["repeat"] for run in runs) if runs else 0,
+            "target_accuracy": target,
+            "command": plan.command,
+        },
+        "machine": _describe_machine() | {"gemm_gflops": machine},
+        "versions": dict(job.versions),
+        "parameters": task.variables.parameters,
+        "variables": [{"path": e.path, "parameters": e.size, "block": blocks[e.path]} for e in task.variables],
+        "strategies": [_describe_strategy(plan, name, runs) for name in names],
+        "baseline": results.find_baseline(runs),
+        "results": results.build_rows(
+            runs,
+            pairs,
+            precision=job.precision,
+            micro_batches=job.micro_batches,
+            gemm_gflops=machine["p90"],  # nearly the peak: other programs, for a moment, do not lower it
+            target=target,
+        ),
+        "curves": results.collect_curves(runs),
+        "left_out": plan.left_out + _left_out(runs),
+        "notes": _write_notes(plan, runs, how),
+    }
+
+
+def _left_out(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """The (strategy, runner) whose processes found that they have nothing of their own to show."""
+    found = {(run["strategy"], run["runner"]): run["left_out"] for run in runs if "left_out" in run}
+    return [{"strategy": strategy, "runner": runner, "reason": why} for (strategy, runner), why in found.items()]
+
+
+def _write_notes(plan: Plan, runs: Sequence[Mapping[str, Any]], how: str) -> list[str]:
+    """What a reader must know, a sentence each; ``how`` says how the target accuracy was chosen."""
+    notes = [*results.find_disagreements(runs, precision=plan.job.precision), *([how] if how else [])]
+    if any(run["runner"].startswith("v1_") for run in runs):
+        size = sum(entry.bytes for entry in plan.setting.task.variables)
+        notes.append(
+            f"The TF1 runners hold the weights twice ({size / 2**20:.1f} MiB more): in the session, and in the variables "
+            "that the freeze proof reads."
+        )
+    notes += results.find_disturbed(runs)
+    notes += [
+        f"{r['strategy']}, {r['runner']}: {r['skipped_steps']} steps were not finite and were skipped."
+        for r in runs
+        if r.get("skipped_steps")
+    ]
+    return notes
+
+
+def _describe_strategy(plan: Plan, name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A strategy as it was run, or as it is planned when it has not been run."""
+    done = next((run for run in runs if run["strategy"] == name and run.get("done")), None)
+    variables = plan.setting.task.variables
+    if done is not None:
+        phases = [{key: row[key] for key in ("name", "train", "from_step", "to_step")} for row in done["done"]]
+        trained = done["trained"]
+    else:
+        strategy = next(strategy for strategy in plan.strategies if strategy.name == name)
+        phases, trained, start = [], [], 0
+        for stage in plan.setting.stages(strategy.phases(plan.job.steps)):
+            stop = min(plan.job.steps, start + stage.phase.step_count(plan.setting.batches.per_epoch))
+            phases.append({"name": stage.phase.name, "train": stage.phase.train, "from_step": start, "to_step": stop})
+            trained += [e.path for e in (*stage.selection.trained, *stage.selection.moving) if e.path not in trained]
+            start = stop
+    sizes = {entry.path: entry.size for entry in variables if entry.kind == "weight"}
+    parameters = sum(sizes.get(path, 0) for path in trained)
+    return {"name": name, "phases": phases, "trained": trained, "parameters": parameters}
+
+
+def _describe_machine() -> dict[str, Any]:
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {"cpu": cpu, "cores": cores, "memory_bytes": memory, "system": platform.platform()}

@@ -88,7 +88,7 @@ class Model:
 def check_family(spec: str) -> None:
     """Raises ModelSpecError unless the name begins with a family of models, or with the size of a ViT."""
     name = spec.split(",")[0].strip()
-    if name.startswith("vit:"):
+    if name.partition(":")[0] == "vit":
         parse_vit_size(spec)
     elif name != "cnn:mini" and name.partition(":")[0] not in ("keras", "file", "py"):
         known = [*NAMES, *KERAS_NAMES]

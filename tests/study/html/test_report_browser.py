@@ -202,10 +202,10 @@ def test_names_of_users_are_never_run(browser: Any, pages: dict[str, str]) -> No
 def test_the_policy_would_stop_what_got_in(browser: Any, pages: dict[str, str]) -> None:
     show(browser, pages["one"])
     browser.execute_script("""
-        const script = document.createElement("script"); script.textContent = "step.ran = true"; document.body.append(script);
+        const script = document.createElement("script"); script.textContent = "window.ran = true"; document.body.append(script);
         const image = document.createElement("img"); image.src = "http://127.0.0.1:9/x.png"; document.body.append(image);
     """)
-    assert browser.execute_script("return step.ran === undefined")
+    assert browser.execute_script("return window.ran === undefined")
     said = "".join(entry["message"] for entry in browser.get_log("browser"))
     assert said.count("Content Security Policy") == 2
 

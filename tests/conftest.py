@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
+import forked
 import numpy as np
 import pytest
 
@@ -30,15 +31,23 @@ def libraries() -> None:
 
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 20)  # functions that are traced make very many objects, few of them garbage
 
 
 @pytest.fixture(scope="session")
-def finetune() -> Program:
+def programs() -> Iterator[forked.Programs]:
+    """Runs Python programs without the time that their start takes."""
+    found = forked.Programs()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def finetune(programs: forked.Programs) -> Program:
     """Runs ``python -m scripts.finetune`` with flags; checks that no traceback reaches the user."""
 
     def run(*flags: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "scripts.finetune", *flags]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+        done = programs.run(["-m", "scripts.finetune", *flags])
         assert "Traceback" not in done.stdout + done.stderr, done.stderr
         assert done.returncode == code, f"exit code {done.returncode}, {code} is wanted:\n{done.stdout}\n{done.stderr}"
         return done
@@ -82,7 +91,7 @@ for words in asked:
 
 
 @pytest.fixture(scope="session")
-def run_each() -> Callable[..., list[tuple[int, str, str]]]:
+def run_each(programs: forked.Programs) -> Callable[..., list[tuple[int, str, str]]]:
     """Runs a program with each of these flags: (exit code, stdout, stderr) of each; checks that none has a traceback.
 
     All in one process, since each would take seconds to start; not in the tests' own, because programs share names
@@ -92,11 +101,8 @@ def run_each() -> Callable[..., list[tuple[int, str, str]]]:
     def run(
         program: str, asked: Sequence[Sequence[str]], *, apart: bool = False, seconds: int = 300
     ) -> list[tuple[int, str, str]]:
-        command = [sys.executable, "-c", EACH, program, "apart" if apart else "here"]
-        lines = json.dumps([list(words) for words in asked])
-        done = subprocess.run(
-            command, cwd=ROOT, input=lines, capture_output=True, text=True, timeout=seconds, check=False
-        )
+        words = ["-c", EACH, program, "apart" if apart else "here"]
+        done = programs.run(words, given=json.dumps([list(words) for words in asked]), seconds=seconds)
         assert done.returncode == 0, done.stderr
         found = [tuple(json.loads(line)) for line in done.stdout.splitlines()]
         assert len(found) == len(asked)

@@ -107,6 +107,7 @@ def keras_models() -> list[tuple[Any, Any]]:
     return list(zip([*models, Subclassed(bases[5])], norms, strict=True))
 
 
+@pytest.mark.slow
 def test_keras_models_hold_or_move_their_statistics_as_the_page_says() -> None:
     rows = re.findall(r"^\| .* \| (holds|\*\*moves\*\*) \|$", TEXTS["docs/from_keras.md"], re.MULTILINE)
     images = np.random.default_rng(0).normal(3.0, 2.0, size=(64, 8)).astype("float32")

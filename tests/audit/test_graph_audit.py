@@ -260,7 +260,13 @@ def engine_step(name: str, filter: str, **options: Any) -> tuple[Any, Any, Train
 
 
 @pytest.mark.parametrize("options", [{}, {"micro_batch_size": 4, "ema": 0.9, "loss_scale": True}], ids=["plain", "all"])
-@pytest.mark.parametrize(("name", "filter"), [("vit:mini", "head/.* @blocks[:1]"), ("cnn:mini", "@norm head/.*")])
+@pytest.mark.parametrize(
+    ("name", "filter"),
+    [
+        pytest.param("vit:mini", "head/.* @blocks[:1]", marks=pytest.mark.slow),
+        ("cnn:mini", "@norm head/.*"),
+    ],
+)
 def test_a_step_s_rows_agree_with_its_selection_and_with_what_moves(name: str, filter: str, options: Any) -> None:
     from engine.training.precision import LossScale
 

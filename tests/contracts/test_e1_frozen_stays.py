@@ -68,7 +68,7 @@ CASES = [
     ("cnn", "@all !@stats", "adam"),
     pytest.param("mobilenet", "@head", "nesterov", marks=pytest.mark.slow),
     pytest.param("mobilenet", "@layers[-20:] @head", "adamw", marks=pytest.mark.slow),
-    ("mobilenet", "@layers[-20:] @head !@stats", "sgd"),
+    pytest.param("mobilenet", "@layers[-20:] @head !@stats", "sgd", marks=pytest.mark.slow),
 ]
 
 
@@ -132,7 +132,7 @@ def test_a_planted_write_to_frozen_statistics_fails_the_proof() -> None:
 SPLIT_CASES = [
     ("vit", "@blocks[-1:] @head !@norm", "adamw"),
     ("cnn", "stages/[23]/.* @head", "nesterov"),
-    ("mobilenet", "@layers[-20:] @head !@stats", "adamw"),
+    pytest.param("mobilenet", "@layers[-20:] @head !@stats", "adamw", marks=pytest.mark.slow),
 ]
 
 

@@ -51,6 +51,8 @@ PAIRWISE = [
     Case("full", "momentum", True, False, 2, True),
 ]
 
+QUICK = (1, 3, 4, 7)  # of these: every selection, and every other setting
+
 
 def loss_of(model: Any, weighted: bool, terms: int) -> Any:
     """A classifier's loss, and with two terms the size of its outputs, with weights of its own."""
@@ -143,7 +145,11 @@ def test_the_short_list_holds_every_pair_of_settings() -> None:
     assert len(PRODUCT) == 128
 
 
-@pytest.mark.parametrize("case", PAIRWISE, ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[pytest.mark.slow] * (number not in QUICK)) for number, case in enumerate(PAIRWISE)],
+    ids=str,
+)
 @pytest.mark.usefixtures("deterministic_ops")
 def test_micro_batches_are_one_batch(case: Case) -> None:
     check([case], depth=2 if case.selection == "last blocks" else 1)  # compiling takes the time
@@ -178,10 +184,11 @@ def trajectory(dtype: Any, micro_batch_size: int | None, steps: int) -> tuple[li
     return found, joined([entry.variable for entry in selection.trained])
 
 
+@pytest.mark.parametrize("sizes", [(4,), pytest.param((7, 1), marks=pytest.mark.slow)], ids=str)
 @pytest.mark.usefixtures("deterministic_ops")
-def test_dropout_drop_path_and_augmentation_do_not_depend_on_the_split() -> None:
+def test_dropout_drop_path_and_augmentation_do_not_depend_on_the_split(sizes: tuple[int, ...]) -> None:
     whole, weights = trajectory(tf.float64, None, steps=6)
-    for size in (7, 4, 1):  # 1, 2 and 7 micro-batches
+    for size in sizes:  # 2 micro-batches; 1 and 7
         split, split_weights = trajectory(tf.float64, size, steps=6)
         np.testing.assert_allclose(split, whole, rtol=WEIGHTS, err_msg=f"micro-batches of {size}")
         assert relative(split_weights, weights) < WEIGHTS, size

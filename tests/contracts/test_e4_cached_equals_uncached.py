@@ -170,7 +170,7 @@ def relative(a: np.ndarray, b: np.ndarray) -> float:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow) if name == "vit head" or "mobilenet" in name.lower() else name
+        pytest.param(name, marks=pytest.mark.slow) if name.startswith("vit") or "mobilenet" in name.lower() else name
         for name in CASES
     ],
 )
@@ -217,7 +217,14 @@ def test_state_above_the_line_moves_as_it_does_uncached() -> None:
         np.testing.assert_allclose(ours.variable.numpy(), theirs.variable.numpy(), rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["vit last 2 blocks", "branched keras model, last layers", "two heads"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("vit last 2 blocks", marks=pytest.mark.slow),
+        "branched keras model, last layers",
+        pytest.param("two heads", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.usefixtures("deterministic_ops")
 def test_evaluation_from_the_same_tensors_is_the_same(name: str) -> None:
     case = CASES[name]
@@ -233,7 +240,7 @@ def test_evaluation_from_the_same_tensors_is_the_same(name: str) -> None:
     np.testing.assert_allclose(ours.frozen_output_norm, theirs.frozen_output_norm, rtol=1e-12)
 
 
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("deterministic_ops")
 def test_mixed_precision_keeps_its_semantics(precision: str) -> None:
     """The tensors cross in the type that the step computes in, so that nothing is rounded twice."""

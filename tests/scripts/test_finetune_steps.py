@@ -131,7 +131,8 @@ def test_blocks_computed_again_give_the_same_losses(run: Any, whole: pathlib.Pat
 
 
 @pytest.mark.parametrize(
-    ("precision", "scale"), [("mixed_float16", 2.0**15), ("mixed_bfloat16", 1.0), ("float64", 1.0)]
+    ("precision", "scale"),
+    [("mixed_float16", 2.0**15), pytest.param("mixed_bfloat16", 1.0, marks=pytest.mark.slow), ("float64", 1.0)],
 )
 def test_each_precision_trains_and_metrics_hold_the_loss_scale(
     run: Any, tmp_path: pathlib.Path, precision: str, scale: float
@@ -326,6 +327,7 @@ def test_a_resume_counts_skipped_steps_on(run: Any, tmp_path: pathlib.Path, monk
     assert (end["steps"], end["skipped_steps"]) == (21, 20)
 
 
+@pytest.mark.slow
 def test_a_resume_keeps_the_plan_whatever_memory_there_is_now(
     run: Any, impossible: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,7 +49,7 @@ CASES = [
     pytest.param("@all", tf.float32, 2, marks=pytest.mark.slow),
     # a frozen block in the middle; one at the bottom
     pytest.param("blocks/0/norm2/.* @head", tf.float64, 2),
-    pytest.param("blocks/1/mlp/.*", tf.float32, None),
+    pytest.param("blocks/1/mlp/.*", tf.float32, None, marks=pytest.mark.slow),
 ]
 
 

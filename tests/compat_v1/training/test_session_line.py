@@ -155,7 +155,7 @@ def fifty_steps(case: Case, method: str, **options: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "method", "size"),
     [
-        ("vit head", "trainable", None),
+        pytest.param("vit head", "trainable", None, marks=pytest.mark.slow),
         pytest.param("vit last 2 blocks", "stop_gradient", None, marks=pytest.mark.slow),
         ("cnn last stage, frozen statistics", "var_list", 3),
     ],
@@ -184,7 +184,7 @@ def test_fed_equals_unfed_with_weights_in_micro_batches() -> None:
     assert relative(fed.changes, plain.changes) < TRAJECTORY
 
 
-@pytest.mark.parametrize("compute", ["bfloat16", "float16"])
+@pytest.mark.parametrize("compute", [pytest.param("bfloat16", marks=pytest.mark.slow), "float16"])
 @pytest.mark.usefixtures("deterministic_ops")
 def test_sixteen_bits_cross_as_they_are(compute: str) -> None:
     """So that nothing is rounded twice; with the loss scale that float16 needs."""
@@ -265,7 +265,7 @@ def test_a_limit_on_bytes_and_one_that_cannot_be_met() -> None:
 # --- evaluation
 
 
-@pytest.mark.parametrize("case", [VIT_BLOCK, CNN], ids=str)
+@pytest.mark.parametrize("case", [pytest.param(VIT_BLOCK, marks=pytest.mark.slow), CNN], ids=str)
 def test_evaluation_is_fed_the_same_tensors(case: Case) -> None:
     side = Side(case, tf.float64, "trainable")
     with side.loop as loop:

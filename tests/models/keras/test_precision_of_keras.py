@@ -85,6 +85,7 @@ def check(model: Any, shape: tuple[int, int, int], compute: str = "bfloat16") ->
     assert all(np.array_equal(before[entry.path], entry.variable.numpy()) for entry in selection.frozen)
 
 
+@pytest.mark.slow
 def test_an_application_computes_in_16_bits() -> None:
     model = build_model(SMALL, image_shape=(32, 32, 3), outputs=3, head="gap,8", compute=tf.bfloat16)
     check(model, (32, 32, 3))

@@ -249,6 +249,7 @@ def test_texts_stand_out(browser: Any, pages: dict[str, str], scheme: str) -> No
     assert (sum(map(int, re.findall(r"\d+", dark)[:3])) < 150) is (scheme == "dark")
 
 
+@pytest.mark.slow
 def test_it_prints_with_the_whole_table(browser: Any, pages: dict[str, str], tmp_path: pathlib.Path) -> None:
     show(browser, pages["rich"], scheme="dark")
     printed = browser.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True, "printBackground": False})

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from engine.training.losses import Loss as Loss, supervised_loss as supervised_loss
     from engine.training.optimizers import SGD as SGD, Adam as Adam, AdamW as AdamW, Momentum as Momentum
     from engine.training.precision import LossScale as LossScale
+    from engine.training.rates import parse_rates as parse_rates
     from engine.training.step import StepResult as StepResult, TrainStep as TrainStep
 
 _HOMES = {
@@ -53,6 +54,7 @@ _HOMES = {
     "engine.training.losses": ("Loss", "supervised_loss"),
     "engine.training.optimizers": ("SGD", "Adam", "AdamW", "Momentum"),
     "engine.training.precision": ("LossScale",),
+    "engine.training.rates": ("parse_rates",),
     "engine.training.step": ("StepResult", "TrainStep"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

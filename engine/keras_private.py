@@ -7,6 +7,8 @@ an attribute of a Keras object that begins with an underscore. Keras is imported
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -32,6 +34,58 @@ def seed_generators(layer: Any) -> Sequence[Any]:
     return getattr(layer, "_seed_generators", ())
 
 
+def is_built_in(layer: Any) -> bool:
+    """Whether a layer's class is one of Keras' own, which list all their variables."""
+    return type(layer).__module__.startswith("keras.")
+
+
+def own_attributes(layer: Any) -> Iterator[tuple[str, Any]]:
+    """Yields the attributes of a layer that its class sets, without those of Keras and of TensorFlow's tracking."""
+    from keras import Layer, Model
+
+    for name, value in vars(layer).items():
+        if name not in vars(_blank(Model if isinstance(layer, Model) else Layer)) and not name.startswith("_self_"):
+            yield name, value
+
+
+@functools.cache
+def _blank(kind: Any) -> Any:
+    """A layer or model without anything of its own."""
+    return kind()
+
+
+@contextlib.contextmanager
+def inference_mode(layers: Sequence[Any]) -> Iterator[None]:
+    """Makes layers compute with ``training=False``, whatever they are called with, within a ``with`` block.
+
+    Keras has no such switch: ``layer.trainable`` decides the mode of BatchNormalization only. Layers inside are called as
+    the layer itself calls them.
+    """
+    with contextlib.ExitStack() as stack:
+        for layer in layers:
+            own = vars(layer)
+            stack.callback(own.__setitem__ if "call" in own else own.pop, "call", own.get("call"))
+            own["call"] = _in_inference(layer.call)
+        yield
+
+
+def _in_inference(call: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(call)
+
+    @functools.wraps(call)
+    def held(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        bound.arguments["training"] = False
+        return call(*bound.args, **bound.kwargs)
+
+    return held
+
+
+def takes_training(layer: Any) -> bool:
+    """Whether a layer is told its mode, so that ``inference_mode`` can hold it."""
+    return "training" in inspect.signature(layer.call).parameters
+
+
 def own_losses(layer: Any) -> Sequence[Any]:
     """Returns the losses that a layer itself added during its last call, including activity regularisers."""
     return layer._get_own_losses()
@@ -45,6 +99,36 @@ def inbound_nodes(operation: Any) -> Sequence[Any]:
 def slot_variables(optimizer: Any) -> list[Any]:
     """Returns the first and second moments of an Adam optimizer."""
     return [*optimizer._momentums, *optimizer._velocities]
+
+
+def model_from_old_config(text: str) -> Any:
+    """Builds a model, with initial weights and in safe mode, from a configuration as old ``.h5`` files have it (JSON)."""
+    import keras
+    from keras.src.legacy.saving import json_utils, saving_options, saving_utils
+    from keras.src.saving import serialization_lib
+
+    with saving_options.keras_option_scope(use_legacy_config=True), serialization_lib.SafeModeScope(True):
+        return saving_utils.model_from_config(json_utils.decode(text), custom_objects=keras.saving.get_custom_objects())
+
+
+def set_policy(layer: Any, name: str) -> None:
+    """Makes a built layer compute by the dtype policy of this name, even where it shares a DTypePolicyMap with others.
+
+    The public setter changes the map, in which the policy of one layer may also be that of layers inside it.
+    """
+    import keras
+
+    layer._dtype_policy = keras.dtype_policies.get(name)
+
+
+def widen_inputs(model: Any, dtype: str) -> None:
+    """Makes a graph of layers take floating inputs in at least this dtype: it casts to that of its input layers first."""
+    import tensorflow as tf
+
+    for tensor in model.inputs:
+        own = tf.as_dtype(tensor.dtype)
+        if own.is_floating and own.size < tf.as_dtype(dtype).size:
+            tensor._dtype = tensor._keras_history.operation._dtype = dtype
 
 
 def snake_case(name: str) -> str:

@@ -6,13 +6,16 @@ java.util.SplittableRandom.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+
+from engine import tensorflow_private
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX1 = 0xBF58476D1CE4E5B9
@@ -28,6 +31,24 @@ def seed_global_generators(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     tf.random.set_seed(seed)
+
+
+@contextlib.contextmanager
+def kept_global_generators() -> Iterator[None]:
+    """A scope for running foreign code early: afterwards the generators of Python and NumPy are as they were before it.
+
+    TensorFlow's are as after ``tf.random.set_seed``, if that was called: their state cannot be read.
+    """
+    import tensorflow as tf
+
+    states = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        if (seed := tensorflow_private.global_seed()) is not None:
+            tf.random.set_seed(seed)
 
 
 def example_seeds(seed: int, epoch: int, index: np.ndarray) -> np.ndarray:

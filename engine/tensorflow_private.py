@@ -6,8 +6,9 @@ Supporting a new version of TensorFlow means checking this file and its test: no
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 
@@ -57,6 +58,29 @@ def cancellation_manager() -> Any:
     return cancellation.CancellationManager()
 
 
+@contextlib.contextmanager
+def graph_optimizer_off() -> Iterator[None]:
+    """Within this scope, functions run as they were built, without Grappler.
+
+    The options are public, but only a private name shows whether a function will run with them.
+    """
+    import tensorflow as tf
+    from tensorflow.core.protobuf import config_pb2
+    from tensorflow.python.eager import context
+
+    name = "disable_meta_optimizer"
+    before = tf.config.optimizer.get_experimental_options().get(name, False)
+    tf.config.optimizer.set_experimental_options({name: True})
+    try:
+        serialized = context.context().function_call_options.config_proto_serialized
+        options = config_pb2.ConfigProto.FromString(serialized).graph_options.rewrite_options
+        if not options.disable_meta_optimizer:
+            raise RuntimeError("TensorFlow's graph optimizer could not be switched off")
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({name: before})
+
+
 def call_unchecked(function: Any, flat: Sequence[Any]) -> Any:
     """Calls a concrete function with flattened arguments, without checking them.
 
@@ -65,9 +89,54 @@ def call_unchecked(function: Any, flat: Sequence[Any]) -> Any:
     return function.inference_fn.call_preflattened([*flat, *function.captured_inputs])
 
 
+def global_seed() -> int | None:
+    """Returns the seed that ``tf.random.set_seed`` was given last; there is no public way to ask."""
+    from tensorflow.python.eager import context
+
+    return context.global_seed()
+
+
+def inline_calls(function: Any) -> Any:
+    """Returns the graph of a concrete function as a GraphDef, in which the functions that it calls are inlined.
+
+    Functions of a SavedModel are graphs already, so that running functions eagerly while tracing does not inline them.
+    """
+    from tensorflow.python.framework import convert_to_constants
+
+    return convert_to_constants._run_inline_graph_optimization(function, False, True)
+
+
 def ignored_module_properties(module: Any) -> Collection[str]:
     """Returns the attributes that ``tf.Module`` itself skips when it collects variables."""
     return type(module)._TF_MODULE_IGNORED_PROPERTIES
+
+
+def is_saved_object(value: Any) -> bool:
+    """Whether an object tracks its attributes as a loaded SavedModel does, but is not a ``tf.Module``."""
+    import tensorflow as tf
+
+    return isinstance(value, tf.__internal__.tracking.AutoTrackable) and not isinstance(value, tf.Module)
+
+
+def function_variables(value: Any) -> list[Any] | None:
+    """Returns the variables that a concrete function, or the functions of a loaded one, captured; None for other objects."""
+    from tensorflow.python.eager.polymorphic_function.concrete_function import ConcreteFunction
+    from tensorflow.python.saved_model.function_deserialization import RestoredFunction
+
+    functions = value.concrete_functions if isinstance(value, RestoredFunction) else [value]
+    if not all(isinstance(function, ConcreteFunction) for function in functions):
+        return None
+    try:
+        return [variable for function in functions for variable in function.variables]
+    except AssertionError:  # a variable was deleted; calling the function says so
+        return []
+
+
+def function_graph(function: Any) -> tuple[Any, Any]:
+    """Returns a library function as a GraphDef, whose placeholders are its arguments; and tensor in it -> tensor there."""
+    from tensorflow.python.framework import function_def_to_graph
+
+    return function_def_to_graph.function_def_to_graph_def(function)
 
 
 def reference_type(dtype: Any) -> Any:

@@ -87,6 +87,19 @@ def compile_pattern(pattern: str, *, name: str) -> re.Pattern[str]:
         raise InputError(f"{name}={pattern!r} is not a valid regular expression ({error})") from None
 
 
+def parse_number(text: str) -> float | None:
+    """The number that a text such as ``1e-3`` is; None if it is not a number. NaN and infinity are numbers here.
+
+    Example:
+        >>> parse_number("1e-3"), parse_number("1_000"), parse_number("fast")
+        (0.001, None, None)
+    """
+    try:
+        return None if "_" in text else float(text)
+    except ValueError:
+        return None
+
+
 def _ranges(numbers: Sequence[int]) -> str:
     words: list[str] = []
     start = previous = numbers[0]

@@ -1,7 +1,7 @@
 """List the variables that a training graph may write, by which op and why, and report contradictions.
 
---graph is a .meta file, the folder of a TensorFlow 1 SavedModel, or the directory of a finetune run. Nothing in a graph
-is run. The exit code is 1 if there are findings (each comes with a fix), else 0.
+--graph is a .meta file, the folder of a TensorFlow 1 SavedModel, a graph.pbtxt, or the directory of a finetune run.
+Nothing in a graph is run. The exit code is 1 if there are findings (each comes with a fix), else 0.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ F = flags.FLAGS
 cli.define_flags(
     __name__,
     {
-        "graph": "A .meta file, a SavedModel's folder or saved_model.pb, or a run directory.",
-        "tags": "Comma-separated tags of the graph to audit, needed if a SavedModel holds several graphs.",
+        "graph": "A .meta file, a SavedModel's folder or saved_model.pb, a graph.pbtxt, or a run directory.",
+        "tags": "Comma-separated tags of the graph to audit, where a SavedModel holds several (unless given, the one tagged train).",
         "train_op": "Name of the op that is fetched to train, or several, comma-separated (unless given, the only candidate).",
         "expect_frozen": "A filter, as for finetune's --train, of variables that must not be written; each that may be written is a finding.",
         "out": "A .json file to write (none unless given).",
@@ -60,10 +60,12 @@ def _audit(path: pathlib.Path, *, is_run: bool) -> Any:
 
     if is_run:
         return audit_run(path, expect_frozen=F.expect_frozen)
-    graph = metagraph.read_metagraph(path, tags=F.tags)
+    graph = metagraph.read_metagraph(path, tags=F.tags, training=True)
     for repair in graph.repairs:
         print(f"repaired: {repair}")
-    return audit_graph(graph.facts(), F.train_op, expect_frozen=F.expect_frozen)
+    for note in filter(None, [graph.note, graph.unknown_note()]):
+        print(f"graph: {note}")
+    return audit_graph(graph.facts(F.train_op), F.train_op, expect_frozen=F.expect_frozen)
 
 
 def run() -> None:

@@ -46,7 +46,8 @@ def _run(main: Callable[[], int], about: str, flags_in: str) -> int:
     try:
         rest = flags.FLAGS(sys.argv)
         if len(rest) > 1:
-            raise flags.Error(f"unexpected argument {rest[1]!r}; expected only --flags")
+            hint = f", as in --resume --out={rest[1]}" if "--resume" in sys.argv else ""
+            raise flags.Error(f"unexpected argument {rest[1]!r}; expected only --flags{hint}")
     except flags.Error as error:
         return _fail(name, error, BAD_INPUT, "--help lists the flags")
     return answer(name, main)

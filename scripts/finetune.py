@@ -7,11 +7,15 @@ tensorboard/, checkpoints/, trained.npz and ledger.json.
 
 from __future__ import annotations
 
+from engine.runs import existing
+
 from . import cli, finetune_flags
 
 
 def main() -> int:
-    config = finetune_flags.config()  # bad flags are refused before TensorFlow is imported
+    config = finetune_flags.config()  # bad flags are refused before TensorFlow is imported, and so is a folder in use
+    if config.out is not None:
+        existing.check_out(config.out, resume=config.resume)
     cli.import_tensorflow(keras=cli.needs_keras(config.model))
     from engine.recipes.finetune import finetune
 

@@ -10,12 +10,12 @@ from . import cli
 
 HELP = {
     # ---- what is trained on what
-    "model": "vit:mini, vit:Ti/16, vit:S/16, vit:B/16, vit:L/16 (any patch size; options after a comma: pool=mean, class_token, fc_norm, norm_epsilon=R, gelu=tanh, layer_scale, dropout=R, drop_path=R, depth=N, classes=N), cnn:mini; keras:NAME from keras.applications, with its options, such as keras:MobileNetV2,alpha=0.35; file:X.keras or file:X.h5 (a saved Keras model, read in safe mode; preprocess=tf|torch|caffe|unit|pixels says how its images are scaled); or py:module:factory (imports your code: factory(image_shape, outputs) returns a tf.Module or a Keras model). Keras models keep their BatchNorm statistics unless the filter says @stats.",
+    "model": "vit:mini, vit:Ti/16, vit:S/16, vit:B/16, vit:L/16 (any patch size; options after a comma: pool=mean, class_token, fc_norm, norm_epsilon=R, gelu=tanh, layer_scale, dropout=R, drop_path=R, depth=N, classes=N), cnn:mini; keras:NAME from keras.applications, with its options, such as keras:MobileNetV2,alpha=0.35; file:X.keras or file:X.h5 (a saved Keras model, read in safe mode); or py:module:factory (imports your code: factory(image_shape, outputs) returns a tf.Module or a Keras model). For both, preprocess=tf|torch|caffe|unit|pixels says how images are scaled, where the network does not show it. Keras models keep their BatchNorm statistics unless the filter says @stats.",
     "head": "New head of a Keras model: pooling gap, gmp or flatten, then hidden layers (units) and dropout=R, such as gap,256,dropout=0.5 (default for keras: models: gap; file: and py: models keep their own).",
     "weights": "auto (the weights that ship with the model, or ImageNet's if they are already on this machine), none (random), imagenet (keras: models; Keras downloads them), or a file: .npz (such as a run's checkpoint), safetensors, Keras HDF5 (.weights.h5, .h5) or .keras, or the prefix or folder of a TensorFlow checkpoint. AugReg, Hugging Face ViT and DINOv2, timm, and our own runs are recognised. A head of another shape starts anew.",
     "slots": "Optimizer slots in the file of --weights (optimizer/<path>/<slot>, as port_checkpoint and a run's checkpoints write them): continue from them in the first phase, where the optimizer keeps the same slots, or start fresh.",
     "rules": "Which tensor of --weights becomes which variable: a rule file, or frostline, vit_augreg, vit_hf, dinov2_hf, vit_timm (default: chosen by the names in the file).",
-    "data": "fashion_mnist_mini (embedded), fashion_mnist (Debian's package dataset-fashion-mnist, or a download), idx:DIR (four MNIST-style files, gzipped or not), npz:FILE with train_images, train_labels [, val_*, test_*], or folder:DIR (JPEG, PNG, GIF, BMP): DIR/train, DIR/val, DIR/test with one folder per class, or DIR with one folder per class.",
+    "data": "fashion_mnist_mini (embedded), fashion_mnist (Debian's package dataset-fashion-mnist, or a download), idx:DIR (four MNIST-style files, gzipped or not), npz:FILE with train_images, train_labels [, val_*, test_*], or folder:DIR (JPEG, PNG, GIF, BMP): DIR/train, DIR/val (or valid, validation, dev, eval), DIR/test with one folder per class, or DIR with one folder per class.",
     "image_size": "Pixels, N or HEIGHTxWIDTH: images are resized to cover this size, then cropped about the centre (default: image files get the size that the model is made for; other data stay as they are).",
     "bad_images": "Image files of a folder that cannot be read: stop and name them, or skip them (all files are decoded once at the start; run.json counts and names them).",
     "image_cache": "Memory for decoded or resized images, in bytes or with a unit (512MiB, 2GB); images that do not fit are decoded again at every reading. 0 keeps none.",
@@ -26,7 +26,7 @@ HELP = {
     "label_smoothing": "Share of the target spread over all classes, from 0 to below 1.",
     # ---- what trains, and how long
     "train": "Filter: what trains, e.g. 'head/.* @blocks[-2:] !@norm'. Without --phase there is then one phase.",
-    "phase": "A phase, repeatable: 'name=head steps=200 train=\"head/.*\" learning_rate=1e-3'. Keys: name, train, steps | epochs | until=plateau (patience, min_delta, max_steps), learning_rate, schedule, weight_decay, layer_decay, clip_norm.",
+    "phase": "A phase, repeatable: 'name=head steps=200 train=\"head/.*\" learning_rate=1e-3'. Keys: name, train, steps | epochs | until=plateau (patience, min_delta, max_steps), learning_rate, schedule, rates, weight_decay, decays, layer_decay, clip_norm.",
     "steps": "Total number of steps (optimizer updates); the first of the default phases takes a quarter of them.",
     "epochs": "Passes over the training part, instead of --steps (default: 8).",
     "early_stop": "End the run after this many evaluations in a row that are no better than the best one.",
@@ -34,7 +34,8 @@ HELP = {
     # ---- the optimizer
     "optimizer": "sgd, momentum, adam or adamw.",
     "learning_rate": "Learning rate; the default phases multiply it by 4 (first phase) and by 2 (second phase).",
-    "schedule": "Schedule of the learning rate within a phase: constant, cosine, linear or exponential [,warmup=N] (steps).",
+    "schedule": "Schedule of the learning rate within a phase: constant; cosine or linear [,end=R]; polynomial,power=R[,end=R] (end is the learning rate at the end, by default 0); exponential (to a hundredth over the phase) or exponential,rate=R,steps=N[,staircase] (times R every N steps); step,at=N:N[,factor=R] (times R, by default 0.1, after N steps of the phase). Each takes warmup=N, the steps in which the rate first rises.",
+    "rates": "Learning rates by filter, such as '@head=1e-3 @blocks[-2:]=1e-4': the last rule that matches a variable decides, and one that no rule matches takes --learning_rate. The schedule scales all alike; --layer_decay concerns only --learning_rate. 0 is an error: leave out of --train what should not move.",
     "momentum": "Momentum of --optimizer=momentum (default: 0.9).",
     "nesterov": "Use Nesterov's form of --optimizer=momentum.",
     "beta1": "Decay of the mean of gradients in adam and adamw, from 0 to below 1 (default: 0.9).",
@@ -42,6 +43,7 @@ HELP = {
     "epsilon": "Added by adam and adamw to the root of the mean of squares (default: 1e-8).",
     "weight_decay": "Decoupled weight decay per step, times the learning rate (default for adamw: 0.01).",
     "decay": "Filter: which trained variables decay (default: all but @bias @norm @embedding).",
+    "decays": "Weight decays by filter, such as '@head=0.1 @blocks=0', instead of --weight_decay: the last rule that matches a variable decides. Only what --decay says decays.",
     "layer_decay": "Factor on the learning rate per layer below the output, above 0 and at most 1.",
     "clip_norm": "Largest global norm of the selection's gradient (default: no clipping).",
     "batch_size": "Examples per step.",
@@ -62,7 +64,7 @@ HELP = {
     "cache_dir": "Folder of the caches; runs share it (default: feature_cache next to the run directory).",
     # ---- what is kept
     "out": "Run directory (default: a new one, runs/DATE-TIME-MODEL).",
-    "resume": "Go on from the newest undamaged checkpoint in --out, with the same flags.",
+    "resume": "Go on from the newest undamaged checkpoint in --out, with the flags of the run; --data may say where the same data lie now.",
     "eval_every": "Steps between evaluations (default: one epoch).",
     "log_every": "Steps between lines in metrics.jsonl.",
     "checkpoint_every": "Steps between checkpoints (default: one epoch).",
@@ -77,5 +79,14 @@ cli.define_flags(__name__, HELP, cli.field_defaults(FinetuneConfig), choices=CHO
 
 
 def config() -> FinetuneConfig:
-    """The config that the flags ask for; raises InputError if one is not valid, or contradicts another."""
+    """The config that the flags ask for; raises InputError if one is not valid, or contradicts another.
+
+    With --resume, flags that are not given are those of the run in --out.
+    """
+    if flags.FLAGS.resume and flags.FLAGS.out is not None:
+        from engine.recipes.resuming import resume_config
+
+        return resume_config(
+            flags.FLAGS.out, {name: flags.FLAGS[name].value for name in HELP if flags.FLAGS[name].present}
+        )
     return FinetuneConfig(**{name: flags.FLAGS[name].value for name in HELP})

@@ -13,7 +13,10 @@ from engine.recipes.finetune import RunResult
 from engine.recipes.job import Job
 from engine.recipes.listener import Listener
 from engine.runs.progress import Progress
-from engine.training.loop import Event
+from engine.selection.variables import NamedVariable
+from engine.text import shorten, table
+from engine.training.loop import Event, Stage
+from engine.training.optimizers import set_paces
 
 from . import cli
 
@@ -45,6 +48,8 @@ class PrintingListener(Listener):
                 print(f"line:    phase {name}: {decision.line.describe()}")
             size = f" ({sizes.format_bytes(decision.bytes)} on disk)" if decision.used else ""
             print(f"cache:   phase {name}: {'used' if decision.used else 'not used'}{size}; {decision.reason}")
+        for stage, forecast in zip(job.stages, job.plan.forecasts, strict=True):
+            print(f"memory:  phase {stage.phase.name}: about {forecast.text()}")
 
     def begin(self, total: int, start: int) -> None:
         print()
@@ -78,13 +83,36 @@ def _print_job(job: Job) -> None:
     print(f"data:    {source.name}, {len(source.train)} train, {len(source.eval)} evaluation{test} examples{skipped}")
     for stage in job.stages:
         steps = stage.phase.step_count(task.per_epoch)
-        print(f"\nphase {stage.phase.name}: {steps} steps, learning rate {stage.learning_rate:g}")
+        last = stage.schedule.factor_at(steps - 1, steps, learning_rate=stage.learning_rate) * stage.learning_rate
+        course = "" if str(stage.schedule) == "constant" else f" ({stage.schedule}; {last:.3g} in the last step)"
+        print(f"\nphase {stage.phase.name}: {steps} steps, learning rate {stage.learning_rate:g}{course}")
         print(stage.selection.table())
+        if stage.rates is not None or stage.optimizer.decays is not None:
+            print(_rates_table(stage))
     print()
 
 
+def _rates_table(stage: Stage) -> str:
+    """What each trained variable's learning rate and weight decay are, and which rules decided them."""
+    found: dict[tuple[str, str, str], list[NamedVariable]] = {}
+    rates, decays = stage.rates, stage.optimizer.decays
+    for entry, pace in zip(stage.selection.trained, set_paces(stage.selection, stage.optimizer, rates), strict=True):
+        rate, by = stage.learning_rate * pace.factor, "--learning_rate"
+        if rates is not None and pace.rule is not None:
+            rate, by = rates.values[pace.rule], f"`{rates.rule(pace.rule)}`"
+        if pace.decays and decays is not None and (own := decays.deciding(entry)) is not None:
+            by += f", decay `{decays.rule(own)}`"
+        found.setdefault((f"{rate:g}", f"{pace.weight_decay:g}" if pace.decays else "0", by), []).append(entry)
+    head = ("learning rate", "weight decay", "variables", "parameters", "decided by", "paths")
+    body = [
+        (rate, decay, str(len(own)), f"{sum(e.size for e in own):,}", by, shorten([e.path for e in own]))
+        for (rate, decay, by), own in found.items()
+    ]
+    return table([head, *body], right={0, 1, 2, 3})
+
+
 def _print_plan(job: Job) -> None:
-    """Prints how steps are computed, why, and how much memory that is expected to take."""
+    """Prints how steps are computed, and why."""
     plan, size = job.plan, job.config.batch_size
     if plan.micro_batch_size is not None:
         count = -(-size // plan.micro_batch_size)
@@ -95,8 +123,6 @@ def _print_plan(job: Job) -> None:
         print(f"depth:   the top {plan.blocks} blocks and the head train")
     for text in (*plan.reasons, *job.caveats()):
         print(f"         {text}")
-    for stage, forecast in zip(job.stages, plan.forecasts, strict=True):
-        print(f"memory:  phase {stage.phase.name}: about {forecast.text()}")
 
 
 def print_end(result: RunResult) -> None:

@@ -16,6 +16,7 @@ flags.DEFINE_string("out", None, "The .npz file to write.", required=True)
 
 
 def main() -> int:
+    from engine.data.class_names import as_texts, read_class_names
     from engine.errors import InputError
     from engine.files import Npz, write_npz
     from engine.text import compile_pattern
@@ -26,7 +27,8 @@ def main() -> int:
         kept = [name for name in npz.names() if not name.startswith("optimizer/") and not drop.fullmatch(name)]
         if not kept:
             raise InputError(f"drop={F.drop!r} leaves no variable of {F.source}")
-        write_npz(F.out, ((name, npz.read(name)) for name in kept))
+        names = read_class_names(F.source) if any(name.startswith("head/") for name in kept) else None
+        write_npz(F.out, ((name, npz.read(name)) for name in kept), texts=as_texts(names))
     print(f"written: {F.out}, {len(kept)} variables")
     return cli.DONE
 

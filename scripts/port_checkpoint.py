@@ -21,12 +21,12 @@ F = flags.FLAGS
 
 _DEFAULTS = {
     "channels": 3, "auto": False, "yes": False, "take_ema": False, "adam_step": int, "beta1": 0.9, "beta2": 0.999,
-    "examples": 4, "seed": 0, "bound": 1e-5, "dry_run": False, "reverse": False, "format": "V2",
+    "examples": int, "tags": list, "seed": 0, "bound": 1e-5, "dry_run": False, "reverse": False, "format": "V2",
 }  # fmt: skip
 cli.define_flags(
     __name__,
     {
-        "source": "The checkpoint: its prefix, one of its files, its folder, or a SavedModel; or an .npz, safetensors or Keras file. With --reverse, the weights to write back.",
+        "source": "The checkpoint: its prefix, one of its files, its folder, or a SavedModel; or an .npz, safetensors or Keras file. With --reverse, the weights to write back; what a run did not train (trained.npz lacks it) comes from the run's checkpoints or from --base.",
         "target": "The model, as for finetune's --model: vit:SIZE/PATCH, cnn:mini, keras:NAME, file:X.keras, or py:module:factory (any Keras model or tf.Module, also with several outputs). The option classes=N sets the number of outputs of the head (1000 unless given; a py: factory has its own).",
         "image_size": "Height and width of the model's images in pixels: N or HEIGHTxWIDTH (unless given, the model's default).",
         "channels": "Number of channels of the model's images.",
@@ -38,11 +38,12 @@ cli.define_flags(
         "adam_step": "The number of steps the optimizer has made, if it cannot be determined from the file.",
         "beta1": "beta1 of the Adam that computed the slots; its powers determine the number of steps.",
         "beta2": "beta2 of the Adam that computed the slots.",
-        "verify_graph": "The old graph (.meta, or a SavedModel): run it and the new model on the same input.",
-        "inputs": "Inputs of the old graph, comma-separated: the tensors to feed, in the order of the model's inputs, and NAME=VALUE for those with a fixed value, for example images,is_training=False (unless given, the only placeholder).",
+        "verify_graph": "The old graph (.meta, a SavedModel, a frozen .pb or a graph.pbtxt): run it and the new model on the same input.",
+        "tags": "Comma-separated tags of the graph, where a SavedModel holds several (unless given, the one tagged serve, else the one without tags, which --tags= also names).",
+        "inputs": "Inputs of the old graph, comma-separated: the tensors to feed, in the order of the model's inputs, with a shape where the graph does not state it (None for the examples), and NAME=VALUE for those with a fixed value, which may be a list, or FILE.npz with an array NAME; for example images[None,32,32,3],lengths=[300],is_training=False (unless given, the only placeholder).",
         "outputs": "Outputs of the old graph, comma-separated, in the order of the model's outputs: TENSOR, TENSOR=KEY with a key of the model's outputs, or TENSOR | reshape(-1, 2) for another layout (unless given, the only candidate).",
         "feed": "An .npz file with a value for each of --inputs, by name (unless given, seeded random values).",
-        "examples": "Batch size of the random input.",
+        "examples": "Batch size of the random input (unless given, the length of the lists in --inputs, or 4).",
         "seed": "Seed of the random input.",
         "bound": "Largest absolute difference that --verify_graph accepts, for outputs of unit scale.",
         "dry_run": "Plan and print everything, but write no weights: only ledger.json and proposed rules, if --out is given.",
@@ -70,6 +71,7 @@ def main() -> int:
 
 def _port(out: pathlib.Path | None) -> int:
     from compat_v1.checkpoints.reader import open_source
+    from compat_v1.graphs import metagraph
     from compat_v1.porting import port
     from compat_v1.porting.graph_parity import compare_with_graph
     from engine import data, models, porting
@@ -89,6 +91,7 @@ def _port(out: pathlib.Path | None) -> int:
             network = models.build_network(F.target, image_size=size, channels=F.channels)
         variables = name_variables(network)
         rules, confidence = _rules(weights, variables, out)
+        graph = metagraph.read_metagraph(F.verify_graph, tags=F.tags) if F.verify_graph is not None else None
         planned = port.plan_port(
             weights,
             variables,
@@ -98,6 +101,7 @@ def _port(out: pathlib.Path | None) -> int:
             adam_step=F.adam_step,
             betas=(F.beta1, F.beta2),
             confidence=confidence,
+            graph=graph,
         )
         _describe(planned)
 
@@ -108,11 +112,12 @@ def _port(out: pathlib.Path | None) -> int:
             with show_each(len(planned.plan.assignments) + slots, "checked") as tell:
                 planned.check(tell)
             porting.load(network, weights, planned.rules)
-        if F.verify_graph is not None:
+        if graph is not None:
+            print("".join(f"graph:   {line}\n" for line in filter(None, [graph.note, graph.unknown_note()])), end="")
             parity = compare_with_graph(
-                source,
+                F.source,
                 network,
-                graph=F.verify_graph,
+                graph,
                 inputs=F.inputs,
                 outputs=F.outputs,
                 feed=F.feed,
@@ -134,7 +139,19 @@ def _port(out: pathlib.Path | None) -> int:
     if out is not None:
         write_json(out.parent / "ledger.json", ledger)
         print(f"written: {out.parent / 'ledger.json'}")
-    if parity is not None and not equal:
+    return _conclude(parity, weights.path)
+
+
+def _conclude(parity: Any, weights: pathlib.Path) -> int:
+    """Prints what is known about the ported model in the last line, and returns the exit code."""
+    if parity is None:
+        from engine.porting.readers.graph_file import find_graph_file
+
+        graph = find_graph_file(weights) or "GRAPH"
+        print(
+            f"NOT VERIFIED: nothing shows that the model computes what the original did; --verify_graph={graph} would"
+        )
+    elif not parity.holds(F.bound):
         print(
             f"NOT EQUAL: the largest difference is {parity.max_abs_difference:.3g}, above --bound={F.bound:g}. No weights "
             "were written. Check that the model has the architecture of the old graph."
@@ -154,7 +171,7 @@ def _check_flags() -> pathlib.Path | None:
         raise InputError(f"auto, rules={F.rules}: expected only one of them")
     if F.yes and not F.auto:
         raise InputError("yes is only used with --auto")
-    with_graph = _given("inputs", "outputs", "feed", "bound", "examples", "seed")
+    with_graph = _given("inputs", "outputs", "feed", "bound", "examples", "seed", *([] if F.graph else ["tags"]))
     if F.verify_graph is None and with_graph:
         raise InputError(f"{', '.join(with_graph)}: only used with --verify_graph")
     if F.feed and (seeded := _given("examples", "seed")):
@@ -216,23 +233,28 @@ def _rules(weights: Any, variables: Any, out: pathlib.Path | None) -> tuple[Any,
     from engine.porting.proposals.propose import list_entries, propose
 
     # TensorFlow's own files have TensorFlow's order of axes, so that square kernels are unambiguous
-    proposal = propose(list_entries(weights), variables, layout="tf" if locate(F.source) is not None else None)
+    ours = locate(F.source) is not None
+    seen = set(weights.names())
+    hidden = {name: reason for name, reason in weights.hidden.items() if name not in seen}
+    proposal = propose(list_entries(weights), variables, layout="tf" if ours else None, hidden=hidden)
+    note = "Made with --take_ema: a name stands for the average of the variable." if F.take_ema else ""
+    texts = {least: proposal.rules_text(at_least=least, note=note) for least in (SURE, 0.0)}
     least = 0.0 if F.yes else SURE
-    text = proposal.rules_text(at_least=least)
+    text = texts[least]
     print(proposal.table(), end="\n\n")
     where = "the proposal"
     if out is not None:
         path = out.with_name(re.sub(r"(\.weights)?\.(npz|h5)$", "", out.name) + ".rules")
-        if path.exists() and path.read_bytes() != text.encode():
+        if path.exists() and path.read_bytes() not in {known.encode() for known in texts.values()}:
             raise InputError(f"{path} exists and differs from the proposal; give it with --rules, or remove it")
         write_bytes(path, text.encode())
         print(f"written: {path}")
         where = str(path)
-    doubtful = [line for line in proposal.lines if line.confidence < least]
-    if doubtful or proposal.missing:
-        names = ", ".join([line.target for line in doubtful] + [missing.path for missing in proposal.missing])
-        hint = "" if F.yes else "; --yes accepts the doubtful ones too"
-        print(f"unresolved: {names[:300]}. Complete {where} and give it with --rules{hint}\n")
+    if left := proposal.left_to_user(at_least=least):
+        doubtful = [line for line in proposal.lines if line.confidence < least]
+        hint = "; --yes accepts the doubtful lines too" if doubtful else ""
+        print("\n  ".join([f"left to you ({len(left)}):", *left]))
+        print(f"Complete {where} and give it with --rules{hint}\n")
     found = language.parse_rules(text, name=pathlib.Path(where).name)
     return found, {line.target: line.confidence for line in proposal.lines if line.confidence >= least}
 
@@ -249,6 +271,8 @@ def _describe(planned: Any) -> None:
         print(f"fresh:   {path}: {reason} (the option classes=N of --target sets the number of outputs)")
     if planned.weights.hidden:
         print(f"others:  {len(planned.weights.hidden)} tensors are averages, slots or state of an optimizer")
+    if planned.fact:
+        print(f"facts:   {planned.fact}")
     if planned.slots is not None:
         slots, steps = planned.slots, planned.steps
         print(f"slots:   {len(slots.ports)} of {slots.kind}, after {steps.t} steps (known from {steps.origin})")

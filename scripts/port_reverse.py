@@ -21,7 +21,7 @@ def main(out: pathlib.Path) -> int:
     rules = detect.get_rules(F.rules)
     size = data.parse_image_size(F.image_size) if F.image_size else None
     network = models.build_network(F.target, image_size=size, channels=F.channels)
-    print(f"source:  {_load(network)}")
+    print(f"source:  {_load(network, rules)}")
     slots = F.source if F.source.endswith(".npz") else None
     with plan_write_back(network, rules, base=F.base, slots=slots, betas=(F.beta1, F.beta2)) as planned:
         for name, reason in list(planned.left_out.items())[: len(planned.reverse.left_out) + 5]:
@@ -29,7 +29,7 @@ def main(out: pathlib.Path) -> int:
         if F.dry_run:
             print(f"would write {len(planned.names())} tensors of the model")
             return cli.DONE
-        exported = planned.write(out, graph=F.graph, version=F["format"].value)
+        exported = planned.write(out, graph=F.graph, tags=F.tags, version=F["format"].value)
         print(
             f"tensors: {len(exported.written)} by rule, of which {len(planned.changed())} changed; "
             f"{len(exported.copied)} copied from the base"
@@ -41,13 +41,12 @@ def main(out: pathlib.Path) -> int:
     return cli.DONE
 
 
-def _load(network: Any) -> str:
+def _load(network: Any, rules: Any) -> str:
     """Loads --source into the model: a file of this project, or one that Keras wrote for this very model."""
-    from engine import porting
+    from compat_v1.porting.run_result import load_result
     from engine.models.keras.weights_file import load_weights_file
 
     if F.source.endswith(".weights.h5"):
         load_weights_file(network, F.source)
         return f"{F.source}, loaded by Keras"
-    ledger = porting.load(network, F.source, "frostline")
-    return f"{F.source}, {ledger.summary()}"
+    return f"{F.source}, {load_result(network, F.source, rules=rules, base=F.base)}"

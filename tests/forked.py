@@ -29,6 +29,7 @@ def become(words, environment, files):
         os.dup2(os.open(path, os.O_RDWR), number)
     os.environ.clear()
     os.environ.update(environment)
+    sys.path[1:1] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     how, what, *flags = words
     sys.argv = [what if how == "-m" else how, *flags]
     if how == "-m":

@@ -116,9 +116,9 @@ def test_only_the_programs_know_flags() -> None:
             assert "absl.flags" not in names, f"{path.relative_to(ROOT)} reads flags"
 
 
-def test_only_selection_and_variables_ask_whether_a_variable_is_trainable() -> None:
+def test_only_the_selection_and_the_walk_ask_whether_a_variable_is_trainable() -> None:
     for path in [*(ROOT / "engine").rglob("*.py"), *(ROOT / "scripts").glob("finetune*.py")]:
-        if path.name in {"selection.py", "variables.py"}:
+        if path.name in {"selection.py", "walk.py"}:
             continue
         asked = [
             node.lineno

@@ -49,11 +49,34 @@ def test_a_function_that_runs_can_be_cancelled() -> None:
         concrete()
 
 
+def test_the_graph_optimizer_is_off_only_within_the_scope() -> None:
+    x = tf.constant(np.linspace(0, 1, 64, dtype=np.float32))
+    folded = tf.function(lambda x: tf.sqrt(tf.abs((x + 1000.0) + -999.0)))
+    on = folded(x).numpy()
+    with tensorflow_private.graph_optimizer_off():
+        assert np.abs(folded(x).numpy() - on).max() > 0
+        assert tf.config.optimizer.get_experimental_options()["disable_meta_optimizer"]
+    np.testing.assert_array_equal(folded(x), on)
+    assert not tf.config.optimizer.get_experimental_options()["disable_meta_optimizer"]
+
+
 def test_an_unchecked_call_gives_what_a_call_gives() -> None:
     factor = tf.Variable(3.0)
     function = tf.function(lambda x: x * factor).get_concrete_function(tf.TensorSpec([2]))
     (found,) = tf.nest.flatten(tensorflow_private.call_unchecked(function, [tf.constant([1.0, 2.0])]))
     assert found.numpy().tolist() == [3.0, 6.0]
+
+
+def test_functions_know_what_they_captured_and_have_a_graph() -> None:
+    factor = tf.Variable(3.0)
+    function = tf.function(lambda x: x * factor).get_concrete_function(tf.TensorSpec([2]))
+    assert [variable is factor for variable in tensorflow_private.function_variables(function) or ()] == [True]
+    assert tensorflow_private.function_variables(factor) is None
+    definition, flat = tensorflow_private.function_graph(function.function_def)
+    assert {"Mul", "Placeholder", "ReadVariableOp"} <= {node.op for node in definition.node}
+    assert set(function.function_def.ret.values()) <= set(flat)
+    assert not tensorflow_private.is_saved_object(tf.Module())
+    assert tensorflow_private.is_saved_object(tf.train.Checkpoint())
 
 
 def test_tf_module_names_what_it_skips() -> None:
@@ -102,6 +125,27 @@ def test_keras_dropout_keeps_a_seed_generator() -> None:
     assert list(keras_private.seed_generators(keras.layers.Dense(1))) == []
 
 
+class Own(keras.layers.Layer):
+    """Has an attribute that Keras does not list."""
+
+    def build(self, shape: Any) -> None:
+        self.plain = tf.Variable(1.0)
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        return x * (2.0 if training else 1.0)
+
+
+def test_keras_layers_of_others_show_what_their_class_sets_and_can_be_held_in_inference_mode() -> None:
+    own, norm, x = Own(), model().get_layer("norm"), np.ones((1, 3), np.float32)
+    assert (keras_private.is_built_in(own), keras_private.is_built_in(norm)) == (False, True)
+    assert own(x, training=True).numpy().max() == 2.0
+    assert [name for name, _ in keras_private.own_attributes(own)] == ["plain"]
+    assert (keras_private.takes_training(own), keras_private.takes_training(keras.layers.ReLU())) == (True, False)
+    with keras_private.inference_mode([own]):
+        assert own(x, training=True).numpy().max() == 1.0
+    assert own(x, training=True).numpy().max() == 2.0
+
+
 def test_keras_layers_keep_their_own_losses() -> None:
     layer = keras.layers.Dense(2, activity_regularizer=keras.regularizers.L2(1.0))
     layer(np.ones((1, 3), np.float32))
@@ -135,3 +179,26 @@ def test_keras_applications_ask_the_replaced_function_for_their_file() -> None:
     with keras_private.replaced_get_file(get_file), pytest.raises(FileNotFoundError):
         keras.applications.MobileNetV2(alpha=0.35, input_shape=(96, 96, 3), weights="imagenet", include_top=False)
     assert asked == ["mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_96_no_top.h5"]
+
+
+def test_a_layer_takes_another_policy_and_its_model_wider_inputs() -> None:
+    layers = [keras.layers.Dense(2, dtype="mixed_bfloat16")]
+    inner = keras.Sequential([keras.Input((3,), dtype="bfloat16"), *layers])
+    image = keras.Input((3,))
+    model = keras.Model(image, inner(image))
+    keras_private.set_policy(layers[0], "float32")
+    keras_private.widen_inputs(inner, "float32")
+    x = np.float32([[1.0, 2.0**-12, 3.0]])
+    np.testing.assert_array_equal(model(x), x @ layers[0].kernel.numpy())
+    assert (layers[0].compute_dtype, inner.inputs[0].dtype) == ("float32", "float32")
+
+
+def test_the_calls_of_a_function_are_inlined() -> None:
+    inner = tf.function(lambda x: x * 2.0).get_concrete_function(tf.TensorSpec([2]))
+    outer = tf.function(lambda x: inner(x) + 1.0).get_concrete_function(tf.TensorSpec([2]))
+    assert "Mul" in {node.op for node in tensorflow_private.inline_calls(outer).node}
+
+
+def test_the_global_seed_is_told() -> None:
+    tf.random.set_seed(7)
+    assert tensorflow_private.global_seed() == 7

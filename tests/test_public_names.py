@@ -16,7 +16,7 @@ from engine import tensorflow_private
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 _DECAY = "'Filter' = Not(inner=Or(left=Or(left=Group(name='bias'), right=Group(name='norm')), right=Group(name='embedding')))"
-_RULE = f"decay: {_DECAY}, layer_decay: 'float | None' = None, clip_norm: 'float | None' = None"
+_RULE = f"decay: {_DECAY}, decays: 'Rates | None' = None, layer_decay: 'float | None' = None, clip_norm: 'float | None' = None"
 # None: a name that is not called, or an exception.
 SIGNATURES: dict[str, str | None] = {
     "Adam": f"(*, weight_decay: 'float' = 0.0, {_RULE}, beta1: 'float' = 0.9, beta2: 'float' = 0.999, epsilon: 'float' = 1e-08) -> None",
@@ -45,6 +45,7 @@ SIGNATURES: dict[str, str | None] = {
     "load_weights": "(model: 'Model', weights: 'PathLike' = 'auto', *, rules: 'PathLike | None' = None, image_shape: 'tuple[int, int, int] | None' = None) -> 'LoadedWeights'",
     "open_data": "(spec: 'str', *, eval_fraction: 'float | None' = None, train_examples: 'int | None' = None, image_size: 'Size | None' = None, bad_images: 'str' = 'stop', image_cache: 'int' = 1073741824, say: 'Say' = <built-in function print>) -> 'Source'",
     "parse_filter": "(text: 'str') -> 'Ordered'",
+    "parse_rates": "(text: 'str', *, name: 'str' = 'rates') -> 'Rates'",
     "path": "(pattern: 'str') -> 'Filter'",
     "select": "(model: 'Any', filter: 'Filter | str', *, statistics: 'Statistics' = 'follow') -> 'Selection'",
     "supervised_loss": "(model: 'Any', kind: 'str' = 'softmax', *, label_smoothing: 'float' = 0.0) -> 'LossFunction'",

@@ -4,12 +4,14 @@
 |---|---|
 | tf.compat.v1 optimizers | ``VAR/Adam``, ``VAR/Adam_1``, ``VAR/Momentum`` ..., also below a scope: ``training/VAR/Adam`` |
 | BERT's own AdamW, LAMB | ``VAR/adam_m``, ``VAR/adam_v``; ``VAR/lamb_m``, ``VAR/lamb_v`` |
+| Adafactor of tensor2tensor, Mesh TensorFlow | ``VAR/Adafactor``; ``VAR_slot_v``, or ``VAR_slot_vr``, ``VAR_slot_vc`` |
 | OptimizerV2 (Keras 2) | ``training/Adagrad/VAR/accumulator``, ``Adam/VAR/m`` |
 | tf.train.Checkpoint | ``VAR/.OPTIMIZER_SLOT/optimizer/m`` |
 | Frostline | ``optimizer/VAR/m``, ``optimizer/VAR/t``; averages ``ema/VAR`` |
 
-A name alone proves nothing: a slot or average is recognised only if VAR is there with the same shape. So a scope or a
-variable that is merely called ``Adam`` stays what it is.
+A name alone proves nothing: a slot or average is recognised only if VAR is there with the same shape (Adafactor's row
+and column means lack one axis). So a scope or a variable that is merely called ``Adam`` stays what it is. The ``:0`` of
+a tensor's name is ignored.
 """
 
 from __future__ import annotations
@@ -29,7 +31,6 @@ from engine.porting.readers.source import TensorSource
 
 _V1_SLOT = re.compile(rf"({'|'.join(slot_names.V1_SLOTS)})(?:_(\d+))?")
 _STATE = re.compile(r"(beta1_power|beta2_power|global_step)(?:_\d+)?")
-_V2_STATE = ("iter", "iterations", "beta_1", "beta_2", "learning_rate", "decay", "momentum", "rho", "epsilon")
 
 
 @dataclass
@@ -38,9 +39,9 @@ class Family:
 
     Attributes:
         ema: the name of its exponential moving average, or None.
-        slots: optimizer (``Adam``, ``Momentum``, ``RMSProp``, ``Adagrad``, ``Ftrl``, ``Adadelta`` and so on; a second
-            Adam is ``Adam#2``) -> slot -> name. Slots are named as in the sources of the optimizers: m, v; momentum;
-            rms, mg, momentum; accumulator; accumulator, linear.
+        slots: optimizer (``Adam``, ``Momentum``, ``RMSProp``, ``Adagrad``, ``Ftrl``, ``Adadelta``, ``Adafactor`` and so
+            on; a second Adam is ``Adam#2``) -> slot -> name. Slots are named as in the sources of the optimizers: m, v;
+            momentum; rms, mg, momentum; accumulator; accumulator, linear; vr, vc.
         others: anything else kept for the variable (Frostline's ``t``, or ``biased`` and ``local_step`` of a
             zero-debiased average) -> name.
     """
@@ -94,33 +95,36 @@ class _Claim(NamedTuple):
 
 def group_families(source: TensorSource) -> Families:
     """Groups the names of a source."""
-    names = source.names()
-    shapes = {name: source.shape(name) for name in names}
+    real = {name.removesuffix(":0"): name for name in source.names()}  # np.savez(**{v.name: value}) keeps the ":0"
+    if len(real) < len(source.names()):
+        real = {name: name for name in source.names()}
+    names = list(real)
+    shapes = {name: source.shape(real[name]) for name in names}
     claims = {name: claim for name in names if (claim := _claim(name, shapes)) is not None}
     state: dict[str, tuple[str, ...]] = {}
     for name in names:
         if name not in claims and (role := _state(name, shapes)) is not None:
-            state[role] = (*state.get(role, ()), name)
+            state[role] = (*state.get(role, ()), real[name])
     scalars = {name for group in state.values() for name in group}
     found = {
-        name: Family(name, shapes[name], source.dtype(name))
+        name: Family(real[name], shapes[name], source.dtype(real[name]))
         for name in names
-        if name not in claims and name not in scalars
+        if name not in claims and real[name] not in scalars
     }
     for name, claim in claims.items():
         family = found.get(claim.variable)
         if family is None:  # the slot of a slot is a variable after all
-            found[name] = Family(name, shapes[name], source.dtype(name))
+            found[name] = Family(real[name], shapes[name], source.dtype(real[name]))
         elif claim.kind == "" and family.ema is None:
-            family.ema = name
+            family.ema = real[name]
         elif claim.kind in ("", "?"):
-            family.others[claim.slot if claim.slot and claim.slot not in family.others else name] = name
+            family.others[claim.slot if claim.slot and claim.slot not in family.others else name] = real[name]
         else:
             kinds = itertools.chain(
                 [claim.kind], (f"{claim.kind.split('#')[0]}#{number}" for number in itertools.count(2))
             )
             kind = next(kind for kind in kinds if claim.slot not in family.slots.get(kind, {}))
-            family.slots.setdefault(kind, {})[claim.slot] = name
+            family.slots.setdefault(kind, {})[claim.slot] = real[name]
     return Families(tuple(found[name] for name in names if name in found), state)
 
 
@@ -138,7 +142,12 @@ def _claim(name: str, shapes: Mapping[str, tuple[int, ...]]) -> _Claim | None:
     if slot_names.OBJECT_SLOT in name:
         of, _, rest = name.partition(slot_names.OBJECT_SLOT)
         slot = rest.rpartition("/")[2]
-        return _claim_if(variable(of, below_scope=False), slot_names.V2_SLOTS.get(slot, rest), slot)
+        beside = f"{of}{slot_names.OBJECT_SLOT}{rest.removesuffix(slot)}"  # Ftrl has an accumulator too, and RMSProp a momentum
+        kinds = (slot_names.V2_SLOTS[other] for other in ("linear", "rms") if beside + other in shapes)
+        kind = next(kinds, slot_names.V2_SLOTS.get(slot, rest))
+        return _claim_if(variable(of, below_scope=False), kind, slot)
+    if match := slot_names.ADAFACTOR.fullmatch(name):
+        return _adafactor(name, match, shapes)
     before, _, last = name.rpartition("/")
     if name.startswith("ema/"):
         return _claim_if(variable(name.removeprefix("ema/"), below_scope=False), "", "")
@@ -174,6 +183,27 @@ def _v1_slot(
     return _claim_if(variable(before), kind + (f"#{again + 1}" if again else ""), slots[number % len(slots)])
 
 
+def _adafactor(name: str, match: re.Match[str], shapes: Mapping[str, tuple[int, ...]]) -> _Claim | None:
+    shape, words = shapes[name], match["of"].split("/")
+    for of in ("/".join(words[start:]) for start in range(len(words))):
+        whole = shapes.get(of)
+        if whole is None or not (shape == whole or _lacks_an_axis(shape, whole)):
+            continue
+        if match["slot"] is not None:
+            return _claim_if(of if (shape == whole) == (match["slot"] in "vm") else None, "Adafactor", match["slot"])
+        # tensor2tensor numbers what there is: m, then either v, or vr and vc
+        numbered = [f"{match['of']}/Adafactor", *(f"{match['of']}/Adafactor_{number}" for number in (1, 2))]
+        held = [each for each in numbered if each in shapes]
+        means = [each for each in held if shapes[each] != whole]
+        slot = ("vr", "vc")[means.index(name) % 2] if name in means else "v" if name == held[-1] else "m"
+        return _Claim(of, "Adafactor", slot)
+    return None
+
+
+def _lacks_an_axis(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    return any(shape == whole[:axis] + whole[axis + 1 :] for axis in range(len(whole)) if len(whole) > 1)
+
+
 def _claim_if(variable: str | None, kind: str, slot: str) -> _Claim | None:
     return None if variable is None else _Claim(variable, kind, slot)
 
@@ -187,7 +217,7 @@ def _state(name: str, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
         return match[1]
     words = [_optimizer(word) for word in before.split("/")]
     scoped = any(word in slot_names.V2_SCOPES or word == "optimizer" for word in words)
-    return last if last in _V2_STATE and scoped else None
+    return last if last in slot_names.V2_STATE and scoped else None
 
 
 def _optimizer(word: str) -> str:

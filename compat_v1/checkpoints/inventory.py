@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,15 +29,20 @@ _MOST_SCALARS = 20  # values that are shown; a file may hold thousands of scalar
 class Inventory:
     """The contents of a weights file, as text and as JSON. The source must still be open for ``to_text``.
 
-    ``shown`` are the variables that the pattern matches, ``damaged`` is tensor -> reason, which is empty if nothing was
+    ``shown`` are the variables that the pattern matches, ``damage`` are the damaged tensors, none if nothing was
     verified, and ``verified`` says whether every tensor was read.
     """
 
     source: TensorSource
     families: Families
     shown: tuple[Family, ...]
-    damaged: Mapping[str, str]
+    damage: Sequence[verify.Damage]
     verified: bool
+
+    @functools.cached_property
+    def damaged(self) -> Mapping[str, str]:
+        """Tensor -> the reason why it cannot be read."""
+        return {each.name: each.reason for each in self.damage}
 
     @property
     def kind(self) -> str:
@@ -142,8 +148,8 @@ class Inventory:
             yield "damage: not checked (--noverify)"
         elif self.damaged:
             yield f"\ndamage: {len(self.damaged)} of {len(self.source.names())} tensors cannot be read"
-            for reason in self.damaged.values():
-                yield f"    {reason.removeprefix(f'{self.source.path}: ')}"
+            for line in verify.describe_damage(self.damage):
+                yield f"    {line.removeprefix(f'{self.source.path}: ')}"
         elif self.source.checksums:
             yield "damage: none; every tensor was read"
         else:
@@ -169,7 +175,7 @@ def take_inventory(
         names = [family.name for family in found.variables]
         raise InputError(f"filter={pattern!r} matches none of the {len(names)} variables{text.nearest(pattern, names)}")
     damage = verify.find_damage(source, on_read=on_read) if verify_all else []
-    return Inventory(source, found, shown, {each.name: each.reason for each in damage}, verify_all)
+    return Inventory(source, found, shown, damage, verify_all)
 
 
 def count_bytes(source: TensorSource, name: str) -> int:

@@ -1,7 +1,8 @@
 """The VGG of musicnn (Pons and Serra 2019), which tags music from 3 seconds of log-mel spectrogram.
 
-``musicnn_vgg.rules`` ports the TensorFlow 1 checkpoints of github.com/jordipons/musicnn (MTT_vgg, MSD_vgg); the output
-is that of ``model/Sigmoid``.
+``musicnn_vgg.rules`` ports the TensorFlow 1 checkpoint MTT_vgg of github.com/jordipons/musicnn; the output is that of
+``model/Sigmoid``. It does not fit MSD_vgg, whose pools have other sizes and strides: the rules say so, and the graph
+(``.meta``) is compared with them.
 """
 
 from __future__ import annotations

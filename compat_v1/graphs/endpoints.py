@@ -2,7 +2,7 @@
 
 Besides the network, a training graph has labels, losses, gradients, savers and summaries. The input of the network is
 the source from which alone something is computed with variables. Its outputs are the floating-point tensors that
-depend on no other source and that no other part of the network reads.
+depend on no other source and that no other part of the network reads, and the last activations (a softmax, a sigmoid).
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ PLACEHOLDERS = ("Placeholder", "PlaceholderV2")  # those that must be fed
 _MOST_OUTPUTS = 1 << 20  # per operation
 _FED = re.compile(r"Dequeue|IteratorGetNext|ReaderRead|Unstage")
 _TRAINING = re.compile(r"(^|/)(gradients(_\d+)?|[^/]*(loss|xentropy)[^/]*)/")  # scopes outside of the network
+_ACTIVATIONS = frozenset(["Softmax", "Sigmoid", "LogSoftmax"])
+_PASSES = frozenset([
+    "Cast", "ExpandDims", "Identity", "Reshape", "Slice", "Squeeze", "StridedSlice", "Transpose",
+])  # fmt: skip
 _ENDS = re.compile(r"^(Assign|Apply|Resource(Apply|Scatter|Sparse)|Scatter(Add|Sub|Update)|Save|Assert|Print|NoOp)")
 
 
@@ -120,6 +124,10 @@ class Graph:
                 + nearest(producer(full), list(self.nodes))
             )
         count = len(types_of(node, self.functions))
+        if not count and node.op not in self.functions and tensorflow_private.op_definition(node.op) is None:
+            raise GraphError(
+                f"{argument}={name}: TensorFlow does not know the operation {node.op}; name a tensor that is computed from it"
+            )
         if int(full.rpartition(":")[2]) >= count:
             raise GraphError(f"{argument}={name}: the operation {node.name} ({node.op}) has {count} outputs")
         return full
@@ -166,7 +174,9 @@ class Graph:
             """Finds the outputs of the network that depends on the chosen nodes and on no other source."""
             others = [name for name in free if name not in self.needed(chosen)]
             inside = weighted - training - self.dependents(others, control=True)
-            return self._ends(inside & self.dependents(chosen or weights, control=False))
+            within = inside & self.dependents(chosen or weights, control=False)
+            found = self._ends(within)
+            return found + [name for name in self._predictions(within, weighted, found) if name not in found]
 
         chosen = [producer(name) for name in inputs]
         if not chosen and free:
@@ -189,6 +199,34 @@ class Graph:
                 if all(_TRAINING.search(reader) for reader in self._readers.get(name, ())):
                     unread.append(f"{name}:0")
         return unread or found
+
+    def _predictions(self, inside: set[str], weighted: set[str], ends: Sequence[str]) -> list[str]:
+        """Returns activations such as a softmax behind which there are no more weights, unless an end only passes one on.
+
+        A loss written by hand takes their logarithm, and a prediction their largest entry; both hide what the network
+        computes.
+        """
+        found: list[str] = []
+        for name, node in self.nodes.items():
+            if name not in inside or node.op not in _ACTIVATIONS:
+                continue
+            below = self.dependents([name], control=False)
+            others = (
+                producer(tensor)
+                for reader in (below & inside) - {name}
+                for tensor in self.nodes[reader].input
+                if not tensor.startswith("^")
+            )
+            if any(other in weighted and other not in below for other in others):
+                continue
+
+            def passed(name: str) -> list[str]:
+                return [each for each in self._readers.get(name, ()) if self.nodes[each].op in _PASSES]
+
+            passed_on: dict[str, None] = reach([name], passed)
+            if not any(producer(end) in passed_on for end in ends):
+                found.append(f"{name}:0")
+        return found
 
     def _is_switch(self, name: str) -> bool:
         """Whether a source is a switch such as ``is_training`` and not data."""

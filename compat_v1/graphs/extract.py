@@ -6,7 +6,6 @@ in: a resource variable as the handle of a new one, a reference variable as a te
 
 from __future__ import annotations
 
-import ast
 import os
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -75,30 +74,10 @@ class Extracted:
 
     def summary(self) -> str:
         """A one-line summary for the user."""
-        fixed = [f"{name}={value}" for name, value in self.fixed.items()]
+        fixed = [f"{name}={_brief(value)}" for name, value in self.fixed.items()]
         inputs = [f"{each.name} {_shown(each.shape)} {each.dtype.name}" for each in self.inputs]
         line = f"{len(self.definition.node)} operations, {len(self.variables)} variables"
         return f"{line}; {', '.join([*inputs, *fixed]) or 'no input'} -> {', '.join(self.outputs)}"
-
-
-def parse_inputs(text: str) -> dict[str, Any]:
-    """Parses ``a,b:0=False,c=0.5`` into {"a": None, "b:0": False, "c": 0.5}: fed tensors, and fixed values.
-
-    Raises GraphError if a value is neither a number nor True or False.
-    """
-    found: dict[str, Any] = {}
-    for item in filter(None, (item.strip() for item in text.split(","))):
-        name, equals, value = item.partition("=")
-        if not equals:
-            found[name] = None
-            continue
-        try:
-            found[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            found[name] = None
-        if not isinstance(found[name], (bool, int, float)):
-            raise GraphError(f"inputs={item}: expected a number, True or False as the value")
-    return found
 
 
 def extract(
@@ -116,8 +95,9 @@ def extract(
     Args:
         path: the file of the MetaGraphDef, for messages.
         inputs: the tensors that are fed, as ``scope/op`` or ``op:0``. This can be any tensor; what it depends on is
-            left out. A tensor with a value (``{"is_training": False}``) is fixed instead of fed, and branches that
-            a fixed condition does not take are left out. None takes the only input.
+            left out. A tuple states the shape of a tensor, where the graph does not, with None for an unknown length.
+            A tensor with another value (``{"is_training": False}``, an array, a list) is fixed instead of fed, and
+            branches that a fixed condition does not take are left out. None takes the only input.
         outputs: the tensors to compute. None takes those of the only signature, or the floating-point tensor that
             nothing reads.
     """
@@ -127,7 +107,10 @@ def extract(
     graph = Graph(definition, where=where)
     given = dict(inputs) if isinstance(inputs, Mapping) else dict.fromkeys(inputs or ())
     named = {graph.tensor(name, argument="inputs"): value for name, value in given.items()}
-    fixed = {name: _fixed(graph, name, value) for name, value in named.items() if value is not None}
+    stated = {name: value for name, value in named.items() if isinstance(value, tuple)}
+    fixed = {
+        name: _fixed(graph, name, value) for name, value in named.items() if value is not None and name not in stated
+    }
     fed = [name for name in named if name not in fixed]
     wanted = [graph.tensor(name, argument="outputs") for name in outputs or ()]
     if not wanted:
@@ -142,6 +125,7 @@ def extract(
     _all_fed(graph, needed)
     tables = _tables(graph, needed)
     part = subgraph.cut_out(graph, needed)
+    random = tuple(node.name for node in all_nodes(part) if is_random(node.op))
     for each in (part, tables[0]):
         safety.check_graph(each, where=where)
         subgraph.make_names_unique(each)
@@ -150,11 +134,11 @@ def extract(
         where,
         part,
         tables,
-        tuple(Input(name, graph.type_of(name), _shape(graph, name)) for name in fed),
+        tuple(Input(name, graph.type_of(name), _shape(graph, name, stated.get(name))) for name in fed),
         fixed,
         tuple(wanted),
         _variables(meta, graph, needed & read),
-        tuple(node.name for node in all_nodes(part) if is_random(node.op)),
+        random,
     )
 
 
@@ -201,19 +185,30 @@ def _all_fed(graph: Graph, needed: Iterable[str]) -> None:
                 f"feed it with inputs={name}:0"
             )
         kind = graph.type_of(f"{name}:0")
-        value = "False" if kind == tf.bool else "VALUE"
+        value = "False" if kind == tf.bool else "[VALUE,...]" if _shape(graph, f"{name}:0") else "VALUE"
         raise GraphError(
             f"inputs=: the outputs also need the {kind.name} placeholder {name}; fix its value with inputs={name}={value}"
         )
 
 
 def _fixed(graph: Graph, name: str, value: Any) -> np.ndarray:
+    """Returns the value of a fixed input as an array of its dtype; raises GraphError if it does not fit."""
     dtype = graph.type_of(name)
-    array = np.asarray(value)
-    wanted = np.dtype(dtype.as_numpy_dtype)
-    if (array.dtype.kind == "b") > (wanted.kind == "b") or not np.can_cast(array.dtype, wanted, casting="same_kind"):
-        raise GraphError(f"inputs={name}={value!r}: expected a value of dtype {dtype.name}")
-    return array.astype(wanted)
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise GraphError(f"inputs={name}={value!r}: the lists in it have different lengths") from None
+    kinds = "b" if dtype.is_bool else "iu" if dtype.is_integer else "iuf" if dtype.is_floating else "SU"
+    if array.dtype.kind not in kinds and array.size:
+        raise GraphError(f"inputs={name}={_brief(value)}: expected a value of dtype {dtype.name}")
+    if dtype != tf.string:
+        given, array = array, array.astype(dtype.as_numpy_dtype)
+        if dtype.is_integer and not np.array_equal(given, array):
+            raise GraphError(f"inputs={name}={_brief(value)}: a number in it does not fit into {dtype.name}")
+    shape = _shape(graph, name)
+    if not tf.TensorShape(shape).is_compatible_with(array.shape):
+        raise GraphError(f"inputs={name}={_brief(value)}: got the shape {list(array.shape)}, expected {_shown(shape)}")
+    return array
 
 
 def _tables(graph: Graph, needed: set[str]) -> tuple[Any, tuple[str, ...]]:
@@ -246,7 +241,17 @@ def _variables(meta: Any, graph: Graph, names: set[str]) -> tuple[OldVariable, .
     return tuple(found)
 
 
-def _shape(graph: Graph, name: str) -> Shape:
+def _shape(graph: Graph, name: str, stated: Shape = None) -> Shape:
+    """Returns the shape of a tensor as the graph says it, refined by the stated one."""
+    shape = _shape_in_graph(graph, name)
+    if stated is None:
+        return shape
+    if not tf.TensorShape(shape).is_compatible_with(stated):
+        raise GraphError(f"inputs={name}{_shown(stated)}: the graph {graph.where} has it as {_shown(shape)}")
+    return tuple(tf.TensorShape(shape).merge_with(stated).as_list())
+
+
+def _shape_in_graph(graph: Graph, name: str) -> Shape:
     node, index = graph.nodes[producer(name)], int(name.rpartition(":")[2])
     if "shape" in node.attr:
         shape = shape_of(node)
@@ -261,3 +266,9 @@ def _shown(shape: Shape) -> str:
     if shape is None:
         return "of any shape"
     return str([length if length is not None else "?" for length in shape]).replace("'", "")
+
+
+def _brief(value: Any) -> str:
+    """Returns a value for a message, or the shape and dtype of a large one."""
+    array = np.asarray(value)
+    return str(array.tolist()) if array.size <= 8 else f"{list(array.shape)} {array.dtype.name}"

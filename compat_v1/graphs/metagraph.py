@@ -1,4 +1,4 @@
-"""Reads an old MetaGraph (``.meta``, or the ``saved_model.pb`` of a SavedModel) as data, without building or running it.
+"""Reads an old graph (``.meta``, SavedModel, frozen ``.pb``, ``graph.pbtxt``) as data, without building or running it.
 
 Building a graph is not harmless: where a shape depends on constants, TensorFlow evaluates the ops in between as soon as
 the graph is imported, even if they read files. So a MetaGraph is read, checked and repaired as a message, and
@@ -10,23 +10,23 @@ from __future__ import annotations
 import os
 import pathlib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tensorflow.core.framework import variable_pb2
-from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
-from compat_v1.graphs.endpoints import all_nodes
+from compat_v1.graphs.endpoints import all_nodes, named_functions, producer
 from engine import tensorflow_private
 from engine.audit.graph_collections import GraphFacts
-from engine.errors import InputError
 from engine.graphs.graph_variables import GraphVariable, read_nodes
+from engine.graphs.reach import reach
+from engine.porting.readers.graph_file import MetaGraphError as MetaGraphError
+from engine.porting.readers.graph_file import read_graph_file
 from engine.text import join_some
 
-_LARGEST = 2**31 - 1  # bytes in a protocol buffer message
 _VERSION = re.compile(r"\d+\.\d+\.\d+(-[0-9A-Za-z.+-]+)?")
 _REPAIRED_VERSION = "1.15.0"
 # Stateless, so that importing may evaluate them, but not mere arithmetic.
@@ -35,17 +35,17 @@ _REACHES_OUT = re.compile(
 )
 
 
-class MetaGraphError(InputError):
-    """A file that is not a MetaGraph, is damaged, or needs unknown ops. The message names it."""
-
-
 @dataclass(frozen=True, eq=False)
 class MetaGraph:
-    """The MetaGraphDef of a file, checked and repaired; ``repairs`` says what was repaired, a sentence each."""
+    """The MetaGraphDef of a file, checked and repaired.
+
+    ``repairs`` says what was repaired, a sentence each; ``note`` which graph of a SavedModel it is, "" for the only one.
+    """
 
     path: pathlib.Path
     definition: Any
     repairs: tuple[str, ...]
+    note: str = ""
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -71,18 +71,34 @@ class MetaGraph:
         collected = frozenset(self.variable_names("trainable_variables"))
         return read_nodes(self.definition.graph_def.node, collected=collected, initial=initial)
 
-    def facts(self) -> GraphFacts:
-        """Returns what an audit needs to know; raises MetaGraphError if a collection of variables is damaged."""
+    def facts(self, train_op: Collection[str] | None = None) -> GraphFacts:
+        """Returns what an audit needs to know; ``train_op`` are the operations that are fetched to train.
+
+        What needs an operation that this TensorFlow does not know is left out, since it cannot be audited. Raises
+        MetaGraphError if the train op needs one, or may need one because nothing says which it is; or if a collection
+        of variables is damaged.
+        """
+        definition, left_out = self.definition.graph_def, set[str]()
+        train_ops = tuple(dict.fromkeys(self.names("train_op")))
+        if unknown := _find_unknown(definition):
+            definition, left_out = _without_unknown(definition, unknown)
+            wanted = [producer(name) for name in train_op or train_ops]
+            problem = next((f"{name} needs" for name in wanted if name in left_out), "")
+            if problem or not wanted:
+                raise MetaGraphError(
+                    f"{self.path}: {problem or 'name the train op with train_op=, since a part of the graph needs'} "
+                    f"{self._unknown_text(unknown)}"
+                )
         saver = self.definition.saver_def.save_tensor_name
         return GraphFacts(
             source=str(self.path),
-            definition=self.definition.graph_def,
+            definition=definition,
             variables=frozenset(self.variable_names("variables")),
             collected=frozenset(self.variable_names("trainable_variables")),
-            update_ops=self.names("update_ops"),
-            losses=self.names("losses"),
-            train_ops=tuple(dict.fromkeys(self.names("train_op"))),
-            savers=(saver,) if saver else (),
+            update_ops=self._kept("update_ops", left_out),
+            losses=self._kept("losses", left_out),
+            train_ops=train_ops,
+            savers=(saver,) if saver and producer(saver) not in left_out else (),
         )
 
     def graph(self) -> tf.Graph:
@@ -105,6 +121,21 @@ class MetaGraph:
                 raise MetaGraphError(f"{self.path}: TensorFlow cannot import the graph: {error}") from None
         return made
 
+    def unknown_note(self) -> str:
+        """Says what this TensorFlow does not know in the graph; "" if it knows everything."""
+        unknown = _find_unknown(self.definition.graph_def)
+        return f"left out: what needs {self._unknown_text(unknown)}" if unknown else ""
+
+    def _unknown_text(self, unknown: Mapping[str, str]) -> str:
+        listed = join_some([f"{op} (at {node})" for op, node in unknown.items()])
+        return (
+            f"{len(unknown)} kind(s) of operation that TensorFlow {tf.__version__} does not know: {listed}; they belong "
+            "to a custom library, or were removed, and no library is loaded for a file"
+        )
+
+    def _kept(self, collection: str, left_out: Collection[str]) -> tuple[str, ...]:
+        return tuple(name for name in self.names(collection) if producer(name) not in left_out)
+
     def _entries(self, collection: str) -> list[Any]:
         found = self.definition.collection_def
         if collection not in found:
@@ -115,73 +146,20 @@ class MetaGraph:
             raise MetaGraphError(f"{self.path}: an entry of the collection {collection} is not a VariableDef") from None
 
 
-def read_metagraph(path: str | os.PathLike[str], *, tags: Collection[str] | None = None) -> MetaGraph:
-    """Reads a ``.meta`` file, the folder of a SavedModel, or a ``saved_model.pb``; ``tags`` choose one of several.
+def read_metagraph(
+    path: str | os.PathLike[str], *, tags: Collection[str] | None = None, training: bool = False
+) -> MetaGraph:
+    """Reads a graph file of any kind: ``.meta``, SavedModel, frozen ``.pb`` or ``graph.pbtxt``.
 
-    Raises MetaGraphError if there is no such file; it is not a MetaGraph, or truncated; it holds several graphs and the
-    tags do not choose one; this TensorFlow does not know an op; or an input of a node is missing.
+    ``tags`` choose one of several graphs of a SavedModel; otherwise it is the one that serves or, with ``training``,
+    the one that trains (engine.porting.readers.graph_file). Raises MetaGraphError if there is no such file, it is not
+    a graph or truncated, the choice is not clear, or an input of a node is missing. Operations that this TensorFlow does
+    not know are an error only where they are needed.
     """
-    file = _file(pathlib.Path(path))
-    content = _content(file)
-    definition = _saved(file, content, tags) if file.name == "saved_model.pb" else _parse(file, content)
-    if not definition.graph_def.node:
-        raise MetaGraphError(f"{file}: not a MetaGraph; it holds no node of a graph")
+    file, definition, note = read_graph_file(path, tags=tags, training=training)
     repairs = _repair(definition)
-    _check_ops(file, definition.graph_def)
     _check_edges(file, definition.graph_def)
-    return MetaGraph(file, definition, tuple(repairs))
-
-
-def _file(path: pathlib.Path) -> pathlib.Path:
-    if path.is_dir():
-        if (path / "saved_model.pb").is_file():
-            return path / "saved_model.pb"
-        here = sorted(str(path / name) for name in os.listdir(path) if name.endswith((".meta", ".pbtxt")))
-        hint = f"; name a file in it, such as {join_some(here, most=3)}" if here else ""
-        raise MetaGraphError(f"{path}: the folder holds no saved_model.pb{hint}")
-    if not path.is_file():
-        hint = f"; did you mean {path}.meta?" if path.with_name(path.name + ".meta").is_file() else ""
-        raise MetaGraphError(f"{path}: there is no such file{hint}")
-    return path
-
-
-def _content(file: pathlib.Path) -> bytes:
-    try:
-        size = file.stat().st_size
-        if not 0 < size <= _LARGEST:
-            raise MetaGraphError(f"{file}: the file has {size} bytes; expected 1 to {_LARGEST} for a MetaGraph")
-        content = file.read_bytes()
-    except OSError as error:
-        raise MetaGraphError(f"{file}: the file cannot be read ({error.strerror})") from None
-    if content.startswith(b"version https://git-lfs"):
-        raise MetaGraphError(f"{file}: this is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`")
-    if content.lstrip().startswith(
-        (b"meta_info_def {", b"meta_info_def:", b"graph_def {", b"saved_model_schema_version:")
-    ):
-        raise MetaGraphError(f"{file}: this is a MetaGraph in text form; expected the binary form")
-    return content
-
-
-def _parse(file: pathlib.Path, content: bytes) -> Any:
-    try:
-        return meta_graph_pb2.MetaGraphDef.FromString(content)
-    except DecodeError:
-        raise MetaGraphError(f"{file}: not a MetaGraph, or a truncated one") from None
-
-
-def _saved(file: pathlib.Path, content: bytes, tags: Collection[str] | None) -> Any:
-    try:
-        found = list(saved_model_pb2.SavedModel.FromString(content).meta_graphs)
-    except DecodeError:
-        raise MetaGraphError(f"{file}: not a SavedModel, or a truncated one") from None
-    listed = "; ".join(",".join(sorted(one.meta_info_def.tags)) or "(no tags)" for one in found)
-    if tags is None and len(found) == 1:
-        return found[0]
-    wanted = [one for one in found if tags is not None and set(one.meta_info_def.tags) == set(tags)]
-    if len(wanted) == 1:
-        return wanted[0]
-    problem = f"tags={','.join(sorted(tags))}: no graph has these tags" if tags is not None else "name a graph by tags="
-    raise MetaGraphError(f"{file}: {problem}; the file holds {len(found)} graphs, with the tags: {listed or 'none'}")
+    return MetaGraph(file, definition, tuple(repairs), note)
 
 
 def _repair(definition: Any) -> list[str]:
@@ -190,9 +168,10 @@ def _repair(definition: Any) -> list[str]:
     version = definition.meta_info_def.tensorflow_version
     if not _VERSION.fullmatch(version):
         definition.meta_info_def.tensorflow_version = _REPAIRED_VERSION
-        repairs.append(
-            f"tensorflow_version was {version!r}, which is not a valid version; set to {_REPAIRED_VERSION!r}"
-        )
+        if version:  # a bare GraphDef has none
+            repairs.append(
+                f"tensorflow_version was {version!r}, which is not a valid version; set to {_REPAIRED_VERSION!r}"
+            )
     shaped = [node for node in all_nodes(definition.graph_def) if "_output_shapes" in node.attr]
     for node in shaped:
         del node.attr["_output_shapes"]
@@ -203,18 +182,39 @@ def _repair(definition: Any) -> list[str]:
     return repairs
 
 
-def _check_ops(file: pathlib.Path, definition: Any) -> None:
+def _find_unknown(definition: Any) -> dict[str, str]:
+    """Returns operation kind -> a node of it, for the kinds that this TensorFlow does not know."""
     functions = {function.signature.name for function in definition.library.function}
     unknown: dict[str, str] = {}
     for node in all_nodes(definition):
         if node.op not in functions and tensorflow_private.op_definition(node.op) is None:
             unknown.setdefault(node.op, node.name)
-    if unknown:
-        listed = join_some([f"{op} (at {node})" for op, node in unknown.items()])
-        raise MetaGraphError(
-            f"{file}: TensorFlow {tf.__version__} does not know {len(unknown)} kind(s) of op: {listed}; they "
-            "belong to a custom library, or were removed, and no library is loaded for a file"
-        )
+    return unknown
+
+
+def _without_unknown(definition: Any, unknown: Collection[str]) -> tuple[Any, set[str]]:
+    """Returns the GraphDef without the operations that need one of the unknown kinds, and their names."""
+    kinds = set(unknown)
+    functions = list(definition.library.function)
+    while calling := [  # a function that needs one is unknown itself
+        function
+        for function in functions
+        if any(node.op in kinds or kinds & set(named_functions(node)) for node in function.node_def)
+    ]:
+        kinds |= {function.signature.name for function in calling}
+        functions = [function for function in functions if function not in calling]
+    readers: dict[str, list[str]] = {}
+    for node in definition.node:
+        for name in node.input:
+            readers.setdefault(producer(name), []).append(node.name)
+    first = [node.name for node in definition.node if node.op in kinds or kinds & set(named_functions(node))]
+    left_out = set(reach(first, lambda name: readers.get(name, ())))
+    kept = type(definition)(versions=definition.versions)
+    kept.library.CopyFrom(definition.library)
+    del kept.library.function[:]
+    kept.library.function.extend(functions)
+    kept.node.extend(node for node in definition.node if node.name not in left_out)
+    return kept, left_out
 
 
 def _check_edges(file: pathlib.Path, definition: Any) -> None:

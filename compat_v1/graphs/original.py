@@ -20,6 +20,11 @@ from engine.text import nearest
 class Original:
     """The old network as a function of its feeds; it returns the same outputs as in its Session.
 
+    TensorFlow's graph optimizer is off for it: what that rearranges (``a * b + a * c`` becomes ``a * (b + c)``) is
+    rounded differently, and a recurrent network adds such differences up to 1e-4. An original that runs in the process
+    can end it, since a kernel may abort on a shape that it does not expect; ``Apart`` (compat_v1.porting.apart) can
+    not.
+
     Of ``source``, the checkpoint, only the variables of the extracted part are read. A call may take ``time_limit``
     seconds, since an old graph may contain an endless loop; an operation that is already running is not interrupted.
     Raises GraphError if the checkpoint lacks a variable or has it in another shape or dtype, or TensorFlow refuses the
@@ -99,7 +104,8 @@ class Original:
         timer.daemon = True
         timer.start()
         try:
-            results = manager.get_cancelable_function(function)(*feeds)
+            with tensorflow_private.graph_optimizer_off():
+                results = manager.get_cancelable_function(function)(*feeds)
             return [each.numpy() for each in tf.nest.flatten(results)]
         except tf.errors.CancelledError:
             limit = f"{self._time_limit:g} seconds"

@@ -140,7 +140,9 @@ def _refused(op: str, library: frozenset[str], *, main: bool) -> str:
         return "" if main else "variables and tables of a function reach state that the process shares"
     if not _registered(op):
         return (
-            "TensorFlow creates such operations for itself" if op.startswith("_") else "no such operation is registered"
+            "TensorFlow creates such operations for itself"
+            if op.startswith("_")
+            else "no such operation is registered; inputs= can feed what is computed from it"
         )
     for parts, reason in _REASONS:
         if any(part in op for part in parts.split()):

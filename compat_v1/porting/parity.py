@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -14,7 +14,8 @@ import tensorflow as tf
 from compat_v1.errors import GraphError
 from compat_v1.graphs.endpoints import tensor_name
 from compat_v1.graphs.extract import Extracted, Input
-from compat_v1.graphs.original import Original
+from compat_v1.porting.apart import check_numbers
+from engine import tensorflow_private
 from engine.porting.rules import transforms
 from engine.porting.rules.transforms import Spec, Target, Transform
 from engine.selection.variables import is_keras
@@ -23,6 +24,14 @@ from engine.training.losses import accepted_keywords
 
 _MOST_ELEMENTS = 1 << 28  # in a generated input
 BOUND = 1e-5  # contract E6: absolute, on outputs of unit scale
+
+
+class Runnable(Protocol):
+    """The old network: ``Original`` runs it in this process, ``Apart`` in one of its own."""
+
+    extracted: Extracted
+
+    def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
 
 
 @dataclass(frozen=True)
@@ -124,10 +133,10 @@ def make_feeds(
 ) -> dict[str, np.ndarray]:
     """Draws seeded values for the inputs of a graph: standard normal, or 0 and 1 for integers.
 
-    Raises GraphError if a length is unknown, or values of a dtype cannot be drawn.
+    Raises GraphError if the rank or another length is unknown, or values of a dtype cannot be drawn.
 
     Args:
-        examples: the first length where it is unknown; a tensor of unknown rank is a vector of that length.
+        examples: the first length where it is unknown.
         shapes: tensor -> shape, where other lengths are unknown.
         below: tensor -> the exclusive upper bound of its integers, instead of 2 (an index that nearly every table has).
     """
@@ -169,14 +178,14 @@ def feeds_by_name(inputs: Sequence[Input], arrays: Mapping[str, np.ndarray]) -> 
 
 
 def compare_outputs(
-    original: Original, model: Any, *, feeds: Mapping[str, np.ndarray], outputs: Sequence[Compared] | None = None
+    original: Runnable, model: Any, *, feeds: Mapping[str, np.ndarray], outputs: Sequence[Compared] | None = None
 ) -> Parity:
     """Runs both on the same input (tensor of the old graph -> value) and compares their outputs, or those named.
 
     The model is a tf.Module, Keras model or other callable. It takes the inputs in the order of the graph (a Keras
     model takes one tensor or a list) and returns a tensor, a list or a mapping. It is run in inference mode. None for
     ``outputs`` pairs them in order. Raises GraphError if the number of outputs or their shapes differ, the original's
-    values are not finite, or either fails.
+    values are not finite, or either fails. TensorFlow's graph optimizer is off for both, as it rounds differently.
     """
     extracted = original.extracted
     wanted = [Compared(name) for name in extracted.outputs] if outputs is None else list(outputs)
@@ -193,11 +202,16 @@ def compare_outputs(
 
 
 def _closed(each: Input, examples: int) -> tuple[int, ...]:
-    if each.shape is None:
-        return (examples,)
-    if None in each.shape[1:]:
-        shape = ["?" if length is None else length for length in each.shape]
-        raise GraphError(f"inputs={each.name}: its shape is {shape}; state it, or give the values in an .npz file")
+    if each.shape is None or None in each.shape[1:]:
+        known = "of any rank" if each.shape is None else "[" + ",".join(str(n or "?") for n in each.shape) + "]"
+        lengths = [
+            "None",
+            *("32" if length is None else str(length) for length in (each.shape or (0, None, None, 3))[1:]),
+        ]
+        raise GraphError(
+            f"inputs={each.name}: its shape is {known} in the graph; state it, such as "
+            f"inputs={each.name.removesuffix(':0')}[{','.join(lengths)}], or give the values in an .npz file"
+        )
     return tuple(examples if length is None else length for length in each.shape)
 
 
@@ -206,7 +220,8 @@ def _run(model: Any, values: Sequence[np.ndarray]) -> Any:
     arguments: Sequence[Any] = tensors if not is_keras(model) or len(tensors) == 1 else [tensors]
     switch = {"training": False} if is_keras(model) or "training" in accepted_keywords(model) else {}
     try:
-        return model(*arguments, **switch)
+        with tensorflow_private.graph_optimizer_off():
+            return model(*arguments, **switch)
     except Exception as error:  # the user's own code
         shapes = ", ".join(str(list(value.shape)) for value in values)
         text = " ".join(str(error).split())[:300]
@@ -251,10 +266,7 @@ def _paired(
 def _difference(wanted: Compared, key: str, theirs: np.ndarray, ours: np.ndarray) -> Difference:
     name = tensor_name(wanted.name)
     for array, whose in ((theirs, "the old graph"), (ours, "the new model")):
-        if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
-            raise GraphError(
-                f"outputs={name}: the output of {whose} has dtype {array.dtype.name}; only numbers can be compared"
-            )
+        check_numbers(name, array, whose=whose)
     target = Target(tuple(ours.shape))
     result, _, problem = transforms.infer_spec([Spec(theirs.shape, theirs.dtype)], wanted.transforms, target)
     if result is None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from compat_v1.checkpoints.families import Families, group_families
 from compat_v1.porting.slots import SlotPlan, SlotSteps, count_steps, plan_slots
+from engine.data.class_names import as_texts, read_class_names
 from engine.files import FileError, PathLike, write_npz
 from engine.porting import apply, plan
 from engine.porting.errors import PortError
@@ -20,6 +21,7 @@ from engine.porting.ledger import Ledger
 from engine.porting.readers import verify
 from engine.porting.readers.closing import Closing
 from engine.porting.readers.source import TensorSource
+from engine.porting.rules.facts import GivenGraph, check_expected
 from engine.porting.rules.language import PatternLine, Rules
 from engine.selection.variables import ModelVariables
 
@@ -88,7 +90,8 @@ class Weights(Renamed):
 class Port:
     """A port that is planned but not carried out. ``slots`` and ``steps`` are None if it has no slots.
 
-    ``confidence`` is target -> the confidence of a proposed line; all others have 1.0.
+    ``confidence`` is target -> the confidence of a proposed line; all others have 1.0. ``fact`` says what was checked of
+    the graph that the weights belong to.
     """
 
     weights: Weights
@@ -98,6 +101,7 @@ class Port:
     slots: SlotPlan | None
     steps: SlotSteps | None
     confidence: Mapping[str, float]
+    fact: str = ""
 
     def ledger(self, *, target: str, parity: Any = None) -> dict[str, Any]:
         """Returns the content of ledger.json, which accounts for everything."""
@@ -134,7 +138,7 @@ class Port:
         damaged; nothing is written then.
         """
         try:
-            write_npz(path, self._arrays(on_tensor))
+            write_npz(path, self._arrays(on_tensor), texts=as_texts(read_class_names(self.weights.path)))
         except FileError:
             if self.weights.checksums:
                 self.check()  # to name all that are damaged
@@ -162,6 +166,7 @@ def plan_port(
     adam_step: int | None = None,
     betas: tuple[float, float] = (0.9, 0.999),
     confidence: Mapping[str, float] | None = None,
+    graph: GivenGraph | None = None,
 ) -> Port:
     """Plans what becomes of every tensor, every variable and the slots.
 
@@ -174,6 +179,7 @@ def plan_port(
         slots: the kind of optimizer (Adam, Momentum and so on); "auto" for the only one, None for none.
         adam_step, betas: the step count of the slots, where the file does not have it, and the betas of their Adam.
         confidence: target -> the confidence of a proposed line.
+        graph: the graph that the weights belong to, for what the rules expect of it; None takes the one beside them.
     """
     hidden = list(weights.hidden)
     kept = [line for line in rules.skip if line.optional or not any(_fits(line, rules, name) for name in hidden)]
@@ -181,13 +187,15 @@ def plan_port(
     rules = dataclasses.replace(rules, skip=(*kept, *relaxed))
     found = plan.build_plan(variables, weights, rules, grid=grid)
     found.check(weights, rules)
+    fact = check_expected(rules, weights.path, graph=graph)
+    rules = dataclasses.replace(rules, expect=())  # done
     slot_plan = steps = None
     if slots is not None:
         slot_plan = plan_slots(found.assignments, weights.families, None if slots == "auto" else slots)
         steps = count_steps(
             weights.source, weights.families, slot_plan.kind, given=adam_step, beta1=betas[0], beta2=betas[1]
         )
-    return Port(weights, variables, rules, found, slot_plan, steps, confidence or {})
+    return Port(weights, variables, rules, found, slot_plan, steps, confidence or {}, fact)
 
 
 def _fits(line: PatternLine, rules: Rules, name: str) -> bool:

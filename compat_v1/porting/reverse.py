@@ -10,6 +10,7 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -123,7 +124,8 @@ class Reverse:
         self._by_source = _group_by_source(plan)
         if isinstance(base, KnownShapes):
             for name, assignments in self._by_source.items():
-                covered = sum(_share(assignment) for assignment in assignments)
+                spec = Spec(base.shape(name), base.dtype(name))
+                covered = sum(_share(assignment, spec) for assignment in assignments)
                 if covered < 1:
                     raise PortError(
                         f"{assignments[0].rule.where}: only a part of {name} is in the model; give a base that has the rest"
@@ -204,10 +206,17 @@ def _group_by_source(plan: Plan) -> dict[str, list[Assignment]]:
     return found
 
 
-def _share(assignment: Assignment) -> float:
-    """Returns the share of its source that a variable holds."""
-    parts = [each.arguments[1] for each in assignment.rule.transforms if each.name == "split"]
-    return 1 / math.prod(parts)
+def _share(assignment: Assignment, spec: Spec) -> Fraction:
+    """Returns the share of its source, which has this shape, that a variable holds."""
+    share = Fraction(1)
+    for transform in assignment.rule.transforms:
+        after = transform.infer(spec, assignment.target) if transform.name != "concat" else None
+        if after is None:
+            break
+        if transform.name in ("split", "slice"):
+            share *= Fraction(math.prod(after.shape), max(1, math.prod(spec.shape)))
+        spec = after
+    return share
 
 
 def _value(assignment: Assignment) -> np.ndarray:

@@ -21,6 +21,7 @@ from engine.errors import InputError
 from engine.porting import apply
 from engine.porting.plan import Assignment
 from engine.porting.readers.source import TensorSource
+from engine.porting.rules.transforms import drop_constants
 from engine.text import nearest
 
 _TINY = float(np.finfo(np.float32).tiny)  # below it, powers lose their digits and then become 0
@@ -90,6 +91,8 @@ def plan_slots(assignments: Sequence[Assignment], found: Families, kind: str | N
         has = f"slots of {', '.join(kinds)}{nearest(kind, kinds)}" if kinds else "no optimizer slots"
         raise SlotError(f"slots={kind}: the checkpoint has {has}")
     kind = kind or kinds[0]
+    if kind.startswith("Adafactor"):
+        raise SlotError(f"slots={kind}: its row and column means cannot be ported; without slots, the weights are")
     ports: list[SlotPort] = []
     left_out: dict[str, str] = {}
     for assignment in assignments:
@@ -105,8 +108,11 @@ def plan_slots(assignments: Sequence[Assignment], found: Families, kind: str | N
         elif any(text.startswith("resize_grid ") for text in assignment.done):
             left_out[assignment.entry.path] = "its weight is resized, which slots cannot be"
         else:
+            rule = dataclasses.replace(assignment.rule, transforms=drop_constants(assignment.rule.transforms))
+            done = tuple(text for text in assignment.done if not text.startswith("add("))
+            same = dataclasses.replace(assignment, rule=rule, done=done)
             ports += [
-                SlotPort(slot, dataclasses.replace(assignment, sources=tuple(slots[slot] for slots in held)))
+                SlotPort(slot, dataclasses.replace(same, sources=tuple(slots[slot] for slots in held)))
                 for slot in wanted
             ]
     if not ports:

@@ -17,6 +17,7 @@ from engine.porting import slot_names
 from engine.porting.readers.source import TensorSource
 from engine.porting.rules import detect
 from engine.porting.rules.language import Rules
+from engine.porting.rules.transforms import drop_constants
 from engine.selection.variables import ModelVariables, name_variables
 
 _EXPORTED = [(kind, slot_names.V1_SLOTS[kind]) for kind in ("Adam", "Momentum", "RMSProp", "Adagrad", "Ftrl")]
@@ -33,8 +34,8 @@ def export_slots(
     held: Families | None,
     *,
     betas: tuple[float, float] = (0.9, 0.999),
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Turns the slots of a weights file into tensors of the old checkpoint; also returns those without a place in it.
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Turns the slots of a weights file into tensors of the old checkpoint; also returns what is left out, and why.
 
     The file has ``optimizer/<path>/<slot>`` and ``optimizer/<path>/t``; ``rules`` are those that ported the checkpoint,
     and ``base`` and ``held`` are that and its families, or None. The powers of Adam's betas are updated if its step
@@ -49,7 +50,7 @@ def export_slots(
     known = {path for entry in variables for path in entry.paths}
     by_path = {path: slots for path, slots in by_path.items() if path in known}
     if not by_path:
-        return {}, []
+        return {}, {}
     kinds = {tuple(sorted(slots)) for slots in by_path.values()}
     if len(kinds) > 1 or not kinds <= set(_NAMES):
         listed = "; ".join(", ".join(kind) for kind in kinds)
@@ -58,12 +59,15 @@ def export_slots(
     chosen = detect.get_rules(rules)
     chosen = dataclasses.replace(
         chosen,
-        rules=tuple(dataclasses.replace(rule, optional=True) for rule in chosen.rules),
+        rules=tuple(
+            dataclasses.replace(rule, optional=True, transforms=drop_constants(rule.transforms))
+            for rule in chosen.rules
+        ),
         skip=tuple(dataclasses.replace(line, optional=True) for line in chosen.skip),
         fresh=tuple(dataclasses.replace(line, optional=True) for line in chosen.fresh),
     )
     found: dict[str, np.ndarray] = {}
-    left: list[str] = []
+    left: dict[str, str] = {}
     for slot, suffix in suffixes.items():
         arrays = {path: source.read(f"optimizer/{path}/{slot}") for path in by_path}
         model = name_variables({path: tf.Variable(array, trainable=True) for path, array in arrays.items()})
@@ -74,12 +78,17 @@ def export_slots(
         real = {f.name: f.slots[kind][slot] for f in held.variables if slot in f.slots.get(kind, {})}
         view = Renamed(base, real)
         placed = name_variables({e.path: e.variable for e in model if _has_place(e.path, chosen, view.names())})
-        left += [f"optimizer/{e.path}/{slot}" for e in model if e.path not in {p.path for p in placed}]
+        absent = [e.path for e in model if e.path not in {p.path for p in placed}]
+        left |= dict.fromkeys((f"optimizer/{path}/{slot}" for path in absent), "the base has no such slot")
         back = Reverse(placed, chosen, view)
         found |= {real[name]: back.read(name) for name in back.names()}
     steps = {int(source.read(f"optimizer/{path}/t")) for path in by_path if f"optimizer/{path}/t" in source.names()}
     if kind == "Adam" and len(steps) == 1:
         found |= _powers(next(iter(steps)), base, held, betas)
+    elif kind == "Adam" and steps:
+        counts = f"{min(steps)} to {max(steps)} steps"
+        reason = f"the variables have made {counts}, but TensorFlow 1 counts the steps of all together"
+        left = {"the powers of Adam's betas": reason} | left
     return found, left
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,12 +50,22 @@ class WriteBack:
     def read(self, name: str) -> np.ndarray:
         return self.slots[name] if name in self.slots else self.reverse.read(name)
 
-    def write(self, prefix: pathlib.Path, *, graph: str | None = None, version: Version = "V2") -> Exported:
+    def write(
+        self,
+        prefix: pathlib.Path,
+        *,
+        graph: str | None = None,
+        tags: Collection[str] | None = None,
+        version: Version = "V2",
+    ) -> Exported:
         """Writes the checkpoint; without a change, each tensor keeps the bits that it has in the base.
 
-        Every key that the Saver of the old graph (.meta) restores must be in the checkpoint.
+        Every key that the Saver of the old graph (.meta, or a SavedModel with these tags) restores must be in the
+        checkpoint.
         """
-        wanted = saver_keys.list_wanted(metagraph.read_metagraph(graph).definition) if graph is not None else []
+        wanted = []
+        if graph is not None:
+            wanted = saver_keys.list_wanted(metagraph.read_metagraph(graph, tags=tags).definition)
         return export_checkpoint(self, prefix, base=self.base, wanted=wanted, version=version)
 
     def changed(self) -> list[str]:
@@ -98,13 +108,12 @@ def plan_write_back(
         known = KnownShapes.from_rules(variables, rules) if opened is None else opened
         reverse = Reverse(network, rules, known, grid=getattr(network, "grid", None))
         values: dict[str, Any] = {}
-        left: list[str] = []
+        left: dict[str, str] = {}
         if slots is not None:
             held = None if opened is None else group_families(opened)
             with open_tensors(slots) as source:
                 values, left = export_slots(variables, rules, source, opened, held, betas=betas)
-        left_out = dict(reverse.left_out) | dict.fromkeys(left, "the base has no such slot")
-        yield WriteBack(reverse, values, left_out, base)
+        yield WriteBack(reverse, values, dict(reverse.left_out) | left, base)
 
 
 def check_prefix(prefix: pathlib.Path, base: str | None) -> None:

@@ -188,7 +188,8 @@ def translate_optimizer(optimizer: Optimizer, rate: Any, dtypes: set[Any]) -> An
     ``rate`` is the learning rate, a float64 scalar tensor. If one of the ``dtypes`` of the variables is float64,
     hyperparameters are numpy float64, since TF1 keeps Python floats as float32, whatever it trains.
     """
-    if optimizer.weight_decay or optimizer.layer_decay is not None or optimizer.clip_norm is not None:
+    decays = optimizer.weight_decay or optimizer.decays is not None
+    if decays or optimizer.layer_decay is not None or optimizer.clip_norm is not None:
         raise SessionError(
             "optimizer: tf.compat.v1.train, which the TF1 path uses, has no weight_decay, layer_decay or clip_norm"
         )

@@ -19,12 +19,13 @@ from engine.audit.gradient_paths import GradientPaths, find_losses, is_zero
 from engine.audit.graph_collections import GraphFacts
 from engine.audit.graphdef import FlatGraph
 from engine.audit.nodes import Node, Tensor, find_data_ancestors
+from engine.audit.train_ops import TrainOp, find_train_ops, note_others
 from engine.audit.write_kinds import WriteKinds
 from engine.audit.writes import Holders, Write, find_gradient_inputs, find_slots_by_name, find_writes
 from engine.errors import InputError
 from engine.selection import filters
 from engine.selection.filters import Filter
-from engine.text import join_some, table
+from engine.text import table
 
 
 class AuditError(InputError):
@@ -121,12 +122,12 @@ def audit_graph(
 
     Args:
         facts: the graph: ``GraphFacts.from_graph(graph)``, or ``facts()`` of a MetaGraph.
-        train_op: the name or names of the ops that are fetched to train; None finds it automatically.
+        train_op: the name or names of the ops that are fetched to train; None finds it (engine.audit.train_ops).
         expect_frozen: the variables that must not be written, as a filter or its text; each that may be written is a
             finding. The optimizer's state, step counters and averages cannot be selected.
 
     Raises:
-        AuditError: there is no such op; or none is found, or several (they are listed).
+        AuditError: there is no such op; or none is found, or several (they are listed, with what each would write).
         FilterError: an item of ``expect_frozen`` matches nothing.
         FlatGraphError: the graph contradicts itself.
 
@@ -145,18 +146,20 @@ def audit_graph(
         ()
     """
     flat = FlatGraph(facts.definition)
-    names = _choose_train_ops(flat, facts, train_op)
-    roots = [node for name in names for node in _named(flat, name)]
     holders = Holders(flat, collected=facts.collected)
     everywhere = find_writes(flat.nodes, holders)
-    running = flat.find_running(roots)
-    run = [write for write in everywhere if write.node in running]
     updates = [write for write in everywhere if write.is_apply and write.position == 0]
     collected = {name for name, variable in holders.variables.items() if variable.collected}
     weights = {write.variable for write in updates if write.variable} | collected
     assigned = [tensor for write in everywhere for tensor in write.node.inputs]
     paths = GradientPaths(flat, holders, losses=find_losses(flat, assigned, facts.losses), weights=weights)
     kinds = WriteKinds(flat, holders, paths, writes=everywhere, update_ops=facts.update_ops)
+    made = {write for write in everywhere if kinds.is_update(write)}
+    candidates, partly = find_train_ops(flat, facts, writes=everywhere, updates=made)
+    said = [one.describe(made, total=len(holders.variables)) for one in candidates]
+    names = _choose_train_ops(flat, facts, train_op, candidates, said)
+    running = flat.find_running([node for name in names for node in _named(flat, name)])
+    run = [write for write in everywhere if write.node in running]
     slots = find_slots(everywhere, holders, paths)
     gradients = {name: _gradient(name, paths, holders, updates) for name in holders.variables}
     rows = build_rows(gradients, run, kinds, slots, trainable=collected)
@@ -165,12 +168,13 @@ def audit_graph(
     states = _states(rows, slots, holders, paths, kinds)
     evidence = findings.Evidence(facts, flat, holders, paths, kinds, running=running, run=run, states=states, zero=zero)
     expected = filters.parse_filter(expect_frozen) if isinstance(expect_frozen, str) else expect_frozen
-    found = findings.collect_findings(rows, evidence, expect_frozen=expected)
+    listed = findings.collect_findings(rows, evidence, expect_frozen=expected)
     notes = [] if paths.known else ["no loss was found, so gradients are judged by the ops that feed the optimizer"]
+    notes += note_others(names, run, candidates, partly, found=train_op is None)
     python = sorted(node.name for node in running if "PyFunc" in node.op)
     if python:
         notes.append(f"Python functions run, and they can write any variable: {', '.join(python[:5])}")
-    return Audit(facts.source, ", ".join(names), tuple(rows), tuple(found), tuple(notes))
+    return Audit(facts.source, ", ".join(names), tuple(rows), tuple(listed), tuple(notes))
 
 
 def build_rows(
@@ -207,41 +211,33 @@ def with_moved(found: Audit, before: Mapping[str, str], after: Mapping[str, str]
     return dataclasses.replace(found, variables=tuple(rows), findings=(*found.findings, *added))
 
 
-def find_train_ops(flat: FlatGraph, facts: GraphFacts) -> list[str]:
-    """The ops that may be the train op: the members of TRAIN_OP; or else those that run a kernel and nothing waits for."""
-    if collected := [name for name in facts.train_ops if flat.node(name.partition(":")[0])]:
-        return collected
-    waited = {before for node in flat.nodes for before in (*node.controls, *(t.node for t in node.inputs))}
-    waited |= {node for node in waited if node.op == "_Ret"}
-    found = []
-    for node in flat.top.values():
-        if node in waited or any(result in waited for result in node.results):
-            continue
-        if any(Write(one, None, 0).is_apply for one in flat.find_running([node])):
-            found.append(node.name)
-    return found
-
-
-def _choose_train_ops(flat: FlatGraph, facts: GraphFacts, wanted: str | Sequence[str] | None) -> list[str]:
+def _choose_train_ops(
+    flat: FlatGraph,
+    facts: GraphFacts,
+    wanted: str | Sequence[str] | None,
+    candidates: Sequence[TrainOp],
+    said: Sequence[str],
+) -> list[str]:
+    """Returns the ops to fetch; ``said`` has a line for each candidate."""
     names = [wanted] if isinstance(wanted, str) else list(wanted or ())
     if wanted is not None and names and all(_named(flat, name) for name in names):
         return names
-    candidates = find_train_ops(flat, facts)
-    listed = join_some(candidates, most=10)
+    known = ", ".join(one.name for one in candidates)
     if wanted is None:
         if len(candidates) == 1:
-            return candidates
+            return [candidates[0].name]
         if not candidates:
             raise AuditError(
                 f"{facts.source}: no train op was found, since the graph has no optimizer's op; name the op that is fetched"
             )
         raise AuditError(
-            f"{facts.source}: train_op=None: {len(candidates)} ops may be the train op; name one of: {listed}"
+            f"{facts.source}: train_op=None: {len(candidates)} ops may be the train op; name one of: {known}, or several"
+            + text.listed("what each would write", said, most=len(said))
         )
     if not names:
         raise AuditError("train_op=[]: expected at least one op")
     missing = next(name for name in names if not _named(flat, name))
-    hint = f"; candidates: {listed}" if listed else text.nearest(missing, list(flat.top))
+    hint = f"; candidates: {known}" if known else text.nearest(missing, list(flat.top))
     raise AuditError(f"train_op={missing!r}: {facts.source} has no such op{hint}")
 
 

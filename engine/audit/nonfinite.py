@@ -74,7 +74,7 @@ def first_nonfinite(
     look = tf.function(_counter(analysis, looked), autograph=False)
     count = int(next(iter(tensors.values())).shape[0])
     size = micro_batch_size or count
-    state = [entry.variable for entry in selection.moving] + list(selection.variables.generators.values())
+    state = micro.moved_variables(selection)
     before = [variable.numpy() for variable in state]
     for start in range(0, count, size):
         part = {name: value[start : start + size] for name, value in tensors.items()}

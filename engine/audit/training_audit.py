@@ -153,7 +153,7 @@ def audit_run(folder: PathLike, *, expect_frozen: Filter | str | None = None) ->
     if not kept:
         raise AuditError(f"{folder} has no checkpoint, so its variables are unknown")
     last = checkpoint.read(kept[0]).arrays
-    model = [name for name in last if not name.startswith(("optimizer/", "ema/", "generator/"))]
+    model = [name for name in last if not name.startswith(("optimizer/", "ema/", "generator/", "metric/"))]
     by: dict[str, list[tuple[str, str]]] = {}
     for phase in phases:
         for key, kind in (("trained", "optimizer apply"), ("moving", "UPDATE_OPS")):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from engine.data.part import DataError as DataError
     from engine.data.part import Part as Part
     from engine.data.part import Source as Source
+    from engine.data.resize import check_image_size as check_image_size
     from engine.data.resize import parse_image_size as parse_image_size
     from engine.data.source import IMAGE_CACHE as IMAGE_CACHE
     from engine.data.source import open_data as open_data
@@ -22,7 +23,10 @@ else:
         {
             "batches": ("EvalBatches", "Normalise", "TrainBatches"),
             "part": ("DataError", "Part", "Source"),
-            "resize": ("parse_image_size",),
+            "resize": (
+                "check_image_size",
+                "parse_image_size",
+            ),
             "source": ("IMAGE_CACHE", "open_data"),
         },
     )

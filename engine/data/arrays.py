@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from engine.data.idx import holds_idx, read_idx_folder
-from engine.data.part import DataError, Part, Source, check_labels
+from engine.data.part import DataError, Part, Source, check_labels, number_classes
 from engine.data.resize import Size, resize_all
 from engine.files import FileError, Npz
+from engine.text import join_words
 
 FASHION = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 DEBIAN = pathlib.Path("/usr/share/datasets/fashion-mnist")  # from the package dataset-fashion-mnist
@@ -91,7 +92,7 @@ def load_fashion_mnist(spec: str, *, size: Size | None, budget: int) -> Source:
 def _source(spec: str, arrays: Pairs, classes: Sequence[str] | None, *, size: Size | None, budget: int) -> Source:
     checked = {prefix: _checked(spec, prefix, *pair) for prefix, pair in arrays.items()}
     train_images, train_labels = checked["train"]
-    classes = _class_names(spec, train_labels, classes)
+    given, classes = classes, _class_names(spec, train_labels, classes)
     for prefix, (images, labels) in checked.items():
         if images.shape[1:] != train_images.shape[1:] or labels.shape[1:] != train_labels.shape[1:]:
             raise DataError(
@@ -109,7 +110,33 @@ def _source(spec: str, arrays: Pairs, classes: Sequence[str] | None, *, size: Si
         fitted = images if size is None else resize_all(images, size, budget=budget)
         budget -= fitted.nbytes if isinstance(fitted, np.ndarray) and fitted is not images else 0
         parts[prefix] = Part(fitted, labels, np.arange(len(images), dtype=np.int64))
-    return Source(spec, tuple(classes), parts["train"], parts.get("val", parts["train"]), parts.get("test"))
+    columns = given if given and train_labels.ndim == 2 and len(given) == train_labels.shape[1] else ()
+    return Source(
+        spec,
+        tuple(classes),
+        parts["train"],
+        parts.get("val", parts["train"]),
+        parts.get("test"),
+        named=given is not None,
+        columns=tuple(columns),
+    )
+
+
+def describe_empty_classes(source: Source) -> str | None:
+    """A line on classes without a training example: often the labels count from 1, or are numbers with gaps."""
+    if not source.classes:
+        return None
+    counts = np.bincount(source.train.labels, minlength=len(source.classes))
+    empty = np.flatnonzero(counts == 0)
+    if not len(empty):
+        return None
+    if empty.tolist() == [0]:
+        return (
+            f"data: the labels count from 1 to {len(counts) - 1}, so class 0 ({source.classes[0]!r}) has no training "
+            "example; classes count from 0, so subtract 1 from the labels if 1 is the first class"
+        )
+    names = join_words(source.classes[number] for number in empty)
+    return f"data: {len(empty)} of {len(counts)} classes without a training example: {names} (labels count from 0)"
 
 
 def _checked(spec: str, prefix: str, images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -136,6 +163,8 @@ def _checked(spec: str, prefix: str, images: Any, labels: Any) -> tuple[np.ndarr
         raise DataError(
             f"data={spec}: {prefix}_labels is {labels.dtype}; expected integers (classes) or floats (targets)"
         )
+    if labels.dtype.kind != "f" and labels.shape[1:] == (1,):
+        labels = labels[:, 0]  # a column of classes
     if labels.dtype.kind == "f" or labels.ndim == 2:
         labels = labels.astype(np.float32)
         if not np.isfinite(labels).all():
@@ -153,4 +182,4 @@ def _class_names(spec: str, labels: np.ndarray, given: Sequence[str] | None) -> 
     largest = int(labels.max())
     if largest >= 100_000:
         raise DataError(f"data={spec}: train_labels go up to {largest}; expected classes from 0 to at most 99,999")
-    return [str(number) for number in range(largest + 1)]
+    return number_classes(largest + 1)

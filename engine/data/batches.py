@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from engine.data import order
 from engine.data.augment import augment
-from engine.data.part import DataError, Part
+from engine.data.part import DataError, Part, check_count
 from engine.seeds import example_seeds
 
 Batch = dict[str, Any]
@@ -36,8 +36,18 @@ class Normalise:
     reverse: bool = False
 
     def __call__(self, images: Any) -> Any:
-        """Normalises float32 images [B, height, width, channels]; the number of channels may change."""
+        """Normalises images [B, height, width, channels] to float32; the number of channels may change.
+
+        They are uint8, or float with values in [0, 1]. Raises DataError for any other; within a ``tf.function`` or a
+        ``tf.data`` pipeline, where values are not known, it cannot check the range.
+        """
+        images = _as_unit(images)
         given = images.shape[-1]
+        expected = (1, 3) if self.channels else (len(self.mean),) if len(self.mean) > 1 else (given,)
+        if given not in expected:
+            raise DataError(
+                f"images: shape {list(images.shape)}; expected {' or '.join(map(str, expected))} channels in the last place"
+            )
         if self.channels == 3 and given == 1:
             images = tf.repeat(images, 3, axis=-1)
         elif self.channels == 1 and given == 3:
@@ -45,6 +55,25 @@ class Normalise:
         if self.reverse:
             images = tf.reverse(images, axis=[-1])
         return (images - tf.constant(self.mean, tf.float32)) / tf.constant(self.std, tf.float32)
+
+
+def _as_unit(images: Any) -> Any:
+    """Images as float32 in [0, 1]; DataError if they are neither uint8 nor float in that range."""
+    if isinstance(images, (np.ndarray, list, tuple)):
+        images = tf.convert_to_tensor(images)
+    dtype = tf.as_dtype(images.dtype)
+    if dtype == tf.uint8:
+        return tf.cast(images, tf.float32) / 255.0
+    if not dtype.is_floating:
+        raise DataError(f"images: {dtype.name}; expected uint8, or float with values in [0, 1]")
+    if tf.is_tensor(images) and not tf.is_symbolic_tensor(images) and tf.size(images) > 0:
+        low, high = (float(bound(images)) for bound in (tf.reduce_min, tf.reduce_max))
+        if not (low >= -1e-3 and high <= 1.0 + 1e-3):
+            raise DataError(
+                f"images: {dtype.name} with values from {low:g} to {high:g}; expected 0 to 1 (divide pixels by 255, or give "
+                "them as uint8)"
+            )
+    return images if dtype == tf.float32 else tf.cast(images, tf.float32)
 
 
 class TrainBatches:
@@ -68,6 +97,7 @@ class TrainBatches:
         augment: Sequence[str] = (),
         normalise: Normalise | None = None,
     ) -> None:
+        check_count("batch_size", batch_size)
         if not 1 <= batch_size <= len(part):
             raise DataError(f"batch_size={batch_size}: expected 1 to {len(part)}, the number of training examples")
         self.part = part
@@ -136,6 +166,7 @@ class EvalBatches:
     """The batches of an evaluation or test part, in its own order and without augmentation; can be iterated repeatedly."""
 
     def __init__(self, part: Part, *, batch_size: int, normalise: Normalise | None = None) -> None:
+        check_count("batch_size", batch_size)
         if batch_size < 1:
             raise DataError(f"batch_size={batch_size}: expected at least 1")
         self.part = part

@@ -1,6 +1,6 @@
 """Image folders with one folder per class, in one of two layouts.
 
-    DIR/train/CLASS/...  DIR/val/CLASS/...  DIR/test/CLASS/...      (val and test may be missing)
+    DIR/train/CLASS/...  DIR/val/CLASS/...  DIR/test/CLASS/...      (val and test may be missing; engine.data.layout)
     DIR/CLASS/...                                                   (an evaluation part is held out)
 
 A hash of a file's own name (its path inside the folder of its class) decides whether the file is held out, so adding or
@@ -18,12 +18,11 @@ import numpy as np
 
 from engine.data.header import SUFFIXES
 from engine.data.image_files import ImageFiles, Say, printable
+from engine.data.layout import PARTS, Content, Layout, decide_layout
 from engine.data.part import DataError, Part, Source
 from engine.data.resize import Size
 from engine.text import nearest
 
-PARTS = ("train", "val", "test")
-_LOOK_LIKE_PARTS = {"train", "training", "val", "valid", "validation", "test", "testing", "eval", "evaluation", "dev"}
 _ARCHIVE_LEFTOVER = "__MACOSX"  # macOS adds it to zip files
 
 Ignored = collections.Counter[str]
@@ -42,7 +41,10 @@ def open_folder(
             or images cannot be read.
     """
     ignored: Ignored = collections.Counter()
-    listing = _list(spec, folder, ignored)
+    layout = _layout(spec, folder)
+    listing = _list(spec, folder, layout, ignored)
+    for line in layout.notes:
+        say(printable(line))
     if ignored:
         say("data: left out: " + ", ".join(f"{what} ({count:,})" for what, count in sorted(ignored.items())))
     classes = sorted(listing["train"])
@@ -54,7 +56,7 @@ def open_folder(
         for file in listing.get(part, {}).get(name, [])
     ]
     names = [file for _, _, file in rows]
-    shares = np.array([_share(part, classes[number], file) for part, number, file in rows])
+    shares = np.array([_share(layout.roots[part], classes[number], file) for part, number, file in rows])
     belongs = np.array([PARTS.index(part) for part, _, _ in rows])
     labels = np.array([number for _, number, _ in rows], np.int64)
     images = ImageFiles(spec, folder, names, size=size, budget=budget, skip_bad=skip_bad, say=say)
@@ -108,27 +110,23 @@ def _check_classes(spec: str, folder: pathlib.Path, listing: Listing, classes: l
         )
 
 
-def _list(spec: str, folder: pathlib.Path, ignored: Ignored) -> Listing:
+def _layout(spec: str, folder: pathlib.Path) -> Layout:
     if not folder.exists():
         near = _folders(spec, folder.parent) if folder.parent.is_dir() else []
         raise DataError(f"data={spec}: there is no folder {folder}{nearest(folder.name, near)}")
     if not folder.is_dir():
         raise DataError(f"data={spec}: {folder} is a file; expected a folder with one folder per class")
-    top = _folders(spec, folder)
-    if "train" in top:
-        roots = {part: f"{part}/" for part in PARTS if part in top}
-        for name in sorted(set(top) - set(PARTS)):
-            ignored[f"folder {printable(name)} next to train"] += 1
-    elif {"val", "test"} & set(top):
-        found = " and ".join(sorted({"val", "test"} & set(top)))
-        raise DataError(f"data={spec}: there is a folder {found}, but no folder train")
-    elif top and {name.lower() for name in top} <= _LOOK_LIKE_PARTS:
-        raise DataError(
-            f"data={spec}: its folders are {', '.join(sorted(top))}, which look like parts, not classes; the parts must "
-            "be named train, val and test"
-        )
-    else:
-        roots = {"train": ""}
+    top = {}
+    for name in _folders(spec, folder):
+        images = sum(_is_image(entry.name) and not _is_folder(entry) for entry in _entries(spec, folder / name))
+        top[name] = Content(images, len(_folders(spec, folder / name)))
+    return decide_layout(spec, folder, top)
+
+
+def _list(spec: str, folder: pathlib.Path, layout: Layout, ignored: Ignored) -> Listing:
+    for name in layout.left_out:
+        ignored[f"folder {printable(name)} next to train"] += 1
+    roots = {part: f"{name}/" if name else "" for part, name in layout.roots.items()}
     classes = {part: _folders(spec, folder / root) for part, root in roots.items()}
     # Links to these folders, or to those above them, would bring in images of other classes or form a cycle.
     known = {_identity(path) for path in (folder.resolve(), *folder.resolve().parents)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import reprlib
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -44,7 +45,8 @@ class Part:
             f. If None, a fixed permutation decides.
 
     Raises:
-        DataError: an array differs in length from ``index``, or the index has a number without an image.
+        DataError: an array differs in length from ``index``, the index has a number without an image, or images or labels
+            are of another dtype or shape than here. Of float images, up to 64 are looked at.
     """
 
     images: Images
@@ -64,6 +66,15 @@ class Part:
                 )
         if len(wrong := np.flatnonzero((index < 0) | (index >= count))):
             raise DataError(f"index[{wrong[0]}]={index[wrong[0]]}: there are {count} images, numbered from 0")
+        self._check_images()
+        if self.labels.dtype.kind not in "iuf" or self.labels.ndim > 2:
+            raise DataError(
+                f"labels: {self.labels.dtype} {list(self.labels.shape)}; expected int64 [m] (classes), or float32 [m] or [m, C] "
+                "(targets)"
+            )
+        wide = np.int64 if self.labels.dtype.kind in "iu" else np.float32
+        if self.labels.dtype.itemsize < 4 or self.labels.dtype.kind == "u":
+            object.__setattr__(self, "labels", self.labels.astype(wide))  # losses take no smaller ones
 
     def __len__(self) -> int:
         return len(self.index)
@@ -78,13 +89,58 @@ class Part:
     def image_dtype(self) -> np.dtype[Any]:
         return self.images.dtype
 
+    def _check_images(self) -> None:
+        shape, dtype = self.images.shape, np.dtype(self.images.dtype)
+        if len(shape) != 4:
+            raise DataError(f"images: shape {list(shape)}; expected [n, height, width, channels]")
+        if dtype not in (np.uint8, np.float32):
+            raise DataError(
+                f"images: {dtype}; expected uint8, or float32 with values in [0, 1]"
+                + (" (images.astype(np.float32))" if dtype.kind == "f" else "")
+            )
+        if dtype == np.float32 and isinstance(self.images, np.ndarray) and len(self.index):
+            some = self.images[self.index[:: -(-len(self.index) // 64)]]
+            if some.size and not (some.min() >= 0.0 and some.max() <= 1.0):
+                raise DataError(
+                    f"images: float32 with values from {some.min():g} to {some.max():g}; expected 0 to 1 (divide pixels by "
+                    "255, or give them as uint8)"
+                )
+
+    def _positions(self, positions: Any) -> np.ndarray:
+        """Positions as int64 [m]; DataError if they are anything else, or there are no such examples."""
+        found = np.asarray(positions)
+        if found.dtype == bool and found.shape == (len(self),):
+            found = np.flatnonzero(found)
+        if found.ndim != 1 or (found.dtype.kind not in "iu" and found.size):
+            number = (
+                f"; np.arange({found}) are the first {found}" if found.ndim == 0 and found.dtype.kind in "iu" else ""
+            )
+            raise DataError(
+                f"positions={reprlib.repr(positions)}: expected an array of positions, int64 [m], each from 0 to "
+                f"{len(self) - 1}{number}"
+            )
+        if len(wrong := np.flatnonzero((found < 0) | (found >= len(self)))):
+            raise DataError(
+                f"positions[{wrong[0]}]={found[wrong[0]]}: there are {len(self)} examples, at positions 0 to {len(self) - 1}"
+            )
+        return found.astype(np.int64, copy=False)
+
     def read(self, positions: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns "image", "label" and "index" of these examples; a DataError names an unreadable image file."""
+        """Returns "image", "label" and "index" of the examples at these positions, int64 [m].
+
+        Raises DataError for a position that there is not, or with the name of an unreadable image file.
+        """
+        positions = self._positions(positions)
         index = self.index[positions]
         return {"image": self.images[index], "label": self.labels[positions], "index": index}
 
     def take(self, positions: np.ndarray) -> Part:
-        """Returns a part with these positions of this one, in this order."""
+        """Returns a part with the examples at these positions of this one, int64 [m], in this order.
+
+        ``np.arange(n)`` are the first n, and a mask, bool with one entry per example, selects those that are true. Raises
+        DataError for a position that there is not.
+        """
+        positions = self._positions(positions)
         shares = None if self.hold_out is None else self.hold_out[positions]
         return replace(self, labels=self.labels[positions], index=self.index[positions], hold_out=shares)
 
@@ -98,6 +154,8 @@ class Source:
         classes: the names of the classes, in the order of the labels; empty if the labels are float targets.
         train, eval, test: the parts; ``eval is train`` only until an evaluation part is held out.
         skipped: the unreadable image files that were left out.
+        named: whether ``classes`` are the data's own names; otherwise they are just numbers.
+        columns: the names of the columns of [n, C] targets, where the data name them.
     """
 
     name: str
@@ -106,20 +164,34 @@ class Source:
     eval: Part
     test: Part | None
     skipped: tuple[str, ...] = ()
+    named: bool = True
+    columns: tuple[str, ...] = ()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """The shape (height, width, channels) of an image."""
         return self.train.image_shape
 
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The data's own names of classes or columns, in the order of a model's outputs; None if they have none."""
+        return (self.classes if self.named else ()) or self.columns or None
+
+    def with_classes(self) -> Source:
+        """The source with one-hot labels [n, C] as classes; itself if its labels are anything else."""
+        parts = {name: part for name in ("train", "eval", "test") if (part := getattr(self, name)) is not None}
+        if self.classes or any(_not_one_hot(part.labels) is not None for part in parts.values()):
+            return self
+        count = self.train.labels.shape[1]
+        made = {name: replace(part, labels=part.labels.argmax(axis=1)) for name, part in parts.items()}
+        return replace(self, classes=self.columns or number_classes(count), named=bool(self.columns), **made)
+
     def outputs(self, loss: str) -> int:
         """Returns the number of outputs that a model needs; raises DataError if the labels do not suit the loss."""
         labels = self.train.labels
         if loss == "softmax":
             if not self.classes:
-                raise DataError(
-                    f"data={self.name}: the loss softmax needs integer class labels, but these are {labels.dtype} targets"
-                )
+                raise DataError(f"data={self.name}: {self._misfit()}")
             return len(self.classes)
         if labels.ndim == 2:
             return int(labels.shape[1])
@@ -129,6 +201,24 @@ class Source:
                 f"{len(self.classes)} classes; use softmax"
             )
         return 1
+
+    def _misfit(self) -> str:
+        """Why targets are not the classes that the loss softmax needs."""
+        for name in ("train", "eval", "test"):
+            part = getattr(self, name)
+            row = None if part is None or part.labels.ndim == 1 else _not_one_hot(part.labels)
+            if row is not None:
+                return (
+                    "the loss softmax needs a class for each example, as an integer or one-hot, but the labels of "
+                    f"example {row} of the {name} part are {part.labels[row].tolist()}; the loss sigmoid takes several "
+                    "labels for an example"
+                )
+        if self.train.labels.ndim == 2:
+            return "the loss softmax needs classes, but these labels are one-hot; Source.with_classes() converts them"
+        return (
+            f"the loss softmax needs integer class labels, but these are {self.train.labels.dtype} targets; save classes "
+            "as integers, or train on targets with the loss mse"
+        )
 
     def fingerprint(self) -> str:
         """Returns a SHA-256, in hexadecimal, over the training and evaluation data, which a resumed run compares."""
@@ -144,13 +234,33 @@ class Source:
         return hasher.hexdigest()
 
 
+def number_classes(count: int) -> tuple[str, ...]:
+    """The names of classes that have none of their own: their numbers."""
+    return tuple(map(str, range(count)))
+
+
+def _not_one_hot(labels: np.ndarray) -> int | None:
+    """The first row of labels [n, C] that is not one 1 among zeros; 0 if the labels have another shape."""
+    if labels.ndim != 2 or labels.shape[1] < 2:
+        return 0
+    wrong = np.flatnonzero(((labels != 0) & (labels != 1)).any(axis=1) | (labels.sum(axis=1) != 1))
+    return int(wrong[0]) if len(wrong) else None
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raises DataError unless a value is a whole number."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise DataError(f"{name}={value!r}: expected a whole number")
+
+
 def check_labels(spec: str, name: str, labels: np.ndarray, classes: int) -> None:
     """Raises DataError unless every class label is at least 0 and below the number of classes."""
     if labels.dtype.kind == "f":
         return
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(wrong):
+        from_one = "; the labels seem to count from 1: subtract 1 from them"
         raise DataError(
             f"data={spec}: {name}[{wrong[0]}]={labels[wrong[0]]} is out of range; the classes are 0 to {classes - 1} "
-            f"({len(wrong)} labels are wrong)"
+            f"({len(wrong)} labels are wrong){from_one if labels.min() == 1 and labels.max() == classes else ''}"
         )

@@ -30,6 +30,18 @@ def parse_image_size(text: str) -> Size:
     return height, width
 
 
+def check_image_size(size: Any) -> Size | None:
+    """A size given as None, a whole number, (height, width) or a text, as (height, width); DataError for any other."""
+    if size is None:
+        return None
+    if isinstance(size, str):
+        return parse_image_size(size)
+    sides = tuple(size) if isinstance(size, (tuple, list, np.ndarray)) else (size, size)
+    if len(sides) != 2 or any(isinstance(side, bool) or not isinstance(side, (int, np.integer)) for side in sides):
+        raise DataError(f"image_size={size!r}: expected N or (height, width) in pixels, such as 224 or (192, 256)")
+    return parse_image_size(f"{sides[0]}x{sides[1]}")
+
+
 def resize(images: Any, size: Size) -> np.ndarray:
     """Resizes images [n, height, width, channels] to [n, *size, channels], keeping their dtype.
 

@@ -11,8 +11,8 @@ import numpy as np
 from engine.data import arrays, order
 from engine.data.folder import open_folder
 from engine.data.image_files import Say
-from engine.data.part import DataError, Images, Part, Source, check_labels
-from engine.data.resize import Size
+from engine.data.part import DataError, Images, Part, Source, check_count, check_labels
+from engine.data.resize import Size, check_image_size
 from engine.text import nearest
 
 __all__ = ["SOURCES", "DataError", "Images", "Part", "Source", "check_labels", "open_data"]
@@ -43,8 +43,8 @@ def open_data(
             part; None means 0.1. Independently of any seed, a hash of the file name (in a folder) or a fixed permutation
             decides which examples.
         train_examples: the number of training examples to use, chosen by a fixed permutation; None uses all.
-        image_size: the (height, width) that images are resized to (engine.data.resize); None keeps arrays as they are
-            and resizes image files to 224x224.
+        image_size: the pixels that images are resized to (engine.data.resize): N, (height, width) or a text such as
+            ``192x256``; None keeps arrays as they are and resizes image files to 224x224.
         bad_images: unreadable image files: "stop" raises an error that names them, "skip" leaves them out.
         image_cache: the bytes of memory for decoded or resized images; images beyond that are decoded or resized each
             time they are read, with the same result.
@@ -61,6 +61,7 @@ def open_data(
         (100, (28, 28, 1), ('T-shirt', 'Trouser'))
     """
     check_source(spec, bad_images=bad_images)
+    image_size = check_image_size(image_size)
     kind, _, rest = spec.partition(":")
     if spec == EMBEDDED:
         file = pathlib.Path(__file__).with_name("fashion_mnist_mini.npz")
@@ -74,11 +75,14 @@ def open_data(
     else:
         size, skip = image_size or FOLDER_SIZE, bad_images == "skip"
         source = open_folder(spec, pathlib.Path(rest), size=size, budget=image_cache, skip_bad=skip, say=say)
+    if kind != "folder" and (line := arrays.describe_empty_classes(source)) is not None:
+        say(line)
     if source.eval is source.train:
         source = _hold_out(source, 0.1 if eval_fraction is None else eval_fraction)
     elif eval_fraction is not None:
         raise DataError(f"eval_fraction={eval_fraction}: {spec} has its own evaluation part, so nothing is held out")
     if train_examples is not None:
+        check_count("train_examples", train_examples)
         if not 1 <= train_examples <= len(source.train):
             raise DataError(f"train_examples={train_examples}: expected 1 to {len(source.train)}, all that {spec} has")
         chosen = np.sort(order.fixed_permutation(len(source.train))[:train_examples])

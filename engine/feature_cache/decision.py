@@ -34,12 +34,15 @@ class CacheDecision:
     Attributes:
         line: where it would be cut, whether cached or not; None if no line was looked for.
         bytes: the size of its caches on disk.
+        reads_images: whether it trains from images, or has to compute rows of its caches from them. A phase of a resumed
+            run that trains from caches does so only if rows are missing, which is seen when it begins.
     """
 
     used: bool
     reason: str
     line: FrostLine | Refused | None = None
     bytes: int = 0
+    reads_images: bool = True
 
 
 class Decider:
@@ -100,7 +103,7 @@ class Decider:
                 )
             line, needed = cheaper, self._bytes(cheaper)
         if saved is not None:
-            return CacheDecision(saved, "as decided by the run that is resumed", line, needed)
+            return CacheDecision(saved, "as decided by the run that is resumed", line, needed, not saved)
         try:
             caches = self.open_features(line) if known else ()
         except InputError as error:  # the frozen part reads something that has no digest
@@ -116,7 +119,7 @@ class Decider:
         if cached > _PAYS * uncached and self._options.mode == "auto":
             return CacheDecision(False, f"a cache would not pay: {estimate}", line)
         self._planned |= {found.key for found in caches}
-        return CacheDecision(True, estimate, line, needed)
+        return CacheDecision(True, estimate, line, needed, missing > 0)
 
     def open_features(self, line: FrostLine) -> tuple[Features, Features]:
         """Opens the caches of a line: those of the training part and of the evaluation part."""

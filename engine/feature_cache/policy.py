@@ -14,14 +14,17 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from engine.data.batches import EvalBatches, TrainBatches
+from engine.data.part import DataError
 from engine.errors import InputError
+from engine.feature_cache.ahead import Ahead, Caches, find_ahead, join_passes
 from engine.feature_cache.batches import EvalFeatureBatches, FeatureBatches
 from engine.feature_cache.decision import CacheDecision, Decider
 from engine.feature_cache.eviction import evict_caches, hold_cache
+from engine.feature_cache.filling import Compute
 from engine.feature_cache.options import CacheOptions
 from engine.feature_cache.store import Features
 from engine.frostline.cuts import cut_evaluation
-from engine.frostline.line import FrostLine
+from engine.frostline.line import FrostLine, Refused
 from engine.sizes import format_bytes
 from engine.training.evaluation import WATCHED, Evaluator
 from engine.training.loop import Event, LoopError, Stage
@@ -36,10 +39,9 @@ class ShowsProgress(Protocol):
 
 @dataclass
 class _Open:
-    """The caches of the current phase. ``evaluation`` is None if evaluations see images."""
+    """The caches of the current phase."""
 
-    train: Features
-    evaluation: Features | None
+    caches: Caches
     held: contextlib.ExitStack
 
 
@@ -76,7 +78,10 @@ class CachePolicy:
         self.shows: ShowsProgress | None = None
         self._decisions: dict[str, CacheDecision] = {}
         self._open: _Open | None = None
-        self._lower: dict[str, Features] = {}  # this run's last caches: those at a higher line are computed from them
+        self._stages: list[Stage] = []
+        self._held: dict[str, contextlib.ExitStack] = {}  # by later phase: its caches that are filled ahead
+        self._uncut: dict[str, Refused | None] = {}
+        self._lower: Caches = {}  # this run's last caches: those at a higher line are computed from them
         self._seconds: dict[str, float] = {}
         self._computed: dict[str, int] = {}
         self._watched: Mapping[str, Any] | None = None
@@ -102,6 +107,7 @@ class CachePolicy:
         """
         found = self._decider.decide(stages, per_epoch=per_epoch, eval_every=eval_every, saved=saved, look=look)
         self._decisions |= {stage.phase.name: decision for stage, decision in zip(stages, found, strict=True)}
+        self._stages += stages
         return list(self._decisions.values())
 
     def __call__(self, event: Event) -> None:
@@ -118,6 +124,8 @@ class CachePolicy:
         started = time.perf_counter()
         try:
             self._open = self._fill_all(event.stage, decision.line)
+        except DataError:  # a damaged image, without which the phase cannot train either
+            raise
         except (InputError, OSError) as failed:  # the disk, or values that the stored type cannot represent
             error = str(failed)
             if isinstance(failed, OSError):
@@ -131,17 +139,19 @@ class CachePolicy:
     def _fill_all(self, stage: Stage, line: FrostLine) -> _Open | None:
         """The phase's caches, filled; None if that was stopped."""
         name = stage.phase.name
-        train, evaluation = self._decider.open_features(line)
-        uncut = cut_evaluation(self._evaluator, stage.selection, line, self._first_examples())
-        if uncut is not None:
+        both = self._open_caches(stage, line)
+        if (uncut := self._uncut[name]) is not None:
             self._say(f"cache  | {name}: evaluations see images: {'; '.join(uncut.reasons)}")
-        both = {"train": train} if uncut is not None else {"train": train, "evaluation": evaluation}
         with contextlib.ExitStack() as held:
             for cache in both.values():
                 held.enter_context(hold_cache(cache.folder))
+            if name in self._held:  # now held twice
+                self._held.pop(name).close()
             for damaged in [text for cache in both.values() for text in cache.damaged]:
                 self._say(f"cache  | damaged, will be recomputed: {damaged}")
-            needed = sum(cache.bytes * cache.missing_rows // cache.rows for cache in both.values())
+            ahead = self._find_ahead(stage, line, both)
+            every = [*both.values(), *(cache for one in ahead for cache in one.caches.values())]
+            needed = sum(cache.bytes * cache.missing_rows // cache.rows for cache in every)
             if self._options.budget is not None and needed:
                 for removed in evict_caches(self._options.root, needed, self._options.budget):
                     self._say(f"cache  | removed {removed}: --cache_budget covers all caches together")
@@ -151,15 +161,82 @@ class CachePolicy:
                 f"cache  | {name}: {rows - missing:,} of {rows:,} rows exist, {missing:,} will be computed "
                 f"({format_bytes(sum(cache.bytes for cache in both.values()))} in {self._options.root})"
             )
-            for part, cache in both.items():
-                if not self._fill(name, cache, self._lower.get(part)):
-                    return None
+            if not self._fill_parts(name, line, both, ahead):
+                return None
             self._lower = both
-            return _Open(train, both.get("evaluation"), held.pop_all())
+            return _Open(both, held.pop_all())
 
-    def _fill(self, name: str, cache: Features, lower: Features | None) -> bool:
+    def _open_caches(self, stage: Stage, line: FrostLine) -> Caches:
+        """The caches of a phase: of the training part, and of the evaluation part unless evaluations see images."""
+        train, evaluation = self._decider.open_features(line)
+        return {"train": train} if self.evaluates_images(stage, line) else {"train": train, "evaluation": evaluation}
+
+    def evaluates_images(self, stage: Stage, line: FrostLine) -> bool:
+        """Whether evaluations of a phase that is cut at this line see images, because they cannot be cut there."""
+        name = stage.phase.name
+        if name not in self._uncut:
+            self._uncut[name] = cut_evaluation(self._evaluator, stage.selection, line, self._first_examples())
+        return self._uncut[name] is not None
+
+    def _find_ahead(self, stage: Stage, line: FrostLine, both: Caches) -> list[Ahead]:
+        """The later phases whose caches are filled in the same pass; their caches are held until they begin."""
+        train, lower = both["train"], self._lower.get("train")
+        if not train.missing_rows or (lower is not None and train.find_bridge(lower) is not None):
+            return []  # no pass over the images
+        later = self._stages[self._stages.index(stage) + 1 :]
+        name = stage.phase.name
+        found = find_ahead(
+            stage,
+            line,
+            both,
+            [(after, self._decisions[after.phase.name]) for after in later],
+            open_caches=self._open_caches,
+            budget=self._options.budget,
+            say=lambda reason: self._say(f"cache  | {name}: {reason}"),
+        )
+        for one in found:
+            self._held[one.phase] = contextlib.ExitStack()
+            for cache in one.caches.values():
+                self._held[one.phase].enter_context(hold_cache(cache.folder))
+        return found
+
+    def _fill_parts(self, name: str, line: FrostLine, both: Caches, ahead: Sequence[Ahead]) -> bool:
+        """Fills the caches of a phase, and those of later phases with them; False if that was stopped."""
+
+        def say(text: str) -> None:
+            self._say(f"cache  | {name}: {text}")
+
+        compute = join_passes(line, ahead, say) if ahead else None
+        if compute is not None:
+            rows = ", ".join(
+                f"{one.phase} ({sum(c.missing_rows for c in one.caches.values()):,} rows)" for one in ahead
+            )
+            say(f"one pass over the images also computes the features of phase {rows}")
+        for part, cache in both.items():
+            others = [one.caches[part] for one in ahead if part in one.caches] if compute is not None else []
+            if len(others) < len(ahead):  # one of them evaluates images
+                others = []
+            try:
+                whole = self._fill(name, cache, self._lower.get(part), others, compute if others else None)
+            except DataError:
+                raise
+            except (InputError, OSError) as error:
+                if not others:
+                    raise
+                say(f"later phases compute their features when they begin: {error}")
+                others = []
+                whole = self._fill(name, cache, self._lower.get(part), [], None)
+            if not whole:
+                return False
+            for one, filled in zip(ahead, others, strict=False):
+                self._computed[one.phase] = self._computed.get(one.phase, 0) + filled.computed
+        return True
+
+    def _fill(
+        self, name: str, cache: Features, lower: Features | None, ahead: Sequence[Features], compute: Compute | None
+    ) -> bool:
         size, total = self._step.micro_batch_size or self._train.batch_size, cache.missing_rows
-        before = cache.rows - total
+        before, computed = cache.rows - total, cache.computed
         with contextlib.ExitStack() as stack:
             show = stack.enter_context(self.shows(total, f"cache {name}")) if self.shows and total else None
             whole = cache.fill(
@@ -167,21 +244,23 @@ class CachePolicy:
                 stop=self._stop,
                 progress=lambda done, _: show(done - before) if show is not None else None,
                 lower=lower,
+                ahead=ahead,
+                compute=compute,
             )
-        self._computed[name] = self._computed.get(name, 0) + cache.computed
+        self._computed[name] = self._computed.get(name, 0) + cache.computed - computed
         return whole
 
     def batches(self, stage: Stage, start: int, stop: int) -> Iterator[Mapping[str, Any]]:
         """The steps [start, stop) of the current phase, which is ``stage``."""
         if self._open is None:
             return self._train.between(start, stop)
-        return FeatureBatches(self._train, self._open.train).between(start, stop)
+        return FeatureBatches(self._train, self._open.caches["train"]).between(start, stop)
 
     def evaluation(self) -> tuple[Iterable[Mapping[str, Any]], Mapping[str, Any] | None]:
         """The evaluation batches in the current phase; and, if those have no images, a batch of images to watch."""
-        if self._open is None or self._open.evaluation is None:
+        if self._open is None or "evaluation" not in self._open.caches:
             return self._evaluation, None
-        return EvalFeatureBatches(self._evaluation, self._open.evaluation), self._first_examples()
+        return EvalFeatureBatches(self._evaluation, self._open.caches["evaluation"]), self._first_examples()
 
     def _first_examples(self) -> Mapping[str, Any]:
         """The first examples of the evaluation part."""

@@ -19,15 +19,15 @@ import numpy as np
 import tensorflow as tf
 
 from engine import files
-from engine.data.batches import prefetch
 from engine.data.part import Part
 from engine.errors import InputError
+from engine.feature_cache.filling import Compute, Piece, fill_together
 from engine.feature_cache.options import DTYPES
 from engine.feature_cache.shards import FORMAT, Column, ShardError, Shards
 from engine.frostline.line import Line, Refused
 from engine.sizes import format_bytes
 
-_SHARD_BYTES, _SHARD_ROWS = 64 << 20, 1024  # limits on the memory for writing a shard, and on the loss if killed
+SHARD_BYTES, _SHARD_ROWS = 64 << 20, 1024  # limits on the memory for writing a shard, and on the loss if killed
 
 
 class FeaturesError(InputError):
@@ -101,7 +101,7 @@ class Features:
             for tensor, own in zip(line.tensors, self._dtypes, strict=True)
         ]
         rows = self.views * len(self._numbers)
-        each = max(1, min(_SHARD_ROWS, _SHARD_BYTES // max(1, sum(column.row for column in columns))))
+        each = max(1, min(_SHARD_ROWS, SHARD_BYTES // max(1, sum(column.row for column in columns))))
         self._parts = {
             "format": FORMAT,
             "prefix": line.digest(),
@@ -119,6 +119,7 @@ class Features:
         self._shards = Shards(self.folder, self.key, columns, rows=rows, each=each)
         self.bytes = sum(self._shards.bytes_of(shard) for shard in range(len(self._shards)))
         self.computed = 0
+        self._unfinished: list[np.ndarray] = []  # the columns of the shard that is being filled
 
     @property
     def rows(self) -> int:
@@ -135,6 +136,11 @@ class Features:
         """The number of rows that ``fill`` has to compute."""
         return sum(self._shards.rows_of(shard) for shard in self._shards.missing)
 
+    @property
+    def missing_bytes(self) -> int:
+        """The bytes that ``fill`` has to write."""
+        return sum(self._shards.bytes_of(shard) for shard in self._shards.missing)
+
     def fill(
         self,
         *,
@@ -143,6 +149,8 @@ class Features:
         stop: Callable[[], bool] = lambda: False,
         progress: Callable[[int, int], None] = lambda done, rows: None,
         lower: Features | None = None,
+        ahead: Sequence[Features] = (),
+        compute: Compute | None = None,
     ) -> bool:
         """Computes and writes the missing shards; returns True if the cache is complete.
 
@@ -152,6 +160,8 @@ class Features:
             progress: called after each batch with the number of finished rows and of all rows.
             lower: a complete cache at a lower line of the same examples and views. Missing rows are computed from it
                 instead of from the images, unless it stores fewer bits or does not suffice.
+            ahead, compute: caches at other lines of the same examples and views that are filled in the same pass over
+                the images, and what computes the tensors of this cache (0) and of them (1, ...).
 
         Raises:
             FeaturesError: the cache exceeds the budget, the disk is full, or the stored type cannot represent a value.
@@ -161,29 +171,66 @@ class Features:
                 f"the cache would take {format_bytes(self.bytes)}, {self.bytes // max(self.rows, 1):,} bytes for each of "
                 f"{self.rows:,} rows, but the budget is {format_bytes(budget)} (--cache_dtype=bfloat16 halves float32)"
             )
-        shards = self._shards
-        if not shards.missing:
+        caches = [self, *ahead]
+        if not any(cache.missing_rows for cache in caches):
             return True
+        load: Callable[[np.ndarray, int], Any] = self._batches.prepared
+        if compute is None:
+            bridge = None if lower is None or lower.missing_rows else self.find_bridge(lower)
+            if lower is not None and bridge is not None:
+                load = lower._read_tensors
+            once = self._line.prefix if bridge is None else bridge
+
+            def compute(numbers: Sequence[int], given: Any) -> Sequence[Sequence[Any]]:
+                return [once(given)]
+
+        needed = 0
+        for cache in caches:
+            needed += cache._prepare(needed)
+        before = self.rows - self.missing_rows
+        return fill_together(
+            caches,
+            load,
+            compute,
+            batch_size=batch_size,
+            stop=stop,
+            progress=lambda done: progress(before + done, self.rows),
+        )
+
+    def pieces(self, batch_size: int) -> list[Piece]:
+        """The missing rows in batches, none of which extends past the end of a shard or a view."""
+        found, count = [], len(self._numbers)
+        for shard in self._shards.missing:
+            row, end = shard * self._shards.each, shard * self._shards.each + self._shards.rows_of(shard)
+            while row < end:
+                length = min(batch_size, end - row, count - row % count)
+                found.append(Piece(row, length))
+                row += length
+        return found
+
+    def examples(self, piece: Piece) -> tuple[np.ndarray, int]:
+        """The numbers of the images of these rows, and their view."""
+        view, place = divmod(piece.row, len(self._numbers))
+        return self._numbers[place : place + piece.length], view
+
+    def put(self, piece: Piece, values: Sequence[Any]) -> None:
+        """Takes the computed tensors of a piece, in the order of ``pieces``; writes each shard with its last piece."""
+        shards, (shard, start) = self._shards, divmod(piece.row, self._shards.each)
+        rows, end = shards.rows_of(shard), start + piece.length
+        if start == 0:
+            self._unfinished = [np.zeros((rows, *column.shape), column.dtype) for column in shards.columns]
+        for tensor, array, value in zip(self._line.tensors, self._unfinished, values, strict=True):
+            array[start:end] = _narrowed(tensor.name, np.asarray(value), array.dtype)
+        if end < rows:
+            return
         with self._disk():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            shards.sweep()
-            needed = sum(shards.bytes_of(shard) for shard in shards.missing)
-            if needed > (free := shutil.disk_usage(self.folder).free):
-                raise FeaturesError(
-                    f"{self.folder}: the cache needs {format_bytes(needed)}, but only {format_bytes(free)} are free"
-                )
-            source = self._source(lower)
-            for shard in shards.missing:
-                arrays = self._computed(shard, batch_size, *source, stop=stop, progress=progress)
-                if arrays is None:
-                    return False
-                shards.write(shard, arrays)
-                self.computed += shards.rows_of(shard)
-                if shards.missing and stop():
-                    return False
-            listed = [{"shard": n, "bytes": shards.bytes_of(n), "sha256": shards.sums[n]} for n in range(len(shards))]
-            files.write_json(self.folder / "manifest.json", {"key": self.key, "of": self._parts, "shards": listed})
-        return True
+            shards.write(shard, self._unfinished)
+            self._unfinished = []
+            self.computed += rows
+            if not shards.missing:
+                sums = [{"shard": n, "bytes": shards.bytes_of(n), "sha256": shards.sums[n]} for n in range(len(shards))]
+                manifest = {"key": self.key, "of": self._parts, "shards": sums}
+                files.write_json(self.folder / "manifest.json", manifest)
 
     def read(self, index: np.ndarray, *, view: int = 0) -> dict[str, np.ndarray]:
         """Reads the tensors [B, *shape] of images by number [B], by their keys and in the type that the step computes in.
@@ -203,55 +250,30 @@ class Features:
         tensors = zip(self._line.tensors, self._dtypes, found, strict=True)
         return {tensor.key: values.astype(dtype, copy=False) for tensor, dtype, values in tensors}
 
-    def _source(self, lower: Features | None) -> tuple[Callable[[np.ndarray, int], Any], Callable[[Any], Any]]:
-        """The function that loads a piece, on another thread, and the one that computes the features from it."""
-        if lower is not None and lower.missing_rows == 0 and lower.views == self.views:
-            same = np.array_equal(lower._numbers, self._numbers) and lower._parts["data"] == self._parts["data"]
-            exact = all(column.dtype == own for column, own in zip(lower._shards.columns, lower._dtypes, strict=True))
-            prepared = lower._parts["preparation"] == self._parts["preparation"]
-            if same and exact and prepared and not isinstance(found := self._line.build_bridge(lower._line), Refused):
+    def find_bridge(self, lower: Features) -> Callable[[Any], Any] | None:
+        """The function from the tensors of a cache at a lower line to those of this one; None if these do not suffice."""
+        same = np.array_equal(lower._numbers, self._numbers) and lower._parts["data"] == self._parts["data"]
+        exact = all(column.dtype == own for column, own in zip(lower._shards.columns, lower._dtypes, strict=True))
+        prepared = lower._parts["preparation"] == self._parts["preparation"] and lower.views == self.views
+        if not (same and exact and prepared):
+            return None
+        found = self._line.build_bridge(lower._line)
+        return None if isinstance(found, Refused) else found
 
-                def load(numbers: np.ndarray, view: int) -> Any:
-                    return {name: tf.constant(value) for name, value in lower.read(numbers, view=view).items()}
+    def _read_tensors(self, numbers: np.ndarray, view: int) -> dict[str, Any]:
+        return {name: tf.constant(value) for name, value in self.read(numbers, view=view).items()}
 
-                return load, found
-        return self._batches.prepared, self._line.prefix
-
-    def _computed(
-        self,
-        shard: int,
-        batch_size: int,
-        load: Callable[[np.ndarray, int], Any],
-        compute: Callable[[Any], Any],
-        *,
-        stop: Callable[[], bool],
-        progress: Callable[[int, int], None],
-    ) -> list[np.ndarray] | None:
-        """The computed rows of a shard; None if that was stopped before its last batch."""
-        before = self.rows - self.missing_rows
-        rows, count = self._shards.rows_of(shard), len(self._numbers)
-        first = shard * self._shards.each
-        arrays = [np.zeros((rows, *column.shape), column.dtype) for column in self._shards.columns]
-        pieces = []  # (row, numbers of images, view); no piece extends past the end of a view
-        row = first
-        while row < first + rows:
-            view, place = divmod(row, count)
-            length = min(batch_size, first + rows - row, count - place)
-            pieces.append((row - first, self._numbers[place : place + length], view))
-            row += length
-
-        def prepared(piece: tuple[int, np.ndarray, int]) -> tuple[int, int, Any]:
-            start, numbers, view = piece
-            return start, start + len(numbers), load(numbers, view)
-
-        for start, end, given in prefetch(prepared, pieces):
-            values = compute(given)
-            for tensor, array, value in zip(self._line.tensors, arrays, values, strict=True):
-                array[start:end] = _narrowed(tensor.name, np.asarray(value), array.dtype)
-            progress(before + end, self.rows)
-            if end < rows and stop():
-                return None
-        return arrays
+    def _prepare(self, others: int) -> int:
+        """Makes the folder ready for shards; returns their bytes, which must fit on the disk besides those of others."""
+        with self._disk():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._shards.sweep()
+            needed = self.missing_bytes
+            if others + needed > (free := shutil.disk_usage(self.folder).free):
+                raise FeaturesError(
+                    f"{self.folder}: the cache needs {format_bytes(needed)}, but only {format_bytes(free - others)} are free"
+                )
+            return needed
 
     @contextlib.contextmanager
     def _disk(self) -> Iterator[None]:

@@ -6,6 +6,7 @@ A step is traced as a whole first and cut afterwards. After a cut, the same ``Tr
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from engine.frostline.analysis import Analysis
 from engine.frostline.line import FrostLine, Refused
 from engine.frostline.search import find_cut
 from engine.frostline.traced import TracedFunction
+from engine.graphs.inlining import inline_calls
 from engine.graphs.tracing import batch_tensors, calls_functions
 from engine.selection.selection import Selection
 from engine.training.evaluation import Evaluator
@@ -31,6 +33,8 @@ def cut_step(
     micro = step.micro_batch(selection, batch)
     if calls_functions(micro.graph):
         micro = step.micro_batch(selection, batch, inline=True)
+    if calls_functions(micro.graph):
+        micro = _without_calls(micro)
     line = cut_micro_batch(micro, selection, most_bytes=most_bytes)
     if isinstance(line, FrostLine):
         step.use_micro_batch(selection, line.specs(step.tensors(batch)), line.suffix)
@@ -60,8 +64,23 @@ def cut_evaluation(
     traced = evaluator.traced(selection, batch)
     if calls_functions(traced.function.graph):
         traced = evaluator.traced(selection, batch, inline=True)
-    above = line.cut_function(traced.function)
+    whole = traced.function
+    if calls_functions(whole.graph):  # those of a SavedModel cannot be inlined while tracing
+        whole = inline_calls(whole).function
+    above = line.cut_function(whole)
     if isinstance(above, Refused):
         return above
     evaluator.use_traced(selection, line.specs(batch_tensors(batch)), traced._replace(function=above))
     return None
+
+
+def _without_calls(micro: MicroBatch) -> MicroBatch:
+    """The micro-batch with its calls replaced by what they do."""
+    found = inline_calls(micro.function)
+    return dataclasses.replace(
+        micro,
+        function=found.function,
+        weights={n: None if weight is None else found.find_tensor(weight) for n, weight in micro.weights.items()},
+        forward=found.find_copies(micro.forward),
+        backward=found.find_copies(micro.backward),
+    )

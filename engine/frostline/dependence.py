@@ -14,8 +14,7 @@ from typing import Any
 
 from engine.frostline.traced import Traced
 from engine.graphs import dataflow
-from engine.graphs.op_kinds import OpKinds, is_handle
-from engine.graphs.reach import reach
+from engine.graphs.op_kinds import OpKinds, handle_sources
 from engine.selection.selection import Selection
 
 
@@ -72,7 +71,8 @@ class Dependence:
                     moves.add(id(found))
                     yield Cause(kind, entry.path, (found,))
         variables = [(entry.path, entry.variable) for entry in selection.variables]
-        for path, variable in (*variables, *selection.variables.generators.items()):
+        others = selection.variables
+        for path, variable in (*variables, *others.generators.items(), *others.metrics.items()):
             if (found := handle(path, variable)) is not None:
                 names[id(found)] = path
         for name, placeholder in self._traced.inputs.items():
@@ -83,7 +83,7 @@ class Dependence:
         written: dict[int, Any] = {}
         for op in live:
             handles = self.kinds.written(op)
-            written |= {id(source): source for given in handles for source in _sources(given)}
+            written |= {id(source): source for given in handles for source in handle_sources(given)}
             if self.kinds.draws(op):
                 yield Cause("random", op.type, ops=(op,))
             elif not handles and self.kinds.has_other_effect(op):
@@ -97,9 +97,3 @@ class Dependence:
         own = {op for cause in causes for op in cause.ops}
         after = dataflow.dependents(self.graph, [tensor for cause in causes for tensor in cause.tensors], ops=own)
         return own | after | {tensor.op for cause in causes for tensor in cause.tensors}
-
-
-def _sources(handle: Any) -> list[Any]:
-    """A handle or reference, and those that it may come from through loops and branches."""
-    found = reach([handle.ref()], lambda ref: [source.ref() for source in ref.deref().op.inputs if is_handle(source)])
-    return [ref.deref() for ref in found]

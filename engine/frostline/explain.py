@@ -8,6 +8,8 @@ from typing import Any
 from engine.frostline.analysis import Analysis, Crossing
 from engine.frostline.dependence import Cause
 from engine.graphs.batch_shapes import SHAPES
+from engine.graphs.tracing import CALLS
+from engine.text import join_some
 
 
 def explain_refusal(analysis: Analysis, chosen: Sequence[Crossing] | None) -> tuple[str, ...]:
@@ -30,7 +32,15 @@ def explain_refusal(analysis: Analysis, chosen: Sequence[Crossing] | None) -> tu
                 "no frozen tensor between the images and the trained part is cheaper to cache than the images "
                 f"themselves{name}; train fewer of the lower layers"
             ]
-    return tuple(reasons)
+    return (*reasons, *_explain_calls(analysis))
+
+
+def _explain_calls(analysis: Analysis) -> tuple[str, ...]:
+    """What was not looked into: functions that are compiled as a whole, or must not be inlined."""
+    calls = [op.name for op in analysis.live if op.type in CALLS]
+    if not calls:
+        return ()
+    return (f"{join_some(calls)}: a frozen part inside such a function, compiled as a whole, was not looked for",)
 
 
 def explain_height(analysis: Analysis) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -200,6 +200,7 @@ class FrostLine(Line):
             weights=built.weights,
             forward=copied(micro.forward),
             backward=copied(micro.backward),
+            own_state=micro.own_state,
         )
 
     @property
@@ -230,6 +231,29 @@ class FrostLine(Line):
             return build_suffix(found[0], self.tensors, found[1], without={found[0].images.op}).function
         except ValueError:
             return self.refuse_without_images("evaluation")
+
+    def build_joint(self, others: Sequence[Line]) -> Callable[[Any], list[tuple[Any, ...]]] | Refused:
+        """Builds the function from images to the tensors of this line and of others, which computes what they share once.
+
+        It returns what ``prefix`` of each returns. Refused where this step's graph does not compute a tensor of another
+        line below its own trained part.
+        """
+        lines: list[Sequence[tuple[Any, tuple[int, ...]]]] = [[(c.tensor, c.shape) for c in self._crossing]]
+        for other in others:
+            same = other.match_tensors(self._analysis)
+            if isinstance(same, str):
+                return Refused((f"{same} of another line is not computed by the frozen part of this one",))
+            first: dict[int, Any] = {}
+            for number, crossing in same.values():
+                first.setdefault(number, crossing.tensor)
+            lines.append([(first[number], tensor.shape) for number, tensor in enumerate(other.tensors)])
+        compute = self._analysis.build_function([tensor for line in lines for tensor, _ in line])
+
+        def joint(images: Any) -> list[tuple[Any, ...]]:
+            values = iter(compute(images))
+            return [tuple(reshape_rows(next(values), shape) for _, shape in line) for line in lines]
+
+        return joint
 
     def build_bridge(self, lower: Line) -> Any:
         same = lower.match_tensors(self._analysis)

@@ -15,7 +15,8 @@ def frozen_output_norms(selection: Selection, images: Any) -> Any | None:
     """The L2 norm of each example at the frozen part's output, [B], in the graph that is being traced.
 
     The tensors are those of ``find_frontier`` that depend on a frozen variable. The cut of engine.frostline.search may lie
-    elsewhere: it also weighs bytes against recomputation. None if nothing frozen lies below the trained part.
+    elsewhere: it also weighs bytes against recomputation, and looks into the functions of a SavedModel. None if no frozen
+    operation of this graph itself lies below the trained part.
     """
     traced = tf.compat.v1.get_default_graph()
     varying = dataflow.captured_handles(traced, [e.variable for e in (*selection.trained, *selection.moving)])

@@ -10,6 +10,8 @@ import tensorflow as tf
 
 from engine import tensorflow_private
 
+CALLS = frozenset(["PartitionedCall", "StatefulPartitionedCall"])
+
 
 def batch_tensors(batch: Mapping[str, Any]) -> dict[str, Any]:
     """Converts a batch to tensors, without its "index"."""
@@ -29,7 +31,29 @@ def inlined() -> Iterator[None]:
 
 def calls_functions(traced: Any) -> bool:
     """Whether a graph calls functions, whose operations are not part of the graph itself."""
-    return any(op.type in ("PartitionedCall", "StatefulPartitionedCall") for op in traced.get_operations())
+    return any(op.type in CALLS for op in traced.get_operations())
+
+
+def inline_calls(function: Any) -> Any:
+    """Returns a concrete function of one tensor whose graph has the operations of all functions that it calls.
+
+    Calls in loops and branches remain. A function that calls none is returned as it is.
+    """
+    graph = function.graph
+    if not calls_functions(graph):
+        return function
+    definition = tensorflow_private.inline_calls(function)
+    captured = [(inner.op.name, outer) for outer, inner in graph.captures]
+    results = [tensor.name for tensor in function.outputs]
+    start = graph.inputs[0]
+
+    def call(given: Any) -> list[Any]:
+        here = tf.compat.v1.get_default_graph()
+        feeds = {name: here.capture(outer) for name, outer in captured} | {start.op.name: given}  # type: ignore[attr-defined]
+        return list(tf.graph_util.import_graph_def(definition, input_map=feeds, return_elements=results, name=""))
+
+    spec = tf.TensorSpec(start.shape, start.dtype)
+    return tf.function(call, autograph=False).get_concrete_function(spec)
 
 
 def call_unchecked(function: Any, *arguments: Any) -> Any:

@@ -7,9 +7,12 @@ memory that TensorFlow keeps for a traced and optimised graph is estimated from 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import tensorflow as tf
 
 from engine.memory import buffers
 from engine.selection.selection import Selection
@@ -19,6 +22,7 @@ from engine.training.step import TrainStep
 
 _BYTES_PER_OPERATION = 55_000  # TensorFlow's own copies of the graph, per operation of the traced micro-batch
 _SLACK = 1.08  # fragmentation of the allocator, as a factor on the activations
+_HOLES = 1.2  # the same for a pass that keeps nothing: its tensors come and go in many sizes
 _IN_FLIGHT = 0.3  # share of the gradients not yet summed: two threads run ahead of the summation
 _BATCHES_HELD = 3  # the current batch, the next one, and one being prepared
 
@@ -33,8 +37,8 @@ class Forecast:
         accumulators: the summed gradients, if the step is split into micro-batches.
         gradients: the selection's gradients; with micro-batches, only those not yet summed.
         activations: the largest set of forward and backward tensors alive at once, apart from ``gradients``.
-        batches: the images and labels in memory.
-        graph: TensorFlow's own memory for the compiled step.
+        batches: the images and labels in memory; for a run, also the photos that will be decoded and kept.
+        graph: TensorFlow's own memory for the compiled step; for a run, also for its other functions and what it opens.
         process: the process before the step, with weights, data and everything traced for the forecast.
     """
 
@@ -67,6 +71,9 @@ class Forecaster:
 
     The step will be called with this selection and optimizer; its micro-batch is traced here, and reused when it trains. Of
     ``batch`` only shapes and dtypes matter.
+
+    Attributes:
+        forward, operations: the number of operations in the forward pass, and in all.
     """
 
     def __init__(self, step: TrainStep, selection: Selection, optimizer: Optimizer, batch: Mapping[str, Any]) -> None:
@@ -75,11 +82,26 @@ class Forecaster:
         self._each = sum(t.dtype.size * (t.shape[1:].num_elements() or 1) for t in inputs)
         self._freed = buffers.Buffers(micro.graph, inputs, micro.graph.outputs, kept=False)
         self._kept = self._freed.keep_results()
-        self._operations = len(micro.forward) + len(micro.backward)
+        self._micro = micro
+        self.forward, self.operations = len(micro.forward), len(micro.forward) + len(micro.backward)
         self._trained = sum(entry.bytes for entry in selection.trained)
         self._weights = sum(entry.bytes for entry in selection.variables)
         self._slots = self._trained * len(optimizer.slots)
         self._averages = self._trained if step.averages is not None else 0
+
+    @functools.cached_property
+    def _forward(self) -> buffers.Buffers:
+        returned = self._micro.graph.structured_outputs
+        results = [value for value in tf.nest.flatten([returned["values"], returned["metrics"]]) if tf.is_tensor(value)]
+        return buffers.Buffers(self._micro.graph, list(self._micro.inputs.values()), results, kept=False)
+
+    def forward_bytes(self, count: int) -> int:
+        """The largest set of tensors alive at once in a forward pass over some examples, of which nothing is kept."""
+        return int(_HOLES * self._forward.find_peak(count))
+
+    def batch_bytes(self, count: int) -> int:
+        """The images and labels of some examples."""
+        return self._each * count
 
     def at(self, batch_size: int, micro_batch_size: int | None, *, process: int = 0) -> Forecast:
         """The forecast for steps of ``batch_size`` examples, in one piece if ``micro_batch_size`` is None.
@@ -99,6 +121,6 @@ class Forecaster:
             gradients=gradients,
             activations=int(_SLACK * max(0, highest - gradients if whole else highest)),
             batches=_BATCHES_HELD * self._each * batch_size,
-            graph=_BYTES_PER_OPERATION * self._operations,
+            graph=_BYTES_PER_OPERATION * self.operations,
             process=process,
         )

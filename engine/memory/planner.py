@@ -10,6 +10,7 @@ from typing import Any
 from engine.errors import InputError
 from engine.host import resident_bytes
 from engine.memory.forecast import Forecast, Forecaster
+from engine.memory.run_forecast import Surroundings, forecast_phases
 from engine.selection.selection import Selection
 from engine.sizes import format_bytes
 from engine.training import remat
@@ -63,6 +64,7 @@ class Planner:
         batch, batch_size: any batch, and the examples per step.
         budget, process: the bytes that the whole process may use, and a function that returns what it holds now.
         modes: the rematerialisation modes that may be used, cheapest first.
+        around: what the run does besides steps; None forecasts steps alone.
     """
 
     make_step: Callable[[int | None, remat.Mode], TrainStep]
@@ -74,6 +76,7 @@ class Planner:
     _known: dict[Any, Forecaster] = field(default_factory=dict)
     _now: int | None = None
     _steps: dict[tuple[remat.Mode, bool], TrainStep] = field(default_factory=dict)
+    around: Surroundings | None = None
 
     def plan_micro_batches(self, jobs: Sequence[tuple[Selection, Optimizer]]) -> Plan:
         """Finds the largest micro-batch that fits for all jobs, with as little rematerialisation as possible.
@@ -135,6 +138,15 @@ class Planner:
         step.micro_batch_size = plan.micro_batch_size
         return step
 
+    def find_forecasters(self, plan: Plan, jobs: Sequence[tuple[Selection, Optimizer]]) -> list[Forecaster]:
+        """The forecasters of the jobs' whole steps, as a plan computes them."""
+        found = []
+        for job in jobs:
+            wholes = (plan.micro_batch_size is None, False)  # a budget plans with steps that may be split
+            keys = [(*job, plan.remat, whole) for whole in wholes]
+            found.append(next(self._known[key] for key in keys if key in self._known))
+        return found
+
     def _step(self, mode: remat.Mode, whole: bool) -> TrainStep:
         key = mode, whole
         if key not in self._steps:
@@ -164,7 +176,11 @@ class Planner:
                 self._now = None
         if self._now is None:  # tracing takes memory itself
             self._now = self.process()
-        return tuple(self._known[key].at(self.batch_size, size, process=self._now) for key in keys)
+        found = [self._known[key] for key in keys]
+        if self.around is None:
+            return tuple(known.at(self.batch_size, size, process=self._now) for known in found)
+        phases = [(known, None) for known in found]
+        return forecast_phases(phases, self.batch_size, size, process=self._now, around=self.around)
 
     @staticmethod
     def _most(forecasts: Sequence[Forecast]) -> int:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
 from engine.data import Normalise
 from engine.models.keras.safe_loading import import_keras
+from engine.models.scaling import RANGES, Scaling, probe_scaling
 from engine.models.spec import ModelSpecError, Request
+from engine.selection.variables import NamedVariable
 from engine.text import nearest
 
 # (mean, std) of images in [0, 1], by the names that Keras uses: [-1, 1]; ImageNet's mean and deviation; [0, 1]; [0, 255].
@@ -26,12 +29,18 @@ MODES = ("tf", "torch", "caffe", "unit", "pixels")  # for Keras models and a use
 
 def images_as(name: str, image_shape: tuple[int, int, int]) -> Normalise:
     """The preprocessing of a ViT's images, by a name in IMAGES; ModelSpecError if it is for other channels than theirs."""
-    (mean, std), channels = _SCALES[name], image_shape[2]
+    mean, channels = _SCALES[name][0], image_shape[2]
     if len(mean) not in (1, channels):
         raise ModelSpecError(
             f"preprocess={name} is for images with {len(mean)} channels, but these have {channels}; "
             "preprocess=tf and preprocess=unit fit any number"
         )
+    return scale_images(name)
+
+
+def scale_images(name: str) -> Normalise:
+    """The preprocessing by a name in IMAGES, for images that have as many channels as it."""
+    mean, std = _SCALES[name]
     return Normalise(mean=mean, std=std)
 
 
@@ -73,6 +82,60 @@ def probe_preprocessing(preprocess_input: Callable[[Any], Any]) -> Normalise:
         channels=3,
         reverse=reverse,
     )
+
+
+def choose_preprocessing(
+    request: Request, traced: Any, variables: Iterable[NamedVariable], channels: int
+) -> tuple[Normalise, tuple[str, ...], bool]:
+    """The preprocessing of a saved model's images or of a user's own, a note on the decision, and whether it is final.
+
+    It is what the option ``preprocess`` says. Without it the network is probed: images are given in the range of values
+    that it scales itself, and as -1 to 1 if it does not scale them, unless its weights say otherwise. ModelSpecError:
+    neither is clear.
+    """
+    mode = parse_mode(request)
+    if mode is not None:
+        return build_preprocessing(mode, channels), (), True
+    found = probe_scaling(traced, variables)
+    if found.mode == "":
+        raise ModelSpecError(
+            f"model={request.spec!r}: the values that it expects of its images cannot be decided: {found.reason}. Say so with "
+            f"the option preprocess, as in --model={request.spec},preprocess=pixels; pixels is 0 to 255, unit 0 to 1, tf -1 "
+            "to 1, and torch and caffe are those of keras.applications"
+        )
+    why = found.reason if found.mode else f"{found.reason}, and nothing records how it was trained"
+    note = f"images are scaled to {_range_text(found)} ({why}; the option preprocess changes this)"
+    normalise = build_preprocessing(_mode(found), channels)
+    if found.rounds and _mode(found) == "pixels":  # a whole number must not come out a little below itself
+        normalise = dataclasses.replace(normalise, mean=(-0.25 / 255.0,))
+    return normalise, (note,), found.mode is not None
+
+
+def check_preprocessing(
+    request: Request, normalise: Normalise, traced: Any, variables: Iterable[NamedVariable]
+) -> None:
+    """Raises ModelSpecError if a network whose weights were loaded expects other images than it is given."""
+    found = probe_scaling(traced, variables)
+    if found.mode == "":
+        raise ModelSpecError(
+            f"model={request.spec!r}: with these weights, the values that it expects of its images cannot be decided: "
+            f"{found.reason}. The option preprocess says so: one of {', '.join(MODES)}"
+        )
+    expected = build_preprocessing(_mode(found), normalise.channels or 3)
+    if (expected.std, expected.reverse) != (normalise.std, normalise.reverse):
+        raise ModelSpecError(
+            f"model={request.spec!r}: with these weights it expects images from {_range_text(found)} ({found.reason}); "
+            f"--model={request.spec},preprocess={_mode(found)} gives it those"
+        )
+
+
+def _mode(found: Scaling) -> str:
+    return found.mode if found.mode in RANGES else "tf"
+
+
+def _range_text(found: Scaling) -> str:
+    low, _, high = RANGES[_mode(found)]
+    return f"{low:g} to {high:g}"
 
 
 def parse_mode(request: Request) -> str | None:

@@ -9,6 +9,7 @@ import tensorflow as tf
 from engine.models import spec as specs
 from engine.models.builtin import build_cnn, build_vit
 from engine.models.spec import KERAS_NAMES, Model, ModelSpecError, Request
+from engine.training.precision import PRECISIONS
 
 ANY_SIZE = (224, 224)
 
@@ -54,6 +55,8 @@ def build_model(
         ((0.5,), (0.5,))
     """
     specs.check_family(spec)
+    specs.check_arguments(image_shape, outputs)
+    dtype, compute = _check_dtypes(dtype, compute or dtype)
     name, *options = [part.strip() for part in spec.split(",")]
     family, _, rest = name.partition(":")
     chosen = specs.parse_options(spec, options)
@@ -69,7 +72,7 @@ def build_model(
         logits=logits,
         seed=seed,
         dtype=dtype,
-        compute=compute or dtype,
+        compute=compute,
     )
     if family in ("keras", "file", "py"):
         # imported here, since these modules import Keras, which other models do not need
@@ -81,6 +84,20 @@ def build_model(
     if head is not None:
         raise ModelSpecError(f"head={head!r}: {spec} has its own head; --head applies to {', '.join(KERAS_NAMES)}")
     return build_vit(request) if family == "vit" else build_cnn(request)
+
+
+def _check_dtypes(dtype: Any, compute: Any) -> tuple[Any, Any]:
+    """Both as tf.DType; ModelSpecError unless they are those of a precision."""
+    try:
+        found = tf.as_dtype(dtype), tf.as_dtype(compute)
+    except TypeError:
+        found = None
+    known = [(each.variables, each.compute) for each in PRECISIONS.values()]
+    if found not in known:
+        raise ModelSpecError(
+            f"dtype={dtype!r}, compute={compute!r}: expected {', '.join(f'{a.name} and {b.name}' for a, b in known)}"
+        )
+    return found
 
 
 def build_network(spec: str, *, image_size: tuple[int, int] | None = None, channels: int = 3, seed: int = 0) -> Any:
@@ -100,8 +117,8 @@ def build_network(spec: str, *, image_size: tuple[int, int] | None = None, chann
         if chosen:
             raise ModelSpecError(f"model={spec!r}: `{next(iter(chosen))}` is not an option here; expected classes=N")
         given = image_size is not None or outputs is not None
-        arguments = ((*(image_size or ANY_SIZE), channels), outputs or 1000) if given else ()
-        return user.call_factory(spec, rest, arguments, seed=seed)[0]
+        size = (image_size or user.native_size(spec, rest) or ANY_SIZE) if given else ANY_SIZE
+        return user.call_factory(spec, rest, ((*size, channels), outputs or 1000) if given else (), seed=seed)[0]
     if family == "file":
         from engine.models.keras.safe_loading import load_model
 
@@ -114,7 +131,7 @@ def default_image_size(spec: str) -> tuple[int, int]:
     """The (height, width) in pixels to which image files are resized for a model by default.
 
     It is 28 for ``:mini`` models, the native size for an application, the size of the input for a saved model (whose file
-    is read for it; ModelSpecError if it cannot be), and 224 for all others.
+    is read for it; ModelSpecError if it cannot be) and for a factory (which is called for it), and 224 for all others.
     """
     name = spec.split(",")[0].strip()
     family, _, rest = name.partition(":")
@@ -128,4 +145,8 @@ def default_image_size(spec: str) -> tuple[int, int]:
         from engine.models.keras import saved
 
         return saved.read_input_size(rest) or ANY_SIZE
+    if family == "py":
+        from engine.models import user
+
+        return user.native_size(spec, rest) or ANY_SIZE
     return ANY_SIZE

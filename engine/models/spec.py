@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import pathlib
 import re
 from collections.abc import Callable, Mapping
@@ -57,19 +58,21 @@ class Request:
         return name if self.compute == self.dtype else f"mixed_{name}"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Model:
     """A network, and what training it requires.
 
     Attributes:
-        network: ``network(images, training=, seeds=)`` -> logits [B, outputs]; ``normalise`` prepares its images.
+        network: ``network(images, training=, seeds=)`` -> logits [B, outputs]; ``normalise`` prepares its images, as
+            the weights expect them once ``engine.load_weights`` has loaded some that say so.
         upper: the text of a filter for its upper part, which the default second phase trains together with the head.
         statistics: how the statistics of trained layers behave by default ("follow" or "frozen").
-        images_chosen: whether the user chose the preprocessing; if not, the weights may (Ledger.images).
+        images_chosen: whether the user or the network decides the preprocessing; if not, the weights may (Ledger.images).
         shipped_weights, shipped_for: the file that ``--weights=auto`` loads, and what it was trained for, for messages.
         notes: decisions made for the user, one sentence each.
         load: loads weights by their name in a flag and describes what it loaded; None for a file in another format than
             the model's own. Such files, and models without ``load``, are for engine.porting.
+        check_images: raises ModelSpecError if the weights that were loaded expect other images than ``normalise`` makes.
     """
 
     name: str
@@ -83,6 +86,7 @@ class Model:
     shipped_for: str = ""
     notes: tuple[str, ...] = ()
     load: Callable[[str], str | None] | None = None
+    check_images: Callable[[], None] | None = None
 
 
 def check_family(spec: str) -> None:
@@ -95,6 +99,19 @@ def check_family(spec: str) -> None:
         raise ModelSpecError(
             f"model={spec!r} is not a known model; expected one of {', '.join(known)}{nearest(name, known)}"
         )
+
+
+def check_arguments(image_shape: Any, outputs: Any) -> None:
+    """Raises ModelSpecError unless the shape of images is (height, width, channels) and there is at least one output."""
+    shape = image_shape if isinstance(image_shape, (tuple, list)) else ()
+    if len(shape) != 3 or not all(_is_count(size) for size in shape):
+        raise ModelSpecError(f"image_shape={image_shape!r}: expected (height, width, channels), whole numbers")
+    if not _is_count(outputs):
+        raise ModelSpecError(f"outputs={outputs!r}: expected a whole number of at least 1")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def parse_vit_size(spec: str) -> tuple[str, int]:

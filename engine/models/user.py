@@ -15,10 +15,12 @@ from typing import Any
 import tensorflow as tf
 
 from engine.data import Normalise
-from engine.models.images import build_preprocessing, describe_colours, parse_mode
+from engine.models import images
 from engine.models.keras import heads, saved
+from engine.models.keras.precision import check_precision, set_precision
 from engine.models.keras.scopes import seeded
 from engine.models.spec import Model, ModelSpecError, Request
+from engine.seeds import kept_global_generators
 from engine.selection.variables import is_keras, name_variables
 from engine.text import nearest
 from engine.training.losses import accepted_keywords
@@ -44,30 +46,89 @@ def build_user_model(request: Request) -> Model:
         raise ModelSpecError(
             f"head={request.head!r}: {name} does not return a graph of Keras layers, so it must build the head itself"
         )
-    found = _outputs(spec, network, image_shape)
-    shape = tuple(found.outputs[0].shape)
+    _build(spec, network, image_shape)
+    notes = set_precision(request, network)
+    traced = _trace(spec, network, image_shape)
+    shape = tuple(traced.outputs[0].shape)
     if len(shape) != 2 or shape[1] != outputs:
         raise ModelSpecError(
             f"model={spec!r}: its outputs have shape {list(shape)}; expected [None, {outputs}] for these data"
         )
-    kind = heads.output_operation(found)
+    kind = heads.output_operation(traced)
     if request.logits and kind in ("Softmax", "Sigmoid"):
         raise ModelSpecError(
             f"model={spec!r}: it ends in {kind.lower()}; expected logits, so leave the {kind.lower()} out"
         )
-    saved.follow_precision(request, network)
-    mode = parse_mode(request) or "tf"
-    normalise = Normalise() if mode == "tf" else build_preprocessing(mode, image_shape[2])
+    notes += check_precision(request, network, traced)
+    variables = name_variables(network)
+    normalise, note, chosen = images.choose_preprocessing(request, traced, variables, image_shape[2])
+    if normalise.mean == normalise.std == (0.5,):
+        normalise = Normalise()  # -1 to 1, for images with any number of channels
+
+    def check_images() -> None:
+        images.check_preprocessing(request, normalise, _trace(spec, network, image_shape), name_variables(network))
+
     return Model(
         spec,
         network,
         outputs,
         normalise,
+        images_chosen=chosen,
         upper=heads.choose_upper(network),
         statistics="frozen" if is_keras(network) else "follow",
-        notes=describe_colours(normalise, image_shape),
+        notes=(*notes, *note, *images.describe_colours(normalise, image_shape)),
         load=lambda weights: own if weights in ("auto", "none") else None,
+        check_images=None if images.parse_mode(request) else check_images,
     )
+
+
+def native_size(spec: str, name: str) -> tuple[int, int] | None:
+    """The (height, width) in pixels for which a factory ``module:factory`` builds its model, or None for any size.
+
+    It is that of the default of its first parameter where that is a shape; otherwise the factory is called, for images of
+    224x224 if it accepts a shape, and what it returns may have an input of another size. A factory that does not exist or
+    raises has none.
+    """
+    try:
+        factory = _factory(spec, name)
+        if (size := _default_size(factory)) is not None:
+            return size
+        arguments = ((224, 224, 3), 1000) if _accepts(factory, ((224, 224, 3), 1000)) else ()
+        with kept_global_generators():
+            network = call_factory(spec, name, arguments, seed=0)[0]
+    except ModelSpecError:
+        return None  # the model itself will be built for the images, and say what is wrong
+    size = saved.input_size(network) if is_keras(network) else _signature_size(network)
+    return None if arguments and size == (224, 224) else size
+
+
+def _default_size(factory: Any) -> tuple[int, int] | None:
+    """The size in the default of a factory's first parameter."""
+    try:
+        first = next(iter(inspect.signature(factory).parameters.values()), None)
+    except ValueError:  # a callable without a signature
+        return None
+    shape = first.default if first is not None else None
+    if not isinstance(shape, (tuple, list)) or len(shape) not in (2, 3):
+        return None
+    return (shape[0], shape[1]) if all(isinstance(size, int) for size in shape) else None
+
+
+def _signature_size(network: Any) -> tuple[int, int] | None:
+    """The size in the input signature of a network whose ``__call__`` is a tf.function."""
+    signature = getattr(vars(type(network)).get("__call__"), "input_signature", None) or ()
+    shape = list(getattr(signature[0], "shape", None) or ()) if signature else []
+    return (shape[1], shape[2]) if len(shape) == 4 and None not in shape[1:3] else None
+
+
+def _accepts(factory: Any, arguments: tuple[Any, ...]) -> bool:
+    try:
+        inspect.signature(factory).bind(*arguments)
+    except TypeError:
+        return False
+    except ValueError:  # a callable without a signature
+        pass
+    return True
 
 
 def call_factory(spec: str, name: str, arguments: tuple[Any, ...], *, seed: int) -> tuple[Any, tuple[Any, ...]]:
@@ -77,12 +138,7 @@ def call_factory(spec: str, name: str, arguments: tuple[Any, ...], *, seed: int)
     module or factory, or if it raises.
     """
     factory = _factory(spec, name)
-    try:
-        inspect.signature(factory).bind(*arguments)
-    except TypeError:
-        arguments = ()
-    except ValueError:  # a callable without a signature
-        pass
+    arguments = arguments if _accepts(factory, arguments) else ()
     with seeded(seed):
         try:
             return factory(*arguments), arguments
@@ -107,20 +163,32 @@ def _factory(spec: str, name: str) -> Any:
     return factory
 
 
-def _outputs(spec: str, network: Any, image_shape: tuple[int, int, int]) -> Any:
-    """The traced network; afterwards its variables exist, even if they are created by the first call."""
+def _build(spec: str, network: Any, image_shape: tuple[int, int, int]) -> None:
+    """Calls the network once, so that its variables exist even if the first call creates them."""
     try:
         network(tf.zeros([1, *image_shape]), **_training(network))
-        traced = tf.function(lambda image: network(image, **_training(network)), autograph=False)
-        concrete = traced.get_concrete_function(tf.TensorSpec([None, *image_shape], tf.float32))
         name_variables(network)
     except (Exception, SystemExit) as error:
-        raise ModelSpecError(
-            f"model={spec!r}: calling it on images {list(image_shape)} raised {_text(error)}"
-        ) from None
+        raise _cannot_call(spec, image_shape, error) from None
+
+
+def _trace(spec: str, network: Any, image_shape: tuple[int, int, int]) -> Any:
+    """The network in inference mode, as a concrete function of images."""
+    try:
+        traced = tf.function(lambda image: network(image, **_training(network)), autograph=False)
+        concrete = traced.get_concrete_function(tf.TensorSpec([None, *image_shape], tf.float32))
+    except (Exception, SystemExit) as error:
+        raise _cannot_call(spec, image_shape, error) from None
     if len(concrete.outputs) != 1:
         raise ModelSpecError(f"model={spec!r}: it returns {len(concrete.outputs)} tensors; expected one, [B, outputs]")
     return concrete
+
+
+def _cannot_call(spec: str, image_shape: tuple[int, int, int], error: BaseException) -> ModelSpecError:
+    return ModelSpecError(
+        f"model={spec!r}: calling it on images {list(image_shape)} raised {_text(error)}. If it was made for another size than "
+        f"{image_shape[0]}x{image_shape[1]}, --image_size=HEIGHTxWIDTH resizes the images"
+    )
 
 
 def _training(network: Any) -> dict[str, bool]:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import tensorflow as tf
 
 from engine import porting
+from engine.data import Normalise
+from engine.errors import InputError
 from engine.files import PathLike
+from engine.models.head_classes import HeadClasses, compare_classes
+from engine.models.images import scale_images
 from engine.models.spec import Model
+from engine.selection.variables import is_keras, name_variables
 
 
 @dataclass(frozen=True)
@@ -19,11 +29,13 @@ class LoadedWeights:
         ledger: which tensor of the file became which variable; None where no file was ported.
         images: the preprocessing that the file's weights expect, a name in ``engine.models.IMAGES``; None where they
             do not say, or where the user chose one.
+        classes: the classes of the head in the file and in the data; None where they were not compared.
     """
 
     text: str
     ledger: porting.Ledger | None = None
     images: str | None = None
+    classes: HeadClasses | None = None
 
 
 def load_weights(
@@ -33,10 +45,12 @@ def load_weights(
     rules: PathLike | None = None,
     image_shape: tuple[int, int, int] | None = None,
 ) -> LoadedWeights:
-    """Loads weights into a model that ``build_model`` made.
+    """Loads weights into a model, from every file that ``finetune`` takes.
 
     Args:
-        model: the model; its variables are assigned in place.
+        model: a ``Model`` that ``build_model`` made, or a network: a Keras model or a tf.Module, for which ``weights`` must
+            be a file. Its variables are assigned in place, and so is ``normalise`` where the weights say which images they
+            expect and the model's name does not.
         weights: ``"auto"`` (the weights that ship with the model, or ImageNet's where they are already on this machine;
             random ones where there are none), ``"none"`` (random), ``"imagenet"`` (``keras:`` models; Keras downloads
             them), or a file: an .npz, safetensors, Keras or HDF5 file, or a TensorFlow checkpoint.
@@ -46,6 +60,7 @@ def load_weights(
 
     Raises:
         PortError: the file cannot be read or does not fit the model.
+        ModelSpecError: with these weights the model expects other images than ``model.normalise`` makes.
 
     Example:
         >>> from engine import build_model, load_weights
@@ -53,8 +68,11 @@ def load_weights(
         >>> load_weights(model).text
         'vit_mini_fashion5.npz, 102 variables loaded by frostline.rules; fresh: head/kernel, head/bias'
     """
+    model = model if isinstance(model, Model) else _as_model(model, weights)
     name = str(weights)
     if rules is None and model.load is not None and (text := model.load(name)) is not None:
+        if name not in ("auto", "none", "imagenet"):
+            _refresh(model)
         return LoadedWeights(text)
     if name == "none":
         return LoadedWeights("random")
@@ -68,9 +86,68 @@ def load_weights(
         if not shipped:
             raise
         raise porting.PortError(f"{_does_not_fit(model, image_shape)}\n{error}") from None
-    return LoadedWeights(
-        f"{file.name}, {ledger.summary()}", ledger, images=None if model.images_chosen else ledger.images
-    )
+    return _ported(model, file, ledger)
+
+
+def _as_model(network: Any, weights: PathLike) -> Model:
+    """A network that ``build_model`` did not make, with what loading a file requires."""
+    if not isinstance(network, tf.Module) and not is_keras(network):
+        raise InputError(
+            f"model={type(network).__name__}: expected what build_model returns, a Keras model or a tf.Module"
+        )
+    name = type(network).__name__
+    if str(weights) in ("auto", "none", "imagenet"):
+        raise porting.PortError(f"weights={str(weights)!r}: {name} is a bare network; expected a file")
+    load = None
+    if is_keras(network):
+        from engine.models.keras.weights import load_weights as load_keras
+
+        load = functools.partial(load_keras, spec=name, network=network)
+    return Model(name, network, 0, Normalise(), upper="", load=load)
+
+
+def _ported(model: Model, file: pathlib.Path, ledger: porting.Ledger) -> LoadedWeights:
+    """What a load from a ported file did; from now on the model prepares images as the weights expect them."""
+    _refresh(model)
+    images = None if model.images_chosen else ledger.images
+    if images is not None:
+        model.normalise = scale_images(images)
+    return LoadedWeights(f"{file.name}, {ledger.summary()}", ledger, images=images)
+
+
+def _refresh(model: Model) -> None:
+    """What must follow an assignment: constants are derived anew, and the images must still be right."""
+    name_variables(model.network).refresh()
+    if model.check_images is not None:
+        model.check_images()
+
+
+def load_for_classes(
+    model: Model,
+    weights: PathLike,
+    classes: Sequence[str],
+    *,
+    rules: PathLike | None,
+    image_shape: tuple[int, int, int],
+) -> LoadedWeights:
+    """Does what ``load_weights`` does, but matches the head by the names of its classes (empty if the data have none).
+
+    A head that is for other classes than the data has its outputs reordered, and those of new classes start anew;
+    ``text`` says so, and also if the file or the data do not name their classes. Raises PortError, besides, if classes
+    differ in a way that cannot be resolved.
+    """
+    if str(weights) in ("auto", "none", "imagenet"):
+        return load_weights(model, weights, rules=rules, image_shape=image_shape)
+    own = rules is not None and str(rules) != "frostline"
+    found = compare_classes(model, weights, classes, image_shape=image_shape, own_rules=own)
+    if found.match is None:
+        loaded = load_weights(model, weights, rules=rules, image_shape=image_shape)
+    else:
+        with porting.open_tensors(weights) as source:
+            ledger = porting.load(model.network, found.view(source), rules)
+        loaded = _ported(model, pathlib.Path(weights), ledger)
+    said = found.describe(model, weights, loaded.ledger)
+    return replace(loaded, text=loaded.text + (f"; {said}" if said else ""), classes=found)
 
 
 def _does_not_fit(model: Model, image_shape: tuple[int, int, int] | None) -> str:

@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from engine.porting.ledger import Ledger, Loaded
 from engine.porting.plan import Assignment, Plan, build_plan
 from engine.porting.readers import verify
 from engine.porting.readers.source import TensorSource, open_tensors
-from engine.porting.rules import detect, transforms
+from engine.porting.rules import detect, facts, transforms
 from engine.porting.rules.language import Rules
 from engine.selection.variables import ModelVariables, name_variables
 
@@ -62,6 +63,7 @@ def _load(
     chosen = detect.choose_rules(source, variables) if rules is None else detect.get_rules(rules)
     plan = build_plan(variables, source, chosen, grid=grid)
     plan.check(source, chosen)
+    fact = facts.check_expected(chosen, source.path)
     if source.checksums:  # a first pass, so that a damaged file changes nothing
         bad = verify.find_damage(
             source, dict.fromkeys(name for assignment in plan.assignments for name in assignment.sources)
@@ -73,7 +75,7 @@ def _load(
             copied = tf.raw_ops.DeepCopy(x=array)
         assignment.entry.variable.assign(copied, read_value=False)
     variables.refresh()
-    return build_ledger(plan, source, chosen)
+    return replace(build_ledger(plan, source, chosen), fact=fact)
 
 
 def read_values(

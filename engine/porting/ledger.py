@@ -37,7 +37,7 @@ class Ledger:
 
     ``source`` and ``rules`` are the names of the file and of the rules. ``fresh`` has the variables that keep their
     initial values, each with the reason, and ``images`` the kind of images that the weights were trained on, where the
-    rules say so (engine.porting.rules.language).
+    rules say so (engine.porting.rules.language). ``fact`` says what was checked of the graph (engine.porting.rules.facts).
     """
 
     source: str
@@ -48,6 +48,7 @@ class Ledger:
     missing: tuple[str, ...] = ()
     fresh: Mapping[str, str] = field(default_factory=dict)
     images: str | None = None
+    fact: str = ""
 
     def summary(self) -> str:
         """A one-line summary for the user."""
@@ -60,6 +61,7 @@ class Ledger:
         ]
         if self.skipped:
             parts.append(f"{len(self.skipped)} tensors skipped")
+        parts += [self.fact] if self.fact else []
         line = ", ".join(parts)
         return line + (f"; fresh: {', '.join(self.fresh)}" if self.fresh else "")
 

@@ -17,6 +17,7 @@ from engine.porting.rules.language import Rule, Rules
 from engine.porting.rules.transforms import Spec, Target
 from engine.selection.variables import NamedVariable
 from engine.text import nearest
+from engine.training.checkpoint_names import describe_whole_files
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,13 @@ class Plan:
     def check(self, source: TensorSource, rules: Rules) -> None:
         """Raises PortError, listing both sides, unless everything is accounted for."""
         if difference := Differences(tuple(self.missing), tuple(self.unused), tuple(self.wrong)):
-            raise PortError(f"{source.path}: the file does not fit the model (rules: {rules.name}){difference}")
+            hint = ""
+            if self.assignments and self.missing and not self.unused and not self.wrong:
+                hint = (
+                    "; if a run wrote it, it holds what the run trained, and a checkpoint of the run is whole "
+                    f"({describe_whole_files(source.path.parent)})"
+                )
+            raise PortError(f"{source.path}: the file does not fit the model (rules: {rules.name}){hint}{difference}")
 
 
 def build_plan(

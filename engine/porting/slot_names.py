@@ -31,8 +31,18 @@ V2_SLOTS: dict[str, str] = {
 V2_SCOPES = {"adam": "Adam", "sgd": "Momentum", "rmsprop": "RMSProp"} | {
     kind.lower(): kind for kind in ("Adagrad", "Adadelta", "Ftrl", "Nadam", "Adamax")
 }
+# Scalars that OptimizerV2 keeps below its scope: its hyperparameters, and the state of a loss scale.
+V2_STATE = (
+    "iter", "iterations", "learning_rate", "decay", "beta_1", "beta_2", "momentum", "rho", "epsilon",
+    "beta", "learning_rate_power", "l1_regularization_strength", "l2_regularization_strength",
+    "momentum_cache", "schedule_decay", "current_loss_scale", "good_steps",
+)  # fmt: skip
 # Optimizers of tf.contrib and of well-known programs, whose slots only have to be recognised as such.
-_OTHERS = ("AdagradDA", "AdaMax", "LAMB", "LARS", "LARSOptimizer")
+_OTHERS = ("AdagradDA", "AdaMax", "LAMB", "LARS", "LARSOptimizer", "Adafactor")
+
+# Adafactor keeps vr and vc, the row and column means of a matrix, instead of v: VAR/Adafactor (tensor2tensor) and
+# VAR_slot_v (Mesh TensorFlow).
+ADAFACTOR = re.compile(r"(?P<of>.+)(?:/Adafactor(?:_(?P<number>\d+))?|_slot_(?P<slot>v|vr|vc|m))")
 
 OWN_ADAM = re.compile(r"(adam|lamb)_([mv])")  # BERT's AdamW and LAMB, which are not optimizers of tf.compat.v1
 _V1_SLOT = re.compile(rf"({'|'.join((*V1_SLOTS, *_OTHERS))}|{OWN_ADAM.pattern})(_\d+)?")

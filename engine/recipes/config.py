@@ -22,6 +22,7 @@ from engine.text import nearest
 from engine.training import loss_names, optimizers, phases, precision, remat, schedules
 from engine.training.optimizers import Optimizer
 from engine.training.phases import Monitor, Phase
+from engine.training.rates import parse_rates
 
 # Fields that are one of a few words; None is valid where it is the default.
 CHOICES: Mapping[str, tuple[str, ...]] = {
@@ -85,6 +86,7 @@ class FinetuneConfig:
     optimizer: str = "adamw"
     learning_rate: float = 1e-3
     schedule: str = "cosine"
+    rates: str | None = None
     momentum: float | None = None
     nesterov: bool | None = None
     beta1: float | None = None
@@ -92,6 +94,7 @@ class FinetuneConfig:
     epsilon: float | None = None
     weight_decay: float | None = None
     decay: str | None = None
+    decays: str | None = None
     layer_decay: float | None = None
     clip_norm: float | None = None
     batch_size: int = 64
@@ -168,6 +171,8 @@ class FinetuneConfig:
         augment.parse(self.augment)
         loss_names.check_loss(self.loss, self.label_smoothing)
         schedules.parse(self.schedule)
+        if self.rates is not None:
+            parse_rates(self.rates)
         precision.parse(self.precision)
         for name in ("image_cache", "cache_budget", "memory_budget"):
             if (size := getattr(self, name)) is not None:
@@ -204,6 +209,8 @@ class FinetuneConfig:
         if self.decay is not None:
             with _naming("decay", self.decay):
                 given["decay"] = filters.parse_filter(self.decay)
+        if self.decays is not None:
+            given["decays"] = parse_rates(self.decays, name="decays")
         return optimizers.build_optimizer(self.optimizer, **given)
 
     def phases(self) -> list[Phase]:
@@ -222,6 +229,11 @@ class FinetuneConfig:
         if self.phase and self.train is not None and all("train=" in text for text in self.phase):
             raise InputError(f"train={self.train!r}: it is not used, because each --phase has its own train=")
         lengths = [any(f"{key}=" in text for key in ("steps", "epochs", "until")) for text in self.phase]
+        for name in ("rates", "decays"):
+            if found and getattr(self, name) is not None and all(getattr(phase, name) is not None for phase in found):
+                raise InputError(
+                    f"{name}={getattr(self, name)!r}: it is not used, because each --phase has its own {name}="
+                )
         for name in ("steps", "epochs"):
             if self.phase and getattr(self, name) is not None and all(lengths):
                 raise InputError(

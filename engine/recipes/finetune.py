@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,16 +13,19 @@ import tensorflow as tf
 
 from engine import host
 from engine.data import Part
+from engine.data.loading import load_images
 from engine.feature_cache.decision import CacheDecision
 from engine.feature_cache.policy import CachePolicy
 from engine.frostline.watch import frozen_output_norms
 from engine.recipes.config import FinetuneConfig
 from engine.recipes.job import Job
 from engine.recipes.listener import Listener
+from engine.recipes.memory import forecast_job
 from engine.recipes.prepare import prepare_job
 from engine.recipes.task import Task
 from engine.runs.picture import Panel
 from engine.runs.run_directory import Keeping, RunDirectory
+from engine.runs.saved_flags import FINGERPRINT
 from engine.seeds import seed_global_generators
 from engine.selection.selection import Selection
 from engine.training.checkpoint import RunState
@@ -94,7 +98,7 @@ def finetune(config: FinetuneConfig, *, listener: Listener | None = None) -> Run
     job = prepare_job(config, listener)
     listener.show_job(job)
     run = _Run(job, listener)
-    listener.show_caching(job, run.decisions)
+    listener.show_caching(run.job, run.decisions)
     return run.result({}, DONE, "dry_run", []) if config.dry_run else run.train()
 
 
@@ -110,7 +114,7 @@ class _Run:
             self.evaluator,
             train=task.train_batches(),
             evaluation=task.eval_batches(batch_size=job.eval_size),
-            data=job.settings["data (SHA-256)"],
+            data=job.settings[FINGERPRINT],
             options=config.cache_options(config.cache_dir or job.out.parent / "feature_cache"),
             say=listener.say,
             stop=listener.should_stop,
@@ -123,9 +127,12 @@ class _Run:
             saved=None if job.saved is None else job.saved.cache,
             look=config.dry_run,
         )
+        forecasts = forecast_job(job, self.decisions, self.cache)
+        self.job = dataclasses.replace(job, plan=dataclasses.replace(job.plan, forecasts=forecasts))
 
     def train(self) -> RunResult:
         """Runs the loop, and writes the run directory."""
+        self._load_images()
         start = self.job.start_state([decision.used for decision in self.decisions])
         directory = self._open_directory(start)
         outcome, code, reason = self._run_loop(directory, start)
@@ -151,6 +158,15 @@ class _Run:
         found: dict[str, Any] = {"run": run, "code": code, "reason": reason, "evaluations": past}
         return RunResult(out=job.out, task=job.task, stages=tuple(job.stages), **found)
 
+    def _load_images(self) -> None:
+        """Decodes the photos that the run will read, before anything is written: a DataError names all damaged ones."""
+        source, saved = self.job.task.source, self.job.saved
+        ended = 0 if saved is None else len(saved.loop.proven)
+        parts = [] if source.test is None else [source.test]
+        if any(decision.reads_images for decision in self.decisions[ended:]):
+            parts += [source.train, source.eval]
+        load_images(parts)
+
     def _open_directory(self, start: RunState) -> RunDirectory:
         job, config = self.job, self.job.config
         ledger = None if job.task.weights is None else job.task.weights.ledger
@@ -168,7 +184,9 @@ class _Run:
                 histograms=config.histograms,
             ),
             monitor=config.monitor,
+            flags=config.to_json(),
             ledger=None if ledger is None else ledger.to_json(target=config.model),
+            class_names=job.task.class_names,
             say=self.listener.say,
         )
         panels = zip(job.stages, self.decisions, strict=True)
@@ -228,7 +246,11 @@ def _facts(job: Job) -> dict[str, Any]:
     return {
         "flags": config.to_json(),
         "versions": host.versions() | {"deterministic": str(config.deterministic)},
-        "model": {"name": config.model, "parameters": job.task.variables.parameters},
+        "model": {
+            "name": config.model,
+            "parameters": job.task.variables.parameters,
+            "notes": list(job.task.model.notes),
+        },
         "data": {
             "name": source.name,
             "train_examples": len(source.train),

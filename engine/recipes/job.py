@@ -6,8 +6,11 @@ import pathlib
 from dataclasses import dataclass
 from typing import Any
 
+from engine.memory.forecast import Forecaster
 from engine.memory.planner import Plan
+from engine.memory.run_forecast import evaluation_size
 from engine.recipes.config import FinetuneConfig
+from engine.recipes.plan import least_evaluated
 from engine.recipes.task import Task
 from engine.training.checkpoint import RunState
 from engine.training.loop import Stage, State
@@ -22,6 +25,7 @@ class Job:
         out: the run directory.
         settings: what a resume must not contradict.
         plan: how steps are computed, with a memory forecast for each phase.
+        forecasters: for each phase, what forecasts its whole steps.
         saved: the state that is resumed, or None for a new run.
     """
 
@@ -31,6 +35,7 @@ class Job:
     settings: dict[str, Any]
     stages: list[Stage]
     plan: Plan
+    forecasters: list[Forecaster]
     step: TrainStep
     saved: RunState | None
 
@@ -47,12 +52,13 @@ class Job:
     @property
     def eval_size(self) -> int:
         """The number of examples that are evaluated at once."""
-        size = self.config.batch_size
-        return self.plan.micro_batch_size or (size if self.config.memory_budget is not None else max(size, 64))
+        sizes = self.config.batch_size, self.plan.micro_batch_size
+        return evaluation_size(*sizes, at_least=least_evaluated(self.config))
 
     def caveats(self) -> list[str]:
         """What the user should know about how steps are computed, a sentence each."""
-        return list(dict.fromkeys(text for stage in self.stages for text in self.step.caveats(stage.selection)))
+        chosen = [stage.selection for stage in self.stages]
+        return list(dict.fromkeys(text for s in chosen for text in (*self.step.notes(s), *self.step.caveats(s))))
 
     def start_state(self, cache: list[bool]) -> RunState:
         """The state in which the run starts; ``cache`` says which phases train from kept features."""
@@ -63,4 +69,5 @@ class Job:
             plan=self.plan.to_json(),
             images=self.task.images,
             cache=cache,
+            since_line={} if self.saved is None else self.saved.since_line,
         )

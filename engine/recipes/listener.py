@@ -24,7 +24,10 @@ class Listener:
         """Called once everything is resolved: data, model, phases, and how steps are computed."""
 
     def show_caching(self, job: Job, decisions: Sequence[CacheDecision]) -> None:
-        """Called with the frost line of each phase, and whether the phase trains from kept features."""
+        """Called with the frost line of each phase, and whether the phase trains from kept features.
+
+        ``job.plan`` now has the memory forecasts for the phases as they train.
+        """
 
     def begin(self, total: int, start: int) -> None:
         """Called before the first step, with the number of steps in all phases and of those trained already."""

@@ -7,10 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from engine import sizes
+from engine.data.loading import unloaded_bytes
 from engine.errors import InputError
+from engine.memory.forecast import Forecaster
 from engine.memory.planner import Plan, Planner
+from engine.memory.run_forecast import Surroundings
 from engine.recipes.config import FinetuneConfig
-from engine.recipes.stages import resolve_stages, top_blocks_phase
+from engine.recipes.stages import check_stages, resolve_stages, top_blocks_phase
 from engine.recipes.task import Task
 from engine.selection.selection import Selection
 from engine.training.loop import Stage
@@ -26,8 +29,8 @@ def choose_plan(
     *,
     make_step: Callable[[int | None, Mode], TrainStep],
     saved: Mapping[str, Any] | None,
-) -> tuple[Plan, TrainStep, list[Stage]]:
-    """The plan, the step that trains by it, and the phases, which plan "depth" decides.
+) -> tuple[Plan, TrainStep, list[Stage], list[Forecaster]]:
+    """The plan, the step that trains by it, the phases, which plan "depth" decides, and their forecasters.
 
     ``make_step`` makes the step that would train with a micro-batch size and a remat mode. ``saved`` is the plan of the
     checkpoint that is resumed; it is followed whatever memory there is now. BudgetError: no plan fits the budget.
@@ -40,6 +43,7 @@ def choose_plan(
         batch_size=config.batch_size,
         budget=budget,
         modes=MODES if config.remat is None else (mode,),
+        around=surroundings(config, task),
     )
     size = None if config.micro_batches in (None, 1) else -(-config.batch_size // config.micro_batches)
 
@@ -61,7 +65,25 @@ def choose_plan(
         choices = [(number, with_blocks(number)) for number in range(blocks, 0, -1)]
         plan, place = planner.plan_blocks([(number, _pairs(found)) for number, found in choices], size, mode)
         stages = choices[place][1]
-    return plan, planner.build_step(plan), stages
+        check_stages(config, task, stages)
+    return plan, planner.build_step(plan), stages, planner.find_forecasters(plan, _pairs(stages))
+
+
+def surroundings(config: FinetuneConfig, task: Task, *, decided: bool = False) -> Surroundings:
+    """What the run does besides steps; ``decided`` says that it is known which phases train from caches."""
+    source = task.source
+    parts = [part for part in (source.train, source.eval, source.test) if part is not None]
+    return Surroundings(
+        examples=max(len(part) for part in parts[1:]),
+        at_least=least_evaluated(config),
+        images=unloaded_bytes(parts),
+        may_cache=not decided and config.cache != "off",
+    )
+
+
+def least_evaluated(config: FinetuneConfig) -> int:
+    """How many examples are evaluated at once at least; a memory budget may not allow for more than a step has."""
+    return 64 if config.memory_budget is None else 0
 
 
 def _pairs(stages: Sequence[Stage]) -> list[tuple[Selection, Optimizer]]:

@@ -7,6 +7,7 @@ import functools
 import pathlib
 
 from engine import porting
+from engine.models.weights import LoadedWeights
 from engine.recipes.config import FREE, FinetuneConfig
 from engine.recipes.job import Job
 from engine.recipes.listener import Listener
@@ -14,6 +15,7 @@ from engine.recipes.plan import choose_plan
 from engine.recipes.stages import requested_phases, resolve_stages
 from engine.recipes.task import Task
 from engine.runs import run_directory
+from engine.runs.saved_flags import FINGERPRINT
 from engine.training import checkpoint
 from engine.training.loop import Stage
 from engine.training.optimizers import Optimizer
@@ -24,17 +26,22 @@ from engine.training.step import TrainStep
 def prepare_job(config: FinetuneConfig, listener: Listener) -> Job:
     """Opens the data, builds the model, resolves the phases, loads or restores weights, and plans the steps.
 
-    Every filter is resolved before weights are read, and nothing is written. Raises InputError if something does not
-    exist, does not fit, or contradicts the run that is resumed.
+    What can be refused is refused as early as possible: a folder that holds a run and contradictions to the run that is
+    resumed before data are opened, filters before weights are read, and all of that before photos are decoded. Nothing is
+    written. Raises InputError if something does not exist, does not fit, or contradicts the run that is resumed.
     """
+    out = pathlib.Path(config.out or _default_out(config.model))
+    found = run_directory.find_resumable(out, resume=config.resume, warn=listener.say)
+    settings = {name: value for name, value in config.to_json().items() if name not in FREE}
+    if found is not None:
+        run_directory.check_settings(found, settings, warn=listener.say)
     task = _open_task(config, listener)
     stages = resolve_stages(config, task, requested_phases(config, task))
     make_step = functools.partial(_make_step, config, task, stages[0].optimizer)
     make_step(None, config.remat or "none")  # its complaints come before the weights are read
-    settings = {name: value for name, value in config.to_json().items() if name not in FREE}
-    settings["data (SHA-256)"] = task.source.fingerprint()
-    out = pathlib.Path(config.out or _default_out(config.model))
-    found = run_directory.find_resumable(out, resume=config.resume, settings=settings, warn=listener.say)
+    settings[FINGERPRINT] = task.source.fingerprint()
+    if found is not None:
+        run_directory.check_settings(found, settings, warn=listener.say)
     saved = None if found is None else found[1]
     if found is not None:
         checkpoint.restore(found[0], task.variables)
@@ -46,14 +53,24 @@ def prepare_job(config: FinetuneConfig, listener: Listener) -> Job:
         listener.say(f"weights: {task.weights.text}")
         if config.resume:
             listener.say(f"resume: {out} does not hold a checkpoint; starting at step 0")
-    plan, step, stages = choose_plan(
+    plan, step, stages, forecasters = choose_plan(
         config, task, stages, make_step=make_step, saved=None if saved is None else saved.plan
     )
     if found is not None:
         step.restore(task.variables, found[1].step, found[0].arrays)
     elif task.weights is not None and task.weights.ledger is not None and config.slots == "continue":
-        _continue_slots(config, step, stages[0], listener)
-    return Job(config=config, task=task, out=out, settings=settings, stages=stages, plan=plan, step=step, saved=saved)
+        _continue_slots(config, step, stages[0], task.weights, listener)
+    return Job(
+        config=config,
+        task=task,
+        out=out,
+        settings=settings,
+        stages=stages,
+        plan=plan,
+        forecasters=forecasters,
+        step=step,
+        saved=saved,
+    )
 
 
 def _open_task(config: FinetuneConfig, listener: Listener) -> Task:
@@ -84,10 +101,13 @@ def _default_out(model: str) -> str:
     return f"runs/{datetime.datetime.now():%Y%m%d-%H%M%S}-{name}"
 
 
-def _continue_slots(config: FinetuneConfig, step: TrainStep, stage: Stage, listener: Listener) -> None:
+def _continue_slots(
+    config: FinetuneConfig, step: TrainStep, stage: Stage, weights: LoadedWeights, listener: Listener
+) -> None:
     """Takes over the optimizer slots that the weights file holds for the first phase, and says what it did."""
     if config.weights != "auto":
         with porting.open_tensors(config.weights) as file:
-            said = porting.continue_from(file, step.slots, stage.selection, stage.optimizer)
+            seen = file if weights.classes is None else weights.classes.view(file)
+            said = porting.continue_from(seen, step.slots, stage.selection, stage.optimizer)
         if said is not None:
             listener.say(f"slots:   {said}")

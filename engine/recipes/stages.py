@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from engine.recipes.config import FinetuneConfig
 from engine.recipes.task import Task
 from engine.selection import filters, selection
+from engine.selection.variables import NamedVariable
 from engine.training import schedules
 from engine.training.loop import Stage
+from engine.training.optimizers import set_paces
 from engine.training.phases import Phase
+from engine.training.rates import RateError, Rates, parse_rates
 
 
 def requested_phases(config: FinetuneConfig, task: Task) -> list[Phase]:
@@ -33,7 +36,10 @@ def top_blocks_phase(config: FinetuneConfig, blocks: int) -> Phase:
 
 
 def resolve_stages(config: FinetuneConfig, task: Task, phases: Sequence[Phase]) -> list[Stage]:
-    """Phases with their selections, optimizers and schedules; a FilterError names the phase."""
+    """Phases with their selections, optimizers, schedules and rates; an error names the phase.
+
+    A rule of ``rates`` and ``decays`` need not concern all phases: each stage has those that concern it.
+    """
     base = config.make_optimizer()
     if config.decay is not None:
         selection.matching_paths(task.variables, base.decay)
@@ -44,13 +50,60 @@ def resolve_stages(config: FinetuneConfig, task: Task, phases: Sequence[Phase]) 
             selected = selection.select(task.variables, phase.train, statistics=task.model.statistics)
         except filters.FilterError as error:
             raise filters.FilterError(f"phase {phase.name!r}, train='{phase.train}': {error}") from None
+        rates, decays = (_rules(config, phase, name) for name in ("rates", "decays"))
+        if decays is not None:
+            decays = decays.for_variables([entry for entry in selected.trained if base.decay(entry)])
         found.append(
             Stage(
                 phase=phase,
                 selection=selected,
-                optimizer=dataclasses.replace(base, **{k: v for k, v in given.items() if v is not None}),
+                optimizer=dataclasses.replace(base, decays=decays, **{k: v for k, v in given.items() if v is not None}),
                 schedule=schedules.parse(phase.schedule or config.schedule),
                 learning_rate=phase.learning_rate or config.learning_rate,
+                rates=None if rates is None else rates.for_variables(selected.trained),
             )
         )
+    if config.plan != "depth":  # else the plan still decides which of them train
+        check_stages(config, task, found)
     return found
+
+
+def check_stages(config: FinetuneConfig, task: Task, stages: Sequence[Stage]) -> None:
+    """Checks what depends on the length of phases, or on all phases together.
+
+    Raises ScheduleError if a phase cannot follow its schedule, RateError or FilterError if a rule of ``rates`` or
+    ``decays`` decides no variable in any phase, and RateError if rules leave nothing to ``layer_decay``.
+    """
+    for stage in stages:
+        try:
+            stage.schedule.check(learning_rate=stage.learning_rate, steps=stage.phase.step_count(task.per_epoch))
+        except schedules.ScheduleError as error:
+            raise schedules.ScheduleError(f"phase {stage.phase.name!r}: {error}") from None
+    layered = [stage for stage in stages if stage.optimizer.layer_decay is not None]
+    paces = [pace for s in layered for pace in set_paces(s.selection, s.optimizer, s.rates)]
+    if layered and all(pace.rule is not None for pace in paces):
+        raise RateError(
+            f"layer_decay={layered[0].optimizer.layer_decay:g}: it is not used, because rules of rates decide every "
+            "variable that trains; it concerns only variables that take --learning_rate"
+        )
+    for name in ("rates", "decays"):
+        concerned: dict[Rates, dict[str, NamedVariable]] = {}
+        for stage in stages:
+            if (rules := _rules(config, stage.phase, name)) is not None:
+                trained = stage.selection.trained
+                entries = trained if name == "rates" else [e for e in trained if stage.optimizer.decay(e)]
+                concerned.setdefault(rules, {}).update((entry.path, entry) for entry in entries)
+        for rules, found in concerned.items():
+            for number, part in enumerate(rules.filters):
+                item = filters.Item(number + 1, False, part)
+                try:
+                    selection.matching_paths(task.variables, filters.Ordered((item,)))
+                except filters.FilterError as error:
+                    raise filters.FilterError(f"{name}='{rules}': {error}") from None
+            rules.check([entry for entry in task.variables if entry.path in found])
+
+
+def _rules(config: FinetuneConfig, phase: Phase, name: str) -> Rates | None:
+    """The rules of a phase, or else of the run, for what ``name`` says."""
+    text = getattr(phase, name) or getattr(config, name)
+    return None if text is None else parse_rates(text, name=name)

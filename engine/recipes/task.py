@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from engine import data as sources
 from engine import models
@@ -12,7 +13,7 @@ from engine.data import augment as augmentation
 from engine.data.part import DataError, check_labels
 from engine.errors import InputError
 from engine.files import PathLike
-from engine.models.weights import LoadedWeights, load_weights
+from engine.models.weights import LoadedWeights, load_for_classes, load_weights
 from engine.selection.variables import ModelVariables, name_variables
 from engine.sizes import parse_bytes
 from engine.training import losses
@@ -65,7 +66,7 @@ class Task:
         head: str | None = None,
         loss: str = "softmax",
         precision: str = "float32",
-        image_size: str | tuple[int, int] | None = None,
+        image_size: str | int | tuple[int, int] | None = None,
         seed: int = 0,
         rules: PathLike | None = None,
         eval_fraction: float | None = None,
@@ -83,7 +84,7 @@ class Task:
             data, model: a source or its name (``engine.open_data``), and the name of a model (``engine.build_model``).
             weights: as in ``engine.load_weights``; None loads nothing yet (``with_weights`` does so later).
             head, loss, precision, seed, rules, label_smoothing: as the flags of ``finetune``.
-            image_size: pixels, ``N``, ``HEIGHTxWIDTH`` or (height, width). By default image files are resized to the
+            image_size: pixels: N, (height, width), or a text such as ``192x256``. By default image files are resized to the
                 size that the model is made for, and other data are left as they are.
             eval_fraction, train_examples, bad_images, image_cache: as in ``engine.open_data``; only with a name.
             batch_size, augment: the defaults of ``train_batches``.
@@ -109,6 +110,8 @@ class Task:
             raise InputError(
                 "eval_fraction, train_examples, image_size: they need the name of a source; this one is open already"
             )
+        if loss == "softmax":
+            source = source.with_classes()
         shape, outputs, logits = source.image_shape, source.outputs(loss), loss != "mse"
         dtypes = {"dtype": numbers.variables, "compute": numbers.compute}
         built = models.build_model(
@@ -132,15 +135,25 @@ class Task:
     def with_weights(self, weights: PathLike, *, rules: PathLike | None = None) -> Task:
         """Loads weights into the network; the task returned gives images as these weights expect them.
 
-        Raises PortError if the weights cannot be read, or do not fit the model.
+        A head is matched by the names of its classes. Raises PortError if the weights cannot be read, or do not fit the
+        model or the data.
         """
-        loaded = load_weights(self.model, weights, rules=rules, image_shape=self.source.image_shape)
+        given: dict[str, Any] = {"rules": rules, "image_shape": self.source.image_shape}
+        if self.loss == "mse":
+            loaded = load_weights(self.model, weights, **given)
+        else:
+            loaded = load_for_classes(self.model, weights, self.class_names or (), **given)
         self.variables.refresh()
         return dataclasses.replace(self, weights=loaded, images=loaded.images)
 
     def with_images(self, images: str | None) -> Task:
         """The task with another preprocessing, such as the one that a checkpoint or a job names."""
         return dataclasses.replace(self, images=images)
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The names of the classes that the outputs stand for; None if the data name none, or the loss has none."""
+        return None if self.loss == "mse" else self.source.class_names
 
     @property
     def normalise(self) -> sources.Normalise:
@@ -190,10 +203,10 @@ class Task:
             )
 
 
-def _image_size(size: str | tuple[int, int] | None, data: str, model: str) -> tuple[int, int] | None:
+def _image_size(size: str | int | tuple[int, int] | None, data: str, model: str) -> tuple[int, int] | None:
     """What images are resized to; None leaves them as they are."""
-    if isinstance(size, str):
-        return sources.parse_image_size(size)
-    if size is None and data.startswith("folder:"):
+    if size is not None:
+        return sources.check_image_size(size)
+    if data.startswith("folder:"):
         return models.default_image_size(model)
-    return size
+    return None

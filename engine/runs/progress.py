@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from engine.runs.step_means import StepMeans
 from engine.training.loop import Event
 
 
@@ -16,27 +17,34 @@ class Progress:
     """An action of the loop that shows how far a run is: step, loss, accuracy and time left.
 
     ``total`` and ``start`` are the numbers of steps in all phases (at most) and of those already trained; ``log_every``
-    is that between lines where there is no terminal or no rich.
+    is that between lines where there is no terminal or no rich. The accuracy is the mean since the last line. The time
+    left is estimated from the steps of the phase without its first, which traces; evaluations are not in it.
     """
 
     def __init__(self, total: int, *, start: int, log_every: int) -> None:
-        self._total, self._start, self._log_every = total, start, log_every
-        self._began = time.monotonic()
+        self._total, self._log_every = total, log_every
+        self._seconds: list[float] = []  # of the steps of this phase
+        self._means = StepMeans()
         self._bar, self._task = open_bar(total, start)
 
     def __call__(self, event: Event) -> None:
         step = event.state.step
         if event.kind == "phase":
+            self._seconds = []
             self._say(
                 f"phase  | {event.stage.phase.name}: {event.stage.selection.trained_parameters:,} parameters train"
             )
         elif event.kind == "step" and event.result is not None:
-            facts = {"loss": float(event.result.loss)} | {k: float(v) for k, v in event.result.metrics.items()}
+            self._seconds.append(event.seconds)
+            self._means.add(event)
+            facts = {"loss": float(event.result.loss)} | self._means.means()
             text = " | ".join(f"{name}: {value:.4f}" for name, value in facts.items())
             if self._bar is not None:
                 self._bar.update(self._task, completed=step, description=f"{event.stage.phase.name} | {text}")
             elif step % self._log_every == 0:
                 self._say(f"train  | step: {step:>6}/{self._total} | {text} | left: {self._left(step)}")
+            if step % self._log_every == 0:
+                self._means.clear()
         elif event.kind == "evaluation":
             last = event.state.evaluations[-1]
             accuracy = "" if last.accuracy is None else f" | accuracy: {last.accuracy:.4f}"
@@ -60,8 +68,8 @@ class Progress:
             self._bar.stop()
 
     def _left(self, step: int) -> str:
-        done = step - self._start
-        seconds = round((time.monotonic() - self._began) / max(done, 1) * (self._total - step))
+        steady = self._seconds[1:] or self._seconds
+        seconds = round(sum(steady) / len(steady) * (self._total - step))
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
     def _say(self, line: str) -> None:

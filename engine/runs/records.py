@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from engine.data.class_names import as_texts
 from engine.files import PathLike, write_bytes, write_json, write_npz
 from engine.host import quantiles
 from engine.selection.selection import Selection
@@ -53,8 +54,8 @@ def _rows(path: pathlib.Path) -> Iterable[dict[str, Any]]:
             yield row
 
 
-def train_row(event: Event) -> dict[str, Any]:
-    """The line of kind=train for a step."""
+def train_row(event: Event, means: Mapping[str, float]) -> dict[str, Any]:
+    """The line of kind=train for a step; ``means`` are those of the metrics since the line before."""
     assert event.result is not None
     return {
         "kind": "train",
@@ -66,7 +67,8 @@ def train_row(event: Event) -> dict[str, Any]:
         "grad_norm": float(event.result.grad_norm),
         "loss_scale": event.result.loss_scale,
         "skipped": event.skipped,
-    } | {name: float(value) for name, value in event.result.metrics.items()}
+        **means,
+    }
 
 
 def eval_row(evaluation: Evaluation) -> dict[str, Any]:
@@ -138,10 +140,17 @@ def draw_curves(path: PathLike, rows: Sequence[Mapping[str, Any]], phases: Seque
     write_bytes(path, picture.getvalue())
 
 
-def write_trained(path: PathLike, variables: ModelVariables, selections: Iterable[Selection]) -> None:
-    """Writes every variable that a phase trained, and the statistics that moved with them."""
+def write_trained(
+    path: PathLike,
+    variables: ModelVariables,
+    selections: Iterable[Selection],
+    *,
+    class_names: Sequence[str] | None = None,
+) -> None:
+    """Writes every variable that a phase trained, the statistics that moved with them, and the names of the classes."""
     paths = {entry.path for selection in selections for entry in (*selection.trained, *selection.moving)}
-    write_npz(path, ((e.path, e.variable.numpy()) for e in variables if e.path in paths))
+    arrays = ((e.path, e.variable.numpy()) for e in variables if e.path in paths)
+    write_npz(path, arrays, texts=as_texts(class_names))
 
 
 def write_run(path: PathLike, value: Mapping[str, Any]) -> None:

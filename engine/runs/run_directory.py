@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine import files, host
-from engine.errors import InputError
 from engine.memory.forecast import Forecast
 from engine.runs import picture, records
+from engine.runs.existing import RunDirectoryError, check_out
+from engine.runs.saved_flags import FINGERPRINT, list_contradictions, write_flags
+from engine.runs.step_means import StepMeans
 from engine.selection.variables import ModelVariables
 from engine.training import checkpoint, phases
 from engine.training.checkpoint import Checkpoint, RunState
@@ -20,13 +22,7 @@ from engine.training.loop import Event, Outcome, Stage, State
 from engine.training.phases import Monitor
 from engine.training.step import TrainStep
 
-_OURS = ("run.json", "metrics.jsonl", "checkpoints", "trained.npz", "ledger.json", "ema.npz",
-         "curves.png", "frostline.png", "tensorboard")  # fmt: skip
 _SAME = 1e-5  # relative: a phase may be resumed on another machine, whose products round otherwise
-
-
-class RunDirectoryError(InputError):
-    """A folder that cannot hold a run, or a resume that contradicts the run in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,37 +45,37 @@ class Keeping:
 
 
 def find_resumable(
-    out: pathlib.Path, *, resume: bool, settings: Mapping[str, Any], warn: Callable[[str], None]
+    out: pathlib.Path, *, resume: bool, warn: Callable[[str], None]
 ) -> tuple[Checkpoint, RunState] | None:
     """The checkpoint to go on from, and the state in it; None for a new run. ``warn`` hears about damaged checkpoints.
 
     Raises:
-        RunDirectoryError: the folder holds a run and ``resume`` is False; or settings differ from the
-            checkpoint's (all of them are listed); or the folder is a file.
+        RunDirectoryError: the folder holds a run and ``resume`` is False, or it is a file.
         CheckpointError: all checkpoints are damaged.
     """
-    if out.exists() and not out.is_dir():
-        raise RunDirectoryError(f"out={out}: expected a folder, but this is a file")
-    held = [name for name in _OURS if (out / name).exists()]
-    if held and not resume:
-        raise RunDirectoryError(
-            f"out={out}: it holds a run ({', '.join(held)}); continue it with --resume, or choose another folder"
-        )
+    check_out(out, resume=resume)
     found = checkpoint.read_newest(out / "checkpoints", warn=warn) if resume else None
-    if found is None:
-        return None
-    state = RunState.read(found)
-    saved = state.settings
-    differing = [
-        f"  --{key}: {saved.get(key)!r} in the checkpoint, {settings.get(key)!r} now"
-        for key in dict.fromkeys((*saved, *settings))
-        if saved.get(key) != settings.get(key)
-    ]
-    if differing:
+    return None if found is None else (found, RunState.read(found))
+
+
+def check_settings(
+    found: tuple[Checkpoint, RunState], settings: Mapping[str, Any], *, warn: Callable[[str], None]
+) -> None:
+    """Raises RunDirectoryError, which lists them all, if settings differ from those of the checkpoint that is resumed.
+
+    Data are compared by their fingerprint: before ``settings`` hold it, they are not. ``warn`` hears about data that moved.
+    """
+    (read, state), data = found, ("data", FINGERPRINT)
+    saved: Mapping[str, Any] = state.settings
+    if FINGERPRINT not in settings:
+        saved, settings = ({k: v for k, v in each.items() if k not in data} for each in (saved, settings))
+    if differing := list_contradictions(saved, settings):
         raise RunDirectoryError(
-            f"resume={out}: these flags contradict the checkpoint {found.path.name}:\n" + "\n".join(differing)
+            f"resume={read.path.parent.parent}: these flags contradict the checkpoint {read.path.name}:\n"
+            + "\n".join(differing)
         )
-    return found, state
+    if (before := saved.get("data")) != settings.get("data"):
+        warn(f"data: {settings['data']} has the content that {before} had (the SHA-256 is the same)")
 
 
 class RunDirectory:
@@ -92,7 +88,9 @@ class RunDirectory:
         resumed: whether ``start`` is a checkpoint's: lines of metrics.jsonl after it are dropped. Otherwise everything
             is dropped that a run left which was killed before its first checkpoint.
         monitor: what "best" means.
+        flags: all flags of the run, which flags.json keeps.
         ledger: the content of ledger.json if a new run's weights were ported; a resume keeps the existing file.
+        class_names: the names of the classes, which every weights file keeps; None if the data have none.
         say: called with a line when something is left out or looks wrong.
     """
 
@@ -106,10 +104,13 @@ class RunDirectory:
         resumed: bool,
         keeping: Keeping,
         monitor: Monitor,
+        flags: Mapping[str, Any],
         ledger: Mapping[str, Any] | None,
+        class_names: Sequence[str] | None,
         say: Callable[[str], None],
     ) -> None:
         out.mkdir(parents=True, exist_ok=True)
+        write_flags(out, flags)
         if not resumed and ledger is None:
             (out / "ledger.json").unlink(missing_ok=True)
         elif not resumed:
@@ -121,6 +122,7 @@ class RunDirectory:
         self._keeping = keeping
         self._monitor = monitor
         self._say = say
+        self._class_names = class_names
         self._began = time.perf_counter()
         self._metrics = records.Metrics(out / "metrics.jsonl", keep_to_step=start.loop.step if resumed else -1)
         self._board = self._tensorboard()
@@ -128,6 +130,7 @@ class RunDirectory:
         self._examples, self._slot_bytes, self._saved = 0, 0, -1
         self._first: float | None = None
         self._traces = step.traces
+        self._means = StepMeans(start.since_line)
 
     def draw_lines(self, panels: Sequence[picture.Panel]) -> None:
         """Draws frostline.png: the model, what each phase trains, and its frost line."""
@@ -173,8 +176,10 @@ class RunDirectory:
             self._seconds.append(event.seconds)
             self._examples += event.examples
         self._slot_bytes = max(self._slot_bytes, self._step.slots.bytes())
+        self._means.add(event)
         if event.state.step % self._keeping.log_every == 0:
-            self._add(records.train_row(event))
+            self._add(records.train_row(event, self._means.means()))
+            self._means.clear()
 
     def _add(self, row: Mapping[str, Any]) -> None:
         self._metrics.add(row)
@@ -191,8 +196,11 @@ class RunDirectory:
             state.step,
             variables=self._variables,
             arrays=self._step.arrays,
-            state=dataclasses.replace(self._start, loop=state, step=self._step.state()).to_json(),
+            state=dataclasses.replace(
+                self._start, loop=state, step=self._step.state(), since_line=self._means.to_json()
+            ).to_json(),
             name=name,
+            class_names=self._class_names,
         )
         if name is None:
             self._saved = state.step
@@ -229,11 +237,11 @@ class RunDirectory:
         """
         rows = self._phase_rows(outcome, stages, per_epoch)
         begun = [stage for stage, _ in zip(stages, rows, strict=False)]
-        selections = [stage.selection for stage in begun]
-        records.write_trained(self.out / "trained.npz", self._variables, selections)
+        given: dict[str, Any] = {"selections": [stage.selection for stage in begun], "class_names": self._class_names}
+        records.write_trained(self.out / "trained.npz", self._variables, **given)
         if self._step.averages is not None:
             with self._step.evaluating(self._variables):
-                records.write_trained(self.out / "ema.npz", self._variables, selections)
+                records.write_trained(self.out / "ema.npz", self._variables, **given)
         self._draw(rows)
         if self._board is not None:
             self._board.close()

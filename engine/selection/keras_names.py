@@ -41,7 +41,7 @@ def variable_names(variables: Sequence[Any]) -> list[str]:
     """Returns the variables' own names. Unnamed variables ("variable_7") are numbered within their layer."""
     names, unnamed = [], 0
     for variable in variables:
-        name = variable.name.rsplit("/", 1)[-1]
+        name = variable.name.rsplit("/", 1)[-1].removesuffix(":0")  # TFSMLayer keeps it
         if re.fullmatch(r"variable(_\d+)?", name):
             name = "variable" if unnamed == 0 else f"variable_{unnamed}"
             unnamed += 1

@@ -16,7 +16,8 @@ from typing import Any, Literal
 from engine import keras_private, text
 from engine.selection import filters
 from engine.selection.filters import Filter, FilterError, Item, Ordered
-from engine.selection.variables import ModelVariables, NamedVariable, StatisticsLayer, name_variables
+from engine.selection.variables import ModelVariables, NamedVariable, name_variables
+from engine.selection.walk import StatisticsLayer
 from engine.text import shorten, table
 
 Statistics = Literal["follow", "frozen"]
@@ -122,7 +123,7 @@ def select(model: Any, filter: Filter | str, *, statistics: Statistics = "follow
     """Decides which variables of a model train, by resolving a filter against it.
 
     Args:
-        model: a tf.Module, a Keras 3 model, a list or dict of variables, or a ``ModelVariables``.
+        model: a tf.Module, a Keras 3 model, a list of variables, a dict of variables or models, or a ``ModelVariables``.
         filter: a Filter or its text form, which matches the variables to train.
         statistics: what happens to the statistics of trained layers that no item mentions: "follow" lets them move,
             "frozen" runs their layers in inference mode, which is right for pre-trained backbones. An item that matches
@@ -248,11 +249,15 @@ def _moving(
             for n in range(len(parts) + 1):  # a wrapper's statistics belong to the layer inside it
                 layer_trains.setdefault("/".join(parts[:n]), verdicts[entry.path][1])
     moving = []
+    weighted = {entry.layer for entry in variables if entry.kind == "weight"}
     for entry in variables:
         if entry.kind != "statistic":
             continue
         wanted, why = _statistics_rule(rule, entry, variables, verdicts, statistics)
-        if entry.layer not in layer_trains:
+        if entry.layer not in layer_trains and entry.layer not in weighted and _is_named(rule, entry, variables):
+            rules[entry.path] = f"moves by itself: {verdicts[entry.path][1]}"
+            moving.append(entry)
+        elif entry.layer not in layer_trains:
             rules[entry.path] = "its layer does not train: inference mode"
         elif not wanted:
             rules[entry.path] = f"inference mode: {why}"
@@ -268,6 +273,14 @@ def _moving(
                 "the statistics of a layer must move together: match all of them, as @stats and !@stats do"
             )
     return moving
+
+
+def _is_named(rule: Filter, entry: NamedVariable, variables: ModelVariables) -> bool:
+    """Whether a filter selects this statistic by its path, as it must for a layer that has nothing but statistics."""
+    item = rule.deciding(entry) if isinstance(rule, Ordered) else None
+    parts = [item.filter] if item is not None else [] if isinstance(rule, Ordered) else list(rule.parts())
+    paths = [part for part in parts if isinstance(part, filters.Path) and part(entry)]
+    return rule(entry) and any(all(e.kind == "statistic" for e in variables if part(e)) for part in paths)
 
 
 def _statistics_rule(

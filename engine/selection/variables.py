@@ -9,24 +9,18 @@ later ones are aliases.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import tensorflow as tf
 
-from engine import keras_private, tensorflow_private
-from engine.errors import InputError
-from engine.graphs.graph_variables import GraphVariable
-from engine.selection import groups, keras_names
+from engine.selection import groups
 from engine.selection.statistics import is_statistic, statistic_layer
-
-Kind = Literal["weight", "statistic", "constant"]
-
-
-class ModelError(InputError):
-    """The object is not a model whose variables can be named, or has no variables yet."""
+from engine.selection.walk import Found as _Found
+from engine.selection.walk import Kind, StatisticsLayer, Walk, find_kind, raw_variable
+from engine.selection.walk import ModelError as ModelError
+from engine.selection.walk import is_keras as is_keras
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +49,10 @@ class NamedVariable:
     layers: tuple[tuple[str, int, int], ...]
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.variable.shape)
+
+    @property
     def size(self) -> int:
         """The number of parameters."""
         return int(self.variable.shape.num_elements())
@@ -69,27 +67,21 @@ class NamedVariable:
 
 
 @dataclass(frozen=True, eq=False)
-class StatisticsLayer:
-    """A layer that keeps statistics. ``switch`` is the attribute that puts it into inference mode."""
-
-    path: str
-    layer: Any
-    switch: Literal["trainable", "update_statistics"]
-
-
-@dataclass(frozen=True, eq=False)
 class ModelVariables:
     """Every variable of a model, in model order, each once.
 
     Attributes:
         statistics_layers: the layers whose statistics can be switched to inference mode.
-        generators: the states of Keras seed generators, by path. They are not weights and filters do not see them,
-            but a checkpoint needs them.
+        generators, metrics: the states of random generators, and the variables of Keras metrics in layers, by path. They
+            are not weights and filters do not see them, but a checkpoint needs them.
+        keras_layers: the Keras layers by path.
     """
 
     entries: tuple[NamedVariable, ...]
     statistics_layers: tuple[StatisticsLayer, ...]
     generators: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    keras_layers: Mapping[str, Any]
 
     def __iter__(self) -> Iterator[NamedVariable]:
         return iter(self.entries)
@@ -105,6 +97,18 @@ class ModelVariables:
     def by_path(self) -> dict[str, NamedVariable]:
         return {entry.path: entry for entry in self.entries}
 
+    @property
+    def bookkeeping(self) -> dict[str, Any]:
+        """``generators`` and ``metrics``, by the names that they have in checkpoints."""
+        found = {f"generator/{path}": state for path, state in self.generators.items()}
+        return found | {f"metric/{path}": variable for path, variable in self.metrics.items()}
+
+    def enclosing_layers(self, path: str) -> list[tuple[str, Any]]:
+        """Returns the Keras layers around the layer (or other scope) of this path, itself first, with their paths."""
+        parts = path.split("/")
+        above = ["/".join(parts[:count]) for count in range(len(parts), -1, -1)]
+        return [(name, self.keras_layers[name]) for name in dict.fromkeys(above) if name in self.keras_layers]
+
     def refresh(self) -> None:
         """Must be called after values were assigned: a Keras Normalization layer computes with constants derived from
         its statistics, which an assignment does not update."""
@@ -114,41 +118,27 @@ class ModelVariables:
                 finalize()
 
 
-class _Found(NamedTuple):
-    """One variable as the walk finds it."""
-
-    path: str
-    variable: Any
-    kind: Kind
-    owner: Any
-    layer: str
-    layers: tuple[tuple[int, int, int], ...]  # (id of the Keras model, index, number of layers)
-
-
-def is_keras(obj: Any) -> bool:
-    """Whether an object is a Keras 3 layer or model. Does not import Keras: a Keras object has imported it already."""
-    keras = sys.modules.get("keras")
-    return keras is not None and isinstance(obj, getattr(keras, "Layer", ()))
-
-
 def name_variables(model: Any) -> ModelVariables:
-    """Names every variable of a ``tf.Module``, a Keras 3 model or layer, or a list or dict of variables.
+    """Names every variable of a ``tf.Module``, a Keras 3 model or layer, a list of variables, or a dict of variables or models.
 
     Raises ModelError if the object is none of these, or has no variables yet (such as an unbuilt Keras model).
     """
     if isinstance(model, ModelVariables):
         return model
-    walk = _Walk(model)
+    walk = Walk(model)
     if is_keras(model) or isinstance(model, tf.Module):
         walk.value(model, "", None, "", "", ())
     elif isinstance(model, Mapping):
         for key, value in model.items():
-            walk.add(str(key), _raw(value, f"model[{key!r}]"), _module_kind(None, "", value), None, "", ())
+            if is_keras(value) or isinstance(value, tf.Module):
+                walk.value(value, str(key), None, "", str(key), ())
+                continue
+            walk.add(str(key), raw_variable(value, f"model[{key!r}]"), find_kind(None, "", value), None, "", ())
     elif isinstance(model, Sequence) and not isinstance(model, str):
         for position, value in enumerate(model):
-            raw = _raw(value, f"model[{position}]")
+            raw = raw_variable(value, f"model[{position}]")
             name = getattr(value, "path", None) or raw.name
-            walk.add(name.removesuffix(":0"), raw, _module_kind(None, "", value), None, "", ())
+            walk.add(name.removesuffix(":0"), raw, find_kind(None, "", value), None, "", ())
     else:
         raise ModelError(
             f"model={type(model).__name__}: expected a tf.Module, a Keras 3 model, or a list or dict of variables"
@@ -168,12 +158,12 @@ def name_graph_variables(variables: Sequence[Any]) -> ModelVariables:
     ``trainable=False``, are statistics (engine.selection.statistics); other variables created that way are constants. A
     partition (``kernel/part_3``) has the whole variable's name as an alias. ModelError: there are no variables.
     """
-    walk = _Walk(None)
+    walk = Walk(None)
     for variable in variables:
         name = variable.op.name
         whole = _PART.sub("", name)
         layer = whole.rpartition("/")[0]
-        kind = _module_kind(None, "", variable)
+        kind = find_kind(None, "", variable)
         if kind == "constant" and is_statistic(whole):
             kind, layer = "statistic", statistic_layer(whole)
         for path in dict.fromkeys((name, whole)):
@@ -186,132 +176,6 @@ def name_graph_variables(variables: Sequence[Any]) -> ModelVariables:
 _PART = re.compile(r"/part_\d+$")
 
 
-def _is_keras_variable(value: Any) -> bool:
-    keras = sys.modules.get("keras")
-    return keras is not None and isinstance(value, getattr(keras, "Variable", ()))
-
-
-def _raw(value: Any, what: str) -> Any:
-    """The ``tf.Variable`` behind a variable of TensorFlow or Keras; a graph's variable is returned as it is."""
-    if isinstance(value, (tf.Variable, GraphVariable)):
-        return value
-    if _is_keras_variable(value):
-        return value.value
-    raise ModelError(f"{what}={type(value).__name__}: expected a variable")
-
-
-def _module_kind(owner: Any, attribute: str, variable: Any) -> Kind:
-    """The kind of a variable. A tf.Module names its statistics in a class attribute ``statistics``."""
-    if isinstance(variable, GraphVariable):
-        return "statistic" if variable.statistic else "weight"
-    if attribute in getattr(owner, "statistics", ()):
-        return "statistic"
-    if not tf.as_dtype(variable.dtype).is_floating or not variable.trainable:
-        return "constant"
-    return "weight"
-
-
-class _Walk:
-    """Collects variables in model order. ``_stack`` holds the objects being visited, to stop at cycles."""
-
-    def __init__(self, model: Any) -> None:
-        self.root = id(model)
-        self.found: list[_Found] = []
-        self.statistics_layers: dict[int, StatisticsLayer] = {}
-        self.generators: dict[str, Any] = {}
-        self.models: list[tuple[str, Any]] = []
-        self.inner: set[int] = set()  # models inside models other than the root
-        self._used: dict[tuple[str, str], int] = {}
-        self._seen: dict[tuple[str, str, int], str] = {}
-        self._stack: set[int] = set()
-        self._names: dict[int, str] = {}
-
-    def add(self, path: str, variable: Any, kind: Kind, owner: Any, layer: str, layers: tuple[Any, ...]) -> None:
-        if ("variable", path, id(variable)) not in self._seen:
-            unique = self._unique("variable", path, variable)
-            self.found.append(_Found(unique, variable, kind, owner, layer, layers))
-
-    def _unique(self, what: str, path: str, obj: Any) -> str:
-        """The path, with ``#2`` or ``#3`` appended if another object of its kind ("variable", "layer") has it already."""
-        key = (what, path, id(obj))
-        if key not in self._seen:
-            count = self._used[what, path] = self._used.get((what, path), 0) + 1
-            self._seen[key] = path if count == 1 else f"{path}#{count}"
-        return self._seen[key]
-
-    def module(self, module: tf.Module, path: str, layers: tuple[Any, ...]) -> None:
-        ignored = tensorflow_private.ignored_module_properties(module)
-        for name, value in vars(module).items():
-            if name in ignored or name.startswith("_self_"):
-                continue
-            self.value(value, _join(path, name), module, name, path, layers)
-        if getattr(module, "statistics", ()) and hasattr(module, "update_statistics"):
-            self.statistics_layers.setdefault(id(module), StatisticsLayer(path, module, "update_statistics"))
-
-    def value(self, value: Any, path: str, owner: Any, name: str, layer: str, layers: tuple[Any, ...]) -> None:
-        if isinstance(value, tf.Variable) or _is_keras_variable(value):
-            self.add(path, _raw(value, path), _module_kind(owner, name, value), owner, layer, layers)
-            return
-        if id(value) in self._stack:
-            return
-        self._stack.add(id(value))
-        if is_keras(value):
-            self.keras_root(value, path)
-        elif isinstance(value, tf.Module):
-            self.module(value, path, layers)
-        elif isinstance(value, Mapping):
-            for key, item in value.items():
-                self.value(item, _join(path, str(key)), owner, name, layer, layers)
-        elif isinstance(value, (list, tuple)):
-            for index, item in enumerate(value):
-                self.value(item, _join(path, str(index)), owner, name, layer, layers)
-        self._stack.discard(id(value))
-
-    def keras_root(self, root: Any, path: str) -> None:
-        import keras
-
-        self._names.update(keras_names.stable_names(root))
-        if isinstance(root, keras.Model):
-            self.models.append((path or keras_names.root_name(root), root))
-        self.keras_layer(root, path, path, ())
-
-    def keras_layer(self, layer: Any, path: str, unique: str, layers: tuple[Any, ...]) -> None:
-        """``unique`` is the layer's own path: ``path`` with ``#2`` if a sibling layer has the same name."""
-        import keras
-
-        within: dict[int, tuple[Any, ...]] = {}
-        if isinstance(layer, keras.Model):
-            children = list(layer.layers)
-            name = self._names.get(id(layer), layer.name)
-            if id(layer) not in {id(model) for _, model in self.models}:
-                self.models.append((name, layer))
-                if {owner for owner, _, _ in layers} - {self.root}:
-                    self.inner.add(id(layer))
-            for index, child in enumerate(children):
-                within[id(child)] = (*layers, (id(layer), index, len(children)))
-        weights, others = keras_private.own_variables(layer)
-        for names, kinds in ((weights, "weight"), (others, "statistic")):
-            for own, variable in zip(keras_names.variable_names(names), names, strict=True):
-                raw = _raw(variable, own)
-                kind: Kind = kinds if tf.as_dtype(raw.dtype).is_floating else "constant"  # type: ignore[assignment]
-                self.add(_join(path, own), raw, kind, layer, unique, layers)
-                if kind == "statistic":
-                    self.statistics_layers.setdefault(id(layer), StatisticsLayer(unique, layer, "trainable"))
-        for number, generator in enumerate(keras_private.seed_generators(layer)):
-            self.generators.setdefault(_join(unique, f"seed_generator/{number}"), _raw(generator.state, "seed"))
-        self._stack.add(id(layer))
-        for child in keras_private.child_layers(layer):
-            if id(child) not in self._stack:
-                name = self._names.get(id(child), child.name)
-                own = self._unique("layer", _join(unique, name), child)
-                self.keras_layer(child, _join(path, name), own, within.get(id(child), layers))
-        self._stack.discard(id(layer))
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}/{name}" if path else name
-
-
 def _same_layer(one: _Found, other: _Found) -> bool:
     """Whether both belong to the same layer of the innermost model (or, without a model, to the same layer)."""
     if one.layers and other.layers:
@@ -319,7 +183,7 @@ def _same_layer(one: _Found, other: _Found) -> bool:
     return one.layer == other.layer
 
 
-def _finish(walk: _Walk, model: Any) -> ModelVariables:
+def _finish(walk: Walk, model: Any) -> ModelVariables:
     """Merges shared variables, and adds groups, blocks and layer positions."""
     merged: dict[int, list[_Found]] = {}
     for found in walk.found:
@@ -365,4 +229,6 @@ def _finish(walk: _Walk, model: Any) -> ModelVariables:
                 layers=tuple(sorted(positions)),
             )
         )
-    return ModelVariables(tuple(entries), tuple(walk.statistics_layers.values()), walk.generators)
+    return ModelVariables(
+        tuple(entries), tuple(walk.statistics_layers.values()), walk.generators, walk.metrics, walk.keras_layers
+    )

@@ -81,7 +81,8 @@ def check_exit(code: int, said: str) -> None:
         return
     if os.strerror(errno.ENOSPC) in said:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    reason = last_lines(said)
+    check = next((line for line in said.splitlines() if "Check failed" in line), "")  # a stack of addresses follows
+    reason = check.partition("] ")[2].strip() or last_lines(said)
     if code < 0:
         name = signal.Signals(-code).name
         why = ", perhaps because the system ran out of memory; a smaller batch size needs less"

@@ -84,7 +84,7 @@ def compute_gradients(step: TrainStep, selection: Selection, batch: Mapping[str,
     """
     micro = step.micro_batch(selection, batch)
     tensors = {name: tf.convert_to_tensor(batch[name])[: step.micro_batch_size] for name in micro.inputs}
-    state = [entry.variable for entry in selection.moving] + list(selection.variables.generators.values())
+    state = micro.moved_variables(selection)
     before = [variable.numpy() for variable in state]
     count = float(next(iter(tensors.values())).shape[0])
     one = tf.ones([], tf.float64)

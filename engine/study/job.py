@@ -166,7 +166,8 @@ def keep_examples(out: pathlib.Path, source: data.Source) -> None:
 def open_examples(job: Job, out: pathlib.Path) -> data.Source:
     """The examples of the study in a folder; raises as ``engine.open_data``."""
     if (out / _EXAMPLES).exists():
-        return dataclasses.replace(data.open_data(f"npz:{out / _EXAMPLES}"), name=job.data)
+        source = data.open_data(f"npz:{out / _EXAMPLES}", say=lambda line: None)  # the study has told them
+        return dataclasses.replace(source, name=job.data)
     source = data.open_data(job.data, eval_fraction=job.eval_fraction, image_size=job.image_size)
     return choose_examples(source, train=job.train_examples, evaluation=job.eval_examples)
 

@@ -92,10 +92,12 @@ class Plan:
             )
         if kept is not None:
             before, now = kept.get("job", {}), self.job.to_json()
+            # wherever they lie, files with the same content are the same
+            moved = [name for name in ("data", "weights") if before.get(f"{name}_sha256") == now[f"{name}_sha256"]]
             differing = [
                 f"  {key}: {before.get(key)!r} in {self.out}, {now.get(key)!r} now"
                 for key in dict.fromkeys((*before, *now))
-                if before.get(key) != now.get(key)
+                if before.get(key) != now.get(key) and key not in moved
             ]
             if differing:
                 raise StudyError(
@@ -178,6 +180,8 @@ def _open_setting(config: StudyConfig, say: Callable[[str], None] | None) -> Set
     """Data, model and weights, and the job that follows from them."""
     shared = {name: getattr(config, name) for name in _SHARED}
     task = Task.open(**shared, image_size=config.image_size, say=say)
+    if say is not None and task.weights is not None:
+        say(f"weights: {task.weights.text}")
     train = _count(config.train_examples, _TRAIN_EXAMPLES, len(task.source.train))
     evaluation = _count(config.eval_examples, _EVAL_EXAMPLES, len(task.source.eval))
     chosen = choose_examples(task.source, train=train, evaluation=evaluation)

@@ -10,20 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 import pathlib
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from engine.data.class_names import as_texts
 from engine.digests import digest
 from engine.errors import InputError
 from engine.files import Npz, PathLike, write_npz
 from engine.selection.variables import ModelVariables
+from engine.training.checkpoint_names import list_checkpoints as list_checkpoints
 from engine.training.loop import State
 
-_NAME = re.compile(r"step-(\d{8,})\.npz")
 _FORMAT = 2  # format 1, of Frostline 0.1, had other keys in its state
 
 
@@ -52,6 +52,7 @@ class RunState:
         plan: how steps are computed (``engine.memory.planner.Plan.to_json``); a resume follows it.
         images: the preprocessing that the run's first weights expect; None for that of the model.
         cache: for each phase, whether it trains from cached features; None if the run did not record it.
+        since_line: sums of the metrics since the last line of metrics.jsonl (``engine.runs.step_means``).
     """
 
     settings: Mapping[str, Any]
@@ -60,6 +61,7 @@ class RunState:
     plan: Mapping[str, Any]
     images: str | None
     cache: Sequence[bool] | None
+    since_line: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the content of a checkpoint's ``state``."""
@@ -68,6 +70,7 @@ class RunState:
             "loop": self.loop.to_json(),
             "step": dict(self.step),
             "decided": {"plan": dict(self.plan), "images": self.images, "cache": self.cache},
+            "since_line": dict(self.since_line),
         }
 
     @classmethod
@@ -82,6 +85,7 @@ class RunState:
                 plan=decided["plan"],
                 images=decided["images"],
                 cache=decided.get("cache"),
+                since_line=state.get("since_line", {}),
             )
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{checkpoint.path}: does not hold the state of a run ({error!r})") from None
@@ -95,11 +99,12 @@ def save(
     arrays: Callable[[], Iterable[tuple[str, np.ndarray]]],
     state: Mapping[str, Any],
     name: str | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> pathlib.Path:
     """Writes ``step-N.npz`` (or ``name``) into a folder, which is created if necessary, and returns its path.
 
     ``arrays`` returns the (name, array) pairs to save besides the variables, as ``TrainStep.arrays`` does; ``state`` is
-    further state, as JSON values.
+    further state, as JSON values. ``class_names`` are kept for those who use the file as weights.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,8 +112,8 @@ def save(
     def everything() -> Iterator[tuple[str, np.ndarray]]:  # one at a time: together they may not fit into memory
         for entry in variables:
             yield entry.path, entry.variable.numpy()
-        for path, generator in variables.generators.items():
-            yield f"generator/{path}", generator.numpy()
+        for name, variable in variables.bookkeeping.items():
+            yield name, variable.numpy()
         yield from arrays()
 
     digests = {key: digest(key, array) for key, array in everything()}
@@ -116,7 +121,7 @@ def save(
     text = json.dumps(body, sort_keys=True)
     signed = json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "body": text})
     target = folder / (name or f"step-{step:08d}.npz")
-    write_npz(target, everything(), texts={"state.json": signed})
+    write_npz(target, everything(), texts={"state.json": signed, **as_texts(class_names)})
     return target
 
 
@@ -124,15 +129,6 @@ def prune(folder: PathLike, keep: int) -> None:
     """Deletes all numbered checkpoints except the newest ``keep``."""
     for path in list_checkpoints(folder)[keep:]:
         path.unlink(missing_ok=True)
-
-
-def list_checkpoints(folder: PathLike) -> list[pathlib.Path]:
-    """Lists the numbered checkpoints in a folder, the newest first."""
-    folder = pathlib.Path(folder)
-    if not folder.is_dir():
-        return []
-    found = [(int(m.group(1)), p) for p in folder.iterdir() if (m := _NAME.fullmatch(p.name))]
-    return [path for _, path in sorted(found, reverse=True)]
 
 
 def read_newest(folder: PathLike, *, warn: Callable[[str], None]) -> Checkpoint | None:
@@ -183,7 +179,7 @@ def restore(checkpoint: Checkpoint, variables: ModelVariables) -> None:
         CheckpointError: a variable is missing, has another shape or dtype, or is not part of the model.
     """
     wanted = {entry.path: entry.variable for entry in variables}
-    wanted |= {f"generator/{path}": state for path, state in variables.generators.items()}
+    wanted |= variables.bookkeeping
     have = {name for name in checkpoint.arrays if not name.startswith(("optimizer/", "ema/"))}
     if have != set(wanted):
         odd = sorted(have ^ set(wanted))

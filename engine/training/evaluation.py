@@ -25,7 +25,8 @@ class Result:
         loss, metrics: the sum of the terms' weighted means, without regulariser; the weighted mean of each metric.
         per_example: the values of each metric in the order of the part, float64 [n], by name.
         frozen_output_norm: the L2 norm of the frozen part's output, averaged over the first ``WATCHED`` examples; None
-            if nothing frozen lies between the images and the lowest trained variable.
+            if nothing frozen is seen between the images and the lowest trained variable. A function of a SavedModel of
+            which a part trains is not looked into.
     """
 
     loss: float

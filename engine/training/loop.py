@@ -17,19 +17,24 @@ from engine.selection.selection import Selection
 from engine.training import phases as phase_rules
 from engine.training.optimizers import Optimizer
 from engine.training.phases import Evaluation, Monitor, Phase
+from engine.training.rates import Rates
 from engine.training.schedules import Schedule
 from engine.training.step import NonFiniteError, StepResult, TrainStep
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A phase with its selection, optimizer and schedule resolved."""
+    """A phase with its selection, optimizer, schedule and learning rates resolved.
+
+    The schedule scales ``learning_rate`` and ``rates`` alike: the latter hold for the variables that their rules match.
+    """
 
     phase: Phase
     selection: Selection
     optimizer: Optimizer
     schedule: Schedule
     learning_rate: float
+    rates: Rates | None = None
 
 
 @dataclass
@@ -176,14 +181,17 @@ class Loop:
     def _step(self, state: State, stage: Stage, batches: Iterator[Mapping[str, Any]], number: int, length: int) -> None:
         started = time.perf_counter()
         batch = next(batches)
-        rate = stage.learning_rate * stage.schedule.factor(number, length)
+        factor = stage.schedule.factor_at(number, length, learning_rate=stage.learning_rate)
+        rate = stage.learning_rate * factor
+        more = {} if stage.rates is None else {"rates": stage.rates.scaled(factor)}
         before = self.step.steps
         try:
-            result = self.step(stage.selection, batch, learning_rate=rate, optimizer=stage.optimizer)
+            result = self.step(stage.selection, batch, learning_rate=rate, optimizer=stage.optimizer, **more)
         except NonFiniteError as error:
             state.step += self.step.steps - before  # the last of too many skipped steps counts
+            now = f"{rate:g}" + "".join(f"; by filter {rates}" for rates in more.values())
             raise LoopError(
-                f"{error} (phase {stage.phase.name!r}): lower the learning rate (now {rate:g}), warm it up, or clip the "
+                f"{error} (phase {stage.phase.name!r}): lower the learning rate (now {now}), warm it up, or clip the "
                 "gradient"
             ) from None
         state.step += 1

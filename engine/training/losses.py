@@ -198,6 +198,11 @@ def _softmax(logits: Any, labels: Any, smoothing: float) -> tuple[Any, dict[str,
     classes = logits.shape[-1]
     if logits.shape.rank != 2 or classes < 2:
         raise LossError(f"loss=softmax: the model's outputs have shape {logits.shape}; expected [B, classes >= 2]")
+    if labels.shape.rank not in (1, None):
+        raise LossError(
+            f"loss=softmax: labels have shape {labels.shape}; expected [B], the number of a class for each example "
+            "(tf.argmax of one-hot labels, axis=-1)"
+        )
     labels = tf.cast(labels, tf.int32)
     values = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
     if smoothing:

@@ -7,12 +7,13 @@ the traced function once; a step as micro-batches calls it once for each of them
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
 
+from engine import keras_private
 from engine.errors import InputError
 from engine.graphs import dataflow
 from engine.graphs.op_kinds import OpKinds
@@ -21,6 +22,7 @@ from engine.selection.selection import Selection
 from engine.text import join_some
 from engine.training import losses, remat
 from engine.training.losses import LossFunction
+from engine.training.own_state import OwnState, hold_still
 from engine.training.precision import wide_type
 
 
@@ -37,6 +39,7 @@ class MicroBatch:
         terms, metrics: the names of terms and metrics, in the order of ``divisors`` and of the results.
         weights: for each term, the sum of its weights as a tensor of the traced graph; None if it has no weights.
         forward, backward: the operations of the forward pass, and those that only the gradients need.
+        own_state: the variables that the forward pass writes by itself, and the layers held so that it does not.
     """
 
     function: Any
@@ -45,6 +48,7 @@ class MicroBatch:
     weights: Mapping[str, Any]
     forward: tuple[Any, ...]
     backward: tuple[Any, ...]
+    own_state: OwnState
 
     @property
     def graph(self) -> Any:
@@ -56,6 +60,20 @@ class MicroBatch:
         names = sorted(self.function.structured_input_signature[0][0])  # as tf.nest flattens a dict
         return dict(zip(names, self.graph.inputs, strict=False))
 
+    def check(self) -> None:
+        """Raises StepError if the forward pass itself writes frozen variables, or uses some that are not listed."""
+        if self.own_state.refusal is not None:
+            raise StepError(self.own_state.refusal)
+
+    def written_trained(self, selection: Selection) -> list[Any]:
+        """The trained variables that the forward pass writes too, as spectral normalisation does with its kernel."""
+        return [entry.variable for entry in selection.trained if entry.path in self.own_state.written]
+
+    def moved_variables(self, selection: Selection) -> list[Any]:
+        """All variables that running the micro-batch changes, those of generators and metrics included."""
+        moving = [entry.variable for entry in selection.moving]
+        return moving + self.written_trained(selection) + list(selection.variables.bookkeeping.values())
+
 
 def trace_micro_batch(
     loss_fn: LossFunction,
@@ -66,7 +84,7 @@ def trace_micro_batch(
     remat_mode: remat.Mode = "none",
     inline: bool = False,
 ) -> MicroBatch:
-    """Traces the loss and its gradients.
+    """Traces the loss and its gradients; frozen layers with a state of their own are held in inference mode if needed.
 
     The traced function takes the batch, ``divisors`` (for each term, the step's summed weights), ``share`` (the share of
     the step's examples, for the regulariser, which enters once per step) and ``loss_scale``. It returns ``gradients`` (of
@@ -115,11 +133,14 @@ def trace_micro_batch(
             "regulariser": regulariser,
         }
 
-    scalar = tf.TensorSpec([], tf.float64)
-    with selection.modes():
-        function = tf.function(micro_batch, autograph=False).get_concrete_function(
-            dict(specs), tf.TensorSpec([None], tf.float64), scalar, scalar
-        )
+    def trace(held: Sequence[Any]) -> Any:
+        scalar = tf.TensorSpec([], tf.float64)
+        with selection.modes(), keras_private.inference_mode(held):
+            return tf.function(micro_batch, autograph=False).get_concrete_function(
+                dict(specs), tf.TensorSpec([None], tf.float64), scalar, scalar
+            )
+
+    function, own_state = hold_still(trace, selection)
     forward = set(found["forward"])
     needed = dataflow.ancestors(found["gradients"])
     return MicroBatch(
@@ -129,6 +150,7 @@ def trace_micro_batch(
         weights=found["weights"],
         forward=tuple(found["forward"]),
         backward=tuple(op for op in function.graph.get_operations() if op in needed and op not in forward),
+        own_state=own_state,
     )
 
 
@@ -152,9 +174,9 @@ def step_weights(micro: MicroBatch, selection: Selection, batch: Mapping[str, An
     part of the traced loss that computes the weights, and only that, is run on the whole batch.
 
     Raises:
-        StepError: weights depend on the model's variables, or on random numbers other than "seeds".
+        StepError: weights depend on variables that train or move, or on random numbers other than "seeds".
     """
-    own = {id(entry.variable.handle): entry.path for entry in selection.variables}
+    own = {id(entry.variable.handle): entry.path for entry in (*selection.trained, *selection.moving)}
     outer = {id(inner): source for source, inner in micro.graph.captures}
     wanted: dict[str, Any] = {}
     kinds = OpKinds(micro.graph)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from engine import text
 from engine.errors import InputError
 from engine.selection import filters
 from engine.selection.filters import Filter
+from engine.training.rates import Rates
 
 if TYPE_CHECKING:  # hyperparameters can be checked without TensorFlow
     from engine.selection.selection import Selection
@@ -37,6 +38,8 @@ class Optimizer:
     Attributes:
         weight_decay: decoupled weight decay: in each step, variable -= learning_rate * weight_decay * variable.
         decay: the trained variables that decay; by default all except biases, norms and embeddings.
+        decays: weight decays by filter (``parse_rates(text, name="decays")``), instead of ``weight_decay``; what decays at
+            all is what ``decay`` says.
         layer_decay: the factor d on the learning rate per layer, counted from the output (BEiT, arXiv:2106.08254): 1
             after the last block, d in the last block, d**2 in the one below it.
         clip_norm: the largest global norm of the gradient of the trained variables; None does not clip.
@@ -44,6 +47,7 @@ class Optimizer:
 
     weight_decay: float = 0.0
     decay: Filter = ~NO_DECAY
+    decays: Rates | None = None
     layer_decay: float | None = None
     clip_norm: float | None = None
 
@@ -150,10 +154,10 @@ class Adam(Optimizer):
         _check("beta1", self.beta1, 0.0, 1.0, open_high=True)
         _check("beta2", self.beta2, 0.0, 1.0, open_high=True)
         _check("epsilon", self.epsilon, 0.0, math.inf, open_low=True)
-        if type(self) is Adam and self.weight_decay:
+        if type(self) is Adam and (self.weight_decay or self.decays is not None):
+            given = f"decays='{self.decays}'" if self.decays is not None else f"weight_decay={self.weight_decay}"
             raise OptimizerError(
-                f"weight_decay={self.weight_decay}: adam has no weight decay; use adamw, or put an L2 penalty into the "
-                "regulariser of the loss"
+                f"{given}: adam has no weight decay; use adamw, or put an L2 penalty into the regulariser of the loss"
             )
 
     def powers(self, t: np.ndarray) -> np.ndarray:
@@ -202,12 +206,45 @@ def build_optimizer(name: str, **hyperparameters: Any) -> Optimizer:
     return kind(**hyperparameters)
 
 
+class Pace(NamedTuple):
+    """How fast a trained variable moves.
+
+    Attributes:
+        rule: the number of the rule of ``rates`` that gives its learning rate; None takes that of the step.
+        factor: the factor of ``layer_decay`` on the latter; a rule's rate is taken as it is.
+        weight_decay, decays: its weight decay, and whether it decays.
+    """
+
+    rule: int | None
+    factor: float
+    weight_decay: float
+    decays: bool
+
+
+def set_paces(chosen: Selection, optimizer: Optimizer, rates: Rates | None) -> list[Pace]:
+    """Decides how fast each trained variable moves; RateError if a rule of ``rates`` or ``decays`` decides nothing."""
+    decaying = [optimizer.decay(entry) for entry in chosen.trained]
+    if rates is not None:
+        rates.check(chosen.trained)
+    if optimizer.decays is not None:
+        optimizer.decays.check([e for e, decays in zip(chosen.trained, decaying, strict=True) if decays])
+    factors = layer_factors(chosen.variables, optimizer.layer_decay)
+    found = []
+    for entry, decays in zip(chosen.trained, decaying, strict=True):
+        rule = None if rates is None else rates.deciding(entry)
+        own = None if optimizer.decays is None else optimizer.decays.deciding(entry)
+        decay = optimizer.weight_decay if optimizer.decays is None or own is None else optimizer.decays.values[own]
+        found.append(Pace(rule, factors[entry.path] if rule is None else 1.0, decay, bool(decays and decay)))
+    return found
+
+
 def apply_gradients(
     chosen: Selection,
     optimizer: Optimizer,
     gradients: Sequence[Any],
     *,
     learning_rate: Any,
+    paces: Sequence[Pace],
     handles: Sequence[Sequence[Any]],
     powers: Any,
 ) -> None:
@@ -215,28 +252,30 @@ def apply_gradients(
 
     Args:
         gradients: one dense tensor per trained variable, in its dtype.
-        learning_rate: a float64 scalar.
+        learning_rate: a float64 scalar; or a vector, where the rules of ``paces`` have theirs after that of the step.
+        paces: the result of ``set_paces``.
         handles, powers: the results of ``Slots.handles`` and ``Optimizer.powers``.
     """
     import tensorflow as tf
 
-    decayed = {e.path for e in chosen.trained if optimizer.weight_decay and optimizer.decay(e)}
-    factors = layer_factors(chosen.variables, optimizer.layer_decay)
     width = powers.shape[1]
+    given = tf.unstack(learning_rate) if learning_rate.shape.rank else [learning_rate]
     # Scalars are shared between variables where possible: a ViT has hundreds, and each op costs time.
     flat: dict[Any, list[Any]] = {}
     rates: dict[Any, tuple[Any, Any]] = {}
     constants: dict[Any, list[Any]] = {}
-    for number, (entry, gradient) in enumerate(zip(chosen.trained, gradients, strict=True)):
-        variable, dtype, factor = entry.variable, entry.variable.dtype, factors[entry.path]
+    for number, (entry, gradient, pace) in enumerate(zip(chosen.trained, gradients, paces, strict=True)):
+        variable, dtype = entry.variable, entry.variable.dtype
         if dtype not in flat:
             flat[dtype] = tf.unstack(tf.reshape(tf.cast(powers, dtype), [-1]))
             constants[dtype] = [tf.constant(value, dtype) for value in optimizer.constants()]
-        if (factor, dtype) not in rates:
-            rate = learning_rate if factor == 1.0 else learning_rate * factor
-            rates[factor, dtype] = tf.cast(rate, dtype), tf.cast(rate * optimizer.weight_decay, dtype)
-        rate, shrink = rates[factor, dtype]
-        if entry.path in decayed:
+        key = (pace.rule, pace.factor, pace.weight_decay, dtype)
+        if key not in rates:
+            rate = given[0 if pace.rule is None else pace.rule + 1]
+            rate = rate if pace.factor == 1.0 else rate * pace.factor
+            rates[key] = tf.cast(rate, dtype), tf.cast(rate * pace.weight_decay, dtype)
+        rate, shrink = rates[key]
+        if pace.decays:
             tf.raw_ops.AssignSubVariableOp(resource=variable.handle, value=variable.read_value() * shrink)
         slots = dict(zip(optimizer.slots, handles[number], strict=True))
         row = flat[dtype][number * width : (number + 1) * width]

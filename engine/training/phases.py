@@ -13,6 +13,7 @@ from engine.errors import InputError, check_range
 from engine.selection import filters
 from engine.text import nearest
 from engine.training import schedules
+from engine.training.rates import parse_rates
 
 Monitor = Literal["eval_loss", "eval_accuracy"]
 
@@ -40,8 +41,8 @@ class Phase:
         steps, epochs: the number of steps or of passes over the training part, which may be fractional.
         until: "plateau" ends the phase after ``patience`` consecutive evaluations that do not improve on the best one by
             more than ``min_delta``, or after ``max_steps`` steps.
-        learning_rate, schedule, weight_decay, layer_decay, clip_norm: the values for this phase; None takes those of the
-            run.
+        learning_rate, schedule, rates, weight_decay, decays, layer_decay, clip_norm: the values for this phase; None
+            takes those of the run.
     """
 
     name: str
@@ -54,7 +55,9 @@ class Phase:
     max_steps: int | None = None
     learning_rate: float | None = None
     schedule: str | None = None
+    rates: str | None = None
     weight_decay: float | None = None
+    decays: str | None = None
     layer_decay: float | None = None
     clip_norm: float | None = None
 
@@ -80,6 +83,12 @@ class Phase:
             raise PhaseError(f"phase {self.name!r}: {error}") from None
         if self.schedule is not None:
             schedules.parse(self.schedule)
+        try:
+            for key in ("rates", "decays"):
+                if (rules := getattr(self, key)) is not None:
+                    parse_rates(rules, name=key)
+        except InputError as error:
+            raise PhaseError(f"phase {self.name!r}: {error}") from None
         filters.parse_filter(self.train)
 
     def step_count(self, per_epoch: int) -> int:

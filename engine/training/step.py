@@ -24,8 +24,9 @@ from engine.training.ema import Averages
 from engine.training.losses import LossFunction
 from engine.training.microbatch import MicroBatch, StepError
 from engine.training.optimizer_state import Slots
-from engine.training.optimizers import Optimizer
+from engine.training.optimizers import Optimizer, set_paces
 from engine.training.precision import LossScale
+from engine.training.rates import Rates
 from engine.training.remat import check as check_remat
 
 NonFinite = Literal["skip", "stop"]
@@ -91,7 +92,7 @@ class TrainStep:
 
     The first call with a selection traces and compiles a function for it, the optimizer's hyperparameters and the names,
     dtypes and shapes in the batch (not the batch size). Later calls reuse it, even after other selections have been
-    trained in between. The learning rate and the loss scale are inputs of the function and may change in every step.
+    trained in between. Learning rates and the loss scale are inputs of the function and may change in every step.
 
     A step is computed in one piece, or as micro-batches to save memory. Both give the same result up to rounding, because
     values and gradients are summed over the micro-batches and divided once by the weights of the whole step.
@@ -174,6 +175,7 @@ class TrainStep:
         batch: Mapping[str, Any],
         *,
         learning_rate: float,
+        rates: Rates | None = None,
         optimizer: Optimizer | None = None,
     ) -> StepResult:
         """Trains the selection on one batch.
@@ -181,24 +183,30 @@ class TrainStep:
         Args:
             batch: arrays or tensors by name, whose first axis is the examples. "seeds" (int32 [B, 2]) are the random
                 seeds of the examples; "index" is ignored.
+            learning_rate: the learning rate of the variables that no rule of ``rates`` matches.
+            rates: learning rates by filter (``parse_rates``), in this step: a schedule is a factor on both,
+                ``learning_rate=base * factor, rates=rates.scaled(factor)``.
             optimizer: hyperparameters for this step, instead of the constructor's; they must have the same slots.
 
         Raises:
-            StepError: the batch is empty, its arrays differ in length, or the loss does not depend on a trained variable.
+            RateError: a rule of ``rates`` decides none of the trained variables.
+            StepError: the batch is empty, its arrays differ in length, the loss does not depend on a trained variable, or
+                the forward pass itself would write a frozen variable or uses one that the model does not list.
             LossError: the loss breaks its contract, for example by a negative weight.
             NonFiniteError: see ``nonfinite`` and ``give_up``. The message names the variables concerned.
         """
         optimizer = optimizer or self.optimizer
         tensors = self.tensors(batch)
+        self._micro_batch(selection, tensors).check()
         self.slots.fit(selection, optimizer)
         if self.averages is not None:
             self.averages.fit(selection)
-        function = self._function(selection, optimizer, tensors)
+        function = self._function(selection, optimizer, tensors, rates)
         scale = self.loss_scale.scale if self.loss_scale is not None else 1.0
         result = call_unchecked(
             function,
             tensors,
-            tf.constant(learning_rate, tf.float64),
+            tf.constant(learning_rate if rates is None else [learning_rate, *rates.values], tf.float64),
             tf.constant(scale, tf.float64),
             self.slots.handles(selection),
             tf.constant(optimizer.powers(self.slots.steps(selection) + 1)),
@@ -225,17 +233,22 @@ class TrainStep:
         """Returns the traced forward and backward pass for a selection and batches like this one, without running it.
 
         With ``inline`` it is traced again, with the tf.functions that the loss calls inlined; the step itself keeps its
-        own trace.
+        own trace. Raises StepError as a call does.
         """
         tensors = self.tensors(batch)
-        return self._trace(selection, tensors, inline=True) if inline else self._micro_batch(selection, tensors)
+        found = self._trace(selection, tensors, inline=True) if inline else self._micro_batch(selection, tensors)
+        found.check()
+        return found
 
     def use_micro_batch(self, selection: Selection, specs: Mapping[str, Any], micro: MicroBatch) -> None:
         """Makes batches of these specs use this micro-batch, instead of a trace of the loss, from now on."""
         self._micro[selection, batch_signature(specs), self.micro_batch_size is None] = micro
 
     def traced(self, selection: Selection, batch: Mapping[str, Any]) -> TracedStep:
-        """Returns the compiled step for a selection and batches like this one, without running it."""
+        """Returns the compiled step for a selection and batches like this one, without running it.
+
+        Unlike a call it does so even if the step must not be run, so that one can look at what it would write.
+        """
         tensors = self.tensors(batch)
         graph = self._function(selection, self.optimizer, tensors).graph
         first = len(tensors) + 2  # after the batch, the learning rate and the loss scale
@@ -256,6 +269,11 @@ class TrainStep:
     def caveats(self, selection: Selection) -> list[str]:
         """Returns a sentence for each reason why micro-batches are not exact for this selection; none in one piece."""
         return [] if self.micro_batch_size is None else microbatch.list_caveats(selection)
+
+    def notes(self, selection: Selection) -> list[str]:
+        """Returns a sentence for each decision about layers with a state of their own, as far as steps were traced."""
+        found = [micro.own_state.notes for (traced, *_), micro in self._micro.items() if traced == selection]
+        return list(dict.fromkeys(note for notes in found for note in notes))
 
     def state(self) -> dict[str, Any]:
         """Returns the state that a resume needs besides variables and ``arrays``."""
@@ -347,11 +365,17 @@ class TrainStep:
             self.loss_fn, selection, batch_specs(tensors), whole=whole, remat_mode=self.remat, inline=inline
         )
         if self.loss_scale is None and any(o.dtype == tf.float16 for op in found.backward for o in op.outputs):
-            raise StepError("loss_scale=None: the model computes in float16, which needs a loss scale: LossScale()")
+            raise StepError(
+                "loss_scale=None: the model computes in float16, which needs a loss scale: LossScale(), or "
+                "--precision=mixed_float16"
+            )
         return found
 
-    def _function(self, selection: Selection, optimizer: Optimizer, tensors: Mapping[str, Any]) -> Any:
-        key = (selection, optimizer, batch_signature(tensors), self.micro_batch_size)
+    def _function(
+        self, selection: Selection, optimizer: Optimizer, tensors: Mapping[str, Any], rates: Rates | None = None
+    ) -> Any:
+        filters = None if rates is None else rates.filters
+        key = (selection, optimizer, filters, batch_signature(tensors), self.micro_batch_size)
         if key not in self._compiled:
             built = update.build_update(
                 self._micro_batch(selection, tensors),
@@ -360,11 +384,12 @@ class TrainStep:
                 micro_batch_size=self.micro_batch_size,
                 scaled=self.loss_scale is not None,
                 ema_decay=self.averages.decay if self.averages is not None else None,
+                paces=set_paces(selection, optimizer, rates),
             )
             scalar, handle = tf.TensorSpec([], tf.float64), tf.TensorSpec([], tf.resource)
             self._compiled[key] = tf.function(built, autograph=False).get_concrete_function(
                 batch_specs(tensors),
-                scalar,
+                scalar if filters is None else tf.TensorSpec([1 + len(filters)], tf.float64),
                 scalar,
                 [[handle] * len(optimizer.slots) for _ in selection.trained],
                 tf.TensorSpec([len(selection.trained), optimizer.powers(np.ones(1)).shape[1]], tf.float64),

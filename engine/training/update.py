@@ -7,7 +7,7 @@ once, when all gradients have been computed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -15,7 +15,7 @@ import tensorflow as tf
 from engine.selection.selection import Selection
 from engine.training import ema, optimizers
 from engine.training.microbatch import MicroBatch, step_weights
-from engine.training.optimizers import Optimizer
+from engine.training.optimizers import Optimizer, Pace
 
 _AGREE = 1e-3  # relative; another order of summation differs by far less, weights that depend on the batch by more
 
@@ -28,6 +28,7 @@ def build_update(
     micro_batch_size: int | None,
     scaled: bool,
     ema_decay: float | None,
+    paces: Sequence[Pace],
 ) -> Any:
     """Builds the function ``step(batch, learning_rate, loss_scale, handles, powers, averages)``, which is then traced.
 
@@ -42,12 +43,15 @@ def build_update(
             step in one piece.
         scaled: whether to divide gradients by ``loss_scale``.
         ema_decay: the decay of the averages behind the handles ``averages``; None if there are none.
+        paces: how fast each trained variable moves (``optimizers.set_paces``).
     """
+
+    state = [entry.variable for entry in selection.moving] + micro.written_trained(selection)
 
     def step(
         batch: Mapping[str, Any], learning_rate: Any, loss_scale: Any, handles: Any, powers: Any, averages: Any
     ) -> dict[str, Any]:
-        before = [entry.variable.read_value() for entry in selection.moving]
+        before = [variable.read_value() for variable in state]
         sums = _sums(micro, selection, batch, loss_scale, micro_batch_size)
         terms = {
             n: tf.math.divide_no_nan(v, w) for n, v, w in zip(micro.terms, sums["values"], sums["weights"], strict=True)
@@ -71,15 +75,14 @@ def build_update(
 
         def apply() -> Any:
             clipped = _clipped(selection, gradients, norm, optimizer.clip_norm)
-            optimizers.apply_gradients(
-                selection, optimizer, clipped, learning_rate=learning_rate, handles=handles, powers=powers
-            )
+            rates = {"learning_rate": learning_rate, "paces": paces}
+            optimizers.apply_gradients(selection, optimizer, clipped, **rates, handles=handles, powers=powers)
             if ema_decay is not None:
                 ema.update_averages(selection, averages, ema_decay)
             return tf.constant(True)
 
         def skip() -> Any:
-            _assign_back(selection, before)
+            _assign_back(state, before)
             return tf.constant(False)
 
         return {
@@ -132,20 +135,22 @@ def build_gradient_check(micro: MicroBatch, selection: Selection, *, micro_batch
     It is used for the message about a step that was not applied. It computes the gradients again and changes nothing.
     """
 
+    state = [entry.variable for entry in selection.moving] + micro.written_trained(selection)
+
     def check(batch: Mapping[str, Any], loss_scale: Any) -> Any:
-        before = [entry.variable.read_value() for entry in selection.moving]
+        before = [variable.read_value() for variable in state]
         sums = _sums(micro, selection, batch, loss_scale, micro_batch_size)
         bad = [tf.reduce_any(tf.logical_not(tf.math.is_finite(gradient))) for gradient in sums["gradients"]]
         with tf.control_dependencies(bad):
-            _assign_back(selection, before)
+            _assign_back(state, before)
         return tf.stack(bad)
 
     return check
 
 
-def _assign_back(selection: Selection, before: list[Any]) -> None:
-    for entry, value in zip(selection.moving, before, strict=True):
-        entry.variable.assign(value)
+def _assign_back(state: list[Any], before: list[Any]) -> None:
+    for variable, value in zip(state, before, strict=True):
+        variable.assign(value)
 
 
 def _clipped(selection: Selection, gradients: list[Any], norm: Any, limit: float | None) -> list[Any]:

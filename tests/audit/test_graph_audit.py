@@ -92,6 +92,88 @@ def test_several_train_ops_are_listed() -> None:
         assert len(both.row("body/kernel").by) == 2
 
 
+def estimator(*, use_resource: bool = True, last: str = "") -> tf.Graph:
+    """Two optimizers and moving averages below an op that adds 1 to global_step, as an Estimator's head builds it."""
+    with tf.Graph().as_default() as made, v1.variable_scope("", use_resource=use_resource):
+        x = v1.placeholder(tf.float32, [None, 3])
+        with v1.variable_scope("linear"):
+            linear = v1.get_variable("kernel", [3, 1])
+        with v1.variable_scope("dnn"):
+            deep = [v1.get_variable(f"kernel{n}", shape) for n, shape in enumerate(([3, 4], [4, 1]))]
+        mean = v1.get_variable("bn/moving_mean", [3], trainable=False)
+        v1.add_to_collection(v1.GraphKeys.UPDATE_OPS, v1.assign(mean, tf.reduce_mean(x, 0)).op)
+        loss = tf.reduce_mean(tf.square(x @ linear + tf.tanh(x @ deep[0]) @ deep[1]))
+        step = v1.train.get_or_create_global_step()
+        trained = [
+            v1.train.FtrlOptimizer(0.1).minimize(loss, var_list=[linear]),
+            v1.train.AdagradOptimizer(0.1).minimize(loss, var_list=deep),
+        ]
+        with tf.control_dependencies([*trained, *v1.get_collection(v1.GraphKeys.UPDATE_OPS)]):
+            train = v1.assign_add(step, 1, name="count")
+        if last:
+            with tf.control_dependencies([train]):
+                tf.identity(loss, name=last)
+    return made
+
+
+@pytest.mark.parametrize("use_resource", [True, False], ids=["resource", "reference"])
+@pytest.mark.parametrize("last", ["", "loss_after"])
+def test_an_estimators_train_op_is_the_one_that_counts_steps(use_resource: bool, last: str) -> None:
+    made = estimator(use_resource=use_resource, last=last)
+    assert len(facts(made).train_ops) == 2
+    found = audit_graph(facts(made))
+    assert found.train_op == ("AssignAddVariableOp" if use_resource else "count")
+    assert all(row.written for row in found.variables)
+    assert not found.notes
+    part = audit_graph(facts(made), facts(made).train_ops[0])
+    assert part.notes == (
+        f"{found.train_op} runs {part.train_op} too, and may write {len(found.variables) - 3} more variables",
+    )
+
+
+def test_optimizers_in_a_group_are_one_train_op_and_in_two_groups_are_listed_with_what_they_write() -> None:
+    with tf.Graph().as_default() as made:
+        one, other = (v1.get_variable(name, [3]) for name in ("one", "other"))
+        loss = tf.reduce_sum(one * other)
+        optimizer = v1.train.MomentumOptimizer(0.1, 0.9)
+        each = [optimizer.minimize(loss, var_list=[v], name=f"train_{v.op.name}") for v in (one, other)]
+    with pytest.raises(AuditError) as told:
+        audit_graph(facts(made))
+    assert "train_one would write 2 of 4 variables; an optimizer moves one and one/Momentum" in str(told.value)
+    assert "train_other would write 2 of 4 variables; an optimizer moves other and other/Momentum" in str(told.value)
+    with made.as_default():
+        tf.group(*each, name="both")
+        with tf.control_dependencies(each[:1]):
+            tf.identity(loss, name="half")
+    found = audit_graph(facts(made))
+    assert found.train_op == "both"
+    assert found.notes == ("both runs more updates than half; --train_op chooses another",)
+
+
+def test_of_ops_with_the_same_writes_the_last_collected_one_is_named() -> None:
+    made = small()
+    with made.as_default():
+        with tf.control_dependencies([made.get_operation_by_name("train")]):
+            after = tf.identity(made.get_tensor_by_name("Mean:0"), name="train_op")  # as slim does
+        assert audit_graph(facts(made)).train_op == "train"
+        v1.add_to_collection(v1.GraphKeys.TRAIN_OP, after)
+    assert audit_graph(facts(made)).train_op == "train_op"
+
+
+def test_updates_without_a_kernel_are_found_and_a_collected_op_without_updates_too() -> None:
+    with tf.Graph().as_default() as made:
+        weight = v1.get_variable("weight", [3])
+        count = v1.get_variable("count", [], trainable=False)
+        (gradient,) = tf.gradients(tf.reduce_sum(tf.square(weight)), [weight])
+        step = v1.assign(weight, weight - 0.1 * gradient).op
+        tf.group(step, name="by_hand")
+    assert audit_graph(facts(made)).train_op == "by_hand"
+    with made.as_default():
+        v1.add_to_collection(v1.GraphKeys.TRAIN_OP, v1.assign_add(count, 1.0).op)
+    with pytest.raises(AuditError, match="2 ops may be the train op; name one of: AssignAddVariableOp, by_hand"):
+        audit_graph(facts(made))
+
+
 def test_a_missing_train_op_is_reported_with_the_candidates() -> None:
     with pytest.raises(AuditError, match=r"train_op='trian': graph has no such op; candidates: train"):
         audit_graph(facts(small()), "trian")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from compat_v1 import examples
 from compat_v1.examples import musicnn_vgg, pnet
 from engine import models, porting
+from engine.porting.rules import language
 
 FOLDER = pathlib.Path(examples.__file__).parent
 RNG = np.random.default_rng(0)
@@ -53,12 +57,39 @@ def test_rules_load_every_variable_and_leave_another_head_fresh(
     tmp_path: pathlib.Path, save: Callable[..., Any], example: Any, arrays: Any, head: set[str]
 ) -> None:
     checkpoint = save(tmp_path / "model.ckpt", arrays(5))
-    rules = FOLDER / f"{example.__name__.rpartition('.')[2]}.rules"
+    (tmp_path / "model.ckpt.meta").unlink()  # its graph is not the network's
+    rules = language.read_rules(FOLDER / f"{example.__name__.rpartition('.')[2]}.rules")
+    rules = dataclasses.replace(rules, expect=())
     shape = example.build.__defaults__[0]
     same = porting.load(example.build(shape, 5), checkpoint, rules)
     assert (same.missing, same.unused, same.fresh) == ((), (), {})
     other = porting.load(example.build(shape, 3), checkpoint, rules)
     assert set(other.fresh) == head
+
+
+def pools(folder: pathlib.Path, *sizes: tuple[list[int], list[int]]) -> None:
+    """Writes the graph of a network with these pools (ksize, strides) beside the checkpoint."""
+    with tf.Graph().as_default() as graph:
+        x = tf.compat.v1.placeholder(tf.float32, [None, 64, 64, 1])
+        for number, (ksize, strides) in enumerate(sizes):
+            name = f"model/max_pooling2d_{number}/MaxPool" if number else "model/max_pooling2d/MaxPool"
+            x = tf.raw_ops.MaxPool(input=x, ksize=ksize, strides=strides, padding="VALID", name=name)
+        tf.compat.v1.train.export_meta_graph(str(folder / "model.ckpt.meta"), graph=graph)
+
+
+def test_musicnn_is_loaded_only_where_the_graph_has_its_pools(tmp_path: pathlib.Path, save: Callable[..., Any]) -> None:
+    checkpoint = save(tmp_path / "model.ckpt", of_musicnn(50))
+    load = functools.partial(porting.load, musicnn_vgg.build(), checkpoint, FOLDER / "musicnn_vgg.rules")
+    pools(tmp_path, ([1, 4, 1, 1], [1, 2, 2, 1]), ([1, 2, 2, 1], [1, 2, 2, 1]))  # MTT_vgg
+    assert "what musicnn_vgg.rules expects of the graph holds (4 lines" in load().summary()
+    pools(tmp_path, ([1, 4, 1, 1], [1, 4, 1, 1]), ([1, 1, 4, 1], [1, 1, 4, 1]))  # MSD_vgg
+    with pytest.raises(
+        porting.PortError, match=r"(?s)another network .*max_pooling2d_1/MaxPool.*: ksize is 1,1,4,1, not"
+    ):
+        load()
+    (tmp_path / "model.ckpt.meta").unlink()
+    with pytest.raises(porting.PortError, match=r"there is no graph beside .*model.ckpt; give it with verify_graph="):
+        load()
 
 
 def test_models_of_other_sizes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pathlib
 from typing import Any
@@ -72,6 +73,18 @@ def test_musicnn_ported_to_keras_gives_what_its_graph_gives(checkpoints: pathlib
     switch = {"model/Placeholder_2": False}
     found = compared(musicnn_vgg.build(), "musicnn_vgg.rules", folder / ".meta", f"{folder}/", switch, "", seed)
     assert [(output.name, output.shape) for output in found.outputs] == [("model/Sigmoid:0", (5, 50))]
+    assert found.max_abs_difference <= BOUND
+    assert found.outputs[0].scale > 0.05
+
+
+def test_a_saved_model_of_two_graphs_is_compared_with_the_one_that_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = pathlib.Path(os.environ.get("FROSTLINE_SHARED", ROOT.parent / "shared")) / "faults"
+    saved, common = faults / "46_two_graphs/m", faults / "common"
+    if not saved.is_dir():
+        pytest.skip("the case 46_two_graphs is neither in $FROSTLINE_SHARED/faults nor in ../shared/faults")
+    monkeypatch.syspath_prepend(common)
+    model = importlib.import_module("v1keras").seven()
+    found = compared(model, f"{common}/slim.rules", saved, str(saved), ["images"], "module/resnet_v1_10/logits/out", 0)
     assert found.max_abs_difference <= BOUND
     assert found.outputs[0].scale > 0.05
 

@@ -15,7 +15,9 @@ from PIL import Image
 
 from engine import data
 from engine.data import folder as folder_module
+from engine.data import image_files
 from engine.data.image_files import printable
+from engine.data.loading import load_images, unloaded_bytes
 
 SMALL = (12, 12)
 
@@ -225,6 +227,69 @@ def test_images_that_cannot_be_read_stop_and_are_named_with_the_reason(damaged: 
     assert "val/b/cut.jpg: a damaged or truncated JPEG" in error
 
 
+def harmed(path: pathlib.Path) -> None:
+    """Damages the pixels of an image file, but neither its header nor its end."""
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle - 20 : middle + 20] = bytes(40)
+    path.write_bytes(content)
+
+
+def test_opening_decodes_nothing_and_each_image_is_decoded_once_when_it_is_read(
+    make_folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder({"train/a": 6, "train/b": 6, "val/a": 4}, suffix=".jpg")
+    decoded: list[int] = []
+    decode = image_files.decode
+    monkeypatch.setattr(image_files, "decode", lambda data, size: decoded.append(1) or decode(data, size))
+    source = opened(folder)
+    source.fingerprint()
+    assert (len(source.train), source.classes, source.image_shape) == (12, ("a", "b"), (*SMALL, 3))
+    assert decoded == []
+    assert unloaded_bytes([source.train, source.eval]) == 16 * SMALL[0] * SMALL[1] * 3
+    source.train.read(np.array([1, 5, 7]))
+    source.train.read(np.array([5, 7]))
+    assert len(decoded) == 3
+    load_images([source.train])
+    assert len(decoded) == 12
+    load_images([source.train, source.eval])
+    assert len(decoded) == 16
+    assert unloaded_bytes([source.train, source.eval]) == 0
+    source.eval.read(np.arange(4))
+    assert len(decoded) == 16
+    opened(folder, bad_images="skip")
+    assert len(decoded) == 32, "which images are left out decides the examples"
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".gif", ".bmp"])
+def test_files_that_are_cut_off_are_named_when_the_folder_is_opened(make_folder: Any, suffix: str) -> None:
+    folder = make_folder({"train/a": 2, "train/b": 2, "val/a": 2}, suffix=suffix)
+    for name in ("train/a/001", "val/a/000"):
+        whole = (folder / f"{name}{suffix}").read_bytes()
+        (folder / f"{name}{suffix}").write_bytes(whole[: 2 * len(whole) // 3])
+    error = refused(folder)
+    assert "2 of 6 images cannot be read" in error
+    assert f"train/a/001{suffix}: a " in error
+    assert f"val/a/000{suffix}: a " in error
+
+
+def test_loading_names_every_damaged_image_of_its_parts_at_once(make_folder: Any) -> None:
+    folder = make_folder({"train/a": 3, "train/b": 3, "val/a": 2, "test/a": 2})
+    for name in ("train/a/001", "train/b/002", "val/a/000", "test/a/001"):
+        harmed(folder / f"{name}.png")
+    source = opened(folder)
+    with pytest.raises(data.DataError) as caught:
+        load_images([source.train, source.eval])
+    assert "3 of 10 images cannot be read (--bad_images=skip leaves them out)" in str(caught.value)
+    assert all(f"{name}.png: a damaged or truncated PNG" in str(caught.value) for name in ("train/b/002", "val/a/000"))
+    assert source.test is not None
+    with pytest.raises(data.DataError, match=r"4 of 10 images cannot be read .*(\n.*)*test/a/001\.png: a damaged"):
+        source.test.read(np.arange(2))
+    skipping = opened(folder, bad_images="skip")
+    load_images([skipping.train, skipping.eval])
+    assert len(skipping.skipped) == 4
+
+
 def test_without_memory_for_images_the_headers_are_checked_and_the_rest_when_it_is_read(damaged: pathlib.Path) -> None:
     assert "3 of 18 images cannot be read" in refused(damaged, image_cache=0)
     for name in BAD:
@@ -342,3 +407,46 @@ def test_names_that_are_no_text_can_be_shown(make_folder: Any) -> None:
         pass
     assert printable("caf\udce9\n.jpg") == "caf\\udce9\\n.jpg"
     assert opened(folder, bad_images="skip").skipped == ("train/a/caf\\udce9\\n.jpg",)
+
+
+# ---- parts and classes with one another's names
+def noted(folder: pathlib.Path, **options: Any) -> tuple[data.Source, str]:
+    lines: list[str] = []
+    return opened(folder, say=lines.append, **options), "\n".join(lines)
+
+
+@pytest.mark.parametrize("name", ["valid", "validation", "dev", "Validation", "eval"])
+def test_a_folder_with_another_name_of_the_evaluation_part_is_that_part_and_told(make_folder: Any, name: str) -> None:
+    source, said = noted(make_folder({"train/a": 4, "train/b": 5, f"{name}/a": 2, f"{name}/b": 1, "testing/b": 2}))
+    assert source.test is not None
+    assert [len(part) for part in (source.train, source.eval, source.test)] == [9, 3, 2]
+    assert said == f"data: the folder {name} is the part val\ndata: the folder testing is the part test"
+
+
+def test_two_folders_that_could_be_the_evaluation_part_are_refused_unless_one_is_val(make_folder: Any) -> None:
+    counts = {"train/a": 2, "train/b": 2, "valid/a": 1, "dev/b": 2}
+    assert "dev and valid could each be the part val; rename the one that is meant to val" in refused(
+        make_folder(counts)
+    )
+    source, said = noted(make_folder(counts | {"val/a": 3}, name="three"))
+    assert len(source.eval) == 3
+    assert "left out: folder dev next to train (1), folder valid next to train (1)" in said
+
+
+@pytest.mark.parametrize("name", ["train", "test", "val", "dev", "Train"])
+def test_a_class_with_the_name_of_a_part_is_a_class_and_told(make_folder: Any, name: str) -> None:
+    source, said = noted(make_folder({name: 20, "bus": 20, "car": 20}), eval_fraction=0.3)
+    assert sorted(source.classes) == sorted((name, "bus", "car"))
+    assert len(source.train) + len(source.eval) == 60
+    assert f"data: {name} is read as a class, because images lie directly in it" in said
+
+
+def test_a_train_folder_that_could_be_a_class_or_a_part_is_refused_and_one_that_is_a_part_is_told(
+    make_folder: Any,
+) -> None:
+    both = make_folder({"train": 3, "train/steam": 5, "train/diesel": 4, "bus": 6})
+    assert "train could be the training part, since it has folders, or a class like bus" in refused(both)
+    assert "rename it if it is a class" in refused(both)
+    _, said = noted(make_folder({"train/steam": 30, "train/diesel": 30, "bus": 6}, name="part"), eval_fraction=0.3)
+    assert "train is the training part, so bus beside it is left out; if train is a class, rename it" in said
+    assert "rename it" in refused(make_folder({"test/a": 2, "cat": 3}, name="test part"))

@@ -172,6 +172,52 @@ def test_a_loss_gets_the_outputs_it_needs(tmp_path: pathlib.Path) -> None:
     assert opened(tmp_path, many).outputs("sigmoid") == opened(tmp_path, many).outputs("mse") == 5
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.bool_, np.float32])
+def test_one_hot_labels_are_classes_where_the_loss_needs_them(tmp_path: pathlib.Path, dtype: Any) -> None:
+    plain = arrays(val=5) | {"class_names": np.array(["cat", "dog", "owl"])}
+    hot = {name: np.eye(3, dtype=dtype)[value] if "labels" in name else value for name, value in plain.items()}
+    source, wanted = opened(tmp_path, hot), opened(tmp_path, plain)
+    assert source.classes == ()  # for the loss sigmoid they are one label per column
+    assert source.outputs("sigmoid") == 3
+    converted = source.with_classes()
+    assert converted.classes == converted.class_names == wanted.classes
+    for part in ("train", "eval", "test"):
+        np.testing.assert_array_equal(getattr(converted, part).labels, getattr(wanted, part).labels)
+        assert getattr(converted, part).labels.dtype == np.int64
+    assert wanted.with_classes() is wanted
+    del hot["class_names"]
+    assert opened(tmp_path, hot).with_classes().class_names is None
+
+
+def test_a_column_of_whole_numbers_is_classes(tmp_path: pathlib.Path) -> None:
+    column = {name: value[:, None] if "labels" in name else value for name, value in arrays().items()}
+    np.testing.assert_array_equal(opened(tmp_path, column).train.labels, opened(tmp_path, arrays()).train.labels)
+
+
+def test_labels_that_are_not_one_hot_are_named_with_the_way_out(tmp_path: pathlib.Path) -> None:
+    hot = np.eye(3, dtype=np.int64)[np.arange(20) % 3]
+    hot[7] = [1, 0, 1]
+    source = opened(tmp_path, arrays(test=None) | {"train_labels": hot}, eval_fraction=0.05).with_classes()
+    with pytest.raises(DataError, match=r"example \d of the \w+ part are \[1.0, 0.0, 1.0\]; the loss sigmoid takes"):
+        source.outputs("softmax")
+
+
+def test_labels_that_count_from_1_or_have_gaps_are_told(tmp_path: pathlib.Path) -> None:
+    def told(labels: np.ndarray) -> str:
+        lines: list[str] = []
+        opened(tmp_path, arrays(test=None) | {"train_labels": labels}, say=lines.append)
+        return "\n".join(lines)
+
+    number = np.arange(20)
+    assert told(number % 3) == ""
+    assert "the labels count from 1 to 3, so class 0 ('0') has no training example" in told(number % 3 + 1)
+    assert "subtract 1 from the labels" in told(number % 3 + 1)
+    assert "19 of 21 classes without a training example: 1, 2, 3, 4, 5 and 14 more" in told(number % 2 * 20)
+    named = arrays(test=None) | {"class_names": np.array(["a", "b", "c"]), "train_labels": number % 3 + 1}
+    assert "train_labels[2]=3 is out of range" in refused(tmp_path, named)
+    assert "the labels seem to count from 1: subtract 1 from them" in refused(tmp_path, named)
+
+
 # --- what is refused ---
 
 

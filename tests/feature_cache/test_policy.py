@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import tensorflow as tf
 from engine import TrainStep, select
 from engine.data import EvalBatches, TrainBatches
 from engine.data.part import Part
-from engine.feature_cache import decision, eviction
+from engine.feature_cache import decision, eviction, filling, store
 from engine.feature_cache.batches import FeatureBatches
 from engine.feature_cache.options import CacheError, CacheOptions
 from engine.feature_cache.policy import CachePolicy
@@ -92,6 +93,118 @@ def test_a_higher_line_is_made_from_the_tensors_of_a_lower_one(
         (key,) = set(ours) - {"label", "seeds", "index"}
         np.testing.assert_allclose(ours[key], line.replace_images(theirs)[key], atol=2e-5)
     assert [row["computed_rows"] for row in job.caching.facts()["phases"]] == [27, 27]
+
+
+LOWER = "@head norm/.*"  # its line lies below that of @head
+
+
+def count_reads(patch: pytest.MonkeyPatch) -> list[int]:
+    """How many images are prepared from now on, batch by batch."""
+    found: list[int] = []
+    for kind in (TrainBatches, EvalBatches):
+
+        def prepared(self: Any, index: Any, epoch: int = 0, own: Any = kind.prepared) -> Any:
+            found.append(len(index))
+            return own(self, index, epoch)
+
+        patch.setattr(kind, "prepared", prepared)
+    return found
+
+
+def shards_of(root: pathlib.Path) -> dict[str, bytes]:
+    return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in root.rglob("shard-*")}
+
+
+def phases_of(job: Job, *texts: str) -> list[Stage]:
+    found = [stage(f"{number}", select(job.model, text)) for number, text in enumerate(texts)]
+    job.caching.decide(found, per_epoch=3, eval_every=3)
+    return found
+
+
+@pytest.mark.parametrize(
+    "each", [16, pytest.param(1024, marks=pytest.mark.slow), pytest.param(6, marks=pytest.mark.slow)]
+)
+def test_one_pass_fills_the_caches_of_a_later_lower_line_with_the_bits_of_two(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, each: int
+) -> None:
+    monkeypatch.setattr(store, "_SHARD_ROWS", each)
+    for number, text in enumerate(("@head", LOWER)):
+        alone = Job(tmp_path / "two")
+        alone.begin(phases_of(alone, text)[0])
+        assert alone.said[-1].startswith("cache  | 0: 0 of 27"), number
+    job = Job(tmp_path / "one")
+    with monkeypatch.context() as patch:
+        read = count_reads(patch)
+        head, lower = phases_of(job, "@head", LOWER)
+        job.begin(head)
+        assert sum(read) == 27, "each image is prepared once"
+        job.begin(lower)
+        assert sum(read) == 27
+    assert job.said[1] == "cache  | 0: one pass over the images also computes the features of phase 1 (27 rows)"
+    assert job.said[-1].startswith("cache  | 1: 27 of 27 rows exist, 0 will be computed")
+    assert [row["computed_rows"] for row in job.caching.facts()["phases"]] == [27, 27]
+    assert shards_of(tmp_path / "one") == shards_of(tmp_path / "two")
+
+
+def test_a_pass_that_rounds_otherwise_is_not_shared(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filling, "_same_bits", lambda *_: False)
+    job = Job(tmp_path)
+    job.begin(phases_of(job, "@head", LOWER)[0])
+    assert any("one pass would round otherwise than separate passes" in line for line in job.said)
+    monkeypatch.undo()
+    for text in ("@head", LOWER):
+        alone = Job(tmp_path / "two")
+        alone.begin(phases_of(alone, text)[0])
+    made = shards_of(tmp_path / "two")
+    assert {name: content for name, content in shards_of(tmp_path).items() if name in made} == made
+
+
+@pytest.fixture
+def ahead(tmp_path: pathlib.Path) -> Callable[..., str]:
+    """(folder, filters of the phases, cache options) -> what is said when the first phase begins."""
+
+    def begin(name: str, *texts: str, **options: Any) -> str:
+        job = Job(tmp_path / name)
+        if options:
+            changed = dataclasses.replace(job.caching._options, **options)
+            job.caching._options = job.caching._decider._options = changed
+        job.begin(phases_of(job, *texts)[0])
+        return "\n".join(job.said)
+
+    return begin
+
+
+def test_caches_are_made_ahead_only_where_all_fit(tmp_path: pathlib.Path, ahead: Any) -> None:
+    assert "one pass" in ahead("free", "@head", LOWER)
+    whole = sum(len(content) for content in shards_of(tmp_path / "free").values())
+    tight = ahead("tight", "@head", LOWER, budget=whole - 1)
+    assert "the features of phase 1 are computed when it begins: together the caches would take" in tight
+    assert "one pass" not in tight
+
+
+@pytest.mark.slow
+def test_caches_are_made_ahead_for_several_phases_but_not_across_training(ahead: Any) -> None:
+    assert "one pass" not in ahead("moved", LOWER, "@head"), "norm is trained before @head is cut above it"
+    assert "one pass" not in ahead("equal", "@head", "head/.*"), "both phases have the same cache"
+    assert "phase 1 (27 rows), 2 (27 rows)" in ahead("three", "@head", LOWER, f"{LOWER} blocks/0/mlp/down/.*")
+
+
+def test_a_pass_that_was_stopped_goes_on_with_what_is_missing(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_SHARD_ROWS", 8)
+    whole = Job(tmp_path / "whole")
+    whole.begin(phases_of(whole, "@head", LOWER)[0])
+    cut = Job(tmp_path / "cut")
+    asked: list[int] = []
+    cut.caching._stop = lambda: asked.append(1) is None and len(asked) > 1
+    cut.caching(Event("phase", State(), phases_of(cut, "@head", LOWER)[0]))
+    assert 0 < len(shards_of(tmp_path / "cut")) < len(shards_of(tmp_path / "whole"))
+    next((tmp_path / "cut").rglob("shard-*")).unlink()  # one cache lacks more than the other
+    again = Job(tmp_path / "cut")
+    for begun in phases_of(again, "@head", LOWER):
+        again.begin(begun)
+    assert shards_of(tmp_path / "cut") == shards_of(tmp_path / "whole")
 
 
 def test_evaluations_read_the_cache_and_watch_images(tmp_path: pathlib.Path) -> None:

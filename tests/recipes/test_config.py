@@ -70,6 +70,27 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"steps": 3, "phase": ("train=@head steps=1",)},
         "steps=3: it is not used, because each --phase has its own length",
     ),
+    "unused rates": (
+        {
+            "rates": "@head=1e-3",
+            "train": "@all",
+            "phase": ("name=a steps=1 rates=@head=1", "name=b steps=1 rates=@all=1"),
+        },
+        "rates='@head=1e-3': it is not used, because each --phase has its own rates=",
+    ),
+    "unused decays": (
+        {"decays": "@head=0.1", "phase": ("train=@all steps=1 decays=@head=0",)},
+        "decays='@head=0.1': it is not used, because each --phase has its own decays=",
+    ),
+    "a rate of 0": (
+        {"rates": "@all=1e-3 @bias=0"},
+        "rates='@all=1e-3 @bias=0': rule 2 `@bias=0`: expected a learning rate above 0; to keep variables as they are, "
+        "leave them out of what trains (--train='... !@bias'), which also saves their gradients and slots",
+    ),
+    "decays of adam": (
+        {"optimizer": "adam", "decays": "@head=0.1"},
+        "decays='@head=0.1': adam has no weight decay; use adamw, or put an L2 penalty into the regulariser of the loss",
+    ),
     "two names": (
         {"phase": ("name=a train=@head steps=1", "name=a train=@all steps=1")},
         "phase: two phases have the same name; tell them apart with name=",
@@ -90,6 +111,17 @@ ELSEWHERE: dict[str, tuple[dict[str, Any], str]] = {
     "label_smoothing": ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
     "precision": ({"precision": "half"}, "precision='half'"),
     "schedule": ({"schedule": "cosin"}, "nearest: cosine"),
+    "schedule option": ({"schedule": "step,at=30:20"}, "at=30:20: expected numbers that rise"),
+    "rates": (
+        {"rates": "@haed=1e-3"},
+        "rates='@haed=1e-3': rule 1 `@haed=1e-3`: `@haed` is not a group; nearest: @head",
+    ),
+    "decays": ({"decays": "@head"}, "decays='@head': rule 1 `@head`: expected FILTER=DECAY"),
+    "phase rates": (
+        {"phase": ("train=@all steps=3 rates=@head",)},
+        "phase 'train': rates='@head': rule 1 `@head`: expected FILTER=RATE",
+    ),
+    "phase decays": ({"phase": ("train=@all steps=3 decays=@head=x",)}, "rule 1 `@head=x`: expected FILTER=DECAY"),
     "optimizer": ({"optimizer": "adamm"}, "nearest: adam"),
     "hyperparameter": ({"optimizer": "sgd", "momentum": 0.9}, "momentum: the optimizer sgd has no such hyperparameter"),
     "clip_norm": ({"clip_norm": 0.0}, "clip_norm=0"),
@@ -153,7 +185,7 @@ import sys
 from engine.errors import InputError
 from engine.recipes.config import FinetuneConfig
 
-FinetuneConfig(train="head/.* @blocks[-2:]", decay="!@norm", phase=("name=a steps=3",), augment="flip",
+FinetuneConfig(train="head/.* @blocks[-2:]", decay="!@norm", rates="@head=1", decays="@head=1", phase=("name=a steps=3",), augment="flip",
                memory_budget="1GB", precision="mixed_float16", ema=0.9, cache_dtype="bfloat16", image_size="32")
 for bad in ({"train": "@haed"}, {"optimizer": "adamm"}, {"model": "resnet"}, {"loss": "sofmax"}):
     try:

@@ -150,3 +150,15 @@ def test_labels_of_the_test_part_are_checked_too(small_data: pathlib.Path, tmp_p
     np.savez(tmp_path / "odd.npz", **arrays)
     with pytest.raises(DataError, match="out of range"):
         Task.open(data=f"npz:{tmp_path / 'odd.npz'}", **TINY)  # type: ignore[arg-type]
+
+
+def test_one_hot_labels_train_as_the_classes_that_they_are(tmp_path: pathlib.Path) -> None:
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (24, 8, 8, 1), np.uint8), np.arange(24) % 3
+    found = []
+    for name, value in (("plain", labels), ("hot", np.eye(3, dtype=np.int64)[labels])):
+        np.savez(tmp_path / f"{name}.npz", train_images=images, train_labels=value)
+        task = Task.open(data=f"npz:{tmp_path / name}.npz", model="cnn:mini", weights="none", batch_size=8)
+        (values, _) = task.loss_fn(task.train_batches().at(0), training=False, seeds=None).terms["softmax"]
+        found.append(values.numpy())
+    np.testing.assert_array_equal(*found)

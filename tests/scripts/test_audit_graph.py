@@ -124,9 +124,11 @@ def test_a_saved_model_is_audited_by_its_tags(run: Call, tmp_path: pathlib.Path)
         one.CopyFrom(meta_graph(leak=False))
         one.meta_info_def.tags.extend(tags)
     (tmp_path / "saved_model.pb").write_bytes(saved.SerializeToString())
-    code, _, error = run(f"--graph={tmp_path}")
-    assert (code, "serve; gpu,train" in error) == (2, True)
+    code, text, _ = run(f"--graph={tmp_path}")
+    assert (code, "the graph tagged gpu,train, of 2 (serve; gpu,train)" in text) == (0, True)
     assert run(f"--graph={tmp_path}", "--tags=train,gpu")[0] == 0
+    code, _, error = run(f"--graph={tmp_path}", "--tags=")
+    assert (code, "tags=: no graph has these tags" in error) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -159,9 +161,27 @@ def test_a_file_that_cannot_be_imported_is_repaired_or_refused_with_the_reason(
     code, text, _ = run(f"--graph={tmp_path / 'old.meta'}")
     assert (code, "repaired: tensorflow_version was '0.12.head'" in text) == (0, True)
     graph.graph_def.node.add(name="odd", op="TheirOwnKernel")
+    graph.graph_def.node.add(name="train_odd", op="NoOp", input=["^train", "^odd"])
     (tmp_path / "odd.meta").write_bytes(graph.SerializeToString())
-    code, _, error = run(f"--graph={tmp_path / 'odd.meta'}")
-    assert (code, "TheirOwnKernel (at odd)" in error) == (2, True)
+    code, text, _ = run(f"--graph={tmp_path / 'odd.meta'}", f"--out={tmp_path / 'odd.json'}")
+    assert (code, "graph: left out: what needs 1 kind" in text, "TheirOwnKernel (at odd)" in text) == (0, True, True)
+    run(f"--graph={tmp_path / 'old.meta'}", f"--out={tmp_path / 'old.json'}")
+    odd, old = (json.loads((tmp_path / name).read_text()) for name in ("odd.json", "old.json"))
+    assert odd | {"source": ""} == old | {"source": ""}
+    code, _, error = run(f"--graph={tmp_path / 'odd.meta'}", "--train_op=train_odd")
+    assert (code, "train_odd needs 1 kind" in error, "TheirOwnKernel (at odd)" in error) == (2, True, True)
+
+
+def test_a_graph_in_text_is_audited_as_its_meta_file_is(run: Call, tmp_path: pathlib.Path) -> None:
+    graph = meta_graph(leak=True)
+    (tmp_path / "graph.pbtxt").write_text(str(graph.graph_def))
+    (tmp_path / "model.meta").write_bytes(graph.SerializeToString())
+    found = []
+    for name in ("graph.pbtxt", "model.meta"):
+        assert run(f"--graph={tmp_path / name}", "--train_op=train", f"--out={tmp_path / 'a.json'}")[0] == 1
+        found.append(json.loads((tmp_path / "a.json").read_text()))
+    written = [[(row["path"], row["written"], row["gradient"]) for row in each["variables"]] for each in found]
+    assert written[0] == written[1]
 
 
 def test_no_flipped_byte_or_cut_leads_to_a_traceback(run: Call, tmp_path: pathlib.Path) -> None:

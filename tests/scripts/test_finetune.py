@@ -38,7 +38,7 @@ def test_a_run_directory_holds_the_whole_contract(call: Any, small_data: pathlib
         "skipped_steps", "left_out_terms", "exit",
     }  # fmt: skip
     assert (next(iter(run)), run["format"]) == ("format", 1)
-    assert run["model"] == {"name": "cnn:mini", "parameters": 61_402 - 10 * 65 + 3 * 65}
+    assert run["model"] == {"name": "cnn:mini", "parameters": 61_402 - 10 * 65 + 3 * 65, "notes": []}
     assert run["data"]["train_examples"] == 48
     assert run["data"]["eval_examples"] == 12
     assert run["data"]["classes"] == 3
@@ -334,28 +334,42 @@ def test_a_loss_that_explodes_fails_with_a_hint(call: Any, small_data: pathlib.P
     assert json.loads((tmp_path / "a/run.json").read_text())["exit"]["code"] == 1
 
 
-def test_a_planted_write_fails_the_run_with_exit_code_1(
-    call: Any, small_data: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("unseen", [False, True])
+def test_a_planted_write_is_refused_before_the_first_step_and_one_that_no_trace_shows_fails_the_run(
+    call: Any, small_data: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, unseen: bool
 ) -> None:
+    import tensorflow as tf
+
     from engine.training import losses
 
     original = losses.supervised_loss
 
     def planting(model: Any, kind: str, **options: Any) -> Any:
-        inner = original(model, kind, **options)
+        inner, mean = original(model, kind, **options), model.stages[0].norm.moving_mean
+
+        def write() -> None:
+            mean.assign_add(mean + 1e-6)
 
         def loss_fn(batch: Any, *, training: bool, seeds: Any) -> Any:
-            if training:
-                model.stages[0].norm.moving_mean.assign_add(model.stages[0].norm.moving_mean + 1e-6)
+            if training and unseen:
+                tf.py_function(write, [], [])
+            elif training:
+                write()
             return inner(batch, training=training, seeds=seeds)
 
         return loss_fn
 
     monkeypatch.setattr(losses, "supervised_loss", planting)
-    code, printed, _ = call(*SMALL, f"--data=npz:{small_data}", f"--out={tmp_path / 'a'}", "--train=@head")
+    out = tmp_path / "a"
+    code, printed, err = call(*SMALL, f"--data=npz:{small_data}", f"--out={out}", "--train=@head")
+    if not unseen:
+        assert code == 2
+        assert "would change 1 frozen variable(s), although nothing trains them: stages/0/norm/moving_mean" in err
+        assert not out.exists()
+        return
     assert code == 1
     assert "FAILED; 1 frozen variables changed: stages/0/norm/moving_mean" in printed
-    proof = json.loads((tmp_path / "a/run.json").read_text())["freeze_proof"]
+    proof = json.loads((out / "run.json").read_text())["freeze_proof"]
     assert proof["verified"] is False
     assert proof["changed"] == ["stages/0/norm/moving_mean"]
 

@@ -43,8 +43,8 @@ def here(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Pat
     [
         (["--weights=other.h5"], "an HDF5 file, but not Keras weights; it holds x"),
         (["--weights=text.h5"], "not a weights file of a supported kind, or a truncated one"),
-        ([KERAS, "--image_size=32", "--weights=other.h5"], "fits neither the backbone nor the model"),
-        (["--model=file:other.h5"], "it is not a Keras model, or damaged (ValueError: No model config"),
+        ([KERAS, "--image_size=32", "--weights=other.h5"], "an HDF5 file, but not Keras weights; it holds x"),
+        (["--model=file:other.h5"], "it is not a Keras model, or damaged: an HDF5 file, but not Keras"),
         (["--model=file:text.h5"], "it is not a Keras model, or damaged"),
         (["--model=file:text.keras"], "it is not a Keras model, or damaged; a .keras file is a zip archive"),
         ([*PHOTOS, "--data=folder:empty"], "there are no images below empty; expected one folder of images"),

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import pathlib
+import shutil
 import tarfile
 from collections.abc import Callable
 from typing import Any
@@ -189,6 +190,88 @@ def test_a_resume_on_changed_images_is_refused(call: Call, photos: pathlib.Path,
     code, _, error = call(*own, "--resume")
     assert code == 2
     assert "data (SHA-256)" in error
+
+
+def forbidden(*_: Any, **__: Any) -> Any:
+    raise AssertionError("this comes too early")
+
+
+def test_a_folder_in_use_and_contradictions_are_refused_before_anything_is_opened(
+    call: Call, photos: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine.recipes import task
+    from scripts import cli
+
+    own = (*SMALL, "--steps=1", f"--data=folder:{photos}", f"--out={tmp_path / 'run'}")
+    assert call(*own)[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(task.sources, "open_data", forbidden)
+        code, _, error = call(*own, "--resume", "--learning_rate=0.5", "--seed=4")
+        assert code == 2, error
+        assert "--learning_rate: 0.001 in the checkpoint, 0.5 now" in error
+        assert "--seed: 0 in the checkpoint, 4 now" in error
+        patch.setattr(cli, "import_tensorflow", forbidden)
+        code, _, error = call(*own)
+    assert code == 2
+    assert "it holds a run (" in error
+
+
+def test_filters_and_weights_are_refused_before_photos_are_decoded(
+    call: Call, photos: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine.data import image_files
+
+    monkeypatch.setattr(image_files, "decode", forbidden)
+    own = (*SMALL, f"--data=folder:{photos}", f"--out={tmp_path / 'run'}")
+    for flags, says in (
+        (("--train=hed/.*",), "item 1 `hed/.*` matches nothing"),
+        (("--weights=nowhere.npz",), "nowhere.npz"),
+        (("--train_examples=1000",), "train_examples=1000"),
+    ):
+        code, _, error = call(*own, *flags)
+        assert code == 2, error
+        assert says in error
+
+
+def test_with_every_feature_cached_few_photos_are_decoded(
+    call: Call, photos: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine.data import image_files
+
+    decode, decoded = image_files.decode, []
+    monkeypatch.setattr(image_files, "decode", lambda data, size: decoded.append(1) or decode(data, size))
+    own = (*SMALL, "--train=@head", "--steps=1", f"--data=folder:{photos}", "--cache=require", "--train_examples=60")
+    assert call(*own, f"--out={tmp_path / 'one'}")[0] == 0
+    held_out = result(tmp_path / "one")["data"]["eval_examples"]
+    assert len(decoded) == 60 + held_out
+    decoded.clear()
+    assert call(*own, f"--out={tmp_path / 'two'}")[0] == 0
+    assert len(decoded) <= 8 + held_out, "one batch, and the watched examples"
+    with Npz(tmp_path / "one/trained.npz") as one, Npz(tmp_path / "two/trained.npz") as two:
+        assert all(np.array_equal(one.read(name), two.read(name)) for name in one.names())
+
+
+def test_damaged_photos_are_named_together_before_the_run_begins(
+    call: Call, photos: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    folder = tmp_path / "harmed"
+    for name in ("bags", "boots"):
+        shutil.copytree(photos / name, folder / name)
+        for number in (3, 17):
+            path = folder / name / f"{name} {number}.jpg"
+            Image.open(path).save(path, "PNG")
+            content = bytearray(path.read_bytes())
+            content[200:240] = bytes(40)  # neither the header nor the end
+            path.write_bytes(content)
+    own = (*SMALL, f"--data=folder:{folder}", "--eval_fraction=0.2", "--cache=off")
+    code, _, error = call(*own, f"--out={tmp_path / 'run'}")
+    assert code == 2
+    assert "4 of 60 images cannot be read (--bad_images=skip leaves them out)" in error
+    assert "boots/boots 17.jpg: a damaged or truncated PNG" in error
+    assert not (tmp_path / "run").exists()
+    code, printed, error = call(*own, "--bad_images=skip", f"--out={tmp_path / 'run'}")
+    assert code == 0, error
+    assert "4 bad images skipped" in printed
 
 
 @pytest.mark.usefixtures("curves")

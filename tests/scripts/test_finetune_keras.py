@@ -88,8 +88,12 @@ def test_a_saved_model_trains_with_its_head_and_with_a_new_one(
     assert "the final softmax was removed" in printed
     assert f"weights: those of {tmp_path / 'm.keras'}" in printed
     assert read(tmp_path / "own")["phases"][0]["trained"] == ["dense/kernel", "dense/bias"]
+    notes = read(tmp_path / "own")["model"]["notes"]
+    assert [note.split(" (")[0] for note in notes[:-1]] == ["images are scaled to -1 to 1"]
+    assert all(note in printed for note in notes)
     code, _, err = call(*flags, "--head=gap,8", f"--out={tmp_path / 'new'}")
     assert code == 0, err
+    assert "cut off: its top dense" in read(tmp_path / "new")["model"]["notes"][-1]
     assert read(tmp_path / "new")["phases"][0]["trained"][-1] == "head/logits/bias"
     assert any(path.startswith("backbone/") for path in read(tmp_path / "new")["phases"][1]["trained"])
 

@@ -17,6 +17,7 @@ from engine import files
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 v1 = tf.compat.v1
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
 Inspect = Callable[..., tuple[int, str, str]]
 
 
@@ -130,9 +131,19 @@ def test_each_damaged_tensor_is_named_and_the_exit_code_is_1(prefix: pathlib.Pat
     code, out, _ = inspect(f"--source={prefix}")
     assert code == 1
     assert "damage: 10 of 10 tensors cannot be read" in out
-    assert out.count("which is missing") == 10
+    assert (
+        "\n    m.data-00000-of-00001 is missing: 10 tensors cannot be read (beta1_power, beta2_power, emb/table and 7"
+        in out
+    )
+    assert out.count("is missing") == 1
     assert "beta1_power = DAMAGED" in out
     assert out.count("DAMAGED: m, v") == 2
+    for held, said in ((content[:60], "is truncated: it has 60 bytes"), (LFS, "is a Git LFS pointer, not the data")):
+        data.write_bytes(held)
+        code, out, _ = inspect(f"--source={prefix}")
+        assert code == 1
+        assert out.count(f"m.data-00000-of-00001 {said}") == 1
+    data.unlink()
     code, out, _ = inspect(f"--source={prefix}", "--noverify")
     assert code == 0
     assert "damage: not checked (--noverify)" in out

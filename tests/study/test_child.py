@@ -37,6 +37,9 @@ def test_bad_input_is_told_apart_from_failure(tmp_path: pathlib.Path, capsys: py
         child.ChildError, match=r"^killed by SIGKILL, perhaps because the system ran out of memory; .* \(last words\)$"
     ):
         child.check_exit(-9, "last words\n")
+    said = "F0000 00:00:1.5 7 tensor_shape.cc:362] Check failed: d < dims() (1 vs. 1) \n*** Check failure stack trace: ***\n @ 0x7f"
+    with pytest.raises(child.ChildError, match=r"^killed by SIGABRT \(Check failed: d < dims\(\) \(1 vs. 1\)\)$"):
+        child.check_exit(-6, said)
     with pytest.raises(OSError, match="No space left on device"):
         child.check_exit(1, "OSError: [Errno 28] No space left on device\n")
     child.check_exit(0, "a warning")

@@ -91,6 +91,28 @@ def test_random_state_of_keras_layers_comes_back(tmp_path: pathlib.Path) -> None
     np.testing.assert_array_equal(model(images, training=True).numpy(), first)
 
 
+class Watched(keras.layers.Layer):
+    """Keeps a plain variable and a metric."""
+
+    def build(self, shape: Any) -> None:
+        self.plain, self.seen = tf.Variable(2.0), keras.metrics.Sum(name="seen")
+
+    def call(self, x: Any) -> Any:
+        return self.plain * x
+
+
+def test_plain_variables_and_metrics_of_keras_layers_come_back(tmp_path: pathlib.Path) -> None:
+    layer = Watched(name="watched")
+    named = name_variables(keras.Sequential([keras.Input([3]), layer]))
+    layer.seen.update_state(7.0)
+    path = checkpoint.save(tmp_path, 1, variables=named, arrays={}.items, state={})
+    assert set(checkpoint.read(path).arrays) == {"watched/plain", "metric/watched/seen/total"}
+    layer.seen.reset_state()
+    layer.plain.assign(0.0)
+    checkpoint.restore(checkpoint.read(path), named)
+    assert (float(layer.seen.result()), float(layer.plain)) == (7.0, 2.0)
+
+
 def test_equal_state_gives_equal_bytes(tmp_path: pathlib.Path) -> None:
     one, two = save(tmp_path / "a", 5), save(tmp_path / "b", 5)
     assert one.read_bytes() == two.read_bytes()

@@ -46,7 +46,8 @@ def until(name: str = "p", **more: Any) -> Phase:
 def test_a_phase_with_every_key_is_read() -> None:
     text = (
         'name=body train="head/.* @blocks[-2:] !@norm" until=plateau patience=3 min_delta=0.01 max_steps=500 '
-        "learning_rate=1e-4 schedule=cosine,warmup=5 weight_decay=0.05 layer_decay=0.75 clip_norm=1"
+        'learning_rate=1e-4 schedule=cosine,warmup=5 rates="@head=1e-3 @norm=0.1" weight_decay=0.05 decays=@head=0 '
+        "layer_decay=0.75 clip_norm=1"
     )
     assert parse(text) == Phase(
         name="body",
@@ -57,7 +58,9 @@ def test_a_phase_with_every_key_is_read() -> None:
         max_steps=500,
         learning_rate=1e-4,
         schedule="cosine,warmup=5",
+        rates="@head=1e-3 @norm=0.1",
         weight_decay=0.05,
+        decays="@head=0",
         layer_decay=0.75,
         clip_norm=1.0,
     )

@@ -92,9 +92,11 @@ def test_accumulators_of_16_bit_variables_have_32_bits() -> None:
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 2])
-def test_weights_may_come_from_the_batch_the_seeds_and_constants_outside(micro_batch_size: int | None) -> None:
+def test_weights_may_come_from_the_batch_the_seeds_constants_outside_and_frozen_variables(
+    micro_batch_size: int | None,
+) -> None:
     outside = tf.constant([1.0, 0.0, 3.0])  # of classes
-    table = tf.Variable([2.0, 1.0, 1.0])  # no variable of the model
+    table = tf.Variable([2.0, 1.0, 1.0])
 
     def weights(batch: Mapping[str, Any], seeds: Any) -> Any:
         drawn = tf.cast(seeds[:, 0] % 2 == 0, tf.float32)
@@ -104,7 +106,8 @@ def test_weights_may_come_from_the_batch_the_seeds_and_constants_outside(micro_b
     w, label = np.array([1, 2, 1, 1, 1], np.float32), np.array([0, 2, 1, 2, 0])
     seeds = np.array([[0, 5], [1, 5], [2, 5], [3, 5], [4, 5]], np.int32)
     step = TrainStep(loss_fn, optimizers.SGD(), micro_batch_size=micro_batch_size)
-    step(select([a], ".*"), {"x": X, "w": w, "label": label, "seeds": seeds}, learning_rate=1.0)
+    selection = select({"a": a, "table": table}, "a")
+    step(selection, {"x": X, "w": w, "label": label, "seeds": seeds}, learning_rate=1.0)
     expected = np.array([2, 3, 0, 3, 2]) * w * [2, 1, 2, 1, 2]
     np.testing.assert_allclose(a.numpy(), 1 - (X * expected).sum() / expected.sum(), rtol=1e-6)  # float32
 

@@ -27,6 +27,7 @@ from engine.text import nearest
 # Arguments that the engine sets itself, or that would change what ImageNet weights mean.
 _RESERVED = {"include_top", "weights", "input_tensor", "input_shape", "pooling", "classes", "classifier_activation"}
 _RESERVED |= {"name", "weights_name", "include_preprocessing", "model_name", "default_size"}
+_PLAIN = "imagenet_layers"  # an option of ours: whether the backbone has the layers that only ImageNet weights require
 # The native side of an application's images in pixels, where it is not 224 (Keras: default_size).
 _NATIVE = {"xception": 299, "inceptionv3": 299, "inceptionresnetv2": 299, "nasnetlarge": 331}
 _NATIVE |= {f"efficientnetb{n}": side for n, side in enumerate((224, 240, 260, 300, 380, 456, 528, 600))}
@@ -55,8 +56,8 @@ def native_size(name: str) -> tuple[int, int]:
 def build_application(request: Request) -> Model:
     """Builds an application without its top, and a new head ("gap" by default).
 
-    The case of the application's name does not matter. Options are the arguments of its function, such as ``alpha=0.35``.
-    Raises ModelSpecError for an unknown name or option or too small images, and HeadError for a head that is not valid.
+    The case of the application's name does not matter. Options are the arguments of its function, such as ``alpha=0.35``,
+    and ``imagenet_layers=false``, which leaves out layers that only ImageNet weights require (EfficientNet has one). Raises ModelSpecError for an unknown name or option or too small images, and HeadError for a head that is not valid.
     """
     spec, name, image_shape = request.spec, request.name, request.image_shape
     known = find_applications()
@@ -64,11 +65,13 @@ def build_application(request: Request) -> Model:
     if right is None:
         hint = nearest_name(name, list(known)) or f"; expected one of {', '.join(known)}"
         raise ModelSpecError(f"model={spec!r}: keras.applications has no {name!r}{hint}")
-    options = _options(spec, known[right], request.options)
+    chosen = dict(request.options)
+    plain = _is_plain(spec, chosen.pop(_PLAIN, "true"))
+    options = _options(spec, known[right], chosen)
     make = functools.partial(known[right], include_top=False, input_shape=(*image_shape[:2], 3), **options)
     parsed = heads.parse_head(request.head or "gap")
     with seeded(request.seed), dtype_policy(request.policy):
-        backbone, file = _backbone(spec, make, image_shape)
+        backbone, file = _backbone(spec, make, image_shape, plain=plain)
         backbone.name = right  # Keras' own name has the width, and the size of the weights that it would load
         network = heads.add_head(backbone, parsed, request.outputs)
     normalise = probe_preprocessing(inspect.getmodule(known[right]).preprocess_input)  # type: ignore[union-attr]
@@ -80,13 +83,37 @@ def build_application(request: Request) -> Model:
         upper=heads.choose_upper(network),
         statistics="frozen",
         notes=describe_colours(normalise, image_shape),
-        load=functools.partial(weights.load_weights, spec=spec, network=network, backbone=backbone, imagenet=file),
+        load=functools.partial(
+            weights.load_weights, spec=spec, network=network, backbone=backbone, imagenet=file, hint=_hint(right, plain)
+        ),
     )
 
 
-def _backbone(spec: str, make: Callable[..., Any], image: tuple[int, int, int]) -> tuple[Any, ImagenetFile | str]:
+def _is_plain(spec: str, text: str) -> bool:
+    """Reads the option ``imagenet_layers``: "false" builds a backbone as ``weights=None`` of keras.applications does."""
+    if text.lower() not in ("true", "false"):
+        raise ModelSpecError(f"model={spec!r}: {_PLAIN}={text!r} is not true or false")
+    return text.lower() == "false"
+
+
+def _hint(name: str, plain: bool) -> str:
+    if not name.startswith("EfficientNetB"):
+        return ""
+    if plain:
+        return f"Without {_PLAIN}=false, the network has the second Rescaling layer that ImageNet weights require."
+    return (
+        f"keras:{name},{_PLAIN}=false builds the network without the second Rescaling layer, as weights=None "
+        "of keras.applications does; only ImageNet weights require that layer."
+    )
+
+
+def _backbone(
+    spec: str, make: Callable[..., Any], image: tuple[int, int, int], *, plain: bool
+) -> tuple[Any, ImagenetFile | str]:
     """A random backbone with the layers that ImageNet weights require, and their file (or why there is none)."""
     try:
+        if plain:
+            raise ValueError(f"{_PLAIN}=false leaves out layers that they require")
         with _not_loading() as files:
             backbone = make(weights="imagenet")
         return backbone, files[0]

@@ -17,6 +17,8 @@ from engine.selection.variables import name_variables
 from engine.text import nearest
 
 POOLS = ("gap", "gmp", "flatten")
+_PROBABILITIES = ("Softmax", "Sigmoid")
+_HIDDEN = ("Relu", "Relu6", "LeakyRelu", "Elu", "Selu")  # never the last operation of logits
 _LAYERS = {  # the pooling layers, by the rank of the features
     4: {"gap": "GlobalAveragePooling2D", "gmp": "GlobalMaxPooling2D", "flatten": "Flatten"},
     3: {"gap": "GlobalAveragePooling1D", "gmp": "GlobalMaxPooling1D", "flatten": "Flatten"},
@@ -84,43 +86,82 @@ def add_head(backbone: Any, head: Head, outputs: int) -> Any:
     return keras.Model(image, keras.Sequential(layers, name="head")(features), name="network")
 
 
-def cut_head(model: Any, spec: str) -> Any:
-    """The model without its last layer with weights: from its input to its features.
+def cut_head(model: Any, spec: str, kind: str) -> tuple[Any, str]:
+    """The model without its top, from its input to its features, and a note on what was cut off.
 
-    Raises HeadError if the model is not a graph of layers, or its last layer is a whole network.
+    The shape of the outputs decides whether there is a top. A feature map has none, and neither have features that were
+    pooled from one, or that end in a ReLU or a normalisation: such a model keeps all its layers. Otherwise the last layer
+    with a kernel, and what follows it, is the top. ``kind`` is the type of the operation that computes the outputs; what
+    ends in a softmax or sigmoid always has a top, unless that is computed at every place of a map.
+
+    Raises HeadError if the model is not a graph of layers, or its last layer is a whole network with a top.
     """
     import keras
 
-    tensor, shape = model.outputs[0], None
-    while shape is None:
+    tensor, removed = _find_top(model, spec, kind)
+    name = model.name if not re.fullmatch(r"(functional|sequential|model)(_\d+)?", model.name) else "backbone"
+    backbone = keras.Model(model.inputs[0], tensor, name="backbone" if groups.in_head(name) else name)
+    if not removed:
+        what = "a feature map" if len(tensor.shape) > 2 else "features without a top"
+        return backbone, f"no layer is cut off: its outputs of {_size(tensor)} are {what}"
+    *after, top = removed
+    rest = "".join(f", {layer.name}" for layer in reversed(after))
+    return backbone, f"cut off: its top {top.name} with {_size(model.outputs[0])} outputs{rest}"
+
+
+def _find_top(model: Any, spec: str, kind: str) -> tuple[Any, list[Any]]:
+    """The tensor that holds the features of a model, and the layers after it, from the last to the first."""
+    import keras
+
+    output = model.outputs[0]
+    classifies = kind in _PROBABILITIES
+    if _is_map(output) or (len(output.shape) > 2 and not classifies) or kind in _HIDDEN:
+        return output, []
+    tensor, removed = output, []
+    while True:
         layer, inputs = _made_by(tensor)
+        weights = list(getattr(layer, "weights", ()))
+        has_kernel = any(len(weight.shape) > 1 for weight in weights)
+        if isinstance(layer, keras.layers.InputLayer) or (weights and not has_kernel and not classifies):
+            return output, []
+        if weights and isinstance(layer, keras.Model) and not groups.in_head(layer.name):
+            if not _find_top(layer, spec, kind)[1]:
+                return output, []
+            raise HeadError(
+                f"model={spec!r}: its head cannot be cut off: its last layer is the whole model {layer.name!r}; "
+                "save that model on its own, or build the network in py:module:factory"
+            )
         if len(inputs) != 1:
             raise HeadError(
                 f"model={spec!r}: its head cannot be cut off: its outputs come from the layer {layer.name!r}, "
                 f"which joins {len(inputs)} tensors"
             )
-        weights = list(getattr(layer, "weights", ()))
-        if weights and isinstance(layer, keras.Model) and not groups.in_head(layer.name):
-            raise HeadError(
-                f"model={spec!r}: its head cannot be cut off: its last layer is the whole model {layer.name!r}; "
-                "save that model on its own, or build the network in py:module:factory"
-            )
+        removed.append(layer)
         tensor = inputs[0]
-        shape = tensor.shape if weights else None
-    name = model.name if not re.fullmatch(r"(functional|sequential|model)(_\d+)?", model.name) else "backbone"
-    return keras.Model(model.inputs[0], tensor, name="backbone" if groups.in_head(name) else name)
+        if has_kernel:
+            return tensor, removed
+        if _is_map(tensor) and not classifies:
+            return output, []
 
 
-def remove_activation(model: Any, spec: str) -> tuple[Any, str]:
+def _is_map(tensor: Any) -> bool:
+    """Whether a tensor has features at several places of an image, or for several tokens."""
+    return any(size != 1 for size in tensor.shape[1:-1])
+
+
+def _size(tensor: Any) -> str:
+    return "x".join("any" if size is None else str(size) for size in tensor.shape[1:])
+
+
+def remove_activation(model: Any, spec: str, kind: str) -> tuple[Any, str]:
     """The model with logits as outputs, and a note on what was removed ("" if it had them already).
 
-    A final softmax or sigmoid is found in the traced graph, whichever layer computes it. It is removed because the losses
-    here expect logits. Raises HeadError if it comes from a layer that cannot be removed or changed.
+    ``kind`` is the type of the operation that computes the outputs (``output_operation``), so that a final softmax or sigmoid
+    is found whichever layer computes it. It is removed because the losses here expect logits. Raises HeadError if it comes from a layer that cannot be removed or changed.
     """
     import keras
 
-    kind = last_operation(model)
-    if kind not in ("Softmax", "Sigmoid"):
+    if kind not in _PROBABILITIES:
         return model, ""
     owner, layer = model, None
     inputs: list[Any] = []
@@ -131,7 +172,7 @@ def remove_activation(model: Any, spec: str) -> tuple[Any, str]:
         layer.activation = keras.activations.linear
     elif owner is model and len(inputs) == 1 and not getattr(layer, "weights", ()):
         model = keras.Model(model.inputs[0], inputs[0], name=model.name)
-    if last_operation(model) in ("Softmax", "Sigmoid"):
+    if output_operation(trace(model)) in _PROBABILITIES:
         raise HeadError(
             f"model={spec!r}: it ends in {kind.lower()} (layer {layer.name!r}), which cannot be removed, but the loss expects "
             "logits; --head=gap gives it a new head"
@@ -139,13 +180,13 @@ def remove_activation(model: Any, spec: str) -> tuple[Any, str]:
     return model, f"the final {kind.lower()} was removed, since the loss expects logits"
 
 
-def last_operation(model: Any) -> str:
-    """The type of the operation that computes a network's output, such as "Softmax"."""
+def trace(model: Any, size: tuple[int, int] = (64, 64)) -> Any:
+    """A Keras model in inference mode, as a concrete function of one image; ``size`` counts where the model takes any."""
     import tensorflow as tf
 
-    shape = [1, *(size or 64 for size in model.input_shape[1:])]
-    traced = tf.function(lambda image: model(image, training=False), autograph=False)
-    return output_operation(traced.get_concrete_function(tf.TensorSpec(shape, tf.float32)))
+    height, width, channels = model.input_shape[1:]
+    spec = tf.TensorSpec([1, height or size[0], width or size[1], channels], tf.float32)
+    return tf.function(lambda image: model(image, training=False), autograph=False).get_concrete_function(spec)
 
 
 def output_operation(concrete: Any) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pathlib
+import re
 import warnings
 import zipfile
 from typing import Any
 
+from engine.files import FileError
 from engine.models.spec import ModelSpecError
 
 SUFFIXES = (".keras", ".h5", ".hdf5")
@@ -42,21 +44,44 @@ def load_model(path: str, flag: str) -> Any:
         )
     if path.lower().endswith(".keras") and not zipfile.is_zipfile(path):
         raise ModelSpecError(f"{name}: it is not a Keras model, or damaged; a .keras file is a zip archive")
+    from engine.models.keras import old_files  # imported here, since it imports this module's neighbours
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if not path.lower().endswith(".keras"):
+                return old_files.load_h5_model(path)
+            if old_files.is_old_archive(path):
+                return old_files.load_old_archive(path)
             return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except ModelSpecError as error:
+        raise ModelSpecError(f"{name}: {error}; {_WAY_OUT}") from None
+    except FileError as error:
+        raise ModelSpecError(
+            f"{name}: it is not a Keras model, or damaged: {str(error).removeprefix(f'{path}: ')}"
+        ) from None
     except Exception as error:  # a file can make Keras raise nearly anything
         raise ModelSpecError(f"{name}: {_reason(error)}") from None
 
 
+_WAY_OUT = "py:module:factory builds such a model from source"
+
+
 def _reason(error: Exception) -> str:
+    """The reason why Keras cannot load a file, without the configurations that it prints before it."""
     text = " ".join(str(error).split())
     if "arbitrary code execution" in text or "Lambda" in text or "safe_mode" in text:
-        return (
-            "it contains Python code (such as a Lambda layer), which is never run from a file; py:module:factory builds such "
-            "a model from source"
-        )
-    if "Could not locate" in text or "Unknown layer" in text or "custom" in text:
-        return f"it needs code that the file does not contain ({text[:200]}); py:module:factory builds such a model"
-    return f"it is not a Keras model, or damaged ({type(error).__name__}: {text[:200] or 'no details'})"
+        return f"it contains Python code (such as a Lambda layer), which is never run from a file; {_WAY_OUT}"
+    why = text.rpartition("Exception encountered: ")[2]
+    if layer := re.search(r"deserializing class '(\w+)'", text):
+        why = f"{layer.group(1)}: {why}"
+    if missing := re.search(r"(?:Could not locate (?:class|function)|Unknown layer:) '?([\w>.]+)'?", text):
+        return f"it needs {missing.group(1)}, whose code the file does not contain; {_WAY_OUT}"
+    if "custom" in why:
+        return f"it needs code that the file does not contain ({_shorten(why)}); {_WAY_OUT}"
+    kind = f"{type(error).__name__}: {_shorten(why)}" if why else type(error).__name__
+    return f"it is not a Keras model, or damaged, or of another version of Keras ({kind}); {_WAY_OUT}"
+
+
+def _shorten(text: str, most: int = 400) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"

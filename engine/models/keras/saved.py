@@ -8,15 +8,12 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import tensorflow as tf
-
-from engine import keras_private
-from engine.data import Normalise
 from engine.models import images
 from engine.models.keras import heads, scopes, weights
+from engine.models.keras.precision import check_precision, set_precision
 from engine.models.keras.safe_loading import load_model
 from engine.models.spec import Model, ModelSpecError, Request
-from engine.selection.variables import is_keras, name_variables
+from engine.selection.variables import name_variables
 
 
 def build_saved_model(request: Request) -> Model:
@@ -31,7 +28,12 @@ def build_saved_model(request: Request) -> Model:
 
 def read_input_size(path: str) -> tuple[int, int] | None:
     """The (height, width) in pixels of a saved model's only input, or None for any size; raises as ``load_model`` does."""
-    inputs = getattr(load_model(path, "model"), "inputs", None) or []
+    return input_size(load_model(path, "model"))
+
+
+def input_size(model: Any) -> tuple[int, int] | None:
+    """The (height, width) in pixels of a Keras model's only input, or None for any size."""
+    inputs = getattr(model, "inputs", None) or []
     shape = list(inputs[0].shape) if len(inputs) == 1 else []
     if len(shape) != 4 or (shape[1] is None and shape[2] is None):
         return None
@@ -46,58 +48,48 @@ def adopt_model(request: Request, model: Any, *, own: str) -> Model:
     spec, outputs = request.spec, request.outputs
     _check_input(spec, model, request.image_shape)
     model = _plain(model)
-    normalise, note = _preprocessing(request, model)
-    notes = [note] if note else []
-    backbone = None
+    notes = list(set_precision(request, model))
+    traced = heads.trace(model, request.image_shape[:2])
+    notes += check_precision(request, model, traced)
+    variables = name_variables(model) if model.weights else ()
+    normalise, note, chosen = images.choose_preprocessing(request, traced, variables, model.input_shape[3])
+    notes += note
+    backbone, kind = None, heads.output_operation(traced)
     if request.head is not None:
         parsed = heads.parse_head(request.head)
-        backbone = heads.cut_head(model, spec)
         with scopes.seeded(request.seed), scopes.dtype_policy(request.policy):
+            backbone, cut = heads.cut_head(model, spec, kind)
             network = heads.add_head(backbone, parsed, outputs)
-        notes.append(f"a new head with {outputs} outputs on {backbone.name}'s {_size(backbone.output_shape)} features")
+        notes.append(
+            f"a new head with {outputs} outputs on {backbone.name}'s {_size(backbone.output_shape)} features; {cut}"
+        )
     else:
         if model.output_shape != (None, outputs):
             raise ModelSpecError(
                 f"model={spec!r}: its outputs have shape {_size(model.output_shape)}, but the data require {outputs}; "
                 "--head=gap replaces its last layer by a new head"
             )
-        network, note = heads.remove_activation(model, spec) if request.logits else (model, "")
-        notes += [note] if note else []
-    follow_precision(request, network)
+        with scopes.dtype_policy(request.policy):
+            network, removed = heads.remove_activation(model, spec, kind) if request.logits else (model, "")
+        notes += [removed] if removed else []
+
+    def check_images() -> None:
+        images.check_preprocessing(
+            request, normalise, heads.trace(network, request.image_shape[:2]), name_variables(network)
+        )
+
     return Model(
         spec,
         network,
         outputs,
         normalise,
+        images_chosen=chosen,
         upper=heads.choose_upper(network),
         statistics="frozen",
         notes=(*notes, *images.describe_colours(normalise, request.image_shape)),
         load=functools.partial(weights.load_weights, spec=spec, network=network, backbone=backbone, own=own),
+        check_images=None if images.parse_mode(request) else check_images,
     )
-
-
-def follow_precision(request: Request, network: Any) -> None:
-    """Sets the dtype in which the layers of a built Keras model compute; their variables keep theirs.
-
-    Raises ModelSpecError if the weights have another dtype than the request's; or if the request computes in another one
-    than theirs, but the model is not a Keras model.
-    """
-    wanted = tf.as_dtype(request.dtype).name
-    other = {entry.variable.dtype.name for entry in name_variables(network) if entry.kind == "weight"} - {wanted}
-    if other:
-        raise ModelSpecError(f"model={request.spec!r}: its weights are {', '.join(sorted(other))}; expected {wanted}")
-    if request.compute == request.dtype:
-        return
-    if not is_keras(network):
-        raise ModelSpecError(
-            f"precision={request.policy}: {request.name} returns a tf.Module, which itself decides the precision it computes "
-            "in; only vit:, cnn: and Keras models follow --precision"
-        )
-    import keras
-
-    for layer in keras_private.flatten_layers(network):
-        if not isinstance(layer, keras.layers.InputLayer):
-            layer.dtype_policy = request.policy
 
 
 def _plain(model: Any) -> Any:
@@ -123,19 +115,9 @@ def _check_input(spec: str, model: Any, image: tuple[int, int, int]) -> None:
     if any(size is not None and size != given for size, given in zip(wanted[1:3], image[:2], strict=True)):
         raise ModelSpecError(
             f"model={spec!r}: the images are {image[0]}x{image[1]}, but its input is {_size(wanted[:3])}; "
-            "--image_size resizes them"
+            f"--image_size={'x'.join(str(size or given) for size, given in zip(wanted[1:3], image[:2], strict=True))} resizes "
+            "them"
         )
-
-
-def _preprocessing(request: Request, model: Any) -> tuple[Normalise, str]:
-    channels = model.input_shape[3]
-    mode = images.parse_mode(request)
-    if mode is not None:
-        return images.build_preprocessing(mode, channels), ""
-    scaling = any(type(x).__name__ in ("Rescaling", "Normalization") for x in keras_private.flatten_layers(model))
-    why = "it scales images itself" if scaling else "a file does not record how it was trained"
-    note = f"images are scaled to {'0 to 255' if scaling else '-1 to 1'} ({why}; the option preprocess changes this)"
-    return images.build_preprocessing("pixels" if scaling else "tf", channels), note
 
 
 def _size(shape: Any) -> str:

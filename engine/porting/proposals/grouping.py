@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from engine.porting.proposals.fitting import Fit, Layout, Shape, fit_shape
-from engine.porting.proposals.units import Item, Unit
+from engine.porting.proposals.units import CELLS, Item, Unit
 
 _LONE = frozenset({"lone", "gamma", "alpha", "other"})
 Shapes = tuple[tuple[str, Shape, str, bool, bool], ...]
@@ -37,6 +37,8 @@ def match_roles(one: Sequence[str], other: Sequence[str]) -> list[tuple[str, str
 def fit_item(source: Item, target: Item, layout: Layout) -> Fit | None:
     """Finds how one variable becomes another; None if it cannot."""
     if source.type != target.type or math.prod(source.shape) != math.prod(target.shape):
+        return None
+    if source.role in CELLS and source.shape != target.shape:
         return None
     kernels = source.role == target.role == "kernel" and not source.still and not (target.still and target.table)
     role = "kernel" if kernels else ""

@@ -40,11 +40,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Left:
-    """A tensor that is proposed to be skipped."""
+    """A tensor that is proposed to be skipped; a ``hidden`` one need not be among those that the rules see."""
 
     name: str
     confidence: float
     reason: str
+    hidden: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,15 +84,33 @@ class Proposal:
             "missing": [_json(variable) for variable in self.missing],
         }
 
-    def rules_text(self, *, at_least: float = SURE) -> str:
+    def left_to_user(self, *, at_least: float = SURE) -> list[str]:
+        """Returns everything that the rule file leaves to the user, each as it is there, and in full.
+
+        These are the variables and the tensors with a confidence below ``at_least``, variables without a proposal, and
+        names that the rule language cannot express.
+        """
+        found = []
+        for line in self.lines:
+            rule = write_rule(line)
+            if rule is None or line.confidence < at_least:
+                found.append(f"{rule or _comment(line.target)}  ({line.confidence:.2f})")
+        found += [f"{_comment(variable.path)}: {_comment(variable.reason)}" for variable in self.missing]
+        return found + [
+            f"skip {escape_pattern(left.name)}  ({left.confidence:.2f})"
+            for left in self.skips
+            if left.confidence < at_least
+        ]
+
+    def rules_text(self, *, at_least: float = SURE, note: str = "") -> str:
         """Returns a rule file (engine.porting.rules.language) with the confidence on every line.
 
         Lines below ``at_least``, and variables without a proposal, become comments with their candidates, for the user
-        to decide; ``at_least=0`` turns all proposals into rules. Raises PortError if there are more names than a rule
-        file can hold.
+        to decide; ``at_least=0`` turns all proposals into rules. ``note`` is a sentence for the top of the file. Raises
+        PortError if there are more names than a rule file can hold.
         """
         for detail in (2, 1, 0):  # to stay below the limit, first the candidates are dropped, then the reasons
-            text = "\n".join(self._text(at_least, detail)) + "\n"
+            text = "\n".join(self._text(at_least, detail, note)) + "\n"
             if len(text.encode("utf-8", "replace")) <= _MOST_BYTES:
                 return text
         raise PortError(
@@ -99,11 +118,13 @@ class Proposal:
             "that a rule file may have"
         )
 
-    def _text(self, at_least: float, detail: int) -> Iterable[str]:
+    def _text(self, at_least: float, detail: int, note: str) -> Iterable[str]:
         number = sum(line.confidence >= at_least for line in self.lines)
         yield f"# Proposed from names and shapes: {number} of {len(self.lines) + len(self.missing)} variables with a"
         yield f"# confidence of {at_least:g} or more. The number after a line is its confidence; check the lines below 1."
         yield "# Lines that begin with `#` are left to you: remove the `# ` where they are right."
+        if note:
+            yield f"# {note}"
         if self.layout:
             yield f"# Kernels: {_comment(self.layout)}"
         yield ""
@@ -124,7 +145,7 @@ class Proposal:
             yield ""
         for left in self.skips:
             mark = "" if left.confidence >= at_least else "# "
-            yield f"{mark}skip {escape_pattern(left.name)}  # {left.confidence:.2f} {_comment(left.reason) if detail else ''}".rstrip()
+            yield f"{mark}skip{'?' if left.hidden else ''} {escape_pattern(left.name)}  # {left.confidence:.2f} {_comment(left.reason) if detail else ''}".rstrip()
 
     def table(self) -> str:
         """Returns a table for a terminal: source, target, transforms, confidence, reason; the least certain first."""
@@ -135,7 +156,8 @@ class Proposal:
             others = others if line.candidates else ""
             rows.append((" + ".join(line.source), line.target, how, f"{line.confidence:.2f}", line.reason + others))
         rows += [("(none)", variable.path, "-", "", variable.reason) for variable in self.missing]
-        rows += [(left.name, "(skip)", "-", f"{left.confidence:.2f}", left.reason) for left in self.skips]
+        skips = [left for left in self.skips if not left.hidden]
+        rows += [(left.name, "(skip)", "-", f"{left.confidence:.2f}", left.reason) for left in skips]
         return table([tuple(_comment(cell) for cell in row) for row in rows])
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from engine.porting.proposals.fitting import Layout, Shape, drop_ones
 from engine.porting.proposals.words import NORM_ROLES, Token, canonical_words, parse_name
 
+CELLS = frozenset({"lstm", "gru", "rnn"})  # the roles of whole kernels of cells (engine.porting.proposals.recurrent)
 _QKV = ("query", "key", "value")
 
 
@@ -18,7 +19,8 @@ class Item(NamedTuple):
     """One variable of either side, or an equal part of a tensor; ``type`` is "f" for floating point, or the dtype.
 
     Attributes:
-        role: its role in the layer: "kernel", "bias", "gamma", "beta", "mean", "variance", "alpha", "lone" or "other".
+        role: its role in the layer: "kernel", "bias", "gamma", "beta", "mean", "variance", "alpha", "lone" or "other";
+            in a recurrent cell, one of CELLS, and "gates" for its bias.
         table: whether its name mentions an embedding.
         still: whether it is itself named like an embedding and not like a kernel, so that it is never transposed.
         part: (axis, number of the part of three) for a part of a fused query, key and value.
@@ -50,7 +52,9 @@ class Unit:
 
     def __post_init__(self) -> None:
         roles = set(self.items)
-        self.kind = "linear" if "kernel" in roles else "norm" if roles & NORM_ROLES else min(roles)
+        self.kind = (
+            "linear" if "kernel" in roles else "cell" if roles & CELLS else "norm" if roles & NORM_ROLES else min(roles)
+        )
 
     @property
     def main(self) -> Item:

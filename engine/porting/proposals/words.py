@@ -126,9 +126,15 @@ def _pieces(segment: str) -> list[Token]:
     return tokens
 
 
+def without_output(name: str) -> str:
+    """Returns the name of a variable without the ``:0`` of its tensor."""
+    return name.removesuffix(":0")
+
+
 @functools.lru_cache(maxsize=1 << 15)
 def parse_name(name: str) -> Name:
     """Parses a name into scope and role; any text is a name."""
+    name = without_output(name)
     segments = [tokens for part in re.split(r"[/.]+", name) if (tokens := _pieces(part))]
     if not segments:
         return Name((name,) if name else (), frozenset({1}), "", "")
@@ -145,13 +151,17 @@ def parse_name(name: str) -> Name:
 def _role_of(tokens: list[Token]) -> tuple[str, str, list[Token]]:
     """Returns the role in a last segment, how it was written, and the tokens that remain."""
     for place in (len(tokens) - 1, len(tokens) - 2, 0):  # weights, scale1, W_conv1
-        if not 0 <= place < len(tokens) or (place == len(tokens) - 2 and not isinstance(tokens[-1], int)):
+        if not 0 <= place < len(tokens) or (0 < place == len(tokens) - 2 and not isinstance(tokens[-1], int)):
             continue
         word = tokens[place]
         role = _ROLE.get(word, "") if isinstance(word, str) else ""
         if not role or (place == 0 and place < len(tokens) - 2 and role in ("table", "mean", "variance")):
             continue
+        if place == 0 and len(tokens) == 2 and isinstance(tokens[1], str) and role not in ("kernel", "bias"):
+            continue
         rest = tokens[:place] + tokens[place + 1 :]
+        if {role, _ROLE.get(str(rest[-1]), "") if rest else ""} == {"kernel", "bias"}:  # bias_weights
+            return "bias", str(word), rest[:-1]
         if role in ("mean", "variance") and place and rest[place - 1] in _STATISTIC:
             del rest[place - 1]
         if role == "gamma" and place and rest[place - 1 : place] == ["layer"]:
@@ -185,7 +195,7 @@ _OTHER_SLOT = re.compile(r"vr|vc|accumulator|momentum|velocity|rms|mg|ema")
 COUNTER = re.compile(
     r"(.*[/.])?(beta[12]_power(_\d+)?|global_step|save_counter|num_batches_tracked|iterations?|learning_rate|lr"
     r"|train(ing)?_step|step|loss_scale|good_steps)|optimizer/.*|(.*/)?\.OPTIMIZER_SLOT/.*|_CHECKPOINTABLE_OBJECT_GRAPH"
-    r"|generator/.*|(.*/)?seed_generator(_state)?"
+    r"|(generator|metric)/.*|(.*/)?seed_generator(_state)?"
 )
 
 

@@ -19,6 +19,15 @@ from engine.porting.readers.bundle_index import Piece
 from engine.porting.readers.closing import Closing
 
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+_LFS = b"version https://git-lfs"
+
+
+class DataFileError(FileError):
+    """A tensor whose bytes are not there. ``cause`` is the same for all tensors of a file that is missing or too short."""
+
+    def __init__(self, message: str, cause: str) -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 class Checkpoint(Closing):  # TensorFlow's reader closes its files when it is garbage-collected
@@ -64,6 +73,16 @@ class Checkpoint(Closing):  # TensorFlow's reader closes its files when it is ga
     def others(self) -> list[str]:
         """Returns the entries that are not tensors of numbers, such as the object graph."""
         return list(self._others)
+
+    def object_graph(self) -> Any:
+        """Returns the nodes of the saved object graph, or an empty list if the checkpoint is name-based."""
+        from tensorflow.core.protobuf import trackable_object_graph_pb2
+
+        if "_CHECKPOINTABLE_OBJECT_GRAPH" not in self._others:
+            return []
+        with self._damage("_CHECKPOINTABLE_OBJECT_GRAPH"):
+            text = self._reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH")
+            return trackable_object_graph_pb2.TrackableObjectGraph.FromString(text).nodes
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._entries[self._key(name)].shape
@@ -137,8 +156,14 @@ class Checkpoint(Closing):  # TensorFlow's reader closes its files when it is ga
                 promised = f"bytes {piece.offset:,} to {piece.offset + piece.size:,} of {piece.file.name}"
             else:
                 continue
-            found = "is missing" if held is None else f"has {held:,} bytes"
-            raise FileError(f"{self.path}: {name}: {promised}, which {found}; the data files are truncated or missing")
+            if held is None:
+                found, cause = "is missing", f"{piece.file.name} is missing"
+            else:
+                found, cause = f"has {held:,} bytes", f"{piece.file.name} is truncated: it has {held:,} bytes"
+                if _is_pointer(piece.file):
+                    cause = f"{piece.file.name} is a Git LFS pointer, not the data; `git lfs pull` fetches them"
+            message = f"{self.path}: {name}: {promised}, which {found}; the data files are truncated or missing"
+            raise DataFileError(message, "" if promised.startswith("shape") else cause)
         if elements != math.prod(shape):
             raise FileError(
                 f"{self.path}: {name}: its slices hold {elements:,} elements, but its shape is {list(shape)}"
@@ -171,6 +196,14 @@ def describe_error(error: Exception) -> str:
     return " ".join(text.split())[:300] or type(error).__name__
 
 
+def _is_pointer(file: pathlib.Path) -> bool:
+    try:
+        with open(file, "rb") as opened:
+            return opened.read(len(_LFS)) == _LFS
+    except OSError:
+        return False
+
+
 def _check_kind(index: pathlib.Path) -> None:
     """Raises FileError for a file that is clearly not an index."""
     try:
@@ -180,7 +213,7 @@ def _check_kind(index: pathlib.Path) -> None:
             end = file.read(8)
     except OSError as error:
         raise FileError(f"{index}: {'there is no such file' if not index.exists() else error}") from None
-    if start.startswith(b"version https://git-lfs"):
+    if start.startswith(_LFS):
         raise FileError(f"{index}: a Git LFS pointer, not the index itself; `git lfs pull` fetches it")
     if end != bundle_index.MAGIC:
         raise FileError(f"{index}: not the index of a checkpoint, or a truncated one: its end is missing")

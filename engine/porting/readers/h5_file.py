@@ -23,6 +23,7 @@ from engine.text import join_some
 _FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
 _MOST_PACKED = 1032  # the largest compression ratio of deflate; that of lzf is smaller
 _MOST_OBJECTS = 100_000
+_MOST_TEXT = 1 << 28  # bytes of a text attribute: more than any model's configuration has
 
 
 class KerasH5(Closing):
@@ -43,13 +44,14 @@ class KerasH5(Closing):
         self._h5py = h5py
         self.path = pathlib.Path(path)
         self._sets: dict[str, Any] = {}
+        self._groups: dict[str, Any] = {}
         self._objects = 0
         with self._damage("", "not an HDF5 file, or a truncated one"):
             self._file = h5py.File(self.path, "r")
         try:
             with self._damage("", "damaged"):
                 self._walk(self._file, "", set())
-                if not self._sets or not self._is_keras():
+                if not (self._sets or "model_config" in self._file.attrs) or not self._is_keras():
                     held = join_some(list(self._sets), most=3) or "nothing"
                     raise FileError(
                         f"{self.path}: an HDF5 file, but not Keras weights; it holds {held}. Keras writes "
@@ -80,8 +82,40 @@ class KerasH5(Closing):
         with self._damage(name, "damaged or truncated"):
             return np.asarray(data[start:stop]).view(self._dtype(data))
 
+    def groups(self) -> list[str]:
+        """The paths of all groups, named as the data sets are; the root, or that of the weights, is ``""``."""
+        return list(self._groups)
+
+    def text(self, name: str) -> str:
+        """A text that the file has as an attribute, such as ``model_config``; "" if it has none."""
+        return "".join(self._texts(self._file, name))
+
+    def strings(self, group: str, name: str) -> list[str]:
+        """A list of strings that a group has as an attribute, such as ``layer_names``; a long one is kept in several."""
+        owner = self._groups.get(group)
+        if owner is None or name in owner.attrs:
+            return self._texts(owner, name) if owner is not None else []
+        found: list[str] = []
+        number = 0
+        while f"{name}{number}" in owner.attrs:
+            found += self._texts(owner, f"{name}{number}")
+            number += 1
+        return found
+
     def close(self) -> None:
         self._file.close()
+
+    def _texts(self, owner: Any, name: str) -> list[str]:
+        with self._damage(name, "damaged"):
+            if name not in owner.attrs:
+                return []
+            held = owner.attrs.get_id(name)
+            if math.prod(held.shape) == 0:
+                return []
+            if held.get_storage_size() > _MOST_TEXT or math.prod(held.shape) > _MOST_OBJECTS:
+                raise FileError(f"{self.path}: the attribute {name} is larger than any that Keras writes")
+            values = np.atleast_1d(owner.attrs[name])
+            return [value.decode("utf8") if isinstance(value, bytes) else str(value) for value in values]
 
     def _set(self, name: str) -> Any:
         if name not in self._sets:
@@ -96,6 +130,7 @@ class KerasH5(Closing):
 
     def _walk(self, group: Any, path: str, above: set[Any]) -> None:
         """Collects the data sets below a group; only hard links are followed, and cycles are refused."""
+        self._groups["" if path == "model_weights" else path.removeprefix("model_weights/")] = group
         identity = self._h5py.h5o.get_info(group.id).addr
         if identity in above or len(above) > 64:
             raise FileError(f"{self.path}: {path or '/'}: the group contains itself or is nested too deeply")

@@ -19,6 +19,7 @@ import numpy as np
 
 from engine.files import FileError, Npz, PathLike
 from engine.text import join_some
+from engine.training.checkpoint_names import describe_whole_files, list_whole_files
 
 
 class TensorSource(Protocol):
@@ -72,7 +73,9 @@ def open_tensors(path: PathLike) -> TensorSource:
         with open(path, "rb") as file:
             start = file.read(64)
     except OSError as error:
-        raise FileError(f"{path}: {'there is no such file' if not path.exists() else error}") from None
+        whole = list_whole_files(path.parent) if not path.exists() else []
+        hint = f"; the run there has its weights in {describe_whole_files(path.parent)}" if whole else ""
+        raise FileError(f"{path}: {'there is no such file' if not path.exists() else error}{hint}") from None
     if start[:4] in (b"PK\x03\x04", b"PK\x05\x06") or path.suffix == ".npz":
         return _open_zip(path)
     if start[:8] == b"\x89HDF\r\n\x1a\n":
@@ -89,6 +92,11 @@ def open_tensors(path: PathLike) -> TensorSource:
         )
     if start[:1] == b"\x80":
         raise FileError(f"{path}: this is a Python pickle, which is never loaded; save the weights as safetensors")
+    if path.suffix in (".meta", ".pb", ".pbtxt"):
+        raise FileError(
+            f"{path}: this is a graph, not a checkpoint; expected the weights that belong to it, such as "
+            f"{path.stem}.index and its data files (for a frozen graph, those that it was frozen from)"
+        )
     known = ".npz, safetensors, Keras HDF5 or a TensorFlow checkpoint"
     raise FileError(f"{path}: not a weights file of a supported kind, or a truncated one; expected {known}")
 
@@ -128,7 +136,9 @@ def _open_folder(folder: pathlib.Path) -> TensorSource:
         if found:
             names = join_some([file.name for file in found])
             raise FileError(f"{folder}: the folder holds {len(found)} checkpoints ({names}); name one of them")
-    raise FileError(f"{folder}: the folder holds neither a checkpoint (*.index) nor model.safetensors")
+    run = next((each for each in (folder, folder.parent) if list_whole_files(each)), None)
+    hint = "" if run is None else f"; a run has its weights in {describe_whole_files(run)}"
+    raise FileError(f"{folder}: the folder holds neither a checkpoint (*.index) nor model.safetensors{hint}")
 
 
 def _newest(folder: pathlib.Path) -> pathlib.Path | None:

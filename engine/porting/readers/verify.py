@@ -9,15 +9,19 @@ from dataclasses import dataclass
 from engine.files import FileError
 from engine.porting.errors import PortError
 from engine.porting.readers.source import TensorSource
-from engine.text import listed
+from engine.text import join_some, listed
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A damaged tensor. ``reason`` is the reader's whole message, which names the file as well."""
+    """A damaged tensor. ``reason`` is the reader's whole message, which names the file as well.
+
+    ``cause`` is what it shares with other tensors, such as a missing data file; "" if nothing.
+    """
 
     name: str
     reason: str
+    cause: str = ""
 
 
 def find_damage(
@@ -33,7 +37,7 @@ def find_damage(
         try:
             check_tensor(source, name)
         except FileError as error:
-            found.append(Damage(name, str(error)))
+            found.append(Damage(name, str(error), getattr(error, "cause", "")))
         if on_read is not None:
             on_read(name)
     return found
@@ -51,4 +55,18 @@ def damage_error(path: pathlib.Path, found: Sequence[Damage]) -> PortError:
     """Returns the error that names every damaged tensor of a file; there is at least one."""
     if len(found) == 1:
         return PortError(found[0].reason)
-    return PortError(f"{path}: {len(found)} tensors are damaged" + listed("damaged", [each.reason for each in found]))
+    return PortError(f"{path}: {len(found):,} tensors are damaged" + listed("damaged", describe_damage(found)))
+
+
+def describe_damage(found: Sequence[Damage]) -> list[str]:
+    """Returns a line for each damaged tensor, but only one for all tensors that share a cause."""
+    lines: dict[str, list[str]] = {}
+    for each in found:
+        lines.setdefault(each.cause or each.reason, []).append(each.name)
+    reasons = {each.name: each.reason for each in found}
+    return [
+        f"{cause}: {len(names):,} tensors cannot be read ({join_some(names, most=3)})"
+        if len(names) > 1
+        else reasons[names[0]]
+        for cause, names in lines.items()
+    ]

@@ -23,8 +23,8 @@ def invert_transforms(
     Args:
         value: the variable's value; it is cast to the dtype that the transforms result in.
         specs: the shape and dtype of each source, which ``infer_spec`` accepted.
-        read: the number of a source -> its current value. Called only where a ``split`` took a part, since the
-            rest stays as it is.
+        read: the number of a source -> its current value. Called only where a ``split`` or ``slice`` took a part,
+            since the rest stays as it is.
 
     Returns one array per source, in its shape and dtype; they may be views. Raises ValueError, which names the
     transform, where one loses information.
@@ -38,7 +38,7 @@ def invert_transforms(
         if transform.name == "concat":
             axis = transform.arguments[0]
             now = np.split(now[0], np.cumsum([spec.shape[axis] for spec in before])[:-1], axis=axis)
-        elif transform.name == "split":
+        elif transform.name in ("split", "slice"):
             wholes = []
             for source, part in enumerate(now):
                 whole = np.array(forward.apply_transforms([read(source)], transforms[:number], target))
@@ -58,7 +58,7 @@ def infer_source_shape(shape: tuple[int, ...], transforms: Sequence[Transform]) 
     """Infers the shape of a variable's only source from the transforms; raises ValueError if one does not tell."""
     now = np.broadcast_to(np.zeros((), bool), shape)  # no memory
     for transform in reversed(transforms):
-        if transform.name == "cast":
+        if transform.name in ("cast", "add", "lstm_gates", "gru_gates"):
             continue
         if transform.name != "transpose" or transform.inverse is None:
             raise ValueError(f"`{transform}` does not determine the shape of its input")

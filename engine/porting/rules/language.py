@@ -7,6 +7,9 @@ A line has one of these forms:
     fresh TARGET-PATTERN      let these variables keep their initial values on purpose
     prefix SOURCE-PATTERN     first of all, cut this off the front of every source name that has it
     detect SOURCE-PATTERN     a file has this layout if every such line matches a tensor
+    expect NODE-PATTERN ATTRIBUTE VALUES   the graph that the weights belong to has this, at least at one operation of
+                              such a name and at all of them: for what names and shapes do not show, such as strides.
+                              VALUES are separated by commas; the ATTRIBUTE ``op`` is the operation's kind
     images NAME               the images that such weights were trained on: tf (-1 to 1), torch (ImageNet's mean and
                               standard deviation) or unit (0 to 1)
 
@@ -21,11 +24,14 @@ begins a comment.
     patch/kernel              <-  embeddings.projection.weight | transpose(2, 3, 1, 0) | reshape(-1, d3)
     blocks/(\d+)/scale1       <-? encoder.layer.\1.layer_scale1.lambda1
     table                     <-  shared/weights_\d+ | concat(0)
+    lstm/lstm_cell/kernel     <-  rnn/basic_lstm_cell/kernel | slice(0, 0, t0) | lstm_gates
     skip? pooler\..*
+    expect .*pool1/MaxPool strides 1,2,2,1
 
 A rule must match some variable, and a skip some tensor. With ``?`` (``<-?``, ``skip?``, ``fresh?``) they
 need not, and a ``<-?`` whose sources are not all in the file is ignored; this is for parts that only some
-models have, and for names that differ between versions. Two rules that apply to the same variable are an error.
+models have, and for names that differ between versions. Without a graph beside the weights, ``expect`` is an error and
+``expect?`` is said to be unchecked. Two rules that apply to the same variable are an error.
 """
 
 from __future__ import annotations
@@ -45,6 +51,7 @@ from engine.text import nearest
 
 _WORD = re.compile(r'"(?:[^"\\]|\\.)*"|\S+')
 _KEYWORDS = ("skip", "fresh", "prefix", "detect")
+_ALL_KEYWORDS = (*_KEYWORDS, "expect", "images")
 IMAGES = ("tf", "torch", "unit")
 _MOST_BYTES = 1 << 20
 
@@ -93,6 +100,20 @@ class PatternLine:
 
 
 @dataclass(frozen=True)
+class Expected:
+    """An ``expect`` line: the values of an attribute, as texts, at the operations whose name the pattern matches."""
+
+    where: str
+    pattern: re.Pattern[str]
+    attribute: str
+    values: tuple[str, ...]
+    optional: bool
+
+    def __str__(self) -> str:
+        return f"{self.pattern.pattern} {self.attribute} {','.join(self.values)}"
+
+
+@dataclass(frozen=True)
 class Rules:
     """A parsed rule file."""
 
@@ -102,6 +123,7 @@ class Rules:
     fresh: tuple[PatternLine, ...] = ()
     prefix: tuple[PatternLine, ...] = ()
     detect: tuple[PatternLine, ...] = ()
+    expect: tuple[Expected, ...] = ()
     images: str | None = None
 
     def without_prefix(self, name: str) -> str:
@@ -131,6 +153,7 @@ def read_rules(path: PathLike) -> Rules:
 def parse_rules(text: str, *, name: str = "rules") -> Rules:
     """Parses the text of a rule file called ``name``; raises PortError (with the line) if one is not valid."""
     rules: list[Rule] = []
+    expected: list[Expected] = []
     lines: dict[str, list[PatternLine]] = {keyword: [] for keyword in _KEYWORDS}
     images: str | None = None
     for number, line in enumerate(text.splitlines(), 1):
@@ -146,6 +169,11 @@ def parse_rules(text: str, *, name: str = "rules") -> Rules:
             if len(words) != 2:
                 _fail(where, f"`{line}`: `{words[0]}` takes exactly one pattern")
             lines[keyword].append(PatternLine(where, _pattern(where, words[1]), optional))
+        elif keyword == "expect":
+            if len(words) != 4:
+                _fail(where, f"`{line}`: `expect` takes a pattern, an attribute and its values without spaces")
+            values = tuple(_name(words[3]).split(","))
+            expected.append(Expected(where, _pattern(where, words[1]), words[2], values, optional))
         elif words[0] == "images":
             if len(words) != 2 or words[1] not in IMAGES or images is not None:
                 _fail(where, f"`{line}`: `images` takes one of {', '.join(IMAGES)} and may appear once")
@@ -153,10 +181,11 @@ def parse_rules(text: str, *, name: str = "rules") -> Rules:
         else:
             _fail(
                 where,
-                f"`{line}`: expected `TARGET <- SOURCE | TRANSFORM` or one of {', '.join((*_KEYWORDS, 'images'))}"
-                + nearest(keyword, [*_KEYWORDS, "images"]),
+                f"`{line}`: expected `TARGET <- SOURCE | TRANSFORM` or one of {', '.join(_ALL_KEYWORDS)}"
+                + nearest(keyword, _ALL_KEYWORDS),
             )
-    return Rules(name, tuple(rules), **{keyword: tuple(found) for keyword, found in lines.items()}, images=images)
+    found = {keyword: tuple(patterns) for keyword, patterns in lines.items()}
+    return Rules(name, tuple(rules), **found, expect=tuple(expected), images=images)
 
 
 def _rule(where: str, words: list[str]) -> Rule:
@@ -189,6 +218,14 @@ def _rule(where: str, words: list[str]) -> Rule:
         _fail(where, "numbered shards (`\\d+`) need a `concat(axis)`")
     if len(templates) > 1 and not any(step.name == "concat" for step in steps):
         _fail(where, f"{len(templates)} sources need a `concat(axis)`")
+    for one, other in itertools.pairwise(steps):
+        gates, added = sorted((one, other), key=lambda step: step.name == "add")
+        if added.name == "add" and gates.name.endswith("_gates") and len(added.arguments) == 1:
+            _fail(
+                where,
+                f"`{added}` next to `{gates}` would add to every gate; `lstm_gates | add(1.0, 0, 4, 1)` adds to the "
+                "forget gate of a bias",
+            )
     return Rule(where, pattern, templates, tuple(steps), words[1].endswith("?"))
 
 

@@ -6,6 +6,10 @@
 | reshape(dims) | each dim is a number, -1 (once), dN (axis N of the input), tN (axis N of the target) or a product |
 | squeeze(axes) | drops the given axes of length 1; without arguments, all of them |
 | split(axis, parts, i) | takes part i of equal parts, counted from 0 |
+| slice(axis, from, to) | takes the entries from ``from`` up to ``to``, which is not included; each is a number (below 0 counted from the end), dN, tN, or the word ``end`` |
+| add(number) | adds a number everywhere; add(number, axis, parts, i) only to part i of equal parts |
+| lstm_gates | reorders the gates along the last axis from TensorFlow 1 (i, j, f, o) to Keras (i, f, c, o). The forget bias of 1, which TensorFlow 1 adds as it runs, is ``add(1.0, 0, 4, 1)`` of the bias behind it |
+| gru_gates | reorders them from TensorFlow 1 (reset, update, candidate) to Keras (update, reset, candidate) |
 | concat(axis) | joins the sources of the rule, each as transformed so far |
 | cast(dtype) | converts to another dtype |
 | resize_grid(rows, columns) | resizes a position embedding to the model's patch grid (engine.porting.rules.position_grid); the arguments state the file's grid where it is not square; ``keep`` assumes that equally many tokens have the same grid |
@@ -16,57 +20,24 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
+from engine.porting.rules import parts
 from engine.porting.rules import position_grid as grids
+from engine.porting.rules.transform import Spec, Target, Transform, find_axis, find_dim, parse_integers
 from engine.text import nearest
 
+__all__ = [
+    "Inferred", "Spec", "Target", "Transform", "apply_transforms", "drop_constants", "infer_spec", "parse_transform",
+]  # fmt: skip
 _DTYPES: dict[str, Any] = {
     name: np.dtype(name)
     for name in ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "bool")
 } | {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _MOST_AXES = 32  # numpy's limit in older versions
-
-
-class Spec(NamedTuple):
-    """The shape and dtype of a tensor that does not exist yet."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-
-class Target(NamedTuple):
-    """What transforms may know about the variable: its shape, and the model's patch grid if there is one."""
-
-    shape: tuple[int, ...]
-    grid: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class Transform:
-    """One transform of a rule, with its name and arguments as written.
-
-    Attributes:
-        infer: (spec, target) -> the spec of the result; raises ValueError with the reason.
-        run: (array, target) -> the result, a view where possible.
-        describe: (spec, target) -> what it does there, "" for nothing; None where its text says it.
-        inverse: (result, spec of the input) -> the input; None where information is lost, or where several tensors
-            are involved (split and concat, see engine.porting.rules.inverse).
-    """
-
-    name: str
-    arguments: tuple[Any, ...]
-    infer: Callable[[Spec, Target], Spec]
-    run: Callable[[np.ndarray, Target], np.ndarray]
-    describe: Callable[[Spec, Target], str] | None = None
-    inverse: Callable[[np.ndarray, Spec], np.ndarray] | None = None
-
-    def __str__(self) -> str:
-        return f"{self.name}({', '.join(map(str, self.arguments))})" if self.arguments else self.name
 
 
 def parse_transform(text: str) -> Transform:
@@ -122,8 +93,13 @@ def apply_transforms(arrays: Sequence[np.ndarray], transforms: Sequence[Transfor
     return now[0]
 
 
+def drop_constants(transforms: Sequence[Transform]) -> tuple[Transform, ...]:
+    """Returns the transforms without what they add: those of an optimizer's slots, which follow differences alone."""
+    return tuple(transform for transform in transforms if transform.name != "add")
+
+
 def _joined(specs: Sequence[Spec], transform: Transform) -> list[Spec]:
-    axis = _axis(transform.arguments[0], specs[0])
+    axis = find_axis(transform.arguments[0], specs[0])
     for spec in specs[1:]:
         rest = [(*s.shape[:axis], *s.shape[axis + 1 :]) for s in (spec, specs[0])]
         if len(spec.shape) != len(specs[0].shape) or rest[0] != rest[1]:
@@ -134,25 +110,8 @@ def _joined(specs: Sequence[Spec], transform: Transform) -> list[Spec]:
     return [Spec((*specs[0].shape[:axis], length, *specs[0].shape[axis + 1 :]), specs[0].dtype)]
 
 
-def _axis(axis: int, spec: Spec) -> int:
-    rank = len(spec.shape)
-    if not -rank <= axis < rank:
-        raise ValueError(f"there is no axis {axis}")
-    return axis % rank
-
-
-def _whole(words: Sequence[str], name: str, *, counts: Sequence[int] = ()) -> tuple[int, ...]:
-    if not all(re.fullmatch(r"-?\d{1,9}", word) for word in words):
-        raise ValueError(f"`{name}({', '.join(words)})`: expected integers")
-    if counts and len(words) not in counts:
-        raise ValueError(
-            f"`{name}` takes {' or '.join(map(str, counts))} argument{'' if list(counts) == [1] else 's'}, not {len(words)}"
-        )
-    return tuple(int(word) for word in words)
-
-
 def _transpose(words: list[str]) -> Transform:
-    axes = _whole(words, "transpose")
+    axes = parse_integers(words, "transpose")
     if axes and sorted(axes) != list(range(len(axes))):
         raise ValueError(f"`transpose({', '.join(words)})`: expected each axis from 0 to {len(axes) - 1} once")
 
@@ -180,17 +139,9 @@ def _reshape(words: list[str]) -> Transform:
     if not 0 < len(words) <= _MOST_AXES:
         raise ValueError(f"`reshape` takes 1 to {_MOST_AXES} dims")
 
-    def factor(word: str, shape: tuple[int, ...], target: Target) -> int:
-        if word[0] not in "dt":
-            return int(word)
-        axes, number = shape if word[0] == "d" else target.shape, int(word[1:])
-        if number >= len(axes):
-            raise ValueError(f"there is no {word} in {list(axes)}")
-        return axes[number]
-
     def dims(shape: tuple[int, ...], target: Target) -> tuple[int, ...]:
         known = [
-            -1 if word == "-1" else math.prod(factor(part.strip(), shape, target) for part in word.split("*"))
+            -1 if word == "-1" else math.prod(find_dim(part.strip(), shape, target) for part in word.split("*"))
             for word in words
         ]
         size, rest = math.prod(shape), math.prod(dim for dim in known if dim != -1)
@@ -210,12 +161,12 @@ def _reshape(words: list[str]) -> Transform:
 
 
 def _squeeze(words: list[str]) -> Transform:
-    axes = _whole(words, "squeeze")
+    axes = parse_integers(words, "squeeze")
 
     def kept(shape: tuple[int, ...]) -> tuple[int, ...]:
         dropped = [axis for axis, length in enumerate(shape) if length == 1]
         if axes:
-            dropped = [_axis(axis, Spec(shape, np.dtype(bool))) for axis in axes]
+            dropped = [find_axis(axis, Spec(shape, np.dtype(bool))) for axis in axes]
             if wrong := [axis for axis in dropped if shape[axis] != 1]:
                 raise ValueError(f"axis {wrong[0]} has length {shape[wrong[0]]}, not 1")
         return tuple(length for axis, length in enumerate(shape) if axis not in dropped)
@@ -228,30 +179,11 @@ def _squeeze(words: list[str]) -> Transform:
     )  # fmt: skip
 
 
-def _split(words: list[str]) -> Transform:
-    axis, parts, index = _whole(words, "split", counts=(3,))
-    if parts < 1 or not 0 <= index < parts:
-        raise ValueError(f"`split({', '.join(words)})`: there is no part {index} of {parts}; parts are counted from 0")
-
-    def part(shape: tuple[int, ...]) -> tuple[slice, ...]:
-        at = _axis(axis, Spec(shape, np.dtype(bool)))
-        if shape[at] % parts:
-            raise ValueError(f"axis {at} has length {shape[at]}, which is not divisible by {parts}")
-        each = shape[at] // parts
-        return (slice(None),) * at + (slice(index * each, (index + 1) * each),)
-
-    def shape_of(spec: Spec, _: Target) -> Spec:
-        at = part(spec.shape)
-        return Spec((*spec.shape[: len(at) - 1], at[-1].stop - at[-1].start, *spec.shape[len(at) :]), spec.dtype)
-
-    return Transform("split", (axis, parts, index), shape_of, lambda array, _: array[part(array.shape)])
-
-
 def _concat(words: list[str]) -> Transform:
     def never(*_: Any) -> Any:
         raise AssertionError("concat joins several tensors: infer and run do it themselves")
 
-    return Transform("concat", _whole(words, "concat", counts=(1,)), never, never)
+    return Transform("concat", parse_integers(words, "concat", counts=(1,)), never, never)
 
 
 def _cast(words: list[str]) -> Transform:
@@ -268,7 +200,7 @@ def _cast(words: list[str]) -> Transform:
 
 def _resize_grid(words: list[str]) -> Transform:
     keep = words == ["keep"]
-    numbers = () if keep else _whole(words, "resize_grid", counts=(0, 2))
+    numbers = () if keep else parse_integers(words, "resize_grid", counts=(0, 2))
     given = (numbers[0], numbers[1]) if numbers else None
     if given is not None and min(given) < 1:
         raise ValueError(f"`resize_grid({', '.join(words)})`: rows and columns must be at least 1")
@@ -299,6 +231,7 @@ def _resize_grid(words: list[str]) -> Transform:
 
 
 _MAKERS: dict[str, Callable[[list[str]], Transform]] = {
-    "transpose": _transpose, "reshape": _reshape, "squeeze": _squeeze, "split": _split, "concat": _concat,
-    "cast": _cast, "resize_grid": _resize_grid,
+    "transpose": _transpose, "reshape": _reshape, "squeeze": _squeeze, "split": parts.make_split, "slice": parts.make_slice,
+    "concat": _concat, "add": parts.make_add, "lstm_gates": parts.make_gates("lstm_gates", (0, 2, 1, 3)),
+    "gru_gates": parts.make_gates("gru_gates", (1, 0, 2)), "cast": _cast, "resize_grid": _resize_grid,
 }  # fmt: skip

@@ -184,3 +184,47 @@ def test_real_checkpoints_fall_into_families(
         assert count == len(source.names())
     assert (len(found.variables), found.kinds(), set(found.state)) == (variables, kinds, state)
     assert sum(family.ema is not None for family in found.variables) == averages
+
+
+def test_adafactor_keeps_means_that_lack_an_axis() -> None:
+    found = grouped(
+        "s s_slot_v other_slot_v",
+        **{"enc/q": (64, 48), "enc/q_slot_vr": (48,), "enc/q_slot_vc": (64,), "enc/q_slot_m": (64, 48)},
+        **{
+            "w": (4, 3),
+            "training/w/Adafactor": (4,),
+            "training/w/Adafactor_1": (3,),
+            "far_slot_vr": (9,),
+            "far": (3, 4),
+        },
+        **{
+            "c": (5, 5),
+            "c/Adafactor": (5, 5),
+            "c/Adafactor_1": (5,),
+            "c/Adafactor_2": (5,),
+            "d/Adafactor": (7,),
+            "d": (7,),
+        },
+    )
+    held = {family.name: family.slots.get("Adafactor") for family in found.variables}
+    assert held == {
+        "s": {"v": "s_slot_v"},
+        "other_slot_v": None,
+        "enc/q": {"vr": "enc/q_slot_vr", "vc": "enc/q_slot_vc", "m": "enc/q_slot_m"},
+        "w": {"vr": "training/w/Adafactor", "vc": "training/w/Adafactor_1"},
+        "far_slot_vr": None,
+        "far": None,
+        "c": {"m": "c/Adafactor", "vr": "c/Adafactor_1", "vc": "c/Adafactor_2"},
+        "d": {"v": "d/Adafactor"},
+    }
+
+
+@pytest.mark.parametrize("scope", ["optimizer/", "training/Ftrl/", "Ftrl_1/"])
+def test_the_hyperparameters_of_ftrl_are_its_state_and_its_accumulator_is_its_own(scope: str) -> None:
+    names = ["beta", "learning_rate_power", "l1_regularization_strength", "l2_regularization_strength", "learning_rate"]
+    slots = ["accumulator", "linear"]
+    paths = [f"w/.OPTIMIZER_SLOT/optimizer/{slot}" if scope == "optimizer/" else f"{scope}w/{slot}" for slot in slots]
+    found = grouped(f"w {' '.join(paths)}", **{f"{scope}{name}": () for name in names}, beta=())
+    assert [family.name for family in found.variables] == ["w", "beta"]
+    assert found.variables[0].slots == {"Ftrl": dict(zip(slots, paths, strict=True))}
+    assert found.state == {name: (f"{scope}{name}",) for name in names}

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from compat_v1.checkpoints.reader import open_checkpoint
 from compat_v1.errors import GraphError
-from compat_v1.graphs import extract, metagraph
+from compat_v1.graphs import extract, input_text, metagraph
 from compat_v1.graphs.original import Original
 from compat_v1.graphs.safety import UnsafeGraphError
 
@@ -281,6 +281,34 @@ def test_any_tensor_can_be_an_input(tmp_path: pathlib.Path) -> None:
     made.check({"one/matmul:0": X[:, :2]}, inputs=["one/matmul"], outputs=["one/add:0"])
 
 
+@pytest.mark.parametrize("use", ["log", "argmax", "top", "summary", "identity", "attention"])
+def test_the_last_activation_is_among_the_outputs_whatever_reads_it(tmp_path: pathlib.Path, use: str) -> None:
+    def build() -> None:
+        logits = dense(placeholder(), 3, "logits", resource=True)
+        softmax = tf.nn.softmax(logits, name="softmax")
+        if use == "log":
+            labels = v1.placeholder(tf.float32, [None, 3], name="labels")
+            tf.reduce_sum(labels * tf.math.log(softmax + 1e-6, name="log"), name="by_hand")
+        elif use == "argmax":
+            tf.cast(tf.argmax(softmax, 1), tf.float32, name="class")
+        elif use == "top":
+            tf.nn.top_k(softmax, name="top")
+        elif use == "summary":
+            v1.summary.histogram("probabilities", softmax)
+        elif use == "identity":
+            tf.identity(softmax, name="probabilities")
+        else:
+            dense(softmax * logits, 2, "last", resource=True)
+
+    made = Made(tmp_path, build)
+    if use in ("summary", "identity", "attention"):
+        outputs = {"summary": "softmax:0", "identity": "probabilities:0", "attention": "last/add:0"}
+        assert made.extracted(inputs=["x"]).outputs == (outputs[use],)
+        return
+    with pytest.raises(GraphError, match=r"2 candidates; choose from: .*softmax:0"):
+        made.extracted(inputs=["x"])
+
+
 def test_what_is_given_by_itself_several_times_is_listed(tmp_path: pathlib.Path) -> None:
     def build() -> None:
         x, other = placeholder(), v1.placeholder(tf.float32, [None, 4], name="other")
@@ -371,12 +399,63 @@ def test_damaged_attributes_are_said(attribute: str, message: str) -> None:
         extract.extract(meta, path="m", outputs=["w/Read/ReadVariableOp" if attribute == "dtype" else "parts"])
 
 
-def test_inputs_are_parsed_from_text() -> None:
-    assert extract.parse_inputs("a/b, c:1=False,d=0.5,e=3") == {"a/b": None, "c:1": False, "d": 0.5, "e": 3}
-    assert extract.parse_inputs("") == {}
-    for text in ("a=yes", "a=[1]", "a=", "a=__import__('os')"):
-        with pytest.raises(GraphError, match="a number, True or False"):
-            extract.parse_inputs(text)
+def test_inputs_are_parsed_from_text(tmp_path: pathlib.Path) -> None:
+    parse = input_text.parse_inputs
+    assert parse("a/b, c:1=False,d=0.5,e=3") == {"a/b": None, "c:1": False, "d": 0.5, "e": 3}
+    assert parse("") == {}
+    assert parse("x[None,32, ?,3],y[],z [-1]") == {"x": (None, 32, None, 3), "y": (), "z": (None,)}
+    assert parse("n=[300, 280],m=[[1,2],[3,4]],k=[],mode='a,[b'") == {
+        "n": [300, 280], "m": [[1, 2], [3, 4]], "k": [], "mode": "a,[b",
+    }  # fmt: skip
+    np.savez(tmp_path / "side.npz", lengths=np.int32([5, 6]), other=np.zeros(1))
+    np.savez(tmp_path / "one.npz", anything=np.int32([7]))
+    np.testing.assert_array_equal(parse(f"x,lengths:0={tmp_path}/side.npz")["lengths:0"], [5, 6])
+    np.testing.assert_array_equal(parse(f"lengths={tmp_path}/one.npz")["lengths"], [7])
+    for text in ("a=yes", "a=[1", "a=", "a=__import__('os')", "a={}", "a=[1]]"):
+        with pytest.raises(GraphError, match="a number, True or False, a list"):
+            parse(text)
+    for text, said in (
+        ("a[x]", "x is not a valid length"), ("a[3]=4", "expected NAME, NAME"), ("a,a", "a is given twice"),
+        (f"a={tmp_path}/side.npz", "holds 2 arrays and none called a"), ("a=none.npz", "there is no such file"),
+    ):  # fmt: skip
+        with pytest.raises(GraphError, match=said):
+            parse(text)
+
+
+def test_side_inputs_that_are_arrays_are_fixed(tmp_path: pathlib.Path) -> None:
+    def build() -> None:
+        x = v1.placeholder(tf.float32, [None, None, 2], name="x")
+        lengths = v1.placeholder(tf.int32, [None], name="lengths")
+        mode = v1.placeholder(tf.string, [], name="mode")
+        mask = tf.cast(tf.sequence_mask(lengths, tf.shape(x)[1]), tf.float32)
+        tf.reduce_sum(x * mask[..., None] * tf.cast(tf.strings.length(mode), tf.float32), 1, name="out")
+
+    made = Made(tmp_path, build)
+    x = np.random.default_rng(1).standard_normal((2, 5, 2)).astype(np.float32)
+    given = input_text.parse_inputs("x[None,5,2],lengths=[3, 5],mode='ab'")
+    original = made.check({"x:0": x}, inputs=given, outputs=["out"])
+    assert original.extracted.inputs[0].shape == (None, 5, 2)
+    assert "x:0 [?, 5, 2] float32, lengths:0=[3, 5], mode:0=ab -> out:0" in original.extracted.summary()
+    np.testing.assert_allclose(original({"x:0": x})["out:0"][0], 2 * x[0, :3].sum(0), rtol=1e-5)
+    for text, said in (
+        ("x,lengths=3,mode=''", r"inputs=lengths:0=3: got the shape \[\], expected \[\?\]"),
+        ("x,lengths=[0.5],mode=''", "expected a value of dtype int32"),
+        ("x,lengths=[3000000000],mode=''", "does not fit into int32"),
+        ("x,lengths=[[1],[2,3]],mode=''", "lists in it have different lengths"),
+        ("x[None,5],lengths=[3],mode=''", r"inputs=x:0\[\?, 5\]: the graph model.meta has it as \[\?, \?, 2\]"),
+        ("x[2,5,3],lengths=[3],mode=''", r"has it as \[\?, \?, 2\]"),
+    ):
+        with pytest.raises(GraphError, match=said):
+            made.extracted(inputs=input_text.parse_inputs(text), outputs=["out"])
+
+
+def test_an_unknown_operation_is_refused_only_where_it_is_needed(tmp_path: pathlib.Path) -> None:
+    made = Made(tmp_path, lambda: tf.identity(dense(placeholder(), 2, "one", resource=True), name="out"))
+    made.definition.graph_def.node.add(name="warp", op="ZeroOutCustom", input=["x"])
+    made.definition.graph_def.node.add(name="after", op="Identity", input=["warp"]).attr["T"].type = 1
+    made.check({"x:0": X}, outputs=["out"])
+    with pytest.raises(UnsafeGraphError, match=r"warp \(ZeroOutCustom\): no such operation is registered"):
+        made.extracted(outputs=["after"])
 
 
 REAL = [

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import tensorflow as tf
+from google.protobuf import text_format
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
 from compat_v1.graphs import metagraph
@@ -86,7 +87,7 @@ def saved_model(folder: pathlib.Path, *tag_sets: str) -> pathlib.Path:
     for tags in tag_sets:
         one = saved.meta_graphs.add()
         one.CopyFrom(definition())
-        one.meta_info_def.tags.extend(tags.split(","))
+        one.meta_info_def.tags.extend(filter(None, tags.split(",")))
     return written(folder, saved, "saved_model.pb")
 
 
@@ -97,24 +98,76 @@ def test_a_saved_model_is_read_by_folder_or_file(tmp_path: pathlib.Path) -> None
         assert len(metagraph.read_metagraph(place).variables()) == 3
 
 
+@pytest.mark.parametrize(
+    ("sets", "serves", "trains"),
+    [
+        (("serve", "train,gpu"), "serve", "gpu,train"),
+        (("", "train"), "", "train"),
+        (("serve", "gpu,serve", "train", "train,tpu"), "serve", "train"),
+        (("tpu", "train"), "tpu", "train"),
+        (("serve", "gpu,serve"), "serve", "serve"),
+        (("", "gpu"), "", ""),
+    ],
+)
+def test_of_several_graphs_the_one_that_serves_or_trains_is_taken_and_told(
+    tmp_path: pathlib.Path, sets: tuple[str, ...], serves: str, trains: str
+) -> None:
+    saved_model(tmp_path, *sets)
+    for wanted, training in ((serves, False), (trains, True)):
+        found = metagraph.read_metagraph(tmp_path, training=training)
+        assert ",".join(sorted(found.tags)) == wanted
+        which = f"the graph tagged {wanted}, of" if wanted else "the graph without tags, of"
+        assert found.note.startswith(which)
+        assert "tags= chooses another" in found.note
+    for tags in sets:
+        found = metagraph.read_metagraph(tmp_path, tags=tags.split(",") if tags else [])
+        assert set(found.tags) == set(tags.split(",") if tags else [])
+
+
 def test_of_several_graphs_of_a_saved_model_the_tags_choose(tmp_path: pathlib.Path) -> None:
-    saved_model(tmp_path, "serve", "train,gpu")
-    assert set(metagraph.read_metagraph(tmp_path, tags=["gpu", "train"]).tags) == {"train", "gpu"}
+    saved_model(tmp_path, "gpu,serve", "serve,tpu", "train")
     with pytest.raises(
-        MetaGraphError, match=r"name a graph by tags=; the file holds 2 graphs, with the tags: serve; gpu,train"
+        MetaGraphError, match=r"by its tags, such as tags=gpu,serve; the file holds 3 graphs, .*; serve,tpu"
     ):
         metagraph.read_metagraph(tmp_path)
-    with pytest.raises(MetaGraphError, match=r"tags=train: no graph has these tags; the file holds 2"):
-        metagraph.read_metagraph(tmp_path, tags=["train"])
+    with pytest.raises(MetaGraphError, match=r"tags=gpu: no graph has these tags; the file holds 3"):
+        metagraph.read_metagraph(tmp_path, tags=["gpu"])
+    saved_model(tmp_path, "serve", "serve")
+    with pytest.raises(MetaGraphError, match=r"tags=serve: 2 graphs have these tags"):
+        metagraph.read_metagraph(tmp_path, tags=["serve"])
+    assert metagraph.read_metagraph(written(tmp_path, definition()), tags=[]).note == ""
+    with pytest.raises(
+        MetaGraphError, match=r"tags=train: .*model.meta holds one graph; only a SavedModel has several"
+    ):
+        metagraph.read_metagraph(tmp_path / "model.meta", tags=["train"])
+
+
+def test_bare_graphs_and_text_forms_are_read_as_what_they_are(tmp_path: pathlib.Path) -> None:
+    meta = definition()
+    bare, saved = meta.graph_def, saved_model_pb2.SavedModel(saved_model_schema_version=1, meta_graphs=[meta])
+    files = [written(tmp_path, bare, "frozen.pb"), written(tmp_path, saved, "saved_model.pb")]
+    for name, message in (("graph.pbtxt", bare), ("meta.pbtxt", meta), ("saved_model.pbtxt", saved)):
+        files.append(written(tmp_path, b"# a comment\n" + text_format.MessageToString(message).encode(), name))
+    for file in files:
+        found = metagraph.read_metagraph(file)
+        assert [variable.name for variable in found.variables()] == ["layer/kernel", "layer/frozen", "count"], file
+    text = files[2].read_bytes()
+    with pytest.raises(MetaGraphError, match=r"graph.pbtxt: this text is not a valid GraphDef, or a truncated one"):
+        metagraph.read_metagraph(written(tmp_path, text[: len(text) // 2], "graph.pbtxt"))
+    with pytest.raises(MetaGraphError, match=r"a GraphDef .a frozen .pb"):
+        metagraph.read_metagraph(written(tmp_path, bare.SerializeToString()[:-3], "frozen.pb"))
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
         (b"", "0 bytes"),
-        (b"\xff\xfe\x00 not a message", "not a MetaGraph, or a truncated one"),
+        (b"\xff\xfe\x00 not a message", "not a graph, or a truncated one; expected a MetaGraph"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "Git LFS"),
-        (b"meta_info_def {\n}\n", "text form"),
+        (b"meta_info_def {\n}\n", "it holds no node"),
+        (b"node {\n  name: 3 }\n", "not a valid GraphDef, or a truncated one"),
+        (b"\x89HDF\r\n\x1a\n", "a Keras or HDF5 file, not a graph"),
+        (b"PK\x03\x04more", "a zip archive"),
         (meta_graph_pb2.MetaGraphDef().SerializeToString() or b"\x0a\x00", "it holds no node"),
     ],
 )
@@ -139,17 +192,35 @@ def test_missing_files_name_what_is_near(tmp_path: pathlib.Path) -> None:
         metagraph.read_metagraph(tmp_path)
 
 
-def test_ops_that_are_not_registered_are_refused_by_name_also_inside_functions(tmp_path: pathlib.Path) -> None:
+def test_operations_that_are_not_known_are_an_error_where_they_are_needed(tmp_path: pathlib.Path) -> None:
     strange = definition()
-    strange.graph_def.node.add(name="layer/warp", op="ZeroOutCustom")
-    with pytest.raises(MetaGraphError, match=r"does not know 1 kind\(s\) of op: ZeroOutCustom \(at layer/warp\)"):
-        metagraph.read_metagraph(written(tmp_path, strange))
-    inside = definition()
-    function = inside.graph_def.library.function.add()
+    function = strange.graph_def.library.function.add()
     function.signature.name = "body"
     function.node_def.add(name="deep", op="ZeroOutCustom")
-    with pytest.raises(MetaGraphError, match=r"ZeroOutCustom \(at deep\)"):
-        metagraph.read_metagraph(written(tmp_path, inside))
+    caller = strange.graph_def.library.function.add()
+    caller.signature.name = "caller"
+    caller.node_def.add(name="call", op="body")
+    strange.graph_def.node.add(name="layer/warp", op="WarpCustom", input=["layer/kernel"])
+    strange.graph_def.node.add(name="inside", op="PartitionedCall").attr["f"].func.name = "caller"
+    strange.graph_def.node.add(name="also", op="NoOp", input=["^layer/warp", "^inside"])
+    strange.collection_def["losses"].node_list.value.append("layer/warp:0")
+    found = metagraph.read_metagraph(written(tmp_path, strange))
+    assert len(found.variables()) == 3
+    assert "WarpCustom (at layer/warp), ZeroOutCustom (at deep)" in found.unknown_note()
+    facts = found.facts()
+    gone = {node.name for node in strange.graph_def.node} - {node.name for node in facts.definition.node}
+    assert gone == {"layer/warp", "inside", "also"}
+    assert not facts.definition.library.function
+    assert (facts.train_ops, facts.losses) == (("train",), ())
+    with pytest.raises(MetaGraphError, match=r"also needs 2 kind\(s\) of operation that TensorFlow .* does not know"):
+        found.facts(["also"])
+    strange.graph_def.node.add(name="train2", op="NoOp", input=["^train", "^also"])
+    strange.collection_def["train_op"].node_list.value[:] = ["train2"]
+    with pytest.raises(MetaGraphError, match=r"train2 needs .*WarpCustom"):
+        metagraph.read_metagraph(written(tmp_path, strange)).facts()
+    del strange.collection_def["train_op"]
+    with pytest.raises(MetaGraphError, match=r"name the train op with train_op=, since a part of the graph needs"):
+        metagraph.read_metagraph(written(tmp_path, strange)).facts()
 
 
 def test_edges_to_nowhere_and_names_held_twice_are_damage(tmp_path: pathlib.Path) -> None:

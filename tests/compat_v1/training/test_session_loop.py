@@ -15,7 +15,7 @@ from compat_v1.training import models as v1_models
 from compat_v1.training.freezing import Freezing
 from compat_v1.training.session_loop import SessionLoop
 from compat_v1.training.training_graph import translate_optimizer
-from engine import TrainStep, data, select
+from engine import TrainStep, data, parse_rates, select
 from engine.models import build_model
 from engine.training import losses, optimizers
 from engine.training.losses import Loss
@@ -213,6 +213,7 @@ def test_what_it_cannot_do_is_said() -> None:
         loop_of("cnn:mini", "@all", optimizers.SGD(), batch={"image": batches(1)[0]["image"]})
     for optimizer in (
         optimizers.SGD(weight_decay=0.1),
+        optimizers.SGD(decays=parse_rates("@head=0.1", name="decays")),
         optimizers.SGD(clip_norm=1.0),
         optimizers.AdamW(weight_decay=0.0),
     ):

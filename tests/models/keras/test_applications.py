@@ -304,14 +304,15 @@ def damaged(folder: pathlib.Path) -> dict[str, tuple[str, str]]:
     (folder / "cut.keras").write_bytes(whole[: len(whole) // 2])
     image = keras.Input((8, 8, 1))
     keras.Model(image, [keras.layers.Flatten()(image), image]).save(folder / "two.keras")
-    keras.Model(image, keras.layers.Concatenate()([image, image])).save(folder / "joined.keras")
+    flat = keras.layers.Flatten()(image)
+    keras.Model(image, keras.layers.Concatenate()([flat, flat])).save(folder / "joined.keras")
     keras.Sequential([image, plain([keras.layers.Dense(9)])]).save(folder / "inside.keras")
     return {
         "lambda.keras": ("", "Python code .such as a Lambda layer.*never run"),
         "lambda.h5": ("", "Python code .such as a Lambda layer.*never run"),
         "page.h5": ("", "not a Keras model, or damaged"),
         "page.keras": ("", "not a Keras model, or damaged"),
-        "other.h5": ("", "No model config found"),
+        "other.h5": ("", "an HDF5 file, but not Keras weights; it holds a"),
         "cut.keras": ("", "not a Keras model, or damaged"),
         "nowhere.keras": ("", "there is no such file"),
         "model.txt": ("", "ending in .keras, .h5, .hdf5"),

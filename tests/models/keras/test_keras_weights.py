@@ -60,10 +60,12 @@ def test_a_file_fits_the_backbone_or_the_model(part: str, suffix: str, tmp_path:
     said = other.load(str(path))
     assert not same(before, other.values())
     if part == "network":
-        assert said == f"{path.name}, all of the model"
+        assert said is not None
+        assert said.startswith(f"{path.name}, all of the model")
         assert same(one.values(), other.values())
     else:
-        assert said == f"{path.name}, all of the backbone; new head"
+        assert said is not None
+        assert said.startswith(f"{path.name}, all of the backbone; new head")
         assert same(one.values(head=False), other.values())
         assert same(head, other.values())
 
@@ -86,12 +88,12 @@ def test_files_that_do_not_fit_name_both_sides_and_change_nothing(tmp_path: path
     model = Tiny()
     before = model.values()
     for name, message in {
-        "wide.weights.h5": r"(?s)the nearest match is the backbone:\n  of another shape or type \(6\):.*\n    layers/conv2d/vars/0: "
+        "wide.weights.h5": r"(?s)does not fit the backbone:\n  of another shape or type \(6\):\n    Tiny/conv2d\w*/vars/0: "
         r"\[3, 3, 1, 4\] in the model, \[3, 3, 1, 5\] in the file",
-        "wide.keras": r"(?s)of another shape or type \(6\):\n    conv2d/kernel: \[3, 3, 1, 4\] in the model, \[3, 3, 1, 5\]",
+        "wide.keras": r"(?s)of another shape or type \(6\):\n    Tiny/conv2d\w*/kernel: \[3, 3, 1, 4\] in the model, \[3, 3, 1, 5\]",
         "other.weights.h5": r"(?s)in the model, not in the file \(6\).*in the file, not in the model \(2\)",
-        "cut.weights.h5": "is not an HDF5 file, or is damaged",
-        "page.h5": "fits neither the backbone nor the model",
+        "cut.weights.h5": "not an HDF5 file, or a truncated one",
+        "page.h5": "not an HDF5 file, or a truncated one",
         "page.keras": "not a Keras model, or damaged",
         "nowhere.weights.h5": "there is no such file",
     }.items():

@@ -197,10 +197,123 @@ def test_weights_and_biases_are_found_before_and_behind_the_layer(name: str) -> 
 
 
 def test_a_bias_is_not_taken_without_its_kernel() -> None:
-    """TF1's fused LSTM kernel fits no Keras variable; its bias has the shape, but another order of gates."""
-    source = {"rnn/lstm_cell/kernel": (24, 64), "rnn/lstm_cell/bias": (64,)}
-    target = {"lstm/lstm_cell/kernel": (8, 64), "lstm/lstm_cell/recurrent_kernel": (16, 64), "lstm/lstm_cell/bias": (64,)}  # fmt: skip
+    """The bias of a layer has the shape of another layer's, whose kernel is missing: that says little."""
+    source = {"body/weights": (24, 60), "body/biases": (64,)}
+    target = {"head/kernel": (8, 64), "head/bias": (64,)}
     assert sure(proposed(source, target)) == {}
+
+
+def test_variables_of_a_layer_in_two_scopes_are_brought_together() -> None:
+    source = {"sep/dw_conv/depthwise_weights": (3, 3, 4, 1), "sep/dw_conv/biases": (4,)}
+    source |= conv("sep/pw_conv", (1, 1, 4, 4))
+    source |= {"top/weights_class": (4, 3), "top/bias_weights": (3,)}
+    target = (
+        {"dw/kernel": (3, 3, 4, 1), "dw/bias": (4,)} | conv("pw", (1, 1, 4, 4), KERAS) | conv("dense", (4, 3), KERAS)
+    )
+    assert sure(proposed(source, target)) == {
+        "dw/kernel": ("sep/dw_conv/depthwise_weights",), "dw/bias": ("sep/dw_conv/biases",),
+        "pw/kernel": ("sep/pw_conv/weights",), "pw/bias": ("sep/pw_conv/biases",),
+        "dense/kernel": ("top/weights_class",), "dense/bias": ("top/bias_weights",),
+    }  # fmt: skip
+
+
+def test_a_bias_is_not_brought_to_a_layer_that_only_has_a_number_more() -> None:
+    source = conv("net/conv", (5, 5, 2, 8)) | {"net/conv1/weights": (3, 3, 3, 8)}
+    proposal = proposed(source, conv("body/conv1", (3, 3, 3, 8), KERAS))
+    assert set(sure(proposal)) == {"body/conv1/kernel"}
+
+
+def test_whatever_could_take_the_place_of_a_missing_variable_is_offered() -> None:
+    source = conv("conv1", (3, 3, 3, 8)) | {
+        "foo/bias_of_nothing_else": (5,),
+        "foo/depthwise": (3, 3, 8, 1),
+        "foo/z": (7,),
+    }
+    target = conv("conv", (3, 3, 3, 8), KERAS) | {"a/depthwise_kernel": (3, 3, 8, 1), "b/bias": (5,), "c/gamma": (7,)}
+    proposal = proposed(source, target)
+    offered = best(proposal)
+    offered |= {variable.path: candidate.source for variable in proposal.missing for candidate in variable.candidates}
+    assert offered == {
+        "conv/kernel": "conv1/weights", "conv/bias": "conv1/biases", "a/depthwise_kernel": "foo/depthwise",
+        "b/bias": "foo/bias_of_nothing_else", "c/gamma": "foo/z",
+    }  # fmt: skip
+    assert {"b/bias", "c/gamma"}.isdisjoint(sure(proposal))
+
+
+def test_the_list_of_what_is_left_to_the_user_is_whole() -> None:
+    source = {f"left_{n}/some_long_scope_of_the_checkpoint/weights": (3, 3) for n in range(20)} | {"a\nb/y": (9, 9)}
+    target = {f"right_{n}/another_long_scope_of_the_model/kernel": (3, 3) for n in range(19)}
+    target |= {"z/kernel": (9, 3), "w/kernel": (9, 9)}
+    proposal = proposed(source, target)
+    rules = parse_rules(proposal.rules_text())
+    decided = {rule.pattern.pattern for rule in rules.rules} | {line.pattern.pattern for line in rules.skip}
+    left = proposal.left_to_user()
+    assert len(left) > 10
+    for name in (*target, *source):
+        used = [line.target for line in proposal.lines if name in line.source]
+        assert name in decided or any((word in entry) for entry in left for word in (name, *used)), name
+    assert [entry.partition(":")[0] for entry in proposal.left_to_user(at_least=0)] == ["w/kernel  (0.25)", "z/kernel"]
+
+
+def test_the_output_number_in_a_tensor_s_name_is_understood() -> None:
+    source = {f"{name}:0": shape for name, shape in conv("conv1", (3, 3, 3, 8)).items()}
+    source |= {"conv1/weights/Adam:0": (3, 3, 3, 8), "beta1_power:0": (), "conv1/biases/Momentum:0": (8,)}
+    proposal = proposed(source, conv("conv", (3, 3, 3, 8), KERAS))
+    assert sure(proposal) == {"conv/kernel": ("conv1/weights:0",), "conv/bias": ("conv1/biases:0",)}
+    assert len(parse_rules(proposal.rules_text()).skip) == 3
+
+
+# --- the cells of TensorFlow 1 (what they compute: tests/compat_v1/porting/test_recurrent_cells.py) ---
+
+
+def lstm(name: str, inputs: int, units: int, gates: int = 4) -> Shapes:
+    width = gates * units
+    return {f"{name}/kernel": (inputs, width), f"{name}/recurrent_kernel": (units, width), f"{name}/bias": (width,)}
+
+
+def test_a_fused_cell_becomes_three_variables_and_a_number_counts_cells() -> None:
+    source = {k: v for n in range(3) for k, v in conv(f"rnn/cell_{n}/lstm_cell", (8, 16), KERAS).items()}
+    proposal = proposed(
+        source, lstm("lstm/lstm_cell", 4, 4) | lstm("lstm_1/lstm_cell", 4, 4) | lstm("lstm_2/lstm_cell", 4, 4)
+    )
+    assert proposal.sure() == 1
+    assert line_of(proposal, "lstm_1/lstm_cell/kernel").source == ("rnn/cell_1/lstm_cell/kernel",)
+    assert line_of(proposal, "lstm_2/lstm_cell/recurrent_kernel").transforms == ("slice(0, 4, 8)", "lstm_gates")
+    assert line_of(proposal, "lstm_2/lstm_cell/bias").transforms == ("lstm_gates", "add(1.0, 0, 4, 1)")
+    cudnn = conv("cudnn_lstm/rnn/multi_rnn_cell/cell_0/cudnn_compatible_lstm_cell", (8, 16), KERAS)
+    assert line_of(proposed(cudnn, lstm("lstm/lstm_cell", 4, 4)), "lstm/lstm_cell/bias").transforms == ("lstm_gates",)
+
+
+@pytest.mark.parametrize("extra", ["w_f_diag", "projection/kernel"])
+def test_a_cell_that_keras_cannot_compute_is_not_proposed(extra: str) -> None:
+    source = conv("rnn/lstm_cell", (11, 16), KERAS) | {f"rnn/lstm_cell/{extra}": (4, 4)}
+    proposal = proposed(source, lstm("lstm/lstm_cell", 7, 4))
+    assert proposal.lines == ()
+    assert all(f"rnn/lstm_cell/{extra}" in variable.reason for variable in proposal.missing)
+
+
+def test_layers_of_keras_on_both_sides_are_not_taken_for_cells() -> None:
+    source = lstm("rnn/dense", 8, 8) | conv("rnn/out", (16, 32), KERAS)
+    target = lstm("lstm/lstm_cell", 8, 8) | conv("dense", (16, 32), KERAS)
+    assert not any("gates" in str(line.transforms) for line in proposed(source, target).lines)
+
+
+# --- numbered layers of Keras 2 ---
+
+
+def test_numbered_layers_are_followed_in_order_and_a_new_top_ends_them() -> None:
+    names = {n: ("kernel", "bias") if n % 2 else ("depthwise_kernel",) for n in range(12)}
+    sizes = {"kernel": (3, 3, 4, 1), "depthwise_kernel": (3, 3, 4, 1), "bias": (1,)}
+    source = {f"model/layer_with_weights-{n}/{role}": sizes[role] for n in names for role in names[n]}
+    target = {f"{'zyxwvutsrqpo'[n]}/{role.removeprefix('depthwise_')}": sizes[role] for n in names for role in names[n]}
+    whole = proposed(source, target)
+    assert sure(whole)["p/kernel"] == ("model/layer_with_weights-10/depthwise_kernel",)
+    assert sure(whole)["q/bias"] == ("model/layer_with_weights-9/bias",)
+    assert whole.sure() == 1
+    top = proposed(source | conv("model/layer_with_weights-12", (4, 7), KERAS), target | conv("top", (4, 5), KERAS))
+    assert set(sure(top)) == set(target)
+    other = proposed(source | conv("model/layer_with_weights-0", (5, 5, 4, 4), KERAS), target)
+    assert not {path for path, (name,) in sure(other).items() if "-0/" in name}
 
 
 def test_a_head_of_other_classes_is_left_out_with_its_bias() -> None:

@@ -31,6 +31,8 @@ def there_and_back(arrays: list[np.ndarray], steps: list[transforms.Transform], 
         ((10,), ["reshape(1, 1, -1)"]),
         ((1, 6, 1), ["squeeze"]),
         ((1, 6, 1), ["squeeze(0)", "transpose", "reshape(2, 3)"]),
+        ((3, 8), ["lstm_gates", "transpose"]),
+        ((3, 6), ["gru_gates"]),
         ((4, 6), ["reshape(2, 2, 6)", "transpose(2, 0, 1)", "reshape(-1)"]),
     ],
 )
@@ -58,6 +60,25 @@ def test_the_rest_of_a_split_tensor_stays(before: list[str]) -> None:
     assert (whole == np.arange(24, dtype=np.float32).reshape(4, 6)).all(), "the source itself was written to"
     np.testing.assert_array_equal(transforms.apply_transforms([back], steps, Target(())), part + 100)
     assert (back != whole).sum() == part.size
+
+
+@pytest.mark.parametrize("before", [[], ["transpose"], ["lstm_gates"]])
+def test_the_rest_of_a_sliced_tensor_stays(before: list[str]) -> None:
+    whole = np.arange(32, dtype=np.float32).reshape(8, 4)
+    steps = chain(*before, "slice(0, 1, t0)", "transpose")
+    target = Target((3, 1))
+    part = transforms.apply_transforms([whole], steps, target)
+    (back,) = invert_transforms(part + 100, [Spec(whole.shape, whole.dtype)], steps, target, read=lambda _: whole)
+    assert (whole == np.arange(32, dtype=np.float32).reshape(8, 4)).all(), "the source itself was written to"
+    np.testing.assert_array_equal(transforms.apply_transforms([back], steps, target), part + 100)
+    assert (back != whole).sum() == part.size
+
+
+def test_what_was_added_is_subtracted_in_the_sources_type() -> None:
+    array = np.array([0.5, 1.5, 2.5, 3.5], np.float32)
+    (back,) = there_and_back([array], chain("lstm_gates", "add(1.0, 0, 4, 1)"), Target(()))
+    assert back.tolist() == array.tolist()
+    assert back.dtype == array.dtype
 
 
 def test_casts_are_undone_into_the_sources_type() -> None:

@@ -156,7 +156,8 @@ def test_shipped_rules_are_parsed_and_can_be_named(name: str) -> None:
     [
         ("k", "expected `TARGET <- SOURCE | TRANSFORM`"),
         ("k = w", "expected `TARGET <- SOURCE | TRANSFORM`"),
-        ("skpi w", "or one of skip, fresh, prefix, detect, images; nearest: skip"),
+        ("skpi w", "or one of skip, fresh, prefix, detect, expect, images; nearest: skip"),
+        ("expect a b", "`expect` takes a pattern, an attribute and its values"),
         ("skip", "`skip` takes exactly one pattern"),
         ("skip a b", "`skip` takes exactly one pattern"),
         ("prefix? a", "expected `TARGET <- SOURCE"),
@@ -181,6 +182,11 @@ def test_shipped_rules_are_parsed_and_can_be_named(name: str) -> None:
         ("skip [", "`\\[` is not a valid regular expression"),
         (r"k/(\d) <- w.\2", r"`w.\\2` refers to \\2, but `k/\(\\d\)` has 1 groups"),
         (r"k <- w\n", r"refers to \\n"),
+        (
+            "a <- b | lstm_gates | add(1.0)",
+            r"would add to every gate; `lstm_gates \| add\(1.0, 0, 4, 1\)` adds to the forget",
+        ),
+        ("a <- b | add(1.0) | gru_gates", "would add to every gate"),
     ],
 )
 def test_a_line_that_means_nothing_is_refused_with_its_number(line: str, said: str) -> None:

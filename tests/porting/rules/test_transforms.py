@@ -54,6 +54,15 @@ A = array(2, 3, 4)
         ("reshape(-1)", A.reshape(-1)),
         ("split(2, 2, 1)", A[:, :, 2:]),
         ("split(-2, 3, 0)", A[:, :1]),
+        ("slice(2, 1, 4)", A[:, :, 1:]),
+        ("slice(-2, 0, 2)", A[:, :2]),
+        ("slice(1, -1, end)", A[:, 2:]),
+        ("slice(2, 1, -d0)", A[:, :, 1:2]),
+        ("add(1.0)", A + 1),
+        ("add(-2.5e-1)", A - 0.25),
+        ("add(1, 2, 4, 1)", A + np.eye(4, dtype=A.dtype)[1]),
+        ("lstm_gates", A[:, :, [0, 2, 1, 3]]),
+        ("slice(2, 0, 3) | gru_gates", A[:, :, [1, 0, 2]]),
         ("cast(float64)", A.astype(np.float64)),
         ("cast(bfloat16)", A.astype(ml_dtypes.bfloat16)),
         ("cast(int32)", A.astype(np.int32)),
@@ -64,6 +73,21 @@ def test_a_transform_is_what_numpy_does(text: str, wanted: np.ndarray) -> None:
     result = run(text, A)
     assert result.dtype == wanted.dtype
     np.testing.assert_array_equal(result, wanted)
+
+
+def test_gates_of_several_units_stay_together() -> None:
+    np.testing.assert_array_equal(run("lstm_gates", np.arange(8)), [0, 1, 4, 5, 2, 3, 6, 7])
+    np.testing.assert_array_equal(run("gru_gates", np.arange(6)), [2, 3, 0, 1, 4, 5])
+
+
+def test_what_a_slot_follows_has_no_constants() -> None:
+    steps = [transforms.parse_transform(text) for text in ("lstm_gates", "add(1.0, 0, 4, 1)")]
+    assert [str(step) for step in transforms.drop_constants(steps)] == ["lstm_gates"]
+
+
+def test_slice_knows_the_target() -> None:
+    np.testing.assert_array_equal(run("slice(2, 0, t0)", A, target=Target((3,))), A[:, :, :3])
+    np.testing.assert_array_equal(run("slice(2, -t0, end)", A, target=Target((3,))), A[:, :, 1:])
 
 
 def test_reshape_knows_the_target() -> None:
@@ -123,7 +147,10 @@ def test_what_is_inferred_is_what_comes_out(shape: tuple[int, ...], data: st.Dat
         st.lists(st.sampled_from(["-1", "d0", "d1", "2", "3", "4", "t0", "d0*d1"]), min_size=1, max_size=3)
         .filter(lambda dims: dims.count("-1") < 2)
         .map(lambda dims: f"reshape({', '.join(dims)})"),
-        st.sampled_from(["cast(float16)", "cast(float64)"]),
+        st.sampled_from(["cast(float16)", "cast(float64)", "lstm_gates", "gru_gates", "add(1.5)", "add(1, 0, 2, 1)"]),
+        st.tuples(rank, st.sampled_from(["0", "1", "-2", "d0"]), st.sampled_from(["2", "-1", "end", "t1"])).map(
+            lambda a: f"slice({a[0]}, {a[1]}, {a[2]})"
+        ),
         rank.map(lambda axis: f"concat({axis})"),
         rank.map(lambda axis: f"squeeze({axis})"),
     )
@@ -154,6 +181,13 @@ def test_what_is_inferred_is_what_comes_out(shape: tuple[int, ...], data: st.Dat
         ("squeeze(7)", [(2, 3)], "there is no axis 7"),
         ("split(0, 3, 0)", [(4, 3)], "axis 0 has length 4, which is not divisible by 3"),
         ("split(2, 3, 0)", [(4, 3)], "there is no axis 2"),
+        ("slice(0, 2, 5)", [(4, 3)], "axis 0 has length 4, which has no entries from 2 up to 5"),
+        ("slice(0, 2, -3)", [(4, 3)], "axis 0 has length 4, which has no entries from 2 up to 1"),
+        ("slice(0, 0, t2)", [(4, 3)], "there is no t2 in [1]"),
+        ("lstm_gates", [(4, 6)], "axis 1 has length 6, which is not divisible by 4"),
+        ("gru_gates", [(4,)], "axis 0 has length 4, which is not divisible by 3"),
+        ("cast(int32) | add(1.0)", [(4,)], "expected a floating-point dtype, not int32"),
+        ("add(1.0, 0, 3, 1)", [(4,)], "axis 0 has length 4, which is not divisible by 3"),
         ("concat(0)", [(4, 3), (4, 2)], "shapes may differ only along axis 0"),
         ("concat(0)", [(4, 3), (4,)], "shapes may differ only along axis 0"),
         ("concat(9)", [(4, 3), (4, 3)], "there is no axis 9"),
@@ -203,6 +237,12 @@ def test_concat_of_different_types_asks_for_a_cast() -> None:
         ("split(0, 3)", "`split` takes 3 arguments, not 2"),
         ("split(0, 3, 3)", "there is no part 3 of 3"),
         ("split(0, 0, 0)", "there is no part 0 of 0"),
+        ("slice(0, 1)", r"expected slice\(axis, from, to\)"),
+        ("slice(0, 1, all)", r"expected slice\(axis, from, to\)"),
+        ("add", r"expected add\(number\) or add\(number, axis, parts, i\)"),
+        ("add(one)", r"expected add\(number\) or"),
+        ("add(1, 0, 4, 4)", "there is no part 4 of 4"),
+        ("lstm_gates(1.0)", "expected no arguments"),
         ("concat", "`concat` takes 1 argument, not 0"),
         ("cast(float33)", "expected one of float16, "),
         ("cast", "expected one of"),

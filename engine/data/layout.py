@@ -1,0 +1,106 @@
+"""Decides which folders of an image folder are parts and which are classes; where names and content disagree, it asks."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from engine.data.image_files import printable
+from engine.data.part import DataError
+from engine.text import join_words
+
+PARTS = ("train", "val", "test")
+# Besides these very names, beside a folder train.
+_OTHER_NAMES = {
+    "val": {"val", "valid", "validation", "dev", "eval", "evaluation"},
+    "test": {"test", "testing"},
+}
+_LOOK_LIKE_PARTS = {"train", "training", *_OTHER_NAMES["val"], *_OTHER_NAMES["test"]}
+
+
+@dataclass(frozen=True)
+class Content:
+    """What lies directly in a folder: how many images, and how many folders."""
+
+    images: int
+    folders: int
+
+    @property
+    def holds_a_class(self) -> bool:
+        """Whether it has images but no folders, so that it cannot be a part."""
+        return self.images > 0 and self.folders == 0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The folder of each part ("" for the folder itself), the folders beside them, and lines for people."""
+
+    roots: Mapping[str, str]
+    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def decide_layout(spec: str, folder: pathlib.Path, top: Mapping[str, Content]) -> Layout:
+    """Decides by the names in ``top``, the folders in ``folder``, and by what lies in them.
+
+    Raises:
+        DataError: there are parts but no train, two folders could be the evaluation part, or names say that folders are
+            parts while their content says that they are classes.
+    """
+    named = sorted(name for name in top if name.lower() in _LOOK_LIKE_PARTS)
+    others = sorted(set(top) - set(named))
+    filled = [name for name in others if top[name].images]
+    flat = [name for name in named if top[name].holds_a_class]
+    if filled and flat and len(flat) == len(named):
+        note = (
+            f"data: {join_words(named)} {'is read as a class' if len(named) == 1 else 'are read as classes'}, because images "
+            f"lie directly in {'it' if len(named) == 1 else 'them'}, as in the folders beside; a part has a folder for each class"
+        )
+        return Layout({"train": ""}, notes=(note,))
+    if "train" in top:
+        return _parts(spec, folder, top, others)
+    if found := sorted({"val", "test"} & set(top)):
+        raise DataError(
+            f"data={spec}: there is a folder {' and '.join(found)}, but no folder train; if it is a class, rename it"
+        )
+    if top and not others:
+        raise DataError(
+            f"data={spec}: its folders are {', '.join(sorted(top))}, which look like parts, not classes; the parts must "
+            "be named train, val and test (if they are classes, rename them)"
+        )
+    notes = [
+        f"data: {name} is read as a class, although it has folders and the name of a part; a part needs a folder train "
+        "beside it"
+        for name in named
+    ]
+    return Layout({"train": ""}, notes=tuple(notes))
+
+
+def _parts(spec: str, folder: pathlib.Path, top: Mapping[str, Content], others: list[str]) -> Layout:
+    """The layout with a folder train; ``others`` are the folders without the name of a part."""
+    roots, notes = {"train": "train"}, []
+    for part, names in _OTHER_NAMES.items():
+        found = [part] if part in top else sorted(n for n in top if n.lower() in names and top[n] != Content(0, 0))
+        if len(found) > 1:
+            raise DataError(
+                f"data={spec}: {join_words(found)} could each be the part {part}; rename the one that is meant to {part}"
+            )
+        if found:
+            roots[part] = found[0]
+            if found[0] != part:
+                notes.append(f"data: the folder {found[0]} is the part {part}")
+    beside = [printable(name) for name in others if top[name] != Content(0, 0)]
+    if beside and len(roots) == 1:
+        if top["train"].images and any(top[name].images for name in others):
+            raise DataError(
+                f"data={spec}: train could be the training part, since it has folders, or a class like "
+                f"{join_words(beside)}, since images lie directly in it; rename it if it is a class, or move "
+                f"{folder / 'train'} elsewhere if it is the training part"
+            )
+        notes.append(
+            f"data: train is the training part, so {join_words(beside)} beside it {'is' if len(beside) == 1 else 'are'} "
+            "left out; if train is a class, rename it"
+        )
+    left = sorted(set(top) - set(roots.values()))
+    return Layout(roots, tuple(left), tuple(notes))

@@ -1,0 +1,75 @@
+"""The config of a run that is resumed: its own flags, and what a resume may change."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from engine.errors import InputError
+from engine.files import PathLike
+from engine.recipes.config import FREE, FinetuneConfig
+from engine.runs.saved_flags import read_flags
+from engine.text import nearest
+from engine.training.checkpoint_names import list_checkpoints
+
+_FILES = ("npz", "idx", "folder")  # sources at a path
+
+
+def resume_config(out: PathLike, given: Mapping[str, Any]) -> FinetuneConfig:
+    """The config that goes on with the run in a folder.
+
+    Args:
+        out: the run directory. Without a checkpoint and with other fields than before, it begins with those given.
+        given: the fields that the user gave. A run may have other data, if their content is the same; that is checked
+            when they are opened.
+
+    Raises:
+        InputError: a field contradicts the run's (all of them are listed, with both values), the folder does not say
+            what the run was and nothing is given either, or the run's data are no longer where they were.
+
+    Example:
+        >>> import tempfile
+        >>> from engine.recipes.resuming import resume_config
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     resume_config(folder, {"train": "@head"}).train
+        '@head'
+    """
+    folder = pathlib.Path(out)
+    given = {name: _plain(value) for name, value in given.items() if name not in ("out", "resume")}
+    here: dict[str, Any] = {"out": str(folder), "resume": True}
+    saved = read_flags(folder)
+    if saved is None:
+        if not set(given) - FREE:
+            near = [path.name for path in folder.parent.glob("*") if path.is_dir() and path.name != folder.name]
+            raise InputError(
+                f"resume={folder}: {'the folder does not say what run it holds' if folder.exists() else 'there is no such folder'}"
+                f"{nearest(folder.name, near)}; --resume takes its flags from a run, so give those of a new one"
+            )
+        return FinetuneConfig(**given, **here)
+    known = {field.name for field in dataclasses.fields(FinetuneConfig)}
+    if unknown := sorted(set(saved) - known):
+        raise InputError(
+            f"resume={folder}: {', '.join(unknown)}: this version has no such flag; another one wrote the run"
+        )
+    wrong = [
+        f"  --{name}: {saved[name]!r} in the checkpoint, {value!r} now"
+        for name, value in given.items()
+        if name in saved and name not in (*FREE, "data") and saved[name] != value
+    ]
+    if wrong and not list_checkpoints(folder / "checkpoints"):
+        return FinetuneConfig(**given, **here)  # nothing is trained yet, so this is a new run
+    if wrong:
+        raise InputError(f"resume={folder}: these flags contradict those of the run:\n" + "\n".join(wrong))
+    config = FinetuneConfig(**(saved | given | here))
+    kind, _, place = config.data.partition(":")
+    if "data" not in given and kind in _FILES and not pathlib.Path(place).exists():
+        raise InputError(
+            f"resume={folder}: the data of the run, {config.data}, are not there; --data says where they are now"
+        )
+    return config
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

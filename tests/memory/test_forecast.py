@@ -151,6 +151,7 @@ def brute_force(find: Callable[[str, int | None], int], budget: int, modes: Sequ
     raise LookupError
 
 
+@pytest.mark.slow
 def test_the_plan_is_what_trying_everything_finds(forecaster: Any, plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # of so small a model the graph takes more than its activations, and recomputing would never pay
     monkeypatch.setattr(forecast, "_BYTES_PER_OPERATION", 10)

@@ -56,6 +56,7 @@ def test_means_leave_out_what_is_not_finite_and_go_on_from_saved_sums() -> None:
     assert means.means() == {}
 
 
+@pytest.mark.slow
 def test_a_resume_between_two_lines_logs_what_one_piece_logs(
     call: Any, small_data: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

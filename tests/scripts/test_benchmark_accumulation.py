@@ -7,6 +7,8 @@ import pathlib
 import re
 from typing import Any
 
+import pytest
+
 SMALL = [
     "--model=vit:mini,depth=1",
     "--image_size=28",
@@ -28,6 +30,7 @@ BAD = [
 ]
 
 
+@pytest.mark.slow
 def test_steps_in_parts_and_steps_of_equal_parts_are_timed_and_bad_input_is_named(
     run_each: Any, tmp_path: pathlib.Path
 ) -> None:

@@ -384,7 +384,9 @@ def kill_at_work(process: int, number: signal.Signals, out: pathlib.Path, runnin
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize(("number", "apart"), [(signal.SIGINT, False), (signal.SIGTERM, True)])
+@pytest.mark.parametrize(
+    ("number", "apart"), [(signal.SIGINT, False), pytest.param(signal.SIGTERM, True, marks=pytest.mark.slow)]
+)
 def test_a_signal_checkpoints_writes_run_json_and_exits_3(
     call: Any, small_data: pathlib.Path, tmp_path: pathlib.Path, number: signal.Signals, apart: bool
 ) -> None:

@@ -89,6 +89,7 @@ def test_auto_keeps_features_where_that_pays(run: Any, monkeypatch: pytest.Monke
     assert "cache:   phase train: used (22.5 KiB on disk); an estimated" in printed
 
 
+@pytest.mark.slow
 def test_phases_are_cut_each_at_its_own_line(run: Any, tmp_path: pathlib.Path) -> None:
     """Head, one block lower, and the head again, whose weights below the line have been trained by then."""
     trains = {"a": "@head", "b": "@head norm/.*", "c": "@head"}
@@ -155,6 +156,7 @@ def test_bad_wishes_are_refused_in_words(run: Any, tmp_path: pathlib.Path, flags
     assert not (tmp_path / "bad").exists()
 
 
+@pytest.mark.slow
 def test_stopped_while_it_writes_and_resumed_it_ends_with_the_same_bits(
     run: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

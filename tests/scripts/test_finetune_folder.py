@@ -163,6 +163,7 @@ def test_a_bad_image_stops_the_run_by_name_or_is_skipped_and_counted(
     assert found["train_examples"] + found["eval_examples"] == 60
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one_and_may_have_another_cache(
     call: Call, photos: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,6 +61,7 @@ def test_head_then_last_20_layers_is_one_command(call: Any, colour_data: pathlib
         assert not [name for name in trained.names() if "moving" in name]
 
 
+@pytest.mark.slow
 def test_default_phases_train_a_backbone_on_gray_images(call: Any, tmp_path: pathlib.Path) -> None:
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 255, (40, 32, 32), np.uint8), np.arange(40) % 2

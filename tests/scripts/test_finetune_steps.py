@@ -297,6 +297,7 @@ def test_skip_counts_such_steps_and_fails_after_20_in_a_row(run: Any, tmp_path: 
 # ---- resume
 
 
+@pytest.mark.slow
 def test_a_resume_with_all_of_it_ends_with_the_same_bits(
     run: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -173,6 +173,7 @@ def colour_data(small_data: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Pat
     return tmp_path / "colour.npz"
 
 
+@pytest.mark.slow
 def test_images_are_given_as_the_weights_want_them_and_a_resume_keeps_that(
     call: Any, colour_data: pathlib.Path, dinov2: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: Any
 ) -> None:

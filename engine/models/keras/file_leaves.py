@@ -20,7 +20,8 @@ def _known_kinds() -> frozenset[str]:
     import keras
 
     classes = (value for value in vars(keras.layers).values() if isinstance(value, type))
-    return frozenset(keras_private.snake_case(each.__name__) for each in classes)
+    models = {"model", "functional", "sequential"}  # what holds layers is none itself
+    return frozenset(keras_private.snake_case(each.__name__) for each in classes) - models
 
 
 def find_kind(name: str) -> str:
@@ -68,6 +69,10 @@ def _split_group(group: str, names: Sequence[list[str]], own: set[str]) -> list[
     same_kind = find_kind(group) != "" and {find_kind(first) for first in firsts} == {find_kind(group)}
     if group in own or (single and same_kind):
         return [((), group, "/".join(name[1:] if single else name)) for name in names]
+    # a layer built by the model around it has that model's name first: sequential_1/dense_2/kernel in the entry dense_2
+    inner = [name[name.index(group) + 1 :] if group in name[:-1] else [] for name in names]
+    if all(inner) and (find_kind(group) or all(len(name) == 1 for name in inner)):
+        return [((), group, "/".join(name)) for name in inner]
     places = [_find_layer(name, own, start=1 if name[0] == group else 0) for name in names]
     if all(place is None for place in places) and (single or all(len(name) == 1 for name in names)):
         return [((), group, "/".join(name[1:] or name)) for name in names]

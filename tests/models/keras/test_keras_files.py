@@ -110,6 +110,7 @@ QUICK = [
     (tf_keras, "keras", "nested", "part", "same", False),
     (tf_keras, "tf", "twice", "part", "none", False),
     (keras, "weights.h5", "nested", "part", "other", True),
+    (keras, "h5", "nested", "part", "same", False),
 ]
 ALL = [
     (*case, number % 2 == 0)  # every second one has automatic names

@@ -67,7 +67,7 @@ def load_result(network: Any, source: PathLike, *, rules: Rules, base: str | Non
 
 
 def _check(plan: Plan, file: TensorSource) -> None:
-    """Raises PortError if a tensor of the file is not of this model; one that the file lacks is no error here."""
+    """Raises PortError if a tensor of the file is not of this model; one that the file lacks is not an error here."""
     other = [f"{path}: {why}" for path, why in plan.fresh.items() if why != "not in the file"]
     if other:
         raise PortError(

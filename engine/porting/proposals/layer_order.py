@@ -61,7 +61,7 @@ def _doubted(line: Line, sure: float) -> Line:
     return Line(line.source, line.target, (), round(line.confidence * sure, 4), line.reason + said)
 
 
-def _match(entries: Sequence[Entry], window: Sequence[Entry], number: int) -> list[Line] | None:
+def _match(entries: Sequence[Entry], layer: Sequence[Entry], number: int) -> list[Line] | None:
     """Returns the lines of one layer, with a confidence of 1 unless only words decide; None if it does not correspond."""
 
     def last(name: str) -> str:
@@ -72,7 +72,7 @@ def _match(entries: Sequence[Entry], window: Sequence[Entry], number: int) -> li
 
     reason = f"the layer with weights number {number} of both"
     for label in (last, role):  # Keras 2 calls a kernel depthwise_kernel that Keras 3 calls kernel
-        left, right = _grouped(entries, label), _grouped(window, label)
+        left, right = _grouped(entries, label), _grouped(layer, label)
         if Counter({key: len(v) for key, v in left.items()}) == Counter({key: len(v) for key, v in right.items()}):
             lines = []
             for key, names in left.items():

@@ -52,4 +52,5 @@ def check_range(
         raise InputError(f"{name}={value}: expected a number from {least:.15g} to {most:.15g}")
     limits = [(f"of at least {least}", least), (f"above {above}", above), (f"at most {most}", most)]
     words = [text for text, limit in (*limits, (f"below {below}", below)) if limit is not None]
-    raise InputError(f"{name}={value}: expected a number {' and '.join(words)}")
+    number = "a finite number" if math.isinf(value) else "a number"
+    raise InputError(f"{name}={value}: expected {number} {' and '.join(words)}".rstrip())

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import signal
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 3
+_BOOLEANS = ("", "true", "false", "t", "f", "1", "0", "yes", "no")
 _DEFINE: dict[type, Callable[..., Any]] = {
     str: flags.DEFINE_string,
     bool: flags.DEFINE_bool,
@@ -44,13 +46,36 @@ def _run(main: Callable[[], int], about: str, flags_in: str) -> int:
     if asked:
         return answer(name, lambda: _print_help(about, flags_in, full="--helpfull" in asked))
     try:
+        _check_resume(name)
         rest = flags.FLAGS(sys.argv)
         if len(rest) > 1:
-            hint = f", as in --resume --out={rest[1]}" if "--resume" in sys.argv else ""
-            raise flags.Error(f"unexpected argument {rest[1]!r}; expected only --flags{hint}")
+            if "--resume" in sys.argv[1:]:
+                at = sys.argv.index("--resume") + 1
+                at = at if sys.argv[at : at + 1] == rest[1:2] else sys.argv.index(rest[1], 1)
+                _refuse_folder(name, sys.argv[1:at] + sys.argv[at + 1 :], rest[1])
+            raise flags.Error(f"unexpected argument {rest[1]!r}; expected only --flags")
     except flags.Error as error:
         return _fail(name, error, BAD_INPUT, "--help lists the flags")
     return answer(name, main)
+
+
+def _check_resume(name: str) -> None:
+    """Raises flags.Error for --resume=DIR; absl would only say that DIR is not a boolean."""
+    for place, word in enumerate(sys.argv[1:], start=1):
+        given, equals, folder = word.partition("=")
+        if given in ("--resume", "-resume") and equals and folder.lower() not in _BOOLEANS and "resume" in flags.FLAGS:
+            _refuse_folder(name, [*sys.argv[1:place], "--resume", *sys.argv[place + 1 :]], folder)
+
+
+def _refuse_folder(name: str, words: Sequence[str], folder: str) -> NoReturn:
+    """Raises flags.Error for a folder after --resume, with the whole command to type instead."""
+    if not any(word.startswith(("--out=", "-out=")) or word in ("--out", "-out") for word in words):
+        words = [*words, f"--out={folder}"]
+    command = name if " " in name else f"python -m scripts.{name}"
+    raise flags.Error(
+        f"resume: it does not take a folder ({folder!r}), because --out names the run; type\n"
+        f"  {command} {shlex.join(words)}"
+    )
 
 
 def answer(name: str, main: Callable[[], int]) -> int:

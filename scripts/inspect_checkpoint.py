@@ -65,8 +65,8 @@ def main() -> int:
 
 def _exists(path: str) -> bool:
     """Returns whether there is a weights file, so that one that cannot be opened is damaged."""
-    from compat_v1.checkpoints.locate import locate
     from engine.files import FileError
+    from engine.porting.readers.locate import locate
 
     file = pathlib.Path(path)
     try:

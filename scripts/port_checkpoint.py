@@ -78,6 +78,8 @@ def _port(out: pathlib.Path | None) -> int:
     from engine.files import write_json
     from engine.models.abstract import abstract_variables
     from engine.models.keras.weights_file import save_weights_file
+    from engine.porting.plan import take_names
+    from engine.porting.rules.detect import get_rules
     from engine.runs.progress import show_each
     from engine.selection.variables import name_variables
 
@@ -85,13 +87,14 @@ def _port(out: pathlib.Path | None) -> int:
     real = F.verify_graph is not None or (keras_file and not F.dry_run)
     with open_source(F.source) as source:
         # ---- the plan; a model that is not run is built without memory for its weights
-        weights = port.Weights(source, averages=F.take_ema)
         size = data.parse_image_size(F.image_size) if F.image_size else None
         with contextlib.nullcontext() if real else abstract_variables():
             network = models.build_network(F.target, image_size=size, channels=F.channels)
         variables = name_variables(network)
-        rules, confidence = _rules(weights, variables, out)
+        given = None if F.rules is None else get_rules(F.rules)
+        weights = port.Weights(take_names(source, variables, given), averages=F.take_ema)
         graph = metagraph.read_metagraph(F.verify_graph, tags=F.tags) if F.verify_graph is not None else None
+        rules, confidence = _rules(weights, variables, graph, out)
         planned = port.plan_port(
             weights,
             variables,
@@ -220,24 +223,32 @@ def _given(*names: str) -> list[str]:
     return [name for name in names if F[name].present]
 
 
-def _rules(weights: Any, variables: Any, out: pathlib.Path | None) -> tuple[Any, dict[str, float]]:
+def _rules(weights: Any, variables: Any, graph: Any, out: pathlib.Path | None) -> tuple[Any, dict[str, float]]:
     """Returns the given, detected or proposed rules, and for proposed ones the confidence in each line."""
     from engine.porting.rules import detect, language
 
     if not F.auto:
         return (detect.choose_rules(weights, variables) if F.rules is None else detect.get_rules(F.rules)), {}
-    from compat_v1.checkpoints.locate import locate
+    from engine.audit.forget_bias import find_forget_biases
     from engine.errors import InputError
     from engine.files import write_bytes
     from engine.porting.proposals.proposal import SURE
     from engine.porting.proposals.propose import list_entries, propose
+    from engine.porting.readers.locate import locate
 
     # TensorFlow's own files have TensorFlow's order of axes, so that square kernels are unambiguous
     ours = locate(F.source) is not None
-    seen = set(weights.names())
-    hidden = {name: reason for name, reason in weights.hidden.items() if name not in seen}
-    proposal = propose(list_entries(weights), variables, layout="tf" if ours else None, hidden=hidden)
-    note = "Made with --take_ema: a name stands for the average of the variable." if F.take_ema else ""
+    hidden = weights.hidden
+    recurrent = any("recurrent" in entry.path for entry in variables)
+    proposal = propose(
+        list_entries(weights),
+        variables,
+        layout="tf" if ours else None,
+        hidden=hidden,
+        forget_biases=find_forget_biases(weights.path, graph) if recurrent else None,
+    )
+    proposal = proposal.renamed(weights.real)
+    note = "Made with --take_ema: the averages are named here, so this holds without that flag." if F.take_ema else ""
     texts = {least: proposal.rules_text(at_least=least, note=note) for least in (SURE, 0.0)}
     least = 0.0 if F.yes else SURE
     text = texts[least]

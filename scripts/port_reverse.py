@@ -47,6 +47,5 @@ def _load(network: Any, rules: Any) -> str:
     from engine.models.keras.weights_file import load_weights_file
 
     if F.source.endswith(".weights.h5"):
-        load_weights_file(network, F.source)
-        return f"{F.source}, loaded by Keras"
+        return f"{F.source}: {load_weights_file(network, F.source)}"
     return f"{F.source}, {load_result(network, F.source, rules=rules, base=F.base)}"

@@ -42,7 +42,7 @@ SIGNATURES: dict[str, str | None] = {
     "finetune": "(config: 'FinetuneConfig', *, listener: 'Listener | None' = None) -> 'RunResult'",
     "group": "(name: 'str') -> 'Filter'",
     "layers": "(model: 'str') -> '_Slices'",
-    "load_weights": "(model: 'Model', weights: 'PathLike' = 'auto', *, rules: 'PathLike | None' = None, image_shape: 'tuple[int, int, int] | None' = None) -> 'LoadedWeights'",
+    "load_weights": "(model: 'Model', weights: 'PathLike' = 'auto', *, rules: 'PathLike | None' = None, image_shape: 'tuple[int, int, int] | None' = None, classes: 'Sequence[str] | None' = None) -> 'LoadedWeights'",
     "open_data": "(spec: 'str', *, eval_fraction: 'float | None' = None, train_examples: 'int | None' = None, image_size: 'Size | None' = None, bad_images: 'str' = 'stop', image_cache: 'int' = 1073741824, say: 'Say' = <built-in function print>) -> 'Source'",
     "parse_filter": "(text: 'str') -> 'Ordered'",
     "parse_rates": "(text: 'str', *, name: 'str' = 'rates') -> 'Rates'",

@@ -16,14 +16,14 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
-from compat_v1.checkpoints import partitions, writer
-from compat_v1.checkpoints.locate import locate
+from compat_v1.checkpoints import writer
 from compat_v1.checkpoints.reader import open_checkpoint
 from compat_v1.checkpoints.writer import Entry, ExportError, Version
 from compat_v1.graphs.saver_keys import Slice, Wanted
 from engine.files import FileError, PathLike
-from engine.porting.readers import bundle_index
+from engine.porting.readers import bundle_index, partitions
 from engine.porting.readers.checkpoint_file import explaining_damage
+from engine.porting.readers.locate import locate
 from engine.porting.readers.source import TensorSource
 from engine.text import join_some, nearest
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from compat_v1.checkpoints.families import Families, group_families
 from compat_v1.porting.slots import SlotPlan, SlotSteps, count_steps, plan_slots
+from engine.audit.forget_bias import check_forget_biases
 from engine.data.class_names import as_texts, read_class_names
 from engine.files import FileError, PathLike, write_npz
 from engine.porting import apply, plan
@@ -30,7 +31,7 @@ class Renamed(Closing):
     """Some tensors of a TensorSource under other names; ``real`` is name here -> name there."""
 
     def __init__(self, source: TensorSource, real: Mapping[str, str]) -> None:
-        self.source, self._real = source, real
+        self.source, self._real = source, dict(real)
         self.path: pathlib.Path = source.path
         self.checksums: bool = source.checksums
 
@@ -59,18 +60,17 @@ class Renamed(Closing):
 class Weights(Renamed):
     """A checkpoint as rules should see it: its variables, without their averages and the optimizer's state.
 
-    This is a TensorSource. ``hidden`` has the names that are left out, with the reason. With ``averages``, the name of
-    a variable stands for its exponential moving average, if there is one; PortError is raised if there are none at all.
+    This is a TensorSource. ``hidden`` has the names that are left out, with the reason; ``show`` brings some back. With
+    ``averages``, the name of a variable stands for its exponential moving average, if there is one; PortError is raised if there are none at all.
     """
 
     def __init__(self, source: TensorSource, *, averages: bool = False) -> None:
         self.families: Families = group_families(source)
         self.hidden: dict[str, str] = {}
-        real: dict[str, str] = {}
-        super().__init__(source, real)
+        super().__init__(source, {})
         for family in self.families.variables:
             taken = family.ema if averages and family.ema is not None else family.name
-            real[family.name] = taken
+            self._real[family.name] = taken
             for name in (family.name, *family.members()):
                 if name != taken:
                     self.hidden[name] = f"belongs to {family.name}" + (f"; {taken} is used" if averages else "")
@@ -78,6 +78,14 @@ class Weights(Renamed):
             self.hidden |= dict.fromkeys(names, f"state of an optimizer ({role})")
         if averages and not any(family.ema for family in self.families.variables):
             raise PortError(f"take_ema: {source.path} has no exponential moving averages")
+
+    def show(self, names: Iterable[str]) -> None:
+        """Shows tensors of the file under their own names, because rules name them."""
+        for name in names:
+            for stands in [stands for stands, real in self._real.items() if real == name]:
+                del self._real[stands]
+            self._real[name] = name
+            self.hidden.pop(name, None)
 
     def check(self, name: str) -> None:
         verify.check_tensor(self.source, self.real(name))
@@ -174,20 +182,30 @@ def plan_port(
     such slots, or their step count is unknown.
 
     Args:
+        weights: the checkpoint; what it hides but the rules name, such as an average, is shown from now on.
         rules: how names correspond; a skip may match only names that ``weights`` hides.
         grid: the model's patch grid (rows, columns), for position embeddings.
         slots: the kind of optimizer (Adam, Momentum and so on); "auto" for the only one, None for none.
         adam_step, betas: the step count of the slots, where the file does not have it, and the betas of their Adam.
         confidence: target -> the confidence of a proposed line.
-        graph: the graph that the weights belong to, for what the rules expect of it; None takes the one beside them.
+        graph: the graph that the weights belong to, for what the rules expect of it and forget biases; None takes the one beside them.
     """
+    shown = set(weights.names())
+    weights.show(plan.find_meant(variables, rules, [name for name in weights.source.names() if name not in shown]))
     hidden = list(weights.hidden)
     kept = [line for line in rules.skip if line.optional or not any(_fits(line, rules, name) for name in hidden)]
     relaxed = [dataclasses.replace(line, optional=True) for line in rules.skip if line not in kept]
     rules = dataclasses.replace(rules, skip=(*kept, *relaxed))
     found = plan.build_plan(variables, weights, rules, grid=grid)
     found.check(weights, rules)
-    fact = check_expected(rules, weights.path, graph=graph)
+    loaded = [
+        dataclasses.replace(made, source=tuple(map(weights.real, made.source)))
+        for made in apply.build_ledger(found, weights, rules).loaded
+    ]
+    facts = [
+        check_expected(rules, weights.path, graph=graph),
+        check_forget_biases(loaded, weights.path, graph=graph),
+    ]
     rules = dataclasses.replace(rules, expect=())  # done
     slot_plan = steps = None
     if slots is not None:
@@ -195,7 +213,7 @@ def plan_port(
         steps = count_steps(
             weights.source, weights.families, slot_plan.kind, given=adam_step, beta1=betas[0], beta2=betas[1]
         )
-    return Port(weights, variables, rules, found, slot_plan, steps, confidence or {}, fact)
+    return Port(weights, variables, rules, found, slot_plan, steps, confidence or {}, "; ".join(filter(None, facts)))
 
 
 def _fits(line: PatternLine, rules: Rules, name: str) -> bool:

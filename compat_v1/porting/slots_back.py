@@ -14,6 +14,7 @@ from compat_v1.porting.reverse import KnownShapes, Reverse
 from compat_v1.porting.slots import SlotError, count_steps
 from engine.files import PathLike
 from engine.porting import slot_names
+from engine.porting.plan import find_meant
 from engine.porting.readers.source import TensorSource
 from engine.porting.rules import detect
 from engine.porting.rules.language import Rules
@@ -73,15 +74,23 @@ def export_slots(
         model = name_variables({path: tf.Variable(array, trainable=True) for path, array in arrays.items()})
         if base is None or held is None:
             back = Reverse(model, chosen, KnownShapes.from_rules(model, detect.get_rules(rules)))
-            found |= {f"{name}/{suffix}": back.read(name) for name in back.names()}
+            found |= {
+                f"{name.removesuffix(f'/{slot_names.AVERAGE}')}/{suffix}": back.read(name) for name in back.names()
+            }
             continue
-        real = {f.name: f.slots[kind][slot] for f in held.variables if slot in f.slots.get(kind, {})}
-        view = Renamed(base, real)
-        placed = name_variables({e.path: e.variable for e in model if _has_place(e.path, chosen, view.names())})
-        absent = [e.path for e in model if e.path not in {p.path for p in placed}]
+        owners = [f for f in held.variables if slot in f.slots.get(kind, {})]
+        meant = find_meant(
+            model, chosen, [f.ema for f in owners if f.ema is not None]
+        )  # rules may name averages instead
+        real = {f.ema if f.ema in meant else f.name: f.slots[kind][slot] for f in owners}
+        view = Renamed(base, {str(name): there for name, there in real.items()})
+        places = {e.path: e.variable for e in model if _has_place(e.path, chosen, view.names())}
+        absent = [e.path for e in model if e.path not in places]
         left |= dict.fromkeys((f"optimizer/{path}/{slot}" for path in absent), "the base has no such slot")
-        back = Reverse(placed, chosen, view)
-        found |= {real[name]: back.read(name) for name in back.names()}
+        if not places:
+            continue
+        back = Reverse(name_variables(places), chosen, view)
+        found |= {view.real(name): back.read(name) for name in back.names()}
     steps = {int(source.read(f"optimizer/{path}/t")) for path in by_path if f"optimizer/{path}/t" in source.names()}
     if kind == "Adam" and len(steps) == 1:
         found |= _powers(next(iter(steps)), base, held, betas)

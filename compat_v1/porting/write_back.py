@@ -12,7 +12,6 @@ import numpy as np
 
 from compat_v1.checkpoints.export import Exported, export_checkpoint
 from compat_v1.checkpoints.families import group_families
-from compat_v1.checkpoints.locate import locate
 from compat_v1.checkpoints.reader import open_checkpoint
 from compat_v1.checkpoints.writer import Version
 from compat_v1.graphs import metagraph, saver_keys
@@ -21,6 +20,7 @@ from compat_v1.porting.slots_back import export_slots
 from engine.errors import InputError
 from engine.files import PathLike, write_json
 from engine.porting import open_tensors
+from engine.porting.readers.locate import locate
 from engine.porting.rules.language import Rules
 from engine.selection.variables import name_variables
 

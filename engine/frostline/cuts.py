@@ -70,7 +70,7 @@ def cut_evaluation(
     above = line.cut_function(whole)
     if isinstance(above, Refused):
         return above
-    evaluator.use_traced(selection, line.specs(batch_tensors(batch)), traced._replace(function=above))
+    evaluator.use_traced(selection, line.specs(batch_tensors(batch)), traced._replace(function=above, norms=None))
     return None
 
 

@@ -115,6 +115,32 @@ def compare_classes(
     return HeadClasses(tuple(wanted), given, match, initial)
 
 
+def compare_own_classes(model: Model, wanted: Sequence[str]) -> str:
+    """What is said of the classes of a head that came with the model's own file; "" if there is nothing to say.
+
+    Raises PortError if the file names other classes than the data have, or has them in another order.
+    """
+    if model.own_file is None:
+        return ""
+    given = read_class_names(model.own_file)
+    name = pathlib.Path(model.own_file).name
+    if given is None:
+        names = (
+            f"for {join_words(wanted)}, in this order; whether it is the file's cannot be checked"
+            if wanted
+            else "as it is"
+        )
+        return f"{name} does not name its classes, so its own head is taken {names}"
+    if wanted and normal_form(given) != normal_form(wanted):
+        raise PortError(
+            f"model={model.name!r}: its head is for {join_words(given)}, the data have {join_words(wanted)}; --head=gap "
+            "gives it a new head"
+        )
+    return (
+        "" if wanted else f"the data do not name their classes, so the head for {join_words(given)} is taken as it is"
+    )
+
+
 def decide_outputs(model: Model, entries: Sequence[NamedVariable], image_shape: tuple[int, int, int]) -> bool:
     """Whether the outputs follow the last axis of these variables: with it reversed, they come in reverse.
 

@@ -70,6 +70,7 @@ class Model:
         images_chosen: whether the user or the network decides the preprocessing; if not, the weights may (Ledger.images).
         shipped_weights, shipped_for: the file that ``--weights=auto`` loads, and what it was trained for, for messages.
         notes: decisions made for the user, one sentence each.
+        own_file: the file whose head the model keeps, with outputs for classes that the file may not name; else None.
         load: loads weights by their name in a flag and describes what it loaded; None for a file in another format than
             the model's own. Such files, and models without ``load``, are for engine.porting.
         check_images: raises ModelSpecError if the weights that were loaded expect other images than ``normalise`` makes.
@@ -85,6 +86,7 @@ class Model:
     shipped_weights: pathlib.Path | None = None
     shipped_for: str = ""
     notes: tuple[str, ...] = ()
+    own_file: str | None = None
     load: Callable[[str], str | None] | None = None
     check_images: Callable[[], None] | None = None
 

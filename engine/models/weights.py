@@ -12,12 +12,14 @@ import tensorflow as tf
 
 from engine import porting
 from engine.data import Normalise
+from engine.data.class_names import read_class_names
 from engine.errors import InputError
 from engine.files import PathLike
-from engine.models.head_classes import HeadClasses, compare_classes
+from engine.models.head_classes import HeadClasses, compare_classes, compare_own_classes
 from engine.models.images import scale_images
 from engine.models.spec import Model
 from engine.selection.variables import is_keras, name_variables
+from engine.text import join_words
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ def load_weights(
     *,
     rules: PathLike | None = None,
     image_shape: tuple[int, int, int] | None = None,
+    classes: Sequence[str] | None = None,
 ) -> LoadedWeights:
     """Loads weights into a model, from every file that ``finetune`` takes.
 
@@ -56,10 +59,14 @@ def load_weights(
             them), or a file: an .npz, safetensors, Keras or HDF5 file, or a TensorFlow checkpoint.
         rules: which tensor becomes which variable: a rule file, or the name of a shipped one. By default it is chosen
             by the names in the file.
-        image_shape: (height, width, channels) of the images, for the message when shipped weights do not fit them.
+        image_shape: (height, width, channels) of the images, for the message when shipped weights do not fit them, and to
+            match classes where the model does not say its own.
+        classes: the names of the classes that the outputs stand for, in order. A head is matched with the names in a file:
+            reordered, or anew for other classes; ``text`` says so, or that the file names none. Without ``classes``, a
+            head is taken as it is, and ``text`` names the classes that the file has.
 
     Raises:
-        PortError: the file cannot be read or does not fit the model.
+        PortError: the file cannot be read or does not fit the model, or its classes cannot be matched.
         ModelSpecError: with these weights the model expects other images than ``model.normalise`` makes.
 
     Example:
@@ -69,6 +76,34 @@ def load_weights(
         'vit_mini_fashion5.npz, 102 variables loaded by frostline.rules; fresh: head/kernel, head/bias'
     """
     model = model if isinstance(model, Model) else _as_model(model, weights)
+    if classes is not None:
+        shape = image_shape or _input_shape(model.network)
+        if shape is None:
+            raise InputError("image_shape=None: expected (height, width, channels), with which classes are matched")
+        return load_for_classes(model, weights, tuple(classes), rules=rules, image_shape=shape)
+    loaded = load_as_it_is(model, weights, rules=rules, image_shape=image_shape)
+    given = read_class_names(weights) if loaded.ledger is not None and pathlib.Path(weights).is_file() else None
+    if given is None or not any(_is_of_head(model, entry.target) for entry in loaded.ledger.loaded):  # type: ignore[union-attr]
+        return loaded
+    said = f"its head is for {join_words(given)}, in this order; classes= matches it with those of the data"
+    return replace(loaded, text=f"{loaded.text}; {said}")
+
+
+def _is_of_head(model: Model, path: str) -> bool:
+    return "head" in name_variables(model.network).by_path()[path].groups
+
+
+def _input_shape(network: Any) -> tuple[int, int, int] | None:
+    """(height, width, channels) of the images of a Keras model, if it says them."""
+    inputs = getattr(network, "inputs", None) or [] if is_keras(network) else []
+    shape = tuple(inputs[0].shape[1:]) if len(inputs) == 1 else ()
+    return shape if len(shape) == 3 and None not in shape else None
+
+
+def load_as_it_is(
+    model: Model, weights: PathLike, *, rules: PathLike | None, image_shape: tuple[int, int, int] | None
+) -> LoadedWeights:
+    """Does what ``load_weights`` does, without a look at the classes of a head: what the outputs of a regression need."""
     name = str(weights)
     if rules is None and model.load is not None and (text := model.load(name)) is not None:
         if name not in ("auto", "none", "imagenet"):
@@ -103,7 +138,9 @@ def _as_model(network: Any, weights: PathLike) -> Model:
         from engine.models.keras.weights import load_weights as load_keras
 
         load = functools.partial(load_keras, spec=name, network=network)
-    return Model(name, network, 0, Normalise(), upper="", load=load)
+    shapes = [tuple(entry.variable.shape) for entry in name_variables(network) if "head" in entry.groups]
+    outputs = shapes[-1][-1] if shapes and shapes[-1] else 0
+    return Model(name, network, outputs, Normalise(), upper="", load=load)
 
 
 def _ported(model: Model, file: pathlib.Path, ledger: porting.Ledger) -> LoadedWeights:
@@ -137,11 +174,13 @@ def load_for_classes(
     differ in a way that cannot be resolved.
     """
     if str(weights) in ("auto", "none", "imagenet"):
-        return load_weights(model, weights, rules=rules, image_shape=image_shape)
+        loaded = load_as_it_is(model, weights, rules=rules, image_shape=image_shape)
+        said = compare_own_classes(model, classes) if str(weights) == "auto" else ""
+        return replace(loaded, text=loaded.text + (f"; {said}" if said else ""))
     own = rules is not None and str(rules) != "frostline"
     found = compare_classes(model, weights, classes, image_shape=image_shape, own_rules=own)
     if found.match is None:
-        loaded = load_weights(model, weights, rules=rules, image_shape=image_shape)
+        loaded = load_as_it_is(model, weights, rules=rules, image_shape=image_shape)
     else:
         with porting.open_tensors(weights) as source:
             ledger = porting.load(model.network, found.view(source), rules)

@@ -18,7 +18,7 @@ import tensorflow as tf
 from engine.files import FileError, PathLike
 from engine.porting.errors import PortError
 from engine.porting.ledger import Ledger, Loaded
-from engine.porting.plan import Assignment, Plan, build_plan
+from engine.porting.plan import Assignment, Plan, build_plan, take_names
 from engine.porting.readers import verify
 from engine.porting.readers.source import TensorSource, open_tensors
 from engine.porting.rules import detect, facts, transforms
@@ -60,7 +60,12 @@ def load(
 def _load(
     variables: ModelVariables, source: TensorSource, rules: Rules | PathLike | None, grid: tuple[int, int] | None
 ) -> Ledger:
-    chosen = detect.choose_rules(source, variables) if rules is None else detect.get_rules(rules)
+    if rules is None:
+        source = take_names(source, variables)
+        chosen = detect.choose_rules(source, variables)
+    else:
+        chosen = detect.get_rules(rules)
+    source = take_names(source, variables, chosen)
     plan = build_plan(variables, source, chosen, grid=grid)
     plan.check(source, chosen)
     fact = facts.check_expected(chosen, source.path)

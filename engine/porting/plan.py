@@ -11,6 +11,7 @@ import numpy as np
 from engine.porting.both_sides import Differences
 from engine.porting.errors import PortError
 from engine.porting.ledger import Skipped
+from engine.porting.readers import partitions
 from engine.porting.readers.source import TensorSource
 from engine.porting.rules import transforms
 from engine.porting.rules.language import Rule, Rules
@@ -92,6 +93,43 @@ def build_plan(
     rest = {short: name for short, name in names.items() if name not in taken}
     _leftovers(plan, rest, aliases, rules)
     return plan
+
+
+def take_names(source: TensorSource, entries: Iterable[NamedVariable], rules: Rules | None = None) -> TensorSource:
+    """Returns the source with partitioned tensors left in parts where the rules, or the model's own paths, name a part.
+
+    Elsewhere they stay whole (engine.porting.readers.partitions).
+    """
+    if not isinstance(source, partitions.Merged):
+        return source
+    entries = list(entries)
+    parts = [part for each in source.parts.values() for part in each.names]
+    taken = {path for entry in entries for path in entry.paths}
+    if rules is None:
+        return partitions.leave_apart(source, lambda _, part: part in taken)
+    taken |= find_meant(entries, rules, parts)
+    whole_meant = find_meant(entries, rules, source.parts)
+
+    def is_apart(whole: str, part: str) -> bool:
+        names = [rules.without_prefix(name) for name in (whole, part)]
+        skipped = [any(line.pattern.fullmatch(name) for line in rules.skip) for name in names]
+        return part in taken or (whole not in whole_meant and skipped == [False, True])
+
+    return partitions.leave_apart(source, is_apart)
+
+
+def find_meant(entries: Iterable[NamedVariable], rules: Rules, names: Iterable[str]) -> set[str]:
+    """Returns those of these names of a source from which the rules make a variable."""
+    short = {rules.without_prefix(name): name for name in names}
+    return {
+        short[wanted]
+        for entry in entries
+        for path in entry.paths
+        for rule in rules.rules
+        if (match := rule.pattern.fullmatch(path))
+        for wanted in rule.expand(match, short)
+        if wanted in short
+    }
 
 
 def _short_names(source: TensorSource, rules: Rules) -> dict[str, str]:

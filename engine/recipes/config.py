@@ -22,7 +22,7 @@ from engine.text import nearest
 from engine.training import loss_names, optimizers, phases, precision, remat, schedules
 from engine.training.optimizers import Optimizer
 from engine.training.phases import Monitor, Phase
-from engine.training.rates import parse_rates
+from engine.training.rates import parse_rates, read_rates
 
 # Fields that are one of a few words; None is valid where it is the default.
 CHOICES: Mapping[str, tuple[str, ...]] = {
@@ -172,7 +172,8 @@ class FinetuneConfig:
         loss_names.check_loss(self.loss, self.label_smoothing)
         schedules.parse(self.schedule)
         if self.rates is not None:
-            parse_rates(self.rates)
+            trains = {f"train={{}} in phase {phase.name}": phase.train for phase in self.phases() if self.phase}
+            read_rates(self.rates, trains=trains or {"--train={}": self.train or "@all"})
         precision.parse(self.precision)
         for name in ("image_cache", "cache_budget", "memory_budget"):
             if (size := getattr(self, name)) is not None:

@@ -43,9 +43,10 @@ def resume_config(out: PathLike, given: Mapping[str, Any]) -> FinetuneConfig:
     if saved is None:
         if not set(given) - FREE:
             near = [path.name for path in folder.parent.glob("*") if path.is_dir() and path.name != folder.name]
+            found = "the folder holds no run (neither flags.json nor a checkpoint)"
             raise InputError(
-                f"resume={folder}: {'the folder does not say what run it holds' if folder.exists() else 'there is no such folder'}"
-                f"{nearest(folder.name, near)}; --resume takes its flags from a run, so give those of a new one"
+                f"out={folder}: {found if folder.exists() else 'there is no such folder'}{nearest(folder.name, near)}; --resume "
+                "goes on with the run in --out, so name the folder of one, or give the flags of a new run"
             )
         return FinetuneConfig(**given, **here)
     known = {field.name for field in dataclasses.fields(FinetuneConfig)}

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from engine import data as sources
 from engine import models
+from engine.audit.forget_bias import check_forget_biases
 from engine.data import augment as augmentation
 from engine.data.part import DataError, check_labels
 from engine.errors import InputError
 from engine.files import PathLike
-from engine.models.weights import LoadedWeights, load_for_classes, load_weights
+from engine.models.weights import LoadedWeights, load_as_it_is, load_for_classes
 from engine.selection.variables import ModelVariables, name_variables
 from engine.sizes import parse_bytes
 from engine.training import losses
@@ -140,10 +142,12 @@ class Task:
         """
         given: dict[str, Any] = {"rules": rules, "image_shape": self.source.image_shape}
         if self.loss == "mse":
-            loaded = load_weights(self.model, weights, **given)
+            loaded = load_as_it_is(self.model, weights, **given)
         else:
             loaded = load_for_classes(self.model, weights, self.class_names or (), **given)
         self.variables.refresh()
+        if loaded.ledger is not None and (fact := check_forget_biases(loaded.ledger.loaded, pathlib.Path(weights))):
+            loaded = dataclasses.replace(loaded, text=f"{loaded.text}; {fact}")
         return dataclasses.replace(self, weights=loaded, images=loaded.images)
 
     def with_images(self, images: str | None) -> Task:

@@ -63,6 +63,7 @@ def train_row(event: Event, means: Mapping[str, float]) -> dict[str, Any]:
         "phase": event.stage.phase.name,
         "loss": float(event.result.loss),
         "learning_rate": event.learning_rate,
+        **({} if event.rates is None else {"rates": event.rates.by_filter()}),
         "examples_per_second": event.examples / event.seconds,
         "grad_norm": float(event.result.grad_norm),
         "loss_scale": event.result.loss_scale,
@@ -96,6 +97,9 @@ class TensorBoard:
             for name, value in row.items():
                 if isinstance(value, float):
                     tf.summary.scalar(name, value)
+                elif isinstance(value, dict):
+                    for key, number in value.items():
+                        tf.summary.scalar(f"{name}/{key}", number)
 
     def add_histograms(self, selection: Selection, step: int) -> None:
         if self._histograms:

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from engine.graphs.tracing import batch_signature, batch_specs, batch_tensors, inlined
+from engine.graphs import dataflow
+from engine.graphs.inlining import inline_calls
+from engine.graphs.tracing import batch_signature, batch_specs, batch_tensors, calls_functions, inlined
 from engine.selection.selection import Selection
 from engine.training import losses
 from engine.training.losses import LossFunction
@@ -25,8 +27,7 @@ class Result:
         loss, metrics: the sum of the terms' weighted means, without regulariser; the weighted mean of each metric.
         per_example: the values of each metric in the order of the part, float64 [n], by name.
         frozen_output_norm: the L2 norm of the frozen part's output, averaged over the first ``WATCHED`` examples; None
-            if nothing frozen is seen between the images and the lowest trained variable. A function of a SavedModel of
-            which a part trains is not looked into.
+            if nothing frozen lies between the images and the lowest trained variable.
     """
 
     loss: float
@@ -36,10 +37,19 @@ class Result:
 
 
 class TracedEvaluation(NamedTuple):
-    """A traced evaluation. ``watches`` says whether it computes the norm of a frozen part's output."""
+    """A traced evaluation.
+
+    ``watches`` says whether it computes the norm of a frozen part's output. Where that lies inside a function which the
+    evaluation calls, as those of a SavedModel, ``norms`` computes it in the place of ``function``.
+    """
 
     function: Any
     watches: bool
+    norms: Any | None = None
+
+    def watch(self, tensors: Mapping[str, Any], out: Mapping[str, Any]) -> np.ndarray:
+        """Returns the norms for a batch of which ``function`` computed ``out``."""
+        return (out["norms"] if self.norms is None else self.norms(tensors)).numpy()
 
 
 # From a selection and images, computes the norm of each example [B] at the frost line in the graph being traced, or None.
@@ -76,8 +86,8 @@ class Evaluator:
         below = False
         for batch in batches:
             tensors = batch_tensors(batch)
-            function, below = self._function(selection, tensors)
-            out = function(tensors)
+            traced = self._function(selection, tensors)
+            below, out = traced.watches, traced.function(tensors)
             for pairs in (out["terms"], out["metrics"]):
                 losses.check_weights({name: mass for name, (_, mass) in pairs.items()})
             for sums, found in ((terms, out["terms"]), (metrics, out["metrics"])):
@@ -85,11 +95,12 @@ class Evaluator:
                     sums[name] = sums.get(name, np.zeros(2)) + np.array([float(pair[0]), float(pair[1])])
             for name, values in out["examples"].items():
                 examples.setdefault(name, []).append(values.numpy().astype(np.float64))
-            norms.append(out["norms"].numpy())
+            if watched is None and sum(map(len, norms)) < WATCHED:
+                norms.append(traced.watch(tensors, out))
         if watched is not None:
             tensors = batch_tensors(watched)
-            function, below = self._function(selection, tensors)
-            norms = [function(tensors)["norms"].numpy()]
+            traced = self._function(selection, tensors)
+            below, norms = traced.watches, [traced.watch(tensors, traced.function(tensors))]
         first = np.concatenate(norms)[:WATCHED] if norms else np.zeros(0)
         return Result(
             loss=float(sum(total / weight if weight else 0.0 for total, weight in terms.values())),
@@ -135,4 +146,25 @@ class Evaluator:
             }
 
         specs = batch_specs(tensors)
-        return TracedEvaluation(tf.function(evaluate, autograph=False).get_concrete_function(specs), below[-1])
+        traced = tf.function(evaluate, autograph=False).get_concrete_function(specs)
+        if self.watch is None or below[-1] or not selection.frozen or not calls_functions(traced.graph):
+            return TracedEvaluation(traced, below[-1])
+        inside = self._watch_inside(traced, selection, specs)
+        return TracedEvaluation(traced, inside is not None, inside)
+
+    def _watch_inside(self, traced: Any, selection: Selection, specs: Mapping[str, Any]) -> Any | None:
+        """Traces the norm at a frozen part's output that lies inside a function which the evaluation calls; None if none."""
+        assert self.watch is not None
+        graph = inline_calls(traced).function.graph
+        inputs = dict(zip(sorted(specs), graph.inputs, strict=False))
+        with graph.as_default():
+            norms = self.watch(selection, inputs["image"])
+        if norms is None:
+            return None
+
+        def compute(batch: Mapping[str, Any]) -> Any:
+            feeds = {id(inner): source for source, inner in graph.captures}
+            feeds |= {id(placeholder): batch[name] for name, placeholder in inputs.items()}
+            return dataflow.copy_tensors([norms], feeds)[0]
+
+        return tf.function(compute, autograph=False).get_concrete_function(specs)

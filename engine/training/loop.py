@@ -82,6 +82,7 @@ class Event(NamedTuple):
             can be saved now).
         state, stage: the state after the event, and the current stage.
         result, learning_rate, examples: for a "step", its result, learning rate and number of examples.
+        rates: for a "step", the learning rates by filter; None where the stage has none.
         seconds: for a "step", the time it took, including its batch.
         skipped: for a "step", the number of steps skipped so far, including this one.
         force: for a "checkpoint", whether to save even if none is due.
@@ -96,6 +97,7 @@ class Event(NamedTuple):
     examples: int = 0
     skipped: int = 0
     force: bool = False
+    rates: Rates | None = None
 
 
 Action = Callable[[Event], None]
@@ -183,13 +185,14 @@ class Loop:
         batch = next(batches)
         factor = stage.schedule.factor_at(number, length, learning_rate=stage.learning_rate)
         rate = stage.learning_rate * factor
-        more = {} if stage.rates is None else {"rates": stage.rates.scaled(factor)}
+        rates = None if stage.rates is None else stage.rates.scaled(factor)
+        more = {} if rates is None else {"rates": rates}
         before = self.step.steps
         try:
             result = self.step(stage.selection, batch, learning_rate=rate, optimizer=stage.optimizer, **more)
         except NonFiniteError as error:
             state.step += self.step.steps - before  # the last of too many skipped steps counts
-            now = f"{rate:g}" + "".join(f"; by filter {rates}" for rates in more.values())
+            now = f"{rate:g}" + ("" if rates is None else f"; by filter {rates}")
             raise LoopError(
                 f"{error} (phase {stage.phase.name!r}): lower the learning rate (now {now}), warm it up, or clip the "
                 "gradient"
@@ -197,7 +200,7 @@ class Loop:
         state.step += 1
         seconds = time.perf_counter() - started
         examples = len(batch["index"]) if "index" in batch else len(next(iter(batch.values())))
-        self._tell(Event("step", state, stage, result, rate, seconds, examples, self.step.skipped))
+        self._tell(Event("step", state, stage, result, rate, seconds, examples, self.step.skipped, rates=rates))
 
     def _evaluate(self, state: State, stage: Stage) -> None:
         state.evaluations.append(self.evaluate(stage, state.step))

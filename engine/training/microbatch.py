@@ -203,11 +203,15 @@ def step_weights(micro: MicroBatch, selection: Selection, batch: Mapping[str, An
 def list_caveats(selection: Selection) -> list[str]:
     """Returns a sentence for each reason why a step as micro-batches is not exactly the step in one piece."""
     found = []
-    if selection.moving:
-        names = list(dict.fromkeys(entry.layer for entry in selection.moving))
+    kinds = {each.path: type(each.layer).__name__ for each in selection.variables.statistics_layers}
+    moving: dict[str, dict[str, None]] = {}  # kind of layer -> paths
+    for entry in selection.moving:
+        moving.setdefault(kinds.get(entry.layer, "other"), {})[entry.layer] = None
+    for kind, names in moving.items():
+        normalise = "normalise by the moments of a micro-batch, not of the step, and " if "BatchNorm" in kind else ""
         found.append(
-            f"{len(names)} BatchNorm layer(s) in training mode normalise by the moments of a micro-batch, not of the "
-            f"step, and update their statistics once per micro-batch: {join_some(names)}; `!@stats` avoids this"
+            f"{len(names)} {kind} layer(s) in training mode {normalise}update their statistics once per micro-batch, not "
+            f"once per step: {join_some(list(names))}; `!@stats` avoids this"
         )
     if generators := list(selection.variables.generators):
         found.append(

@@ -13,7 +13,7 @@ from engine.errors import InputError, check_range
 from engine.selection import filters
 from engine.text import nearest
 from engine.training import schedules
-from engine.training.rates import parse_rates
+from engine.training.rates import read_rates
 
 Monitor = Literal["eval_loss", "eval_accuracy"]
 
@@ -86,7 +86,7 @@ class Phase:
         try:
             for key in ("rates", "decays"):
                 if (rules := getattr(self, key)) is not None:
-                    parse_rates(rules, name=key)
+                    read_rates(rules, name=key, trains={"train={}": self.train})
         except InputError as error:
             raise PhaseError(f"phase {self.name!r}: {error}") from None
         filters.parse_filter(self.train)

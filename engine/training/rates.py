@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -39,6 +41,10 @@ class Rates:
     def scaled(self, factor: float) -> Rates:
         """Returns the same rules with each number multiplied by a factor, such as a schedule's."""
         return replace(self, values=tuple(value * factor for value in self.values))
+
+    def by_filter(self) -> dict[str, float]:
+        """Returns filter, as text -> number; of two rules with the same filter, the last decides."""
+        return {str(part): value for part, value in zip(self.filters, self.values, strict=True)}
 
     def __str__(self) -> str:
         return " ".join(self.rule(number) for number in range(len(self.filters)))
@@ -95,6 +101,14 @@ def parse_rates(text: str, *, name: str = "rates") -> Rates:
         >>> [float(variable) for variable in model.values()]
         [0.75, 0.5]
     """
+    return read_rates(text, name=name)
+
+
+def read_rates(text: str, *, name: str = "rates", trains: Mapping[str, str] | None = None) -> Rates:
+    """Does what ``parse_rates`` does; for its errors, ``trains`` is where a filter says what trains -> that filter.
+
+    The keys have a ``{}`` for the quoted filter, such as ``--train={}``.
+    """
     rule = {"rates": "FILTER=RATE, such as @head=1e-3", "decays": "FILTER=DECAY, such as @head=0.1"}[name]
     filters: list[Filter] = []
     values: list[float] = []
@@ -104,6 +118,8 @@ def parse_rates(text: str, *, name: str = "rates") -> Rates:
         value = parse_number(number)
         if not equals or not body or value is None:
             raise RateError(f"{about}: expected {rule}, with rules separated by white space")
+        if re.search(r"=[-+.\de]+,", body):
+            raise RateError(f"{about}: rules are separated by white space, not by commas")
         if body.startswith("!"):
             raise RateError(
                 f"{about}: `!` is not valid here, because a rule gives a number; the last rule that matches decides, so "
@@ -119,13 +135,25 @@ def parse_rates(text: str, *, name: str = "rates") -> Rates:
             raise RateError(f"{about}: {str(error).partition(': ')[2]}") from None
         except InputError as error:
             raise RateError(f"{about}: {error}") from None
-        if name == "rates" and value == 0:
-            raise RateError(
-                f"{about}: expected a learning rate above 0; to keep variables as they are, leave them out of what trains "
-                f"(--train='... !{body}'), which also saves their gradients and slots"
-            )
         filters.append(item.filter)
         values.append(value)
     if not filters:
         raise RateError(f"{name}={text!r}: it is empty; expected {rule}")
+    if name == "rates" and 0 in values:
+        raise RateError(_explain_zero(text, values, trains or {"--train={}": "@all"}))
     return Rates(tuple(filters), tuple(values), name)
+
+
+def _explain_zero(text: str, values: Sequence[float], trains: Mapping[str, str]) -> str:
+    """The message for rules with a rate of 0, with the filters to write instead."""
+    words = text.split()
+    first = values.index(0)
+    without = " ".join(f"!{word.rpartition('=')[0]}" for word, value in zip(words, values, strict=True) if value == 0)
+    rest = " ".join(word for word, value in zip(words, values, strict=True) if value)
+    places = [where.replace("{}", shlex.quote(f"{train} {without}"), 1) for where, train in trains.items()]
+    left = f"; the rates are then {shlex.quote(rest)}" if rest else ", without rates"
+    behind = "; what a later rule gives a rate must be named again behind that" if any(values[first:]) else ""
+    return (
+        f"rates={text!r}: rule {first + 1} `{words[first]}`: expected a learning rate above 0; to keep variables as they are, "
+        f"leave them out of what trains, which also saves their gradients and slots: {' and '.join(places)}{left}{behind}"
+    )

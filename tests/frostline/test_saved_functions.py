@@ -75,3 +75,24 @@ def test_the_line_lies_between_the_frozen_and_the_trained_part_of_one_function(
         steps = [float(step(selection, given, learning_rate=0.01).loss) for given in batches]
         found.append([*steps, evaluator(selection, batches, watched=batch(0)).loss])
     np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("text", ["net/head", "net/hi.* net/head"])
+def test_the_norm_of_a_frozen_part_inside_a_function_is_watched(folder: str, text: str) -> None:
+    model = Loaded(folder)
+    selection, loss_fn = select(model, text), losses.supervised_loss(model)
+    evaluator = Evaluator(loss_fn, watch=frozen_output_norms)
+    images = tf.constant(batch(0)["image"])
+    found = evaluator(selection, [batch(0), batch(1)])
+    out = tf.nn.relu(tf.nn.conv2d(images, model.net.low, 2, "SAME"))
+    if text == "net/head":
+        out = tf.reduce_mean(tf.nn.relu(tf.nn.conv2d(out, model.net.high, 1, "SAME")), [1, 2])
+    norms = np.sqrt(np.sum(np.square(out.numpy().reshape(6, -1).astype(np.float64)), 1))
+    assert evaluator(selection, [batch(0)]).frozen_output_norm == pytest.approx(norms.mean(), rel=1e-6)
+    assert evaluator(selection, [batch(1)], watched=batch(0)).frozen_output_norm == pytest.approx(
+        norms.mean(), rel=1e-6
+    )
+    assert found.loss == Evaluator(loss_fn)(selection, [batch(0), batch(1)]).loss
+    assert evaluator(select(model, "@all"), [batch(0)]).frozen_output_norm is None
+    model.net.low.assign(model.net.low * 2)
+    assert evaluator(selection, [batch(0)]).frozen_output_norm == pytest.approx(2 * norms.mean(), rel=1e-6)

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from engine.data.class_names import as_texts, read_class_names
+from engine.errors import InputError
 from engine.files import FileError, Npz, write_npz
 from engine.porting import PortError
 from engine.porting.class_order import WAY_OUT
 from engine.recipes.task import Task
+from engine.selection.variables import name_variables
 
 RNG = np.random.default_rng(0)
 ANIMALS = ("cat", "dog", "owl")
@@ -230,3 +232,54 @@ def test_a_runs_files_name_its_classes_and_a_run_on_a_renamed_folder_says_what_b
     code, printed, error = call(*flags, f"--data={other}", f"--weights={best}", f"--out={tmp_path / 'b'}")
     assert code == 0, error
     assert "tiger starts anew; the data do not have cat" in printed
+
+
+def test_load_weights_matches_classes_or_says_whose_order_it_took(tmp_path: pathlib.Path) -> None:
+    from engine import build_model, load_weights
+
+    path, arrays = saved(tmp_path, ANIMALS)
+    model = build_model("cnn:mini", image_shape=(8, 8, 1), outputs=3)
+    kernel = name_variables(model.network).by_path()["head/kernel"].variable
+    taken = load_weights(model, path)
+    assert taken.text.endswith(
+        "; its head is for cat, dog and owl, in this order; classes= matches it with those of the data"
+    )
+    np.testing.assert_array_equal(kernel.numpy(), arrays["head/kernel"])
+    given: dict[str, Any] = {"image_shape": (8, 8, 1)}
+    model = build_model("cnn:mini", image_shape=(8, 8, 1), outputs=3)
+    matched = load_weights(model, path, classes=("owl", "cat", "dog"), **given)
+    assert "matched by name, since their order differs" in matched.text
+    kernel = name_variables(model.network).by_path()["head/kernel"].variable.numpy()
+    np.testing.assert_array_equal(kernel, arrays["head/kernel"][..., [2, 0, 1]])
+    bare = build_model("cnn:mini", image_shape=(8, 8, 1), outputs=3).network
+    assert "matched by name" in load_weights(bare, path, classes=("owl", "cat", "dog"), **given).text
+    with pytest.raises(InputError, match="image_shape=None: expected"):
+        load_weights(bare, path, classes=ANIMALS)
+    nameless = tmp_path / "nameless.npz"
+    np.savez(nameless, **{name: array for name, array in arrays.items() if not name.startswith("optimizer/")})
+    said = load_weights(model, nameless, classes=ANIMALS, **given).text
+    assert said.endswith("the file does not name its classes, so its head is taken for cat, dog and owl, in this order")
+
+
+def test_a_saved_model_that_keeps_its_head_says_that_its_order_cannot_be_checked(tmp_path: pathlib.Path) -> None:
+    import zipfile
+
+    import keras
+
+    path = tmp_path / "m.keras"
+    layers = [keras.Input((8, 8, 1)), keras.layers.Conv2D(2, 3, activation="relu"), keras.layers.Flatten()]
+    keras.Sequential([*layers, keras.layers.Dense(3)]).save(path)
+    given: dict[str, Any] = {"model": f"file:{path},preprocess=unit", "weights": "auto"}
+    said = (
+        "m.keras does not name its classes, so its own head is taken for cat, dog and owl, in this order; whether it is"
+    )
+    assert said in text(opened(tmp_path, ANIMALS, **given))
+    assert "so its own head is taken as it is" in text(opened(tmp_path, None, count=3, **given))
+    assert "own head" not in text(opened(tmp_path, ANIMALS, head="gap", **given))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("class_names.json", json.dumps(["owl", "cat", "dog"]))
+    with pytest.raises(
+        PortError, match=r"its head is for owl, cat and dog, the data have cat, dog and owl; --head=gap"
+    ):
+        opened(tmp_path, ANIMALS, **given)
+    assert "own head" not in text(opened(tmp_path, ("owl", "cat", "dog"), **given))

@@ -35,7 +35,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "epochs": ({"epochs": 0.0}, "epochs=0.0: expected a number above 0"),
     "learning_rate": ({"learning_rate": -1.0}, "learning_rate=-1.0: expected a number above 0"),
     "rate nan": ({"learning_rate": float("nan")}, "learning_rate=nan: expected a number above 0"),
-    "rate infinite": ({"learning_rate": float("inf")}, "learning_rate=inf: expected a number above 0"),
+    "rate infinite": ({"learning_rate": float("inf")}, "learning_rate=inf: expected a finite number above 0"),
     "eval_fraction": ({"eval_fraction": 1.0}, "eval_fraction=1.0: expected a number above 0 and below 1"),
     "ema": ({"ema": 0.0}, "ema=0.0: expected a number above 0 and below 1"),
     "seed": ({"seed": -1}, "seed=-1: expected a number from 0 to 2147483647"),
@@ -85,7 +85,26 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a rate of 0": (
         {"rates": "@all=1e-3 @bias=0"},
         "rates='@all=1e-3 @bias=0': rule 2 `@bias=0`: expected a learning rate above 0; to keep variables as they are, "
-        "leave them out of what trains (--train='... !@bias'), which also saves their gradients and slots",
+        "leave them out of what trains, which also saves their gradients and slots: --train='@all !@bias'; the rates are "
+        "then @all=1e-3",
+    ),
+    "rates of 0 in a run with a filter": (
+        {"train": "head/.* @blocks[-2:]", "rates": "@norm=0 @bias=0"},
+        "rates='@norm=0 @bias=0': rule 1 `@norm=0`: expected a learning rate above 0; to keep variables as they are, "
+        "leave them out of what trains, which also saves their gradients and slots: "
+        "--train='head/.* @blocks[-2:] !@norm !@bias', without rates",
+    ),
+    "a rate of 0 in a run of phases": (
+        {"phase": ("name=a train=@head steps=1", "name={} train=@all steps=1"), "rates": "@norm=0 @head=1"},
+        "rates='@norm=0 @head=1': rule 1 `@norm=0`: expected a learning rate above 0; to keep variables as they are, leave "
+        "them out of what trains, which also saves their gradients and slots: train='@head !@norm' in phase a and "
+        "train='@all !@norm' in phase {}; the rates are then @head=1; what a later rule gives a rate must be named again "
+        "behind that",
+    ),
+    "a rate of 0 in a phase": (
+        {"phase": ("name=a train=@head steps=1 rates=@norm=0",)},
+        "phase 'a': rates='@norm=0': rule 1 `@norm=0`: expected a learning rate above 0; to keep variables as they are, "
+        "leave them out of what trains, which also saves their gradients and slots: train='@head !@norm', without rates",
     ),
     "decays of adam": (
         {"optimizer": "adam", "decays": "@head=0.1"},

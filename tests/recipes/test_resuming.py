@@ -58,7 +58,7 @@ def test_a_folder_without_a_run_needs_flags_and_names_its_neighbours(tmp_path: p
     kept(tmp_path / "photos")
     assert "there is no such folder; nearest: photos" in refused(tmp_path / "photo")
     (tmp_path / "empty").mkdir()
-    assert "give those of a new one" in refused(tmp_path / "empty", log_every=3)
+    assert "the folder holds no run (neither flags.json nor a checkpoint)" in refused(tmp_path / "empty", log_every=3)
     assert resume_config(tmp_path / "empty", {"seed": 9}).seed == 9
 
 

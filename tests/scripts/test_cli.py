@@ -123,6 +123,25 @@ def test_help_and_mistakes_are_answered_without_tensorflow(program: str) -> None
         assert said in err
 
 
+def test_resume_with_a_folder_is_answered_with_the_command_to_type() -> None:
+    lines = [
+        ["finetune", "--resume=runs/a b", "--steps=3"],
+        ["finetune", "--steps=3", "--resume", "runs/a b", "--seed=1"],
+        ["finetune", "--resume", "--out=runs/b", "runs/a b"],
+        ["finetune", "--resume=runs/a", "--steps=0"],
+    ]
+    codes, _, err = run(*lines)
+    assert codes == ["code 2 []"] * 4
+    said = [line.strip() for line in err.splitlines() if line.startswith("  frostline finetune")]
+    assert said == [
+        "frostline finetune --resume --steps=3 '--out=runs/a b'",
+        "frostline finetune --steps=3 --resume --seed=1 '--out=runs/a b'",
+        "frostline finetune --resume --out=runs/b",
+        "frostline finetune --resume --steps=0 --out=runs/a",
+    ]
+    assert "resume: it does not take a folder ('runs/a b'), because --out names the run; type\n" in err
+
+
 def test_a_pipe_that_is_closed_ends_help_without_a_traceback() -> None:
     command = f"{sys.executable} -m scripts finetune --help | head -1"
     done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)

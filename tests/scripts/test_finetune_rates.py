@@ -40,6 +40,13 @@ def test_phases_with_rates_of_their_own_are_printed_kept_and_resumed_to_the_bit(
     assert "phase top: 3 steps, learning rate 0.001 (step,at=1,factor=0.25; 0.00025 in the last step)" in words
     assert "\n 0.0001 0 1 3 `@bias=0.0001` head\n" in words
     assert rates_of(tmp_path / "a") == [1e-3, 1e-3 * 0.5, 1e-3, 1e-3 * 0.25, 1e-3 * 0.25]
+    rows = [json.loads(line) for line in (tmp_path / "a/metrics.jsonl").read_text().splitlines()]
+    assert [row["rates"] for row in rows if row["kind"] == "train"] == [
+        {"@head": 1e-2, "stages/3/.*": 5e-3}, {"@head": 5e-3, "stages/3/.*": 2.5e-3},
+        {"@bias": 1e-4}, {"@bias": 2.5e-5}, {"@bias": 2.5e-5},
+    ]  # fmt: skip
+    events = b"".join(file.read_bytes() for file in (tmp_path / "a/tensorboard/train").iterdir())
+    assert all(tag in events for tag in (b"rates/@head", b"rates/stages/3/.*", b"rates/@bias"))
     whole = trained(tmp_path / "a")
 
     code, _, err = call(*[word.replace("stages/3/.*=5e-3", "stages/3/.*=6e-3") for word in line], "--resume")

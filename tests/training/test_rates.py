@@ -207,15 +207,18 @@ def test_a_weight_decay_by_filter_concerns_only_what_decays() -> None:
         ("@head=", "rule 1 `@head=`: expected FILTER=RATE"),
         ("@head=fast", "rule 1 `@head=fast`: expected FILTER=RATE"),
         ("@head=1_0", "rule 1 `@head=1_0`: expected FILTER=RATE"),
-        ("@bias=1 @head=1e-3,@norm=1e-4", "rule 2 `@head=1e-3,@norm=1e-4`: `@head=1e-3,@norm` is not a group"),
+        (
+            "@bias=1 @head=1e-3,@norm=1e-4",
+            "rule 2 `@head=1e-3,@norm=1e-4`: rules are separated by white space, not by commas",
+        ),
         ("@haed=1e-3", "rule 1 `@haed=1e-3`: `@haed` is not a group; nearest: @head"),
         ("head/(=1e-3", "rule 1 `head/(=1e-3`: `head/(` is not a valid regular expression"),
         ("!@bias=1e-3", "rule 1 `!@bias=1e-3`: `!` is not valid here, because a rule gives a number"),
         ("@head=-1", "rule 1 `@head=-1`: rate=-1.0: expected a number above 0"),
         ("@head=nan", "rate=nan: expected a number above 0"),
-        ("@head=inf", "rate=inf: expected a number above 0"),
+        ("@head=inf", "rate=inf: expected a finite number above 0"),
         ("@bias=0", "expected a learning rate above 0; to keep variables as they are, leave them out of what trains"),
-        ("@bias=0", "(--train='... !@bias')"),
+        ("@bias=0", "--train='@all !@bias', without rates"),
     ],
 )
 def test_what_is_no_rule_is_refused_with_the_way_out(text: str, message: str) -> None:

@@ -183,7 +183,7 @@ def test_a_text_without_new_options_is_written_as_it_was() -> None:
         ("polynomial", "polynomial needs power=R"),
         ("polynomial,end=0", "polynomial needs power=R"),
         ("polynomial,power=0", "power=0.0: expected a number above 0"),
-        ("polynomial,power=inf", "power=inf: expected a number above 0"),
+        ("polynomial,power=inf", "power=inf: expected a finite number above 0"),
         ("polynomial,power=2,end=-1", "end=-1.0: expected a number of at least 0"),
     ],
 )

@@ -84,7 +84,13 @@ def build_application(request: Request) -> Model:
         statistics="frozen",
         notes=describe_colours(normalise, image_shape),
         load=functools.partial(
-            weights.load_weights, spec=spec, network=network, backbone=backbone, imagenet=file, hint=_hint(right, plain)
+            weights.load_weights,
+            spec=spec,
+            network=network,
+            backbone=backbone,
+            imagenet=file,
+            hint=_hint(right, plain),
+            images=normalise,
         ),
     )
 

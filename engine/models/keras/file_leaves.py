@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine import keras_private
-from engine.models.keras.leaves import Leaf, Leaves
+from engine.models.keras.leaves import Leaf, Leaves, modern_name
 from engine.porting import PortError
 from engine.porting.readers.h5_file import KerasH5
 
@@ -48,7 +48,8 @@ def read_old_h5(source: KerasH5, ours: Leaves) -> Leaves:
         keys = [f"{group}/{name}".removesuffix(":0") for name in names]
         if lost := [key for key in keys if key not in tensors]:
             raise PortError(f"{source.path}: the file names weights that it does not hold, such as {lost[0]}")
-        inside = _split_group(group, [name.removesuffix(":0").split("/") for name in names], own)
+        parts = [_join_parts(name.removesuffix(":0").split("/"), own) for name in names]
+        inside = _split_group(group, parts, own)
         if any(path for path, _, _ in inside):
             opaque.add((group,))
         found += _collect(inside, keys, source) if inside else [Leaf(group, find_kind(group))]
@@ -67,7 +68,7 @@ def _split_group(group: str, names: Sequence[list[str]], own: set[str]) -> list[
     firsts = {name[0] for name in names}
     single = len(firsts) == 1 and all(len(name) > 1 for name in names)
     same_kind = find_kind(group) != "" and {find_kind(first) for first in firsts} == {find_kind(group)}
-    if group in own or (single and same_kind):
+    if group in own or modern_name(group) in own or (single and same_kind):
         return [((), group, "/".join(name[1:] if single else name)) for name in names]
     # a layer built by the model around it has that model's name first: sequential_1/dense_2/kernel in the entry dense_2
     inner = [name[name.index(group) + 1 :] if group in name[:-1] else [] for name in names]
@@ -81,6 +82,15 @@ def _split_group(group: str, names: Sequence[list[str]], own: set[str]) -> list[
         at = place if place is not None else max(len(name) - 2, 0)
         split.append(((group, *name[:at]), name[at], "/".join(name[at + 1 :]) or name[at]))
     return split
+
+
+def _join_parts(parts: list[str], own: set[str]) -> list[str]:
+    """The parts of an array's name, in which those that make up one of the model's own names, as it is today, are one."""
+    for first in range(len(parts) - 1):
+        for end in range(len(parts) - 1, first + (parts[first] in own), -1):
+            if (name := modern_name("/".join(parts[first:end]))) in own:
+                return [*parts[:first], name, *parts[end:]]
+    return parts
 
 
 def _find_layer(name: Sequence[str], own: set[str], *, start: int = 0) -> int | None:

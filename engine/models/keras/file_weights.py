@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from engine.data import Normalise
 from engine.files import FileError
 from engine.models.keras import file_leaves, file_values, safe_loading
-from engine.models.keras.graph_differences import compare_graphs, same_heads
-from engine.models.keras.leaves import Leaf, Leaves, describe_model
+from engine.models.keras.graph_differences import compare_graphs, differing_layers
+from engine.models.keras.leaves import Leaf, Leaves, describe_model, with_modern_names
 from engine.models.keras.matching import Match, Pairs, map_arrays, match_leaves
 from engine.models.spec import ModelSpecError
 from engine.porting import PortError
@@ -49,7 +50,15 @@ class Fit:
     notes: tuple[str, ...]
 
 
-def load_file(path: str, network: Any, *, backbone: Any | None = None, hint: str = "") -> str | None:
+def load_file(
+    path: str,
+    network: Any,
+    *,
+    backbone: Any | None = None,
+    hint: str = "",
+    images: Normalise | None = None,
+    whole: bool = False,
+) -> str | None:
     """Loads a file into a Keras model and describes what it loaded; None if the file is not in a format of Keras.
 
     Args:
@@ -57,15 +66,21 @@ def load_file(path: str, network: Any, *, backbone: Any | None = None, hint: str
         network: the model, a graph of layers.
         backbone: the part of it below its head, if it has been built from two; only for the description.
         hint: a way to build the model with another graph, for the message about a file that was made for one.
+        images: how the images of the network are prepared; a file may do so by layers of its own.
+        whole: whether the file must hold the model's own head too.
 
     Raises:
         PortError: the file cannot be read or does not fit; the model has not changed.
     """
     try:
-        with _open(path, describe_model(network), network) as opened:
+        ours = describe_model(network)
+        ours = Leaves(tuple(replace(leaf, head=False) for leaf in ours)) if whole else ours
+        with _open(path, ours, network) as opened:
             if opened is None:
                 return None
-            fit = find_fit(opened.ours, opened.leaves, where=f"weights={path!r}", backbone=backbone, hint=hint)
+            given: dict[str, Any] = {"backbone": backbone, "hint": hint, "images": images}
+            theirs = with_modern_names(opened.leaves, opened.ours)
+            fit = find_fit(opened.ours, theirs, where=f"weights={path!r}", **given)
             opened.assign([*fit.body, *fit.head])
     except (FileError, ModelSpecError) as error:
         raise PortError(str(error)) from None
@@ -76,7 +91,15 @@ def load_file(path: str, network: Any, *, backbone: Any | None = None, hint: str
     return f"{pathlib.Path(path).name}, all of {what}{'; new head' if fresh else ''}{''.join(f'; {n}' for n in notes)}"
 
 
-def find_fit(ours: Leaves, theirs: Leaves, *, where: str, backbone: Any | None = None, hint: str = "") -> Fit:
+def find_fit(
+    ours: Leaves,
+    theirs: Leaves,
+    *,
+    where: str,
+    backbone: Any | None = None,
+    hint: str = "",
+    images: Normalise | None = None,
+) -> Fit:
     """Decides what of a file belongs where; PortError says what does not fit."""
     part = "the model" if backbone is None else "the backbone"
     body = [leaf for leaf in ours.weighted if not leaf.head]
@@ -93,14 +116,17 @@ def find_fit(ours: Leaves, theirs: Leaves, *, where: str, backbone: Any | None =
         raise PortError(f"{where} does not fit {part}:{lost}{reasons}")
     used = {id(leaf) for _, leaf in pairs}
     left = [leaf for leaf in theirs.weighted if id(leaf) not in used]
-    found = _match_head(ours, theirs, head, left, pairs)
-    notes = list(match.notes)
+    found, why = _match_head(ours, theirs, head, left, pairs, images)
+    notes = [*match.notes, *why]
     before, inside = _sort_leftovers(theirs, left if not found else [], pairs)
     if inside:
         lines = tuple(f"{leaf.full_name}/{n} {list(shape)}" for leaf in inside for n, shape in leaf.arrays.items())
         raise PortError(f"{where} does not fit {part}:{Differences((), lines, ())}\n  {WAYS_OUT}")
-    scope = [leaf for leaf in ours if not leaf.head or not head]
-    graphs = compare_graphs(scope, theirs, pairs, new_head=bool(head and not found) or backbone is not None)
+    named = all(leaf.name or leaf.kind for leaf in theirs)
+    scope = [leaf for leaf in ours if not leaf.head or not head or (found and named)]
+    new_head = bool(head and not found) or (backbone is not None and not (found and named))
+    whole = len(used) + len(found) == len(theirs.weighted)
+    graphs = compare_graphs(scope, theirs, pairs, head=found, new_head=new_head, whole=whole, images=images)
     if graphs.lines:
         raise PortError(
             f"{where} was made for another graph than {part}, though its weights fit:"
@@ -143,15 +169,20 @@ def _compare_arrays(mine: Leaf, theirs: Leaf) -> list[str]:
     return [f"{mine.full_name}/{n}: {list(a)} in the model, {list(b)} in the file" for (n, a), b in shapes if a != b]
 
 
-def _match_head(ours: Leaves, theirs: Leaves, head: list[Leaf], left: list[Leaf], body: Pairs) -> Pairs:
-    """The head's leaves with those that the file has besides the body's, if these are exactly such a head; else []."""
+def _match_head(
+    ours: Leaves, theirs: Leaves, head: list[Leaf], left: list[Leaf], body: Pairs, images: Normalise | None
+) -> tuple[Pairs, list[str]]:
+    """The head's leaves with those that the file has besides the body's, if these are exactly such a head; else why not."""
     if not head or len(left) != len(head):
-        return []
+        return [], []
     match = match_leaves(head, replace(theirs, all=tuple(left)))
     pairs = match.pairs(head)
     if match.problems or len(pairs) < len(head) or any(map_arrays(*pair)[0] is None for pair in pairs):
-        return []
-    return pairs if same_heads(ours, theirs, [*body, *pairs]) else []
+        return [], []
+    differing = differing_layers(ours, theirs, [*body, *pairs], images=images)
+    if not differing:
+        return pairs, []
+    return [], [f"the file's own head is left out, since layers without weights differ: {join_some(differing, most=3)}"]
 
 
 def _sort_leftovers(theirs: Leaves, left: list[Leaf], pairs: Pairs) -> tuple[list[str], list[Leaf]]:
@@ -207,15 +238,12 @@ def _open_whole(path: str, file: KerasH5, ours: Leaves) -> _Opened:
 def _open_checkpoint(path: str, ours: Leaves) -> _Opened | None:
     """A checkpoint that Keras 2 wrote; None for another one."""
     from engine.porting.readers.checkpoint_file import Checkpoint
+    from engine.porting.readers.locate import locate
 
-    place = pathlib.Path(path)
-    prefix = path.removesuffix(".index")
-    if place.is_dir():
-        found = [*place.glob("*.index"), *place.glob("variables/variables.index")]
-        prefix = str(found[0]).removesuffix(".index") if len(found) == 1 else prefix
-    if not pathlib.Path(f"{prefix}.index").is_file():
+    found = locate(path)
+    if found is None or found.files:  # Keras 2 wrote the V2 format
         return None
-    source = Checkpoint(prefix)
+    source = Checkpoint(found.prefix)
     if not any("layer_with_weights-" in name for name in source.names()):
         return None
     leaves = file_leaves.read_checkpoint(source, source.object_graph(), ours)

@@ -206,11 +206,14 @@ def _in_order(pairs: Pairs, ours: Sequence[Leaf], theirs: Leaves) -> bool:
     """
     mine = {id(leaf): number for number, leaf in enumerate(ours)}
     place = {id(leaf): number for number, leaf in enumerate(theirs)}
-    runs: dict[tuple[str, ...], list[int]] = {}
+    runs: dict[tuple[tuple[str, ...], bool], list[int]] = {}
     for _, other in sorted(pairs, key=lambda pair: mine[id(pair[0])]):
         group = other.path[:1] if other.path[:1] in theirs.opaque else ()
-        runs.setdefault(group, []).append(place[id(other)])
-    return all(_falls(run) <= (1 if group and _frozen_in_part(theirs, group) else 0) for group, run in runs.items())
+        second = bool(group) and other.kind == "normalization"  # whose weights never train: always in the second run
+        runs.setdefault((group, second), []).append(place[id(other)])
+    return all(
+        _falls(run) <= (1 if group and _frozen_in_part(theirs, group) else 0) for (group, _), run in runs.items()
+    )
 
 
 def _frozen_in_part(theirs: Leaves, group: tuple[str, ...]) -> bool:

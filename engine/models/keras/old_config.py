@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from engine.models.keras.leaves import modern_name
+
 # Arguments of Keras 2 that Keras 3 does not accept, with the values that mean the same as leaving them out.
 _DROPPED: dict[str, tuple[Any, ...]] = {
     "time_major": (False,),
@@ -30,6 +32,34 @@ _SUBTRACT, _DIVIDE = ("__operators__.sub", "math.subtract"), ("__operators__.tru
 def is_old(keras_version: str) -> bool:
     """Whether a file was written by a Keras before 3."""
     return keras_version.strip()[:2] in ("1.", "2.")
+
+
+def rename_layers(config: Any) -> Any:
+    """The configuration of a model with the names of its layers as Keras 3 writes them: it does not allow slashes."""
+    names = {name for name in _names(config) if "/" in name}
+    modern = {name: modern_name(name) for name in names}
+    taken = _names(config) - names
+    new = {old: name for old, name in modern.items() if name not in taken and list(modern.values()).count(name) == 1}
+
+    def update(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: update(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [update(each) for each in value]
+        return new.get(value, value) if isinstance(value, str) else value
+
+    return update(config) if new else config
+
+
+def _names(config: Any) -> set[str]:
+    """The names of all layers in a configuration."""
+    if isinstance(config, list):
+        return set[str]().union(*map(_names, config))
+    if not isinstance(config, dict):
+        return set()
+    own = config.get("config") if "class_name" in config else None
+    name = own.get("name") if isinstance(own, dict) else None
+    return ({name} if isinstance(name, str) else set()).union(*map(_names, config.values()))
 
 
 def update_config(config: Any) -> Any:

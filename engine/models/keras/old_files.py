@@ -13,9 +13,9 @@ from typing import Any
 from engine import keras_private
 from engine.files import FileError
 from engine.models.keras import file_leaves, file_values
-from engine.models.keras.leaves import Leaves, describe_model, is_graph
+from engine.models.keras.leaves import Leaves, describe_model, is_graph, with_modern_names
 from engine.models.keras.matching import map_arrays, match_leaves
-from engine.models.keras.old_config import is_old, unsupported_layers, update_config
+from engine.models.keras.old_config import is_old, rename_layers, unsupported_layers, update_config
 from engine.models.spec import ModelSpecError
 from engine.porting.readers.h5_file import KerasH5
 from engine.selection.variables import name_variables
@@ -75,7 +75,7 @@ def load_old_archive(path: str) -> Any:
 def _build(text: str, *, old: bool) -> Any:
     config = json.loads(text)
     if old:
-        config = update_config(config)
+        config = rename_layers(update_config(config))
     if found := unsupported_layers(config):
         raise ModelSpecError(
             f"it computes with operations of TensorFlow between its layers ({join_some(found, most=3)}), for which Keras 3 "
@@ -85,6 +85,7 @@ def _build(text: str, *, old: bool) -> Any:
 
 
 def _fill(path: str, model: Any, ours: Leaves, theirs: Leaves, assign: file_values.Assign) -> None:
+    theirs = with_modern_names(theirs, ours)
     match = match_leaves(ours.weighted, theirs, same_model=True)
     pairs = match.pairs(ours.weighted)
     lost = [leaf.full_name for leaf in ours.weighted if id(leaf) not in match.found]

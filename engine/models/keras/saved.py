@@ -23,7 +23,9 @@ def build_saved_model(request: Request) -> Model:
     its variables. Raises ModelSpecError if the file does not exist, is not a Keras model or is unsafe, or if its dtype,
     images or outputs do not fit; HeadError if it cannot get a new head.
     """
-    return adopt_model(request, load_model(request.name, "model"), own=f"those of {request.name}")
+    model = adopt_model(request, load_model(request.name, "model"), own=f"those of {request.name}")
+    model.own_file = request.name if request.head is None else None
+    return model
 
 
 def read_input_size(path: str) -> tuple[int, int] | None:
@@ -87,7 +89,9 @@ def adopt_model(request: Request, model: Any, *, own: str) -> Model:
         upper=heads.choose_upper(network),
         statistics="frozen",
         notes=(*notes, *images.describe_colours(normalise, request.image_shape)),
-        load=functools.partial(weights.load_weights, spec=spec, network=network, backbone=backbone, own=own),
+        load=functools.partial(
+            weights.load_weights, spec=spec, network=network, backbone=backbone, own=own, images=normalise
+        ),
         check_images=None if images.parse_mode(request) else check_images,
     )
 

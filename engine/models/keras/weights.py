@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine import keras_private
+from engine.data import Normalise
 from engine.files import PathLike
 from engine.models.keras import file_weights
 from engine.porting import PortError
@@ -41,6 +42,7 @@ def load_weights(
     imagenet: ImagenetFile | str = "",
     own: str = "",
     hint: str = "",
+    images: Normalise | None = None,
 ) -> str | None:
     """Loads weights into a Keras model and describes what it loaded; None if the file is not in a format of Keras.
 
@@ -50,6 +52,7 @@ def load_weights(
         network, backbone: the whole model, and its backbone if it has one; a file may hold that alone.
         imagenet: the file of its ImageNet weights, or the reason why there is none.
         hint: a way to build the model with another graph, for the message about a file that was made for one.
+        images: how the network's images are prepared.
         own: where the weights that the model already has come from ("" for random ones).
 
     Raises:
@@ -78,7 +81,7 @@ def load_weights(
     if isinstance(imagenet, ImagenetFile) and _is_imagenet(weights, imagenet):
         _load_backbone(pathlib.Path(weights), backbone)
         return f"ImageNet ({imagenet.name}); new head"
-    return file_weights.load_file(weights, network, backbone=backbone, hint=hint)
+    return file_weights.load_file(weights, network, backbone=backbone, hint=hint, images=images)
 
 
 def _is_imagenet(path: str, file: ImagenetFile) -> bool:

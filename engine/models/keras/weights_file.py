@@ -4,20 +4,53 @@ from __future__ import annotations
 
 import os
 import pathlib
+from dataclasses import replace
 from typing import Any
 
 from engine.files import FileError, PathLike
-from engine.selection.variables import is_keras
+from engine.models.keras import file_values, file_weights
+from engine.models.keras.file_leaves import read_weights_h5
+from engine.models.keras.leaves import Leaf, is_graph
+from engine.porting.readers.h5_file import KerasH5
+from engine.selection.variables import is_keras, name_variables
+from engine.text import listed
 
 
-def load_weights_file(model: Any, path: PathLike) -> None:
-    """Loads a .weights.h5 file; FileError if the model is not a Keras model, or Keras cannot load the file into it."""
+def load_weights_file(model: Any, path: PathLike) -> str:
+    """Loads all weights of a Keras model from a .weights.h5 file and describes what it loaded.
+
+    Layers are matched by their names where the file has them. Keras itself goes by class and order, which is what remains
+    for a file without names, and for a model that is not a graph of layers by the names of its attributes.
+
+    Raises FileError if the model is not a Keras model, or the file does not belong to it; the model has not changed.
+    """
+    name = os.fspath(path)
     if not is_keras(model):
         raise FileError(f"{path}: only a Keras model can load a .weights.h5 file; expected an .npz file")
+    if is_graph(model):
+        return file_weights.load_file(name, model, whole=True) or ""
+    with file_values.written_layout(model) as layout, KerasH5(layout) as mine, KerasH5(name) as given:
+        own, theirs = ({leaf.key: _named(leaf, file) for leaf in read_weights_h5(file)} for file in (mine, given))
+    problems = [f"{key}: only in the {'model' if key in own else 'file'}" for key in sorted(own.keys() ^ theirs.keys())]
+    for key in own.keys() & theirs.keys():
+        here, there = own[key], theirs[key]
+        if dict(here.arrays) != dict(there.arrays):
+            problems.append(f"{key}: {dict(here.arrays)} in the model, {dict(there.arrays)} in the file")
+        elif here.name != there.name and there.name and (here.rank is None or there.rank is None):
+            problems.append(f"{key}: {here.name} in the model, {there.name} in the file")
+    if problems:
+        raise FileError(f"{path} does not fit the model:{listed('layers that differ', problems)}")
     try:
-        model.load_weights(os.fspath(path))
+        model.load_weights(name)
     except Exception as error:  # Keras raises many kinds
         raise FileError(f"{path}: Keras cannot load it ({' '.join(str(error).split())[:300]})") from None
+    name_variables(model).refresh()
+    return f"{pathlib.Path(name).name}, all of the model, by the names of its attributes"
+
+
+def _named(leaf: Leaf, file: KerasH5) -> Leaf:
+    """A leaf with the name of its layer instead of that of the attribute that holds it, where the file says the former."""
+    return replace(leaf, name="".join(file.strings(f"{leaf.key}/vars", "name")) or leaf.name)
 
 
 def save_weights_file(model: Any, path: PathLike) -> None:

@@ -153,13 +153,13 @@ class Lines:
         """Adds a line that was found in another way."""
         self.lines[line.target, None] = line
 
-    def divide(self, cells: Cells) -> None:
+    def divide(self, cells: Cells, forget_biases: Mapping[str, float | None]) -> None:
         """Replaces the lines of whole recurrent cells by those of their variables."""
         self.notes = cells.notes
         for name, cell in cells.layers.items():
             kernel, bias = (self.lines.pop((item, None), None) for item in (name, cell.bias.name))
             if kernel is not None and bias is not None:
-                for line in divide_line(cell, cells.fused[kernel.source[0]], kernel, bias):
+                for line in divide_line(cell, cells.fused[kernel.source[0]], kernel, bias, forget_biases):
                     self.add(line)
 
     def propose(

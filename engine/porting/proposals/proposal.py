@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from engine.porting.errors import PortError
@@ -74,6 +74,22 @@ class Proposal:
         """Returns the share of the variables with at least this confidence; 0.0 for a model without variables."""
         total = len(self.lines) + len(self.missing)
         return sum(line.confidence >= at_least for line in self.lines) / total if total else 0.0
+
+    def renamed(self, real: Callable[[str], str]) -> Proposal:
+        """Returns the same proposal with the names that tensors have in their file; those of hidden ones are real already."""
+
+        def candidates(those: Iterable[Candidate]) -> tuple[Candidate, ...]:
+            return tuple(each._replace(source=real(each.source)) for each in those)
+
+        return replace(
+            self,
+            lines=tuple(
+                replace(line, source=tuple(map(real, line.source)), candidates=candidates(line.candidates))
+                for line in self.lines
+            ),
+            skips=tuple(left if left.hidden else replace(left, name=real(left.name)) for left in self.skips),
+            missing=tuple(replace(each, candidates=candidates(each.candidates)) for each in self.missing),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Returns the proposal in types that JSON has."""

@@ -47,6 +47,7 @@ def propose(
     *,
     layout: Layout | None = None,
     hidden: Mapping[str, str] | None = None,
+    forget_biases: Mapping[str, float | None] | None = None,
 ) -> Proposal:
     """Proposes, for every variable, the tensor it is made from, and skips for the tensors that are left.
 
@@ -62,6 +63,8 @@ def propose(
             guesses it from shapes and names.
         hidden: tensors that are in the file but not among the sources, such as an optimizer's state -> the reason.
             Where the rules read the whole file, they skip them.
+        forget_biases: what the graph of the weights adds to the forget gates of LSTM cells, by the name of their bias;
+            of cells that are not in it, 1 is assumed.
     """
     sources, variables = list(sources), list(variables)
     aside, called = _set_aside(sources)
@@ -85,7 +88,7 @@ def propose(
     found = Lines(cells.sources, cells.targets, judged.layout, judged.sure)
     found.take(pair_units(cells.sources, cells.targets, judged.layout), 1.0)
     found.take_rest()
-    found.divide(cells)
+    found.divide(cells, forget_biases or {})
     for line in ordered:
         found.add(line)
     real = {short: name for name, short in called.items()}

@@ -13,21 +13,21 @@ and its line is then divided. A cell that Keras' layers cannot compute (with pee
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import NamedTuple
 
 from engine.porting.proposals.proposal import Line
 from engine.porting.proposals.units import Item, Unit
-from engine.porting.proposals.words import Token, canonical_words
+from engine.porting.proposals.words import Token, canonical_words, without_output
 
 _GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 _SAYING = frozenset({"lstm", "gru", "rnn", "cell", "recurrent", "blstm", "bilstm", "bigru", "birnn"})
 _BEYOND_KERAS = frozenset({"diag", "projection", "project"})  # peepholes (w_f_diag) and num_proj
 _PAIRS = {"gates": "candidate", "ru": "c"}  # GRUCell; GRUBlockCell
 _ADDS_NOTHING = frozenset({"cudnn", "compatible"})
-_SURE_OF_THE_FORGET_BIAS = 0.85  # its default is 1, and a few programs choose another
+_SURE_OF_THE_FORGET_BIAS = 0.85  # where no graph says it: its default is 1, and a few programs choose another
 
 
 class Cell(NamedTuple):
@@ -88,11 +88,25 @@ def join_cells(sources: Sequence[Unit], targets: Sequence[Unit]) -> Cells:
     found = _fused(sources, {cell.shape[1:] for cell in layers.values()}, kernels)
     here = {cell.shape: cell for cell in found.values()}
     unfit = {n: reason for n, cell in layers.items() if (reason := _unfit(cell, here.get(cell.shape)))}
+    foreign = [
+        each
+        for each in _foreign(sources)
+        if any(
+            cell.kind == each.kind and cell.units == each.units and cell.shape not in here for cell in layers.values()
+        )
+    ]
+    for each in foreign:
+        unfit |= {
+            n: _beyond_keras(each.beyond)
+            for n, cell in layers.items()
+            if cell.kind == each.kind and cell.units == each.units and cell.shape not in here
+        }
     paired = {n: cell for n, cell in layers.items() if n not in unfit and cell.shape in here}
     there = {cell.shape for n, cell in layers.items() if n in paired or n in unfit}
     found = {n: cell for n, cell in found.items() if cell.shape in there}
     ready = {cell.shape for cell in paired.values()}
     parts = {item.name for cell in found.values() for item in (*cell.kernels, *cell.biases)}
+    parts |= {name for each in foreign for name in each.names}
     parts |= {item.name for n in (*paired, *unfit) for item in layers[n].variables}
     left = [
         _joined(unit, found[n].kernels, found[n].biases, found[n].kind) if n in found else unit
@@ -118,14 +132,26 @@ def join_cells(sources: Sequence[Unit], targets: Sequence[Unit]) -> Cells:
 def _unfit(cell: Cell, fused: Fused | None) -> str | None:
     """Returns why a layer cannot compute what a cell of its size computes; None if it can, or there is none."""
     if fused is not None and fused.beyond is not None:
-        return f"the cell in the file has {fused.beyond}, which the layers of Keras do not have"
+        return _beyond_keras(fused.beyond)
     if fused is not None and len(cell.bias.shape) == 2:
-        return "a GRUCell of TensorFlow 1 is a GRU with reset_after=False"
+        return "a GRUCell of TensorFlow 1 is a GRU with reset_after=False; build the model with that"
     return None
 
 
-def divide_line(cell: Cell, fused: Fused, kernel: Line, bias: Line) -> list[Line]:
-    """Returns the lines of a layer's three variables, from those that pair its whole kernel and its bias."""
+def _beyond_keras(name: str) -> str:
+    return (
+        f"the cell in the file has {name}, which the layers of Keras do not have; write a layer that computes the same into a "
+        "model of your own (py:module:factory), and a rule for each of its variables"
+    )
+
+
+def divide_line(
+    cell: Cell, fused: Fused, kernel: Line, bias: Line, forget_biases: Mapping[str, float | None]
+) -> list[Line]:
+    """Returns the lines of a layer's three variables, from those that pair its whole kernel and its bias.
+
+    ``forget_biases`` are those that a graph adds, by the name of the kernel or the bias.
+    """
     names = tuple(item.name for item in fused.kernels)
     end = cell.inputs + cell.units
     joins = ("concat(1)",) if len(names) > 1 else ()
@@ -148,9 +174,13 @@ def divide_line(cell: Cell, fused: Fused, kernel: Line, bias: Line) -> list[Line
         )
     ]  # fmt: skip
     added: tuple[str, ...] = ()
-    if fused.adds_forget_bias:
+    known = forget_biases.get(without_output(fused.biases[0].name))
+    if known is not None:
+        added = (f"add({known!r}, 0, 4, 1)",) if known else ()
+        reason += f"; the graph adds a forget_bias of {known!r} as it runs"
+    elif fused.adds_forget_bias:
         added = ("add(1.0, 0, 4, 1)",)
-        reason += "; the cell adds its forget_bias as it runs, 1 unless the program chose another"
+        reason += "; the cell adds its forget_bias as it runs, which is assumed to be 1.0 because no graph says it"
         sure = min(sure, _SURE_OF_THE_FORGET_BIAS)
     names = tuple(item.name for item in fused.biases)
     joins = ("concat(0)",) if len(names) > 1 else ()
@@ -226,6 +256,33 @@ def _beyond(sources: Iterable[Unit], scope: tuple[Token, ...]) -> str | None:
         if unit.tokens[: len(scope)] == scope and _BEYOND_KERAS & set(map(str, unit.tokens[len(scope) :])):
             return next(iter(unit.items.values())).name
     return None
+
+
+class _Foreign(NamedTuple):
+    """A cell of the file that no layer of Keras can be, in whatever shapes; ``names`` are all its variables."""
+
+    kind: str
+    units: int
+    beyond: str
+    names: tuple[str, ...]
+
+
+def _foreign(sources: Sequence[Unit]) -> Iterator[_Foreign]:
+    """Yields the cells with peepholes or a projection, among them the GRU that is compatible with cuDNN."""
+    scopes: dict[tuple[Token, ...], str] = {}
+    for unit in sources:
+        words = list(map(str, unit.tokens))
+        place = next((n for n, word in enumerate(words) if word in _BEYOND_KERAS), 0)
+        if "cell" in words[:place]:
+            end = place - words[:place][::-1].index("cell")
+            scopes.setdefault(unit.tokens[:end], unit.main.name)
+    for scope, beyond in scopes.items():
+        own = [unit for unit in sources if unit.tokens[: len(scope)] == scope]
+        names = tuple(item.name for unit in own for item in unit.items.values())
+        for kind, below, gates in (("lstm", (), 4), ("gru", ("gates",), 2)):
+            first = next((unit for unit in own if unit.tokens == (*scope, *below) and "bias" in unit.items), None)
+            if first is not None and kind in scope:
+                yield _Foreign(kind, first.items["bias"].shape[-1] // gates, beyond, names)
 
 
 def _joined(unit: Unit, kernels: Sequence[Item], biases: Sequence[Item], kind: str, *, along: int = 1) -> Unit:

@@ -162,7 +162,9 @@ class Checkpoint(Closing):  # TensorFlow's reader closes its files when it is ga
                 found, cause = f"has {held:,} bytes", f"{piece.file.name} is truncated: it has {held:,} bytes"
                 if _is_pointer(piece.file):
                     cause = f"{piece.file.name} is a Git LFS pointer, not the data; `git lfs pull` fetches them"
-            message = f"{self.path}: {name}: {promised}, which {found}; the data files are truncated or missing"
+            message = (
+                f"{self.path}: {name}: expected {promised}, which {found}; the data files are truncated or missing"
+            )
             raise DataFileError(message, "" if promised.startswith("shape") else cause)
         if elements != math.prod(shape):
             raise FileError(

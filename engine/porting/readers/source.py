@@ -5,80 +5,70 @@
 | .npz | a zip archive of .npy members | as saved; bfloat16 as written by ``engine.files`` |
 | safetensors | a JSON header after its length | as saved |
 | Keras HDF5 | the HDF5 signature | slash paths (``layers/dense/vars/0``, ``dense/dense/kernel``) |
-| TensorFlow checkpoint | a prefix with an ``.index`` file, or its folder | without ``/.ATTRIBUTES/VARIABLE_VALUE`` |
+| TensorFlow checkpoint, V2 | a prefix with an ``.index`` file, or its folder | without ``/.ATTRIBUTES/VARIABLE_VALUE``; the parts of a partitioned variable are one tensor (``partitions``) |
+| TensorFlow checkpoint, V1 | a table of TensorFlow: one file, or shards | as saved; parts as above |
 """
 
 from __future__ import annotations
 
 import pathlib
 import re
-from types import TracebackType
-from typing import Any, Protocol
-
-import numpy as np
 
 from engine.files import FileError, Npz, PathLike
-from engine.text import join_some
+from engine.porting.readers.locate import Found, locate
+from engine.porting.readers.tensor_source import TensorSource as TensorSource
+from engine.text import nearest
 from engine.training.checkpoint_names import describe_whole_files, list_whole_files
 
-
-class TensorSource(Protocol):
-    """Named tensors that are read one at a time. A context manager; every method may raise FileError.
-
-    ``path`` is for messages. ``checksums`` says whether reading a tensor can find damage that opening the file did not,
-    so that a careful loader reads everything once before it changes anything.
-    """
-
-    @property
-    def path(self) -> pathlib.Path: ...
-
-    @property
-    def checksums(self) -> bool: ...
-
-    def names(self) -> list[str]: ...
-
-    def shape(self, name: str) -> tuple[int, ...]: ...
-
-    def dtype(self, name: str) -> np.dtype[Any]: ...
-
-    def read(self, name: str) -> np.ndarray:
-        """Reads the whole tensor into new memory."""
-
-    def read_slice(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Reads the rows ``start`` to ``stop`` along axis 0; the others are not kept in memory."""
-
-    def close(self) -> None: ...
-
-    def __enter__(self) -> TensorSource: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None: ...
+_ZIP = (b"PK\x03\x04", b"PK\x05\x06")
+_HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
-def open_tensors(path: PathLike) -> TensorSource:
+def open_tensors(path: PathLike, *, whole: bool = True, merge_parts: bool = True) -> TensorSource:
     """Opens a weights file; its kind is recognised by its first bytes, not by its name.
 
-    The path is an .npz, safetensors or Keras HDF5 file; the prefix of a TensorFlow checkpoint, one of its files, or a
-    folder with one checkpoint or one ``model.safetensors``. Raises FileError if there is no such file, it is of an
+    The path is an .npz, safetensors or Keras HDF5 file, a folder with one ``model.safetensors``, or any path that means
+    one checkpoint of TensorFlow (engine.porting.readers.locate). Raises FileError if there is no such file, it is of an
     unknown kind, or it is damaged.
+
+    Args:
+        whole: raise FileError also for a V2 checkpoint whose data files are missing or too short; False opens it for
+            its names and shapes and for the tensors that are complete.
+        merge_parts: join the parts of partitioned variables in a checkpoint (engine.porting.readers.partitions).
     """
-    path = pathlib.Path(path)
+    place = pathlib.Path(path)
+    if place.is_dir() and (place / "model.safetensors").is_file():
+        return open_tensors(place / "model.safetensors")
+    if not _is_array_file(place) and (found := locate(path)) is not None:
+        return open_found(found, whole=whole, merge_parts=merge_parts)
+    return _open_file(place)
+
+
+def open_found(found: Found, *, whole: bool, merge_parts: bool) -> TensorSource:
+    """Opens the checkpoint at a place that ``locate`` found, as ``open_tensors`` does."""
+    from engine.porting.readers import partitions
+    from engine.porting.readers.checkpoint_file import Checkpoint
+    from engine.porting.readers.v1_checkpoint import V1Checkpoint
+
+    source: TensorSource = V1Checkpoint(found) if found.files else Checkpoint(_plain(found.prefix), whole=whole)
+    return partitions.merge_parts(source) if merge_parts else source
+
+
+def _open_file(path: pathlib.Path) -> TensorSource:
+    """Opens what is not a checkpoint, or says what it is."""
     if path.is_dir():
-        return _open_folder(path)
-    prefix = re.sub(r"\.(index|data-\d{5}-of-\d{5})$", "", str(path))
-    if pathlib.Path(f"{prefix}.index").is_file() and (prefix != str(path) or not path.exists()):
-        return _open_checkpoint(prefix)
+        run = next((each for each in (path, path.parent) if list_whole_files(each)), None)
+        hint = "" if run is None else f"; a run has its weights in {describe_whole_files(run)}"
+        raise FileError(f"{path}: the folder holds neither a checkpoint of TensorFlow nor model.safetensors{hint}")
     try:
-        with open(path, "rb") as file:
-            start = file.read(64)
+        start = _first_bytes(path)
     except OSError as error:
         whole = list_whole_files(path.parent) if not path.exists() else []
-        hint = f"; the run there has its weights in {describe_whole_files(path.parent)}" if whole else ""
+        hint = f"; the run there has its weights in {describe_whole_files(path.parent)}" if whole else _similar(path)
         raise FileError(f"{path}: {'there is no such file' if not path.exists() else error}{hint}") from None
-    if start[:4] in (b"PK\x03\x04", b"PK\x05\x06") or path.suffix == ".npz":
+    if start[:4] in _ZIP or path.suffix == ".npz":
         return _open_zip(path)
-    if start[:8] == b"\x89HDF\r\n\x1a\n":
+    if start[:8] == _HDF5:
         from engine.porting.readers.h5_file import KerasH5
 
         return KerasH5(path)
@@ -121,38 +111,32 @@ def _open_zip(path: pathlib.Path) -> TensorSource:
     return npz
 
 
-def _open_folder(folder: pathlib.Path) -> TensorSource:
-    if (folder / "model.safetensors").is_file():
-        return open_tensors(folder / "model.safetensors")
-    for place in (folder, folder / "variables"):  # a SavedModel has the second
-        found = sorted(place.glob("*.index"))
-        if (place / ".index").is_file():  # a checkpoint without a name, which glob does not list
-            found.append(place / ".index")
-        named = _newest(place)
-        if len(found) > 1 and named is not None:
-            found = [named]
-        if len(found) == 1:
-            return _open_checkpoint(str(found[0])[: -len(".index")])
-        if found:
-            names = join_some([file.name for file in found])
-            raise FileError(f"{folder}: the folder holds {len(found)} checkpoints ({names}); name one of them")
-    run = next((each for each in (folder, folder.parent) if list_whole_files(each)), None)
-    hint = "" if run is None else f"; a run has its weights in {describe_whole_files(run)}"
-    raise FileError(f"{folder}: the folder holds neither a checkpoint (*.index) nor model.safetensors{hint}")
-
-
-def _newest(folder: pathlib.Path) -> pathlib.Path | None:
-    """Returns the index file that ``checkpoint`` names, ignoring the folder there, which may be its author's."""
+def _similar(path: pathlib.Path) -> str:
     try:
-        text = (folder / "checkpoint").read_bytes()[:4096].decode(errors="replace")
+        names = {re.sub(r"\.(index|meta|data-\d{5}-of-\d{5})$", "", file.name) for file in path.parent.iterdir()}
     except OSError:
-        return None
-    match = re.search(r'^model_checkpoint_path: "(?:[^"]*[/\\])?([^"/\\]+)"', text, re.MULTILINE)
-    index = folder / f"{match.group(1)}.index" if match else None
-    return index if index is not None and index.is_file() else None
+        return ""
+    return nearest(path.name, sorted(names))
 
 
-def _open_checkpoint(prefix: str) -> TensorSource:
-    from engine.porting.readers.checkpoint_file import Checkpoint
+def _first_bytes(path: pathlib.Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(64)
 
-    return Checkpoint(prefix)
+
+def _is_array_file(path: pathlib.Path) -> bool:
+    """Whether a file is of a kind that is not a checkpoint, whatever lies beside it."""
+    try:
+        start = _first_bytes(path)
+    except OSError:
+        return False
+    return start[:4] in _ZIP or start[:8] == _HDF5 or start[8:9] == b"{" or path.suffix in (".npz", ".safetensors")
+
+
+def _plain(prefix: str) -> str:
+    if special := set("*?[\\") & set(prefix):
+        raise FileError(
+            f"{prefix}: TensorFlow takes {' '.join(sorted(special))} in the path of a V2 checkpoint as a pattern and "
+            "finds nothing; rename the folder or file"
+        )
+    return prefix

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from engine.files import FileError
 from engine.porting.errors import PortError
-from engine.porting.readers.source import TensorSource
+from engine.porting.readers.tensor_source import TensorSource
 from engine.text import join_some, listed
 
 

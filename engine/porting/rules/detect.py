@@ -54,7 +54,8 @@ def choose_rules(source: TensorSource, variables: ModelVariables) -> Rules:
     fitting = ", ".join(rules.name for rules in found)
     how = f"{len(found)} rule files match ({fitting})" if found else "no rule file matches"
     raise PortError(
-        f"{source.path}: {how} its names; say with --rules=FILE which tensor becomes which variable"
+        f"{source.path}: {how} its names; say with --rules=FILE which tensor becomes which variable "
+        "(`frostline port-checkpoint --auto` proposes such a file)"
         + listed("in the file", [f"{name} {list(source.shape(name))}" for name in names], most=5)
         + listed("in the model", [f"{entry.path} {list(entry.variable.shape)}" for entry in variables], most=5)
         + f"\n  shipped rule files: {', '.join(shipped_rules())}"

@@ -209,7 +209,7 @@ def test_other_kinds_of_weights_open_too(tmp_path: pathlib.Path) -> None:
         (lambda d: write(d / "model.ckpt", b"version https://git-lfs.github.com/spec/v1\n"), "a Git LFS pointer"),
         (
             lambda d: write(d / "model.ckpt", b"\0\0\x12 and no more"),
-            "a V1 checkpoint whose end is missing; it is truncated",
+            "this is a V1 checkpoint without its end; it is truncated",
         ),
         (lambda d: write(d / "w.bin", b"something else altogether"), "not a weights file of a supported kind"),
         (lambda d: write(d / "m.index", b"version https://git-lfs.github.com/spec/v1\n"), "a Git LFS pointer"),

@@ -309,7 +309,8 @@ def test_a_backbone_with_an_old_top_loads_and_its_head_starts_anew(faults: pathl
     body = model.load.keywords["backbone"]  # type: ignore[attr-defined]
     for name in ("53_old_top/top2.h5", "53_old_top/top3.weights.h5", "05_legacy_h5_order/k3seq.weights.h5"):
         said = model.load(str(faults / name))
-        assert said == f"{pathlib.Path(name).name}, all of the backbone; new head"
+        assert said is not None
+        assert said.startswith(f"{pathlib.Path(name).name}, all of the backbone; new head; ")
         if name.startswith("53"):
             features = np.load(faults / "53_old_top" / "features.npy")
             np.testing.assert_allclose(body(images, training=False), features, rtol=1e-5, atol=1e-6)

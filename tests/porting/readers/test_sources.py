@@ -274,7 +274,7 @@ def test_of_several_checkpoints_the_newest_is_taken_or_one_must_be_named(tmp_pat
     with open_tensors(tmp_path) as source:
         assert float(source.read("w")) == 2
     (tmp_path / "checkpoint").unlink()
-    with pytest.raises(FileError, match=r"the folder holds 2 checkpoints \(ckpt-1.index, ckpt-2.index\); name one"):
+    with pytest.raises(FileError, match=r"the folder holds 2 checkpoints \(ckpt-1, ckpt-2\); name one"):
         open_tensors(tmp_path)
 
 

@@ -144,4 +144,4 @@ def _check_damage(file: pathlib.Path) -> None:
     if start.startswith(_LFS):
         raise FileError(f"{file}: this is a Git LFS pointer, not the checkpoint itself; fetch it with `git lfs pull`")
     if start[:2] == b"\0\0" and (_SHARD.search(file.name) or ".ckpt" in file.name):
-        raise FileError(f"{file}: a V1 checkpoint whose end is missing; it is truncated")
+        raise FileError(f"{file}: this is a V1 checkpoint without its end; it is truncated")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from engine.files import FileError
 from engine.porting.readers import verify
 from engine.porting.readers.closing import Closing
-from engine.porting.readers.source import TensorSource
+from engine.porting.readers.tensor_source import TensorSource
 
 _PART = re.compile(r"(?:^|(?<=/))part_(0|[1-9]\d{0,8})(?=/|$)")
 
@@ -35,17 +35,31 @@ class Parts(NamedTuple):
     shape: tuple[int, ...]
 
 
+def merge_parts(source: TensorSource) -> TensorSource:
+    """Returns a source whose partitioned tensors are whole; the source itself if it has none."""
+    parts = find_parts(source)
+    return Merged(source, parts) if parts else source
+
+
+def leave_apart(source: TensorSource, is_apart: Callable[[str, str], bool]) -> TensorSource:
+    """Returns the source with those tensors in parts for which ``is_apart(merged name, part)`` is true of any part."""
+    if not isinstance(source, Merged):
+        return source
+    parts = find_parts(source.source, is_apart)
+    return source if len(parts) == len(source.parts) else Merged(source.source, parts) if parts else source.source
+
+
 class Merged(Closing):
     """A TensorSource whose partitioned tensors are whole; ``parts`` is merged name -> its parts.
 
     Reading takes the memory of the tensor and one part.
     """
 
-    def __init__(self, source: TensorSource) -> None:
+    def __init__(self, source: TensorSource, parts: Mapping[str, Parts]) -> None:
         self.source = source
         self.path: pathlib.Path = source.path
         self.checksums: bool = source.checksums
-        self.parts = find_parts(source)
+        self.parts = parts
         of = {part: name for name, parts in self.parts.items() for part in parts.names}
         self._names = list(dict.fromkeys(of.get(name, name) for name in source.names()))
 
@@ -107,8 +121,8 @@ class Merged(Closing):
         self.source.close()
 
 
-def find_parts(source: TensorSource) -> dict[str, Parts]:
-    """Returns merged name -> parts, for groups of names that can be nothing else.
+def find_parts(source: TensorSource, is_apart: Callable[[str, str], bool] = lambda *_: False) -> dict[str, Parts]:
+    """Returns merged name -> parts, for groups of names that can be nothing else, and of which none ``is_apart``.
 
     ``NAME/part_N`` must be tensors for every N from 0, of one dtype, whose shapes differ along at most one axis, and
     nothing else may be called NAME. ``NAME/part_N/SUFFIX`` (slots and averages of parts, also below the scope of an
@@ -125,6 +139,8 @@ def find_parts(source: TensorSource) -> dict[str, Parts]:
     merged: dict[str, Parts] = {}
     for (before, after), numbered in sorted(groups.items(), key=lambda item: (item[0][1] != "", item[0])):
         if before + after in taken or sorted(numbered) != list(range(len(numbered))):
+            continue
+        if any(is_apart(before + after, part) for part in numbered.values()):
             continue
         names = tuple(numbered[number] for number in range(len(numbered)))
         parts = _joined(source, names) if not after else _like(source, names, before, merged)

@@ -21,6 +21,10 @@ class InputError(ValueError):
     """
 
 
+class FileError(InputError):
+    """A file is missing, damaged or of the wrong kind. The message names it."""
+
+
 def check_range(
     name: str,
     value: float | None,

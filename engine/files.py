@@ -1,7 +1,7 @@
 """Reads and writes files so that no file is ever half written and no hostile file is trusted.
 
-A file is written under a temporary name in the same folder, flushed to disk and then renamed. Before an array of an
-``.npz`` file is read, its size is checked against the file; pickled objects are refused.
+engine.writing replaces files. Before an array of an ``.npz`` file is read, its size is checked against the file; pickled
+objects are refused.
 """
 
 from __future__ import annotations
@@ -12,41 +12,19 @@ import math
 import os
 import pathlib
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
 
-from engine.errors import InputError
+from engine.errors import FileError as FileError
+from engine.reading import PathLike as PathLike
+from engine.reading import check_memory, check_names, check_total, open_archive
+from engine.writing import write_atomically as write_atomically
 
-PathLike = str | os.PathLike[str]
 _BFLOAT16 = ":bfloat16"
-
-
-class FileError(InputError):
-    """A file is missing, damaged or of the wrong kind. The message names it."""
-
-
-def write_atomically(path: PathLike, write: Callable[[IO[bytes]], object]) -> None:
-    """Calls ``write`` with a binary file. Afterwards ``path`` is either complete or unchanged."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+_MOST_MEMBERS = 100_000
 
 
 def write_bytes(path: PathLike, content: bytes) -> None:
@@ -98,15 +76,12 @@ class Npz:
 
     def __init__(self, path: PathLike) -> None:
         self.path = pathlib.Path(path)
-        if not self.path.is_file():
-            raise FileError(f"{self.path}: there is no such file")
-        try:
-            self._archive = zipfile.ZipFile(self.path)
-        except Exception as error:  # zipfile raises half a dozen types on damaged bytes
-            raise FileError(f"{self.path}: not an .npz file, or truncated ({error})") from None
+        self._archive = open_archive(self.path, "an .npz file")
         self._members: dict[str, zipfile.ZipInfo] = {}
         self._headers: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
         try:
+            if (count := len(self._archive.infolist())) > _MOST_MEMBERS:
+                raise FileError(f"{self.path}: {count:,} arrays are too many; the limit is {_MOST_MEMBERS:,}")
             for info in self._archive.infolist():
                 if info.filename.endswith(".npy"):
                     name = info.filename.removesuffix(".npy").removesuffix(_BFLOAT16)
@@ -114,6 +89,8 @@ class Npz:
                         raise FileError(f"{self.path}: {name}: the file holds this array twice")
                     self._members[name] = info
                     self._headers[name] = self._header(name)
+            check_names(self.path, self._members)
+            check_total(self.path, (self._members[name].file_size for name in self._members))
         except FileError:
             self._archive.close()
             raise
@@ -129,6 +106,8 @@ class Npz:
         return np.dtype(ml_dtypes.bfloat16) if bfloat16 else self._headers[name][1]
 
     def read(self, name: str) -> np.ndarray:
+        with self._damage(name):
+            check_memory(self.path, self._members[name].file_size, name)
         with self._damage(name), self._archive.open(self._members[name]) as member:
             array = np.lib.format.read_array(member, allow_pickle=False)
             if member.read(1):
@@ -147,6 +126,7 @@ class Npz:
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             if read(member)[1] and len(shape) > 1:  # Fortran order: rows are not contiguous
                 return self.read(name)[start:stop].copy()
+            check_memory(self.path, row * (stop - start), name)
             member.seek(start * row, os.SEEK_CUR)
             content = bytearray(row * (stop - start))
             done = 0
@@ -192,6 +172,8 @@ class Npz:
             raise FileError(f"{self.path}: {name}: holds pickled Python objects, which are never loaded")
         if dtype.itemsize == 0:  # a header could claim any number of these
             raise FileError(f"{self.path}: {name}: its dtype {dtype.str} has elements of 0 bytes")
+        if info.filename.endswith(_BFLOAT16 + ".npy") and dtype != np.dtype("<u2"):
+            raise FileError(f"{self.path}: {name}{_BFLOAT16}: expected uint16 for bfloat16, but it holds {dtype.name}")
         size = math.prod(map(int, shape), start=dtype.itemsize)
         if size != info.file_size - offset:
             raise FileError(
@@ -210,6 +192,8 @@ class Npz:
             raise
         except KeyError:
             raise FileError(f"{self.path}: the file has no {name}") from None
+        except MemoryError:
+            raise FileError(f"{self.path}: {name}: there is not enough memory to read it") from None
         except Exception as error:  # zipfile, its decompressors and numpy raise a dozen types on damaged bytes
             raise FileError(
                 f"{self.path}: {name}: damaged or truncated ({str(error) or type(error).__name__})"

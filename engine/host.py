@@ -39,6 +39,39 @@ def resident_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+LIMIT = "FROSTLINE_MEMORY_LIMIT"  # an environment variable, so that child processes obey it too
+
+
+def memory_limit() -> int:
+    """Returns how many more bytes this process may use for what a file declares.
+
+    That is the environment variable FROSTLINE_MEMORY_LIMIT (which ``--memory_limit`` sets), else what is free: of the
+    machine, of its container and of the process's own limit.
+    """
+    if (given := os.environ.get(LIMIT, "")).isdecimal():
+        return int(given)
+    free = [_meminfo("MemAvailable:")]
+    with contextlib.suppress(OSError, ValueError):  # "max" is not a number
+        group = pathlib.Path("/sys/fs/cgroup")
+        most, used = (int((group / f"memory.{name}").read_text(encoding="ascii")) for name in ("max", "current"))
+        facts = (line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+        cached = sum(int(size) for key, size in facts if key in ("active_file", "inactive_file"))
+        free.append(most - used + cached)
+    own = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if own != resource.RLIM_INFINITY:
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            pages = int(pathlib.Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+            free.append(own - pages * os.sysconf("SC_PAGE_SIZE"))
+    return max(0, min(free))
+
+
+def _meminfo(key: str) -> int:
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = pathlib.Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # not Linux
+
+
 def versions() -> dict[str, str]:
     """Returns the versions of the libraries that decide a run's results to the bit."""
     import tensorflow as tf  # its distribution has several names: tensorflow, tensorflow-cpu, tf-nightly

@@ -111,6 +111,24 @@ def model_from_old_config(text: str) -> Any:
         return saving_utils.model_from_config(json_utils.decode(text), custom_objects=keras.saving.get_custom_objects())
 
 
+@contextlib.contextmanager
+def watched_variables(check: Callable[[Any, str], None]) -> Iterator[None]:
+    """Calls ``check`` with the shape and dtype of each variable before Keras draws its value, within a ``with`` block."""
+    from keras.src.backend import Variable
+
+    initialize = Variable._initialize_with_initializer
+
+    def checked(variable: Any, initializer: Any) -> None:
+        check(variable._shape, variable._dtype)
+        initialize(variable, initializer)
+
+    Variable._initialize_with_initializer = checked
+    try:
+        yield
+    finally:
+        Variable._initialize_with_initializer = initialize
+
+
 def set_policy(layer: Any, name: str) -> None:
     """Makes a built layer compute by the dtype policy of this name, even where it shares a DTypePolicyMap with others.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import weakref
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -24,6 +25,36 @@ def op_definition(kind: str) -> Any:
     from tensorflow.python.framework import op_def_registry
 
     return op_def_registry.get(kind)
+
+
+@contextlib.contextmanager
+def mortal_gradients() -> Iterator[None]:
+    """Makes the gradients that ``tf.custom_gradient`` registers in this scope end with the graphs that need them.
+
+    TensorFlow keeps them for as long as the process lives, and with them all tensors of the graph that was traced. Here
+    such a gradient belongs to the graph that is being traced and to those around it.
+    """
+    from tensorflow.python.framework import func_graph, ops
+
+    registry, register = ops.gradient_registry, ops.RegisterGradient.__call__
+
+    def register_weakly(registering: Any, function: Any) -> Any:
+        graph, name = ops.get_default_graph(), registering._op_type
+        if not name.startswith("CustomGradient-") or not isinstance(graph, func_graph.FuncGraph):
+            return register(registering, function)
+        while isinstance(graph, func_graph.FuncGraph):
+            graph._mortal_gradients = [*getattr(graph, "_mortal_gradients", ()), function]
+            graph = graph.outer_graph
+        found = weakref.ref(function)
+        registry.register(lambda *arguments: found()(*arguments), name)  # type: ignore[misc]
+        weakref.finalize(function, registry._registry.pop, name, None).atexit = False
+        return function
+
+    ops.RegisterGradient.__call__ = register_weakly
+    try:
+        yield
+    finally:
+        ops.RegisterGradient.__call__ = register
 
 
 @functools.cache

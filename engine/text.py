@@ -7,6 +7,9 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 
 from engine.errors import InputError
+from engine.patterns import Pattern, PatternError
+
+_LONGEST, _MOST_KNOWN = 400, 2000  # characters and words that are compared: a hostile file has any number of either
 
 
 def nearest(word: str, known: Sequence[str], *, count: int = 3) -> str:
@@ -16,7 +19,7 @@ def nearest(word: str, known: Sequence[str], *, count: int = 3) -> str:
         >>> nearest("hed", ["head", "norm"])
         '; nearest: head'
     """
-    close = difflib.get_close_matches(word, known, n=count, cutoff=0.4)
+    close = difflib.get_close_matches(word[:_LONGEST], known[:_MOST_KNOWN], n=count, cutoff=0.4)
     return f"; nearest: {', '.join(close)}" if close else ""
 
 
@@ -79,12 +82,22 @@ def shorten(paths: Sequence[str], *, most: int = 5) -> str:
     return join_some(words, most=most)
 
 
-def compile_pattern(pattern: str, *, name: str) -> re.Pattern[str]:
+def compile_pattern(pattern: str, *, name: str) -> Pattern:
     """Compiles a regular expression that a user gave; an InputError names the argument if it is not valid."""
     try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise InputError(f"{name}={pattern!r} is not a valid regular expression ({error})") from None
+        return Pattern(pattern, label=f"{name}={cut(pattern)!r}")
+    except PatternError as error:
+        raise InputError(f"{name}={cut(pattern)!r} is not a valid regular expression ({error})") from None
+
+
+def cut(text: str, most: int = 100) -> str:
+    """The beginning of a text that may be long.
+
+    Example:
+        >>> cut("abcdefgh", 6)
+        'abc...'
+    """
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def parse_number(text: str) -> float | None:

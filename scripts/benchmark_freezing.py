@@ -11,7 +11,6 @@ command with the same --out does the missing runs.
 
 from __future__ import annotations
 
-import errno
 import shlex
 import signal
 import sys
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.study import registry
 from engine.study.run import RunResult, StudyListener, StudyResult, run_study
+from engine.writing import NoSpaceError
 
 from . import benchmark_freezing_flags, cli
 from . import benchmark_freezing_text as text
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from engine.study.job import Run
     from engine.study.planning import Plan
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _V1 = "compat_v1.training.study_runner"
 _OTHERS = {
     "keras_fit": f"{__package__}.baselines.keras_runner:KerasRunner",
@@ -46,12 +45,12 @@ def main() -> int:
     screen = Screen()
     try:
         done = run_study(config, listener=screen, command=_command())
-    except OSError as error:
-        if error.errno not in _FULL or screen.plan is None:
+    except NoSpaceError as error:
+        if screen.plan is None:
             raise
         _complain(
-            f"out={screen.plan.out}: no space left on the disk. Finished runs are kept; when there is more space, the "
-            f"same command with --out={shlex.quote(str(screen.plan.out))} does the rest"
+            f"out={screen.plan.out}: no space left on the disk ({error}). Finished runs are kept; when there is more "
+            f"space, the same command with --out={shlex.quote(str(screen.plan.out))} does the rest"
         )
         return cli.FAILED
     text.print_study(done)

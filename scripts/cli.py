@@ -8,6 +8,7 @@ Exit codes: 0 done (also --help), 1 the work failed, 2 bad flags or input, 3 sto
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shlex
@@ -21,6 +22,7 @@ from absl import flags
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 3
 _BOOLEANS = ("", "true", "false", "t", "f", "1", "0", "yes", "no")
+_held = contextlib.ExitStack()  # what the program that runs keeps others from writing
 _DEFINE: dict[type, Callable[..., Any]] = {
     str: flags.DEFINE_string,
     bool: flags.DEFINE_bool,
@@ -29,6 +31,12 @@ _DEFINE: dict[type, Callable[..., Any]] = {
     list: flags.DEFINE_list,
 }
 
+flags.DEFINE_string(
+    "memory_limit",
+    None,
+    "Memory that what a file declares may take, in bytes or with a unit (3GB, 8GiB); a file that declares more is refused "
+    "before anything is read (default: what is free).",
+)
 flags.DEFINE_bool("traceback", False, "Print Python's traceback with an error.")
 
 
@@ -46,6 +54,7 @@ def _run(main: Callable[[], int], about: str, flags_in: str) -> int:
     if asked:
         return answer(name, lambda: _print_help(about, flags_in, full="--helpfull" in asked))
     try:
+        _check_flagfiles(sys.argv[1:])
         _check_resume(name)
         rest = flags.FLAGS(sys.argv)
         if len(rest) > 1:
@@ -54,7 +63,8 @@ def _run(main: Callable[[], int], about: str, flags_in: str) -> int:
                 at = at if sys.argv[at : at + 1] == rest[1:2] else sys.argv.index(rest[1], 1)
                 _refuse_folder(name, sys.argv[1:at] + sys.argv[at + 1 :], rest[1])
             raise flags.Error(f"unexpected argument {rest[1]!r}; expected only --flags")
-    except flags.Error as error:
+        _set_memory_limit()
+    except (flags.Error, ValueError) as error:
         return _fail(name, error, BAD_INPUT, "--help lists the flags")
     return answer(name, main)
 
@@ -78,17 +88,43 @@ def _refuse_folder(name: str, words: Sequence[str], folder: str) -> NoReturn:
     )
 
 
+def _check_flagfiles(words: Sequence[str], depth: int = 0) -> None:
+    """Raises InputError for a ``--flagfile`` that absl would read for ever: a pipe, a device, or one inside itself."""
+    for position, word in enumerate(words):
+        name, equals, value = word.strip().partition("=")
+        if name not in ("-flagfile", "--flagfile"):
+            continue
+        from engine.errors import InputError
+        from engine.reading import check_regular, read_file
+
+        path = os.path.expanduser(value if equals else words[position + 1] if position + 1 < len(words) else "")
+        check_regular(path)
+        if depth > 16:
+            raise InputError(f"flagfile={path!r}: the files name each other more than 16 levels deep")
+        lines = read_file(path, 1 << 20).decode(errors="replace").splitlines()
+        _check_flagfiles([line for line in lines if not line.lstrip().startswith("#")], depth + 1)
+
+
+def _set_memory_limit() -> None:
+    if (text := flags.FLAGS.memory_limit) is not None:
+        from engine.sizes import parse_bytes
+
+        os.environ["FROSTLINE_MEMORY_LIMIT"] = str(parse_bytes(text, name="memory_limit"))
+
+
 def answer(name: str, main: Callable[[], int]) -> int:
     """Returns the exit code of ``main``. An exception becomes one sentence on stderr, after the program's name."""
     try:
-        return main()
+        with _held:
+            return main()
     except KeyboardInterrupt:
         return _fail(name, "stopped", STOPPED)
     except BrokenPipeError:  # the reader closed the pipe, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return FAILED
     except MemoryError:
-        return _fail(name, "out of memory; a smaller --batch_size needs less", FAILED)
+        hint = "; a smaller --batch_size needs less" if "batch_size" in flags.FLAGS else ""
+        return _fail(name, f"out of memory{hint}", FAILED)
     except Exception as error:  # a user gets a sentence whatever happens
         if isinstance(error, ModuleNotFoundError) and error.name == "tensorflow":
             return _fail(name, "TensorFlow is not installed; run pip install 'frostline[cpu]' (or [gpu])", FAILED)
@@ -96,6 +132,11 @@ def answer(name: str, main: Callable[[], int]) -> int:
 
         if isinstance(error, InputError):
             return _fail(name, error, BAD_INPUT)
+        from engine import writing
+
+        if isinstance(error, OSError) and error.errno in writing.FULL:
+            known = isinstance(error, writing.NoSpaceError)
+            return _fail(name, error if known else writing.no_space(error.errno, error.filename or "", 0), FAILED)
         return _fail(name, f"{type(error).__name__}: {error}", FAILED, "--traceback shows where")
 
 
@@ -118,13 +159,26 @@ def check_numbers(limits: Mapping[str, tuple[int, int]]) -> None:
 
 
 def check_out(out: str | None) -> None:
-    """Raises InputError unless ``out`` is None or a file that can be written."""
-    from engine.errors import InputError
+    """Raises InputError unless ``out`` is None or a file that can be written; no other process can write it until the end."""
+    from engine import locks, writing
 
     if out is not None:
-        folder = os.path.dirname(out) or "."
-        if not os.path.isdir(folder) or os.path.isdir(out) or not os.access(folder, os.W_OK):
-            raise InputError(f"out={out!r}: expected the name of a file in an existing, writable folder")
+        writing.check_file(out)
+        _held.enter_context(locks.hold_file(out))
+        writing.sweep(os.path.dirname(out) or ".", os.path.basename(out).__eq__)
+
+
+def hold_folder(folder: str, *, ours: Callable[[str], object]) -> None:
+    """Creates a folder for files of ``ours``, by name, and keeps other processes out of it until the program ends.
+
+    Raises InputError if files cannot be written into it, or another process works in it.
+    """
+    from engine import locks, writing
+
+    writing.check_folder(folder)
+    os.makedirs(folder, exist_ok=True)
+    _held.enter_context(locks.hold_folder(folder))
+    writing.sweep(folder, ours)
 
 
 def write_out(found: Any) -> None:

@@ -54,13 +54,13 @@ _LISTS = ("trainable_collection", "in_compute_gradients", "slots", "saver_would_
 
 
 def main() -> int:
+    _check_flags()
+    out = _open_out()
     cli.import_tensorflow()
     from engine.files import write_json
 
     from .baselines import v1 as runners
 
-    _check_flags()
-    out = _open_out()
     with tempfile.TemporaryDirectory(prefix="compare_v1-") as folder:
         job = _build_job(pathlib.Path(folder), runners)
         rows = []
@@ -104,17 +104,12 @@ def _check_flags() -> None:
 
 
 def _open_out() -> pathlib.Path | None:
-    """The path of compare.json; creates its folder."""
-    from engine.errors import InputError
-
+    """The path of compare.json, whose folder is created and held."""
     if F.out is None:
         return None
     path = pathlib.Path(F.out)
     path = path if path.suffix == ".json" else path / "compare.json"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"out={F.out!r}: the folder cannot be created ({error})") from None
+    cli.hold_folder(str(path.parent), ours=path.name.__eq__)
     cli.check_out(str(path))
     return path
 

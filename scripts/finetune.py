@@ -7,6 +7,7 @@ tensorboard/, checkpoints/, trained.npz and ledger.json.
 
 from __future__ import annotations
 
+from engine import locks
 from engine.runs import existing
 
 from . import cli, finetune_flags
@@ -14,7 +15,9 @@ from . import cli, finetune_flags
 
 def main() -> int:
     config = finetune_flags.config()  # bad flags are refused before TensorFlow is imported, and so is a folder in use
-    if config.out is not None:
+    if config.out:
+        if not config.dry_run:
+            locks.check_free(config.out)
         existing.check_out(config.out, resume=config.resume)
     cli.import_tensorflow(keras=cli.needs_keras(config.model))
     from engine.recipes.finetune import finetune

@@ -21,7 +21,7 @@ F = flags.FLAGS
 
 _DEFAULTS = {
     "channels": 3, "auto": False, "yes": False, "take_ema": False, "adam_step": int, "beta1": 0.9, "beta2": 0.999,
-    "examples": int, "tags": list, "seed": 0, "bound": 1e-5, "dry_run": False, "reverse": False, "format": "V2",
+    "examples": int, "time_limit": 600.0, "tags": list, "seed": 0, "bound": 1e-5, "dry_run": False, "reverse": False, "format": "V2",
 }  # fmt: skip
 cli.define_flags(
     __name__,
@@ -45,6 +45,7 @@ cli.define_flags(
         "feed": "An .npz file with a value for each of --inputs, by name (unless given, seeded random values).",
         "examples": "Batch size of the random input (unless given, the length of the lists in --inputs, or 4).",
         "seed": "Seed of the random input.",
+        "time_limit": "Seconds that the graph of --verify_graph may run.",
         "bound": "Largest absolute difference that --verify_graph accepts, for outputs of unit scale.",
         "dry_run": "Plan and print everything, but write no weights: only ledger.json and proposed rules, if --out is given.",
         "reverse": "Write --source (weights of --target) into a TensorFlow 1 checkpoint, by the same rules in reverse.",
@@ -125,6 +126,7 @@ def _port(out: pathlib.Path | None) -> int:
                 outputs=F.outputs,
                 feed=F.feed,
                 examples=F.examples,
+                time_limit=F.time_limit,
                 seed=F.seed,
             )
             print(parity.summary())
@@ -165,6 +167,7 @@ def _conclude(parity: Any, weights: pathlib.Path) -> int:
 
 def _check_flags() -> pathlib.Path | None:
     """Checks everything that needs no file, creates the folder of --out and returns its path."""
+    from engine import writing
     from engine.errors import InputError, check_range
 
     for name in ("source", "target"):
@@ -174,7 +177,9 @@ def _check_flags() -> pathlib.Path | None:
         raise InputError(f"auto, rules={F.rules}: expected only one of them")
     if F.yes and not F.auto:
         raise InputError("yes is only used with --auto")
-    with_graph = _given("inputs", "outputs", "feed", "bound", "examples", "seed", *([] if F.graph else ["tags"]))
+    with_graph = _given(
+        "inputs", "outputs", "feed", "bound", "examples", "seed", "time_limit", *([] if F.graph else ["tags"])
+    )
     if F.verify_graph is None and with_graph:
         raise InputError(f"{', '.join(with_graph)}: only used with --verify_graph")
     if F.feed and (seeded := _given("examples", "seed")):
@@ -197,6 +202,7 @@ def _check_flags() -> pathlib.Path | None:
     if not F.bound > 0:
         raise InputError(f"bound={F.bound:g}: expected a number above 0")
     check_range("examples", F.examples, 1)
+    check_range("time_limit", F.time_limit, above=0)
     check_range("seed", F.seed, 0, 2**31 - 1)
     check_range("channels", F.channels, 1, 1024)
     if F.reverse and (F.rules is None or F.out is None):
@@ -210,12 +216,15 @@ def _check_flags() -> pathlib.Path | None:
     out = pathlib.Path(F.out)
     if not F.reverse and out.suffix != ".npz" and not out.name.endswith(".weights.h5"):
         raise InputError(f"out={F.out!r}: expected a name that ends in .npz or .weights.h5")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"out={F.out!r}: its folder cannot be created ({error.strerror})") from None
-    cli.check_out(str(out))
+    cli.hold_folder(str(out.parent), ours=(out.name, "ledger.json", _rules_name(out)).__contains__)
+    writing.check_file(F.out)
+    writing.check_target(out.parent / "ledger.json")
     return out
+
+
+def _rules_name(out: pathlib.Path) -> str:
+    """The name of the file of proposed rules that belongs to an output."""
+    return re.sub(r"(\.weights)?\.(npz|h5)$", "", out.name) + ".rules"
 
 
 def _given(*names: str) -> list[str]:
@@ -255,8 +264,10 @@ def _rules(weights: Any, variables: Any, graph: Any, out: pathlib.Path | None) -
     print(proposal.table(), end="\n\n")
     where = "the proposal"
     if out is not None:
-        path = out.with_name(re.sub(r"(\.weights)?\.(npz|h5)$", "", out.name) + ".rules")
-        if path.exists() and path.read_bytes() not in {known.encode() for known in texts.values()}:
+        from engine.reading import read_file
+
+        path = out.with_name(_rules_name(out))
+        if path.exists() and read_file(path, 1 << 20) not in {known.encode() for known in texts.values()}:
             raise InputError(f"{path} exists and differs from the proposal; give it with --rules, or remove it")
         write_bytes(path, text.encode())
         print(f"written: {path}")

@@ -17,7 +17,7 @@ def main(out: pathlib.Path) -> int:
     from engine import data, models
     from engine.porting.rules import detect
 
-    check_prefix(out, F.base)
+    check_prefix(out, F.base, version=F["format"].value)
     rules = detect.get_rules(F.rules)
     size = data.parse_image_size(F.image_size) if F.image_size else None
     network = models.build_network(F.target, image_size=size, channels=F.channels)

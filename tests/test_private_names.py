@@ -202,3 +202,12 @@ def test_the_calls_of_a_function_are_inlined() -> None:
 def test_the_global_seed_is_told() -> None:
     tf.random.set_seed(7)
     assert tensorflow_private.global_seed() == 7
+
+
+def test_variables_are_told_before_keras_draws_their_values() -> None:
+    told: list[tuple[tuple[int, ...], str]] = []
+    with keras_private.watched_variables(lambda shape, dtype: told.append((tuple(shape), dtype))):
+        keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
+    assert told == [((3, 2), "float32"), ((2,), "float32")]
+    keras.layers.Dense(2).build([None, 3])
+    assert len(told) == 2

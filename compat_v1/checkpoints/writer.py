@@ -1,17 +1,18 @@
-"""Writes a name-based checkpoint in bounded memory: in shards, under a temporary name that is changed at the end."""
+"""Writes a name-based checkpoint in bounded memory: in shards, in a temporary folder that they leave at the end."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from compat_v1.checkpoints import replace
+from engine import writing
 from engine.errors import InputError
 from engine.files import PathLike
 from engine.porting.readers.checkpoint_file import describe_error
@@ -45,11 +46,15 @@ class Entry(NamedTuple):
 def write_checkpoint(prefix: PathLike, entries: Sequence[Entry], *, version: Version = "V2") -> list[pathlib.Path]:
     """Writes the entries in their order, to a checkpoint that appears as a whole; returns the files, data first.
 
-    If a checkpoint of the same name is replaced, its index is removed first and written last, so that in between there
-    is no checkpoint but never a mixed one. Takes ``SHARD_BYTES`` of memory, or as much as the largest entry. The prefix
-    is without ``.index``, and ``DIR/`` for a checkpoint without a name; its folder is created. V1 (``PREFIX``, or
-    ``PREFIX-00000-of-N`` if large) has neither float16 nor bfloat16. Raises ExportError if there is nothing to write,
-    V1 does not have a dtype, or TensorFlow cannot write.
+    If a checkpoint of the same name is replaced, either the old or the new one is whole at any moment. Takes
+    ``SHARD_BYTES`` of memory, or as much as the largest entry. The prefix is without ``.index``, and ``DIR/`` for a
+    checkpoint without a name; its folder is created. V1 (``PREFIX``, or ``PREFIX-00000-of-N`` if large) has neither
+    float16 nor bfloat16.
+
+    Raises:
+        ExportError: there is nothing to write, V1 does not have a dtype, or TensorFlow cannot write.
+        InTheWayError: a checkpoint of this name cannot be replaced as a whole.
+        NoSpaceError: the disk is full.
     """
     text = os.fspath(prefix)
     folder, name = pathlib.Path(os.path.dirname(text) or "."), os.path.basename(text)
@@ -58,13 +63,19 @@ def write_checkpoint(prefix: PathLike, entries: Sequence[Entry], *, version: Ver
     if version == "V1" and not name:
         raise ExportError(f"{text}: a V1 checkpoint is a file and needs a name")
     shards = list(_shards(entries))
+    replace.check_form(text, version=version, shards=len(shards))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _temporary(folder, name) as place:
+        own = name or "checkpoint"
+        writing.sweep(folder, own.__eq__)
+        wanted = sum(entry.size for entry in entries)
+        with writing.explain_no_space(f"{text}", wanted), writing.temporary_folder(folder / own) as place:
             made = (_write_v1 if version == "V1" else _write_v2)(place, name, shards)
             for file, _ in made:
                 _flush(file)
-            return _move(made, folder, f"{name}.index" if version == "V2" else "", name)
+            return replace.move_in(made, folder, name, place=place)
+    except writing.NoSpaceError:
+        raise
     except OSError as error:
         raise ExportError(f"{text}: the checkpoint cannot be written ({error.strerror or error})") from None
 
@@ -129,22 +140,6 @@ def _tensor(entry: Entry) -> Any:
         return tf.raw_ops.DeepCopy(x=value) if isinstance(value, np.ndarray) else value
 
 
-def _move(made: Sequence[tuple[pathlib.Path, str]], folder: pathlib.Path, index: str, name: str) -> list[pathlib.Path]:
-    """Renames the files, the index last, and removes further data files of an older checkpoint."""
-    names = {final for _, final in made}
-    if index:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(folder / index)
-    for file, final in made:
-        os.replace(file, folder / final)
-    if index:
-        for old in folder.iterdir():
-            if old.name.startswith(f"{name}.data-") and old.name not in names:
-                old.unlink()
-    _flush(folder)
-    return [folder / final for _, final in made]
-
-
 def _flush(path: pathlib.Path) -> None:
     number = os.open(path, os.O_RDONLY)
     try:
@@ -154,20 +149,11 @@ def _flush(path: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def _temporary(folder: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
-    place = folder / f".{name}.{os.getpid()}.tmp"
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir()
-    try:
-        yield place
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-
-
-@contextlib.contextmanager
 def _describing(shard: Sequence[Entry]) -> Iterator[None]:
     try:
         yield
     except (tf.errors.OpError, TypeError) as error:
+        if (full := writing.is_full(str(error))) is not None:
+            raise OSError(full, os.strerror(full)) from None
         names = join_some([entry.key for entry in shard], most=3)
         raise ExportError(f"{names}: TensorFlow cannot write this: {describe_error(error)}") from None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
+import signal
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +18,14 @@ from compat_v1.graphs import extract, metagraph
 from compat_v1.graphs.extract import Extracted
 from compat_v1.graphs.input_text import parse_inputs
 from compat_v1.graphs.original import Original
+from engine import host
 from engine.errors import InputError
 from engine.files import Npz, write_npz
+from engine.sizes import format_bytes
 from engine.study import child
+
+TIME_LIMIT = 600.0  # seconds
+_GRACE = 5.0  # seconds for what can be stopped in order
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,7 @@ class Job:
     """Which part of which graph runs with which weights, by what the user wrote, so that any process can find it again.
 
     ``tags`` are those of the graph, ``inputs`` is parsed by ``parse_inputs``; None stands for the only inputs or outputs.
+    The graph may run for ``time_limit`` seconds.
     """
 
     source: str
@@ -33,6 +41,7 @@ class Job:
     tags: Sequence[str]
     inputs: str | None
     outputs: Sequence[str] | None
+    time_limit: float = TIME_LIMIT
 
     def extract(self, graph: metagraph.MetaGraph) -> Extracted:
         """Extracts what the outputs need; raises as compat_v1.graphs.extract.extract."""
@@ -43,7 +52,8 @@ class Job:
 class Apart:
     """The old network as a function of its feeds, as ``Original`` is, but each call runs in a process of its own.
 
-    Raises GraphError if that process fails, also natively (an abort, a segmentation fault, no memory).
+    Raises GraphError if that process fails, also natively (an abort, a segmentation fault, no memory), takes longer than
+    the job's time limit, or needs more memory than may be used (``engine.host.memory_limit``).
     """
 
     def __init__(self, job: Job, extracted: Extracted) -> None:
@@ -57,8 +67,10 @@ class Apart:
             write_npz(fed, [(str(number), array) for number, array in enumerate(feeds.values())])
             files = {"fed": str(fed), "names": list(feeds), "computed": str(computed)}
             try:
-                found = child.run_job(f"{__name__}:run", vars(self.job) | files)
+                found = child.run_job(f"{__name__}:run", vars(self.job) | files, memory=host.memory_limit())
             except child.ChildError as error:
+                if signal.SIGALRM.name in str(error):
+                    raise GraphError(_too_long(self.job)) from None
                 shapes = ", ".join(f"{name} {list(np.shape(array))}" for name, array in feeds.items())
                 raise GraphError(
                     f"{self.job.graph}: TensorFlow failed while it ran the old graph ({error}). It was fed "
@@ -77,19 +89,40 @@ def run(argument: Mapping[str, Any]) -> dict[str, Any]:
         return {"outputs": _run(argument)}
     except InputError as error:  # here, so that nothing that TensorFlow prints is taken for it
         return {"error": str(error)}
+    except MemoryError:
+        limit = format_bytes(host.memory_limit())
+        return {"error": f"{argument['graph']}: the old graph needs more than the {limit} of memory that may be used"}
 
 
 def _run(argument: Mapping[str, Any]) -> list[str]:
     job = Job(*(argument[name] for name in Job.__dataclass_fields__))
     with Npz(argument["fed"]) as fed:
         feeds = {name: fed.read(str(number)) for number, name in enumerate(argument["names"])}
-    with open_source(job.source) as source:
-        original = Original(job.extract(metagraph.read_metagraph(job.graph, tags=job.tags)), source)
-    found = original(feeds)
+    extracted = job.extract(metagraph.read_metagraph(job.graph, tags=job.tags))
+    with _ended_after(job.time_limit + _GRACE):
+        with open_source(job.source) as source:
+            original = Original(extracted, source, time_limit=job.time_limit)
+        found = original(feeds)
     for name, array in found.items():
         check_numbers(name, array, whose="the old graph")
     write_npz(argument["computed"], [(str(number), array) for number, array in enumerate(found.values())])
     return list(found)
+
+
+@contextlib.contextmanager
+def _ended_after(seconds: float) -> Iterator[None]:
+    """Lets the system end the process: loops of TensorFlow 1, and kernels, cannot be stopped in another way."""
+    before = signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _too_long(job: Job) -> str:
+    return f"{job.graph}: the old graph did not finish within {job.time_limit:g} seconds and was stopped"
 
 
 def check_numbers(name: str, array: np.ndarray, *, whose: str) -> None:

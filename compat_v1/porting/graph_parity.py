@@ -11,7 +11,7 @@ import numpy as np
 from compat_v1.graphs.extract import Extracted
 from compat_v1.graphs.metagraph import MetaGraph
 from compat_v1.porting import parity
-from compat_v1.porting.apart import Apart, Job
+from compat_v1.porting.apart import TIME_LIMIT, Apart, Job
 from engine.files import Npz, PathLike
 
 _EXAMPLES = 4
@@ -27,18 +27,19 @@ def compare_with_graph(
     feed: PathLike | None = None,
     examples: int | None = None,
     seed: int = 0,
+    time_limit: float = TIME_LIMIT,
     say: Callable[[str], None] = print,
 ) -> parity.Parity:
     """Runs the part of an old graph between inputs and outputs, with a checkpoint's weights, and the ported model.
 
     The graph runs in a process of its own. Inputs and outputs are as the flags of port_checkpoint, None for the only
-    candidates. ``feed`` is an .npz file with values for the inputs; None draws a batch of random ones, of ``examples``
+    candidates. It may take ``time_limit`` seconds. ``feed`` is an .npz file with values for the inputs; None draws a batch of random ones, of ``examples``
     or else as many as the fixed inputs that are arrays have, or 4. ``say`` gets a line that describes the part. Raises
     GraphError if there is no such part, its values do not fit, or it fails.
     """
     compared = parity.parse_outputs(outputs) if outputs else None
     names = [each.name for each in compared] if compared else None
-    job = Job(os.fspath(source), str(graph.path), graph.tags, inputs, names)
+    job = Job(os.fspath(source), str(graph.path), graph.tags, inputs, names, time_limit)
     part = job.extract(graph)
     say(f"graph:   {part.summary()}")
     if feed:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -217,4 +216,4 @@ def plan_port(
 
 
 def _fits(line: PatternLine, rules: Rules, name: str) -> bool:
-    return re.fullmatch(line.pattern, rules.without_prefix(name)) is not None
+    return line.pattern.fullmatch(rules.without_prefix(name)) is not None

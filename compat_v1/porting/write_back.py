@@ -13,6 +13,7 @@ import numpy as np
 from compat_v1.checkpoints.export import Exported, export_checkpoint
 from compat_v1.checkpoints.families import group_families
 from compat_v1.checkpoints.reader import open_checkpoint
+from compat_v1.checkpoints.replace import check_form
 from compat_v1.checkpoints.writer import Version
 from compat_v1.graphs import metagraph, saver_keys
 from compat_v1.porting.reverse import KnownShapes, Reverse
@@ -116,8 +117,9 @@ def plan_write_back(
         yield WriteBack(reverse, values, dict(reverse.left_out) | left, base)
 
 
-def check_prefix(prefix: pathlib.Path, base: str | None) -> None:
-    """Raises InputError if a prefix is not the name of a new checkpoint, or is the base itself."""
+def check_prefix(prefix: pathlib.Path, base: str | None, *, version: Version = "V2") -> None:
+    """Raises InputError if a prefix is not the name of a new checkpoint, is the base itself, or cannot be replaced."""
+    check_form(str(prefix), version=version)
     if str(prefix).endswith((".npz", ".h5", ".index")):
         raise InputError(f"out='{prefix}': expected the prefix of a checkpoint, such as model.ckpt")
     found = None if base is None else locate(base)

@@ -7,6 +7,7 @@ whether to apply them.
 
 from __future__ import annotations
 
+import os
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,6 +22,8 @@ from compat_v1.training.freezing import Freezing
 from compat_v1.training.session_line import SessionLine
 from compat_v1.training.training_graph import TrainingGraph
 from engine.frostline.line import Refused
+from engine.porting.readers.bundle_index import read_index
+from engine.reading import check_regular
 from engine.training import losses
 from engine.training.losses import LossFunction
 from engine.training.optimizers import Optimizer
@@ -250,10 +253,13 @@ class SessionLoop:
         Returns the number of steps trained by then; 0 if the folder has no checkpoint at all. Raises SessionError if
         there are checkpoints, but none can be restored.
         """
+        if os.path.lexists(folder / "checkpoint"):
+            check_regular(folder / "checkpoint")
         state = v1.train.get_checkpoint_state(str(folder))
         prefixes = [] if state is None else list(reversed(state.all_model_checkpoint_paths))
         for prefix in prefixes:
             try:
+                read_index(prefix)  # TensorFlow's reader would end the process at a hostile one
                 with self.built.graph.as_default():
                     self.built.saver.restore(self.session, prefix)
             except (tf.errors.OpError, ValueError, IndexError) as error:

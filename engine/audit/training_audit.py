@@ -21,6 +21,7 @@ from engine.audit.writes import Holders, find_writes
 from engine.digests import digest
 from engine.files import PathLike
 from engine.graphs.graph_variables import GraphVariable
+from engine.reading import read_file
 from engine.runs.records import RUN_FORMAT
 from engine.selection.filters import Filter
 from engine.selection.selection import Selection
@@ -207,9 +208,7 @@ def _phases(folder: pathlib.Path) -> list[dict[str, Any]]:
     """Reads the phases of run.json, and checks the parts that an audit uses."""
     file = folder / "run.json"
     try:
-        if file.stat().st_size > _LARGEST_RUN:
-            raise AuditError(f"{file} is too large for a run.json: {file.stat().st_size} bytes")
-        run = json.loads(file.read_text(encoding="utf-8"))
+        run = json.loads(read_file(file, _LARGEST_RUN))
         if (number := run.get("format", RUN_FORMAT)) != RUN_FORMAT:  # runs of version 0.1 wrote none
             raise AuditError(f"{file} has format {number}; this version of Frostline reads format {RUN_FORMAT}")
         phases = run["phases"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pathlib
 import unicodedata
 import zipfile
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ def read_class_names(path: PathLike) -> tuple[str, ...] | None:
 
     Raises FileError if they are damaged.
     """
-    if not zipfile.is_zipfile(path):
+    if not pathlib.Path(path).is_file() or not zipfile.is_zipfile(path):
         return None
     with Npz(path) as npz:
         if _MEMBER not in npz.others():

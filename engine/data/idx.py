@@ -12,17 +12,17 @@ import zlib
 import numpy as np
 
 from engine.files import FileError, PathLike
+from engine.reading import check_memory, check_regular, open_file
 
 
 def read_idx(path: PathLike) -> np.ndarray:
     """Reads an idx file of unsigned bytes as a uint8 array; raises FileError if it is missing or damaged."""
     path = pathlib.Path(path)
-    if not path.is_file():
-        raise FileError(f"{path}: there is no such file")
+    check_regular(path)
     try:
-        with open(path, "rb") as raw:
+        with open_file(path) as raw:
             zipped = raw.read(2) == b"\x1f\x8b"
-        with gzip.open(path, "rb") if zipped else open(path, "rb") as file:
+        with open_file(path) as raw, gzip.open(raw) if zipped else raw as file:
             zeros, kind, rank = struct.unpack(">HBB", file.read(4))
             if zeros != 0 or kind != 8 or not 1 <= rank <= 4:
                 raise FileError(f"{path}: not an idx file of unsigned bytes")
@@ -30,6 +30,7 @@ def read_idx(path: PathLike) -> np.ndarray:
             count = math.prod(shape)
             if count > os.path.getsize(path) * (1032 if zipped else 1):  # deflate's limit
                 raise FileError(f"{path}: the header claims {count} bytes, more than the file can hold")
+            check_memory(path, count)
             data = file.read(count)
             if len(data) != count or file.read(1):
                 raise FileError(

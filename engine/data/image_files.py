@@ -18,6 +18,7 @@ from engine.data.decode import LARGEST_FILE, check_memory, decode
 from engine.data.header import BadImageError, read_header
 from engine.data.part import DataError
 from engine.data.resize import Size
+from engine.reading import open_file
 from engine.sizes import format_bytes
 
 _EDGE = 4096  # bytes at each end of a file that its fingerprint covers
@@ -177,7 +178,7 @@ def _open(path: pathlib.Path) -> BinaryIO:
             raise BadImageError("not a regular file")
         if facts.st_size > LARGEST_FILE:
             raise BadImageError(f"a file of {format_bytes(facts.st_size)}; the limit is {format_bytes(LARGEST_FILE)}")
-        return open(path, "rb")
+        return open_file(path)
     except OSError as error:
         raise BadImageError(f"cannot be opened ({error.strerror or error})") from None
 

@@ -1,4 +1,8 @@
-"""Evicts feature caches when a budget on disk space is reached, the least recently used first and never one in use."""
+"""Evicts feature caches when a budget on disk space is reached, the least recently used first and never one in use.
+
+A cache is opened as a folder and worked on through that, so that no link that somebody put into the folder of caches
+leads out of it.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +10,49 @@ import contextlib
 import os
 import pathlib
 import re
+import time
 from collections.abc import Iterator
 
+from engine.feature_cache.options import CacheError
 from engine.files import PathLike
+from engine.locks import is_at, open_lock, try_lock
 
-_CACHE, _OURS = re.compile(r"[0-9a-f]{32}"), re.compile(r"shard-\d{6}|\.shard-.*\.tmp|manifest\.json|in_use")
+_CACHE = re.compile(r"[0-9a-f]{32}")
+_OURS = re.compile(r"shard-\d{6}|manifest\.json|\.(shard-\d{6}|manifest\.json)\.[\d-]+\.tmp|in_use")
+_LOCK = "in_use"
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_PATIENCE = 5.0  # seconds: another run may be about to evict the cache
 
 
 @contextlib.contextmanager
 def hold_cache(folder: pathlib.Path) -> Iterator[None]:
-    """Marks a cache as in use, so that no other run evicts it. The mark ends with the process at the latest."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "in_use", "wb") as file:
-        _lock(file.fileno(), alone=False)
-        os.utime(folder)  # the most recently used cache is evicted last
+    """Marks a cache as in use, so that no other run evicts it. The mark ends with the process at the latest.
+
+    Raises CacheError if the cache, or its lock, is a link or no file at all; OSError if the folder cannot be written.
+    """
+    until = time.monotonic() + _PATIENCE
+    while (number := _try_to_hold(folder)) is None:
+        if time.monotonic() > until:
+            raise CacheError(f"{folder}: another process has been evicting this cache for {_PATIENCE:g} s")
+        time.sleep(0.02)
+    try:
         yield
+    finally:
+        os.close(number)
+
+
+def _try_to_hold(folder: pathlib.Path) -> int | None:
+    """The open lock of a cache, which is created if missing; None if it is being evicted."""
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(parents=True)
+    with contextlib.suppress(FileNotFoundError), _open_folder(folder) as place:
+        number = _open_lock(folder, place)
+        locked = try_lock(number, shared=True)
+        if locked is not False and is_at(number, _LOCK, folder=place) and is_at(place, folder):
+            os.utime(place)  # the most recently used cache is evicted last
+            return number
+        os.close(number)
+    return None
 
 
 def evict_caches(root: PathLike, needed: int, budget: int) -> list[pathlib.Path]:
@@ -28,7 +60,7 @@ def evict_caches(root: PathLike, needed: int, budget: int) -> list[pathlib.Path]
     paths = pathlib.Path(root).iterdir() if pathlib.Path(root).is_dir() else ()
     folders = [path for path in paths if path.is_dir() and not path.is_symlink() and _CACHE.fullmatch(path.name)]
     sizes = {
-        path: sum(file.stat().st_size for file in path.iterdir() if _OURS.fullmatch(file.name)) for path in folders
+        path: sum(file.lstat().st_size for file in path.iterdir() if _OURS.fullmatch(file.name)) for path in folders
     }
     removed = []
     for path in sorted(folders, key=lambda path: path.stat().st_mtime):
@@ -41,26 +73,42 @@ def evict_caches(root: PathLike, needed: int, budget: int) -> list[pathlib.Path]
 
 
 def _remove(folder: pathlib.Path) -> bool:
-    """Removes a cache's own files, and its folder if nothing else is in it; False if a run uses it."""
-    with open(folder / "in_use", "wb") as file:
-        if not _lock(file.fileno(), alone=True):
-            return False
-        for path in folder.iterdir():
-            if _OURS.fullmatch(path.name):
-                path.unlink(missing_ok=True)
+    """Removes a cache's own files, and its folder if nothing else is in it; False if it is in use, or is not a cache."""
+    try:
+        with _open_folder(folder) as place:
+            number = _open_lock(folder, place)
+            try:
+                if not try_lock(number):
+                    return False
+                for name in sorted(os.listdir(place), key=_LOCK.__eq__):  # the lock goes last
+                    if _OURS.fullmatch(name):
+                        with contextlib.suppress(OSError):  # a folder of that name is not ours
+                            os.unlink(name, dir_fd=place)
+            finally:
+                os.close(number)
+    except (CacheError, OSError):
+        return False
     with contextlib.suppress(OSError):
         folder.rmdir()
     return True
 
 
-def _lock(number: int, *, alone: bool) -> bool:
-    """Whether an open file could be locked; on systems without locks, an exclusive lock always fails."""
+@contextlib.contextmanager
+def _open_folder(folder: pathlib.Path) -> Iterator[int]:
     try:
-        import fcntl
-    except ImportError:
-        return not alone
+        place = os.open(folder, _FOLDER)
+    except NotADirectoryError:  # with O_DIRECTORY, also for a link
+        raise CacheError(f"{folder}: it is a link or a file; a cache is a folder of its own") from None
     try:
-        fcntl.flock(number, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+        yield place
+    finally:
+        os.close(place)
+
+
+def _open_lock(folder: pathlib.Path, place: int) -> int:
+    try:
+        return open_lock(_LOCK, folder=place)
+    except FileNotFoundError:  # the folder has been removed
+        raise
+    except OSError as error:
+        raise CacheError(f"{folder / _LOCK}: it cannot be used as a lock ({error.strerror})") from None

@@ -24,8 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from engine import files
-from engine.errors import InputError
+from engine import files, writing
+from engine.errors import FileError, InputError
+from engine.reading import open_file
 
 FORMAT = 1  # the format of the files, and part of a cache's key
 _MAGIC, _HEADER, _ALIGN = b"FRSTLINE", 128, 64
@@ -126,16 +127,7 @@ class Shards:
 
     def sweep(self) -> None:
         """Removes the unfinished files of killed processes."""
-        for path in self.folder.glob(".shard-*.tmp"):
-            match = re.fullmatch(r"\.shard-\d+\.(\d+)\.tmp", path.name)
-            if match is None:
-                continue
-            try:
-                os.kill(int(match.group(1)), 0)
-            except ProcessLookupError:
-                path.unlink(missing_ok=True)
-            except OSError:
-                continue
+        writing.sweep(self.folder, re.compile(r"shard-\d{6}|manifest\.json").fullmatch)
 
     def _header(self, shard: int, checksum: bytes) -> bytes:
         fields = (_MAGIC, FORMAT, shard, self.bytes_of(shard) - _HEADER, bytes.fromhex(self.key), checksum)
@@ -148,7 +140,7 @@ class Shards:
         """Accepts a shard whose size, header and checksum are right, or records why it is rejected."""
         path = self._path(shard)
         try:
-            with open(path, "rb") as file:
+            with open_file(path) as file:
                 size = os.fstat(file.fileno()).st_size
                 if size != self.bytes_of(shard):
                     raise ShardError(f"it has {size} bytes instead of {self.bytes_of(shard)}")
@@ -165,7 +157,7 @@ class Shards:
                 raise ShardError("its content does not match its checksum")
         except FileNotFoundError:
             return
-        except (OSError, ShardError) as error:
+        except (OSError, FileError, ShardError) as error:
             self.damaged.append(f"{path}: {error}")
             return
         self.sums[shard] = hasher.hexdigest()
@@ -182,7 +174,7 @@ class Shards:
         if shard not in self._maps:
             if shard not in self.sums:
                 raise ShardError(f"{self._path(shard)} does not exist yet, or is damaged")
-            with open(self._path(shard), "rb") as file:
+            with open_file(self._path(shard)) as file:
                 if os.fstat(file.fileno()).st_size != self.bytes_of(shard):
                     raise ShardError(f"{self._path(shard)}: its size has changed since it was verified")
                 self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

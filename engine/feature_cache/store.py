@@ -26,6 +26,7 @@ from engine.feature_cache.options import DTYPES
 from engine.feature_cache.shards import FORMAT, Column, ShardError, Shards
 from engine.frostline.line import Line, Refused
 from engine.sizes import format_bytes
+from engine.writing import NoSpaceError
 
 SHARD_BYTES, _SHARD_ROWS = 64 << 20, 1024  # limits on the memory for writing a shard, and on the loss if killed
 
@@ -172,6 +173,8 @@ class Features:
                 f"{self.rows:,} rows, but the budget is {format_bytes(budget)} (--cache_dtype=bfloat16 halves float32)"
             )
         caches = [self, *ahead]
+        for cache in caches:
+            cache._tidy()
         if not any(cache.missing_rows for cache in caches):
             return True
         load: Callable[[np.ndarray, int], Any] = self._batches.prepared
@@ -228,9 +231,19 @@ class Features:
             self._unfinished = []
             self.computed += rows
             if not shards.missing:
-                sums = [{"shard": n, "bytes": shards.bytes_of(n), "sha256": shards.sums[n]} for n in range(len(shards))]
-                manifest = {"key": self.key, "of": self._parts, "shards": sums}
-                files.write_json(self.folder / "manifest.json", manifest)
+                self._write_manifest()
+
+    def _write_manifest(self) -> None:
+        shards = self._shards
+        sums = [{"shard": n, "bytes": shards.bytes_of(n), "sha256": shards.sums[n]} for n in range(len(shards))]
+        files.write_json(self.folder / "manifest.json", {"key": self.key, "of": self._parts, "shards": sums})
+
+    def _tidy(self) -> None:
+        """Removes what killed processes left, and completes what one left undone between the last shard and the end."""
+        with contextlib.suppress(OSError, InputError):  # a cache that can only be read serves as well
+            self._shards.sweep()
+            if not self._shards.missing and not (self.folder / "manifest.json").exists():
+                self._write_manifest()
 
     def read(self, index: np.ndarray, *, view: int = 0) -> dict[str, np.ndarray]:
         """Reads the tensors [B, *shape] of images by number [B], by their keys and in the type that the step computes in.
@@ -267,7 +280,6 @@ class Features:
         """Makes the folder ready for shards; returns their bytes, which must fit on the disk besides those of others."""
         with self._disk():
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._shards.sweep()
             needed = self.missing_bytes
             if others + needed > (free := shutil.disk_usage(self.folder).free):
                 raise FeaturesError(
@@ -281,9 +293,10 @@ class Features:
         try:
             yield
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if isinstance(error, NoSpaceError) or error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise FeaturesError(
-                    f"{self.folder}: no space is left on the disk; finished shards stay, and the next run continues from them"
+                    f"{self.folder}: no space is left on the disk; finished shards stay, and the next run continues from "
+                    f"them ({error})"
                 ) from None
             raise FeaturesError(f"{self.folder}: cannot write the cache ({error.strerror or error})") from None
 

@@ -6,17 +6,18 @@ of the model must meet a value of the checkpoint and the reverse; otherwise the 
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from engine.files import PathLike
+from engine.files import FileError, PathLike
 from engine.porting.both_sides import Differences
 from engine.porting.errors import PortError
+from engine.porting.readers.checkpoint_file import Checkpoint, readable_name
 from engine.selection.variables import name_variables
+from engine.text import compile_pattern
 
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 
@@ -37,7 +38,16 @@ def restore_strict(
     it is name-based or damaged, a variable of the model is missing or has another shape or dtype, or a value is left
     over.
     """
-    reader, nodes = _open(str(prefix))
+    try:
+        source = Checkpoint(prefix)
+        nodes = source.object_graph()
+    except FileError as error:
+        raise PortError(str(error)) from None
+    if not nodes:
+        raise PortError(
+            f"{prefix}: this checkpoint is name-based (tf.compat.v1.train.Saver), without the object graph that "
+            "tf.train.Checkpoint writes; port it with rules (frostline port-checkpoint)"
+        )
     variables = name_variables(model)
     # TensorFlow does not track the seed generators of Keras' dropout layers, so no such checkpoint has them
     names = {id(entry.variable): entry.path for entry in variables}
@@ -48,36 +58,16 @@ def restore_strict(
             f"root={root!r}: the checkpoint {prefix} has no such root; it has {', '.join(repr(name) for name in starts)}"
         )
     found = max((_match(model, nodes, starts[name], names) for name in starts if root in (None, name)), key=len)
-    _check(str(prefix), reader, targets, found, skip)
+    _check(source, targets, found, skip)
     try:
         for key in found.values():  # a first pass, so that a damaged file does not change the model
-            reader.get_tensor(key)
+            source.read(readable_name(key))
         for path, key in found.items():
-            targets[path].assign(reader.get_tensor(key))
-    except (tf.errors.OpError, IndexError, RuntimeError) as error:
-        raise PortError(f"{prefix}: the checkpoint is damaged at {key}: {' '.join(str(error).split())[:200]}") from None
+            targets[path].assign(source.read(readable_name(key)))
+    except FileError as error:
+        raise PortError(str(error)) from None
     variables.refresh()
     return tuple(path for path in targets if path in found)
-
-
-def _open(prefix: str) -> tuple[Any, Any]:
-    """Returns a reader and the nodes of the saved object graph."""
-    from tensorflow.core.protobuf import trackable_object_graph_pb2
-
-    try:
-        reader = tf.train.load_checkpoint(prefix)
-        graph = trackable_object_graph_pb2.TrackableObjectGraph.FromString(
-            reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH")
-        )
-    except Exception as error:  # depending on the damage: OpError, ValueError, RuntimeError, IndexError, DecodeError
-        text = " ".join(str(error).split())
-        if "_CHECKPOINTABLE_OBJECT_GRAPH" in text:
-            raise PortError(
-                f"{prefix}: this checkpoint is name-based (tf.compat.v1.train.Saver), without the object graph that "
-                "tf.train.Checkpoint writes; port it with rules (frostline port-checkpoint)"
-            ) from None
-        raise PortError(f"{prefix}: no checkpoint can be read: {text[:300]}") from None
-    return reader, graph.nodes
 
 
 def _match(model: Any, nodes: Any, start: int, names: dict[int, str]) -> dict[str, str]:
@@ -100,23 +90,28 @@ def _match(model: Any, nodes: Any, start: int, names: dict[int, str]) -> dict[st
     return found
 
 
-def _check(prefix: str, reader: Any, targets: dict[str, Any], found: dict[str, str], skip: Sequence[str]) -> None:
-    shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+def _check(source: Checkpoint, targets: dict[str, Any], found: dict[str, str], skip: Sequence[str]) -> None:
+    left_out = [compile_pattern(each, name="skip") for each in skip]
+    entries = source.entries
     wrong = []
     for path, key in found.items():
-        ours, theirs = targets[path], (list(shapes[key]), dtypes[key].name)
+        if key not in entries:
+            raise PortError(f"{source.path}: the object graph names {key}, which the checkpoint does not have")
+        ours, theirs = targets[path], (list(entries[key].shape), entries[key].dtype.name)
         if (list(ours.shape), ours.dtype.name) != theirs:
             wrong.append(
                 f"{path}: {list(ours.shape)} {ours.dtype.name} in the model, {theirs[0]} {theirs[1]} in the file"
             )
     taken = {*found.values(), "save_counter" + _VALUE}
-    left = [key.removesuffix(_VALUE) for key in sorted(shapes) if key.endswith(_VALUE) and key not in taken]
+    left = [key.removesuffix(_VALUE) for key in sorted(entries) if key.endswith(_VALUE) and key not in taken]
     difference = Differences(
         missing=tuple(f"{path} {list(targets[path].shape)}" for path in targets if path not in found),
         unused=tuple(
-            f"{name} {list(shapes[name + _VALUE])}" for name in left if not any(re.fullmatch(s, name) for s in skip)
+            f"{name} {list(entries[name + _VALUE].shape)}"
+            for name in left
+            if not any(each.fullmatch(name) for each in left_out)
         ),
         wrong=tuple(wrong),
     )
     if difference:
-        raise PortError(f"{prefix}: the checkpoint does not fit the model{difference}")
+        raise PortError(f"{source.path}: the checkpoint does not fit the model{difference}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from engine.recipes.listener import Listener
 from engine.recipes.memory import forecast_job
 from engine.recipes.prepare import prepare_job
 from engine.recipes.task import Task
+from engine.runs import existing
 from engine.runs.picture import Panel
 from engine.runs.run_directory import Keeping, RunDirectory
 from engine.runs.saved_flags import FINGERPRINT
@@ -80,7 +82,9 @@ def finetune(config: FinetuneConfig, *, listener: Listener | None = None) -> Run
         listener: hears about the run while it goes on, and may stop it; by default nothing is shown.
 
     Raises:
-        InputError: something that the config names does not exist or does not fit. Nothing is written then.
+        InputError: something that the config names does not exist or does not fit, or another process writes the same
+            run. Nothing is written then.
+        NoSpaceError: the disk is full (engine.writing). The last checkpoint stands, and a resume goes on from it.
 
     Example:
         >>> import tempfile
@@ -95,11 +99,14 @@ def finetune(config: FinetuneConfig, *, listener: Listener | None = None) -> Run
     seed_global_generators(config.seed)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    job = prepare_job(config, listener)
-    listener.show_job(job)
-    run = _Run(job, listener)
-    listener.show_caching(run.job, run.decisions)
-    return run.result({}, DONE, "dry_run", []) if config.dry_run else run.train()
+    out = pathlib.Path(config.out) if config.out else existing.choose_out(config.model)
+    held = existing.hold_run(out, resume=config.resume, say=listener.say)
+    with contextlib.nullcontext() if config.dry_run else held:
+        job = prepare_job(config, listener, out=out)
+        listener.show_job(job)
+        run = _Run(job, listener)
+        listener.show_caching(run.job, run.decisions)
+        return run.result({}, DONE, "dry_run", []) if config.dry_run else run.train()
 
 
 class _Run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import functools
 import pathlib
 
@@ -23,14 +22,13 @@ from engine.training.remat import Mode
 from engine.training.step import TrainStep
 
 
-def prepare_job(config: FinetuneConfig, listener: Listener) -> Job:
-    """Opens the data, builds the model, resolves the phases, loads or restores weights, and plans the steps.
+def prepare_job(config: FinetuneConfig, listener: Listener, *, out: pathlib.Path) -> Job:
+    """Opens the data, builds the model, resolves the phases, loads or restores weights, and plans the steps of a run.
 
     What can be refused is refused as early as possible: a folder that holds a run and contradictions to the run that is
     resumed before data are opened, filters before weights are read, and all of that before photos are decoded. Nothing is
     written. Raises InputError if something does not exist, does not fit, or contradicts the run that is resumed.
     """
-    out = pathlib.Path(config.out or _default_out(config.model))
     found = run_directory.find_resumable(out, resume=config.resume, warn=listener.say)
     settings = {name: value for name, value in config.to_json().items() if name not in FREE}
     if found is not None:
@@ -94,11 +92,6 @@ def _make_step(
         ema=config.ema,
         nonfinite=config.nonfinite,
     )
-
-
-def _default_out(model: str) -> str:
-    name = model.replace(":", "-").replace("/", "-").split(",")[0]
-    return f"runs/{datetime.datetime.now():%Y%m%d-%H%M%S}-{name}"
 
 
 def _continue_slots(

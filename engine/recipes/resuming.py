@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from engine import writing
 from engine.errors import InputError
 from engine.files import PathLike
 from engine.recipes.config import FREE, FinetuneConfig
@@ -26,7 +27,7 @@ def resume_config(out: PathLike, given: Mapping[str, Any]) -> FinetuneConfig:
             when they are opened.
 
     Raises:
-        InputError: a field contradicts the run's (all of them are listed, with both values), the folder does not say
+        InputError: the path is not valid, a field contradicts the run's (all of them are listed, with both values), the folder does not say
             what the run was and nothing is given either, or the run's data are no longer where they were.
 
     Example:
@@ -36,6 +37,7 @@ def resume_config(out: PathLike, given: Mapping[str, Any]) -> FinetuneConfig:
         ...     resume_config(folder, {"train": "@head"}).train
         '@head'
     """
+    writing.check_folder(out, attempt=False)
     folder = pathlib.Path(out)
     given = {name: _plain(value) for name, value in given.items() if name not in ("out", "resume")}
     here: dict[str, Any] = {"out": str(folder), "resume": True}

@@ -1,14 +1,25 @@
-"""Whether a folder can hold a new run: asked first of all, before TensorFlow is imported or data are opened."""
+"""Whether a folder can hold a run, and that one run at a time works in it.
+
+The former is asked first of all, before TensorFlow is imported or data are opened.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import os
 import pathlib
+from collections.abc import Callable, Iterator
 
+from engine import writing
 from engine.errors import InputError
 from engine.files import PathLike
+from engine.locks import hold_folder
+from engine.text import join_words
+from engine.training.checkpoint_names import is_checkpoint
 
-_OURS = ("run.json", "flags.json", "metrics.jsonl", "checkpoints", "trained.npz", "ledger.json", "ema.npz",
-         "curves.png", "frostline.png", "tensorboard")  # fmt: skip
+_FOLDERS = ("checkpoints", "tensorboard")
+_FILES = ("run.json", "flags.json", "metrics.jsonl", "trained.npz", "ledger.json", "ema.npz", "curves.png", "frostline.png")  # fmt: skip
 
 
 class RunDirectoryError(InputError):
@@ -16,12 +27,47 @@ class RunDirectoryError(InputError):
 
 
 def check_out(out: PathLike, *, resume: bool) -> None:
-    """Raises RunDirectoryError if ``out`` is a file, or holds a run and ``resume`` is False."""
+    """Raises InputError if ``out`` cannot be written, or holds a run and ``resume`` is False."""
     folder = pathlib.Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise RunDirectoryError(f"out={out}: expected a folder, but this is a file")
-    held = [name for name in _OURS if (folder / name).exists()]
+    writing.check_folder(out, attempt=False)
+    held = [name for name in (*_FILES, *_FOLDERS) if os.path.lexists(folder / name)]
     if held and not resume:
         raise RunDirectoryError(
             f"out={out}: it holds a run ({', '.join(held)}); continue it with --resume, or choose another folder"
         )
+    writing.check_folder(out)
+    for name in held:
+        if name in _FILES:
+            writing.check_target(folder / name)
+        else:
+            writing.check_folder(folder / name)
+
+
+def choose_out(model: str) -> pathlib.Path:
+    """The folder of a run for which none is given: runs/DATE-TIME-MODEL, or the first name like it that is not taken."""
+    name = model.replace(":", "-").replace("/", "-").split(",")[0]
+    path = pathlib.Path(f"runs/{datetime.datetime.now():%Y%m%d-%H%M%S}-{name}")
+    number = 1
+    while path.exists():
+        number += 1
+        path = path.with_name(f"{path.name.removesuffix(f'-{number - 1}')}-{number}")
+    return path
+
+
+@contextlib.contextmanager
+def hold_run(out: pathlib.Path, *, resume: bool, say: Callable[[str], None]) -> Iterator[None]:
+    """Within this scope no other process can write this run; what killed ones left half written is removed.
+
+    Raises:
+        InUseError: another process writes it.
+        InputError: as ``check_out``.
+    """
+    writing.check_folder(out)
+    with hold_folder(out):
+        check_out(out, resume=resume)
+        swept = writing.sweep(out, _FILES.__contains__)
+        if not (out / "checkpoints").is_symlink():
+            swept += writing.sweep(out / "checkpoints", is_checkpoint)
+        if swept:
+            say(f"out: removed what a killed process had not finished: {join_words(swept)}")
+        yield

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,14 @@ import tensorflow as tf
 from engine.data.class_names import as_texts
 from engine.files import PathLike, write_bytes, write_json, write_npz
 from engine.host import quantiles
+from engine.reading import read_file
 from engine.selection.selection import Selection
 from engine.selection.variables import ModelVariables
 from engine.training.loop import Event
 from engine.training.phases import Evaluation
+from engine.writing import append_text, is_full, no_space
 
+_LARGEST = 1 << 30  # bytes of metrics.jsonl
 RUN_FORMAT = 1  # of run.json; runs before it wrote none
 
 
@@ -36,8 +40,7 @@ class Metrics:
 
     def add(self, row: Mapping[str, Any]) -> None:
         self.rows.append(dict(row))
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(_line(row))
+        append_text(self.path, _line(row))
 
 
 def _line(row: Mapping[str, Any]) -> str:
@@ -45,10 +48,10 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def _rows(path: pathlib.Path) -> Iterable[dict[str, Any]]:
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_file(path, _LARGEST).decode(errors="replace").splitlines():
         try:
             row = json.loads(line)
-        except ValueError:  # the last line of a killed run may be half written
+        except (ValueError, RecursionError):  # the last line of a killed run may be half written
             continue
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             yield row
@@ -88,12 +91,14 @@ class TensorBoard:
     """Scalars for TensorBoard, and histograms of trained variables if wanted. Needs the package tensorboard."""
 
     def __init__(self, folder: PathLike, *, histograms: bool = False) -> None:
-        self._histograms = histograms
-        paths = {kind: pathlib.Path(folder) / kind for kind in ("train", "eval")}
-        self._writers = {kind: tf.summary.create_file_writer(str(path)) for kind, path in paths.items()}
+        self._histograms, self._folder = histograms, pathlib.Path(folder)
+        with self._explain_no_space():
+            self._writers = {
+                kind: tf.summary.create_file_writer(str(self._folder / kind)) for kind in ("train", "eval")
+            }
 
     def add(self, row: Mapping[str, Any]) -> None:
-        with self._writers[row["kind"]].as_default(step=row["step"]):
+        with self._explain_no_space(), self._writers[row["kind"]].as_default(step=row["step"]):
             for name, value in row.items():
                 if isinstance(value, float):
                     tf.summary.scalar(name, value)
@@ -103,13 +108,23 @@ class TensorBoard:
 
     def add_histograms(self, selection: Selection, step: int) -> None:
         if self._histograms:
-            with self._writers["train"].as_default(step=step):
+            with self._explain_no_space(), self._writers["train"].as_default(step=step):
                 for entry in (*selection.trained, *selection.moving):
                     tf.summary.histogram(entry.path, entry.variable)
 
     def close(self) -> None:
-        for writer in self._writers.values():
-            writer.close()
+        with self._explain_no_space():
+            for writer in self._writers.values():
+                writer.close()
+
+    @contextlib.contextmanager
+    def _explain_no_space(self) -> Iterator[None]:
+        try:
+            yield
+        except tf.errors.OpError as error:
+            if (full := is_full(str(error))) is None:
+                raise
+            raise no_space(full, self._folder, 0) from None
 
 
 def draw_curves(path: PathLike, rows: Sequence[Mapping[str, Any]], phases: Sequence[tuple[str, int]]) -> None:

@@ -9,11 +9,13 @@ from typing import Any
 
 from engine.errors import InputError
 from engine.files import FileError, Npz, write_json
+from engine.reading import read_file
 from engine.training.checkpoint_names import list_checkpoints
 
 NAME = "flags.json"
 FINGERPRINT = "data (SHA-256)"  # among the settings of a run: the digest of its data
 _FORMAT = 1
+_LARGEST = 1 << 24  # bytes
 _HERE_ONLY = ("out", "resume")  # about a call, not about the run
 
 
@@ -32,7 +34,7 @@ def read_flags(out: pathlib.Path) -> dict[str, Any] | None:
     path = out / NAME
     if path.is_file():
         try:
-            found = json.loads(path.read_bytes())
+            found = json.loads(read_file(path, _LARGEST))
             if found["format"] != _FORMAT:
                 raise ValueError(f"format {found['format']!r}; expected {_FORMAT}")
             return {str(name): value for name, value in found["flags"].items()}

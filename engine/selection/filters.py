@@ -11,17 +11,22 @@ A filter only says which variables it matches. What then trains is decided in se
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.errors import InputError
+from engine.patterns import Pattern, PatternError
 from engine.selection.groups import GROUPS
-from engine.text import nearest
+from engine.text import cut, nearest
 
 if TYPE_CHECKING:  # a filter can be read without TensorFlow
     from engine.selection.variables import NamedVariable
+
+
+MOST_ITEMS = 10_000
 
 
 class FilterError(InputError):
@@ -69,6 +74,11 @@ class Filter:
         yield self
 
 
+@functools.lru_cache(maxsize=4096)
+def _compile(pattern: str) -> Pattern:
+    return Pattern(pattern, f"`{cut(pattern)}`")
+
+
 @dataclass(frozen=True)
 class Path(Filter):
     """Matches variables with a path that ``pattern`` matches as a whole."""
@@ -77,12 +87,16 @@ class Path(Filter):
 
     def __post_init__(self) -> None:
         try:
-            re.compile(self.pattern)
-        except (re.error, RecursionError, OverflowError) as error:
-            raise FilterError(f"`{self.pattern}` is not a valid regular expression: {error}") from None
+            _compile(self.pattern)
+        except PatternError as error:
+            raise FilterError(f"`{cut(self.pattern)}` is not a valid regular expression: {error}") from None
 
     def __call__(self, variable: NamedVariable) -> bool:
-        return any(re.fullmatch(self.pattern, path) for path in variable.paths)
+        pattern = _compile(self.pattern)
+        try:
+            return any(pattern.fullmatch(path) for path in variable.paths)
+        except PatternError as error:
+            raise FilterError(str(error)) from None
 
     def __str__(self) -> str:
         return self.pattern
@@ -336,11 +350,14 @@ def parse_filter(text: str) -> Ordered:
         ['head/kernel']
     """
     items = []
-    for position, word in enumerate(text.split(), start=1):
+    words = text.split()
+    if len(words) > MOST_ITEMS:
+        raise FilterError(f"the filter has {len(words):,} items; the limit is {MOST_ITEMS:,}")
+    for position, word in enumerate(words, start=1):
         try:
             items.append(Item(position, word.startswith("!"), _parse_item(word.removeprefix("!"))))
         except FilterError as error:
-            raise FilterError(f"item {position} `{word}`: {error}") from None
+            raise FilterError(f"item {position} `{cut(word)}`: {error}") from None
     if not items:
         raise FilterError("the filter is empty; expected items such as `head/.*` or `@blocks[-2:]`")
     return Ordered(tuple(items))

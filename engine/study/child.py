@@ -6,11 +6,11 @@ module imports no framework, so that a process that measures another framework's
 
 from __future__ import annotations
 
-import errno
 import importlib
 import json
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -18,8 +18,10 @@ import tempfile
 from typing import Any
 
 from engine.errors import InputError
+from engine.writing import NoSpaceError, is_full
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2  # exit codes
+_HEADROOM = 1 << 30  # bytes of addresses that threads reserve and do not use
 
 
 class ChildError(Exception):
@@ -30,22 +32,27 @@ class ChildError(Exception):
         self.bad_input = bad_input
 
 
-def run_job(target: str, argument: Any, *, show: bool = False, tensorflow: bool = True) -> Any:
+def run_job(
+    target: str, argument: Any, *, show: bool = False, tensorflow: bool = True, memory: int | None = None
+) -> Any:
     """Calls a function in a new process and returns what it returned.
 
     Args:
         target: the function, as ``module:name``; its argument and its result are values that JSON can hold.
         show: whether what the function prints appears on standard output. By default it is dropped.
         tensorflow: whether TensorFlow is imported and started before the function's module is imported.
+        memory: the bytes that the function may take; the process may not have a larger address space than it needs for
+            TensorFlow and these. None sets no limit.
 
     Raises:
         ChildError: the function raised, or its process was killed.
-        OSError: the disk is full.
+        NoSpaceError: the disk is full.
     """
     with tempfile.TemporaryDirectory(prefix="frostline-job-") as folder:
         result = pathlib.Path(folder) / "result.json"
+        options = [*([] if tensorflow else ["--bare"]), *([] if memory is None else [f"--memory={memory}"])]
         done = subprocess.run(
-            [sys.executable, "-m", __name__, target, os.fspath(result), *([] if tensorflow else ["--bare"])],
+            [sys.executable, "-m", __name__, target, os.fspath(result), *options],
             input=json.dumps(argument),
             stdout=None if show else subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -76,11 +83,11 @@ def perform(target: str, argument: Any, result: pathlib.Path) -> int:
 
 
 def check_exit(code: int, said: str) -> None:
-    """Raises a ChildError with the last lines of standard error unless the exit code is 0; an OSError for a full disk."""
+    """Raises a ChildError with the last lines of standard error unless the exit code is 0; NoSpaceError for a full disk."""
     if not code:
         return
-    if os.strerror(errno.ENOSPC) in said:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if (full := is_full(said)) is not None:
+        raise NoSpaceError(full, last_lines(said))
     check = next((line for line in said.splitlines() if "Check failed" in line), "")  # a stack of addresses follows
     reason = check.partition("] ")[2].strip() or last_lines(said)
     if code < 0:
@@ -95,6 +102,17 @@ def last_lines(text: str) -> str:
     return "; ".join(line.strip() for line in text.strip().splitlines()[-3:])
 
 
+def _limit_memory(more: int) -> None:
+    """Lets this process take so many bytes more than it has, so that what asks for too many fails at once."""
+    try:
+        pages = int(pathlib.Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    except OSError:  # not Linux
+        return
+    most = pages * resource.getpagesize() + more + _HEADROOM
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
 def main(words: list[str]) -> int:
     """Does the job that ``run_job`` asks of a new process; its argument is on standard input."""
     target, result, *options = words
@@ -103,6 +121,9 @@ def main(words: list[str]) -> int:
         from engine.host import import_tensorflow
 
         import_tensorflow()
+    for option in options:
+        if option.startswith("--memory="):
+            _limit_memory(int(option.removeprefix("--memory=")))
     return perform(target, argument, pathlib.Path(result))
 
 

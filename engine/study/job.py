@@ -16,6 +16,7 @@ from engine import data
 from engine.data import order
 from engine.errors import InputError
 from engine.files import Npz, write_npz
+from engine.reading import read_file
 from engine.recipes.task import Task
 from engine.selection.selection import select
 from engine.selection.variables import is_keras
@@ -25,6 +26,7 @@ from engine.training.loop import Stage
 from engine.training.phases import Phase
 
 _EXAMPLES = "examples.npz"
+_LARGEST = 1 << 28  # bytes of a record
 
 
 class StudyError(InputError):
@@ -112,8 +114,8 @@ class Run:
 def read_record(path: pathlib.Path) -> dict[str, Any] | None:
     """A JSON object that a study wrote; None when none can be read, a StudyError when it has another format."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(read_file(path, _LARGEST))
+    except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(found, dict):
         return None

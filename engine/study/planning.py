@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
 import pathlib
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine import host
+from engine import host, locks, writing
 from engine.errors import InputError
 from engine.files import write_json, write_npz
+from engine.locks import InUseError
 from engine.recipes.task import Task
 from engine.selection.filters import FilterError
 from engine.selection.proof import weights_sha256
@@ -26,6 +29,8 @@ from engine.study.strategies import ModelStrategies, Strategy, split_items
 
 _STEPS, _KERAS_STEPS, _TRAIN_EXAMPLES, _EVAL_EXAMPLES = 21, 12, 512, 192
 _SHARED = ("data", "model", "weights", "head", "loss", "precision", "seed", "eval_fraction", "batch_size")
+_FILES = re.compile(r"(job|machine|results|study)\.json|results\.csv|report\.html|(weights|examples)\.npz")
+_RUN_FILES, _PICTURES = re.compile(r".+\.json"), re.compile(r".+\.png")
 _EVALUATIONS = 3  # after the first one; as many as `gradual` has phases, each of which ends with one
 
 
@@ -49,6 +54,7 @@ class Plan:
     runners: list[str]
     runs: list[Run] = field(default_factory=list)
     left_out: list[dict[str, str]] = field(default_factory=list)
+    _held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     @property
     def job(self) -> Job:
@@ -85,8 +91,16 @@ class Plan:
 
     def prepare(self) -> None:
         """Creates the folder, or checks that it holds this very study; raises StudyError if it holds anything else."""
+        self._hold_folder()
+        for folder, names in (
+            (self.out, _FILES),
+            (self.out / "runs", _RUN_FILES),
+            (self.out / "histograms", _PICTURES),
+        ):
+            if not folder.is_symlink():
+                writing.sweep(folder, names.fullmatch)
         kept = read_record(self.out / "job.json")
-        if kept is None and self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+        if kept is None and any(path.name != locks.FOLDER_LOCK for path in self.out.iterdir()):
             raise StudyError(
                 f"out={self.out}: it is not the folder of a study (it has no readable job.json), and it is not empty"
             )
@@ -103,37 +117,30 @@ class Plan:
                 raise StudyError(
                     f"out={self.out}: it holds another study, which these settings contradict:\n" + "\n".join(differing)
                 )
-        try:
-            (self.out / "runs").mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError, PermissionError) as error:
-            raise StudyError(f"out={self.out}: the folder cannot be created ({error.strerror})") from None
-        self._lock_folder()
         for left in self.out.glob(".cache-*"):  # from a run that was killed
             shutil.rmtree(left, ignore_errors=True)
-        variables = self.setting.task.variables
-        write_npz(self.out / "weights.npz", ((e.path, e.variable.numpy()) for e in variables))
-        keep_examples(self.out, self.setting.task.source)
-        if kept is None:
+        if kept is None:  # first of all, so that a study that is killed from here on can be continued
             write_json(
                 self.out / "job.json", {"format": results.FORMAT, "job": self.job.to_json(), "command": self.command}
             )
+        (self.out / "runs").mkdir(exist_ok=True)
+        variables = self.setting.task.variables
+        write_npz(self.out / "weights.npz", ((e.path, e.variable.numpy()) for e in variables))
+        keep_examples(self.out, self.setting.task.source)
 
     def close(self) -> None:
         """Lets other processes use the folder again."""
-        if (lock := getattr(self, "_lock", None)) is not None:
-            lock.close()
+        self._held.close()
 
-    def _lock_folder(self) -> None:
+    def _hold_folder(self) -> None:
         """Keeps other processes out of the folder: they would slow down and repeat each other's runs."""
+        writing.check_folder(self.out)
         try:
-            import fcntl
-        except ImportError:  # a system without such locks
-            return
-        self._lock = open(self.out / ".lock", "w")  # noqa: SIM115 - `close` closes it
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StudyError(f"out={self.out}: another study is running in this folder") from None
+            self._held.enter_context(locks.hold_folder(self.out))
+        except InUseError as error:
+            raise StudyError(
+                f"out={self.out}: another study is running in this folder: {error.holder} is using it"
+            ) from None
 
 
 def build_plan(config: StudyConfig, *, command: str, say: Callable[[str], None] | None = None) -> Plan:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from engine import locks, writing
+from engine.errors import InputError
 from engine.study import registry
 from engine.study.child import ChildError
 from engine.study.config import StudyConfig
@@ -87,9 +89,16 @@ def run_study(config: StudyConfig, *, listener: StudyListener | None = None, com
 
     Raises:
         InputError: something that the configuration names does not exist or does not fit. Nothing has been run then.
-        OSError: the disk is full. Finished runs stay, and the same study can be continued.
+        NoSpaceError: the disk is full (engine.writing). Finished runs stay, and the same study can be continued.
     """
     listener = listener or StudyListener()
+    if config.out:  # before anything takes time
+        writing.check_folder(config.out)
+        try:
+            locks.check_free(config.out)
+        except locks.InUseError as error:
+            reason = f"another study is running in this folder: {error.holder} is using it"
+            raise InputError(f"out={config.out}: {reason}") from None
     with ForkServer(["engine.study.worker", *registry.runner_modules()]) as server:
         from engine.host import import_tensorflow
 

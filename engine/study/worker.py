@@ -14,6 +14,7 @@ import tensorflow as tf
 from engine import host
 from engine.audit import nonfinite
 from engine.files import write_json
+from engine.reading import read_file
 from engine.runs import records
 from engine.selection.proof import weights_sha256
 from engine.study import registry
@@ -36,7 +37,7 @@ def do_run(given: dict[str, Any]) -> None:
     """Does a run (the fields of a ``Run``) and writes its file, atomically; raises LoopError if a step was not finite."""
     run = Run(**given)
     out = pathlib.Path(run.out)
-    job = Job.from_json(json.loads((out / "job.json").read_text(encoding="utf-8"))["job"])
+    job = Job.from_json(json.loads(read_file(out / "job.json", 1 << 28))["job"])
     random.seed(job.seed)
     np.random.seed(job.seed)
     tf.random.set_seed(job.seed)

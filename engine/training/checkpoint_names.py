@@ -11,6 +11,11 @@ from engine.text import join_words
 _NAME = re.compile(r"step-(\d{8,})\.npz")
 
 
+def is_checkpoint(name: str) -> bool:
+    """Whether a file of this name in the folder of checkpoints is one."""
+    return name == "best.npz" or _NAME.fullmatch(name) is not None
+
+
 def list_checkpoints(folder: PathLike) -> list[pathlib.Path]:
     """Lists the numbered checkpoints in a folder, the newest first."""
     folder = pathlib.Path(folder)

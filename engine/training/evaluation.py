@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from engine import tensorflow_private
 from engine.graphs import dataflow
 from engine.graphs.inlining import inline_calls
 from engine.graphs.tracing import batch_signature, batch_specs, batch_tensors, calls_functions, inlined
 from engine.selection.selection import Selection
 from engine.training import losses
 from engine.training.losses import LossFunction
+from engine.training.traces import Traces
 
 WATCHED = 32  # the number of examples, the first of a part, whose frozen output is watched
 
@@ -57,7 +59,7 @@ Watch = Callable[[Selection, Any], Any | None]
 
 
 class Evaluator:
-    """Evaluates a loss function. It is compiled once per selection, because the frost line depends on it.
+    """Evaluates a loss function. It is compiled per selection, because the frost line depends on it.
 
     ``watch`` computes the norm of the frozen part's output (engine.frostline.watch); None computes none.
     """
@@ -65,7 +67,7 @@ class Evaluator:
     def __init__(self, loss_fn: LossFunction, *, watch: Watch | None = None) -> None:
         self.loss_fn = loss_fn
         self.watch = watch
-        self._compiled: dict[Any, Any] = {}
+        self._traces = Traces()
 
     def __call__(
         self,
@@ -122,13 +124,13 @@ class Evaluator:
 
     def use_traced(self, selection: Selection, specs: Mapping[str, Any], traced: TracedEvaluation) -> None:
         """Makes batches of these specs use this function, instead of a trace of the loss, from now on."""
-        self._compiled[selection, batch_signature(specs)] = traced
+        self._traces.give(selection, batch_signature(specs), traced)
 
     def _function(self, selection: Selection, tensors: Mapping[str, Any]) -> TracedEvaluation:
-        key = (selection, batch_signature(tensors))
-        if key not in self._compiled:
-            self._compiled[key] = self._trace(selection, tensors)
-        return self._compiled[key]
+        found: TracedEvaluation = self._traces.find(
+            selection, batch_signature(tensors), lambda: self._trace(selection, tensors)
+        )
+        return found
 
     def _trace(self, selection: Selection, tensors: Mapping[str, Any]) -> TracedEvaluation:
         below = []
@@ -146,7 +148,8 @@ class Evaluator:
             }
 
         specs = batch_specs(tensors)
-        traced = tf.function(evaluate, autograph=False).get_concrete_function(specs)
+        with tensorflow_private.mortal_gradients():
+            traced = tf.function(evaluate, autograph=False).get_concrete_function(specs)
         if self.watch is None or below[-1] or not selection.frozen or not calls_functions(traced.graph):
             return TracedEvaluation(traced, below[-1])
         inside = self._watch_inside(traced, selection, specs)

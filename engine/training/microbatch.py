@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from engine import keras_private
+from engine import keras_private, tensorflow_private
 from engine.errors import InputError
 from engine.graphs import dataflow
 from engine.graphs.op_kinds import OpKinds
@@ -135,7 +135,7 @@ def trace_micro_batch(
 
     def trace(held: Sequence[Any]) -> Any:
         scalar = tf.TensorSpec([], tf.float64)
-        with selection.modes(), keras_private.inference_mode(held):
+        with selection.modes(), keras_private.inference_mode(held), tensorflow_private.mortal_gradients():
             return tf.function(micro_batch, autograph=False).get_concrete_function(
                 dict(specs), tf.TensorSpec([None], tf.float64), scalar, scalar
             )

@@ -1,7 +1,7 @@
 """TrainStep: trains one batch per call, with one compiled function per selection and optimizer.
 
-Slots are passed to the compiled function as handles, so the function outlives them, and returning to an earlier
-selection traces nothing.
+Slots are passed to the compiled function as handles, so the function outlives them, and returning to a recent selection
+traces nothing.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from engine.training.optimizers import Optimizer, set_paces
 from engine.training.precision import LossScale
 from engine.training.rates import Rates
 from engine.training.remat import check as check_remat
+from engine.training.traces import Traces
 
 NonFinite = Literal["skip", "stop"]
 
@@ -91,8 +92,8 @@ class TrainStep:
     with new ones, so a phase of a run is just a series of calls with the same selection.
 
     The first call with a selection traces and compiles a function for it, the optimizer's hyperparameters and the names,
-    dtypes and shapes in the batch (not the batch size). Later calls reuse it, even after other selections have been
-    trained in between. Learning rates and the loss scale are inputs of the function and may change in every step.
+    dtypes and shapes in the batch (not the batch size). Later calls reuse it, even after a few other selections have been
+    trained in between (engine.training.traces); after many, it is traced again, with the same result. Learning rates and the loss scale are inputs of the function and may change in every step.
 
     A step is computed in one piece, or as micro-batches to save memory. Both give the same result up to rounding, because
     values and gradients are summed over the micro-batches and divided once by the weights of the whole step.
@@ -166,8 +167,7 @@ class TrainStep:
         self.averages = Averages(ema) if ema is not None else None
         self.steps = self.skipped = self.traces = self._skipped_in_row = 0
         self.left_out: dict[str, int] = {}
-        self._micro: dict[Any, MicroBatch] = {}
-        self._compiled: dict[Any, Any] = {}
+        self._traces = Traces()
 
     def __call__(
         self,
@@ -242,7 +242,7 @@ class TrainStep:
 
     def use_micro_batch(self, selection: Selection, specs: Mapping[str, Any], micro: MicroBatch) -> None:
         """Makes batches of these specs use this micro-batch, instead of a trace of the loss, from now on."""
-        self._micro[selection, batch_signature(specs), self.micro_batch_size is None] = micro
+        self._traces.give(selection, self._micro_key(specs), micro)
 
     def traced(self, selection: Selection, batch: Mapping[str, Any]) -> TracedStep:
         """Returns the compiled step for a selection and batches like this one, without running it.
@@ -272,7 +272,7 @@ class TrainStep:
 
     def notes(self, selection: Selection) -> list[str]:
         """Returns a sentence for each decision about layers with a state of their own, as far as steps were traced."""
-        found = [micro.own_state.notes for (traced, *_), micro in self._micro.items() if traced == selection]
+        found = [trace.own_state.notes for trace in self._traces.of(selection) if isinstance(trace, MicroBatch)]
         return list(dict.fromkeys(note for notes in found for note in notes))
 
     def state(self) -> dict[str, Any]:
@@ -354,10 +354,13 @@ class TrainStep:
         return tensors
 
     def _micro_batch(self, selection: Selection, tensors: Mapping[str, Any]) -> MicroBatch:
-        key = (selection, batch_signature(tensors), self.micro_batch_size is None)
-        if key not in self._micro:
-            self._micro[key] = self._trace(selection, tensors, inline=False)
-        return self._micro[key]
+        found: MicroBatch = self._traces.find(
+            selection, self._micro_key(tensors), lambda: self._trace(selection, tensors, inline=False)
+        )
+        return found
+
+    def _micro_key(self, tensors: Mapping[str, Any]) -> tuple[Any, ...]:
+        return "micro-batch", batch_signature(tensors), self.micro_batch_size is None
 
     def _trace(self, selection: Selection, tensors: Mapping[str, Any], *, inline: bool) -> MicroBatch:
         whole = self.micro_batch_size is None
@@ -375,25 +378,20 @@ class TrainStep:
         self, selection: Selection, optimizer: Optimizer, tensors: Mapping[str, Any], rates: Rates | None = None
     ) -> Any:
         filters = None if rates is None else rates.filters
-        key = (selection, optimizer, filters, batch_signature(tensors), self.micro_batch_size)
-        if key not in self._compiled:
-            built = update.build_update(
+        key = ("step", optimizer, filters, batch_signature(tensors), self.micro_batch_size)
+
+        def trace() -> Any:
+            self.traces += 1
+            return update.trace_update(
                 self._micro_batch(selection, tensors),
                 selection,
                 optimizer,
+                specs=batch_specs(tensors),
+                filters=filters,
                 micro_batch_size=self.micro_batch_size,
                 scaled=self.loss_scale is not None,
                 ema_decay=self.averages.decay if self.averages is not None else None,
                 paces=set_paces(selection, optimizer, rates),
             )
-            scalar, handle = tf.TensorSpec([], tf.float64), tf.TensorSpec([], tf.resource)
-            self._compiled[key] = tf.function(built, autograph=False).get_concrete_function(
-                batch_specs(tensors),
-                scalar if filters is None else tf.TensorSpec([1 + len(filters)], tf.float64),
-                scalar,
-                [[handle] * len(optimizer.slots) for _ in selection.trained],
-                tf.TensorSpec([len(selection.trained), optimizer.powers(np.ones(1)).shape[1]], tf.float64),
-                [handle for _ in selection.trained] if self.averages is not None else [],
-            )
-            self.traces += 1
-        return self._compiled[key]
+
+        return self._traces.find(selection, key, trace)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from engine.selection.selection import Selection
@@ -98,6 +99,32 @@ def build_update(
         }
 
     return step
+
+
+def trace_update(
+    micro: MicroBatch,
+    selection: Selection,
+    optimizer: Optimizer,
+    *,
+    specs: Mapping[str, tf.TensorSpec],
+    filters: Any | None,
+    ema_decay: float | None,
+    **settings: Any,
+) -> Any:
+    """Returns the function of ``build_update`` as a concrete function for batches of these specs.
+
+    ``filters`` are those of the learning rates, which are then an input of shape [1 + filters]; None if there is one rate.
+    """
+    built = build_update(micro, selection, optimizer, ema_decay=ema_decay, **settings)
+    scalar, handle = tf.TensorSpec([], tf.float64), tf.TensorSpec([], tf.resource)
+    return tf.function(built, autograph=False).get_concrete_function(
+        dict(specs),
+        scalar if filters is None else tf.TensorSpec([1 + len(filters)], tf.float64),
+        scalar,
+        [[handle] * len(optimizer.slots) for _ in selection.trained],
+        tf.TensorSpec([len(selection.trained), optimizer.powers(np.ones(1)).shape[1]], tf.float64),
+        [handle for _ in selection.trained] if ema_decay is not None else [],
+    )
 
 
 def _sums(

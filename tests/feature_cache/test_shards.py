@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from engine import files
 from engine.feature_cache.shards import Column, ShardError, Shards
 
 KEY, OTHER = "ab" * 32, "cd" * 32
@@ -124,10 +125,13 @@ def test_after_a_read_no_page_of_a_shard_is_held(tmp_path: pathlib.Path) -> None
 
 
 def test_the_leavings_of_killed_processes_are_swept(tmp_path: pathlib.Path) -> None:
-    import os
-
     (tmp_path / ".shard-000001.999999999.tmp").write_bytes(b"x")
-    mine = tmp_path / f".shard-000001.{os.getpid()}.tmp"
+    mine = tmp_path / ".notes.999999999.tmp"
     mine.write_bytes(b"x")
-    opened(tmp_path).sweep()
-    assert [path.name for path in tmp_path.iterdir()] == [mine.name]
+
+    def write(_: object) -> None:
+        opened(tmp_path).sweep()
+        assert len(list(tmp_path.iterdir())) == 2  # mine, and the one that is being written
+
+    files.write_atomically(tmp_path / "shard-000002", write)
+    assert {path.name for path in tmp_path.iterdir()} == {mine.name, "shard-000002"}

@@ -403,7 +403,7 @@ def test_bad_input_is_refused_in_words(run_each: Any, small_data: pathlib.Path) 
     bad = [
         *BAD,
         ([f"--out={small_data.parent}"], "not the folder of a study"),
-        ([f"--out={small_data}"], "not the folder of a study"),
+        ([f"--out={small_data}"], "expected a folder, but this is a file"),
     ]
     asked = [[f"--data=npz:{small_data}", *CNN, *words] for words, _ in bad]
     answers = run_each("scripts.benchmark_freezing", asked)

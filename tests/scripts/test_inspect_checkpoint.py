@@ -182,6 +182,15 @@ def test_what_is_there_but_cannot_be_opened_is_damage(prefix: pathlib.Path, insp
             "expected the name of a file in an existing, writable folder",
         ),
         (("--source=engine",), "the folder holds neither a checkpoint"),
+        (("--source=/dev/zero",), "it is a device; expected a regular file"),
+        (("--source=engine", "--filter=a{99999999999}"), "is not a valid regular expression"),
+        (("--source=engine", f"--filter={'(' * 3000}{')' * 3000}"), "6,000 characters; the limit is 4,096"),
+        (
+            ("--source=engine/models/weights/vit_mini_fashion5.npz", "--filter=(.+)+!"),
+            "filter='(.+)+!': it takes longer than 1 s to match",
+        ),
+        (("--source=engine", "--memory_limit=lots"), "memory_limit='lots': expected a number and a unit"),
+        (("--flagfile=/dev/zero",), "it is a device; expected a regular file"),
         (("engine",), "unexpected argument 'engine'; expected only --flags"),
     ],
 )
@@ -217,7 +226,7 @@ def real_cases() -> list[tuple[str, int, str]]:
         ("made_corrupt/data_bitflip", 1, "damage: 1 of 31 tensors cannot be read\n    conv3/weights: damaged"),
         ("made_corrupt/data_truncated", 1, "damage: 14 of 31 tensors cannot be read"),
         ("made_corrupt/data_missing", 1, "damage: 31 of 31 tensors cannot be read"),
-        ("made_corrupt/index_bitflip", 1, "block checksum mismatch"),
+        ("made_corrupt/index_bitflip", 1, "the index is damaged"),
         ("made_corrupt/index_truncated", 1, "a truncated one: its end is missing"),
         ("made_corrupt/lfs_pointer", 1, "a Git LFS pointer"),
     ]

@@ -52,3 +52,9 @@ def test_runners_are_registered_by_name_and_loaded_when_needed(monkeypatch: pyte
     assert registry.runner_modules() == ["engine.study.runners", "no_such_module"]
     with pytest.raises(ModuleNotFoundError):
         registry.load_runner(registry.runner_target("mine"))
+
+
+def test_a_process_that_asks_for_more_than_its_memory_is_told() -> None:
+    assert child.run_job("operator:not_", 0, tensorflow=False, memory=1 << 20) is True
+    with pytest.raises(child.ChildError, match="out of memory"):
+        child.run_job("builtins:bytearray", 4 << 30, tensorflow=False, memory=1 << 20)

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from engine import locks
 from engine.study.config import StudyConfig
 from engine.study.job import StudyError
 from engine.study.planning import build_plan
@@ -33,3 +34,28 @@ def test_a_study_goes_on_although_its_data_have_moved_but_not_with_others(
     prepare(moved)
     with pytest.raises(StudyError, match=r"seed: 0 in .*, 1 now"):
         prepare(moved, seed=1)
+    # ---- after kills: while job.json was written, and before the weights were
+    study = tmp_path / "study"
+    names = sorted(path.name for path in study.iterdir())
+    for name in names:
+        shutil.rmtree(study / name) if name == "runs" else (study / name).unlink()
+    for name in (".lock", ".job.json.7.tmp"):
+        (study / name).write_bytes(b"x")
+    prepare(moved, seed=1)
+    assert sorted(path.name for path in study.iterdir()) == names
+    (study / "weights.npz").unlink()
+    prepare(moved, seed=1)
+    assert sorted(path.name for path in study.iterdir()) == names
+    # ---- and while another process works in it
+    with (
+        locks.hold_folder(study),
+        pytest.raises(StudyError, match="another study is running in this folder: process"),
+    ):
+        prepare(moved, seed=1)
+    # ---- a folder of something else is left as it is
+    (tmp_path / "study").rename(tmp_path / "mine")
+    study.mkdir()
+    (study / "weights.npz").write_bytes(b"a user's own")
+    with pytest.raises(StudyError, match="it is not the folder of a study"):
+        prepare(moved, seed=1)
+    assert [path.name for path in study.iterdir()] == ["weights.npz"]

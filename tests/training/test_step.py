@@ -14,7 +14,8 @@ import tensorflow as tf
 
 from engine import TrainStep, select
 from engine.models import build_model
-from engine.training import losses, optimizers
+from engine.training import losses, optimizers, traces
+from engine.training.evaluation import Evaluator
 from engine.training.losses import Loss
 from engine.training.step import StepError
 
@@ -36,6 +37,59 @@ def test_going_back_to_an_old_selection_traces_nothing() -> None:
         step(selection, batch(), learning_rate=1e-3)
     assert step.traces == 2
     assert step.steps == 5
+
+
+def test_only_the_last_selections_keep_their_traces_and_a_step_that_is_dropped_frees_all() -> None:
+    model = vit("depth=6")  # its normalisations have gradients of their own, which TensorFlow never forgets
+    step = TrainStep(losses.supervised_loss(model), optimizers.SGD())
+    graphs: list[Any] = []
+    for first in range(6):
+        found = step.micro_batch(select(model, f"head/.* @blocks[{first}:]"), batch())
+        graphs.append(weakref.ref(found.graph))
+        del found
+    gc.collect()
+    assert [graph() is not None for graph in graphs] == [False] * 2 + [True] * traces.KEPT
+    step(select(model, "@head"), batch(), learning_rate=1e-3)
+    graphs += [weakref.ref(value.graph) for value in step._traces.of(select(model, "@head"))]
+    del step
+    gc.collect()
+    assert not [graph for graph in graphs if graph() is not None]
+
+
+def test_an_evaluator_keeps_the_traces_of_the_last_selections() -> None:
+    model = vit("depth=6")
+    evaluator = Evaluator(losses.supervised_loss(model))
+    graphs = [
+        weakref.ref(evaluator.traced(select(model, f"head/.* @blocks[{first}:]"), batch()).function.graph)
+        for first in range(6)
+    ]
+    gc.collect()
+    assert [graph() is not None for graph in graphs] == [False] * 2 + [True] * traces.KEPT
+
+
+def test_a_selection_that_comes_back_after_its_trace_was_dropped_computes_the_same_bits() -> None:
+    found = []
+    for between in ([], [f"head/.* @blocks[{first}:]" for first in range(5)]):
+        model = vit("depth=6,dropout=0.1")
+        step = TrainStep(losses.supervised_loss(model), optimizers.AdamW())
+        chosen = select(model, "@head")
+        step(chosen, batch(), learning_rate=1e-2)
+        for text in between:
+            step.traced(select(model, text), batch())  # traces, and trains nothing
+        step(chosen, batch(seed=1), learning_rate=1e-2)
+        assert step.traces == 1 + len(between) + bool(between)
+        found.append([variable.numpy().tobytes() for variable in model.variables])
+    assert found[0] == found[1]
+
+
+def test_a_given_micro_batch_is_kept_although_other_selections_follow() -> None:
+    kept = traces.Traces()
+    model = vit()
+    kept.give(select(model, "@head"), "cut", "the suffix")
+    for text in ("@blocks[0]", "@blocks[1]", "@blocks[2]", "@bias", "@norm"):
+        kept.find(select(model, text), "whole", object)
+    assert kept.find(select(model, "@head"), "cut", object) == "the suffix"
+    assert len(kept) == traces.KEPT  # the given one, and the traces of the last selections but the one asked for
 
 
 def test_batches_of_any_length_share_one_trace() -> None:

@@ -13,7 +13,7 @@ from engine import TrainStep, select
 from engine.models import build_model
 from engine.selection import filters
 from engine.selection.variables import name_variables
-from engine.training import losses, optimizers
+from engine.training import losses, microbatch, optimizers
 from engine.training.losses import Loss, LossError
 from engine.training.step import StepError
 
@@ -45,9 +45,15 @@ X = np.array([1.0, 2.0, 4.0, 8.0, 16.0], np.float32)
 # --- the graph ---
 
 
+def compiled(step: TrainStep) -> list[Any]:
+    """The step's compiled functions."""
+    found = [value for traced in step._traces._traced.values() for value in traced.values()]
+    return [value for value in found if not isinstance(value, microbatch.MicroBatch)]
+
+
 def every_op(step: TrainStep) -> int:
     """Operations of all graphs of the step's only compiled function."""
-    (function,) = step._compiled.values()
+    (function,) = compiled(step)
     definition = function.graph.as_graph_def()
     return len(definition.node) + sum(len(f.node_def) for f in definition.library.function)
 
@@ -69,7 +75,7 @@ def test_accumulators_are_the_selections_gradients_and_scalars() -> None:
     selection = select(model, "@head @norm")
     step = TrainStep(losses.supervised_loss(model), optimizers.AdamW(), micro_batch_size=2)
     step(selection, images(), learning_rate=1e-3)
-    (function,) = step._compiled.values()
+    (function,) = compiled(step)
     (loop,) = [op for op in function.graph.get_operations() if op.type in ("While", "StatelessWhile")]
     kept = [t.shape.as_list() for t in loop.outputs if t.dtype.is_floating and t.shape.rank]
     batch = [[None, 8, 8, 1]]  # what the loop only reads

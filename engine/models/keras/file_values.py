@@ -28,6 +28,18 @@ def copy_variables(pairs: Pairs) -> None:
             variable.assign(theirs.values[names[name]])
 
 
+@contextlib.contextmanager
+def unchanged_by_errors(model: Any) -> Iterator[None]:
+    """Gives the variables of a model their values back if the block raises, as Keras does when it has loaded a part."""
+    before = [(variable, variable.numpy()) for variable in model.variables]
+    try:
+        yield
+    except BaseException:
+        for variable, value in before:
+            variable.assign(value)
+        raise
+
+
 def copy_tensors(source: Any) -> Assign:
     """Assigns the tensors of a file, which are all read before the first variable changes."""
 
@@ -53,7 +65,7 @@ def written_layout(network: Any) -> Iterator[pathlib.Path]:
 
 def with_layout(ours: Leaves, layout: pathlib.Path) -> Leaves:
     """The model's leaves with the arrays that Keras writes for them."""
-    with KerasH5(layout) as file:
+    with KerasH5(layout, own=True) as file:
         by_key = {leaf.key: leaf for leaf in file_leaves.read_weights_h5(file)}
     if lost := [leaf.full_name for leaf in ours.weighted if leaf.key not in by_key]:
         raise PortError(f"a .weights.h5 file cannot be loaded into this model: Keras stores {lost[0]} elsewhere")
@@ -76,7 +88,8 @@ def through_layout(source: KerasH5, network: Any, layout: pathlib.Path) -> Assig
                 names: Mapping[str, str] = map_arrays(mine, theirs)[0] or {}
                 for name, other in names.items():
                     _write(file, mine.values[name], source.read(theirs.values[other]))
-        network.load_weights(layout)
+        with unchanged_by_errors(network):
+            network.load_weights(layout)
 
     return assign
 

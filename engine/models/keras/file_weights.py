@@ -80,7 +80,7 @@ def load_file(
                 return None
             given: dict[str, Any] = {"backbone": backbone, "hint": hint, "images": images}
             theirs = with_modern_names(opened.leaves, opened.ours)
-            fit = find_fit(opened.ours, theirs, where=f"weights={path!r}", **given)
+            fit = find_fit(opened.ours, theirs, where=path if whole else f"weights={path!r}", **given)
             opened.assign([*fit.body, *fit.head])
     except (FileError, ModelSpecError) as error:
         raise PortError(str(error)) from None

@@ -18,9 +18,12 @@ from engine.models.keras.matching import map_arrays, match_leaves
 from engine.models.keras.old_config import is_old, rename_layers, unsupported_layers, update_config
 from engine.models.spec import ModelSpecError
 from engine.porting.readers.h5_file import KerasH5
+from engine.porting.readers.h5_trial import check_ends
+from engine.reading import check_total, open_archive
 from engine.selection.variables import name_variables
 from engine.text import join_some
 
+_WEIGHTS = "model.weights.h5"
 _MOST_TEXT = 1 << 28  # bytes of configuration
 
 
@@ -43,6 +46,18 @@ def load_h5_model(path: str) -> Any:
         return model
 
 
+def check_archive(path: str) -> None:
+    """Raises FileError unless a ``.keras`` file is a whole archive that fits in memory, and HDF5 can read its weights."""
+    with open_archive(path, "a Keras model") as archive:
+        check_total(path, (info.file_size for info in archive.infolist()))
+        if _WEIGHTS in archive.namelist():
+            with _extracted(archive, _WEIGHTS) as weights:
+                try:
+                    check_ends(weights)
+                except FileError as error:
+                    raise FileError(f"{path}: {_WEIGHTS}{str(error).removeprefix(str(weights))}") from None
+
+
 def is_old_archive(path: str) -> bool:
     """Whether a ``.keras`` file was written by Keras 2."""
     try:
@@ -62,7 +77,7 @@ def load_old_archive(path: str) -> Any:
         if not model.weights:
             return model
         with (
-            _extracted(archive, "model.weights.h5") as weights,
+            _extracted(archive, _WEIGHTS) as weights,
             KerasH5(weights) as file,
             file_values.written_layout(model) as layout,
         ):
@@ -108,7 +123,7 @@ def _read(archive: zipfile.ZipFile, name: str) -> bytes:
 def _extracted(archive: zipfile.ZipFile, name: str) -> Iterator[pathlib.Path]:
     """A member of an archive as a file; it is not written if the disk would not hold what it says that it is."""
     with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "model.weights.h5"
+        path = pathlib.Path(folder) / _WEIGHTS
         with archive.open(name) as source, path.open("wb") as target:
             left = archive.getinfo(name).file_size
             while left > 0 and (chunk := source.read(min(left, 1 << 20))):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import pathlib
+import contextlib
+import math
 import re
 import warnings
 import zipfile
+from collections.abc import Iterator
 from typing import Any
 
+from engine import keras_private
 from engine.files import FileError
 from engine.models.spec import ModelSpecError
+from engine.reading import check_memory, check_regular
 
 SUFFIXES = (".keras", ".h5", ".hdf5")
 
@@ -36,8 +40,10 @@ def load_model(path: str, flag: str) -> Any:
     name = f"{flag}={path!r}"
     if not path.lower().endswith(SUFFIXES):
         raise ModelSpecError(f"{name} is not a Keras model file; expected a name ending in {', '.join(SUFFIXES)}")
-    if not pathlib.Path(path).is_file():
-        raise ModelSpecError(f"{name}: there is no such file")
+    try:
+        check_regular(path)
+    except FileError as error:
+        raise ModelSpecError(f"{name}{str(error).removeprefix(path)}") from None
     if path.lower().endswith(".weights.h5"):
         raise ModelSpecError(
             f"{name}: it holds weights without a model; --model=keras:NAME --weights={path} loads them"
@@ -47,8 +53,10 @@ def load_model(path: str, flag: str) -> Any:
     from engine.models.keras import old_files  # imported here, since it imports this module's neighbours
 
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _within_memory(path):
             warnings.simplefilter("ignore")
+            if path.lower().endswith(".keras"):
+                old_files.check_archive(path)
             if not path.lower().endswith(".keras"):
                 return old_files.load_h5_model(path)
             if old_files.is_old_archive(path):
@@ -62,6 +70,30 @@ def load_model(path: str, flag: str) -> Any:
         ) from None
     except Exception as error:  # a file can make Keras raise nearly anything
         raise ModelSpecError(f"{name}: {_reason(error)}") from None
+
+
+@contextlib.contextmanager
+def _within_memory(path: str) -> Iterator[None]:
+    """Raises FileError when the variables that a file declares take more than the memory, before they are made."""
+    total, problem = 0, list[FileError]()
+
+    def check(shape: Any, dtype: str) -> None:
+        nonlocal total
+        total += math.prod(shape) * (8 if dtype.endswith("64") else 4 if dtype.endswith("32") else 2)
+        if total > 1 << 20:  # the limit is not asked for what is small
+            try:
+                check_memory(path, total, "its model")
+            except FileError as error:
+                problem.append(error)
+                raise
+
+    try:
+        with keras_private.watched_variables(check):
+            yield
+    except Exception:
+        if problem:  # Keras wraps it into a description of the layer
+            raise problem[0] from None
+        raise
 
 
 _WAY_OUT = "py:module:factory builds such a model from source"

@@ -11,9 +11,12 @@ from typing import Any
 
 from engine import keras_private
 from engine.data import Normalise
-from engine.files import PathLike
+from engine.files import FileError, PathLike
 from engine.models.keras import file_weights
+from engine.models.keras.file_values import unchanged_by_errors
 from engine.porting import PortError
+from engine.porting.readers.h5_trial import check_ends
+from engine.reading import check_regular
 from engine.selection.variables import name_variables
 
 TIMEOUT = 20.0  # seconds after which a server that does not answer counts as no network
@@ -76,8 +79,11 @@ def load_weights(
             return f"random; --weights=imagenet downloads {imagenet.name}" + _statistics(network)
         return _load_imagenet(imagenet, spec, backbone)
     name = weights.lower()
-    if name.endswith((".h5", ".hdf5", ".keras")) and not pathlib.Path(weights).is_file():
-        raise PortError(f"weights={weights!r}: there is no such file")
+    if name.endswith((".h5", ".hdf5", ".keras")):
+        try:
+            check_regular(weights)
+        except FileError as error:
+            raise PortError(f"weights={weights!r}{str(error).removeprefix(weights)}") from None
     if isinstance(imagenet, ImagenetFile) and _is_imagenet(weights, imagenet):
         _load_backbone(pathlib.Path(weights), backbone)
         return f"ImageNet ({imagenet.name}); new head"
@@ -104,6 +110,11 @@ def _load_imagenet(file: ImagenetFile, spec: str, backbone: Any) -> str:
             f"weights='imagenet': {path} is damaged, or another file of that name: its digest is "
             f"{_digest(path, file.digest)}; expected {file.digest}. Delete it, or download {file.origin}"
         )
+    if file.digest is None:
+        try:
+            check_ends(path)
+        except FileError as error:
+            raise PortError(str(error)) from None
     _load_backbone(path, backbone)
     return f"ImageNet ({file.name}); new head"
 
@@ -136,7 +147,8 @@ def _digest(path: pathlib.Path, like: str) -> str:
 def _load_backbone(path: PathLike, model: Any) -> None:
     """Loads a file of keras.applications as Keras does, in the order of the layers: nothing is nested or frozen yet."""
     try:
-        model.load_weights(str(path))
+        with unchanged_by_errors(model):
+            model.load_weights(str(path))
     except Exception as error:  # h5py and Keras raise many kinds on a damaged file
         raise PortError(f"{path} does not fit {model.name}, or is damaged: {_short(error)}") from None
 

@@ -10,10 +10,14 @@ from typing import Any
 from engine.files import FileError, PathLike
 from engine.models.keras import file_values, file_weights
 from engine.models.keras.file_leaves import read_weights_h5
+from engine.models.keras.file_values import unchanged_by_errors
 from engine.models.keras.leaves import Leaf, is_graph
+from engine.porting import PortError
 from engine.porting.readers.h5_file import KerasH5
+from engine.porting.readers.h5_trial import check_ends
 from engine.selection.variables import is_keras, name_variables
 from engine.text import listed
+from engine.writing import check_target, explain_no_space, flush_folder, temporary_folder
 
 
 def load_weights_file(model: Any, path: PathLike) -> str:
@@ -27,8 +31,12 @@ def load_weights_file(model: Any, path: PathLike) -> str:
     name = os.fspath(path)
     if not is_keras(model):
         raise FileError(f"{path}: only a Keras model can load a .weights.h5 file; expected an .npz file")
+    check_ends(path)
     if is_graph(model):
-        return file_weights.load_file(name, model, whole=True) or ""
+        try:
+            return file_weights.load_file(name, model, whole=True) or ""
+        except PortError as error:
+            raise FileError(str(error)) from None
     with file_values.written_layout(model) as layout, KerasH5(layout) as mine, KerasH5(name) as given:
         own, theirs = ({leaf.key: _named(leaf, file) for leaf in read_weights_h5(file)} for file in (mine, given))
     problems = [f"{key}: only in the {'model' if key in own else 'file'}" for key in sorted(own.keys() ^ theirs.keys())]
@@ -41,7 +49,8 @@ def load_weights_file(model: Any, path: PathLike) -> str:
     if problems:
         raise FileError(f"{path} does not fit the model:{listed('layers that differ', problems)}")
     try:
-        model.load_weights(name)
+        with unchanged_by_errors(model):
+            model.load_weights(name)
     except Exception as error:  # Keras raises many kinds
         raise FileError(f"{path}: Keras cannot load it ({' '.join(str(error).split())[:300]})") from None
     name_variables(model).refresh()
@@ -54,15 +63,19 @@ def _named(leaf: Leaf, file: KerasH5) -> Leaf:
 
 
 def save_weights_file(model: Any, path: PathLike) -> None:
-    """Saves a .weights.h5 file under a temporary name, which is then replaced; FileError if it is not a Keras model."""
+    """Saves a .weights.h5 file, which is then complete or unchanged; FileError if it is not a Keras model.
+
+    Raises TargetError or NoSpaceError as ``engine.writing.write_atomically``.
+    """
     path = pathlib.Path(path)
     if not is_keras(model):
         raise FileError(f"{path}: only a Keras model can be saved as .weights.h5; use the name of an .npz file")
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        model.save_weights(temporary)
-        with open(temporary, "rb") as file:
+    check_target(path)
+    wanted = sum(entry.size * entry.variable.dtype.size for entry in name_variables(model))
+    with explain_no_space(path, wanted), temporary_folder(path) as place:
+        made = place / path.name
+        model.save_weights(made)
+        with open(made, "rb") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        os.replace(made, path)
+        flush_folder(path.parent)

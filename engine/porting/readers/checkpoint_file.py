@@ -7,7 +7,7 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,10 @@ from engine.files import FileError, PathLike
 from engine.porting.readers import bundle_index
 from engine.porting.readers.bundle_index import Piece
 from engine.porting.readers.closing import Closing
+from engine.reading import check_memory, open_file
 
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _LFS = b"version https://git-lfs"
 
 
@@ -51,15 +53,17 @@ class Checkpoint(Closing):  # TensorFlow's reader closes its files when it is ga
         self._keys: dict[str, str] = {}
         self._others: list[str] = []
         _check_kind(pathlib.Path(f"{self._prefix}.index"))
-        with self._damage(""):  # TensorFlow's reader verifies the index
+        self._entries, self._big_endian = bundle_index.read_index(self._prefix)
+        with self._damage(""):  # TensorFlow's reader verifies the checksums of the index
             self._reader = tf.compat.v1.train.NewCheckpointReader(self._prefix)
             self._reader.get_variable_to_shape_map()
-        self._entries, self._big_endian = bundle_index.read_index(self._prefix)
         for key in sorted(self._entries):
             dtype = self._entries[key].dtype
-            name = _readable(key)
+            name = readable_name(key)
             if not (dtype.is_floating or dtype.is_integer or dtype.is_bool or dtype.is_complex):
                 self._others.append(name)
+                if dtype == tf.string and all(_is_held(piece) for piece in self._entries[key].pieces):
+                    self._check_texts(name, self._entries[key])
             elif name in self._keys:
                 raise FileError(f"{self.path}: {name}: the checkpoint has two tensors of this name")
             else:
@@ -74,15 +78,25 @@ class Checkpoint(Closing):  # TensorFlow's reader closes its files when it is ga
         """Returns the entries that are not tensors of numbers, such as the object graph."""
         return list(self._others)
 
+    @property
+    def entries(self) -> Mapping[str, bundle_index.Entry]:
+        """Everything in the index by its key, which is not yet a readable name."""
+        return self._entries
+
     def object_graph(self) -> Any:
         """Returns the nodes of the saved object graph, or an empty list if the checkpoint is name-based."""
         from tensorflow.core.protobuf import trackable_object_graph_pb2
 
-        if "_CHECKPOINTABLE_OBJECT_GRAPH" not in self._others:
+        if _GRAPH not in self._others:
             return []
-        with self._damage("_CHECKPOINTABLE_OBJECT_GRAPH"):
-            text = self._reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH")
-            return trackable_object_graph_pb2.TrackableObjectGraph.FromString(text).nodes
+        with self._damage(_GRAPH):
+            if self._entries[_GRAPH].shape or self._entries[_GRAPH].dtype != tf.string:
+                raise FileError(f"{self.path}: {_GRAPH}: expected one text")
+            self._check_texts(_GRAPH, self._entries[_GRAPH])
+            text = self._reader.get_tensor(_GRAPH)
+            nodes = trackable_object_graph_pb2.TrackableObjectGraph.FromString(text).nodes
+        bundle_index.check_graph(str(self.path), nodes)
+        return nodes
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._entries[self._key(name)].shape
@@ -96,6 +110,7 @@ class Checkpoint(Closing):  # TensorFlow's reader closes its files when it is ga
 
     def read(self, name: str) -> np.ndarray:
         self._check_files(name)
+        check_memory(self.path, math.prod(self.shape(name)) * self.dtype(name).itemsize, name)
         with self._damage(name):
             return np.asarray(self._reader.get_tensor(self._key(name)))
 
@@ -122,6 +137,7 @@ class Checkpoint(Closing):  # TensorFlow's reader closes its files when it is ga
         if not shape or not 0 <= start <= stop <= shape[0]:
             raise FileError(f"{self.path}: {name}: rows {start} to {stop} of shape {list(shape)}")
         self._check_files(name)
+        check_memory(self.path, math.prod(shape[1:], start=stop - start) * dtype.itemsize, name)
         rows = np.zeros((stop - start, *shape[1:]), dtype)  # the slices of a hostile file may leave gaps
         for piece in self.pieces(name):
             low, high = max(start, piece.start[0]), min(stop, piece.start[0] + piece.shape[0])
@@ -136,12 +152,31 @@ class Checkpoint(Closing):  # TensorFlow's reader closes its files when it is ga
         dtype = self.dtype(name)
         row = math.prod(piece.shape[1:]) * dtype.itemsize
         content = np.empty((stop - start) * row, np.uint8)
-        with self._damage(name), open(piece.file, "rb") as file:
+        with self._damage(name), open_file(piece.file) as file:
             file.seek(piece.offset + start * row)
             if file.readinto(memoryview(content)) != content.size:  # type: ignore[arg-type]
                 raise FileError(f"{self.path}: {name}: {piece.file.name} is truncated")
         array = content.view(dtype).reshape(stop - start, *piece.shape[1:])
         return array.byteswap(inplace=True) if self._big_endian else array
+
+    def _check_texts(self, name: str, entry: bundle_index.Entry) -> None:
+        """Raises FileError unless texts are as long as they say, which TensorFlow believes.
+
+        A file has the length of each text as a varint, then a checksum of 4 bytes, then the texts (tensor_bundle.cc).
+        """
+        for piece in entry.pieces:
+            count = math.prod(piece.shape)
+            length = at = 0
+            if count <= piece.size:
+                with open_file(piece.file) as file:
+                    file.seek(piece.offset)
+                    start = file.read(min(piece.size, 10 * count))
+                with self._damage(name):
+                    for _ in range(count):
+                        more, at = bundle_index.read_varint(start, at)
+                        length += more
+            if at + 4 + length != piece.size or not _is_held(piece):
+                raise FileError(f"{self.path}: {name}: {length:,} bytes of text in a place of {piece.size:,}")
 
     def _check_files(self, name: str) -> None:
         """Raises FileError, before memory is allocated, unless the data files hold the bytes that the index declares."""
@@ -187,6 +222,8 @@ def explaining_damage(path: PathLike, name: str) -> Iterator[None]:
         yield
     except FileError:
         raise
+    except MemoryError:
+        raise FileError(f"{path}: {name}: there is not enough memory to read it") from None
     except Exception as error:  # OpError, ValueError, IndexError or RuntimeError, depending on the damage
         where = f"{path}: {name}" if name else f"{path}"
         raise FileError(f"{where}: damaged or truncated ({describe_error(error)})") from None
@@ -198,18 +235,22 @@ def describe_error(error: Exception) -> str:
     return " ".join(text.split())[:300] or type(error).__name__
 
 
+def _is_held(piece: Piece) -> bool:
+    return piece.file.is_file() and piece.offset + piece.size <= piece.file.stat().st_size
+
+
 def _is_pointer(file: pathlib.Path) -> bool:
     try:
-        with open(file, "rb") as opened:
+        with open_file(file) as opened:
             return opened.read(len(_LFS)) == _LFS
-    except OSError:
+    except (OSError, FileError):
         return False
 
 
 def _check_kind(index: pathlib.Path) -> None:
     """Raises FileError for a file that is clearly not an index."""
     try:
-        with open(index, "rb") as file:
+        with open_file(index) as file:
             start = file.read(64)
             file.seek(-min(8, index.stat().st_size), os.SEEK_END)
             end = file.read(8)
@@ -221,7 +262,8 @@ def _check_kind(index: pathlib.Path) -> None:
         raise FileError(f"{index}: not the index of a checkpoint, or a truncated one: its end is missing")
 
 
-def _readable(key: str) -> str:
+def readable_name(key: str) -> str:
+    """Returns the name of a tensor from its key in an object-based checkpoint; other keys stay as they are."""
     if "/.ATTRIBUTES/" not in key:  # name-based, where dots are not escapes
         return key
     escapes = {".S": "/", "..": "."}

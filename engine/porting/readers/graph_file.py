@@ -23,7 +23,8 @@ from tensorflow.core.framework import graph_pb2
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
 from engine.errors import InputError
-from engine.files import PathLike
+from engine.files import FileError, PathLike
+from engine.reading import check_names, check_regular, read_file
 from engine.text import join_some
 
 _LARGEST = 2**31 - 1  # bytes in a protocol buffer message
@@ -76,6 +77,7 @@ def read_graph_file(path: PathLike, *, tags: Collection[str] | None = None, trai
             )
     if not found.graph_def.node:
         raise MetaGraphError(f"{file}: not a graph; it holds no node of one")
+    check_names(file, (node.name for node in found.graph_def.node))
     return GraphFile(file, found, note)
 
 
@@ -98,9 +100,11 @@ def _file(path: pathlib.Path) -> pathlib.Path:
         here = sorted(str(path / name) for name in os.listdir(path) if name.endswith((".meta", ".pbtxt", ".pb")))
         hint = f"; name a file in it, such as {join_some(here, most=3)}" if here else ""
         raise MetaGraphError(f"{path}: the folder holds no saved_model.pb{hint}")
-    if not path.is_file():
+    try:
+        check_regular(path)
+    except FileError as error:
         hint = f"; did you mean {path}.meta?" if path.with_name(path.name + ".meta").is_file() else ""
-        raise MetaGraphError(f"{path}: there is no such file{hint}")
+        raise MetaGraphError(f"{error}{hint}") from None
     return path
 
 
@@ -109,7 +113,7 @@ def _content(file: pathlib.Path) -> bytes:
         size = file.stat().st_size
         if not 0 < size <= _LARGEST:
             raise MetaGraphError(f"{file}: the file has {size} bytes; expected 1 to {_LARGEST} for a graph")
-        content = file.read_bytes()
+        content = read_file(file, _LARGEST)
     except OSError as error:
         raise MetaGraphError(f"{file}: the file cannot be read ({error.strerror})") from None
     if content.startswith(b"version https://git-lfs"):

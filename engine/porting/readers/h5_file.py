@@ -18,6 +18,8 @@ import numpy as np
 
 from engine.files import FileError, PathLike
 from engine.porting.readers.closing import Closing
+from engine.porting.readers.h5_trial import check_ends
+from engine.reading import check_memory, check_names, check_total
 from engine.text import join_some
 
 _FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
@@ -31,17 +33,20 @@ class KerasH5(Closing):
 
     Names are the paths of the data sets, such as ``layers/dense/vars/0`` in Keras 3 files. In older files a leading
     ``model_weights/`` and a trailing ``:0`` are dropped: ``dense/dense/kernel``. Raises FileError if the file is not
-    HDF5, is truncated, holds no Keras weights, or has a part that is refused.
+    HDF5, is truncated, holds no Keras weights, or has a part that is refused. ``own`` says that this process wrote the file;
+    any other is first opened in another process, where the library may crash.
     """
 
     checksums = True  # some filters have them, and h5py finds much damage only when it reads
 
-    def __init__(self, path: PathLike) -> None:
+    def __init__(self, path: PathLike, *, own: bool = False) -> None:
         try:
             import h5py
         except ImportError:
             raise FileError(f"{path}: reading HDF5 needs the package h5py: pip install 'frostline[weights]'") from None
         self._h5py = h5py
+        if not own:
+            check_ends(path)
         self.path = pathlib.Path(path)
         self._sets: dict[str, Any] = {}
         self._groups: dict[str, Any] = {}
@@ -57,6 +62,10 @@ class KerasH5(Closing):
                         f"{self.path}: an HDF5 file, but not Keras weights; it holds {held}. Keras writes "
                         "groups called `vars`, or an attribute `layer_names`"
                     )
+                self._check_lists()
+                check_names(self.path, self._groups)
+                check_names(self.path, self._sets)
+                check_total(self.path, (each.dtype.itemsize * math.prod(each.shape) for each in self._sets.values()))
         except BaseException:
             self._file.close()
             raise
@@ -72,6 +81,7 @@ class KerasH5(Closing):
 
     def read(self, name: str) -> np.ndarray:
         data = self._set(name)
+        check_memory(self.path, data.dtype.itemsize * math.prod(data.shape), name)
         with self._damage(name, "damaged or truncated"):
             return np.asarray(data[()]).view(self._dtype(data))
 
@@ -79,6 +89,7 @@ class KerasH5(Closing):
         data = self._set(name)
         if not data.shape or not 0 <= start <= stop <= data.shape[0]:
             raise FileError(f"{self.path}: {name}: rows {start} to {stop} of shape {list(data.shape)}")
+        check_memory(self.path, math.prod(data.shape[1:], start=data.dtype.itemsize * (stop - start)), name)
         with self._damage(name, "damaged or truncated"):
             return np.asarray(data[start:stop]).view(self._dtype(data))
 
@@ -174,6 +185,17 @@ class KerasH5(Closing):
             raise FileError(f"{self.path}: {name}: the file has two data sets of this name")
         self._sets[name] = data
 
+    def _check_lists(self) -> None:
+        """Raises FileError if a group or data set that the lists of an older file name is lost."""
+        for layer in self.strings("", "layer_names"):
+            if layer not in self._groups:
+                raise FileError(f"{self.path}: damaged; it lists the layer {layer}, which it does not hold")
+            for weight in self.strings(layer, "weight_names"):
+                if f"{layer}/{weight}".removesuffix(":0") not in self._sets:
+                    raise FileError(
+                        f"{self.path}: damaged; it lists the weight {weight} of {layer}, which it does not hold"
+                    )
+
     def _is_keras(self) -> bool:
         groups = [self._file, self._file.get("model_weights")]
         old = any(isinstance(group, self._h5py.Group) and "layer_names" in group.attrs for group in groups)
@@ -183,8 +205,11 @@ class KerasH5(Closing):
     def _damage(self, name: str, what: str) -> Iterator[None]:
         try:
             yield
-        except (FileError, MemoryError):
+        except FileError:
             raise
+        except MemoryError:
+            where = f"{self.path}: {name}" if name else f"{self.path}"
+            raise FileError(f"{where}: there is not enough memory to read it") from None
         except Exception as error:  # h5py raises OSError, RuntimeError, KeyError, ValueError on damaged bytes
             where = f"{self.path}: {name}" if name else f"{self.path}"
             raise FileError(f"{where}: {what} ({str(error)[:200] or type(error).__name__})") from None

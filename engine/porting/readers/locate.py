@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from engine.files import FileError, PathLike
 from engine.porting.readers.bundle_index import MAGIC
+from engine.reading import open_file
 from engine.text import join_some
 
 _PART = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")
@@ -117,9 +118,9 @@ def _prefixes(folder: pathlib.Path) -> list[str]:
 def _chosen(folder: pathlib.Path) -> str | None:
     """Returns the prefix in the ``checkpoint`` file of a folder as it is written there."""
     try:
-        with open(folder / "checkpoint", "rb") as file:
+        with open_file(folder / "checkpoint") as file:
             match = _STATE.search(file.read(4096).decode(errors="replace"))
-    except OSError:
+    except (OSError, FileError):
         return None
     return match[1] if match else None
 
@@ -127,19 +128,19 @@ def _chosen(folder: pathlib.Path) -> str | None:
 def _is_table(file: pathlib.Path) -> bool:
     """Whether a file ends as TensorFlow's tables do."""
     try:
-        with open(file, "rb") as opened:
+        with open_file(file) as opened:
             opened.seek(-len(MAGIC), os.SEEK_END)
             return opened.read() == MAGIC
-    except OSError:
+    except (OSError, FileError):
         return False
 
 
 def _check_damage(file: pathlib.Path) -> None:
     """Raises FileError for a file that is not a checkpoint but seems to have been one."""
     try:
-        with open(file, "rb") as opened:
+        with open_file(file) as opened:
             start = opened.read(64)
-    except OSError:
+    except (OSError, FileError):
         return
     if start.startswith(_LFS):
         raise FileError(f"{file}: this is a Git LFS pointer, not the checkpoint itself; fetch it with `git lfs pull`")

@@ -7,6 +7,7 @@ A Saver given a dictionary (or a list of the parts) writes the parts of a partit
 
 from __future__ import annotations
 
+import math
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from engine.files import FileError
 from engine.porting.readers import verify
 from engine.porting.readers.closing import Closing
 from engine.porting.readers.tensor_source import TensorSource
+from engine.reading import check_memory
 
 _PART = re.compile(r"(?:^|(?<=/))part_(0|[1-9]\d{0,8})(?=/|$)")
 
@@ -79,6 +81,7 @@ class Merged(Closing):
     def read(self, name: str) -> np.ndarray:
         if name not in self.parts:
             return self.source.read(name)
+        self._check_memory(name, self.shape(name))
         whole, parts = np.empty(self.shape(name), self.dtype(name)), self.parts[name]
         at = 0
         for part in parts.names:
@@ -93,6 +96,7 @@ class Merged(Closing):
         parts, shape = self.parts[name], self.shape(name)
         if not 0 <= start <= stop <= shape[0]:
             raise FileError(f"{self.path}: {name}: rows {start} to {stop} of shape {list(shape)}")
+        self._check_memory(name, (stop - start, *shape[1:]))
         rows = np.empty((stop - start, *shape[1:]), self.dtype(name))
         at = 0
         for part in parts.names:
@@ -104,6 +108,9 @@ class Merged(Closing):
                 rows[low - start : high - start] = self.source.read_slice(part, low - at, high - at)
             at += length
         return rows
+
+    def _check_memory(self, name: str, shape: tuple[int, ...]) -> None:
+        check_memory(self.path, math.prod(shape) * self.dtype(name).itemsize, name)
 
     def check(self, name: str) -> None:
         """Reads the tensor, or its parts one by one, and discards it. Raises FileError naming the damaged part."""

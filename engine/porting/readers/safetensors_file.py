@@ -16,6 +16,7 @@ import numpy as np
 
 from engine.files import FileError, PathLike
 from engine.porting.readers.closing import Closing
+from engine.reading import check_memory, check_names, open_file
 
 _MOST_HEADER = 1 << 24  # bytes; a header takes about 100 for each tensor
 _DTYPES: dict[str, Any] = {
@@ -39,7 +40,7 @@ class Safetensors(Closing):
         self.path = pathlib.Path(path)
         self._tensors: dict[str, tuple[np.dtype[Any], tuple[int, ...], int]] = {}  # dtype, shape, position
         try:
-            self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 closed by close()
+            self._file = open_file(self.path).detach()  # unbuffered
         except OSError as error:
             raise FileError(f"{self.path}: {error.strerror or error}") from None
         try:
@@ -77,9 +78,10 @@ class Safetensors(Closing):
         return self._tensors[name]
 
     def _read(self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], position: int) -> np.ndarray:
-        array = np.empty(math.prod(shape) * dtype.itemsize, np.uint8)
-        view, done = array.data, 0
+        check_memory(self.path, math.prod(shape) * dtype.itemsize, name)
         try:
+            array = np.empty(math.prod(shape) * dtype.itemsize, np.uint8)
+            view, done = array.data, 0
             self._file.seek(position)
             while done < len(view):
                 count = self._file.readinto(view[done:])
@@ -88,6 +90,8 @@ class Safetensors(Closing):
                 done += count
         except OSError as error:
             raise FileError(f"{self.path}: {name}: {error}") from None
+        except MemoryError:
+            raise FileError(f"{self.path}: {name}: there is not enough memory to read it") from None
         return array.view(dtype).reshape(shape)
 
     def _read_header(self) -> None:
@@ -120,6 +124,7 @@ class Safetensors(Closing):
             if begin != place:
                 self._damaged(f"{name}: it begins at byte {begin}, expected {place} (a hole or an overlap)")
             place = end
+        check_names(self.path, self._tensors)
         if place != size - 8 - length:
             self._damaged(
                 f"its header describes {place:,} bytes of tensors, but the file has {size - 8 - length:,}; is it truncated?"

@@ -17,6 +17,7 @@ import re
 from engine.files import FileError, Npz, PathLike
 from engine.porting.readers.locate import Found, locate
 from engine.porting.readers.tensor_source import TensorSource as TensorSource
+from engine.reading import open_file
 from engine.text import nearest
 from engine.training.checkpoint_names import describe_whole_files, list_whole_files
 
@@ -120,7 +121,7 @@ def _similar(path: pathlib.Path) -> str:
 
 
 def _first_bytes(path: pathlib.Path) -> bytes:
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         return file.read(64)
 
 
@@ -128,7 +129,7 @@ def _is_array_file(path: pathlib.Path) -> bool:
     """Whether a file is of a kind that is not a checkpoint, whatever lies beside it."""
     try:
         start = _first_bytes(path)
-    except OSError:
+    except (OSError, FileError):
         return False
     return start[:4] in _ZIP or start[:8] == _HDF5 or start[8:9] == b"{" or path.suffix in (".npz", ".safetensors")
 

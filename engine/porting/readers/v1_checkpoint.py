@@ -11,9 +11,11 @@ import numpy as np
 import tensorflow as tf
 
 from engine.files import FileError
+from engine.porting.readers.bundle_index import check_v1
 from engine.porting.readers.checkpoint_file import explaining_damage
 from engine.porting.readers.closing import Closing
 from engine.porting.readers.locate import Found
+from engine.reading import check_memory
 
 _MOST_RATIO = 32  # bytes of memory per byte of a V1 file, whose integers are varints and whose blocks may be packed
 
@@ -38,6 +40,8 @@ class V1Checkpoint(Closing):  # every read opens and closes the files
         self._dtypes: dict[str, tf.DType] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._others: list[str] = []
+        for file in found.files:
+            check_v1(file)
         with explaining_damage(self.path, ""):
             reader = tf.compat.v1.train.NewCheckpointReader(self._pattern)
             shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
@@ -81,7 +85,7 @@ class V1Checkpoint(Closing):  # every read opens and closes the files
         return self._restore(name, f"{' '.join(map(str, shape))} {start},{stop - start}{rest}")
 
     def _restore(self, name: str, rows: str) -> np.ndarray:
-        self._check_name(name)
+        check_memory(self.path, math.prod(self.shape(name)) * self._dtypes[name].size, name)
         with explaining_damage(self.path, name), tf.device("CPU:0"):
             (value,) = tf.raw_ops.RestoreV2(
                 prefix=self._pattern, tensor_names=[name], shape_and_slices=[rows], dtypes=[self._dtypes[name]]

@@ -31,7 +31,7 @@ def get_rules(rules: Rules | PathLike) -> Rules:
     text = os.fspath(rules)
     if text.removesuffix(".rules") in shipped_rules() and not pathlib.Path(text).is_file():
         return shipped_rules()[text.removesuffix(".rules")]
-    if not pathlib.Path(text).is_file():
+    if not pathlib.Path(text).exists():
         known = list(shipped_rules())
         raise PortError(
             f"rules={text}: there is no such file; the shipped rules are {', '.join(known)}{nearest(text, known)}"

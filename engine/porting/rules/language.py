@@ -43,11 +43,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NoReturn
 
-from engine.files import PathLike
+from engine.files import FileError, PathLike
+from engine.patterns import Pattern, PatternError
 from engine.porting.errors import PortError
 from engine.porting.rules import transforms
 from engine.porting.rules.transforms import Transform
-from engine.text import nearest
+from engine.reading import read_file
+from engine.text import cut, nearest
 
 _WORD = re.compile(r'"(?:[^"\\]|\\.)*"|\S+')
 _KEYWORDS = ("skip", "fresh", "prefix", "detect")
@@ -61,7 +63,7 @@ class Rule:
     """One ``<-`` line, at ``where`` (``FILE:LINE``); ``sources`` are templates, and ``optional`` stands for ``?``."""
 
     where: str
-    pattern: re.Pattern[str]
+    pattern: Pattern
     sources: tuple[str, ...]
     transforms: tuple[Transform, ...]
     optional: bool
@@ -85,7 +87,8 @@ class Rule:
         """Whether the expansion for some target is this source name."""
         for template in self.sources:
             ends = [".+".join(map(re.escape, re.split(r"\\[0-9]", part))) for part in _numbered(template)]
-            if any(end.strip(".+") for end in ends) and re.fullmatch(r"\d+".join(ends), name):
+            pattern = Pattern(r"\d+".join(ends), f"{self.where}: `{cut(template)}`")
+            if any(end.strip(".+") for end in ends) and pattern.fullmatch(name):
                 return True
         return False
 
@@ -95,7 +98,7 @@ class PatternLine:
     """A ``skip``, ``fresh``, ``prefix`` or ``detect`` line."""
 
     where: str
-    pattern: re.Pattern[str]
+    pattern: Pattern
     optional: bool
 
 
@@ -104,7 +107,7 @@ class Expected:
     """An ``expect`` line: the values of an attribute, as texts, at the operations whose name the pattern matches."""
 
     where: str
-    pattern: re.Pattern[str]
+    pattern: Pattern
     attribute: str
     values: tuple[str, ...]
     optional: bool
@@ -139,11 +142,9 @@ def read_rules(path: PathLike) -> Rules:
     """Parses a rule file; raises PortError (with FILE:LINE) if it cannot be read or a line is not valid."""
     path = pathlib.Path(path)
     try:
-        with open(path, "rb") as file:
-            content = file.read(_MOST_BYTES + 1)
-        if len(content) > _MOST_BYTES:
-            raise PortError(f"rules={path}: the file is larger than the {_MOST_BYTES:,} bytes allowed for rules")
-        return parse_rules(content.decode(), name=path.name)
+        return parse_rules(read_file(path, _MOST_BYTES).decode(), name=path.name)
+    except FileError as error:
+        raise PortError(f"rules={error}") from None
     except OSError as error:
         raise PortError(f"rules={path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
@@ -251,11 +252,11 @@ def _shards(before: str, after: str, names: Collection[str]) -> list[str]:
     return [name for _, name in found]
 
 
-def _pattern(where: str, word: str) -> re.Pattern[str]:
+def _pattern(where: str, word: str) -> Pattern:
     try:
-        return re.compile(_name(word))
-    except re.error as error:
-        _fail(where, f"`{word}` is not a valid regular expression: {error}")
+        return Pattern(_name(word), f"{where}: `{cut(word)}`")
+    except PatternError as error:
+        _fail(where, f"`{cut(word)}` is not a valid regular expression: {error}")
 
 
 def _name(word: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+import signal
 from typing import Any
 
 import numpy as np
@@ -34,7 +36,7 @@ def graph(tmp_path: pathlib.Path) -> metagraph.MetaGraph:
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs run in this process, which is quicker."""
-    monkeypatch.setattr(child, "run_job", lambda target, argument: apart.run(argument))
+    monkeypatch.setattr(child, "run_job", lambda target, argument, **_: apart.run(argument))
 
 
 def compare(graph: metagraph.MetaGraph, model: Any, **given: Any) -> Any:
@@ -93,3 +95,61 @@ def test_side_inputs_decide_how_many_examples_are_drawn(here: None, tmp_path: pa
     assert (found.max_abs_difference, found.inputs) == (0.0, {"x:0": (2, 3, 2)})
     with pytest.raises(GraphError, match="the graph failed: InvalidArgumentError"):
         compare_with_graph(tmp_path / "w.npz", model, graph, examples=3, **given)
+
+
+def hostile(tmp_path: pathlib.Path, build: Any) -> metagraph.MetaGraph:
+    """A graph that computes ``out`` from ``x``, and a variable that it does not need, so that there is a checkpoint."""
+    with tf.Graph().as_default(), v1.Session() as session:
+        tf.identity(build(v1.placeholder(tf.float32, [None], name="x")), name="out")
+        session.run(v1.get_variable("scale", initializer=2.0).initializer)
+        prefix = v1.train.Saver().save(session, str(tmp_path / "m"))
+    return metagraph.read_metagraph(f"{prefix}.meta")
+
+
+def endless(x: Any) -> Any:
+    v1.disable_control_flow_v2()
+    try:
+        return v1.while_loop(lambda y: tf.reduce_sum(y) < 1e9, lambda y: y * 1.0, [x])[0]
+    finally:
+        v1.enable_control_flow_v2()
+
+
+def growing(x: Any) -> Any:
+    """Its size is computed inside the graph."""
+    return tf.reduce_sum(tf.ones([tf.shape(x)[0] * (1 << 15), 1 << 18]), axis=1)[:4]
+
+
+def joined(x: Any) -> Any:
+    """A text that doubles until it has 2**40 bytes."""
+    text = tf.as_string(x)
+    for _ in range(40):
+        text = tf.strings.join([text, text])
+    return tf.cast(tf.strings.length(text), tf.float32)
+
+
+def test_what_cannot_be_interrupted_is_ended_by_the_system() -> None:
+    process = os.fork()
+    if not process:
+        with apart._ended_after(0.1):
+            while True:
+                pass
+    assert os.waitpid(process, 0)[1] == signal.SIGALRM
+    with apart._ended_after(30.0):
+        pass
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        pytest.param(endless, "did not finish within 1 seconds and was stopped", marks=pytest.mark.slow),
+        pytest.param(growing, "failed|needs more than", marks=pytest.mark.slow),
+        pytest.param(joined, "failed|needs more than", marks=pytest.mark.slow),
+    ],
+)
+def test_a_graph_without_an_end_or_measure_is_stopped(
+    build: Any, said: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FROSTLINE_MEMORY_LIMIT", str((8 if build is endless else 2) << 30))
+    with pytest.raises(GraphError, match=said):
+        compare(hostile(tmp_path, build), scaled, time_limit=1.0 if build is endless else 30.0, examples=4)

@@ -199,7 +199,7 @@ def test_a_rule_file_that_cannot_be_read_is_named(tmp_path: pathlib.Path) -> Non
     (tmp_path / "big.rules").write_bytes(b"#" * (2 << 20))
     for name, said in (
         ("latin", "the file is not UTF-8 text"),
-        ("big", "is larger than the"),
+        ("big", "larger than 1,048,576 bytes"),
         ("absent", "no such file"),
     ):
         with pytest.raises(PortError, match=said):

@@ -1,0 +1,1 @@
+"""The endurance campaign (``frostline endure``): damage, kills, full disks, hostile graphs, two runs at once, long runs."""

@@ -22,6 +22,8 @@ from engine.training.step import TrainStep
 
 _BYTES_PER_OPERATION = 55_000  # TensorFlow's own copies of the graph, per operation of the traced micro-batch
 _SLACK = 1.08  # fragmentation of the allocator, as a factor on the activations
+_SLACK_OF_CONVOLUTIONS = 1.15  # the same where many convolutions train, whose tensors and gradients have many sizes
+_MANY = 4  # convolutions; a ViT has one, for its patches
 _HOLES = 1.2  # the same for a pass that keeps nothing: its tensors come and go in many sizes
 _IN_FLIGHT = 0.3  # share of the gradients not yet summed: two threads run ahead of the summation
 _BATCHES_HELD = 3  # the current batch, the next one, and one being prepared
@@ -83,6 +85,8 @@ class Forecaster:
         self._freed = buffers.Buffers(micro.graph, inputs, micro.graph.outputs, kept=False)
         self._kept = self._freed.keep_results()
         self._micro = micro
+        gradients = sum(op.type.endswith("BackpropFilter") for op in micro.backward)
+        self._slack = _SLACK_OF_CONVOLUTIONS if gradients > _MANY else _SLACK
         self.forward, self.operations = len(micro.forward), len(micro.forward) + len(micro.backward)
         self._trained = sum(entry.bytes for entry in selection.trained)
         self._weights = sum(entry.bytes for entry in selection.variables)
@@ -119,7 +123,7 @@ class Forecaster:
             averages=self._averages,
             accumulators=0 if whole else self._trained,
             gradients=gradients,
-            activations=int(_SLACK * max(0, highest - gradients if whole else highest)),
+            activations=int(self._slack * max(0, highest - gradients if whole else highest)),
             batches=_BATCHES_HELD * self._each * batch_size,
             graph=_BYTES_PER_OPERATION * self.operations,
             process=process,

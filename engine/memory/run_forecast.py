@@ -2,7 +2,8 @@
 
 Besides the step of a phase, a run holds the photos that it has decoded and TensorFlow's graphs of everything that was
 called before: the steps of earlier phases, evaluations, and the functions that fill caches. Its peak is that of the
-largest pass: a step, an evaluation or a batch of features; all of them read batches that another thread prepares.
+largest pass (a step, an evaluation or a batch of features; all of them read batches that another thread prepares), and
+what the allocator keeps of the others.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from engine.memory.forecast import Forecast, Forecaster
 _BYTES_PER_OPERATION = 18_000  # of a traced and compiled function without gradients; measured on Keras models
 _CUTTING = 40_000  # per operation of the step: the traces and the functions that a cut at the frost line leaves
 _OPENED = 30_000_000  # what TensorBoard, Matplotlib and the files of a run take once they are opened
+_RETAINED = 0.3  # share of the second largest pass that the allocator has not given back, or not in the right pieces
 _PREPARED = 2  # batches of which another thread holds two stages while it prepares the next one
 
 
@@ -93,7 +95,7 @@ def forecast_phases(
         found.append(
             dataclasses.replace(
                 base,
-                activations=base.activations + max(passes) - passes[0],
+                activations=base.activations + max(passes) - passes[0] + int(_RETAINED * sorted(passes)[-2]),
                 batches=base.batches + ahead + around.images,
                 graph=graph,
             )

@@ -62,7 +62,7 @@ class Checkpoint(Closing):  # TensorFlow's reader closes its files when it is ga
             name = readable_name(key)
             if not (dtype.is_floating or dtype.is_integer or dtype.is_bool or dtype.is_complex):
                 self._others.append(name)
-                if dtype == tf.string and all(_is_held(piece) for piece in self._entries[key].pieces):
+                if dtype in (tf.string, tf.variant) and all(_is_held(piece) for piece in self._entries[key].pieces):
                     self._check_texts(name, self._entries[key])
             elif name in self._keys:
                 raise FileError(f"{self.path}: {name}: the checkpoint has two tensors of this name")
@@ -160,23 +160,25 @@ class Checkpoint(Closing):  # TensorFlow's reader closes its files when it is ga
         return array.byteswap(inplace=True) if self._big_endian else array
 
     def _check_texts(self, name: str, entry: bundle_index.Entry) -> None:
-        """Raises FileError unless texts are as long as they say, which TensorFlow believes.
+        """Raises FileError unless texts or variants are as long as they say, which TensorFlow believes.
 
-        A file has the length of each text as a varint, then a checksum of 4 bytes, then the texts (tensor_bundle.cc).
+        A file has the lengths of texts as varints, then a checksum of 4 bytes, then the texts. Each variant has its own
+        length before it, and its own checksum behind it (tensor_bundle.cc).
         """
+        texts = entry.dtype == tf.string
         for piece in entry.pieces:
-            count = math.prod(piece.shape)
-            length = at = 0
-            if count <= piece.size:
-                with open_file(piece.file) as file:
-                    file.seek(piece.offset)
-                    start = file.read(min(piece.size, 10 * count))
-                with self._damage(name):
-                    for _ in range(count):
-                        more, at = bundle_index.read_varint(start, at)
-                        length += more
-            if at + 4 + length != piece.size or not _is_held(piece):
-                raise FileError(f"{self.path}: {name}: {length:,} bytes of text in a place of {piece.size:,}")
+            count, at, length = math.prod(piece.shape), 0, 0
+            with self._damage(name), open_file(piece.file) as file:
+                for _ in range(count if count <= piece.size else 0):
+                    file.seek(piece.offset + at)
+                    more, read = bundle_index.read_varint(file.read(10))
+                    at += read if texts else read + more + 4
+                    length += more
+            taken = at + length + 4 if texts else at
+            if taken != piece.size or not _is_held(piece):
+                raise FileError(
+                    f"{self.path}: {name}: {taken:,} bytes of {entry.dtype.name} in a place of {piece.size:,}"
+                )
 
     def _check_files(self, name: str) -> None:
         """Raises FileError, before memory is allocated, unless the data files hold the bytes that the index declares."""

@@ -100,6 +100,7 @@ HOSTILE: dict[str, Callable[[], dict[bytes, Any]]] = {
     "a reference": lambda: {b"w": entry([2], dtype=101)},
     "a handle": lambda: {b"w": entry([2], dtype=types_pb2.DT_RESOURCE)},
     "numbers said to be texts": lambda: {b"w": entry([2], dtype=types_pb2.DT_STRING)},
+    "numbers said to be variants": lambda: {b"w": entry([2], dtype=types_pb2.DT_VARIANT)},
     "an unknown dtype": lambda: {b"w": entry([2], dtype=77)},
     "no dtype": lambda: {b"w": entry([2], dtype=0)},
     "overlapping tensors": lambda: {b"v": entry([2]), b"w": entry([2], offset=4)},
@@ -186,3 +187,21 @@ def test_a_hostile_v1_file_is_told(shape: list[int], tmp_path: pathlib.Path) -> 
     (tmp_path / "old.ckpt").write_bytes(table([(b"", made.SerializeToString())]))
     with pytest.raises(FileError):
         read_all(str(tmp_path / "old.ckpt"), open_checkpoint)
+
+
+def test_valid_texts_and_variants_are_set_aside_and_the_numbers_are_read(tmp_path: pathlib.Path) -> None:
+    lists = tf.raw_ops.TensorListReserve(element_shape=[2], num_elements=3, element_dtype=tf.float32)
+    tensors = {
+        "v": tf.constant([1.0, 2.0]),
+        "lists": tf.stack([lists, lists]),
+        "texts": tf.constant(["x" * 300, "", "y"]),
+    }
+    tf.raw_ops.SaveV2(
+        prefix=str(tmp_path / "m"),
+        tensor_names=list(tensors),
+        shape_and_slices=[""] * 3,
+        tensors=list(tensors.values()),
+    )
+    with open_tensors(tmp_path / "m") as source:
+        assert source.names() == ["v"]
+        assert source.read("v").tolist() == [1, 2]

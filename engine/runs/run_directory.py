@@ -111,6 +111,8 @@ class RunDirectory:
     ) -> None:
         out.mkdir(parents=True, exist_ok=True)
         write_flags(out, flags)
+        if resumed:  # a kill may have come between a checkpoint and the end of those that it replaces
+            checkpoint.prune(out / "checkpoints", keeping.keep, last=start.loop.step)
         if not resumed and ledger is None:
             (out / "ledger.json").unlink(missing_ok=True)
         elif not resumed:

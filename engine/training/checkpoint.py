@@ -125,9 +125,12 @@ def save(
     return target
 
 
-def prune(folder: PathLike, keep: int) -> None:
-    """Deletes all numbered checkpoints except the newest ``keep``."""
-    for path in list_checkpoints(folder)[keep:]:
+def prune(folder: PathLike, keep: int, *, last: int | None = None) -> None:
+    """Deletes all numbered checkpoints except the newest ``keep``; those after step ``last`` do not count, and stay."""
+    paths = list_checkpoints(folder)
+    if last is not None:
+        paths = [path for path in paths if path.name <= f"step-{last:08d}.npz"]
+    for path in paths[keep:]:
         path.unlink(missing_ok=True)
 
 

@@ -123,4 +123,6 @@ def _first_difference(one: Any, other: Any, path: str = "") -> str:
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         number = next(number for number, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1])
         return _first_difference(one[number], other[number], f"{path}/{number}")
+    if isinstance(one, dict) and isinstance(other, dict):
+        return f"{path}: only in one of both: {sorted(one.keys() ^ other.keys())}"
     return f"{path}: {str(one)[:60]} and {str(other)[:60]}"

@@ -294,6 +294,17 @@ def test_prune_keeps_the_newest_and_touches_no_other_file(tmp_path: pathlib.Path
     assert (tmp_path / "best.npz").exists()
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_checkpoint_that_could_not_be_read_does_not_push_out_one_that_could(
+    tmp_path: pathlib.Path, keep: int
+) -> None:
+    for step in (10, 20, 30):
+        save(tmp_path, step)
+    checkpoint.prune(tmp_path, keep, last=20)
+    kept = {30, *[20, 10][:keep]}
+    assert {int(path.stem[5:]) for path in checkpoint.list_checkpoints(tmp_path)} == kept
+
+
 # --- a checkpoint of another model ---
 
 

@@ -21,6 +21,7 @@ from engine.data.image_files import ImageFiles, Say, printable
 from engine.data.layout import PARTS, Content, Layout, decide_layout
 from engine.data.part import DataError, Part, Source
 from engine.data.resize import Size
+from engine.reading import describe_kind
 from engine.text import nearest
 
 _ARCHIVE_LEFTOVER = "__MACOSX"  # macOS adds it to zip files
@@ -115,7 +116,8 @@ def _layout(spec: str, folder: pathlib.Path) -> Layout:
         near = _folders(spec, folder.parent) if folder.parent.is_dir() else []
         raise DataError(f"data={spec}: there is no folder {folder}{nearest(folder.name, near)}")
     if not folder.is_dir():
-        raise DataError(f"data={spec}: {folder} is a file; expected a folder with one folder per class")
+        kind = describe_kind(folder.stat().st_mode)
+        raise DataError(f"data={spec}: {folder} is {kind}; expected a folder with one folder per class")
     top = {}
     for name in _folders(spec, folder):
         images = sum(_is_image(entry.name) and not _is_folder(entry) for entry in _entries(spec, folder / name))

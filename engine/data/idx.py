@@ -12,7 +12,7 @@ import zlib
 import numpy as np
 
 from engine.files import FileError, PathLike
-from engine.reading import check_memory, check_regular, open_file
+from engine.reading import check_memory, check_regular, describe_kind, open_file
 
 
 def read_idx(path: PathLike) -> np.ndarray:
@@ -61,10 +61,10 @@ def read_idx_folder(folder: PathLike) -> dict[str, tuple[np.ndarray, np.ndarray]
     the folder does not exist, or a file is missing, damaged or of the wrong rank.
     """
     folder = pathlib.Path(folder)
+    if not folder.exists():
+        raise FileError(f"{folder}: there is no such folder")
     if not folder.is_dir():
-        raise FileError(
-            f"{folder}: {'it is a file; expected a folder' if folder.exists() else 'there is no such folder'}"
-        )
+        raise FileError(f"{folder}: it is {describe_kind(folder.stat().st_mode)}; expected a folder")
     found = {key: _find(folder, stem) for key, stem in _FILES.items()}
     missing = [_names(stem)[0] for key, stem in _FILES.items() if found[key] is None]
     if missing:

@@ -76,6 +76,7 @@ class Forecaster:
 
     Attributes:
         forward, operations: the number of operations in the forward pass, and in all.
+        kernels: the bytes of the model's convolution kernels.
     """
 
     def __init__(self, step: TrainStep, selection: Selection, optimizer: Optimizer, batch: Mapping[str, Any]) -> None:
@@ -90,6 +91,7 @@ class Forecaster:
         self.forward, self.operations = len(micro.forward), len(micro.forward) + len(micro.backward)
         self._trained = sum(entry.bytes for entry in selection.trained)
         self._weights = sum(entry.bytes for entry in selection.variables)
+        self.kernels = sum(entry.bytes for entry in selection.variables if len(entry.shape) == 4)
         self._slots = self._trained * len(optimizer.slots)
         self._averages = self._trained if step.averages is not None else 0
 

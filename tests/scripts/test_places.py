@@ -22,7 +22,7 @@ FILES = {
     "inspect_checkpoint": ["--source=DATA"],
     "audit_graph": ["--graph=DATA"],
     "compare_v1": ["--model=cnn:mini"],
-    "benchmark_cache": ["--quick"],
+    "benchmark_cache": [],
     "benchmark_step": [],
     "benchmark_memory": [],
     "benchmark_accumulation": [],

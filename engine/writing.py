@@ -94,7 +94,7 @@ def write_atomically(path: PathLike, write: Callable[[IO[bytes]], object]) -> No
         _discard(file, temporary)
         raise no_space(counted.full, path, counted.size)
     file.close()
-    flush_folder(path.parent)
+    flush(path.parent)
 
 
 def append_text(path: PathLike, text: str) -> None:
@@ -282,9 +282,9 @@ def _discard(file: IO[bytes], temporary: pathlib.Path) -> None:
         file.close()
 
 
-def flush_folder(folder: PathLike) -> None:
-    """Flushes the names in a folder to disk."""
-    number = os.open(folder, os.O_RDONLY)
+def flush(path: PathLike) -> None:
+    """Flushes a file, or the names in a folder, to disk."""
+    number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)
     finally:

@@ -40,7 +40,8 @@ cli.define_flags(
 
 
 def main() -> int:
-    from engine.errors import InputError, check_range
+    from engine import writing
+    from engine.errors import check_range
 
     from .endurance import campaign
 
@@ -49,14 +50,13 @@ def main() -> int:
     check_range("seconds", F.seconds, 1)
     check_range("memory_mib", F.memory_mib, 1)
     only = campaign.find_case(F.kinds, F.only) if F.only is not None else None
+    if F.out is not None:
+        writing.check_folder(F.out)
     cli.import_tensorflow(start=False)
     if F.out is None:
         with tempfile.TemporaryDirectory(prefix="endure-") as folder:
             return _run(pathlib.Path(folder), only)
-    try:
-        pathlib.Path(F.out).mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"out={F.out!r}: expected a folder that can be written ({error})") from None
+    pathlib.Path(F.out).mkdir(parents=True, exist_ok=True)
     return _run(pathlib.Path(F.out), only)
 
 

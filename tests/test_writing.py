@@ -1,4 +1,4 @@
-"""Files are replaced whole or not at all: kills, full disks, targets that are no files, leftovers of killed processes."""
+"""Files are replaced whole or not at all: kills, full disks, targets that are not files, leftovers of killed processes."""
 
 from __future__ import annotations
 

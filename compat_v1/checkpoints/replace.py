@@ -98,14 +98,14 @@ def _move_in_between(
             os.link(file, link)
         except OSError:  # a file system without hard links
             shutil.copyfile(file, link)
-            _flush(link)
+            writing.flush(link)
     moved[-1][0].touch()
     other = place / "other.index"
     try:
         other.write_bytes(renumber_shards(index.read_bytes(), count))
     except ValueError as error:
         raise InTheWayError(f"{folder / name}: {error}; choose another prefix") from None
-    _flush(other)
+    writing.flush(other)
     for _, final in moved:
         writing.check_target(folder / final)
     _rename([*moved, (other, f"{name}.index")], folder)
@@ -115,10 +115,10 @@ def _rename(made: Sequence[tuple[pathlib.Path, str]], folder: pathlib.Path) -> N
     """Renames files, the last one when all others are on disk under their names."""
     for file, final in made[:-1]:
         os.replace(file, folder / final)
-    writing.flush_folder(folder)
+    writing.flush(folder)
     file, final = made[-1]
     os.replace(file, folder / final)
-    writing.flush_folder(folder)
+    writing.flush(folder)
 
 
 def _remove_others(folder: pathlib.Path, name: str, *, keep: set[str]) -> None:
@@ -137,14 +137,6 @@ def _count_shards(folder: pathlib.Path, name: str) -> int | None:
         return None
     pieces = [piece for entry in entries.values() for piece in entry.pieces]
     return int(pieces[0].file.name.rpartition("-of-")[2]) if pieces else None
-
-
-def _flush(path: pathlib.Path) -> None:
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def _first_block_size(index: bytes) -> int:

@@ -72,7 +72,7 @@ def write_checkpoint(prefix: PathLike, entries: Sequence[Entry], *, version: Ver
         with writing.explain_no_space(f"{text}", wanted), writing.temporary_folder(folder / own) as place:
             made = (_write_v1 if version == "V1" else _write_v2)(place, name, shards)
             for file, _ in made:
-                _flush(file)
+                writing.flush(file)
             return replace.move_in(made, folder, name, place=place)
     except writing.NoSpaceError:
         raise
@@ -138,14 +138,6 @@ def _tensor(entry: Entry) -> Any:
     value = entry.make()
     with tf.device("CPU:0"):
         return tf.raw_ops.DeepCopy(x=value) if isinstance(value, np.ndarray) else value
-
-
-def _flush(path: pathlib.Path) -> None:
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 @contextlib.contextmanager

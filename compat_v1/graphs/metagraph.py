@@ -58,7 +58,7 @@ class MetaGraph:
         return tuple(found[collection].node_list.value) if collection in found else ()
 
     def variable_names(self, collection: str) -> tuple[str, ...]:
-        """Returns the nodes of the variables in a collection; raises MetaGraphError if an entry is no VariableDef."""
+        """Returns the nodes of the variables in a collection; raises MetaGraphError if an entry is not a VariableDef."""
         return tuple(entry.variable_name.partition(":")[0] for entry in self._entries(collection))
 
     def variables(self) -> list[GraphVariable]:

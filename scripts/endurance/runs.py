@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import json
 import pathlib
 import random
@@ -15,7 +16,7 @@ from .outcomes import Case, Result, conclude
 from .programs import Ended, run_program
 
 
-class Runs:
+class Runs(abc.ABC):
     """What these kinds share: whole runs, to which the others are compared."""
 
     limits = pool.Limits(seconds=400.0, bytes=6 << 30)
@@ -78,8 +79,9 @@ class Runs:
             shutil.rmtree(place, ignore_errors=True)
         return conclude(case, outcome, detail)
 
+    @abc.abstractmethod
     def _perform(self, case: Case, place: pathlib.Path, rng: random.Random) -> tuple[str, str]:
-        raise NotImplementedError
+        """The outcome of a case, and a sentence about it."""
 
     def _run(self, job: Job, place: pathlib.Path, *more: str, **how: Any) -> Ended:
         words = [*job.words(self.shared, place), *more]

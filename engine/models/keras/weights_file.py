@@ -17,7 +17,7 @@ from engine.porting.readers.h5_file import KerasH5
 from engine.porting.readers.h5_trial import check_ends
 from engine.selection.variables import is_keras, name_variables
 from engine.text import listed
-from engine.writing import check_target, explain_no_space, flush_folder, temporary_folder
+from engine.writing import check_target, explain_no_space, flush, temporary_folder
 
 
 def load_weights_file(model: Any, path: PathLike) -> str:
@@ -78,4 +78,4 @@ def save_weights_file(model: Any, path: PathLike) -> None:
         with open(made, "rb") as file:
             os.fsync(file.fileno())
         os.replace(made, path)
-        flush_folder(path.parent)
+        flush(path.parent)

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-EXTRAS ?= cpu,report,weights,dev
+EXTRAS ?= cpu,report,weights,litert,dev
 # for tests of TF1's own layers; by its dependencies it would install TensorFlow a second time, under another name
 TF_KERAS = tf-keras==2.21.0
 
@@ -41,7 +41,7 @@ format: install ## rewrite with ruff
 lock: install ## compute requirements.lock anew
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/python -m uv pip compile --universal --fork-strategy fewest --python-version 3.11 --no-header --no-annotate \
-	  --extra cpu --extra report --extra weights --extra dev --output-file requirements.lock --upgrade pyproject.toml
+	  --extra cpu --extra report --extra weights --extra litert --extra onnx --extra dev --output-file requirements.lock --upgrade pyproject.toml
 
 wheel: install ## build a wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

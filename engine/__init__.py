@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from engine.audit.training_audit import audit_step as audit_step
     from engine.data.source import open_data as open_data
     from engine.errors import InputError as InputError
+    from engine.export.run import export_savedmodel as export_savedmodel
     from engine.models.registry import build_model as build_model
     from engine.models.weights import load_weights as load_weights
+    from engine.recipes.apply_delta import apply_delta as apply_delta
     from engine.recipes.config import FinetuneConfig as FinetuneConfig
     from engine.recipes.finetune import finetune as finetune
     from engine.recipes.task import Task as Task
@@ -43,8 +45,10 @@ _HOMES = {
     "engine.audit.training_audit": ("audit_step",),
     "engine.data.source": ("open_data",),
     "engine.errors": ("InputError",),
+    "engine.export.run": ("export_savedmodel",),
     "engine.models.registry": ("build_model",),
     "engine.models.weights": ("load_weights",),
+    "engine.recipes.apply_delta": ("apply_delta",),
     "engine.recipes.config": ("FinetuneConfig",),
     "engine.recipes.finetune": ("finetune",),
     "engine.recipes.task": ("Task",),

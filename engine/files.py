@@ -39,11 +39,15 @@ def write_json(path: PathLike, value: Any) -> None:
 
 
 def write_npz(
-    path: PathLike, arrays: Iterable[tuple[str, np.ndarray]], *, texts: Mapping[str, str] | None = None
+    path: PathLike,
+    arrays: Iterable[tuple[str, np.ndarray]],
+    *,
+    texts: Mapping[str, str] | None = None,
+    packed: Mapping[str, str] | None = None,
 ) -> None:
     """Writes (name, array) pairs one at a time. A bfloat16 array is stored as uint16 under ``name:bfloat16``.
 
-    ``texts`` are further members of the archive by name, such as a checkpoint's state.
+    ``texts`` are further members of the archive by name, such as a checkpoint's state; those of ``packed`` are compressed.
     """
 
     def write(file: IO[bytes]) -> None:
@@ -56,6 +60,8 @@ def write_npz(
                     np.lib.format.write_array(member, array, allow_pickle=False)
             for name, text in (texts or {}).items():
                 archive.writestr(_member(name), text)
+            for name, text in (packed or {}).items():
+                archive.writestr(_member(name), text, zipfile.ZIP_DEFLATED)
 
     write_atomically(path, write)
 

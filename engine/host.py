@@ -106,7 +106,7 @@ def import_tensorflow(*, start: bool = True, keras: bool = True) -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     first = "tensorflow" not in sys.modules
     hidden = [name for name in ("matplotlib", *(() if keras else ("keras.src",))) if name not in sys.modules]
-    with _stderr_on_failure(), _unimportable(hidden):
+    with stderr_on_failure(), _unimportable(hidden):
         import tensorflow as tf
 
         if start:
@@ -128,7 +128,7 @@ def _unimportable(names: list[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _stderr_on_failure() -> Iterator[None]:
+def stderr_on_failure() -> Iterator[None]:
     """Within this scope, what any code writes to stderr is shown only if the scope raises."""
     sys.stderr.flush()
     before = os.dup(2)

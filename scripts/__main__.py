@@ -14,7 +14,10 @@ from . import cli
 
 _MEASURED = "freezing step first_step accumulation cache memory loading porting v1"
 COMMANDS = {
-    "commands": ("finetune", "port_checkpoint", "inspect_checkpoint", "audit_graph", "compare_v1", "endure"),
+    "commands": (
+        *("finetune", "predict", "evaluate", "export", "push_delta", "apply_delta", "diff"),
+        *("port_checkpoint", "inspect_checkpoint", "audit_graph", "compare_v1", "endure"),
+    ),
     "benchmarks": tuple(f"benchmark_{name}" for name in _MEASURED.split()),
     "making the shipped weights": ("make_pretraining_set", "pack_weights"),
 }

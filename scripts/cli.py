@@ -15,7 +15,7 @@ import shlex
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
 from absl import flags
@@ -147,6 +147,23 @@ def _fail(name: str, error: object, code: int, hint: str = "") -> int:
         traceback.print_exc()
     print(f"{name}: {error}" + (f"\n({hint})" if hint else ""), file=sys.stderr)
     return code
+
+
+def name_words(words: Sequence[str], names: Sequence[str], *, switches: Collection[str]) -> list[str]:
+    """A command line whose first words that are neither flags nor values of flags become the values of flags ``names``.
+
+    ``switches`` are the flags after which no value follows.
+
+    Example:
+        >>> name_words(["a.npz", "--show", "3", "b.npz"], ["first", "second"], switches=())
+        ['--first=a.npz', '--show', '3', '--second=b.npz']
+    """
+    named, left = [], list(names)
+    for place, word in enumerate(words):
+        before = words[place - 1] if place else ""
+        value = before.startswith("--") and "=" not in before and before not in switches
+        named.append(word if word.startswith("-") or value or not left else f"--{left.pop(0)}={word}")
+    return named
 
 
 def check_numbers(limits: Mapping[str, tuple[int, int]]) -> None:

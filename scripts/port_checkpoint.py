@@ -21,7 +21,7 @@ F = flags.FLAGS
 
 _DEFAULTS = {
     "channels": 3, "auto": False, "yes": False, "take_ema": False, "adam_step": int, "beta1": 0.9, "beta2": 0.999,
-    "examples": int, "time_limit": 600.0, "tags": list, "seed": 0, "bound": 1e-5, "dry_run": False, "reverse": False, "format": "V2",
+    "examples": int, "time_limit": 600.0, "tags": list, "seed": 0, "bound": 1e-5, "dry_run": False, "reverse": False, "force_base": False, "format": "V2",
 }  # fmt: skip
 cli.define_flags(
     __name__,
@@ -50,6 +50,7 @@ cli.define_flags(
         "dry_run": "Plan and print everything, but write no weights: only ledger.json and proposed rules, if --out is given.",
         "reverse": "Write --source (weights of --target) into a TensorFlow 1 checkpoint, by the same rules in reverse.",
         "base": "With --reverse: the old checkpoint. Tensors that did not change, and those that no rule names, are copied from it bit for bit.",
+        "force_base": "With --reverse: take --base also if it is not what trained.npz belongs to.",
         "graph": "With --reverse: the old graph (.meta); every key that its Saver restores must be in the checkpoint.",
         "format": "With --reverse: the format of the checkpoint.",
         "out": "FILE.npz or FILE.weights.h5; with --reverse, the prefix of a checkpoint. ledger.json is written into the same folder.",
@@ -190,6 +191,8 @@ def _check_flags() -> pathlib.Path | None:
         raise InputError(f"channels={F.channels} also needs --image_size; otherwise the factory chooses both")
     if not F.reverse and (F.base is not None or F.graph is not None or F["format"].value != "V2"):
         raise InputError("base, graph and format are only used with --reverse")
+    if F.force_base and (F.base is None or not F.reverse):
+        raise InputError("force_base is only used with --reverse and --base")
     if F.reverse and (F.slots or F.take_ema or F.verify_graph or F.auto):
         raise InputError("reverse cannot be combined with --slots, --take_ema, --verify_graph or --auto")
     if F.slots is None and F.adam_step is not None:

@@ -48,4 +48,4 @@ def _load(network: Any, rules: Any) -> str:
 
     if F.source.endswith(".weights.h5"):
         return f"{F.source}: {load_weights_file(network, F.source)}"
-    return f"{F.source}, {load_result(network, F.source, rules=rules, base=F.base)}"
+    return f"{F.source}, {load_result(network, F.source, rules=rules, base=F.base, force_base=F.force_base)}"

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import forked
 import numpy as np
@@ -176,3 +177,52 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     path = tmp_path_factory.mktemp("data") / "small.npz"
     np.savez(path, **arrays)
     return path
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """DIR/train, DIR/val and DIR/test with folders of small PNG files: bag, boot and trouser, real images of clothes."""
+    from PIL import Image
+
+    from engine import data
+
+    part = data.open_data("fashion_mnist_mini").train
+    folder = tmp_path_factory.mktemp("used") / "photos"
+    for name, label in (("bag", 8), ("boot", 9), ("trouser", 1)):
+        images = iter(part.read(np.flatnonzero(part.labels == label)[:24])["image"][..., 0])
+        for place, count in (("train", 12), ("val", 7), ("test", 5)):
+            (folder / place / name).mkdir(parents=True)
+            for number in range(count):
+                Image.fromarray(next(images)).save(folder / place / name / f"{name}{number + 1}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photo_run(photos: pathlib.Path) -> Any:
+    """A run of some steps on the photos: cnn:mini at 16x16 pixels."""
+    from tensorflow.python.framework import config  # there is no public way to switch it off again
+
+    from engine import FinetuneConfig, finetune
+    from engine.runs import picture, records
+
+    fields = {
+        "model": "cnn:mini",
+        "weights": "none",
+        "train": "@all",
+        "steps": 12,
+        "batch_size": 12,
+        "image_size": "16",
+    }
+    given = fields | {
+        "data": f"folder:{photos}",
+        "learning_rate": 0.01,
+        "ema": 0.8,
+        "out": str(photos.parent / "run"),
+        "seed": 1,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "draw_curves", lambda *_: None)
+        patch.setattr(picture, "draw", lambda *_: None)
+        result = finetune(FinetuneConfig(**given))  # type: ignore[arg-type]
+    config.disable_op_determinism()
+    return result

@@ -28,6 +28,7 @@ ORDER = (
     "engine.runs",
     "engine.audit",
     "engine.recipes",
+    "engine.export",
     "engine.study",
     "engine",
     "compat_v1",

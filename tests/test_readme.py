@@ -28,6 +28,10 @@ MOST_LINES = {"README.md": 150, "BUILD.md": 60, "CONTRIBUTING.md": 45, "SECURITY
 # Blocks that are not run as they stand, with the reason; the tests named run them in their own way.
 SPECIAL = {
     ("README.md", 0): "an epoch of all examples takes long: test_the_example_of_the_readme_...",
+    **{
+        ("docs/export.md", number): "they need exports: tests/export/test_savedmodel.py, test_tflite.py"
+        for number in range(3)
+    },
     ("docs/from_keras.md", 0): "it is also a script: test_the_script_about_keras_statistics_...",
     ("docs/from_tf1.md", 0): "it needs a graph, build() and an optimizer: test_the_tf1_example_...",
 }
@@ -140,7 +144,11 @@ def flags_of(program: str) -> frozenset[str]:
     assert (ROOT / f"scripts/{program}.py").is_file(), f"there is no program {program}"
     command = [sys.executable, "-m", f"scripts.{program}", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
-    return frozenset(re.findall(r"^  --(?:\[no\])?(\w+)", done.stdout, re.MULTILINE)) | {"help", "helpfull"}
+    return frozenset(re.findall(r"^  --(?:\[no\])?(\w+)", done.stdout, re.MULTILINE)) | {
+        "help",
+        "helpfull",
+        "flagfile",
+    }  # of absl
 
 
 def commands(document: str) -> list[tuple[str, str]]:

@@ -11,9 +11,11 @@ import tensorflow as tf
 
 from compat_v1.checkpoints.reader import open_checkpoint
 from compat_v1.porting.port import Weights, plan_port
-from engine.files import FileError, PathLike
+from engine.files import FileError, Npz, PathLike
 from engine.porting import TensorSource, open_tensors
 from engine.porting.apply import read_values
+from engine.porting.deltas.onto import check_base
+from engine.porting.deltas.record import read_record
 from engine.porting.errors import PortError
 from engine.porting.plan import Assignment, Plan, build_plan
 from engine.porting.rules import detect
@@ -23,15 +25,16 @@ from engine.text import join_some
 from engine.training.checkpoint_names import describe_whole_files, list_checkpoints
 
 
-def load_result(network: Any, source: PathLike, *, rules: Rules, base: str | None) -> str:
+def load_result(network: Any, source: PathLike, *, rules: Rules, base: str | None, force_base: bool = False) -> str:
     """Loads every variable of a network from a run's ``trained.npz``, a checkpoint or other weights; says what it did.
 
     A delta has only what the run trained. The rest is read from a checkpoint of the same run, in which it is as the run
     had it, if the file lies in a run directory; otherwise from ``base``, the old checkpoint, by the ``rules`` that ported
-    it. Nothing keeps its initial value, unless ``rules`` say that the old checkpoint has no place for it.
+    it. Nothing keeps its initial value, unless ``rules`` say that the old checkpoint has no place for it. The rest must be
+    what the delta belongs to (engine.porting.deltas), as far as the delta says so, unless ``force_base`` is True.
 
     Raises:
-        PortError: the file is not of this model, or the rest is nowhere to be found.
+        PortError: the file is not of this model, the rest is nowhere to be found, or it is not the base of the delta.
     """
     path, variables = pathlib.Path(source), name_variables(network)
     grid = getattr(network, "grid", None)
@@ -58,6 +61,11 @@ def load_result(network: Any, source: PathLike, *, rules: Rules, base: str | Non
                         lacking = sorted(set(rest) - {made.entry.path for made in chosen})
                         raise PortError(f"{path}: neither it nor {other.path} has {join_some(lacking)}")
                     _assign(chosen, other)
+                    record = read_record(file) if isinstance(file, Npz) else None
+                    if record is not None and not force_base:
+                        left = {entry.path for entry in variables} - known - set(rest)
+                        given: Any = {"held": known, "base": str(other.path), "ignore": left, "cast": True}
+                        check_base(path, record, variables, **given)
                     said += f"; the other {len(rest)} from {other.path}"
             _assign(plan.assignments, file)
     except FileError as error:

@@ -10,12 +10,12 @@ import tensorflow as tf
 
 from compat_v1.checkpoints.families import Families
 from compat_v1.porting.port import Renamed
-from compat_v1.porting.reverse import KnownShapes, Reverse
 from compat_v1.porting.slots import SlotError, count_steps
 from engine.files import PathLike
 from engine.porting import slot_names
 from engine.porting.plan import find_meant
 from engine.porting.readers.source import TensorSource
+from engine.porting.reverse import KnownShapes, Reverse
 from engine.porting.rules import detect
 from engine.porting.rules.language import Rules
 from engine.porting.rules.transforms import drop_constants

@@ -16,12 +16,12 @@ from compat_v1.checkpoints.reader import open_checkpoint
 from compat_v1.checkpoints.replace import check_form
 from compat_v1.checkpoints.writer import Version
 from compat_v1.graphs import metagraph, saver_keys
-from compat_v1.porting.reverse import KnownShapes, Reverse
 from compat_v1.porting.slots_back import export_slots
 from engine.errors import InputError
 from engine.files import PathLike, write_json
 from engine.porting import open_tensors
 from engine.porting.readers.locate import locate
+from engine.porting.reverse import KnownShapes, Reverse
 from engine.porting.rules.language import Rules
 from engine.selection.variables import name_variables
 

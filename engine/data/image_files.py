@@ -88,6 +88,10 @@ class ImageFiles:
             raise
         return out
 
+    def name(self, number: int) -> str:
+        """The path of an image in the folder, safe to print."""
+        return printable(self._names[number])
+
     def load(self, numbers: np.ndarray) -> None:
         """Decodes those of these images that memory keeps; raises DataError, which names all that are damaged."""
         wanted = np.unique(numbers[numbers < len(self._kept)])
@@ -118,8 +122,7 @@ class ImageFiles:
             raise DataError(f"data={self._spec}: {printable(self._names[number])}: {error}") from None
 
     def _decode(self, number: Any) -> np.ndarray:
-        with _open(self._folder / self._names[number]) as file:
-            image = decode(file.read(), self._size)
+        image = read_image(self._folder / self._names[number], self._size)
         if number < len(self._kept):
             self._kept[number] = image
             self._decoded[number] = True  # after its pixels: other threads read it without a lock
@@ -168,6 +171,12 @@ class ImageFiles:
             f"data={self._spec}: {len(bad)} of {len(self._names)} images cannot be read "
             f"(--bad_images=skip leaves them out):{listed}{more}"
         )
+
+
+def read_image(path: pathlib.Path, size: Size) -> np.ndarray:
+    """Reads an image file as uint8 [height, width, 3] of this (height, width); raises BadImageError, which says why not."""
+    with _open(path) as file:
+        return decode(file.read(), size)
 
 
 def _open(path: pathlib.Path) -> BinaryIO:

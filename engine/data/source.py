@@ -60,6 +60,24 @@ def open_data(
         >>> len(source.train), source.image_shape, source.classes[:2]
         (100, (28, 28, 1), ('T-shirt', 'Trouser'))
     """
+    source = open_undivided(spec, image_size=image_size, bad_images=bad_images, image_cache=image_cache, say=say)
+    if source.eval is source.train:
+        source = _hold_out(source, 0.1 if eval_fraction is None else eval_fraction)
+    elif eval_fraction is not None:
+        raise DataError(f"eval_fraction={eval_fraction}: {spec} has its own evaluation part, so nothing is held out")
+    if train_examples is not None:
+        check_count("train_examples", train_examples)
+        if not 1 <= train_examples <= len(source.train):
+            raise DataError(f"train_examples={train_examples}: expected 1 to {len(source.train)}, all that {spec} has")
+        chosen = np.sort(order.fixed_permutation(len(source.train))[:train_examples])
+        source = replace(source, train=source.train.take(chosen))
+    return source
+
+
+def open_undivided(
+    spec: str, *, image_size: Size | None, bad_images: str, image_cache: int, say: Say = print
+) -> Source:
+    """Opens a data set as ``open_data`` does, without holding anything out: ``eval is train`` if it has no such part."""
     check_source(spec, bad_images=bad_images)
     image_size = check_image_size(image_size)
     kind, _, rest = spec.partition(":")
@@ -77,16 +95,6 @@ def open_data(
         source = open_folder(spec, pathlib.Path(rest), size=size, budget=image_cache, skip_bad=skip, say=say)
     if kind != "folder" and (line := arrays.describe_empty_classes(source)) is not None:
         say(line)
-    if source.eval is source.train:
-        source = _hold_out(source, 0.1 if eval_fraction is None else eval_fraction)
-    elif eval_fraction is not None:
-        raise DataError(f"eval_fraction={eval_fraction}: {spec} has its own evaluation part, so nothing is held out")
-    if train_examples is not None:
-        check_count("train_examples", train_examples)
-        if not 1 <= train_examples <= len(source.train):
-            raise DataError(f"train_examples={train_examples}: expected 1 to {len(source.train)}, all that {spec} has")
-        chosen = np.sort(order.fixed_permutation(len(source.train))[:train_examples])
-        source = replace(source, train=source.train.take(chosen))
     return source
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,9 +15,11 @@ from engine.data import Normalise
 from engine.data.class_names import read_class_names
 from engine.errors import InputError
 from engine.files import PathLike
+from engine.models.delta_weights import list_head, put_deltas
 from engine.models.head_classes import HeadClasses, compare_classes, compare_own_classes
 from engine.models.images import scale_images
 from engine.models.spec import Model
+from engine.porting.deltas.chain import WORDS, parse_chain
 from engine.selection.variables import is_keras, name_variables
 from engine.text import join_words
 
@@ -32,12 +34,17 @@ class LoadedWeights:
         images: the preprocessing that the file's weights expect, a name in ``engine.models.IMAGES``; None where they
             do not say, or where the user chose one.
         classes: the classes of the head in the file and in the data; None where they were not compared.
+        base, deltas: what was loaded, and the deltas that were put onto it.
+        head_from: the file that the head was read from by rules; None if no such file has it.
     """
 
     text: str
     ledger: porting.Ledger | None = None
     images: str | None = None
     classes: HeadClasses | None = None
+    base: str = ""
+    deltas: tuple[str, ...] = ()
+    head_from: str | None = None
 
 
 def load_weights(
@@ -47,6 +54,7 @@ def load_weights(
     rules: PathLike | None = None,
     image_shape: tuple[int, int, int] | None = None,
     classes: Sequence[str] | None = None,
+    force_base: bool = False,
 ) -> LoadedWeights:
     """Loads weights into a model, from every file that ``finetune`` takes.
 
@@ -56,7 +64,8 @@ def load_weights(
             expect and the model's name does not.
         weights: ``"auto"`` (the weights that ship with the model, or ImageNet's where they are already on this machine;
             random ones where there are none), ``"none"`` (random), ``"imagenet"`` (``keras:`` models; Keras downloads
-            them), or a file: an .npz, safetensors, Keras or HDF5 file, or a TensorFlow checkpoint.
+            them), or a file: an .npz, safetensors, Keras or HDF5 file, or a TensorFlow checkpoint. ``BASE+DELTA`` puts
+            what a run trained (``trained.npz``) onto any of them, ``BASE+DELTA+DELTA`` what a second run trained on top.
         rules: which tensor becomes which variable: a rule file, or the name of a shipped one. By default it is chosen
             by the names in the file.
         image_shape: (height, width, channels) of the images, for the message when shipped weights do not fit them, and to
@@ -64,9 +73,11 @@ def load_weights(
         classes: the names of the classes that the outputs stand for, in order. A head is matched with the names in a file:
             reordered, or anew for other classes; ``text`` says so, or that the file names none. Without ``classes``, a
             head is taken as it is, and ``text`` names the classes that the file has.
+        force_base: put a delta also onto weights that it does not belong to.
 
     Raises:
-        PortError: the file cannot be read or does not fit the model, or its classes cannot be matched.
+        PortError: the file cannot be read or does not fit the model, or its classes cannot be matched; or a delta belongs
+            to another base, whose variables the model then has.
         ModelSpecError: with these weights the model expects other images than ``model.normalise`` makes.
 
     Example:
@@ -80,17 +91,14 @@ def load_weights(
         shape = image_shape or _input_shape(model.network)
         if shape is None:
             raise InputError("image_shape=None: expected (height, width, channels), with which classes are matched")
-        return load_for_classes(model, weights, tuple(classes), rules=rules, image_shape=shape)
-    loaded = load_as_it_is(model, weights, rules=rules, image_shape=image_shape)
-    given = read_class_names(weights) if loaded.ledger is not None and pathlib.Path(weights).is_file() else None
-    if given is None or not any(_is_of_head(model, entry.target) for entry in loaded.ledger.loaded):  # type: ignore[union-attr]
+        return load_for_classes(model, weights, tuple(classes), rules=rules, image_shape=shape, force_base=force_base)
+    loaded = load_as_it_is(model, weights, rules=rules, image_shape=image_shape, force_base=force_base)
+    holder = loaded.head_from
+    given = read_class_names(holder) if holder is not None and pathlib.Path(holder).is_file() else None
+    if given is None:
         return loaded
     said = f"its head is for {join_words(given)}, in this order; classes= matches it with those of the data"
     return replace(loaded, text=f"{loaded.text}; {said}")
-
-
-def _is_of_head(model: Model, path: str) -> bool:
-    return "head" in name_variables(model.network).by_path()[path].groups
 
 
 def _input_shape(network: Any) -> tuple[int, int, int] | None:
@@ -101,12 +109,47 @@ def _input_shape(network: Any) -> tuple[int, int, int] | None:
 
 
 def load_as_it_is(
-    model: Model, weights: PathLike, *, rules: PathLike | None, image_shape: tuple[int, int, int] | None
+    model: Model,
+    weights: PathLike,
+    *,
+    rules: PathLike | None,
+    image_shape: tuple[int, int, int] | None,
+    force_base: bool = False,
 ) -> LoadedWeights:
     """Does what ``load_weights`` does, without a look at the classes of a head: what the outputs of a regression need."""
-    name = str(weights)
+    load = functools.partial(_load_base, model, rules=rules, image_shape=image_shape)
+    return _load_chain(model, weights, load, classes=None, image_shape=image_shape, force_base=force_base)
+
+
+def _load_chain(
+    model: Model,
+    weights: PathLike,
+    load_base: Callable[[str], LoadedWeights],
+    *,
+    classes: Sequence[str] | None,
+    image_shape: tuple[int, int, int] | None,
+    force_base: bool,
+) -> LoadedWeights:
+    """Loads a base, and puts deltas onto it if there are any."""
+    chain = parse_chain(weights)
+    head = {entry.path: entry.variable.numpy() for entry in list_head(model)} if chain.deltas else {}
+    loaded = replace(load_base(chain.base), base=chain.base, deltas=chain.deltas)
+    if not chain.deltas:
+        return loaded
+    put = put_deltas(model, chain, head, classes=classes, image_shape=image_shape, force=force_base)
+    _refresh(model)
+    text = "; ".join([loaded.text, *put.texts])
+    return replace(
+        loaded, text=text, classes=put.classes or loaded.classes, head_from=put.head_from or loaded.head_from
+    )
+
+
+def _load_base(
+    model: Model, weights: str, *, rules: PathLike | None, image_shape: tuple[int, int, int] | None
+) -> LoadedWeights:
+    name = weights
     if rules is None and model.load is not None and (text := model.load(name)) is not None:
-        if name not in ("auto", "none", "imagenet"):
+        if name not in WORDS:
             _refresh(model)
         return LoadedWeights(text)
     if name == "none":
@@ -131,8 +174,8 @@ def _as_model(network: Any, weights: PathLike) -> Model:
             f"model={type(network).__name__}: expected what build_model returns, a Keras model or a tf.Module"
         )
     name = type(network).__name__
-    if str(weights) in ("auto", "none", "imagenet"):
-        raise porting.PortError(f"weights={str(weights)!r}: {name} is a bare network; expected a file")
+    if (base := parse_chain(weights).base) in WORDS:
+        raise porting.PortError(f"weights={base!r}: {name} is a bare network; expected a file")
     load = None
     if is_keras(network):
         from engine.models.keras.weights import load_weights as load_keras
@@ -149,7 +192,9 @@ def _ported(model: Model, file: pathlib.Path, ledger: porting.Ledger) -> LoadedW
     images = None if model.images_chosen else ledger.images
     if images is not None:
         model.normalise = scale_images(images)
-    return LoadedWeights(f"{file.name}, {ledger.summary()}", ledger, images=images)
+    head = {entry.path for entry in list_head(model)} & {entry.target for entry in ledger.loaded}
+    own = str(file) if head and file != model.shipped_weights else None
+    return LoadedWeights(f"{file.name}, {ledger.summary()}", ledger, images=images, head_from=own)
 
 
 def _refresh(model: Model) -> None:
@@ -166,6 +211,7 @@ def load_for_classes(
     *,
     rules: PathLike | None,
     image_shape: tuple[int, int, int],
+    force_base: bool = False,
 ) -> LoadedWeights:
     """Does what ``load_weights`` does, but matches the head by the names of its classes (empty if the data have none).
 
@@ -173,14 +219,26 @@ def load_for_classes(
     ``text`` says so, and also if the file or the data do not name their classes. Raises PortError, besides, if classes
     differ in a way that cannot be resolved.
     """
-    if str(weights) in ("auto", "none", "imagenet"):
-        loaded = load_as_it_is(model, weights, rules=rules, image_shape=image_shape)
-        said = compare_own_classes(model, classes) if str(weights) == "auto" else ""
+    load = functools.partial(_load_base_for_classes, model, classes=classes, rules=rules, image_shape=image_shape)
+    return _load_chain(model, weights, load, classes=classes, image_shape=image_shape, force_base=force_base)
+
+
+def _load_base_for_classes(
+    model: Model,
+    weights: str,
+    *,
+    classes: Sequence[str],
+    rules: PathLike | None,
+    image_shape: tuple[int, int, int],
+) -> LoadedWeights:
+    if weights in WORDS:
+        loaded = _load_base(model, weights, rules=rules, image_shape=image_shape)
+        said = compare_own_classes(model, classes) if weights == "auto" else ""
         return replace(loaded, text=loaded.text + (f"; {said}" if said else ""))
     own = rules is not None and str(rules) != "frostline"
     found = compare_classes(model, weights, classes, image_shape=image_shape, own_rules=own)
     if found.match is None:
-        loaded = load_as_it_is(model, weights, rules=rules, image_shape=image_shape)
+        loaded = _load_base(model, weights, rules=rules, image_shape=image_shape)
     else:
         with porting.open_tensors(weights) as source:
             ledger = porting.load(model.network, found.view(source), rules)

@@ -16,9 +16,10 @@ import numpy as np
 import tensorflow as tf
 
 from engine.files import FileError, PathLike
+from engine.porting.both_sides import Differences
 from engine.porting.errors import PortError
 from engine.porting.ledger import Ledger, Loaded
-from engine.porting.plan import Assignment, Plan, build_plan, take_names
+from engine.porting.plan import ABSENT, Assignment, Plan, build_plan, take_names
 from engine.porting.readers import verify
 from engine.porting.readers.source import TensorSource, open_tensors
 from engine.porting.rules import detect, facts, transforms
@@ -57,6 +58,20 @@ def load(
         raise PortError(str(error)) from None
 
 
+def load_part(variables: ModelVariables, source: TensorSource, *, grid: tuple[int, int] | None = None) -> Ledger:
+    """Assigns those variables of a model that a file of this project holds; the others keep their values.
+
+    Variables of the head of another shape keep theirs too; the ledger has them as fresh. PortError: a tensor does not fit,
+    or is damaged; nothing is assigned then.
+    """
+    rules = detect.get_rules(detect.OWN)
+    plan = build_plan(variables, source, rules, grid=grid)
+    plan = replace(plan, missing=[], fresh={p: why for p, why in plan.fresh.items() if why != ABSENT})
+    if differences := Differences((), tuple(plan.unused), tuple(plan.wrong)):
+        raise PortError(f"{source.path}: the file does not fit the model{differences}")
+    return carry_out(plan, source, rules, variables)
+
+
 def _load(
     variables: ModelVariables, source: TensorSource, rules: Rules | PathLike | None, grid: tuple[int, int] | None
 ) -> Ledger:
@@ -69,6 +84,11 @@ def _load(
     plan = build_plan(variables, source, chosen, grid=grid)
     plan.check(source, chosen)
     fact = facts.check_expected(chosen, source.path)
+    return replace(carry_out(plan, source, chosen, variables), fact=fact)
+
+
+def carry_out(plan: Plan, source: TensorSource, rules: Rules, variables: ModelVariables) -> Ledger:
+    """Assigns what a plan says. Raises FileError or PortError, before anything is assigned, if the file is damaged."""
     if source.checksums:  # a first pass, so that a damaged file changes nothing
         bad = verify.find_damage(
             source, dict.fromkeys(name for assignment in plan.assignments for name in assignment.sources)
@@ -80,7 +100,7 @@ def _load(
             copied = tf.raw_ops.DeepCopy(x=array)
         assignment.entry.variable.assign(copied, read_value=False)
     variables.refresh()
-    return replace(build_ledger(plan, source, chosen), fact=fact)
+    return build_ledger(plan, source, rules)
 
 
 def read_values(

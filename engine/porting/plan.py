@@ -20,6 +20,8 @@ from engine.selection.variables import NamedVariable
 from engine.text import nearest
 from engine.training.checkpoint_names import describe_whole_files
 
+ABSENT = "not in the file"  # why a variable of the head is fresh, if the file has nothing for it
+
 
 @dataclass(frozen=True)
 class Assignment:
@@ -50,7 +52,8 @@ class Plan:
             if self.assignments and self.missing and not self.unused and not self.wrong:
                 hint = (
                     "; if a run wrote it, it holds what the run trained, and a checkpoint of the run is whole "
-                    f"({describe_whole_files(source.path.parent)})"
+                    f"({describe_whole_files(source.path.parent)}); BASE+{source.path} puts it onto the weights from "
+                    "which the run started"
                 )
             raise PortError(f"{source.path}: the file does not fit the model (rules: {rules.name}){hint}{difference}")
 
@@ -86,7 +89,7 @@ def build_plan(
             taken |= set(sources)
             _fit(plan, Assignment(entry, sources, rule, Target(tuple(entry.variable.shape), grid)), source)
         elif "head" in entry.groups:
-            plan.fresh[entry.path] = "not in the file"
+            plan.fresh[entry.path] = ABSENT
         else:
             plan.missing.append(f"{entry.path} {list(entry.variable.shape)}{_why(absent, names)}")
     _check_lines(rules, matched, names)

@@ -37,7 +37,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 # A resume may change these; all other fields decide the course of a run.
 FREE = {
     *("out", "resume", "log_every", "checkpoint_every", "keep", "keep_best", "histograms"),
-    *("image_cache", "cache_budget", "cache_dir"),
+    *("image_cache", "cache_budget", "cache_dir", "force_base"),
 }
 _TYPES = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,), "tuple[str, ...]": (tuple,)}
 _HYPERPARAMETERS = ("momentum", "nesterov", "beta1", "beta2", "epsilon", "weight_decay", "layer_decay", "clip_norm")
@@ -68,6 +68,7 @@ class FinetuneConfig:
     weights: str = "auto"
     slots: Literal["continue", "fresh"] = "continue"
     rules: str | None = None
+    force_base: bool = False
     data: str = "fashion_mnist_mini"
     image_size: str | None = None
     bad_images: Literal["stop", "skip"] = "stop"
@@ -185,10 +186,13 @@ class FinetuneConfig:
                 f"micro_batches={self.micro_batches}: a step of --batch_size={self.batch_size} examples can be computed "
                 f"in 1 to {self.batch_size} parts"
             )
-        if self.rules is not None and self.weights in ("auto", "none"):
+        base, *deltas = self.weights.split("+")
+        if self.rules is not None and base in ("auto", "none"):
             raise InputError(
-                f"rules={self.rules}: rules say how a file is read, but --weights={self.weights} does not name a file"
+                f"rules={self.rules}: rules say how a file is read, but --weights={base} does not name a file"
             )
+        if self.force_base and not deltas:
+            raise InputError(f"force_base: --weights={self.weights} has no delta; it is used with BASE+DELTA")
         if self.plan == "depth":
             if self.memory_budget is None:
                 raise InputError("plan=depth: --memory_budget must say what has to fit")

@@ -22,10 +22,12 @@ from engine.recipes.config import FinetuneConfig
 from engine.recipes.job import Job
 from engine.recipes.listener import Listener
 from engine.recipes.memory import forecast_job
+from engine.recipes.predictor import Predictor
 from engine.recipes.prepare import prepare_job
 from engine.recipes.task import Task
 from engine.runs import existing
 from engine.runs.picture import Panel
+from engine.runs.records import list_changing
 from engine.runs.run_directory import Keeping, RunDirectory
 from engine.runs.saved_flags import FINGERPRINT
 from engine.seeds import seed_global_generators
@@ -68,6 +70,33 @@ class RunResult:
     def selection(self) -> Selection:
         """The selection of the last phase."""
         return self.stages[-1].selection
+
+    def predictor(self, *, batch_size: int = 64) -> Predictor:
+        """The trained model as a function of images, in batches of at most ``batch_size``.
+
+        It uses the variables as they are now. ``engine.recipes.reopen.open_run(result.out).predictor()`` gives the same
+        later, from the run directory.
+
+        Example:
+            >>> import tempfile
+            >>> from engine import FinetuneConfig, finetune
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     config = FinetuneConfig(train="@head", steps=2, train_examples=64, cache="off", out=f"{folder}/run")
+            ...     result = finetune(config)
+            >>> predictor = result.predictor()
+            >>> images = result.task.source.eval.read(range(3))["image"]
+            >>> predictor(images).shape, predictor.class_names[:2]
+            ((3, 10), ('T-shirt', 'Trouser'))
+        """
+        task = self.task
+        return Predictor(
+            network=self.network,
+            normalise=task.normalise,
+            image_shape=task.source.image_shape,
+            loss=task.loss,
+            class_names=task.class_names or task.source.columns or None,
+            batch_size=batch_size,
+        )
 
 
 def finetune(config: FinetuneConfig, *, listener: Listener | None = None) -> RunResult:
@@ -192,8 +221,10 @@ class _Run:
             ),
             monitor=config.monitor,
             flags=config.to_json(),
+            repeating=job.repeating_flags(),
             ledger=None if ledger is None else ledger.to_json(target=config.model),
-            class_names=job.task.class_names,
+            changing=list_changing(stage.selection for stage in job.stages),
+            data=job.data_facts(),
             say=self.listener.say,
         )
         panels = zip(job.stages, self.decisions, strict=True)

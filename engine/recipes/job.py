@@ -12,6 +12,7 @@ from engine.memory.run_forecast import evaluation_size
 from engine.recipes.config import FinetuneConfig
 from engine.recipes.plan import least_evaluated
 from engine.recipes.task import Task
+from engine.runs.saved_flags import FINGERPRINT, DataFacts
 from engine.training.checkpoint import RunState
 from engine.training.loop import Stage, State
 from engine.training.step import TrainStep
@@ -54,6 +55,31 @@ class Job:
         """The number of examples that are evaluated at once."""
         sizes = self.config.batch_size, self.plan.micro_batch_size
         return evaluation_size(*sizes, at_least=least_evaluated(self.config))
+
+    def data_facts(self) -> DataFacts:
+        """What the data decided about the model, for those who use it without them."""
+        return DataFacts(
+            image_shape=self.task.source.image_shape,
+            outputs=self.task.model.outputs,
+            class_names=self.task.class_names,
+            columns=(self.task.source.columns or None) if self.task.loss == "mse" else None,
+            images=self.task.images,
+            eval_size=self.eval_size,
+            fingerprint=self.settings[FINGERPRINT],
+        )
+
+    def repeating_flags(self) -> dict[str, Any]:
+        """The flags that give the same bits again: what a memory budget decided, which other memory would decide otherwise,
+        stands in its place."""
+        flags, plan = self.config.to_json(), self.plan
+        if self.config.memory_budget is None:
+            return flags
+        size, blocks = plan.micro_batch_size, plan.blocks
+        decided: dict[str, Any] = {"memory_budget": None, "plan": "micro_batches", "remat": plan.remat}
+        decided["micro_batches"] = None if size is None else -(-self.config.batch_size // size)
+        if blocks is not None:
+            decided["phase"] = [f'name=top_{blocks} train="@blocks[-{blocks}:] @head"']
+        return flags | decided
 
     def caveats(self) -> list[str]:
         """What the user should know about how steps are computed, a sentence each."""

@@ -46,7 +46,7 @@ def prepare_job(config: FinetuneConfig, listener: Listener, *, out: pathlib.Path
         listener.say(f"weights: {found[0].path}, {found[1].loop.step} steps trained")
         task = task.with_images(found[1].images)  # as the weights expect them
     else:
-        task = task.with_weights(config.weights, rules=config.rules)
+        task = task.with_weights(config.weights, rules=config.rules, force_base=config.force_base)
         assert task.weights is not None
         listener.say(f"weights: {task.weights.text}")
         if config.resume:
@@ -98,7 +98,9 @@ def _continue_slots(
     config: FinetuneConfig, step: TrainStep, stage: Stage, weights: LoadedWeights, listener: Listener
 ) -> None:
     """Takes over the optimizer slots that the weights file holds for the first phase, and says what it did."""
-    if config.weights != "auto":
+    if weights.deltas:
+        listener.say("slots:   fresh; those of a base belong to values that a delta has changed")
+    elif config.weights != "auto":
         with porting.open_tensors(config.weights) as file:
             seen = file if weights.classes is None else weights.classes.view(file)
             said = porting.continue_from(seen, step.slots, stage.selection, stage.optimizer)

@@ -71,6 +71,7 @@ class Task:
         image_size: str | int | tuple[int, int] | None = None,
         seed: int = 0,
         rules: PathLike | None = None,
+        force_base: bool = False,
         eval_fraction: float | None = None,
         train_examples: int | None = None,
         bad_images: str = "stop",
@@ -85,7 +86,7 @@ class Task:
         Args:
             data, model: a source or its name (``engine.open_data``), and the name of a model (``engine.build_model``).
             weights: as in ``engine.load_weights``; None loads nothing yet (``with_weights`` does so later).
-            head, loss, precision, seed, rules, label_smoothing: as the flags of ``finetune``.
+            head, loss, precision, seed, rules, force_base, label_smoothing: as the flags of ``finetune``.
             image_size: pixels: N, (height, width), or a text such as ``192x256``. By default image files are resized to the
                 size that the model is made for, and other data are left as they are.
             eval_fraction, train_examples, bad_images, image_cache: as in ``engine.open_data``; only with a name.
@@ -132,21 +133,21 @@ class Task:
         )
         task._check_outputs()
         task.train_batches()  # its complaints come before the weights are read
-        return task if weights is None else task.with_weights(weights, rules=rules)
+        return task if weights is None else task.with_weights(weights, rules=rules, force_base=force_base)
 
-    def with_weights(self, weights: PathLike, *, rules: PathLike | None = None) -> Task:
+    def with_weights(self, weights: PathLike, *, rules: PathLike | None = None, force_base: bool = False) -> Task:
         """Loads weights into the network; the task returned gives images as these weights expect them.
 
-        A head is matched by the names of its classes. Raises PortError if the weights cannot be read, or do not fit the
+        A head is matched by the names of its classes; ``force_base`` is as in ``engine.load_weights``. Raises PortError if the weights cannot be read, or do not fit the
         model or the data.
         """
-        given: dict[str, Any] = {"rules": rules, "image_shape": self.source.image_shape}
+        given: dict[str, Any] = {"rules": rules, "image_shape": self.source.image_shape, "force_base": force_base}
         if self.loss == "mse":
             loaded = load_as_it_is(self.model, weights, **given)
         else:
             loaded = load_for_classes(self.model, weights, self.class_names or (), **given)
         self.variables.refresh()
-        if loaded.ledger is not None and (fact := check_forget_biases(loaded.ledger.loaded, pathlib.Path(weights))):
+        if loaded.ledger is not None and (fact := check_forget_biases(loaded.ledger.loaded, pathlib.Path(loaded.base))):
             loaded = dataclasses.replace(loaded, text=f"{loaded.text}; {fact}")
         return dataclasses.replace(self, weights=loaded, images=loaded.images)
 

@@ -19,7 +19,7 @@ from engine.text import join_words
 from engine.training.checkpoint_names import is_checkpoint
 
 _FOLDERS = ("checkpoints", "tensorboard")
-_FILES = ("run.json", "flags.json", "metrics.jsonl", "trained.npz", "ledger.json", "ema.npz", "curves.png", "frostline.png")  # fmt: skip
+_FILES = ("run.json", "flags.json", "flags.cfg", "start.json", "card.md", "metrics.jsonl", "trained.npz", "ledger.json", "ema.npz", "curves.png", "frostline.png")  # fmt: skip
 
 
 class RunDirectoryError(InputError):
@@ -41,6 +41,15 @@ def check_out(out: PathLike, *, resume: bool) -> None:
             writing.check_target(folder / name)
         else:
             writing.check_folder(folder / name)
+
+
+def check_not_of_run(path: PathLike, *, name: str) -> None:
+    """Raises RunDirectoryError, which names the argument ``name``, if a path is that of a file of a run."""
+    path = pathlib.Path(path)
+    folder = path.parent
+    known = path.name in _FILES and any((folder / each).exists() for each in ("run.json", "flags.json"))
+    if known or (folder.name == "checkpoints" and is_checkpoint(path.name)):
+        raise RunDirectoryError(f"{name}={path}: it is a file of a run, and is not overwritten; choose another name")
 
 
 def choose_out(model: str) -> pathlib.Path:

@@ -16,6 +16,8 @@ import tensorflow as tf
 from engine.data.class_names import as_texts
 from engine.files import PathLike, write_bytes, write_json, write_npz
 from engine.host import quantiles
+from engine.porting.deltas.record import as_texts as as_base_text
+from engine.porting.deltas.record import take_record
 from engine.reading import read_file
 from engine.selection.selection import Selection
 from engine.selection.variables import ModelVariables
@@ -165,11 +167,22 @@ def write_trained(
     selections: Iterable[Selection],
     *,
     class_names: Sequence[str] | None = None,
+    began: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes every variable that a phase trained, the statistics that moved with them, and the names of the classes."""
-    paths = {entry.path for selection in selections for entry in (*selection.trained, *selection.moving)}
+    """Writes a delta: every variable that a phase trained, and the statistics that moved with them.
+
+    Beside them are the names of the classes, and the digests of all other variables, its base; ``began`` has the digests
+    of the values from which the run started (engine.porting.deltas.record).
+    """
+    paths = list_changing(selections)
     arrays = ((e.path, e.variable.numpy()) for e in variables if e.path in paths)
-    write_npz(path, arrays, texts=as_texts(class_names))
+    base = as_base_text(take_record(variables, paths, began))
+    write_npz(path, arrays, texts=as_texts(class_names), packed=base)
+
+
+def list_changing(selections: Iterable[Selection]) -> set[str]:
+    """The paths of the variables that selections train, and of the statistics that move with them."""
+    return {entry.path for selection in selections for entry in (*selection.trained, *selection.moving)}
 
 
 def write_run(path: PathLike, value: Mapping[str, Any]) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from engine import files, host
 from engine.memory.forecast import Forecast
-from engine.runs import picture, records
+from engine.runs import card, picture, records, started
 from engine.runs.existing import RunDirectoryError, check_out
-from engine.runs.saved_flags import FINGERPRINT, list_contradictions, write_flags
+from engine.runs.flag_file import write_flag_file
+from engine.runs.saved_flags import FINGERPRINT, DataFacts, list_contradictions, write_flags
 from engine.runs.step_means import StepMeans
 from engine.selection.variables import ModelVariables
 from engine.training import checkpoint, phases
@@ -88,9 +89,11 @@ class RunDirectory:
         resumed: whether ``start`` is a checkpoint's: lines of metrics.jsonl after it are dropped. Otherwise everything
             is dropped that a run left which was killed before its first checkpoint.
         monitor: what "best" means.
-        flags: all flags of the run, which flags.json keeps.
+        flags, data: all flags of the run, and what its data decided, which flags.json keeps. Every weights file keeps the
+            names of the classes.
+        repeating: the flags that give the same bits again, which flags.cfg keeps.
         ledger: the content of ledger.json if a new run's weights were ported; a resume keeps the existing file.
-        class_names: the names of the classes, which every weights file keeps; None if the data have none.
+        changing: the paths of all variables that may change, whose values at the start a delta has digests of.
         say: called with a line when something is left out or looks wrong.
     """
 
@@ -105,18 +108,23 @@ class RunDirectory:
         keeping: Keeping,
         monitor: Monitor,
         flags: Mapping[str, Any],
+        repeating: Mapping[str, Any],
+        data: DataFacts,
         ledger: Mapping[str, Any] | None,
-        class_names: Sequence[str] | None,
+        changing: Collection[str],
         say: Callable[[str], None],
     ) -> None:
         out.mkdir(parents=True, exist_ok=True)
-        write_flags(out, flags)
+        write_flags(out, flags, data=data)
+        write_flag_file(out, repeating)
         if resumed:  # a kill may have come between a checkpoint and the end of those that it replaces
             checkpoint.prune(out / "checkpoints", keeping.keep, last=start.loop.step)
         if not resumed and ledger is None:
             (out / "ledger.json").unlink(missing_ok=True)
         elif not resumed:
             files.write_json(out / "ledger.json", ledger)
+        if not resumed:
+            started.write_start(out, variables, changing)
         self.out = out
         self._step = step
         self._variables = variables
@@ -124,7 +132,7 @@ class RunDirectory:
         self._keeping = keeping
         self._monitor = monitor
         self._say = say
-        self._class_names = class_names
+        self._class_names = data.class_names
         self._began = time.perf_counter()
         self._metrics = records.Metrics(out / "metrics.jsonl", keep_to_step=start.loop.step if resumed else -1)
         self._board = self._tensorboard()
@@ -228,7 +236,7 @@ class RunDirectory:
         code: int,
         reason: str,
     ) -> dict[str, Any]:
-        """Writes trained.npz, curves.png and run.json; returns run.json's content.
+        """Writes trained.npz, curves.png, run.json and card.md; returns run.json's content.
 
         Args:
             outcome, stages, per_epoch: how the loop ended, and what it ran.
@@ -240,6 +248,7 @@ class RunDirectory:
         rows = self._phase_rows(outcome, stages, per_epoch)
         begun = [stage for stage, _ in zip(stages, rows, strict=False)]
         given: dict[str, Any] = {"selections": [stage.selection for stage in begun], "class_names": self._class_names}
+        given["began"] = started.read_start(self.out)
         records.write_trained(self.out / "trained.npz", self._variables, **given)
         if self._step.averages is not None:
             with self._step.evaluating(self._variables):
@@ -273,6 +282,7 @@ class RunDirectory:
             "exit": {"code": code, "reason": reason},
         }
         records.write_run(self.out / "run.json", run)
+        card.write_card(self.out, run, stages=begun, evaluations=outcome.state.evaluations)
         return run
 
     def _phase_rows(self, outcome: Outcome, stages: Sequence[Stage], per_epoch: int) -> list[dict[str, Any]]:

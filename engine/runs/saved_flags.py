@@ -1,10 +1,16 @@
-"""The flags of a run, kept in its folder from the start, so that a resume need not be told them again."""
+"""The flags of a run, and what it found its data to be, kept in its folder from the start.
+
+So a resume need not be told them again, and the model can be used without the data.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import InputError
@@ -19,10 +25,64 @@ _LARGEST = 1 << 24  # bytes
 _HERE_ONLY = ("out", "resume")  # about a call, not about the run
 
 
-def write_flags(out: pathlib.Path, flags: Mapping[str, Any]) -> None:
-    """Writes the flags of a run, as JSON values, into its folder."""
+@dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """What the data of a run decide about its model.
+
+    Attributes:
+        image_shape: (height, width, channels) of the images, before they are normalised.
+        outputs: the number of outputs of the network.
+        class_names: the names of the classes, in the order of the outputs; None if there are none.
+        columns: the names of the columns of targets, for the loss mse; None if there are none.
+        images: the preprocessing that the run's first weights expect; None for that of the model.
+        eval_size: the number of examples that the run evaluates at once.
+        fingerprint: the digest of the training and evaluation data; None if the run did not record it.
+    """
+
+    image_shape: tuple[int, int, int]
+    outputs: int
+    class_names: tuple[str, ...] | None
+    columns: tuple[str, ...] | None
+    images: str | None
+    eval_size: int
+    fingerprint: str | None
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> DataFacts:
+        """The facts from JSON values; raises ValueError or TypeError if they are anything else."""
+        height, width, channels = map(int, given["image_shape"])
+        names, columns = (None if given[key] is None else tuple(given[key]) for key in ("class_names", "columns"))
+        images, fingerprint = given["images"], given["fingerprint"]
+        if not all(
+            text is None or isinstance(text, str) for text in (images, fingerprint, *(names or ()), *(columns or ()))
+        ):
+            raise TypeError("names and digests must be texts")
+        return cls(
+            image_shape=(height, width, channels),
+            outputs=int(given["outputs"]),
+            class_names=names,
+            columns=columns,
+            images=images,
+            eval_size=int(given["eval_size"]),
+            fingerprint=fingerprint,
+        )
+
+
+def write_flags(out: pathlib.Path, flags: Mapping[str, Any], *, data: DataFacts | None = None) -> None:
+    """Writes the flags of a run, as JSON values, and what its data are into its folder."""
     kept = {name: value for name, value in flags.items() if name not in _HERE_ONLY}
-    write_json(out / NAME, {"format": _FORMAT, "flags": kept})
+    facts = {} if data is None else {"data": dataclasses.asdict(data)}
+    write_json(out / NAME, {"format": _FORMAT, "flags": kept, **facts})
+
+
+def read_data_facts(out: pathlib.Path) -> DataFacts | None:
+    """What the data of the run in a folder decided; None if the run did not record it. Raises InputError for damage."""
+    path = out / NAME
+    if not path.is_file():
+        return None
+    with _naming_damage(path):
+        found = json.loads(read_file(path, _LARGEST))
+        return DataFacts.read(found["data"]) if "data" in found else None
 
 
 def read_flags(out: pathlib.Path) -> dict[str, Any] | None:
@@ -33,15 +93,11 @@ def read_flags(out: pathlib.Path) -> dict[str, Any] | None:
     """
     path = out / NAME
     if path.is_file():
-        try:
+        with _naming_damage(path):
             found = json.loads(read_file(path, _LARGEST))
             if found["format"] != _FORMAT:
                 raise ValueError(f"format {found['format']!r}; expected {_FORMAT}")
             return {str(name): value for name, value in found["flags"].items()}
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise InputError(
-                f"{path}: damaged, or of another version ({error}); delete it and give the flags"
-            ) from None
     for each in list_checkpoints(out / "checkpoints"):
         try:
             with Npz(each) as npz:
@@ -50,6 +106,15 @@ def read_flags(out: pathlib.Path) -> dict[str, Any] | None:
         except (FileError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             continue  # the resume itself says of a damaged checkpoint that it is
     return None
+
+
+@contextlib.contextmanager
+def _naming_damage(path: pathlib.Path) -> Iterator[None]:
+    """Makes whatever damaged JSON raises an InputError that names the file."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path}: damaged, or of another version ({error}); delete it and give the flags") from None
 
 
 def list_contradictions(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -152,8 +152,11 @@ def read_newest(folder: PathLike, *, warn: Callable[[str], None]) -> Checkpoint 
     return None
 
 
-def read(path: PathLike) -> Checkpoint:
-    """Reads one checkpoint and verifies every array; raises CheckpointError if it is damaged or of another format."""
+def read(path: PathLike, *, keep: Callable[[str], bool] = lambda name: True) -> Checkpoint:
+    """Reads one checkpoint and verifies every array that ``keep`` says of its name is needed.
+
+    Raises CheckpointError if it is damaged or of another format.
+    """
     try:
         with Npz(path) as npz:
             signed = json.loads(npz.text("state.json"))
@@ -166,7 +169,7 @@ def read(path: PathLike) -> Checkpoint:
                     f"this version resumes only from format {_FORMAT}. Start again, or use the file as weights with "
                     f"--weights={path}"
                 )
-            arrays = {name: npz.read(name) for name in body["digests"]}
+            arrays = {name: npz.read(name) for name in body["digests"] if keep(name)}
             for name, array in arrays.items():
                 if digest(name, array) != body["digests"][name]:
                     raise CheckpointError(f"{path}: {name} does not match its digest")

@@ -12,6 +12,7 @@ import pytest
 
 import engine
 from scripts import __main__ as frostline
+from scripts import cli
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HEAVY = ("tensorflow", "keras", "h5py", "matplotlib")
@@ -33,13 +34,17 @@ for words in json.loads(sys.argv[1]):
         print("code", end.code, [name for name in {HEAVY!r} if name in sys.modules], flush=True)
 """
 # Flags without which a program does not look at the others.
-REQUIRED = {"pack_weights": ["--source=x", "--out=y"], "make_pretraining_set": ["--out=y"]}
+REQUIRED = {"pack_weights": ["--source=x", "--out=y"], "make_pretraining_set": ["--out=y"], "diff": ["a", "b"]}
 # Two mistakes in flags, such as values that no job can have, of the programs that check them before TensorFlow is there.
 MISTAKES: dict[str, list[tuple[str, str]]] = {
     "finetune": [("--steps=0", "steps=0"), ("--seed=-1", "seed=-1")],
+    "export": [("--format=keras", "run=None"), ("--quantize=int4", "quantize")],
+    "push_delta": [("--to=x", "delta=None"), ("--delta=x", "to=None")],
     "port_checkpoint": [("--source=x", "target=None"), ("--target=vit:mini", "source=None")],
     "inspect_checkpoint": [("--merge_parts", "source=None"), ("--filter=(", "source=None")],
     "audit_graph": [("--train_op=x", "graph=None"), ("--out=x/y/z", "graph=None")],
+    "predict": [("--top=2", "run, model: expected one"), ("--run=x", "images: expected a folder")],
+    "evaluate": [("--out=x", "run, model: expected one"), ("--model=vit:mini", "data: expected the name")],
     "pack_weights": [("--source=x", "out"), ("--out=x", "source")],
     "make_pretraining_set": [("--source=x", "out"), ("--classes=1", "out")],
 }
@@ -121,6 +126,15 @@ def test_help_and_mistakes_are_answered_without_tensorflow(program: str) -> None
     assert f"{name}: unexpected argument 'word'; expected only --flags" in err
     for _, said in MISTAKES.get(program, []):
         assert said in err
+
+
+def test_words_are_named_where_no_flag_takes_them() -> None:
+    def named(*words: str) -> list[str]:
+        return cli.name_words(words, ["first", "second"], switches=("--force_base",))
+
+    assert named("a", "b") == ["--first=a", "--second=b"]
+    assert named("--show=3", "a", "--out", "x.json", "b") == ["--show=3", "--first=a", "--out", "x.json", "--second=b"]
+    assert named("--force_base", "a", "b", "c") == ["--force_base", "--first=a", "--second=b", "c"]
 
 
 def test_resume_with_a_folder_is_answered_with_the_command_to_type() -> None:

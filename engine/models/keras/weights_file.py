@@ -67,14 +67,23 @@ def save_weights_file(model: Any, path: PathLike) -> None:
 
     Raises TargetError or NoSpaceError as ``engine.writing.write_atomically``.
     """
+    _save(model, path, "save_weights", ".weights.h5")
+
+
+def save_model_file(model: Any, path: PathLike) -> None:
+    """Saves a whole Keras model as a .keras file, which is then complete or unchanged; raises as ``save_weights_file``."""
+    _save(model, path, "save", ".keras")
+
+
+def _save(model: Any, path: PathLike, method: str, kind: str) -> None:
     path = pathlib.Path(path)
     if not is_keras(model):
-        raise FileError(f"{path}: only a Keras model can be saved as .weights.h5; use the name of an .npz file")
+        raise FileError(f"{path}: only a Keras model can be saved as {kind}; use the name of an .npz file")
     check_target(path)
     wanted = sum(entry.size * entry.variable.dtype.size for entry in name_variables(model))
     with explain_no_space(path, wanted), temporary_folder(path) as place:
         made = place / path.name
-        model.save_weights(made)
+        getattr(model, method)(made)
         with open(made, "rb") as file:
             os.fsync(file.fileno())
         os.replace(made, path)

@@ -19,7 +19,7 @@ from engine.porting.readers.closing import Closing
 from engine.reading import check_memory, check_names, open_file
 
 _MOST_HEADER = 1 << 24  # bytes; a header takes about 100 for each tensor
-_DTYPES: dict[str, Any] = {
+DTYPES: dict[str, Any] = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16,
     "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2,
     "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
@@ -31,13 +31,14 @@ class Safetensors(Closing):
     """A safetensors file as a TensorSource (engine.porting.readers.source).
 
     Raises FileError if the file is truncated, or if its header is not JSON, names a tensor twice, or does not account
-    for every byte of the file.
+    for every byte of the file. ``metadata`` are the texts beside the tensors, such as ``{"format": "pt"}``.
     """
 
     checksums = False  # the format has none
 
     def __init__(self, path: PathLike) -> None:
         self.path = pathlib.Path(path)
+        self.metadata: dict[str, str] = {}
         self._tensors: dict[str, tuple[np.dtype[Any], tuple[int, ...], int]] = {}  # dtype, shape, position
         try:
             self._file = open_file(self.path).detach()  # unbuffered
@@ -113,7 +114,9 @@ class Safetensors(Closing):
             self._damaged(f"its header is not JSON ({str(error)[:100]})")
         if not isinstance(header, dict):
             self._damaged("its header is not a JSON object")
-        header.pop("__metadata__", None)
+        given = header.pop("__metadata__", None)
+        if isinstance(given, dict):
+            self.metadata = {key: text for key, text in given.items() if isinstance(text, str)}
         ranges = []
         for name, entry in header.items():
             dtype, shape, begin, end = self._believable(name, entry)
@@ -134,13 +137,13 @@ class Safetensors(Closing):
         if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= set(entry):
             self._damaged(f"{name}: its entry lacks dtype, shape or data_offsets")
         kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if not isinstance(kind, str) or kind not in _DTYPES:
-            self._damaged(f"{name}: dtype {kind!r} is not supported; expected one of {', '.join(_DTYPES)}")
+        if not isinstance(kind, str) or kind not in DTYPES:
+            self._damaged(f"{name}: dtype {kind!r} is not supported; expected one of {', '.join(DTYPES)}")
         if not _naturals(shape) or len(shape) > 32:
             self._damaged(f"{name}: {str(shape)[:80]!r} is not a valid shape")
         if not _naturals(offsets) or len(offsets) != 2:
             self._damaged(f"{name}: {str(offsets)[:80]!r} is not a valid pair of data_offsets")
-        dtype, (begin, end) = np.dtype(_DTYPES[kind]), offsets
+        dtype, (begin, end) = np.dtype(DTYPES[kind]), offsets
         if end - begin != (wanted := math.prod(shape) * dtype.itemsize):
             self._damaged(f"{name}: {kind} {shape} takes {wanted} bytes, but its data_offsets span {end - begin}")
         return dtype, tuple(shape), begin, end

@@ -17,11 +17,12 @@ from compat_v1.checkpoints.writer import ExportError
 from compat_v1.examples import musicnn_vgg, pnet
 from compat_v1.graphs import extract, metagraph, saver_keys
 from compat_v1.graphs.original import Original
+from compat_v1.porting.known_shapes import known_from_graph
 from compat_v1.porting.parity import compare_outputs, make_feeds
-from compat_v1.porting.reverse import KnownShapes, Reverse
 from engine import porting
 from engine.files import FileError
 from engine.porting import PortError
+from engine.porting.reverse import KnownShapes, Reverse
 from engine.porting.rules import language
 from engine.selection.variables import name_variables
 
@@ -278,7 +279,7 @@ def test_without_a_base_names_and_shapes_come_from_the_graph_or_the_rules(tmp_pa
             v1.get_variable(name, initializer=tf.constant(array), use_resource=True)
         v1.train.Saver()
         meta = v1.train.export_meta_graph(saver_def=v1.train.Saver().as_saver_def())
-    known = KnownShapes.from_graph(meta, "old.meta")
+    known = known_from_graph(meta, "old.meta")
     assert {name: (known.shape(name), known.dtype(name)) for name in known.names()} == {
         name: (array.shape, array.dtype) for name, array in STORED.items()
     }
@@ -323,7 +324,7 @@ def test_what_cannot_go_back_names_the_line(tmp_path: pathlib.Path, save: Save) 
         v1.get_variable("qk", [6, 4], use_resource=True)
         meta = v1.train.export_meta_graph(saver_def=v1.train.Saver().as_saver_def())
     with pytest.raises(PortError, match="only a part of qk is in the model; give a base that has the rest"):
-        Reverse(model, part, KnownShapes.from_graph(meta, "old.meta"))
+        Reverse(model, part, known_from_graph(meta, "old.meta"))
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import tensorflow as tf
 
 from compat_v1.checkpoints.families import group_families
 from compat_v1.porting.port import Weights, plan_port
-from compat_v1.porting.reverse import Reverse
 from engine import porting
 from engine.porting.proposals.propose import list_entries, propose
+from engine.porting.reverse import Reverse
 from engine.porting.rules.language import parse_rules
 from engine.selection.variables import name_variables
 

@@ -12,6 +12,8 @@ import tensorflow as tf
 from compat_v1.porting.run_result import load_result
 from engine.porting import PortError
 from engine.porting.rules.language import parse_rules
+from engine.runs.records import write_trained
+from engine.selection.selection import select
 from engine.selection.variables import name_variables
 from engine.training import checkpoint
 
@@ -61,6 +63,29 @@ def test_what_a_delta_lacks_comes_from_the_base(base: Any, tmp_path: pathlib.Pat
     assert said == f"{len(trained)} variables; the other {4 - len(trained)} from {prefix}"
     for name, value in values(net).items():
         np.testing.assert_array_equal(value, (old | delta)[name], name)
+
+
+def test_another_base_than_that_of_the_delta_is_refused(base: Any, tmp_path: pathlib.Path) -> None:
+    prefix, old = base
+    net = Net()
+    for entry in name_variables(net):
+        entry.variable.assign(old[entry.path])
+    selection = select(net, "head/.*")
+    write_trained(tmp_path / "trained.npz", selection.variables, [selection])
+    assert load_result(Net(), tmp_path / "trained.npz", rules=RULES, base=prefix)
+    net.body.kernel.assign_add(tf.ones_like(net.body.kernel))
+    write_trained(tmp_path / "trained.npz", selection.variables, [selection])
+    with pytest.raises(PortError, match=r"what differs \(1\): body/kernel: other values"):
+        load_result(Net(), tmp_path / "trained.npz", rules=RULES, base=prefix)
+    assert load_result(Net(), tmp_path / "trained.npz", rules=RULES, base=prefix, force_base=True)
+    # what the old checkpoint has no place for is not compared
+    rules = parse_rules(
+        "(body|head)/kernel <- net/\\1/kernel\nfresh body/bias\nfresh head/bias\nskip .*/bias\n", name="some.rules"
+    )
+    net.body.kernel.assign(old["body/kernel"])
+    net.body.bias.assign_add(tf.ones_like(net.body.bias))
+    write_trained(tmp_path / "trained.npz", selection.variables, [selection])
+    assert load_result(Net(), tmp_path / "trained.npz", rules=rules, base=prefix)
 
 
 def test_whole_weights_and_a_checkpoint_need_no_base(tmp_path: pathlib.Path) -> None:

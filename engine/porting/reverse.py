@@ -1,4 +1,4 @@
-"""Turns ported weights back into tensors of the old checkpoint, by the rules read from right to left.
+"""Turns a model's weights back into the tensors of the file that they came from, by the rules read from right to left.
 
 A tensor is changed only where the value of its variable is not what the rule makes from the base. So a weight that did
 not change keeps its bits, whatever the transforms, and only those that changed must be inverted.
@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from compat_v1.graphs import saver_keys
-from compat_v1.graphs.endpoints import shape_of
 from engine.files import FileError, PathLike
 from engine.porting.errors import PortError
 from engine.porting.plan import Assignment, Plan, build_plan
@@ -35,7 +33,7 @@ _COMPARED = 1 << 22  # the number of elements to compare at a time
 class KnownShapes(Closing):
     """A TensorSource of zeros, for tensors of which only shapes and dtypes are known.
 
-    ``from_graph`` takes them from an old graph, ``from_rules`` from the rules alone.
+    ``from_rules`` takes them from the rules alone; ``compat_v1.porting.known_shapes`` from an old graph.
     """
 
     checksums = False
@@ -43,19 +41,6 @@ class KnownShapes(Closing):
     def __init__(self, specs: Mapping[str, Spec], path: PathLike = "no base") -> None:
         self._specs = dict(specs)
         self.path = pathlib.Path(path)
-
-    @classmethod
-    def from_graph(cls, meta: Any, path: PathLike) -> KnownShapes:
-        """Takes what the Saver of a MetaGraphDef restores, as far as its variables state shapes."""
-        nodes = {node.name: node for node in meta.graph_def.node}
-        specs = {}
-        for each in saver_keys.list_wanted(meta):
-            node = nodes.get(each.variable)
-            shape = each.part.full if each.part is not None else shape_of(node) if node is not None else None
-            if shape is not None and None not in shape and each.dtype is not None:
-                dtype = np.dtype(each.dtype.base_dtype.as_numpy_dtype)
-                specs[each.key] = Spec(tuple(int(length or 0) for length in shape), dtype)
-        return cls(specs, path)
 
     @classmethod
     def from_rules(cls, variables: ModelVariables, rules: Rules) -> KnownShapes:
@@ -92,11 +77,12 @@ class KnownShapes(Closing):
 
 
 class Reverse:
-    """A model's weights under the names of its old checkpoint, read one at a time.
+    """A model's weights under the names of the file that they came from, read one at a time.
 
-    ``rules`` are those that ported the checkpoint; ``base`` is the checkpoint, with partitioned tensors whole, or
+    ``rules`` are those that ported the file; ``base`` is the file (of a checkpoint, with partitioned tensors whole), or
     ``KnownShapes`` if there is none. ``left_out`` has the variables that have no place in the checkpoint, with the
-    reason, and ``changed`` the tensors read so far whose values differ from those of the base. Raises PortError if the
+    reason, ``changed`` the tensors read so far whose values differ from those of the base, and ``rounded`` the variables
+    whose values lost digits, since the base has a smaller dtype. Raises PortError if the
     rules do not fit the model and the base, or a variable has no place in the checkpoint.
     """
 
@@ -120,6 +106,7 @@ class Reverse:
             )
         self.left_out = dict(plan.fresh)
         self.changed: list[str] = []
+        self.rounded: list[str] = []
         self._base = base
         self._by_source = _group_by_source(plan)
         if isinstance(base, KnownShapes):
@@ -176,10 +163,17 @@ class Reverse:
         def read(number: int) -> np.ndarray:
             return array if assignment.sources[number] == name else self._base.read(assignment.sources[number])
 
+        value = _value(assignment)
+        with np.errstate(over="ignore"):
+            narrow = value.astype(self._base.dtype(name)).astype(value.dtype)
+        if not _same(narrow, value):
+            if not np.isfinite(narrow[np.isfinite(value)]).all():
+                raise PortError(
+                    f"{assignment.entry.path}: its values do not fit {self._base.dtype(name).name}, the base's dtype"
+                )
+            self.rounded.append(assignment.entry.path)
         try:
-            found = invert_transforms(
-                _value(assignment), specs, assignment.rule.transforms, assignment.target, read=read
-            )
+            found = invert_transforms(value, specs, assignment.rule.transforms, assignment.target, read=read)
         except ValueError as error:
             raise PortError(f"{assignment.rule.where}: {assignment.entry.path} has changed, and {error}") from None
         return found[assignment.sources.index(name)]

@@ -1,0 +1,77 @@
+"""Runs a TFLite model in the LiteRT interpreter (the package ai-edge-litert, extra ``litert``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from engine import host
+from engine.errors import InputError
+from engine.export.checking import ExportError
+from engine.export.subject import Subject, read_images
+from engine.selection.variables import NamedVariable
+
+
+def import_litert() -> Any:
+    """The module of the interpreter; raises InputError if the package is missing."""
+    try:
+        from ai_edge_litert import interpreter
+    except ImportError as error:
+        raise InputError(
+            "format=tflite: a TFLite model is checked in the LiteRT interpreter, and the package ai-edge-litert is missing "
+            f"({error}); pip install 'frostline[litert]' installs it"
+        ) from None
+    return interpreter
+
+
+def open_model(content: bytes, *, threads: int = 1) -> Any:
+    """An interpreter for a TFLite model, with its tensors allocated."""
+    with host.stderr_on_failure():  # it says which delegate it creates
+        found = import_litert().Interpreter(model_content=content, num_threads=threads)
+        found.allocate_tensors()
+    return found
+
+
+def open_runner(content: bytes) -> Callable[[np.ndarray], np.ndarray]:
+    """A TFLite model as a function from float images [B, height, width, channels] to outputs, an image at a time."""
+    interpreter = open_model(content)
+    serve = interpreter.get_signature_runner("serving_default")
+    (name,) = interpreter.get_signature_list()["serving_default"]["outputs"]
+
+    def run(images: np.ndarray) -> np.ndarray:
+        return np.concatenate([serve(images=image[None])[name] for image in images])
+
+    return run
+
+
+def check_update(
+    content: bytes, subject: Subject, entries: Sequence[NamedVariable], arguments: Mapping[str, str]
+) -> None:
+    """Gives a new interpreter other values through ``load_delta``, and compares it with the model that has the same.
+
+    Raises ExportError if the outputs differ, or do not change.
+    """
+    interpreter = open_model(content)
+    serve, load = (interpreter.get_signature_runner(name) for name in ("serving_default", "load_delta"))
+    before = {entry.path: entry.variable.numpy() for entry in entries}
+    others = {path: (value * np.float32(0.5)).astype(value.dtype) for path, value in before.items()}
+    image = read_images(subject.examples, np.arange(1))
+    load(**{arguments[path]: value for path, value in others.items()})
+    found = serve(images=image)[subject.output]
+    try:
+        for entry in entries:
+            entry.variable.assign(others[entry.path])
+        expected = subject.forward(tf.constant(image)).numpy()
+    finally:
+        for entry in entries:
+            entry.variable.assign(before[entry.path])
+    original = subject.forward(tf.constant(image)).numpy()
+    error = float(np.abs(found - expected).max())
+    if not error <= 0.05 * max(float(np.abs(original - expected).max()), 1e-3):
+        raise ExportError(
+            f"updatable: after load_delta, an output differs by {error:.3g} from the model's with the same variables; nothing "
+            "is written"
+        )

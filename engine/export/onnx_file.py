@@ -1,0 +1,75 @@
+"""An ONNX file, where the packages tf2onnx and onnxruntime are installed and fit this TensorFlow."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from engine import host
+from engine.errors import InputError
+from engine.export.checking import ExportError
+from engine.export.subject import Subject
+
+_OPSET = 17  # the first with LayerNormalization; onnxruntime has read it since 1.12
+
+
+def check_packages() -> None:
+    """Raises InputError if a package is missing, or tf2onnx cannot be imported beside this TensorFlow and NumPy."""
+    for module, package, use in (
+        ("tf2onnx", "tf2onnx", "converts"),
+        ("onnxruntime", "onnxruntime", "checks what is written"),
+    ):
+        try:
+            with host.stderr_on_failure():
+                __import__(module)
+        except ImportError as error:
+            raise InputError(
+                f"format=onnx: the package {package}, which {use}, is missing or does not fit ({error}); pip install "
+                "'frostline[onnx]' installs it. --format=tflite and savedmodel need no other package"
+            ) from None
+        except Exception as error:  # it uses names that another NumPy or TensorFlow no longer has
+            raise InputError(f"format=onnx: {_versions()} do not fit together: {error}") from None
+
+
+def save_onnx(subject: Subject, path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
+    """Writes the network with its normalisation as ONNX; returns a function from float images to its outputs.
+
+    Its input ``images`` is float32 [B, height, width, channels] in [0, 1]. Raises ExportError if tf2onnx cannot convert it.
+    """
+    import onnxruntime
+    import tf2onnx
+
+    serve = tf.function(
+        lambda images: {subject.output: subject.forward(images)},
+        input_signature=[subject.image_spec],
+        autograph=False,
+    )
+    try:
+        with host.stderr_on_failure():
+            tf2onnx.convert.from_function(
+                serve, input_signature=[subject.image_spec], opset=_OPSET, output_path=str(path)
+            )
+            session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # tf2onnx raises whatever its handlers raise
+        raise ExportError(f"{subject.model}: {_versions()} cannot convert it: {str(error)[:300]}") from error
+    given = session.get_inputs()[0].name
+
+    def run(images: np.ndarray) -> Any:
+        return session.run(None, {given: images})[0]
+
+    return run
+
+
+def _versions() -> str:
+    found = []
+    for package in ("tf2onnx", "onnxruntime", "numpy"):
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"{package} (missing)")
+    return f"{', '.join(found)} and TensorFlow {tf.__version__}"

@@ -1,0 +1,78 @@
+"""Opens a run as the subject of an export: its model, and the real examples that the export is checked on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from engine import models
+from engine.export.subject import Subject
+from engine.files import PathLike
+from engine.recipes.evaluation_data import open_examples
+from engine.recipes.reopen import OpenedRun, choose_averages, open_run
+from engine.selection.selection import select
+from engine.selection.variables import ModelVariables, name_variables
+
+
+def open_subject(
+    run: PathLike,
+    *,
+    data: str | None = None,
+    ema: bool | None = None,
+    checkpoint: PathLike | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Subject:
+    """Opens the model of a run, and its data; ``data`` says where they are now, if they have moved.
+
+    Raises InputError if the run cannot be opened (engine.recipes.reopen), or data are missing or do not fit the model.
+    """
+    opened = open_run(run, averages=choose_averages(run, ema), checkpoint=checkpoint, say=say)
+    say(f"weights: {opened.weights}")
+    found = open_examples(opened, data=data, say=say)
+    numbers = opened.numbers
+    training = found.source.train if found.source.image_shape == opened.image_shape else found.part
+    return Subject(
+        model=opened.config.model,
+        network=opened.network,
+        variables=opened.variables,
+        normalise=opened.normalise,
+        image_shape=opened.image_shape,
+        loss=opened.loss,
+        outputs=opened.data.outputs,
+        class_names=opened.data.columns if opened.loss == "mse" else opened.class_names,
+        averaged=opened.averaged,
+        trained=tuple(_trained(opened)),
+        single_precision=(numbers.variables, numbers.compute) == (tf.float32, tf.float32),
+        rebuild=lambda: _rebuild(opened),
+        examples=found.part,
+        training=training,
+    )
+
+
+def _trained(opened: OpenedRun) -> list[str]:
+    """The paths that the run trains, statistics that moved included, in model order; also if it has not finished."""
+    if phases := opened.run.get("phases"):
+        paths = {path for phase in phases for path in (*phase["trained"], *phase["moving"])}
+    elif opened.config.plan == "depth":
+        paths = {entry.path for entry in opened.variables}
+    else:
+        default = ("@head", f"{opened.model.upper} @head".strip())
+        filters = [phase.train for phase in opened.config.phases()] or default
+        chosen = [select(opened.variables, each, statistics=opened.model.statistics) for each in filters]
+        paths = {entry.path for each in chosen for entry in (*each.trained, *each.moving)}
+    return [entry.path for entry in opened.variables if entry.path in paths]
+
+
+def _rebuild(opened: OpenedRun) -> tuple[Any, ModelVariables]:
+    config = opened.config
+    built = models.build_model(
+        config.model,
+        image_shape=opened.image_shape,
+        outputs=opened.data.outputs,
+        head=config.head,
+        logits=config.loss != "mse",
+        seed=config.seed,
+    )
+    return built.network, name_variables(built.network)

@@ -1,0 +1,164 @@
+"""A SavedModel with everything that serving needs inside: preparation of images, class names, and updates."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+
+from engine.export.checking import ExportError
+from engine.export.features import find_features
+from engine.export.preparation import prepare_file
+from engine.export.subject import Subject, read_images, spread
+from engine.files import PathLike
+from engine.selection.variables import NamedVariable
+
+# The gradients of custom functions read tensors of the trace; an export only computes forwards.
+OPTIONS = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+
+
+class Served(tf.Module):
+    """What is saved: all variables of a network, by path, and the names of its classes, a string variable."""
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__()
+        self.weights = {entry.path: entry.variable for entry in subject.variables}
+        names = list(subject.labels or subject.class_names or ())
+        self.class_names = tf.Variable(tf.constant(names, tf.string), trainable=False, name="class_names")
+
+
+def save_model(subject: Subject, folder: PathLike) -> dict[str, str]:
+    """Writes a SavedModel; returns the argument of ``load_delta`` that stands for each trained variable, by path.
+
+    Its signatures:
+
+    * ``serving_default``: ``images``, float32 [B, height, width, channels] in [0, 1] -> ``logits`` and ``probabilities``
+      [B, outputs], and ``class`` (string [B]) where the outputs are classes; ``outputs`` alone for the loss mse.
+    * ``from_bytes``: ``encoded``, string [B], JPEG or PNG files of any size -> the same.
+    * ``features``: ``images`` -> ``features``, what the head reads; only where that is a single tensor.
+    * ``load_delta``: the trained variables -> ``updated``, how many it has replaced.
+
+    Raises ExportError if the network uses something that a SavedModel cannot hold.
+    """
+    served = Served(subject)
+
+    def predict(images: Any) -> dict[str, Any]:
+        outputs = subject.forward(images)
+        found = subject.describe(outputs)
+        if subject.labels:
+            found["class"] = tf.gather(served.class_names, subject.choose(outputs))
+        return found
+
+    signatures = {
+        "serving_default": tf.function(
+            lambda images: predict(_checked(images)), input_signature=[subject.image_spec], autograph=False
+        ),
+        "from_bytes": _from_bytes(subject, predict),
+    }
+    if (features := find_features(subject)) is not None:
+        signatures["features"] = tf.function(
+            lambda images: {"features": features(_checked(images))},
+            input_signature=[subject.image_spec],
+            autograph=False,
+        )
+    arguments: dict[str, str] = {}
+    entries = [entry for entry in subject.variables if entry.path in set(subject.trained)]
+    if entries:
+        arguments = name_arguments([entry.path for entry in entries])
+        signatures["load_delta"] = make_loader(entries, arguments)
+    try:
+        tf.saved_model.save(served, str(folder), signatures=signatures, options=OPTIONS)
+    except (AssertionError, ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
+        raise ExportError(f"{subject.model}: TensorFlow cannot save it: {str(error).splitlines()[0]}") from error
+    _drop_gradients(pathlib.Path(folder) / "saved_model.pb")
+    return arguments
+
+
+def _drop_gradients(path: pathlib.Path) -> None:
+    """Drops the names of custom gradients, which are not saved: otherwise every load would warn of them."""
+    saved = saved_model_pb2.SavedModel()
+    saved.ParseFromString(path.read_bytes())
+    for graph in (each.graph_def for each in saved.meta_graphs):
+        for node in (*graph.node, *(node for function in graph.library.function for node in function.node_def)):
+            node.attr.pop("_gradient_op_type", None)
+    path.write_bytes(saved.SerializeToString(deterministic=True))
+
+
+def _checked(images: Any) -> Any:
+    """The images, if they have the range that they should: pixels from 0 to 255 would give nonsense without a word."""
+    low, high = tf.reduce_min(images), tf.reduce_max(images)
+    inside = (tf.size(images) == 0) | ((low >= -1e-3) & (high <= 1.0 + 1e-3))
+    text = "images: expected values from 0 to 1 (divide pixels by 255); they go from, to:"
+    with tf.control_dependencies([tf.debugging.Assert(inside, [text, low, high])]):
+        return tf.identity(images)
+
+
+def _from_bytes(subject: Subject, predict: Callable[[Any], dict[str, Any]]) -> Any:
+    def run(encoded: Any) -> dict[str, Any]:
+        spec = tf.TensorSpec(subject.image_shape, tf.uint8)
+        images = tf.map_fn(lambda each: prepare_file(each, subject.image_shape), encoded, fn_output_signature=spec)
+        return predict(tf.cast(images, tf.float32) / 255.0)
+
+    return tf.function(run, input_signature=[tf.TensorSpec([None], tf.string, name="encoded")], autograph=False)
+
+
+def name_arguments(paths: list[str]) -> dict[str, str]:
+    """A name for each path that an argument can have: letters, digits and underscores, each once."""
+    found: dict[str, str] = {}
+    for path in paths:
+        base = re.sub(r"\W", "_", path, flags=re.ASCII)
+        base = name = base if base[:1].isalpha() else f"v_{base}"
+        count = 2
+        while name in found.values():
+            name, count = f"{base}_{count}", count + 1
+        found[path] = name
+    return found
+
+
+def make_loader(entries: Sequence[NamedVariable], arguments: Mapping[str, str]) -> Any:
+    """The function behind a signature ``load_delta``: replaces these variables and says how many they are."""
+
+    def load(*values: Any) -> dict[str, Any]:
+        for entry, value in zip(entries, values, strict=True):
+            entry.variable.assign(value)
+        return {"updated": tf.constant([len(entries)])}
+
+    specs = [tf.TensorSpec(entry.shape, entry.variable.dtype, name=arguments[entry.path]) for entry in entries]
+    return tf.function(load, input_signature=specs, autograph=False)
+
+
+def open_saved(folder: PathLike, subject: Subject) -> Callable[[np.ndarray], np.ndarray]:
+    """Loads what ``save_model`` wrote, as a function from float images to outputs."""
+    loaded = tf.saved_model.load(str(folder))
+    signature = loaded.signatures["serving_default"]
+
+    def run(images: np.ndarray) -> np.ndarray:
+        assert loaded is not None  # its variables live as long as it does
+        return signature(images=tf.constant(images))[subject.output].numpy()
+
+    return run
+
+
+def check_files(folder: PathLike, subject: Subject, *, bound: float) -> None:
+    """Gives ``from_bytes`` real examples as PNG files, and compares it with ``serving_default``.
+
+    Raises ExportError if outputs differ by more than ``bound``, relative to the largest or 1.
+    """
+    positions = spread(len(subject.examples), 4)
+    images = subject.examples.read(positions)["image"]
+    if images.dtype != np.uint8 or images.shape[-1] not in (1, 3):
+        return  # no file can hold them exactly
+    loaded = tf.saved_model.load(str(folder))
+    files = tf.stack([tf.io.encode_png(image) for image in images])
+    found = loaded.signatures["from_bytes"](encoded=files)[subject.output].numpy()
+    expected = loaded.signatures["serving_default"](images=tf.constant(read_images(subject.examples, positions)))
+    difference = float(np.abs(found - expected[subject.output].numpy()).max())
+    if not difference <= bound * max(1.0, float(np.abs(found).max())):
+        raise ExportError(
+            f"savedmodel: from_bytes differs from serving_default by {difference:.3g}; nothing is written"
+        )

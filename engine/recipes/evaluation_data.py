@@ -1,0 +1,188 @@
+"""The examples on which a trained model is evaluated: those of its run, or others in the order of its classes."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engine import data as sources
+from engine.data import DataError, Part, Source
+from engine.data.class_names import normal_form
+from engine.data.part import check_labels
+from engine.data.source import open_undivided
+from engine.errors import InputError
+from engine.recipes.predictor import as_grey
+from engine.recipes.reopen import OpenedRun
+from engine.sizes import parse_bytes
+from engine.text import join_words, nearest
+
+PARTS = ("eval", "test", "train", "all")
+_FILES = ("npz", "idx", "folder")  # sources at a path
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Examples:
+    """What is evaluated.
+
+    Attributes:
+        source: the data, with labels in the order of the model's classes.
+        part, name: the examples, and which part of the data they are ("eval", "test", "train" or "all").
+        own: whether these are the very data of the run, by their fingerprint.
+    """
+
+    source: Source
+    part: Part
+    name: str
+    own: bool
+
+
+def open_examples(
+    opened: OpenedRun,
+    *,
+    data: str | None = None,
+    part: str | None = None,
+    bad_images: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Examples:
+    """Opens the data of a run, or other ones, for an evaluation.
+
+    Args:
+        data: the name of a source (``engine.open_data``); None means the run's own.
+        part: one of ``PARTS``; None means the evaluation part. Of other data than the run's, it means their evaluation
+            part if they have one, else their test part, else all examples.
+        bad_images: "stop" or "skip"; None as the run did.
+        say: called with a line on what was decided.
+
+    Raises:
+        InputError: the data are not there, have no such part, or have classes that the model does not know.
+    """
+    if data is None and opened.path is None:
+        raise InputError("data: expected the name of a source, such as folder:DIR; no run says which")
+    config = opened.config
+    spec = data or config.data
+    kind, _, place = spec.partition(":")
+    if data is None and kind in _FILES and not pathlib.Path(place).exists():
+        raise InputError(
+            f"run={opened.path}: the data of the run, {spec}, are not there; --data says where they are now, or names others"
+        )
+    given: dict[str, Any] = {
+        "image_size": opened.image_shape[:2],
+        "bad_images": bad_images or (config.bad_images if kind == "folder" else "stop"),
+        "image_cache": parse_bytes(config.image_cache, name="image_cache"),
+        "say": say,
+    }
+    said: list[str] = []
+    source, own = _open_own(opened, spec, given | {"say": said.append}), True
+    if source is None or (opened.data.fingerprint is not None and source.fingerprint() != opened.data.fingerprint):
+        if data is None:
+            say(f"data:    {spec} has changed since the run, so its own figures are not comparable")
+        own = False
+    if own or data is None:
+        assert source is not None
+        for line in said:
+            say(line)
+        name, chosen = part or "eval", _part(source, part or "eval", divided=True)
+    else:
+        source = open_undivided(spec, **given)
+        divided = source.eval is not source.train
+        decided = "eval" if divided else "test" if source.test is not None else "all"
+        name, chosen = part or decided, _part(source, part or decided, divided=divided)
+    if opened.loss == "softmax" and not source.classes:
+        whole = source.with_classes()
+        chosen, source = _part(whole, name, divided=name != "all"), whole
+    say(f"data:    {source.name}, {len(chosen):,} examples ({_describe(name, own=own)})")
+    fitted = _fit_labels(opened, source, _fit_channels(opened, chosen), say)
+    return Examples(source=source, part=fitted, name=name, own=own)
+
+
+def _describe(name: str, *, own: bool) -> str:
+    what = "all of them" if name == "all" else {"eval": "evaluation"}.get(name, name) + " part"
+    return f"{what}, of the run's own data" if own else what
+
+
+def _open_own(opened: OpenedRun, spec: str, given: Mapping[str, Any]) -> Source | None:
+    """The data divided as the run divided its own; None if they cannot be the run's."""
+    config = opened.config
+    if opened.path is None or opened.data.fingerprint is None:
+        return None
+    if spec.partition(":")[0] != config.data.partition(":")[0]:
+        return None
+    try:
+        source = sources.open_data(
+            spec, eval_fraction=config.eval_fraction, train_examples=config.train_examples, **given
+        )
+    except DataError:
+        if spec == config.data:
+            raise
+        return None
+    return source.with_classes() if config.loss == "softmax" else source
+
+
+def _part(source: Source, name: str, *, divided: bool) -> Part:
+    """The part of this name; InputError if the source has none. ``divided`` says whether it has an evaluation part."""
+    if name not in PARTS:
+        raise InputError(f"part={name!r}: expected one of {', '.join(PARTS)}{nearest(name, list(PARTS))}")
+    if name == "all":
+        if divided or source.test is not None:
+            has = ["train", *(["eval"] if divided else []), *(["test"] if source.test is not None else [])]
+            raise InputError(f"part=all: {source.name} is divided; expected one of {', '.join(has)}")
+        return source.train
+    if name == "eval" and not divided:
+        raise InputError(f"part=eval: {source.name} has no evaluation part; --part=all takes all of its examples")
+    found: Part | None = getattr(source, name)
+    if found is None:
+        raise InputError(f"part={name}: {source.name} has no such part")
+    return found
+
+
+def _fit_labels(opened: OpenedRun, source: Source, part: Part, say: Callable[[str], None]) -> Part:
+    """The part with labels in the order of the model's classes."""
+    loss, outputs = opened.loss, opened.data.outputs
+    if part.labels.ndim != 1 or part.labels.dtype.kind == "f" or loss == "mse":
+        if loss == "softmax":
+            source.outputs(loss)  # which says what is wrong with the labels
+        if (needed := source.outputs(loss)) != outputs:
+            raise InputError(f"data={source.name}: its labels need {needed} outputs, but the model has {outputs}")
+        return part
+    classes = 2 if loss == "sigmoid" and outputs == 1 else outputs
+    own = opened.class_names
+    if own is None or not source.named:
+        if own is not None or source.named:
+            say("data:    only the model or the data name their classes, so these are taken in their order")
+        check_labels(source.name, "labels", part.labels, classes)
+        return part
+    given, known = normal_form(source.classes), normal_form(own)
+    if given == known:
+        return part
+    if unknown := [name for name in given if name not in known]:
+        raise InputError(
+            f"data={source.name}: the model knows no class {join_words(unknown)}; its classes are {join_words(own, most=20)}"
+        )
+    say("data:    the classes are matched with those of the model by their names")
+    return dataclasses.replace(part, labels=np.array([known.index(name) for name in given])[part.labels])
+
+
+def _fit_channels(opened: OpenedRun, part: Part) -> Part:
+    """The part with images in colour or grey, as the model takes them."""
+    if part.image_shape[2] == opened.image_shape[2]:
+        return part
+    return dataclasses.replace(part, images=_Recoloured(part.images, opened.image_shape[2]))
+
+
+class _Recoloured:
+    """Images in colour as grey ones, or the other way round; of uint8 or floats."""
+
+    def __init__(self, images: Any, channels: int) -> None:
+        self._images, self._channels = images, channels
+        self.shape, self.dtype = (*images.shape[:3], channels), images.dtype
+
+    def __getitem__(self, numbers: Any) -> np.ndarray:
+        found: np.ndarray = self._images[numbers]
+        if self._channels == 3:
+            return np.repeat(found, 3, axis=-1)
+        return as_grey(found)

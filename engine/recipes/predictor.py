@@ -1,0 +1,218 @@
+"""What a trained model says of images: of arrays, and of many files within little memory."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from engine import host
+from engine.data import DataError, Normalise
+from engine.data.batches import prefetch
+from engine.data.header import BadImageError
+from engine.data.image_files import read_image
+from engine.data.part import number_classes
+from engine.errors import InputError, check_range
+from engine.memory.buffers import Buffers
+from engine.training.losses import accepted_keywords
+from engine.training.metrics import as_probabilities
+from engine.training.precision import widen
+
+_SHARE = 0.5  # of the free memory that a batch may take
+_HELD = 5  # batches of images that are decoded ahead, besides the one that is computed
+
+
+class PredictionError(RuntimeError):
+    """A model computed something that is not a finite number."""
+
+
+class FileBatch(NamedTuple):
+    """What was computed for some files.
+
+    Attributes:
+        files: the files that could be read, in order.
+        outputs: the tensors that the model computed for them, each [len(files), ...]: the outputs alone, or features.
+        bad: the files that could not be read, each with the reason.
+    """
+
+    files: list[pathlib.Path]
+    outputs: list[np.ndarray]
+    bad: list[tuple[pathlib.Path, str]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Predictor:
+    """A trained network as a function of images: made by ``RunResult.predictor`` and ``OpenedRun.predictor``.
+
+    Attributes:
+        network: ``network(images, training=False)`` -> outputs [B, C].
+        normalise, image_shape: what prepares images for it, and (height, width, channels) of those that it prepares.
+        loss: what the outputs mean (``engine.training.metrics.as_probabilities``).
+        class_names: the names of the classes or labels; for "mse", those of the columns. None if they have none.
+        batch_size: the most images that are computed at once; fewer where memory is short.
+    """
+
+    network: Any
+    normalise: Normalise
+    image_shape: tuple[int, int, int]
+    loss: str
+    class_names: tuple[str, ...] | None
+    batch_size: int = 64
+
+    def __call__(self, images: Any) -> np.ndarray:
+        """Probabilities of images, float64 [n, classes]; for the loss "mse", the values themselves.
+
+        Args:
+            images: uint8, or float in [0, 1], [n, height, width, channels] of ``image_shape``.
+
+        Raises:
+            DataError: the images have another shape, dtype or range.
+            PredictionError: an output is not finite.
+        """
+        images = np.asarray(images)
+        if images.ndim != 4 or tuple(images.shape[1:]) != self.image_shape:
+            raise DataError(
+                f"images: shape {list(images.shape)}; expected [n, {', '.join(map(str, self.image_shape))}]"
+            )
+        size = self.fit_batch_size()
+        parts = [self.outputs(self.prepare(images[at : at + size])) for at in range(0, len(images), size)]
+        outputs = np.concatenate(parts) if parts else np.zeros([0, int(self.function.outputs[0].shape[-1])], np.float32)
+        return self.probabilities(outputs)
+
+    def prepare(self, images: np.ndarray) -> Any:
+        """Images as the network takes them, with the bits of the run's own batches: ``normalise``, compiled.
+
+        TensorFlow turns a division by a constant into a multiplication when it compiles one, so the last bit of an image
+        depends on it. Raises DataError as ``normalise``.
+        """
+        if images.dtype != np.uint8:
+            self.normalise(images)  # the range of floats is checked only where values are known
+            images = images.astype(np.float32, copy=False)
+        return self._prepare(tf.constant(images))
+
+    def predict_files(
+        self, files: Sequence[pathlib.Path], *, function: Any = None, size: int | None = None
+    ) -> Iterator[FileBatch]:
+        """Computes image files batch by batch, in order, while other threads decode the next batches.
+
+        Memory does not grow with the number of files. ``function`` computes something other than the outputs from prepared
+        images, such as features (engine.recipes.features), and ``size`` is the size of a batch, if not ``fit_batch_size``.
+        """
+        function = self.function if function is None else function
+        size = size or self.fit_batch_size(function)
+        pieces = [files[at : at + size] for at in range(0, len(files), size)]
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode") as pool:
+            for read, bad, images in prefetch(functools.partial(self._prepare_files, pool), pieces):
+                outputs = [] if images is None else [value.numpy() for value in function(images)]
+                yield FileBatch(read, outputs, bad)
+
+    def probabilities(self, outputs: np.ndarray) -> np.ndarray:
+        """Outputs [n, C] as probabilities, or as values; raises PredictionError if one is not finite."""
+        if len(wrong := np.flatnonzero(~np.isfinite(outputs).all(axis=1))):
+            raise PredictionError(
+                f"the model computes outputs that are not finite for {len(wrong)} of {len(outputs)} images, such as number "
+                f"{wrong[0] + 1} of a batch; its weights are damaged, or its precision is too low"
+            )
+        return as_probabilities(outputs, self.loss)
+
+    def name_outputs(self, count: int) -> tuple[str, ...]:
+        """The names of ``count`` classes, labels or columns; their numbers where the data named none.
+
+        A model may have more classes than its data (the option ``classes``); the last ones are then numbers.
+        """
+        if self.class_names is not None and self.loss == "softmax":
+            return self.class_names[:count] + number_classes(count)[len(self.class_names) :]
+        if self.class_names is not None and len(self.class_names) == count:
+            return self.class_names
+        if self.class_names is not None and (len(self.class_names), count, self.loss) == (1, 2, "sigmoid"):
+            return f"not {self.class_names[0]}", self.class_names[0]
+        if self.loss == "mse":
+            return ("value",) if count == 1 else tuple(f"value_{number}" for number in range(count))
+        return number_classes(count)
+
+    def outputs(self, prepared: Any) -> np.ndarray:
+        """The outputs of the network, in at least float32 [B, C], for a batch that ``normalise`` has prepared."""
+        found: np.ndarray = self.function(prepared)[0].numpy()
+        return found
+
+    @functools.cached_property
+    def function(self) -> Any:
+        """The network in inference mode, compiled: prepared images -> [outputs]."""
+        return self.compile(lambda images: [widen(self.call(images))])
+
+    def call(self, images: Any) -> Any:
+        """The network in inference mode, for a trace."""
+        given = {"training": False} if "training" in accepted_keywords(self.network) else {}
+        return self.network(images, **given)
+
+    def compile(self, compute: Callable[[Any], Any]) -> Any:
+        """A concrete function of prepared images, of any batch size."""
+        shape = self.normalise(np.zeros([1, *self.image_shape], np.uint8)).shape[1:]
+        spec = tf.TensorSpec([None, *shape], tf.float32, name="image")
+        return tf.function(compute, autograph=False).get_concrete_function(spec)
+
+    def fit_batch_size(self, function: Any = None) -> int:
+        """The largest batch size, ``batch_size`` or that halved as often as necessary, that fits the free memory.
+
+        Counted are the largest set of tensors that is alive at once, and the images of the batches that are read ahead.
+        """
+        check_range("batch_size", self.batch_size, 1)
+        traced = self.function if function is None else function
+        inputs = traced.graph.inputs[:1]
+        buffers = Buffers(traced.graph, inputs, traced.outputs, kept=False)
+        image = 4 * int(np.prod(inputs[0].shape[1:]))
+        size, free = self.batch_size, _SHARE * host.memory_limit()
+        while size > 1 and buffers.find_peak(size) + _HELD * size * image > free:
+            size = -(-size // 2)
+        return size
+
+    def _prepare_files(
+        self, pool: concurrent.futures.Executor, files: Sequence[pathlib.Path]
+    ) -> tuple[list[pathlib.Path], list[tuple[pathlib.Path, str]], Any]:
+        """The files that can be read, those that cannot, and the prepared images of the former (None if there are none)."""
+        tried = list(pool.map(self._try_to_read, files))
+        read = [file for file, image in zip(files, tried, strict=True) if not isinstance(image, str)]
+        bad = [(file, image) for file, image in zip(files, tried, strict=True) if isinstance(image, str)]
+        images = [image for image in tried if not isinstance(image, str)]
+        return read, bad, self.prepare(np.stack(images)) if images else None
+
+    @functools.cached_property
+    def _prepare(self) -> Any:
+        shape = [None, *self.image_shape]
+        made = {
+            dtype: tf.function(self.normalise, autograph=False, input_signature=[tf.TensorSpec(shape, dtype)])
+            for dtype in (tf.uint8, tf.float32)
+        }
+        return lambda images: made[images.dtype](images)
+
+    def _try_to_read(self, file: pathlib.Path) -> np.ndarray | str:
+        """The image in a file, or why it cannot be read."""
+        try:
+            return self.read_file(file)
+        except (BadImageError, InputError) as error:
+            return str(error)
+        except OSError as error:  # a disk, or a network, that fails while it is read
+            return f"cannot be read ({error.strerror or error})"
+
+    def read_file(self, file: pathlib.Path) -> np.ndarray:
+        """An image file as uint8 of ``image_shape``, read as the run read its own: its middle, upright, in colour or grey.
+
+        Raises BadImageError if the file is not an image, or is damaged.
+        """
+        height, width, channels = self.image_shape
+        image = read_image(file, (height, width))
+        return image if channels == 3 else as_grey(image)
+
+
+def as_grey(images: np.ndarray) -> np.ndarray:
+    """Colour images, uint8 or float32 [..., 3], as their luma (ITU-R BT.601) [..., 1]; what is grey keeps its values."""
+    luma = images @ np.array([0.299, 0.587, 0.114])
+    whole = np.rint(luma) if images.dtype == np.uint8 else luma
+    return whole.astype(images.dtype)[..., None]

@@ -1,0 +1,370 @@
+"""Opens the directory of a run as the model that the run trained, without its data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engine import models
+from engine.data import Normalise
+from engine.data.class_names import normal_form, read_class_names
+from engine.errors import InputError
+from engine.files import PathLike
+from engine.models.spec import Model
+from engine.models.weights import load_as_it_is, load_for_classes
+from engine.porting.deltas.onto import FORCE
+from engine.reading import read_file
+from engine.recipes.config import FinetuneConfig
+from engine.recipes.predictor import Predictor
+from engine.runs.records import RUN_FORMAT
+from engine.runs.saved_flags import DataFacts, read_data_facts, read_flags
+from engine.selection.variables import ModelVariables, name_variables
+from engine.text import join_words, nearest
+from engine.training import checkpoint as checkpoints
+from engine.training import precision as precisions
+from engine.training.checkpoint import CheckpointError, RunState
+from engine.training.checkpoint_names import list_checkpoints
+from engine.training.precision import Precision
+
+_LARGEST = 1 << 28  # bytes of run.json
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OpenedRun:
+    """A trained model, with everything that using it requires: made by ``open_run``.
+
+    Attributes:
+        path: the run directory; None for a model that no run has made (engine.recipes.opening).
+        config: the flags of the run.
+        run: the content of its run.json; empty for a run that has not finished.
+        model, variables: the model, whose network has the run's weights, and every variable of it, named.
+        data: what the run's data decided: the shape of images, the outputs and the names of the classes.
+        numbers: the dtypes of variables and computation.
+        weights: a line for people: where the weights came from.
+        step: the number of steps after which the run had these weights; None for a model that no run has made.
+        averaged: whether the weights are the run's averages (``ema``).
+    """
+
+    path: pathlib.Path | None
+    config: FinetuneConfig
+    run: Mapping[str, Any]
+    model: Model
+    variables: ModelVariables
+    data: DataFacts
+    numbers: Precision
+    weights: str
+    step: int | None = None
+    averaged: bool = False
+
+    @property
+    def network(self) -> Any:
+        """The network: ``network(images, training=False)`` -> logits [B, outputs], for images that ``normalise`` made."""
+        return self.model.network
+
+    @property
+    def loss(self) -> str:
+        """The loss that it was trained with, which says what the outputs are: "softmax", "sigmoid" or "mse"."""
+        return self.config.loss
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The names of the classes in the order of the outputs; None if the data named none."""
+        return self.data.class_names
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of the images that ``normalise`` takes."""
+        return self.data.image_shape
+
+    @property
+    def normalise(self) -> Normalise:
+        """Prepares images exactly as the run's evaluation does.
+
+        It takes uint8 or float in [0, 1], [B, height, width, channels] of ``image_shape``, and returns float32.
+        """
+        images = self.data.images
+        return self.model.normalise if images is None else models.images_as(images, self.image_shape)
+
+    def predictor(self, *, batch_size: int | None = None) -> Predictor:
+        """The model as a function of images, in batches of at most ``batch_size`` (default: as the run evaluated)."""
+        return Predictor(
+            network=self.network,
+            normalise=self.normalise,
+            image_shape=self.image_shape,
+            loss=self.loss,
+            class_names=self.class_names or self.data.columns,
+            batch_size=self.data.eval_size if batch_size is None else batch_size,
+        )
+
+
+def open_run(
+    path: PathLike,
+    *,
+    averages: bool = False,
+    checkpoint: PathLike | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> OpenedRun:
+    """Opens a run directory as a model: the run's last weights, bit for bit. Its data are not needed.
+
+    Args:
+        path: the run directory, as ``finetune`` leaves it.
+        averages: whether to take the averages (``FinetuneConfig.ema``) in place of the last values.
+        checkpoint: None takes the end of a run that is done. "last" takes the last checkpoint, also of a run that has not
+            finished; "best" the best one (``keep_best``); any other text is the path of a checkpoint of this run.
+        say: called with a line where something is left out or looks wrong.
+
+    The weights are read from the last checkpoint. Where the run has none any more, they are those that the run began
+    with (``FinetuneConfig.weights``), and what it trained (trained.npz) on top.
+
+    Raises:
+        InputError: the folder holds no run, one of another version, or one that has not finished; files are damaged or
+            missing; or the run kept no averages.
+
+    Example:
+        >>> import tempfile
+        >>> from engine import FinetuneConfig, finetune
+        >>> from engine.recipes.reopen import open_run
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     config = FinetuneConfig(train="@head", steps=2, train_examples=64, cache="off", out=f"{folder}/run")
+        ...     result = finetune(config)
+        ...     opened = open_run(result.out)
+        >>> opened.class_names[:2], opened.image_shape
+        (('T-shirt', 'Trouser'), (28, 28, 1))
+    """
+    folder = pathlib.Path(path)
+    _check_folder(folder)
+    run = _read_run(folder, tolerant=checkpoint is not None)
+    config, data = _read_config(folder, run), _read_data(folder)
+    file = _choose_checkpoint(folder, run, checkpoint)
+    numbers = precisions.parse(config.precision)
+    model = models.build_model(
+        config.model,
+        image_shape=data.image_shape,
+        outputs=data.outputs,
+        head=config.head,
+        logits=config.loss != "mse",
+        seed=config.seed,
+        dtype=numbers.variables,
+        compute=numbers.compute,
+    )
+    opened = OpenedRun(
+        path=folder,
+        config=config,
+        run=run,
+        model=model,
+        variables=name_variables(model.network),
+        data=data,
+        numbers=numbers,
+        weights="",
+        averaged=averages,
+    )
+    return _with_weights(opened, file, required=checkpoint is not None, say=say)
+
+
+def choose_averages(path: PathLike, asked: bool | None) -> bool:
+    """Whether to take the averages of the run in a folder: as asked, or, with None, if it kept some.
+
+    The averages of such a run are what it evaluated. False if nothing is asked and the folder holds no run.
+    """
+    if asked is not None:
+        return asked
+    folder = pathlib.Path(path)
+    flags = read_flags(folder) if folder.is_dir() else None
+    return (flags or {}).get("ema") is not None
+
+
+def _with_weights(
+    opened: OpenedRun, file: pathlib.Path | None, *, required: bool, say: Callable[[str], None]
+) -> OpenedRun:
+    """The opened run with its weights: from a checkpoint, or from the base and what was trained."""
+    if file is not None:
+        try:
+            return _load_checkpoint(opened, file)
+        except CheckpointError as error:
+            assert opened.path is not None
+            if required or not (opened.path / _delta_name(opened)).is_file():
+                raise
+            say(f"checkpoint {error}; taking the weights that the run began with, and {_delta_name(opened)}")
+    return _load_delta(opened)
+
+
+def _check_folder(folder: pathlib.Path) -> None:
+    """Raises InputError unless a folder looks like a run's."""
+    if not folder.exists():
+        near = [path.name for path in folder.parent.glob("*") if path.is_dir()] if folder.parent.is_dir() else []
+        raise InputError(f"run={folder}: there is no such folder{nearest(folder.name, near)}")
+    if not folder.is_dir():
+        raise InputError(f"run={folder}: it is a file; expected the folder of a run, which finetune names --out")
+    held = ("run.json", "flags.json", "checkpoints", "trained.npz")
+    if not any((folder / name).exists() for name in held):
+        below = sorted(path.parent.name for path in folder.glob("*/run.json"))
+        hint = f"; it has folders of runs: {join_words(below)}" if below else ""
+        raise InputError(f"run={folder}: the folder does not hold a run (none of {', '.join(held)}){hint}")
+
+
+def _read_run(folder: pathlib.Path, *, tolerant: bool) -> dict[str, Any]:
+    """The content of run.json; empty if there is none, or it is damaged and ``tolerant`` is True.
+
+    Raises InputError if it is damaged, or another version wrote it.
+    """
+    path = folder / "run.json"
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(read_file(path, _LARGEST))
+        number, code = found.get("format"), found.get("exit")
+        if number == RUN_FORMAT:
+            int(code["code"]), int(found["steps"]), str(code["reason"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        if tolerant:
+            return {}
+        raise InputError(f"{path}: damaged ({error}); --checkpoint=last takes the last checkpoint") from None
+    if number != RUN_FORMAT:
+        raise InputError(
+            f"run={folder}: its run.json has {'no format' if number is None else f'format {number}'}, so "
+            f"{'Frostline 0.1' if number is None else 'another version'} wrote the run; this version reads format {RUN_FORMAT}. "
+            "Its checkpoints are weights files: with --model, --weights=RUN/checkpoints/NAME.npz takes one"
+        )
+    return dict(found)
+
+
+def _read_config(folder: pathlib.Path, run: Mapping[str, Any]) -> FinetuneConfig:
+    """The flags of the run; raises InputError if this version has other flags."""
+    flags = read_flags(folder) or run.get("flags")
+    if not isinstance(flags, Mapping):
+        raise InputError(f"run={folder}: neither flags.json nor a readable checkpoint says what the run was")
+    if unknown := sorted(set(flags) - {field.name for field in dataclasses.fields(FinetuneConfig)}):
+        raise InputError(
+            f"run={folder}: {', '.join(unknown)}: this version has no such flag; another one wrote the run"
+        )
+    return FinetuneConfig(**dict(flags) | {"out": str(folder), "resume": False, "dry_run": False})
+
+
+def _read_data(folder: pathlib.Path) -> DataFacts:
+    """What the data of the run decided; raises InputError if the run, of an earlier version, did not record it."""
+    found = read_data_facts(folder)
+    if found is None:
+        raise InputError(
+            f"run={folder}: an earlier version wrote the run, and did not record the shape of its images and its classes; "
+            f"--resume --out={folder} with the data in their place records them, or, with --model, "
+            "--weights=RUN/checkpoints/NAME.npz and --classes use a checkpoint without the run"
+        )
+    return found
+
+
+def _choose_checkpoint(folder: pathlib.Path, run: Mapping[str, Any], asked: PathLike | None) -> pathlib.Path | None:
+    """The checkpoint to read; None if the run is done and its last one is gone.
+
+    Raises InputError if the run has not finished and no checkpoint is asked for, or the one that is asked for is missing.
+    """
+    found = list_checkpoints(folder / "checkpoints")
+    if asked is None:
+        _check_finished(folder, run, found)
+        ends = [path for path in found if path.name == f"step-{run['steps']:08d}.npz"]
+        return ends[0] if ends else None
+    if str(asked) == "last":
+        if not found:
+            raise InputError(f"checkpoint=last: {folder}/checkpoints holds none")
+        return found[0]
+    path = folder / "checkpoints/best.npz" if str(asked) == "best" else pathlib.Path(asked)
+    if not path.is_file() and (folder / "checkpoints" / path).is_file():
+        path = folder / "checkpoints" / path
+    if not path.is_file():
+        reason = "the run kept none (--keep_best of finetune)" if str(asked) == "best" else "there is no such file"
+        known = join_words([each.name for each in found]) or "none"
+        raise InputError(f"checkpoint={asked}: {reason}; the checkpoints of {folder}: {known}")
+    return path
+
+
+def _check_finished(folder: pathlib.Path, run: Mapping[str, Any], found: list[pathlib.Path]) -> None:
+    """Raises InputError, which offers the last checkpoint, unless a run is done."""
+    if run and run["exit"]["code"] == 0:
+        return
+    state = f"it ended with exit code {run['exit']['code']} ({run['exit']['reason']})" if run else "it has no run.json"
+    offer = f"--checkpoint=last takes its last checkpoint, {found[0]}" if found else "it has no checkpoint yet"
+    raise InputError(
+        f"run={folder}: the run has not finished: {state}. {offer}; --resume --out={folder} goes on with it"
+    )
+
+
+def _load_checkpoint(opened: OpenedRun, file: pathlib.Path) -> OpenedRun:
+    """Assigns the values of a checkpoint to all variables."""
+    read = checkpoints.read(file, keep=lambda name: not name.startswith("optimizer/"))
+    state = RunState.read(read)
+    _check_classes(opened, file)
+    checkpoints.restore(read, opened.variables)
+    text = f"{file}, after {state.loop.step:,} steps"
+    if opened.averaged:
+        averages = {name.removeprefix("ema/"): array for name, array in read.arrays.items() if name.startswith("ema/")}
+        _check_averages(opened, bool(averages))
+        _assign(opened, file, averages)
+        text = f"averages in {text}"
+    data = dataclasses.replace(opened.data, images=state.images)
+    return dataclasses.replace(opened, data=data, weights=text, step=state.loop.step)
+
+
+def _check_classes(opened: OpenedRun, file: pathlib.Path) -> None:
+    """Raises InputError if a weights file names other classes than the run."""
+    given, own = read_class_names(file), opened.class_names
+    if given is not None and own is not None and normal_form(given) != normal_form(own):
+        raise InputError(f"{file}: it is for {join_words(given)}, and the run for {join_words(own)}")
+
+
+def _delta_name(opened: OpenedRun) -> str:
+    return "ema.npz" if opened.averaged else "trained.npz"
+
+
+def _check_averages(opened: OpenedRun, kept: bool) -> None:
+    if not kept:
+        raise InputError(f"run={opened.path}: the run kept no averages; it trained without --ema")
+
+
+def _load_delta(opened: OpenedRun) -> OpenedRun:
+    """Loads the weights that the run began with, and puts what it trained on top."""
+    config, name = opened.config, _delta_name(opened)
+    assert opened.path is not None
+    delta = opened.path / name
+    if opened.averaged:
+        _check_averages(opened, delta.is_file() or config.ema is not None)
+    if not delta.is_file():
+        raise InputError(
+            f"run={opened.path}: it has neither the checkpoint of its last step nor {name}; --checkpoint=last takes another one"
+        )
+    _check_classes(opened, delta)
+    given: dict[str, Any] = {
+        "rules": config.rules, "image_shape": opened.image_shape, "force_base": config.force_base
+    }  # fmt: skip
+    weights = f"{config.weights}+{delta}"
+    try:
+        if config.loss == "mse":
+            loaded = load_as_it_is(opened.model, weights, **given)
+        else:
+            loaded = load_for_classes(opened.model, weights, opened.class_names or (), **given)
+    except InputError as error:
+        raise InputError(
+            f"run={opened.path}: its last checkpoint is gone, and {name} holds only what the run trained. The rest comes "
+            f"from the weights that it began with, --weights={config.weights}: {str(error).replace(f'; {FORCE}', '')}"
+        ) from None
+    text = f"{delta} on {loaded.text.split(';')[0]}"
+    return dataclasses.replace(opened, weights=text, step=int(opened.run["steps"]))
+
+
+def _assign(opened: OpenedRun, file: pathlib.Path, arrays: Mapping[str, Any]) -> None:
+    """Assigns arrays to the variables of their paths; InputError if one does not fit. Nothing is assigned then."""
+    own = opened.variables.by_path()
+    for path, array in arrays.items():
+        if path not in own:
+            raise InputError(f"{file}: {path}: the model has no such variable{nearest(path, list(own))}")
+        variable = own[path].variable
+        if tuple(array.shape) != tuple(variable.shape) or array.dtype != variable.dtype.as_numpy_dtype:
+            raise InputError(
+                f"{file}: {path} is {array.dtype.name} {list(array.shape)}; the model's is {variable.dtype.name} "
+                f"{list(variable.shape)}"
+            )
+    for path, array in arrays.items():
+        own[path].variable.assign(array)
+    opened.variables.refresh()

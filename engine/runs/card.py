@@ -1,0 +1,148 @@
+"""The file card.md: a run described for people who will use its model."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from engine.files import write_bytes
+from engine.sizes import format_bytes
+from engine.text import join_words
+from engine.training.loop import Stage
+from engine.training.phases import Evaluation
+
+NAME = "card.md"
+
+
+def write_card(
+    out: pathlib.Path, run: Mapping[str, Any], *, stages: Sequence[Stage], evaluations: Sequence[Evaluation]
+) -> None:
+    """Writes the card into the folder of a run.
+
+    Args:
+        run: the content of run.json.
+        stages: the phases that have begun, with their selections.
+        evaluations: all evaluations.
+    """
+    parts = [
+        _describe(run),
+        _describe_training(run, stages),
+        _describe_figures(run, evaluations),
+        _describe_proof(run),
+        _describe_cost(run),
+        _describe_use(out, run),
+    ]
+    write_bytes(out / NAME, ("\n\n".join(parts) + "\n").encode(errors="replace"))
+
+
+def _describe(run: Mapping[str, Any]) -> str:
+    model, data, flags = run["model"], run["data"], run["flags"]
+    height, width, channels = data["image_shape"]
+    rows = [
+        ("model", f"`{model['name']}`, {model['parameters']:,} parameters"),
+        ("started from", f"`--weights={flags['weights']}`"),
+        ("data", f"{_plain(data['name'])}: {data['train_examples']:,} training and {data['eval_examples']:,} evaluation examples"),
+        ("images", f"{height}x{width} pixels, {channels} channel{'s'[: channels - 1]}"),
+    ]  # fmt: skip
+    if data["class_names"]:
+        rows.append((f"{data['classes']} classes", _plain(join_words(data["class_names"], most=30))))
+    if data["skipped_images"]:
+        rows.append(("skipped", f"{data['skipped_images']:,} images that could not be read"))
+    rows.append(("loss, optimizer, precision", f"{flags['loss']}, {flags['optimizer']}, {flags['precision']}"))
+    notes = "".join(f"\n- {_plain(note)}" for note in model["notes"])
+    notes = f"\n{notes}" if notes else ""
+    title = f"# {_plain(model['name'])} on {_plain(data['name'])}"
+    if run["exit"]["code"]:
+        title += f"\n\n**The run did not finish: {_plain(run['exit']['reason'])} (exit code {run['exit']['code']}).**"
+    return f"{title}\n\n{_table(('', ''), rows)}{notes}"
+
+
+def _describe_training(run: Mapping[str, Any], stages: Sequence[Stage]) -> str:
+    text = f"## What trained\n\n{run['steps']:,} steps of {run['flags']['batch_size']} examples."
+    for row, stage in zip(run["phases"], stages, strict=False):
+        text += (
+            f" Phase `{row['name']}`, steps {row['from_step']} to {row['to_step']}, learning rate {stage.learning_rate:g} "
+            f"({stage.schedule}):\n\n```\n{stage.selection.table()}\n```\n\n"
+        )
+    return text.strip()
+
+
+def _describe_figures(run: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> str:
+    final, rows = run["final"], []
+    if evaluations:
+        first = evaluations[0]
+        start = f"at step {first.step}"
+        rows.append((f"evaluation loss, {start}", _number(first.loss)))
+        rows.append(("evaluation loss, at the end", _number(final["eval_loss"])))
+        if final["eval_accuracy"] is not None:
+            rows.append((f"evaluation accuracy, {start}", _number(first.accuracy)))
+            rows.append(("evaluation accuracy, at the end", _number(final["eval_accuracy"])))
+    for key in ("test_loss", "test_accuracy"):
+        if final.get(key) is not None:
+            rows.append((key.replace("_", " "), _number(final[key])))
+    for name, accuracy in final.get("test_class_accuracy", {}).items():
+        rows.append((f"test accuracy of {_plain(name)}", _number(accuracy)))
+    averages = "\n\nEvaluations used the averages (`--ema`), which `ema.npz` has." if run["flags"]["ema"] else ""
+    return f"## Figures\n\n{_table(('', ''), rows) if rows else 'There was no evaluation.'}{averages}"
+
+
+def _describe_proof(run: Mapping[str, Any]) -> str:
+    proof = run["freeze_proof"]
+    if proof["verified"]:
+        text = f"Verified: {proof['variables']} frozen variables kept every bit in their phase."
+    else:
+        text = f"**Failed**: {len(proof['changed'])} frozen variables changed: {join_words(proof['changed'])}."
+    return f"## Freeze proof\n\n{text}"
+
+
+def _describe_cost(run: Mapping[str, Any]) -> str:
+    timing, memory, versions = run["timing"], run["memory"], run["versions"]
+    rows = [("time", f"{timing['total_seconds']:.0f} s, start and evaluations included")]
+    if timing["step_ms"]["median"] is not None:
+        rows.append(("a step", f"{timing['step_ms']['median']:.1f} ms (median)"))
+    rows.append(("peak memory", format_bytes(memory["peak_rss_bytes"])))
+    forecast = memory["forecast_bytes"]
+    if forecast is not None:
+        rows.append(("forecast", format_bytes(forecast["total"])))
+    if run["skipped_steps"]:
+        rows.append(("skipped steps", f"{run['skipped_steps']} of {run['steps']}"))
+    rows.append(
+        ("versions", ", ".join(f"{name} {value}" for name, value in versions.items() if name != "deterministic"))
+    )
+    return f"## Time and memory\n\n{_table(('', ''), rows)}"
+
+
+def _describe_use(out: pathlib.Path, run: Mapping[str, Any]) -> str:
+    flags, base, folder = run["flags"], run["flags"]["weights"], shlex.quote(str(out))
+    model = " ".join(f"--{name}={shlex.quote(flags[name])}" for name in ("model", "head") if flags[name] is not None)
+    lines = [
+        ("classify images", f"frostline predict --run={folder} --images=FOLDER"),
+        ("evaluate again", f"frostline evaluate --run={folder}"),
+        ("export", f"frostline export --run={folder} --format=savedmodel --out=FOLDER"),
+        ("whole weights, in the format of the base", f"frostline apply-delta --base={shlex.quote(base)} --delta={folder}/trained.npz --out=FILE"),
+        ("train on from here", f"frostline finetune {model} --weights={shlex.quote(base)}+{folder}/trained.npz --data=DATA"),
+        ("repeat this run, to the same bits", f"frostline finetune --flagfile={folder}/flags.cfg --out=FOLDER"),
+    ]  # fmt: skip
+    shown = "\n\n".join(f"{what[0].upper()}{what[1:]}:\n\n    {command}" for what, command in lines)
+    return (
+        f"## How to use it\n\n`trained.npz` holds what trained, and belongs to `{base}` alone; a checkpoint in `checkpoints/` "
+        f"is whole.\n\n{shown}"
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
+
+
+def _plain(text: str) -> str:
+    """A text from outside on one line, in which nothing is taken for Markdown or HTML."""
+    line = " ".join(str(text).split())
+    return "".join(f"\\{mark}" if mark in "\\`*_[]<>#|" else mark for mark in line)
+
+
+def _number(value: float | None) -> str:
+    return f"{value:.4f}" if value is not None and math.isfinite(value) else "not finite"

@@ -1,0 +1,173 @@
+"""Figures of merit of a classifier or regressor, as pure functions of its outputs; nothing here needs TensorFlow.
+
+Classes are numbered from 0. A figure that the examples do not define, such as the recall of a class without examples, is
+None and not 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+BINS = 15  # of the calibration error, as in the experiments of Guo et al.
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassFigures:
+    """How well one class is recognised.
+
+    Attributes:
+        examples, predicted: how many examples are of the class, and how many are taken for it.
+        precision: the share of those that are taken for the class that are of it; 0 if none is taken for it.
+        recall: the share of the examples of the class that are taken for it; None without examples.
+        f1: the harmonic mean of precision and recall; None without examples.
+    """
+
+    examples: int
+    predicted: int
+    precision: float
+    recall: float | None
+    f1: float | None
+
+
+def count_confusions(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """The confusion matrix, int64 [classes, classes]: rows are the true classes, columns the predicted ones.
+
+    Example:
+        >>> count_confusions(np.array([0, 0, 1]), np.array([0, 1, 1]), 2).tolist()
+        [[1, 1], [0, 1]]
+    """
+    cells = labels.astype(np.int64) * classes + predicted.astype(np.int64)
+    return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
+
+
+def rate_classes(confusions: np.ndarray) -> list[ClassFigures]:
+    """Precision, recall and F1 of each class, from a confusion matrix."""
+    hits, examples, predicted = np.diagonal(confusions), confusions.sum(axis=1), confusions.sum(axis=0)
+    return [_rate(int(hit), int(own), int(taken)) for hit, own, taken in zip(hits, examples, predicted, strict=True)]
+
+
+def rate_labels(targets: np.ndarray, chosen: np.ndarray) -> list[ClassFigures]:
+    """Precision, recall and F1 of each label, where an example may have several: both arrays are bool [n, labels]."""
+    hits, examples, predicted = (targets & chosen).sum(axis=0), targets.sum(axis=0), chosen.sum(axis=0)
+    return [_rate(int(hit), int(own), int(taken)) for hit, own, taken in zip(hits, examples, predicted, strict=True)]
+
+
+def _rate(hits: int, examples: int, predicted: int) -> ClassFigures:
+    return ClassFigures(
+        examples=examples,
+        predicted=predicted,
+        precision=hits / predicted if predicted else 0.0,
+        recall=hits / examples if examples else None,
+        f1=2 * hits / (examples + predicted) if examples else None,
+    )
+
+
+def average_classes(figures: Sequence[ClassFigures]) -> dict[str, float | None]:
+    """Macro averages: the means of precision, recall and F1 over the classes that have examples; None if none has."""
+    present = [each for each in figures if each.examples]
+    if not present:
+        return {"precision": None, "recall": None, "f1": None}
+    return {name: float(np.mean([getattr(each, name) for each in present])) for name in ("precision", "recall", "f1")}
+
+
+def find_top(outputs: np.ndarray, count: int) -> np.ndarray:
+    """The classes with the largest outputs of each example, the largest first: int64 [n, min(count, classes)].
+
+    Of equal outputs, the class with the lower number comes first, as with ``argmax``.
+    """
+    count = min(count, outputs.shape[1])
+    if count < outputs.shape[1]:  # sorting all of many classes would take most of the time
+        bound = -np.partition(-outputs, count - 1, axis=1)[:, count - 1 : count]
+        outputs = np.where(outputs >= bound, outputs, -np.inf)
+    return np.argsort(-outputs, axis=1, kind="stable")[:, :count]
+
+
+def measure_top_accuracy(outputs: np.ndarray, labels: np.ndarray, count: int) -> float:
+    """The share of examples whose class is among the ``count`` largest outputs.
+
+    Example:
+        >>> measure_top_accuracy(np.array([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]]), np.array([1, 2]), 2)
+        0.5
+    """
+    return float(np.mean((find_top(outputs, count) == labels[:, None]).any(axis=1)))
+
+
+def measure_auc(scores: np.ndarray, positive: np.ndarray) -> float | None:
+    """The area under the ROC curve: the chance that a positive example has a higher score than a negative one.
+
+    It is exact: with the ranks of all scores, equal ones sharing the mean of their ranks, it is
+    (sum of the ranks of the positives - P (P + 1) / 2) / (P N), the statistic of Mann and Whitney over the number of pairs
+    (Hanley and McNeil: The meaning and use of the area under a ROC curve, Radiology 143, 1982). So two equal scores count
+    as half a pair.
+
+    Args:
+        scores: any numbers, [n]; a higher one speaks for the positive class.
+        positive: which examples are positive, bool [n].
+
+    Returns None if the examples are all positive, or all negative.
+
+    Example:
+        >>> measure_auc(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, True, False, True]))
+        0.875
+    """
+    positives = int(positive.sum())
+    pairs = positives * (len(positive) - positives)
+    if not pairs:
+        return None
+    _, group, sizes = np.unique(scores, return_inverse=True, return_counts=True)
+    last = np.cumsum(sizes)
+    doubled = (2 * last - sizes + 1)[group]  # twice the mean rank of each score: a whole number
+    return float((int(doubled[positive].sum()) - positives * (positives + 1)) / (2 * pairs))
+
+
+def measure_calibration(confidence: np.ndarray, right: np.ndarray, *, bins: int = BINS) -> float:
+    """The expected calibration error: by how much confidence and accuracy differ on average.
+
+    The examples are divided by their confidence into ``bins`` intervals ((m - 1) / bins, m / bins] of equal width. The error
+    is the sum over the intervals of |accuracy - mean confidence|, weighted by their shares of the examples (Guo et al.: On
+    Calibration of Modern Neural Networks, 2017, equation 3).
+
+    Args:
+        confidence: the probability of the predicted class of each example, [n], n at least 1.
+        right: whether the prediction is right, bool [n].
+
+    Example:
+        >>> measure_calibration(np.array([0.75, 0.75, 0.25]), np.array([True, False, False]), bins=2)
+        0.25
+    """
+    place = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    gaps = np.bincount(place, weights=right.astype(np.float64) - confidence.astype(np.float64), minlength=bins)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
+def rank_mistakes(confidence: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The positions of the examples that are wrong, the most confident first; of equally confident ones, the first first."""
+    order = np.argsort(-confidence, kind="stable")
+    return order[~right[order]]
+
+
+def as_probabilities(outputs: np.ndarray, loss: str) -> np.ndarray:
+    """What outputs [n, C] mean for a model that was trained with a loss, computed in float64.
+
+    "softmax": the probabilities of C classes. "sigmoid": that of each of C labels; of a single output, those of the
+    classes 0 and 1, [n, 2]. "mse": the values themselves.
+
+    Example:
+        >>> as_probabilities(np.array([[0.0]]), "sigmoid").tolist()
+        [[0.5, 0.5]]
+    """
+    values = outputs.astype(np.float64)
+    if loss == "softmax":
+        raised = np.exp(values - values.max(axis=1, keepdims=True))
+        return raised / raised.sum(axis=1, keepdims=True)
+    if loss == "mse":
+        return values
+    small = np.exp(-np.abs(values))  # never overflows
+    positive = np.where(values >= 0, 1.0, small) / (1.0 + small)
+    if values.shape[1] > 1:
+        return positive
+    negative = np.where(values >= 0, small, 1.0) / (1.0 + small)
+    return np.concatenate([negative, positive], axis=1)

@@ -1,0 +1,158 @@
+"""Evaluate what a run trained: its own figures to the bit, and what they hide.
+
+--run names the run, and its evaluation part is evaluated unless --data or --part say otherwise. Printed are loss, accuracy,
+precision, recall and F1 of each class and on average, the area under the ROC curve of two classes, and the calibration error.
+--out also gets evaluation.json, confusion.csv, confusion.png and mistakes.png, the most confident mistakes.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from engine.errors import InputError
+
+from . import cli, model_flags
+
+if TYPE_CHECKING:
+    from engine.recipes.evaluate import Report
+    from engine.recipes.evaluation_data import Examples
+
+HELP = {
+    "data": "Other data than those of --run, as for finetune; or where the run's data are now.",
+    "part": "Which examples: eval, test, train, or all of data that are not divided (default: eval; of other data than the run's, eval, else test, else all).",
+    "bad_images": "Unreadable image files: stop names them and ends, skip leaves them out (default: as the run).",
+    "out": "Folder for evaluation.json, confusion.csv, confusion.png and mistakes.png.",
+}
+FILES = ("evaluation.json", "confusion.csv", "confusion.png", "mistakes.png")
+model_flags.define(__name__)
+cli.define_flags(__name__, HELP, {}, choices={"part": ("eval", "test", "train", "all"), "bad_images": ("stop", "skip")})
+
+
+def main() -> int:
+    from engine.data.source import check_source
+    from engine.writing import check_folder
+
+    given = flags.FLAGS
+    model_flags.check()
+    if given.data is not None:
+        check_source(given.data)
+    elif given.run is None:
+        raise InputError("data: expected the name of a source, such as folder:DIR; only a --run has data of its own")
+    if given.out is not None:
+        check_folder(given.out)
+    tf = cli.import_tensorflow(keras=cli.needs_keras(model_flags.model_name()))
+    from engine.recipes.evaluate import evaluate
+    from engine.recipes.evaluation_data import open_examples
+    from engine.runs.progress import show_progress
+
+    opened = model_flags.open_model(print)
+    if opened.config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    examples = open_examples(opened, data=given.data, part=given.part, bad_images=given.bad_images, say=print)
+    with show_progress(len(examples.part), "evaluation") as show:
+        report = evaluate(opened, examples, batch_size=given.batch_size, progress=show)
+    _print_report(report)
+    if given.out is not None:
+        cli.hold_folder(given.out, ours=FILES.__contains__)
+        _write_report(pathlib.Path(given.out), report, examples, print)
+    return cli.DONE
+
+
+def _print_report(report: Report) -> None:
+    figures = report.figures
+    print()
+    own = figures["run_figures"]
+    same = "" if own is None else " (the run's own, to the bit)" if own["same"] else f" (the run: {own['loss']:.9g})"
+    print(f"loss:              {figures['loss']:.6f}{same}")
+    rows = [("accuracy", "accuracy"), ("top5_accuracy", "top 5 accuracy"), ("auc", "area under ROC")]
+    for key, name in (*rows, ("calibration_error", "calibration error")):
+        if figures.get(key) is not None:
+            bins = f" (expected, {figures['calibration_bins']} bins)" if key == "calibration_error" else ""
+            print(f"{name + ':':<18} {figures[key]:.4f}{bins}")
+    if "mistakes" in figures:
+        print(f"mistakes:          {figures['mistakes']:,} of {figures['data']['examples']:,}")
+    for text in filter(None, (_table(figures), _worst(report))):
+        print(f"\n{text}")
+
+
+def _table(figures: dict[str, Any]) -> str:
+    """Precision, recall and F1 of each class and on average; or the errors of each column."""
+    from engine.text import table
+
+    if "columns" in figures:
+        names = ("mean_absolute_error", "root_mean_squared_error", "r_squared")
+        rows = [(each["name"], *(_number(each[name]) for name in names)) for each in figures["columns"]]
+        return table([("", "mean absolute error", "root mean squared error", "R squared"), *rows], right={1, 2, 3})
+    rated = figures.get("classes") or figures["labels"]
+    keys = ("precision", "recall", "f1")
+    body = [(each["name"], f"{each['examples']:,}", *(_number(each[key]) for key in keys)) for each in rated]
+    total = ("macro average", "", *(_number(figures["macro"][key]) for key in keys))
+    return table([("", "examples", "precision", "recall", "F1"), *body, total], right={1, 2, 3, 4})
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _worst(report: Report) -> str:
+    """The pairs of classes that are confused most often."""
+    import numpy as np
+
+    if report.confusions is None:
+        return ""
+    off = report.confusions - np.diag(np.diagonal(report.confusions))
+    order = np.argsort(-off, axis=None, kind="stable")[:5]
+    pairs = [divmod(int(cell), len(report.names)) for cell in order if off.flat[cell]]
+    lines = [f"  {off[row, column]:,} {report.names[row]} taken for {report.names[column]}" for row, column in pairs]
+    return "\n".join(["confused most often:", *lines]) if lines else ""
+
+
+def _write_report(out: pathlib.Path, report: Report, examples: Examples, say: Callable[[str], None]) -> None:
+    """Writes the files of an evaluation; those of an earlier one that do not apply any more are removed."""
+    import csv
+    import io
+
+    from engine.files import write_bytes, write_json
+    from engine.runs.evaluation_pictures import draw_confusions, draw_mistakes
+
+    written = ["evaluation.json"]
+    write_json(out / "evaluation.json", report.figures)
+    if report.confusions is not None:
+        text = io.StringIO()
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(["true class", *report.names])
+        rows.writerows([name, *row] for name, row in zip(report.names, report.confusions.tolist(), strict=True))
+        write_bytes(out / "confusion.csv", text.getvalue().encode())
+        written.append("confusion.csv")
+    try:
+        if report.confusions is not None:
+            draw_confusions(out / "confusion.png", report.confusions, report.names)
+            written.append("confusion.png")
+        if len(report.mistakes):
+            images = examples.part.read(report.mistakes)["image"]
+            draw_mistakes(out / "mistakes.png", images, _titles(report, examples))
+            written.append("mistakes.png")
+    except ImportError:
+        say("confusion.png and mistakes.png were not drawn: the package matplotlib is missing (extra `report`)")
+    for name in FILES:
+        if name not in written:
+            (out / name).unlink(missing_ok=True)
+    say(f"\nwritten: {out} ({', '.join(written)})")
+
+
+def _titles(report: Report, examples: Examples) -> list[tuple[str, str]]:
+    """What is written over each mistake: what it was taken for and how surely, and what it is."""
+    found = report.figures["most_confident_mistakes"]
+    return [(f"{each['predicted']} ({each['probability']:.3f})", f"is {each['class']}") for each in found]
+
+
+def run() -> None:
+    cli.run(main, about=__doc__ or "", flags_in=__name__)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,201 @@
+"""Predict images with what a run trained: class names and probabilities of photos, or their features.
+
+--run names the run; preprocessing, image size, classes and precision are the run's own. --images is a folder with its
+sub-folders, a file, or a pattern such as 'photos/*.jpg' (in quotes). The answers are printed, or written to --out. Files that
+cannot be read are named and counted, the others are predicted, and the exit code is then 2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, TYPE_CHECKING, Any
+
+from absl import flags
+
+from engine.errors import InputError, check_range
+
+from . import cli, model_flags
+
+if TYPE_CHECKING:
+    from engine.recipes.predictor import FileBatch, Predictor
+
+HELP = {
+    "images": "Folder of images (with its sub-folders), one image file, or a pattern such as 'photos/*.jpg'; in natural order, img2 before img10.",
+    "top": "Classes per image, the most probable first (default: 1; of several labels for an image, all of them).",
+    "out": "File to write instead of printing: .csv or .jsonl (JSON Lines).",
+    "format": "Of what is printed: csv or jsonl (of --out, its suffix decides).",
+    "features": "FILE.npz that gets the features of the images, and their files, instead of predictions.",
+    "features_below": "Of --features: the filter of the variables above the features, such as '@blocks[-2:] @head' (default: @head, so that they are the input of the head).",
+}
+model_flags.define(__name__)
+cli.define_flags(__name__, HELP, {"top": int}, choices={"format": ("csv", "jsonl")})
+
+
+def main() -> int:
+    files = _check_flags()
+    say = _say_on_stdout if flags.FLAGS.out or flags.FLAGS.features else _say_on_stderr
+    from engine.data.image_list import list_images
+
+    listed = list_images(flags.FLAGS.images, say=say)
+    for name in files:
+        _check_target(name, listed)
+    cli.import_tensorflow(keras=cli.needs_keras(model_flags.model_name()))
+    above = (flags.FLAGS.features_below or "@head") if flags.FLAGS.features else None
+    opened = model_flags.open_model(say, features_below=above)
+    if opened.config.deterministic:
+        import tensorflow as tf
+
+        tf.config.experimental.enable_op_determinism()
+    predictor = opened.predictor(batch_size=flags.FLAGS.batch_size)
+    if above is not None:
+        from engine.recipes.features import build_features
+
+        bad = _write_features(predictor, build_features(predictor, opened.variables, above), listed, say)
+    else:
+        bad = _write_predictions(predictor, listed, say)
+    if bad:
+        print(
+            f"predict: {bad:,} of {len(listed):,} files could not be read; the others were predicted", file=sys.stderr
+        )
+    return cli.BAD_INPUT if bad else cli.DONE
+
+
+def _say_on_stdout(line: str) -> None:
+    print(line, flush=True)
+
+
+def _say_on_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # what is printed is for other programs
+
+
+def _check_flags() -> list[str]:
+    """Checks what can be checked without TensorFlow; returns the names of the files that will be written."""
+    from engine.runs.existing import check_not_of_run
+
+    given = flags.FLAGS
+    model_flags.check()
+    if given.images is None:
+        raise InputError("images: expected a folder, a file or a pattern such as 'photos/*.jpg'")
+    check_range("top", given.top, 1)
+    if given.features is None and given.features_below is not None:
+        raise InputError(f"features_below={given.features_below}: it needs --features=FILE.npz")
+    if given.features is not None and (wrong := [n for n in ("out", "top", "format") if given[n].value is not None]):
+        raise InputError(
+            f"{wrong[0]}={given[wrong[0]].value}: --features writes features and no predictions; leave it out"
+        )
+    if given.out is not None and pathlib.Path(given.out).suffix not in (".csv", ".jsonl"):
+        raise InputError(f"out={given.out}: expected a name that ends in .csv or .jsonl")
+    if given.out is not None and given.format not in (None, pathlib.Path(given.out).suffix[1:]):
+        raise InputError(f"format={given.format}: the suffix of --out={given.out} says another one")
+    if given.features is not None and pathlib.Path(given.features).suffix != ".npz":
+        raise InputError(f"features={given.features}: expected a name that ends in .npz")
+    found = [name for name in (given.out, given.features) if name is not None]
+    for name in found:
+        check_not_of_run(name, name="out" if name == given.out else "features")
+        cli.check_out(name)
+    return found
+
+
+def _check_target(name: str, listed: Sequence[pathlib.Path]) -> None:
+    """Raises InputError if a file that will be written is one of those that are read."""
+    if os.path.exists(name):
+        weights = flags.FLAGS.weights
+        read = [*listed, *([pathlib.Path(weights)] if weights else [])]
+        if any(path.exists() and os.path.samefile(path, name) for path in read):
+            raise InputError(f"out={name}: it is one of the files that are read; choose another name")
+
+
+def _computed(
+    predictor: Predictor, function: Any, listed: Sequence[pathlib.Path], say: Callable[[str], None]
+) -> Iterator[FileBatch]:
+    """The batches of all files, with progress; names the files that cannot be read."""
+    from engine.data.image_files import printable
+    from engine.runs.progress import show_progress
+
+    function = predictor.function if function is None else function
+    size = predictor.fit_batch_size(function)
+    if size < predictor.batch_size:
+        say(f"batches: {size} images, because memory is short for {predictor.batch_size}")
+    to_file = flags.FLAGS.out or flags.FLAGS.features
+    shown: contextlib.AbstractContextManager[Callable[..., None]] = contextlib.nullcontext(lambda done: None)
+    if to_file:
+        shown = show_progress(len(listed), "images")
+    done = 0
+    with shown as show:
+        for batch in predictor.predict_files(listed, function=function, size=size):
+            for file, reason in batch.bad:
+                print(f"cannot be read: {printable(str(file))}: {reason}", file=sys.stderr)
+            done += len(batch.files) + len(batch.bad)
+            show(done)
+            yield batch
+
+
+def _check_any(bad: int, listed: Sequence[pathlib.Path]) -> None:
+    if bad == len(listed):
+        raise InputError(
+            f"images={flags.FLAGS.images}: none of the {bad:,} files can be read as an image; nothing was written"
+        )
+
+
+def _write_predictions(predictor: Predictor, listed: Sequence[pathlib.Path], say: Callable[[str], None]) -> int:
+    """Writes or prints the predictions of all files; returns the number of those that cannot be read."""
+    from engine.files import write_atomically
+
+    from .predict_output import Lines
+
+    out = flags.FLAGS.out
+    kind = pathlib.Path(out).suffix[1:] if out else flags.FLAGS.format or "csv"
+    lines = Lines(predictor, kind, top=flags.FLAGS.top, outputs=int(predictor.function.outputs[0].shape[-1]))
+    bad = 0
+
+    def write_all(write: Callable[[str], object]) -> None:
+        nonlocal bad
+        heading = lines.heading()
+        for batch in _computed(predictor, None, listed, say):
+            bad += len(batch.bad)
+            if batch.files:
+                write(heading + lines.format(batch.files, predictor.probabilities(batch.outputs[0])))
+                heading = ""
+        _check_any(bad, listed)
+
+    def write_file(file: IO[bytes]) -> None:
+        write_all(lambda text: file.write(text.encode()))
+
+    if out is None:
+        write_all(sys.stdout.write)
+        return bad
+    write_atomically(out, write_file)
+    say(f"written: {out} ({len(listed) - bad:,} images)")
+    return bad
+
+
+def _write_features(
+    predictor: Predictor, function: Any, listed: Sequence[pathlib.Path], say: Callable[[str], None]
+) -> int:
+    """Writes the features of all files; returns the number of those that cannot be read."""
+    from .predict_output import FeatureFile
+
+    shapes = [(tuple(tensor.shape[1:]), tensor.dtype.as_numpy_dtype) for tensor in function.outputs]
+    out, bad = flags.FLAGS.features, 0
+    with contextlib.closing(FeatureFile(pathlib.Path(out).parent, shapes)) as kept:
+        for batch in _computed(predictor, function, listed, say):
+            bad += len(batch.bad)
+            if batch.files:
+                kept.add(batch.files, batch.outputs)
+        _check_any(bad, listed)
+        kept.write(out)
+    said = " and ".join(f"{list(shape)}" for shape, _ in shapes)
+    say(f"written: {out} ({len(listed) - bad:,} images, features {said} each)")
+    return bad
+
+
+def run() -> None:
+    cli.run(main, about=__doc__ or "", flags_in=__name__)
+
+
+if __name__ == "__main__":
+    run()

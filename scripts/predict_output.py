@@ -1,0 +1,106 @@
+"""What predict writes: a line of CSV or JSON for each image, or the arrays of an .npz file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from engine.data.image_files import printable
+from engine.files import write_npz
+from engine.recipes.predictor import Predictor
+from engine.training.metrics import find_top
+
+FORMATS = ("csv", "jsonl")
+
+
+class Lines:
+    """Formats predictions. The heading comes first, where the format has one.
+
+    Of classes, the ``top`` most probable ones are told with their probabilities. Of several labels, and of values, all are
+    told under their names unless ``top`` is given.
+    """
+
+    def __init__(self, predictor: Predictor, kind: str, *, top: int | None, outputs: int) -> None:
+        self._kind, self._loss = kind, predictor.loss
+        count = 2 if predictor.loss == "sigmoid" and outputs == 1 else outputs
+        self._names = predictor.name_outputs(count)
+        several = predictor.loss == "sigmoid" and outputs > 1
+        self._all = predictor.loss == "mse" or (several and top is None)
+        self._top = min(top or 1, count)
+
+    def heading(self) -> str:
+        if self._kind != "csv":
+            return ""
+        if self._all:
+            return _csv(["file", *self._names])
+        pairs = [("class", "probability"), *((f"class_{n}", f"probability_{n}") for n in range(2, self._top + 1))]
+        return _csv(["file", *(word for pair in pairs for word in pair)])
+
+    def format(self, files: Sequence[pathlib.Path], values: np.ndarray) -> str:
+        """The lines of some files; ``values`` are their probabilities or values, [n, names]."""
+        chosen = None if self._all else find_top(values, self._top)
+        return "".join(
+            self._line(file, row, None if chosen is None else chosen[number])
+            for number, (file, row) in enumerate(zip(files, values, strict=True))
+        )
+
+    def _line(self, file: pathlib.Path, row: np.ndarray, chosen: np.ndarray | None) -> str:
+        numbers = [float(f"{value:.7g}") for value in row]
+        if chosen is None:
+            if self._kind == "csv":
+                return _csv([printable(str(file)), *numbers])
+            key = "values" if self._loss == "mse" else "probabilities"
+            return _json({"file": str(file), key: dict(zip(self._names, numbers, strict=True))})
+        found = [(self._names[number], numbers[number]) for number in chosen]
+        if self._kind == "csv":
+            return _csv([printable(str(file)), *(word for pair in found for word in pair)])
+        return _json({"file": str(file), "predictions": [{"class": c, "probability": p} for c, p in found]})
+
+
+def _csv(row: Iterable[Any]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(row)
+    return text.getvalue()
+
+
+def _json(value: Any) -> str:
+    return (
+        json.dumps(value, ensure_ascii=True) + "\n"
+    )  # names that are not text stay what they are, as \udc80 and the like
+
+
+class FeatureFile:
+    """Collects rows of features in files without names, so that memory does not grow, and writes them as one .npz file."""
+
+    def __init__(self, folder: pathlib.Path, shapes: Sequence[tuple[tuple[int, ...], Any]]) -> None:
+        self._shapes = shapes
+        self._rows = [tempfile.TemporaryFile(dir=folder) for _ in shapes]  # noqa: SIM115 (closed by close)
+        self.files: list[str] = []
+
+    def add(self, files: Sequence[pathlib.Path], features: Sequence[np.ndarray]) -> None:
+        self.files += map(str, files)
+        for file, rows in zip(self._rows, features, strict=True):
+            file.write(np.ascontiguousarray(rows).data)
+
+    def write(self, path: str) -> None:
+        """Writes ``files`` [n] and ``features`` [n, ...]; where there are several tensors, ``features_0``, ``features_1``, ..."""
+        names = ["features"] if len(self._rows) == 1 else [f"features_{number}" for number in range(len(self._rows))]
+        arrays = []
+        for name, file, (shape, dtype) in zip(names, self._rows, self._shapes, strict=True):
+            file.flush()
+            arrays.append((name, np.memmap(file, dtype, "r", shape=(len(self.files), *shape))))
+        write_npz(
+            path, [("files", np.array([os.fsencode(name).decode("utf-8", "replace") for name in self.files])), *arrays]
+        )
+
+    def close(self) -> None:
+        for file in self._rows:
+            file.close()

@@ -6,7 +6,7 @@ EXTRAS ?= cpu,report,weights,litert,dev
 # for tests of TF1's own layers; by its dependencies it would install TensorFlow a second time, under another name
 TF_KERAS = tf-keras==2.21.0
 
-.PHONY: help install demo test test-all check format lock wheel clean
+.PHONY: help install demo test test-all check gpu-check format lock wheel clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/'
@@ -33,6 +33,9 @@ check: install ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+gpu-check: install ## contracts, steps and memory on one GPU (about 10 minutes; needs EXTRAS=gpu,report,weights,dev)
+	$(BIN)/python -m scripts.gpu_check
 
 format: install ## rewrite with ruff
 	$(BIN)/ruff check --fix .

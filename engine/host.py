@@ -17,6 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from engine import devices
+from engine.errors import InputError
+
 
 def peak_rss_bytes() -> int:
     """Returns the largest resident set size of this process so far, in bytes."""
@@ -73,14 +76,17 @@ def _meminfo(key: str) -> int:
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of the libraries that decide a run's results to the bit."""
+    """Returns the versions of the libraries that decide a run's results to the bit, and whether TensorFlow uses oneDNN."""
     import tensorflow as tf  # its distribution has several names: tensorflow, tensorflow-cpu, tf-nightly
+
+    from engine import tensorflow_private
 
     return {
         "python": platform.python_version(),
         "tensorflow": tf.__version__,
         "keras": importlib.metadata.version("keras"),
         "numpy": np.__version__,
+        "onednn": "on" if tensorflow_private.uses_onednn() else "off",
     }
 
 
@@ -94,26 +100,50 @@ def quantiles(values: Sequence[float] | np.ndarray) -> dict[str, float]:
     return {key: float(np.percentile(values, q)) for key, q in (("median", 50), ("p10", 10), ("p90", 90))}
 
 
-def import_tensorflow(*, start: bool = True, keras: bool = True) -> Any:
+def import_tensorflow(*, start: bool = True, keras: bool = True, device: str = "auto") -> Any:
     """Imports TensorFlow without its start-up messages, which no setting silences.
 
     What was imported is kept from the garbage collector, which would look through it again and again while functions
     are traced. Matplotlib, which Keras imports for two functions that plot, is left out: it takes longer than Keras.
 
-    ``start`` also starts the runtime, whose threads do not survive a fork. ``keras`` also imports Keras, as TensorFlow
-    does; without it, Keras is imported when it is first used.
+    ``start`` also starts the runtime, whose threads do not survive a fork, on a device (``engine.devices.select_device``,
+    whose error is raised). ``keras`` also imports Keras, as TensorFlow does; without it, Keras is imported when it is
+    first used.
+
+    TensorFlow then computes with oneDNN, unless the environment says TF_ENABLE_ONEDNN_OPTS=0.
     """
+    refused: InputError | None = None
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # TensorFlow turns oneDNN on by itself only where a processor has AVX-512 VNNI; it pays with AVX2 alone (docs/benchmarks.md)
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     first = "tensorflow" not in sys.modules
     hidden = [name for name in ("matplotlib", *(() if keras else ("keras.src",))) if name not in sys.modules]
-    with stderr_on_failure(), _unimportable(hidden):
+    with stderr_on_failure(), _unimportable(hidden), _without_collections():
         import tensorflow as tf
 
         if start:
-            tf.constant(0)
+            try:
+                devices.select_device(device)
+                tf.constant(0)
+            except InputError as error:  # raised below: what TensorFlow wrote meanwhile does not matter
+                refused = error
     if first:
         gc.freeze()
+    if refused is not None:
+        raise refused
     return tf
+
+
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """Within this scope no garbage is collected: an import makes a million objects, of which hardly any is garbage."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """All private names of TensorFlow that the project uses, each with its purpose.
 
 Supporting a new version of TensorFlow means checking this file and its test: no other module imports
-``tensorflow.python``. TensorFlow is imported only when a function is called.
+``tensorflow.python`` or ``tensorflow.compiler``. TensorFlow is imported only when a function is called.
 """
 
 from __future__ import annotations
@@ -25,6 +25,16 @@ def op_definition(kind: str) -> Any:
     from tensorflow.python.framework import op_def_registry
 
     return op_def_registry.get(kind)
+
+
+def uses_onednn() -> bool:
+    """Whether TensorFlow computes with oneDNN where it can, as TF_ENABLE_ONEDNN_OPTS or its own default decided.
+
+    The default depends on the processor, and nothing public tells it.
+    """
+    from tensorflow.python.util import _pywrap_util_port
+
+    return bool(_pywrap_util_port.IsMklEnabled())
 
 
 @contextlib.contextmanager
@@ -66,6 +76,35 @@ def has_gradient(kind: str) -> bool:
         return ops.gradient_registry.lookup(kind) is not None
     except LookupError:
         return False
+
+
+@functools.cache
+def kernel_devices(kind: str) -> frozenset[str]:
+    """Returns the types of devices that have a kernel for an operation type, such as "CPU" and "XLA_CPU_JIT"; no public way.
+
+    The kernels of XLA are registered when it first compiles something.
+    """
+    from tensorflow.python.framework import kernels
+
+    _register_compiled_kernels()
+    return frozenset(kernel.device_type for kernel in kernels.get_registered_kernels_for_op(kind).kernel)
+
+
+@functools.cache
+def _register_compiled_kernels() -> None:
+    import tensorflow as tf
+
+    tf.function(lambda: tf.constant(0), autograph=False, jit_compile=True)()
+
+
+def optimization_barrier(tensors: Sequence[Any]) -> list[Any]:
+    """Returns tensors that XLA does not compute before all of the given ones are there, nor take for equal to them.
+
+    XLA ignores control dependencies; its own barrier has no public name.
+    """
+    from tensorflow.compiler.tf2xla.ops import gen_xla_ops
+
+    return list(gen_xla_ops.xla_optimization_barrier(list(tensors)))
 
 
 def handle_data(handle: Any) -> Any:

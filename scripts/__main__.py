@@ -18,7 +18,7 @@ COMMANDS = {
         *("finetune", "predict", "evaluate", "export", "push_delta", "apply_delta", "diff"),
         *("port_checkpoint", "inspect_checkpoint", "audit_graph", "compare_v1", "endure"),
     ),
-    "benchmarks": tuple(f"benchmark_{name}" for name in _MEASURED.split()),
+    "benchmarks": (*(f"benchmark_{name}" for name in _MEASURED.split()), "gpu_check"),
     "making the shipped weights": ("make_pretraining_set", "pack_weights"),
 }
 PROGRAMS = tuple(name for names in COMMANDS.values() for name in names)

@@ -1,172 +1,200 @@
-"""Time one training step: the engine against a hand-written loop, Keras' model.fit and PyTorch.
+"""Time one training step: the engine against a hand-written loop, Keras and PyTorch, all in turn.
 
-engine is TrainStep with AdamW; hand is the tf.function that an expert would write for the same ViT, one selection and one
-batch shape, without the gradient norm that the engine reports. These two run in turn in one process, step by step, and
-their ratio is taken pair by pair. keras_fit and torch are equal ViTs with equal weights, each timed alone in a process of
-its own, so that their times are not interleaved with the others. Peak memory is always that of a process with a single
-runner; it includes the interpreter and the libraries. The data are one random batch, so nothing is read or decoded.
+Every runner has a process of its own and is told when to do a step; while one works, the others wait. The order is
+reversed after each round, and ratios are taken round by round, so that all runners see the same machine. They train equal
+networks from equal weights with AdamW on one random batch, so nothing is read or decoded. CPU seconds are those of all
+threads of a runner's process in a step (user and system); they suffer less from other programs than the clock does.
+
+For a ViT: engine is TrainStep; hand is the tf.function that an expert would write for one selection and one batch shape,
+without the gradient norm that the engine reports; keras is train_on_batch of an equal model of keras.layers; torch and
+torch_compile are an equal model of PyTorch. For keras:NAME: engine, and keras, which is Keras' own train_step of the very
+same network.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import dataclasses
+import os
 import pathlib
 import signal
 import sys
 import tempfile
-import time
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
 
-from engine.host import quantiles
-
 from . import cli
-from .baselines import harness
+from .baselines import harness, step_results, turns
 
 F = flags.FLAGS
 
-RUNNERS = ("engine", "hand", "keras_fit", "torch")
-_PACKAGES = {"keras_fit": "keras", "torch": "torch"}
-_TARGETS = {
-    "pair": "tensorflow_vit:measure_pair",
-    "engine": "tensorflow_vit:measure_engine",
-    "hand": "tensorflow_vit:measure_hand",
-    "keras_fit": "keras_vit:measure_fit",
-    "torch": "torch_vit:measure",
+_VIT = {
+    "engine": "tensorflow_vit:Engine",
+    "hand": "tensorflow_vit:Hand",
+    "keras": "keras_vit:Keras",
+    "torch": "torch_vit:Torch",
+    "torch_compile": "torch_vit:TorchCompile",
 }
+_KERAS = {"engine": "keras_models:Engine", "keras": "keras_models:Keras"}
+_PRODUCT = "product:Product"
+RUNNERS = tuple(_VIT)
+PRECISIONS = ("float32", "mixed_bfloat16")
 _LIMITS = {
     "image_size": (1, 4096),
     "batch_size": (1, 65536),
     "classes": (2, 1_000_000),
-    "steps": (1, 1_000_000),
+    "rounds": (1, 1_000_000),
     "warmup": (1, 1_000_000),
+    "patience": (1, 1_000_000),
 }
 
 flags.DEFINE_string(
     "model",
     "vit:S/16",
-    "A plain ViT: vit:mini, vit:Ti/16, vit:S/16, vit:B/16, vit:L/16 (any patch size in pixels; options after a comma: depth=N blocks, gelu=tanh, classes=N).",
+    "A plain ViT: vit:mini, vit:Ti/16, vit:S/16, vit:B/16, vit:L/16 (any patch size in pixels; options after a comma: depth=N blocks, gelu=tanh, classes=N); or keras:NAME, a network of keras.applications.",
 )
 flags.DEFINE_integer("image_size", 224, "The height and width of the images in pixels, a multiple of the patch size.")
 flags.DEFINE_integer("batch_size", 16, "The number of examples per step (one optimizer update).")
 flags.DEFINE_integer("classes", 1000, "The number of outputs of the head, at least 2.")
 flags.DEFINE_multi_string(
-    "train", ["@head", "@all"], "A filter of what is trained; repeatable, each is measured separately."
+    "train",
+    None,
+    "A filter of what is trained; repeatable, each is measured separately (default: @all, @head, and for a ViT '@blocks[-2:] @head').",
 )
-flags.DEFINE_integer("steps", 10, "The number of timed steps per runner and selection (for engine and hand: pairs).")
+flags.DEFINE_integer("rounds", 10, "The number of timed rounds; in each, every runner does one step.")
 flags.DEFINE_integer(
-    "warmup", 2, "The number of steps before these, which are not timed, at least 1 (the first one compiles)."
+    "warmup", 2, "The number of rounds before these, which are not timed, at least 1 (the first one compiles)."
 )
 flags.DEFINE_list(
     "runners",
-    list(RUNNERS),
-    "The runners, comma-separated: engine, hand, keras_fit, torch. A runner whose library is missing is reported as not installed.",
+    None,
+    "The runners, comma-separated: engine, hand, keras, torch, torch_compile (default: all that the model has). One whose library is missing is reported.",
+)
+flags.DEFINE_list(
+    "precisions",
+    ["float32"],
+    "The precisions, comma-separated: float32, mixed_bfloat16. All take their turns together, each runner in a process for each of them.",
+)
+flags.DEFINE_integer(
+    "patience", 1800, "The seconds after which a runner that has not answered is stopped; compiling takes minutes."
 )
 flags.DEFINE_integer("seed", 0, "The seed of the initial weights, the images and the labels.")
 flags.DEFINE_string(
-    "out", None, "A .json file for the results (times in ms, memory in bytes); by default none is written."
+    "out",
+    None,
+    "A .json file for the results (times in ms and s, memory in bytes), written after each round; by default none is written.",
 )
 
 
 def main() -> int:
-    cli.import_tensorflow()
+    cli.import_tensorflow(keras=cli.needs_keras(F.model))
+    runners = _check_flags()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no process of a runner outlives this one
+    with tempfile.TemporaryDirectory(prefix="benchmark_step-") as folder:
+        results = step_results.Results(out=F.out, facts=_facts())
+        for job in _build_jobs(pathlib.Path(folder)):
+            _measure(job, runners, results, folder)
+    results.finish()
+    print(results.text())
+    if F.out:
+        print(f"\nwritten: {F.out}")
+    if reasons := results.failures():
+        print("\n".join(f"benchmark_step: {reason}" for reason in reasons), file=sys.stderr)
+    return cli.FAILED if reasons else cli.DONE
+
+
+def _measure(job: harness.Job, runners: Sequence[str], results: step_results.Results, folder: str) -> None:
+    """Measures all runners and precisions on one selection, in turn."""
+    jobs = {precision: dataclasses.replace(job, precision=precision) for precision in F.precisions}
+    asked = [(runner, precision) for precision in F.precisions for runner in (*runners, step_results.PRODUCT)]
+    participants = [
+        turns.Participant(runner, precision, _starter(runner, jobs[precision], folder), required=runner == "engine")
+        for runner, precision in asked
+    ]
+    print(f"\n{job.train}: {len(participants)} processes start", flush=True)
+    part = results.begin(job, participants)
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    def after(number: int) -> None:
+        results.write()
+        name = f"round {number} of {F.rounds}" if number > 0 else f"warm-up {number + F.warmup} of {F.warmup}"
+        say(f"  {name}: {part.progress()}")
+
+    turns.take_turns(
+        participants, warmup=F.warmup, rounds=F.rounds, check=lambda: part.check(say), after=after, say=say
+    )
+
+
+def _starter(runner: str, job: harness.Job, folder: str) -> Any:
+    """What starts the process of a runner."""
+    target = _PRODUCT if runner == step_results.PRODUCT else (_KERAS if _is_keras() else _VIT)[runner]
+    torch = runner.startswith("torch")
+    # threads that wait for work must not count as work, and what is compiled is left nowhere
+    environment = {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        "TORCHINDUCTOR_CACHE_DIR": os.path.join(folder, "compiled"),
+    }
+    return lambda: turns.Process(
+        f"{harness.__package__}.{target}",
+        job,
+        tensorflow=not torch,
+        environment=environment if torch else {},
+        patience=F.patience,
+    )
+
+
+def _is_keras() -> bool:
+    return str(F.model).startswith("keras:")
+
+
+def _build_jobs(folder: pathlib.Path) -> list[harness.Job]:
+    shared = {name: getattr(F, name) for name in ("model", "image_size", "classes", "batch_size", "seed")}
+    if _is_keras():
+        from .baselines import keras_models
+
+        return keras_models.build_jobs(**shared, train=F.train or ["@all", "@head"])
     from .baselines import vit_jobs
 
-    _check_flags()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no process of a runner outlives this one
-    try:
-        with tempfile.TemporaryDirectory(prefix="benchmark_step-") as folder:
-            jobs = vit_jobs.build_jobs(
-                pathlib.Path(folder),
-                model=F.model,
-                image_size=F.image_size,
-                classes=F.classes,
-                train=F.train,
-                batch_size=F.batch_size,
-                warmup=F.warmup,
-                steps=F.steps,
-                seed=F.seed,
-            )
-            rows = [row for job in jobs for row in _measure(job)]
-    except harness.BenchmarkError as error:
-        print(f"benchmark_step: {error}", file=sys.stderr)
-        return cli.FAILED
-    harness.print_table(rows)
-    cli.write_out(rows)
-    return cli.DONE
+    train = F.train or ["@all", "@head", "@blocks[-2:] @head"]
+    return vit_jobs.build_jobs(folder, **shared, train=train, warmup=F.warmup, steps=F.rounds)
 
 
-# ---- measurements
+def _facts() -> dict[str, Any]:
+    from engine import devices, host
 
-
-def _measure(job: harness.Job) -> list[dict[str, Any]]:
-    """Measures all runners on one selection: one row each."""
-    results: dict[str, dict[str, Any]] = {}
-    paired = {"engine", "hand"} <= set(F.runners)
-    interleaved = _start("pair", job) if paired else {}
-    for runner in F.runners:
-        if importlib.util.find_spec(_PACKAGES.get(runner, "tensorflow")) is not None:
-            results[runner] = _start(runner, job)
-    for runner, result in interleaved.items():
-        results[runner]["seconds"] = result["seconds"]
-    harness.check_agreement(job, results, interleaved)
-    return [_row(job, runner, results, interleaved) for runner in F.runners]
-
-
-def _row(job: harness.Job, runner: str, results: dict[str, Any], interleaved: dict[str, Any]) -> dict[str, Any]:
-    result, hand = results.get(runner, {}), results.get("hand")
-    ratio = None
-    if runner == "engine" and interleaved:
-        one, other = (interleaved[name]["seconds"] for name in ("engine", "hand"))
-        ratio = quantiles([a / b for a, b in zip(one, other, strict=True)])
-    return {
-        "selection": job.train,
-        "runner": runner,
-        "installed": bool(result),
-        "step_ms": quantiles([1e3 * s for s in result["seconds"]]) if result else None,
-        "interleaved": runner in interleaved,
-        "ratio_to_hand": ratio,
-        "peak_rss_bytes": result.get("peak_rss_bytes"),
-        "rss_ratio_to_hand": result["peak_rss_bytes"] / hand["peak_rss_bytes"] if result and hand else None,
-        "slot_bytes": result.get("slot_bytes"),
-        "backward_ops": result.get("backward_ops"),
-        "trained_parameters": result.get("trained_parameters"),
-        "parameters": result.get("parameters"),
-        "first_loss": result.get("first_loss"),
-        "tape": result.get("tape"),
+    names = ("model", "image_size", "batch_size", "classes", "warmup", "rounds", "seed")
+    machine = {
+        "processor": devices.processor(),
+        "instructions": devices.vector_instructions(),
+        "cores": devices.core_count(),
     }
+    return {"machine": machine, "versions": host.versions(), **{name: getattr(F, name) for name in names}}
 
 
-def _start(runner: str, job: harness.Job) -> dict[str, Any]:
-    """Measures one runner, or the pair, in a process of its own."""
-    what = "engine and hand in turn" if runner == "pair" else f"{runner} alone"
-    print(f"  {job.train}: {what} ...", end="", flush=True)
-    start = time.monotonic()
-    found = harness.run_apart(
-        _TARGETS[runner], job.to_json(), what=f"{runner} on {job.train}", tensorflow=runner != "torch"
-    )
-    print(f" {time.monotonic() - start:.0f} s")
-    return found
-
-
-# ---- flags
-
-
-def _check_flags() -> None:
+def _check_flags() -> tuple[str, ...]:
+    """Checks the flags and returns the runners."""
     from engine.errors import InputError
     from engine.text import nearest
 
     cli.check_numbers(_LIMITS)
-    for runner in F.runners:
-        if runner not in RUNNERS:
-            raise InputError(
-                f"runners={runner!r} is not a known runner; expected {', '.join(RUNNERS)}{nearest(runner, RUNNERS)}"
-            )
-    for name in ("runners", "train"):
-        if not F[name].value or len(set(F[name].value)) < len(F[name].value):
-            raise InputError(f"{name}={','.join(F[name].value)!r}: expected at least one, and none twice")
+    known = {"runners": tuple(_KERAS if _is_keras() else _VIT), "precisions": PRECISIONS}
+    runners = known["runners"] if F.runners is None else tuple(F.runners)
+    given = {"runners": runners, "precisions": F.precisions, "train": F.train or ["@all"]}
+    for name, values in given.items():
+        for value in values if name in known else ():
+            if value not in known[name]:
+                what = f"{name}={value!r} is not a known {name.removesuffix('s')}"
+                if name == "runners" and value in RUNNERS:
+                    what = f"runners={value!r}: it cannot run model={F.model!r}"
+                raise InputError(f"{what}; expected {', '.join(known[name])}{nearest(value, known[name])}")
+        if not values or len(set(values)) < len(values):
+            raise InputError(f"{name}={','.join(values)!r}: expected at least one, and none twice")
     cli.check_out(F.out)
+    return runners
 
 
 def run() -> None:

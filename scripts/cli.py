@@ -264,11 +264,11 @@ def needs_keras(model: str) -> bool:
     return not model.startswith(("vit:", "cnn:"))
 
 
-def import_tensorflow(*, start: bool = True, keras: bool = True) -> Any:
+def import_tensorflow(*, start: bool = True, keras: bool = True, device: str = "auto") -> Any:
     """Imports TensorFlow as ``engine.host.import_tensorflow`` does, and returns it."""
     from engine import host
 
-    return host.import_tensorflow(start=start, keras=keras)
+    return host.import_tensorflow(start=start, keras=keras, device=device)
 
 
 class StopSignal:

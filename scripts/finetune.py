@@ -7,25 +7,29 @@ tensorboard/, checkpoints/, trained.npz and ledger.json.
 
 from __future__ import annotations
 
-from engine import locks
+from engine import locks, part_times
 from engine.runs import existing
 
 from . import cli, finetune_flags
 
 
+@part_times.collect(since_start=True)
 def main() -> int:
     config = finetune_flags.config()  # bad flags are refused before TensorFlow is imported, and so is a folder in use
     if config.out:
         if not config.dry_run:
             locks.check_free(config.out)
         existing.check_out(config.out, resume=config.resume)
-    cli.import_tensorflow(keras=cli.needs_keras(config.model))
-    from engine.recipes.finetune import finetune
+    with part_times.part("imports"):
+        cli.import_tensorflow(keras=cli.needs_keras(config.model), device=config.device)
+        from engine.recipes.finetune import finetune
 
-    from .finetune_text import PrintingListener, print_end
+        from .finetune_text import PrintingListener, print_end, print_times
 
     result = finetune(config, listener=PrintingListener(config))
-    if not config.dry_run:
+    if config.dry_run:
+        print_times(part_times.finish() or {})
+    else:
         print_end(result)
     return result.code
 

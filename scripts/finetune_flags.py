@@ -50,11 +50,13 @@ HELP = {
     "batch_size": "Examples per step.",
     "ema": "Decay, above 0 and below 1, of running averages of the trained variables, per step (0.9999 averages over about 10000 steps): evaluations use the averages, and ema.npz holds them.",
     # ---- numbers and memory
-    "precision": "float32, mixed_bfloat16, mixed_float16 (variables in float32, computation in 16 bits; float16 with a dynamic loss scale) or float64.",
+    "precision": "float32, mixed_bfloat16, mixed_float16 (variables in float32, computation in 16 bits; float16 with a dynamic loss scale) or float64; auto takes mixed_bfloat16 where the device multiplies bfloat16 at least 1.5 times as fast as float32 and steps of the model are at least 1.1 times as fast, else float32. The figures are printed, and a resume keeps the choice.",
+    "jit_compile": "Compile the whole step with XLA: on, off, or auto (on for GPUs, off for CPUs). It takes some time at the first step, and once more for each other batch size. A resume may change it.",
+    "device": "Device to compute on: auto (the first GPU if there is one, else the CPU), cpu or gpu:N. A resume may change it.",
     "nonfinite": "A step whose loss or gradient is not finite changes nothing: skip it and go on (after 20 in a row the run fails), or stop there. Default: skip with mixed_float16, whose loss scale needs it, otherwise stop.",
     "micro_batches": "Parts in which a step is computed, one after the other: the same result in less memory (default: 1, or what --memory_budget requires).",
     "remat": "What a ViT recomputes in the backward pass instead of keeping it: nothing, norms and GELU, or whole blocks (default: none, or what --memory_budget requires).",
-    "memory_budget": "Memory of the whole process, in bytes or with a unit (3GB, 8GiB): the run takes the largest micro-batches that fit, and --remat if necessary.",
+    "memory_budget": "Memory of the whole process, or on a GPU the GPU's, in bytes or with a unit (3GB, 8GiB): the run takes the largest micro-batches that fit, and --remat if necessary.",
     "plan": "What --memory_budget decides: micro-batches and --remat, or depth: how many of the top blocks train along with the head.",
     "dry_run": "Print what would train, the memory forecast and the frost line, then exit; nothing is written.",
     # ---- what is frozen, computed once

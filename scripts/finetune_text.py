@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from engine import sizes
+from engine import part_times, sizes
 from engine.feature_cache.decision import CacheDecision
 from engine.frostline.line import FrostLine
 from engine.recipes.config import FinetuneConfig
@@ -50,6 +50,8 @@ class PrintingListener(Listener):
             print(f"cache:   phase {name}: {'used' if decision.used else 'not used'}{size}; {decision.reason}")
         for stage, forecast in zip(job.stages, job.plan.forecasts, strict=True):
             print(f"memory:  phase {stage.phase.name}: about {forecast.text()}")
+            if (line := job.describe_device_memory(forecast)) is not None:
+                print(f"         {line}")
 
     def begin(self, total: int, start: int) -> None:
         print()
@@ -125,6 +127,11 @@ def _print_plan(job: Job) -> None:
         print(f"         {text}")
 
 
+def print_times(parts: Mapping[str, Mapping[str, float]]) -> None:
+    """Prints where the seconds of a dry run went."""
+    print(f"time:    {part_times.describe(parts)}")
+
+
 def print_end(result: RunResult) -> None:
     """Prints accuracy before and after, the freeze proof, and where the files are."""
     run, final, proof = result.run, result.run["final"], result.run["freeze_proof"]
@@ -146,6 +153,8 @@ def print_end(result: RunResult) -> None:
         print(f"freeze proof:        FAILED; {len(proof['changed'])} frozen variables changed: {changed}")
     memory = run["memory"]["peak_rss_bytes"] / 2**20
     print(f"time:                {run['timing']['total_seconds']:.0f} s, peak memory {memory:.0f} MiB")
+    if (parts := run["timing"]["until_first_step"]) is not None:
+        print(f"until the 1st step:  {part_times.describe(parts)}")
     print(f"run directory:       {result.out}")
     if run["skipped_steps"]:
         print(f"skipped steps:       {run['skipped_steps']} of {run['steps']}, not finite or without any weight")

@@ -18,6 +18,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as the programs do, whose results tests compare to the bit
 # Tests run in parallel: more threads than cores only wait for one another.
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 

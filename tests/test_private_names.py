@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from typing import Any
 
@@ -17,6 +18,10 @@ def test_op_definitions_tell_which_operations_exist_and_have_effects() -> None:
     assert tensorflow_private.op_definition("NoSuchOp") is None
     assert not tensorflow_private.op_definition("MatMul").is_stateful
     assert tensorflow_private.op_definition("RandomUniform").is_stateful
+
+
+def test_whether_onednn_computes_is_known() -> None:
+    assert tensorflow_private.uses_onednn() == (os.environ["TF_ENABLE_ONEDNN_OPTS"] == "1")
 
 
 def test_the_registry_of_gradients_tells_what_is_differentiable() -> None:
@@ -211,3 +216,16 @@ def test_variables_are_told_before_keras_draws_their_values() -> None:
     assert told == [((3, 2), "float32"), ((2,), "float32")]
     keras.layers.Dense(2).build([None, 3])
     assert len(told) == 2
+
+
+def test_the_kernels_of_xla_are_known_before_anything_is_compiled() -> None:
+    assert {"CPU", "XLA_CPU_JIT"} <= tensorflow_private.kernel_devices("MatMul")
+    assert "XLA_CPU_JIT" not in tensorflow_private.kernel_devices("EagerPyFunc")
+    assert not tensorflow_private.kernel_devices("NoSuchOp")
+
+
+def test_xlas_barrier_gives_what_it_is_given() -> None:
+    function = tf.function(lambda x: tensorflow_private.optimization_barrier([x, 2.0 * x])[0], jit_compile=True)
+    np.testing.assert_array_equal(function(tf.constant([1.0, -0.0, np.inf])), [1.0, -0.0, np.inf])
+    (kept,) = tf.nest.flatten(tensorflow_private.optimization_barrier([tf.constant(3.0)]))
+    assert float(kept) == 3.0

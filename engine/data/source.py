@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from engine import part_times
 from engine.data import arrays, order
 from engine.data.folder import open_folder
 from engine.data.image_files import Say
@@ -24,6 +25,7 @@ IMAGE_CACHE = 1 << 30
 FOLDER_SIZE = (224, 224)
 
 
+@part_times.part("data")
 def open_data(
     spec: str,
     *,

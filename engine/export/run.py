@@ -107,8 +107,8 @@ def export_savedmodel(
         >>> import tensorflow as tf
         >>> from engine import FinetuneConfig, export_savedmodel, finetune
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     config = FinetuneConfig(train="@head", steps=2, train_examples=64, cache="off", out=f"{folder}/run")
-        ...     result = finetune(config)
+        ...     given = {"model": "cnn:mini", "weights": "none", "train": "@head", "train_examples": 64}
+        ...     result = finetune(FinetuneConfig(**given, steps=2, out=f"{folder}/run"))
         ...     exported = export_savedmodel(result.out, f"{folder}/exported")
         ...     loaded = tf.saved_model.load(f"{folder}/exported")
         ...     found = loaded.signatures["serving_default"](images=tf.zeros([1, 28, 28, 1]))

@@ -62,7 +62,7 @@ def push_delta(to: PathLike, delta: PathLike, out: PathLike, *, force_base: bool
         >>> from engine import FinetuneConfig, export_savedmodel, finetune
         >>> from engine.export.update import push_delta
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     given = {"train": "@head", "train_examples": 64, "cache": "off"}
+        ...     given = {"model": "cnn:mini", "weights": "none", "train": "@head", "train_examples": 64}
         ...     for name, steps in (("a", 1), ("b", 2)):
         ...         result = finetune(FinetuneConfig(**given, steps=steps, out=f"{folder}/{name}"))
         ...     exported = export_savedmodel(f"{folder}/a", f"{folder}/exported")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from engine import part_times
 from engine.data.batches import EvalBatches, TrainBatches
 from engine.data.part import DataError
 from engine.errors import InputError
@@ -136,6 +137,7 @@ class CachePolicy:
             self._say(f"cache  | {name}: training without a cache: {error}")
         self._seconds[name] = time.perf_counter() - started
 
+    @part_times.part("features")
     def _fill_all(self, stage: Stage, line: FrostLine) -> _Open | None:
         """The phase's caches, filled; None if that was stopped."""
         name = stage.phase.name

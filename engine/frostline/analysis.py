@@ -62,6 +62,7 @@ class Analysis:
         traced: the graph, with the tensors and operations that a step needs from it.
         selection: the variables that train and move.
         images: the name of the images in the batch; AnalysisError is raised if it has no such input.
+        shapes: the shapes in the graph, if they have been inferred already.
 
     Attributes:
         images: the placeholder of the images; ``graph``, ``inputs`` and ``others`` are those of ``traced``.
@@ -72,7 +73,7 @@ class Analysis:
         forbidden: tensors, by ``id``, that were found to mix examples when they were run.
     """
 
-    def __init__(self, traced: Traced, selection: Selection, images: str) -> None:
+    def __init__(self, traced: Traced, selection: Selection, images: str, *, shapes: BatchShapes | None = None) -> None:
         if images not in traced.inputs:
             raise AnalysisError(f"images={images!r}: the batch has {', '.join(sorted(traced.inputs))}")
         self.traced, self.selection = traced, selection
@@ -81,7 +82,7 @@ class Analysis:
         needed = dataflow.ancestors(traced.results, ops=traced.effects)
         self.live = [op for op in self.graph.get_operations() if op in needed]
         self.dependence = Dependence(traced, selection, self.images, self.live)
-        self.shapes = BatchShapes(self.graph, list(self.inputs.values()), self.live)
+        self.shapes = shapes or BatchShapes(self.graph, list(self.inputs.values()), self.live)
         invariant = [op for op in self.live if op not in self.dependence.varying]
         # only the batch size can change in the shape of an invariant tensor, and it is known above the line too
         self._sizes = {op for op in invariant if op.type in SHAPES and all(self.shapes.certain(t) for t in op.inputs)}

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from engine import part_times
 from engine.frostline.analysis import Analysis
 from engine.frostline.line import FrostLine, Refused
 from engine.frostline.search import find_cut
@@ -22,6 +23,7 @@ from engine.training.microbatch import MicroBatch
 from engine.training.step import TrainStep
 
 
+@part_times.part("frost line")
 def cut_step(
     step: TrainStep, selection: Selection, batch: Mapping[str, Any], *, most_bytes: int | None = None
 ) -> FrostLine | Refused:
@@ -49,10 +51,12 @@ def cut_micro_batch(
     All inputs but ``images`` are varying; AnalysisError is raised if there is none of that name. Under a limit on bytes,
     cheaper cuts are tried, down to the one with the fewest bytes.
     """
-    found = find_cut(Analysis(TracedFunction(micro.function), selection, images), most_bytes=most_bytes)
+    analysis = Analysis(TracedFunction(micro.function), selection, images, shapes=micro.shapes)
+    found = find_cut(analysis, most_bytes=most_bytes)
     return found if isinstance(found, Refused) else FrostLine(found, micro)
 
 
+@part_times.part("frost line")
 def cut_evaluation(
     evaluator: Evaluator, selection: Selection, line: FrostLine, batch: Mapping[str, Any]
 ) -> Refused | None:

@@ -1,18 +1,24 @@
 """How the shapes in a traced function depend on the batch size B, and what its operations cost per example.
 
 A graph traced with an unknown batch size does not record where the batch went: [None, 384] may have B or 197 B rows.
-Its shapes are therefore inferred again at two batch sizes, from which each length is found as ``each * B + fixed``.
+Its shapes are therefore inferred again at two batch sizes, from which each length is found as ``each * B + fixed``. That
+takes as long as tracing, so the second size is tried only where one does not settle it: most lengths that the trace does
+not know are small multiples of the first size.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import tensorflow as tf
 
-_SIZES = (8191, 7919)  # primes that are not a dimension of any model
+from engine.graphs.reach import reach
+
+_SIZES = (32749, 7919)  # primes that are not a dimension of any model
+_SETTLED = 1024  # times B; a larger multiple may have grown faster than B, as B * B does
 SHAPES = frozenset(["Shape", "ShapeN", "Size", "Rank"])
 _GIVEN = "batch_shapes/given"  # a name that no analysed graph uses
 _ELEMENT = 0.02  # multiply-adds per element: small enough to decide only between cuts of equal bytes
@@ -27,6 +33,7 @@ class Length(NamedTuple):
 
 
 Shape = tuple[Length, ...]
+Lengths = tuple[int | None, ...] | None
 
 
 class BatchShapes:
@@ -39,46 +46,98 @@ class BatchShapes:
     """
 
     def __init__(self, graph: Any, inputs: Sequence[Any], ops: Collection[Any] | None = None) -> None:
-        ops = graph.get_operations() if ops is None else ops
-        whole, names = graph.as_graph_def(), {op.name for op in ops}
-        definition = tf.compat.v1.GraphDef(versions=whole.versions, library=whole.library)
-        definition.node.extend(node for node in whole.node if node.name in names)
-        for node in definition.node:
-            node.attr.pop("_class", None)  # colocation with operations that are not analysed
-        self._again = [_inferred(ops, definition, inputs, size) for size in _SIZES]
+        self._graph, self._inputs = graph, inputs
+        self._ops = graph.get_operations() if ops is None else ops
+        self._known = {op.name for op in self._ops}
+
+    @functools.cached_property
+    def _first(self) -> dict[str, Lengths]:
+        return _infer(self._graph, self._ops, self._inputs, {}, _SIZES[0])
+
+    @functools.cached_property
+    def _second(self) -> dict[str, Lengths]:
+        """The lengths at the second size of what the first one does not settle, from the settled tensors before it."""
+        given: dict[str, Any] = {}
+
+        def before(op: Any) -> list[Any]:
+            found = []
+            for tensor in op.inputs:
+                settled = self._settle(tensor) if tensor.dtype.is_floating else None  # the values of others are lengths
+                lengths = [n.each * _SIZES[1] + n.fixed for n in settled or () if isinstance(n, Length)]
+                if settled is None or len(lengths) < len(settled):
+                    found.append(tensor.op)
+                else:
+                    given[tensor.name] = tensor.dtype, lengths
+            return found
+
+        open_ = [op for op in self._ops if any(isinstance(n, int) for t in op.outputs for n in self._settle(t) or ())]
+        needed = reach(open_, before).keys()
+        return _infer(self._graph, [op for op in self._ops if op in needed], self._inputs, given, _SIZES[1])
+
+    def _at(self, tensor: Any, sizes: dict[str, Lengths]) -> Lengths:
+        """The lengths of a tensor at one size; None if the rank is not known, or the operation is not analysed."""
+        if tensor.op.name not in self._known:
+            return None
+        return sizes[tensor.name] if tensor.name in sizes else tuple(tensor.shape)
+
+    def _settle(self, tensor: Any) -> list[Length | int | None] | None:
+        """Each length of a tensor, as far as the first size tells: a number stands for itself, and None is not known."""
+        first = self._at(tensor, self._first)
+        if first is None:
+            return None
+        traced = tensor.shape if tensor.shape.rank == len(first) else [None] * len(first)
+        found: list[Length | int | None] = []
+        for one, static in zip(first, traced, strict=True):
+            if one is not None and (static is not None or one == 1):
+                found.append(Length(0, one))
+            elif one is not None and one % _SIZES[0] == 0 and 1 <= one // _SIZES[0] <= _SETTLED:
+                found.append(Length(one // _SIZES[0], 0))
+            else:
+                found.append(one)
+        return found
+
+    def _lengths(self, tensor: Any) -> list[Length | Literal["nonlinear"] | None] | None:
+        """Each length of a tensor: None if it is not known, "nonlinear" if it does not grow linearly with the batch."""
+        settled = self._settle(tensor)
+        if settled is None:
+            return None
+        found: list[Length | Literal["nonlinear"] | None] = []
+        for place, length in enumerate(settled):
+            if isinstance(length, Length) or length is None:
+                found.append(length)
+                continue
+            second = self._at(tensor, self._second)
+            if second is None or len(second) != len(settled):
+                return None
+            found.append(_line(length, second[place]))
+        return found
 
     def __call__(self, tensor: Any) -> Shape | None:
         """Returns the shape of one of the graph's tensors, or None if it cannot be known."""
-        at = [found(tensor) for found in self._again]
-        if any(shape is None for shape in at) or len({len(shape) for shape in at}) != 1:
+        found = self._lengths(tensor)
+        if found is None or None in found:
             return _guessed(tensor)
-        lengths = []
-        for one, other in zip(*at, strict=True):
-            if one is None or other is None:
-                return _guessed(tensor)
-            each, rest = divmod(one - other, _SIZES[0] - _SIZES[1])
-            if rest:
-                return None
-            lengths.append(Length(each, one - each * _SIZES[0]))
-        return tuple(lengths)
+        lengths = [length for length in found if isinstance(length, Length)]
+        return tuple(lengths) if len(lengths) == len(found) else None
 
     def bound(self, tensor: Any) -> Shape:
         """Returns a shape for counting bytes: a length that does not grow linearly is rounded up to a multiple of B.
 
         A length that could not be inferred counts 1, and so does a tensor of unknown rank.
         """
+        at_first = self._at(tensor, self._first) or ()
         lengths = []
-        for one, other in zip(*(found(tensor) or () for found in self._again), strict=False):
-            if one is None or other is None:
-                lengths.append(Length(0, 1))
-                continue
-            each, rest = divmod(one - other, _SIZES[0] - _SIZES[1])
-            lengths.append(Length(-(-one // _SIZES[0]), 0) if rest else Length(each, one - each * _SIZES[0]))
+        for length, one in zip(self._lengths(tensor) or (), at_first, strict=False):
+            if isinstance(length, Length):
+                lengths.append(length)
+            else:
+                lengths.append(Length(0, 1) if one is None or length is None else Length(-(-one // _SIZES[0]), 0))
         return tuple(lengths)
 
     def certain(self, tensor: Any) -> bool:
-        """Whether every length was inferred at both sizes."""
-        return all(found(tensor) is not None and None not in found(tensor) for found in self._again)
+        """Whether every length was inferred."""
+        found = self._lengths(tensor)
+        return found is not None and None not in found
 
     def rows(self, tensor: Any) -> tuple[int, tuple[int, ...]] | None:
         """Returns k and the remaining lengths of a tensor of shape [k * B, ...]; None for any other tensor."""
@@ -126,11 +185,25 @@ def has_functions(op: Any) -> bool:
     return any(value.WhichOneof("value") == "func" or value.list.func for value in op.node_def.attr.values())
 
 
-def _inferred(ops: Collection[Any], definition: Any, inputs: Sequence[Any], size: int) -> Any:
-    """A function from a tensor to its lengths for ``size`` examples, or to None; an unknown length is None as well."""
+def _infer(
+    graph: Any, ops: Collection[Any], inputs: Sequence[Any], given: Mapping[str, tuple[Any, list[int]]], size: int
+) -> dict[str, Lengths]:
+    """The lengths for ``size`` examples of each tensor that the trace does not know, by name; an unknown length is None.
+
+    ``given`` has the dtypes and lengths of tensors, by name, that other operations than ``ops`` make.
+    """
+    whole, names = graph.as_graph_def(), {op.name for op in ops}
+    definition = tf.compat.v1.GraphDef(versions=whole.versions, library=whole.library)
+    definition.node.extend(node for node in whole.node if node.name in names)
+    for node in definition.node:
+        node.attr.pop("_class", None)  # colocation with operations that are not analysed
+        if given:
+            data = [source for source in node.input if not source.startswith("^")]
+            del node.input[:]
+            node.input.extend(data)
     batch = {id(tensor) for tensor in inputs}
-    known = {}
     with tf.Graph().as_default() as again:
+        known = {n: tf.compat.v1.placeholder(dtype, lengths, name=_GIVEN) for n, (dtype, lengths) in given.items()}
         for op in ops:
             for tensor in op.outputs:
                 if id(tensor) in batch:
@@ -140,15 +213,26 @@ def _inferred(ops: Collection[Any], definition: Any, inputs: Sequence[Any], size
                     # a read of a variable: its shape is known here, but not in a graph without the variable
                     known[tensor.name] = tf.compat.v1.placeholder(tensor.dtype, tensor.shape, name=_GIVEN)
         tf.graph_util.import_graph_def(definition, input_map=known, name="")
-    analysed = {op.name for op in ops}
+    found: dict[str, Lengths] = {}
+    for op in ops:  # only the lengths are kept, because a graph takes much memory
+        for number, tensor in enumerate(op.outputs):
+            if not tensor.shape.is_fully_defined():
+                inferred = (
+                    known[tensor.name] if tensor.name in known else again.get_operation_by_name(op.name).outputs[number]
+                )
+                found[tensor.name] = None if inferred.shape.rank is None else tuple(inferred.shape)
+    return found
 
-    def shape(tensor: Any) -> tuple[int | None, ...] | None:
-        if tensor.op.name not in analysed:
-            return None
-        found = known[tensor.name].shape if tensor.name in known else again.get_tensor_by_name(tensor.name).shape
-        return None if found.rank is None else tuple(found.as_list())
 
-    return shape
+def _line(one: int, other: int | None) -> Length | Literal["nonlinear"] | None:
+    """The length that is ``one`` and ``other`` at the two sizes."""
+    if other is None:
+        return None
+    each, rest = divmod(one - other, _SIZES[0] - _SIZES[1])
+    fixed = one - each * _SIZES[0]
+    return (
+        "nonlinear" if rest or fixed <= -_SIZES[1] else Length(each, fixed)
+    )  # B * B lies on a line that begins far below 0
 
 
 def _guessed(tensor: Any) -> Shape | None:

@@ -93,7 +93,7 @@ class OpKinds:
         handles = [tensor for tensor in given if tensor.dtype == tf.resource]
         arguments = zip(op.op_def.input_arg, op.inputs, strict=False)  # a list follows the references
         references = [tensor for argument, tensor in arguments if argument.is_ref]
-        if not any(True for _ in _functions(op.node_def)):
+        if not any(True for _ in called_functions(op.node_def)):
             return references + (handles if op.type not in _HARMLESS and op.op_def.is_stateful else [])
         places = self._written_inputs(op.node_def, len(op.inputs))
         return [tensor for place, tensor in enumerate(op.inputs) if place in places and tensor.dtype == tf.resource]
@@ -120,7 +120,7 @@ class OpKinds:
         """Whether an operation has an effect besides writing a variable, drawing, asserting and printing."""
         if op.type in READS or op.type in _LOOKUPS or not op.op_def.is_stateful or is_random(op.type):
             return False
-        if any(True for _ in _functions(op.node_def)):
+        if any(True for _ in called_functions(op.node_def)):
             return self._calls(op, _node_has_unknown_effect)
         return op.type not in _HARMLESS
 
@@ -131,8 +131,8 @@ class OpKinds:
     def find_holders(self) -> list[Any]:
         """Returns the nodes that hold a variable of their own, in the graph or in a library function that it calls."""
         ops = self._graph.get_operations()
-        calls = [name for op in ops if _may_call(op.type) for name in _functions(op.node_def)]
-        names = reach(calls, lambda name: [other for node in self._nodes(name) for other in _functions(node)])
+        calls = [name for op in ops if _may_call(op.type) for name in called_functions(op.node_def)]
+        names = reach(calls, lambda name: [other for node in self._nodes(name) for other in called_functions(node)])
         inside = [node for name in names for node in self._nodes(name) if node.op in HOLDERS]
         return [op.node_def for op in ops if op.type in HOLDERS] + inside
 
@@ -141,7 +141,7 @@ class OpKinds:
 
     def _written_inputs(self, node: Any, count: int) -> set[int]:
         """The positions among ``count`` inputs of a node that calls functions, of the handles that these write to."""
-        names = list(_functions(node))
+        names = list(called_functions(node))
         if node.op not in _ARGUMENTS:  # it is not known which input becomes which argument
             return set(range(count)) if any(self._has(name, _node_writes, set()) for name in names) else set()
         first = _ARGUMENTS[node.op]
@@ -164,7 +164,7 @@ class OpKinds:
                 given = [sources.get(text.split(":")[0], set()) for text in node.input if not text.startswith("^")]
                 if not (all_given := set().union(*given)):
                     continue
-                if any(True for _ in _functions(node)):
+                if any(True for _ in called_functions(node)):
                     places = self._written_inputs(node, len(given))
                     found |= {source for place in places if place < len(given) for source in given[place]}
                 elif node.op not in _HARMLESS and (_node_writes(node) or _node_has_unknown_effect(node)):
@@ -173,7 +173,7 @@ class OpKinds:
         return found
 
     def _calls(self, op: Any, rule: Callable[[Any], bool]) -> bool:
-        return any(self._has(name, rule, set()) for name in _functions(op.node_def))
+        return any(self._has(name, rule, set()) for name in called_functions(op.node_def))
 
     def _has(self, name: str, rule: Callable[[Any], bool], seen: set[str]) -> bool:
         """Whether the rule holds for a node of a library function or of the functions that it calls."""
@@ -181,7 +181,7 @@ class OpKinds:
             return False
         seen.add(name)
         nodes = self._library[name].node_def
-        return any(rule(n) or any(self._has(f, rule, seen) for f in _functions(n)) for n in nodes)
+        return any(rule(n) or any(self._has(f, rule, seen) for f in called_functions(n)) for n in nodes)
 
 
 @functools.cache
@@ -191,8 +191,8 @@ def _may_call(kind: str) -> bool:
     return found is None or any(attribute.type in ("func", "list(func)") for attribute in found.attr)
 
 
-def _functions(node: Any) -> Iterator[str]:
-    """The names of the library functions that a node runs."""
+def called_functions(node: Any) -> Iterator[str]:
+    """Yields the names of the library functions that a node runs."""
     for value in node.attr.values():
         if value.WhichOneof("value") == "func":
             yield value.func.name

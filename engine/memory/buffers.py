@@ -51,12 +51,21 @@ class Buffers:
         kept: whether results stay until the end; otherwise each is freed after the last operation that reads it. In a
             traced function that is an Identity near the end, so gradients that are summed as they arrive are counted for
             longer than they live, which errs on the safe side.
+        shapes: the shapes in the graph, if they have been inferred already.
     """
 
-    def __init__(self, traced: Any, inputs: Sequence[Any], results: Sequence[Any], *, kept: bool) -> None:
+    def __init__(
+        self,
+        traced: Any,
+        inputs: Sequence[Any],
+        results: Sequence[Any],
+        *,
+        kept: bool,
+        shapes: BatchShapes | None = None,
+    ) -> None:
         needed = ancestors(results)
         self._ops = [op for op in traced.get_operations() if op in needed]
-        shapes = BatchShapes(traced, inputs, self._ops)
+        shapes = shapes or BatchShapes(traced, inputs, self._ops)
         self._shapes = {
             (op, tensor.value_index): shapes.bound(tensor)
             for op in self._ops

@@ -14,6 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from engine import part_times
 from engine.memory import buffers
 from engine.selection.selection import Selection
 from engine.sizes import format_bytes
@@ -42,6 +43,7 @@ class Forecast:
         batches: the images and labels in memory; for a run, also the photos that will be decoded and kept.
         graph: TensorFlow's own memory for the compiled step; for a run, also for its other functions and what it opens.
         process: the process before the step, with weights, data and everything traced for the forecast.
+        device: the peak memory of a GPU that computes the step: of the above, what it needs for one step, and one batch.
     """
 
     weights: int
@@ -53,6 +55,11 @@ class Forecast:
     batches: int
     graph: int
     process: int
+    device: int = 0
+
+    def on(self, kind: str) -> int:
+        """The peak memory that limits a step on this kind of device: that of the GPU, or of the whole process."""
+        return self.device if kind == "gpu" else self.total
 
     @property
     def total(self) -> int:
@@ -79,11 +86,12 @@ class Forecaster:
         kernels: the bytes of the model's convolution kernels.
     """
 
+    @part_times.part("forecast")
     def __init__(self, step: TrainStep, selection: Selection, optimizer: Optimizer, batch: Mapping[str, Any]) -> None:
         micro = step.micro_batch(selection, batch)
         inputs = list(micro.inputs.values())
         self._each = sum(t.dtype.size * (t.shape[1:].num_elements() or 1) for t in inputs)
-        self._freed = buffers.Buffers(micro.graph, inputs, micro.graph.outputs, kept=False)
+        self._freed = buffers.Buffers(micro.graph, inputs, micro.graph.outputs, kept=False, shapes=micro.shapes)
         self._kept = self._freed.keep_results()
         self._micro = micro
         gradients = sum(op.type.endswith("BackpropFilter") for op in micro.backward)
@@ -99,7 +107,9 @@ class Forecaster:
     def _forward(self) -> buffers.Buffers:
         returned = self._micro.graph.structured_outputs
         results = [value for value in tf.nest.flatten([returned["values"], returned["metrics"]]) if tf.is_tensor(value)]
-        return buffers.Buffers(self._micro.graph, list(self._micro.inputs.values()), results, kept=False)
+        return buffers.Buffers(
+            self._micro.graph, list(self._micro.inputs.values()), results, kept=False, shapes=self._micro.shapes
+        )
 
     def forward_bytes(self, count: int) -> int:
         """The largest set of tensors alive at once in a forward pass over some examples, of which nothing is kept."""
@@ -119,13 +129,17 @@ class Forecaster:
             gradients, highest = self._trained, self._kept.find_peak(batch_size)
         else:
             gradients, highest = int(_IN_FLIGHT * self._trained), self._freed.find_peak(micro_batch_size)
+        accumulators = 0 if whole else self._trained
+        activations = int(self._slack * max(0, highest - gradients if whole else highest))
+        variables = self._weights + self._slots + self._averages
         return Forecast(
             weights=self._weights,
             slots=self._slots,
             averages=self._averages,
-            accumulators=0 if whole else self._trained,
+            accumulators=accumulators,
             gradients=gradients,
-            activations=int(self._slack * max(0, highest - gradients if whole else highest)),
+            activations=activations,
+            device=variables + accumulators + gradients + activations + self._each * batch_size,
             batches=_BATCHES_HELD * self._each * batch_size,
             graph=_BYTES_PER_OPERATION * self.operations,
             process=process,

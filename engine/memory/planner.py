@@ -65,6 +65,7 @@ class Planner:
         budget, process: the bytes that the whole process may use, and a function that returns what it holds now.
         modes: the rematerialisation modes that may be used, cheapest first.
         around: what the run does besides steps; None forecasts steps alone.
+        kind: the kind of device; on a "gpu" the budget is for its memory.
     """
 
     make_step: Callable[[int | None, remat.Mode], TrainStep]
@@ -77,6 +78,7 @@ class Planner:
     _now: int | None = None
     _steps: dict[tuple[remat.Mode, bool], TrainStep] = field(default_factory=dict)
     around: Surroundings | None = None
+    kind: str = "cpu"
 
     def plan_micro_batches(self, jobs: Sequence[tuple[Selection, Optimizer]]) -> Plan:
         """Finds the largest micro-batch that fits for all jobs, with as little rematerialisation as possible.
@@ -182,9 +184,8 @@ class Planner:
         phases = [(known, None) for known in found]
         return forecast_phases(phases, self.batch_size, size, process=self._now, around=self.around)
 
-    @staticmethod
-    def _most(forecasts: Sequence[Forecast]) -> int:
-        return max(forecast.total for forecast in forecasts)
+    def _most(self, forecasts: Sequence[Forecast]) -> int:
+        return max(forecast.on(self.kind) for forecast in forecasts)
 
     def _plan(self, size: int | None, mode: remat.Mode, found: tuple[Forecast, ...], reasons: list[str]) -> Plan:
         count = 1 if size is None else -(-self.batch_size // size)

@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from engine import part_times
 from engine.memory.forecast import Forecast, Forecaster
 
 _BYTES_PER_OPERATION = 18_000  # of a traced and compiled function without gradients; measured on Keras models
@@ -62,6 +63,7 @@ def evaluation_size(batch_size: int, micro_batch_size: int | None, *, at_least: 
     return micro_batch_size or max(batch_size, at_least)
 
 
+@part_times.part("forecast")
 def forecast_phases(
     phases: Sequence[tuple[Forecaster, Cached | None]],
     batch_size: int,
@@ -93,10 +95,12 @@ def forecast_phases(
             graph += _BYTES_PER_OPERATION * (step.forward + joint)
         elif around.may_cache:
             graph += _CUTTING * sum(each.operations for each, _ in phases)
+        more = max(passes) - passes[0] + int(_RETAINED * sorted(passes)[-2])
         found.append(
             dataclasses.replace(
                 base,
-                activations=base.activations + max(passes) - passes[0] + int(_RETAINED * sorted(passes)[-2]),
+                activations=base.activations + more,
+                device=base.device + max(passes) - passes[0],
                 batches=base.batches + ahead + around.images,
                 graph=graph,
             )

@@ -38,11 +38,15 @@ class Dense(tf.Module):
     def __call__(self, x: Any) -> Any:
         # as one matrix: otherwise the kernel's gradient is computed per example and then summed
         y = tf.matmul(tf.reshape(x, [-1, x.shape[-1]]), tf.cast(self.kernel, x.dtype))
+        shape = [-1, *x.shape[1:-1], y.shape[-1]]
         if x.dtype == tf.float16:  # TensorFlow fuses product and bias into a kernel that is 100 times slower
-            y = tf.cast(widen(y) + widen(self.bias), x.dtype)
-        else:
-            y = tf.nn.bias_add(y, tf.cast(self.bias, x.dtype))
-        return tf.reshape(y, [-1, *x.shape[1:-1], y.shape[-1]])
+            return tf.reshape(tf.cast(widen(y) + widen(self.bias), x.dtype), shape)
+        bias = tf.cast(self.bias, x.dtype)
+        if (
+            x.dtype == tf.bfloat16
+        ):  # fused with the bias, the product does not use AMX; behind a reshape it is not fused
+            return tf.nn.bias_add(tf.reshape(y, shape), bias)
+        return tf.reshape(tf.nn.bias_add(y, bias), shape)
 
 
 class Conv(tf.Module):
@@ -138,36 +142,62 @@ def standardise(x: Any, epsilon: float) -> Any:
 
 
 def gelu(x: Any, *, approximate: bool) -> Any:
-    """GELU (arXiv:1606.08415), exact with erf or approximate with tanh; only ``x`` is saved for the gradient."""
-    return _gelu_tanh(x) if approximate else _gelu_erf(x)
+    """GELU (arXiv:1606.08415), exact with erf or approximate with tanh.
+
+    Its derivative shares most of its work, so it is computed with it and saved for the gradient, instead of ``x``.
+    """
+
+    @tf.custom_gradient
+    def apply(x: Any) -> Any:
+        y, slope = _gelu_tanh(x) if approximate else _gelu_erf(x)
+        return y, lambda g: g * slope
+
+    return apply(x)
 
 
-@tf.custom_gradient
-def _gelu_erf(x: Any) -> Any:
-    """x P(x) with the normal distribution function P; its derivative is P(x) + x p(x) with the density p."""
-    half = tf.constant(math.sqrt(0.5), x.dtype)
-
-    def backward(g: Any) -> Any:
-        density = tf.exp(-0.5 * tf.square(x)) * tf.constant(1.0 / math.sqrt(2.0 * math.pi), x.dtype)
-        return g * (0.5 * (1.0 + tf.math.erf(x * half)) + x * density)
-
-    return 0.5 * x * (1.0 + tf.math.erf(x * half)), backward
+def _gelu_erf(x: Any) -> tuple[Any, Any]:
+    """x P(x) with the normal distribution function P, and its derivative P(x) + x p(x) with the density p."""
+    below = 0.5 * (1.0 + tf.math.erf(x * tf.constant(math.sqrt(0.5), x.dtype)))
+    density = tf.exp(-0.5 * tf.square(x)) * tf.constant(1.0 / math.sqrt(2.0 * math.pi), x.dtype)
+    return x * below, below + x * density
 
 
-@tf.custom_gradient
-def _gelu_tanh(x: Any) -> Any:
-    """x (1 + tanh u) / 2 with u = c (x + a x^3); its derivative is (1 + t + x (1 - t^2) c (1 + 3 a x^2)) / 2."""
+def _gelu_tanh(x: Any) -> tuple[Any, Any]:
+    """x (1 + t) / 2 with t = tanh(c (x + a x^3)), and its derivative (1 + t + x (1 - t^2) c (1 + 3 a x^2)) / 2."""
     c, a = tf.constant(math.sqrt(2.0 / math.pi), x.dtype), tf.constant(0.044715, x.dtype)
+    square = tf.square(x)
+    t = tf.tanh(c * x * (1.0 + a * square))
+    slope = c * (1.0 + 3.0 * a * square)
+    return 0.5 * x * (1.0 + t), 0.5 * (1.0 + t + x * (1.0 - tf.square(t)) * slope)
 
-    def inner() -> Any:
-        return tf.tanh(c * x * (1.0 + a * tf.square(x)))
 
-    def backward(g: Any) -> Any:
-        t = inner()
-        slope = c * (1.0 + 3.0 * a * tf.square(x))
-        return g * 0.5 * (1.0 + t + x * (1.0 - tf.square(t)) * slope)
+def attend(query: Any, key: Any, value: Any) -> Any:
+    """softmax(query key') value of tensors [B, heads, N, size], as [B, N, heads, size]. Queries are scaled before.
 
-    return 0.5 * x * (1.0 + inner()), backward
+    Its gradient needs the sum of weight times its gradient along each row of [N, N]. That is the sum of output times its
+    gradient along ``size`` (arXiv:2205.14135, appendix B.2), which is shorter.
+    """
+
+    @tf.custom_gradient
+    def apply(query: Any, key: Any, value: Any) -> Any:
+        scores = widen(tf.matmul(query, key, transpose_b=True))
+        weights = tf.cast(tf.nn.softmax(scores, axis=-1), query.dtype)
+        mixed = tf.transpose(tf.matmul(weights, value), [0, 2, 1, 3])
+
+        def backward(g: Any) -> Any:
+            along = tf.reduce_sum(widen(g) * widen(mixed), axis=-1, keepdims=True)
+            g = tf.transpose(g, [0, 2, 1, 3])
+            of_weights = widen(tf.matmul(g, value, transpose_b=True)) - tf.transpose(along, [0, 2, 1, 3])
+            of_scores = tf.cast(widen(weights) * of_weights, query.dtype)
+            return (
+                tf.matmul(of_scores, key),
+                tf.matmul(of_scores, query, transpose_a=True),
+                tf.matmul(weights, g, transpose_a=True),
+            )
+
+        return mixed, backward
+
+    return apply(query, key, value)
 
 
 def dropout(x: Any, rate: float, *, seeds: Any, site: int) -> Any:

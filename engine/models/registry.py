@@ -6,6 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from engine import part_times
 from engine.models import spec as specs
 from engine.models.builtin import build_cnn, build_vit
 from engine.models.spec import KERAS_NAMES, Model, ModelSpecError, Request
@@ -14,6 +15,7 @@ from engine.training.precision import PRECISIONS
 ANY_SIZE = (224, 224)
 
 
+@part_times.part("model")
 def build_model(
     spec: str,
     *,

@@ -108,10 +108,10 @@ class ViT(tf.Module):
 
         Raises InputError if the static shape of the images is not the model's.
         """
-        x = self.features(images, training=training, seeds=seeds)
         if self.config.pool == "token":
-            x = x[:, 0]
+            x = self._encode(images, training=training, seeds=seeds, first_only=True)[:, 0]
         else:
+            x = self.features(images, training=training, seeds=seeds)
             x = tf.reduce_mean(x[:, 1:] if self.config.has_class_token else x, axis=1)
         return widen(self.head(x if self.fc_norm is None else self.fc_norm(x)))
 
@@ -122,6 +122,10 @@ class ViT(tf.Module):
 
     def features(self, images: Any, *, training: bool = False, seeds: Any = None) -> Any:
         """The tokens after the last norm (with ``fc_norm``, before it): [B, tokens, width], the class token first."""
+        return self._encode(images, training=training, seeds=seeds, first_only=False)
+
+    def _encode(self, images: Any, *, training: bool, seeds: Any, first_only: bool) -> Any:
+        """``features``, or those of the first token alone: no other is computed beyond what it attends to in the last block."""
         config = self.config
         if training and seeds is None and (config.dropout or config.drop_path):
             raise ValueError("seeds=None: dropout and drop path in training need per-example seeds [B, 2]")
@@ -133,7 +137,7 @@ class ViT(tf.Module):
         if training and config.dropout:
             x = layers.dropout(x, config.dropout, seeds=seeds, site=0)
         for block in self.blocks:
-            x = block(x, training=training, seeds=seeds)
+            x = block(x, training=training, seeds=seeds, first_only=first_only and block is self.blocks[-1])
         return x if self.norm is None else self.norm(x)
 
 
@@ -155,11 +159,13 @@ class Block(tf.Module):
             self.scale1 = tf.Variable(tf.constant(config.layer_scale, dtype, [width]), name="scale1")
             self.scale2 = tf.Variable(tf.constant(config.layer_scale, dtype, [width]), name="scale2")
 
-    def __call__(self, x: Any, *, training: bool, seeds: Any) -> Any:
+    def __call__(self, x: Any, *, training: bool, seeds: Any, first_only: bool = False) -> Any:
+        """[B, N, width]; with ``first_only``, the same for the first token alone, [B, 1, width]."""
+
         def whole(x: Any) -> Any:
-            projected = remat.elementwise(lambda x: self.attention.project(self.norm1(x)), x)
+            projected = remat.elementwise(lambda x: self.attention.project(self.norm1(x), first_only=first_only), x)
             mixed = self.attention.mix(*projected)
-            x = x + self._branch(mixed, self.scale1, 0, training=training, seeds=seeds)
+            x = (x[:, :1] if first_only else x) + self._branch(mixed, self.scale1, 0, training=training, seeds=seeds)
             hidden = remat.elementwise(lambda x: self.mlp.up(self.norm2(x)), x)
             y = remat.elementwise(self.mlp.activate_and_down, hidden)
             return x + self._branch(y, self.scale2, 1, training=training, seeds=seeds)
@@ -188,23 +194,19 @@ class Attention(tf.Module):
         self.value = layers.Dense(width, width, rng=rng, dtype=dtype)
         self.out = layers.Dense(width, width, rng=rng, dtype=dtype)
 
-    def project(self, x: Any) -> list[Any]:
-        """Query (scaled by 1 / sqrt(size)), key and value, each [B, heads, N, size]."""
-        tokens, width = x.shape[1:]
-        size = width // self.heads
-        split = [-1, tokens, self.heads, size]
+    def project(self, x: Any, *, first_only: bool = False) -> list[Any]:
+        """Query (scaled by 1 / sqrt(size)), key and value, each [B, heads, N, size]; one query with ``first_only``."""
+        size = x.shape[-1] // self.heads
         query, key, value = (
-            tf.transpose(tf.reshape(dense(x), split), [0, 2, 1, 3]) for dense in (self.query, self.key, self.value)
+            tf.transpose(tf.reshape(y, [-1, y.shape[1], self.heads, size]), [0, 2, 1, 3])
+            for y in (self.query(x[:, :1] if first_only else x), self.key(x), self.value(x))
         )
         return [query * tf.constant(1.0 / math.sqrt(size), query.dtype), key, value]
 
     def mix(self, query: Any, key: Any, value: Any) -> Any:
-        """The output of the attention, [B, N, width]."""
+        """The output of the attention, [B, queries, width]."""
         _, heads, tokens, size = query.shape
-        scores = widen(tf.matmul(query, key, transpose_b=True))
-        weights = tf.cast(tf.nn.softmax(scores, axis=-1), query.dtype)
-        mixed = tf.transpose(tf.matmul(weights, value), [0, 2, 1, 3])
-        return self.out(tf.reshape(mixed, [-1, tokens, heads * size]))
+        return self.out(tf.reshape(layers.attend(query, key, value), [-1, tokens, heads * size]))
 
 
 class Mlp(tf.Module):

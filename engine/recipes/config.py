@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from engine import sizes
 from engine.data import augment, resize, source
+from engine.devices import parse_device
 from engine.errors import InputError, check_range
 from engine.feature_cache import options as cache_options
 from engine.feature_cache.options import CacheOptions
@@ -19,7 +20,7 @@ from engine.models.spec import check_family
 from engine.selection import filters
 from engine.selection.filters import FilterError
 from engine.text import nearest
-from engine.training import loss_names, optimizers, phases, precision, remat, schedules
+from engine.training import compiling, loss_names, optimizers, phases, precision, remat, schedules
 from engine.training.optimizers import Optimizer
 from engine.training.phases import Monitor, Phase
 from engine.training.rates import parse_rates, read_rates
@@ -33,11 +34,13 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "remat": remat.MODES,
     "plan": ("micro_batches", "depth"),
     "cache": cache_options.MODES,
+    "jit_compile": compiling.CHOICES,
 }
 # A resume may change these; all other fields decide the course of a run.
 FREE = {
     *("out", "resume", "log_every", "checkpoint_every", "keep", "keep_best", "histograms"),
     *("image_cache", "cache_budget", "cache_dir", "force_base"),
+    *("device", "jit_compile"),  # the last bits may then differ, which the resume says
 }
 _TYPES = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,), "tuple[str, ...]": (tuple,)}
 _HYPERPARAMETERS = ("momentum", "nesterov", "beta1", "beta2", "epsilon", "weight_decay", "layer_decay", "clip_norm")
@@ -101,6 +104,8 @@ class FinetuneConfig:
     batch_size: int = 64
     ema: float | None = None
     precision: str = "float32"
+    jit_compile: compiling.JitCompile = "auto"
+    device: str = "auto"
     nonfinite: Literal["skip", "stop"] | None = None
     micro_batches: int | None = None
     remat: remat.Mode | None = None
@@ -175,7 +180,9 @@ class FinetuneConfig:
         if self.rates is not None:
             trains = {f"train={{}} in phase {phase.name}": phase.train for phase in self.phases() if self.phase}
             read_rates(self.rates, trains=trains or {"--train={}": self.train or "@all"})
-        precision.parse(self.precision)
+        if self.precision != precision.AUTO:
+            precision.parse(self.precision, auto=True)
+        parse_device(self.device)
         for name in ("image_cache", "cache_budget", "memory_budget"):
             if (size := getattr(self, name)) is not None:
                 sizes.parse_bytes(size, name=name)

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from engine import host
+from engine import host, part_times
 from engine.data import Part
 from engine.data.loading import load_images
+from engine.devices import select_device
 from engine.feature_cache.decision import CacheDecision
 from engine.feature_cache.policy import CachePolicy
 from engine.frostline.watch import frozen_output_norms
@@ -34,7 +35,7 @@ from engine.seeds import seed_global_generators
 from engine.selection.selection import Selection
 from engine.training.checkpoint import RunState
 from engine.training.evaluation import Evaluator
-from engine.training.loop import Loop, LoopError, Outcome, Stage
+from engine.training.loop import Event, Loop, LoopError, Outcome, Stage
 from engine.training.phases import Evaluation
 
 DONE, FAILED, STOPPED = 0, 1, 3  # exit codes of a run
@@ -99,6 +100,7 @@ class RunResult:
         )
 
 
+@part_times.collect()
 def finetune(config: FinetuneConfig, *, listener: Listener | None = None) -> RunResult:
     """Trains a model as the config says and writes a run directory.
 
@@ -125,13 +127,14 @@ def finetune(config: FinetuneConfig, *, listener: Listener | None = None) -> Run
         ('done', 2, True)
     """
     listener = listener or Listener()
+    device = select_device(config.device)
     seed_global_generators(config.seed)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     out = pathlib.Path(config.out) if config.out else existing.choose_out(config.model)
     held = existing.hold_run(out, resume=config.resume, say=listener.say)
     with contextlib.nullcontext() if config.dry_run else held:
-        job = prepare_job(config, listener, out=out)
+        job = prepare_job(config, listener, out=out, device=device)
         listener.show_job(job)
         run = _Run(job, listener)
         listener.show_caching(run.job, run.decisions)
@@ -156,6 +159,7 @@ class _Run:
             stop=listener.should_stop,
         )
         self.cache.shows = listener.show_progress
+        self._until_first_step: dict[str, Any] | None = None
         self.decisions: list[CacheDecision] = self.cache.decide(
             job.stages,
             per_epoch=task.per_epoch,
@@ -184,6 +188,7 @@ class _Run:
             facts=_facts(self.job),
             cache=self.cache.facts(),
             final=final,
+            until_first_step=self._until_first_step,
             code=code,
             reason=reason,
         )
@@ -221,6 +226,7 @@ class _Run:
             ),
             monitor=config.monitor,
             flags=config.to_json(),
+            decided={"precision": job.computing.precision.used},
             repeating=job.repeating_flags(),
             ledger=None if ledger is None else ledger.to_json(target=config.model),
             changing=list_changing(stage.selection for stage in job.stages),
@@ -242,7 +248,7 @@ class _Run:
             per_epoch=job.task.per_epoch,
             evaluate=self._evaluate,
             eval_every=job.eval_every,
-            actions=(listener.handle, self.cache, directory.action),
+            actions=(self._note_first_step, listener.handle, self.cache, directory.action),
             early_stop=job.config.early_stop,
             monitor=job.config.monitor,
             stop=listener.should_stop,
@@ -256,6 +262,11 @@ class _Run:
         if outcome.reason == "stopped":
             return outcome, STOPPED, f"stopped by {listener.stopped_by}; --resume goes on"
         return outcome, DONE, outcome.reason
+
+    def _note_first_step(self, event: Event) -> None:
+        """Keeps where the seconds went until the first step had been done."""
+        if event.kind == "step" and self._until_first_step is None:
+            self._until_first_step = part_times.finish()
 
     def _measure(self, stage: Stage, batches: Any, watched: Any = None) -> Any:
         with self.job.step.evaluating(self.job.task.variables):
@@ -284,6 +295,7 @@ def _facts(job: Job) -> dict[str, Any]:
     return {
         "flags": config.to_json(),
         "versions": host.versions() | {"deterministic": str(config.deterministic)},
+        **job.computing.to_json(),
         "model": {
             "name": config.model,
             "parameters": job.task.variables.parameters,

@@ -6,13 +6,15 @@ import pathlib
 from dataclasses import dataclass
 from typing import Any
 
-from engine.memory.forecast import Forecaster
+from engine.memory.forecast import Forecast, Forecaster
 from engine.memory.planner import Plan
 from engine.memory.run_forecast import evaluation_size
+from engine.recipes.computing import Computing
 from engine.recipes.config import FinetuneConfig
 from engine.recipes.plan import least_evaluated
 from engine.recipes.task import Task
 from engine.runs.saved_flags import FINGERPRINT, DataFacts
+from engine.sizes import format_bytes
 from engine.training.checkpoint import RunState
 from engine.training.loop import Stage, State
 from engine.training.step import TrainStep
@@ -23,6 +25,7 @@ class Job:
     """What a run does.
 
     Attributes:
+        computing: the device, and how it computes.
         out: the run directory.
         settings: what a resume must not contradict.
         plan: how steps are computed, with a memory forecast for each phase.
@@ -31,6 +34,7 @@ class Job:
     """
 
     config: FinetuneConfig
+    computing: Computing
     task: Task
     out: pathlib.Path
     settings: dict[str, Any]
@@ -69,9 +73,9 @@ class Job:
         )
 
     def repeating_flags(self) -> dict[str, Any]:
-        """The flags that give the same bits again: what a memory budget decided, which other memory would decide otherwise,
-        stands in its place."""
-        flags, plan = self.config.to_json(), self.plan
+        """The flags that give the same bits again: what a memory budget, or another device, would decide otherwise stands
+        in place of what was to be decided."""
+        flags, plan = self.config.to_json() | {"precision": self.computing.precision.used}, self.plan
         if self.config.memory_budget is None:
             return flags
         size, blocks = plan.micro_batch_size, plan.blocks
@@ -86,6 +90,19 @@ class Job:
         chosen = [stage.selection for stage in self.stages]
         return list(dict.fromkeys(text for s in chosen for text in (*self.step.notes(s), *self.step.caveats(s))))
 
+    def describe_device_memory(self, forecast: Forecast) -> str | None:
+        """The forecast of a GPU's memory, with a warning where it has less; None on a CPU."""
+        device = self.computing.device
+        if device.kind != "gpu":
+            return None
+        text = f"{device.name}: about {format_bytes(forecast.device)}"
+        if device.memory_bytes is None:
+            return text
+        text += f" of {format_bytes(device.memory_bytes)}"
+        if forecast.device > device.memory_bytes:
+            text += f", which is too much; --memory_budget={device.memory_bytes} finds a plan that fits"
+        return text
+
     def start_state(self, cache: list[bool]) -> RunState:
         """The state in which the run starts; ``cache`` says which phases train from kept features."""
         return RunState(
@@ -93,6 +110,7 @@ class Job:
             loop=State() if self.saved is None else self.saved.loop,
             step=self.step.state(),
             plan=self.plan.to_json(),
+            computing=self.computing.to_state(),
             images=self.task.images,
             cache=cache,
             since_line={} if self.saved is None else self.saved.since_line,

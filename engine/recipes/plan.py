@@ -29,11 +29,12 @@ def choose_plan(
     *,
     make_step: Callable[[int | None, Mode], TrainStep],
     saved: Mapping[str, Any] | None,
+    kind: str,
 ) -> tuple[Plan, TrainStep, list[Stage], list[Forecaster]]:
     """The plan, the step that trains by it, the phases, which plan "depth" decides, and their forecasters.
 
     ``make_step`` makes the step that would train with a micro-batch size and a remat mode. ``saved`` is the plan of the
-    checkpoint that is resumed; it is followed whatever memory there is now. BudgetError: no plan fits the budget.
+    checkpoint that is resumed; it is followed whatever memory there is now. ``kind`` is that of the device. BudgetError: no plan fits the budget.
     """
     budget = 2**62 if config.memory_budget is None else sizes.parse_bytes(config.memory_budget, name="memory_budget")
     mode = config.remat or "none"
@@ -44,6 +45,7 @@ def choose_plan(
         budget=budget,
         modes=MODES if config.remat is None else (mode,),
         around=surroundings(config, task),
+        kind=kind,
     )
     size = None if config.micro_batches in (None, 1) else -(-config.batch_size // config.micro_batches)
 

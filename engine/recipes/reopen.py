@@ -129,8 +129,8 @@ def open_run(
         >>> from engine import FinetuneConfig, finetune
         >>> from engine.recipes.reopen import open_run
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     config = FinetuneConfig(train="@head", steps=2, train_examples=64, cache="off", out=f"{folder}/run")
-        ...     result = finetune(config)
+        ...     given = {"model": "cnn:mini", "weights": "none", "train": "@head", "train_examples": 64}
+        ...     result = finetune(FinetuneConfig(**given, steps=2, out=f"{folder}/run"))
         ...     opened = open_run(result.out)
         >>> opened.class_names[:2], opened.image_shape
         (('T-shirt', 'Trouser'), (28, 28, 1))
@@ -234,7 +234,7 @@ def _read_run(folder: pathlib.Path, *, tolerant: bool) -> dict[str, Any]:
 
 def _read_config(folder: pathlib.Path, run: Mapping[str, Any]) -> FinetuneConfig:
     """The flags of the run; raises InputError if this version has other flags."""
-    flags = read_flags(folder) or run.get("flags")
+    flags = read_flags(folder, decided=True) or run.get("flags")
     if not isinstance(flags, Mapping):
         raise InputError(f"run={folder}: neither flags.json nor a readable checkpoint says what the run was")
     if unknown := sorted(set(flags) - {field.name for field in dataclasses.fields(FinetuneConfig)}):

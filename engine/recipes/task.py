@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine import data as sources
-from engine import models
+from engine import models, part_times
 from engine.audit.forget_bias import check_forget_biases
 from engine.data import augment as augmentation
 from engine.data.part import DataError, check_labels
@@ -135,6 +135,7 @@ class Task:
         task.train_batches()  # its complaints come before the weights are read
         return task if weights is None else task.with_weights(weights, rules=rules, force_base=force_base)
 
+    @part_times.part("weights")
     def with_weights(self, weights: PathLike, *, rules: PathLike | None = None, force_base: bool = False) -> Task:
         """Loads weights into the network; the task returned gives images as these weights expect them.
 

@@ -51,13 +51,20 @@ def _describe(run: Mapping[str, Any]) -> str:
         rows.append((f"{data['classes']} classes", _plain(join_words(data["class_names"], most=30))))
     if data["skipped_images"]:
         rows.append(("skipped", f"{data['skipped_images']:,} images that could not be read"))
-    rows.append(("loss, optimizer, precision", f"{flags['loss']}, {flags['optimizer']}, {flags['precision']}"))
+    rows.append(("loss, optimizer, precision", f"{flags['loss']}, {flags['optimizer']}, {run['precision']['used']}"))
+    rows.append(("device", _plain(_describe_device(run))))
     notes = "".join(f"\n- {_plain(note)}" for note in model["notes"])
     notes = f"\n{notes}" if notes else ""
     title = f"# {_plain(model['name'])} on {_plain(data['name'])}"
     if run["exit"]["code"]:
         title += f"\n\n**The run did not finish: {_plain(run['exit']['reason'])} (exit code {run['exit']['code']}).**"
     return f"{title}\n\n{_table(('', ''), rows)}{notes}"
+
+
+def _describe_device(run: Mapping[str, Any]) -> str:
+    device = run["device"]
+    parts = [device["name"], device["description"], *(f"{name} {value}" for name, value in device["libraries"].items())]
+    return ", ".join([*parts, *(["steps compiled by XLA"] if run["jit_compile"] else [])])
 
 
 def _describe_training(run: Mapping[str, Any], stages: Sequence[Stage]) -> str:
@@ -107,6 +114,9 @@ def _describe_cost(run: Mapping[str, Any]) -> str:
     forecast = memory["forecast_bytes"]
     if forecast is not None:
         rows.append(("forecast", format_bytes(forecast["total"])))
+    if memory.get("device_peak_bytes") is not None:
+        rows.append(("peak memory of the GPU", format_bytes(memory["device_peak_bytes"])))
+        rows.append(("its forecast", format_bytes(memory["device_forecast_bytes"])))
     if run["skipped_steps"]:
         rows.append(("skipped steps", f"{run['skipped_steps']} of {run['steps']}"))
     rows.append(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine import files, host
+from engine import devices, files, host
 from engine.memory.forecast import Forecast
 from engine.runs import card, picture, records, started
 from engine.runs.existing import RunDirectoryError, check_out
@@ -89,8 +89,8 @@ class RunDirectory:
         resumed: whether ``start`` is a checkpoint's: lines of metrics.jsonl after it are dropped. Otherwise everything
             is dropped that a run left which was killed before its first checkpoint.
         monitor: what "best" means.
-        flags, data: all flags of the run, and what its data decided, which flags.json keeps. Every weights file keeps the
-            names of the classes.
+        flags, decided, data: all flags of the run, those that were decided for it instead of "auto", and what its data
+            decided, which flags.json keeps. Every weights file keeps the names of the classes.
         repeating: the flags that give the same bits again, which flags.cfg keeps.
         ledger: the content of ledger.json if a new run's weights were ported; a resume keeps the existing file.
         changing: the paths of all variables that may change, whose values at the start a delta has digests of.
@@ -108,6 +108,7 @@ class RunDirectory:
         keeping: Keeping,
         monitor: Monitor,
         flags: Mapping[str, Any],
+        decided: Mapping[str, Any],
         repeating: Mapping[str, Any],
         data: DataFacts,
         ledger: Mapping[str, Any] | None,
@@ -115,7 +116,7 @@ class RunDirectory:
         say: Callable[[str], None],
     ) -> None:
         out.mkdir(parents=True, exist_ok=True)
-        write_flags(out, flags, data=data)
+        write_flags(out, flags, decided=decided, data=data)
         write_flag_file(out, repeating)
         if resumed:  # a kill may have come between a checkpoint and the end of those that it replaces
             checkpoint.prune(out / "checkpoints", keeping.keep, last=start.loop.step)
@@ -233,6 +234,7 @@ class RunDirectory:
         facts: Mapping[str, Any],
         cache: Mapping[str, Any],
         final: Mapping[str, Any],
+        until_first_step: Mapping[str, Any] | None,
         code: int,
         reason: str,
     ) -> dict[str, Any]:
@@ -243,6 +245,7 @@ class RunDirectory:
             forecasts: the memory forecast of each stage.
             facts: the entries ``flags``, ``versions``, ``model`` and ``data``.
             cache, final: the entry ``cache``, and results added to the entry ``final``.
+            until_first_step: the time of each part until the first step (engine.part_times); None if there was none.
             code, reason: the entry ``exit``.
         """
         rows = self._phase_rows(outcome, stages, per_epoch)
@@ -274,7 +277,8 @@ class RunDirectory:
                 "variables": max((row["freeze_proof"]["variables"] for row in rows), default=0),
                 "changed": sorted({path for row in rows for path in row["freeze_proof"]["changed"]}),
             },
-            "timing": records.timing(time.perf_counter() - self._began, self._first, self._seconds, self._examples),
+            "timing": records.timing(time.perf_counter() - self._began, self._first, self._seconds, self._examples)
+            | {"until_first_step": until_first_step},
             "memory": self._memory(forecasts[: len(begun)]),
             "cache": dict(cache),
             "skipped_steps": self._step.skipped,
@@ -310,8 +314,11 @@ class RunDirectory:
     def _memory(self, begun: Sequence[Forecast]) -> dict[str, Any]:
         """The entry ``memory`` of run.json, with the forecast of the phase that needs most."""
         most = max(begun, key=lambda forecast: forecast.total, default=None)
+        parts = {} if most is None else dataclasses.asdict(most) | {"total": most.total}
+        device = {"device_forecast_bytes": parts.pop("device", None), "device_peak_bytes": devices.peak_device_bytes()}
         return {
-            "forecast_bytes": None if most is None else dataclasses.asdict(most) | {"total": most.total},
+            "forecast_bytes": parts or None,
+            **(device if devices.computing_kind() == "gpu" else {}),
             "plan": self._start.plan,
             "slot_bytes": self._slot_bytes,
             "peak_rss_bytes": host.peak_rss_bytes(),

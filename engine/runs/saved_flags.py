@@ -68,11 +68,16 @@ class DataFacts:
         )
 
 
-def write_flags(out: pathlib.Path, flags: Mapping[str, Any], *, data: DataFacts | None = None) -> None:
-    """Writes the flags of a run, as JSON values, and what its data are into its folder."""
+def write_flags(
+    out: pathlib.Path, flags: Mapping[str, Any], *, decided: Mapping[str, Any] = {}, data: DataFacts | None = None
+) -> None:
+    """Writes the flags of a run, as JSON values, and what its data are into its folder.
+
+    ``decided`` are the values that were decided for flags that left it to the run.
+    """
     kept = {name: value for name, value in flags.items() if name not in _HERE_ONLY}
     facts = {} if data is None else {"data": dataclasses.asdict(data)}
-    write_json(out / NAME, {"format": _FORMAT, "flags": kept, **facts})
+    write_json(out / NAME, {"format": _FORMAT, "flags": kept, "decided": dict(decided), **facts})
 
 
 def read_data_facts(out: pathlib.Path) -> DataFacts | None:
@@ -85,8 +90,8 @@ def read_data_facts(out: pathlib.Path) -> DataFacts | None:
         return DataFacts.read(found["data"]) if "data" in found else None
 
 
-def read_flags(out: pathlib.Path) -> dict[str, Any] | None:
-    """The flags of the run in a folder; None if it holds none.
+def read_flags(out: pathlib.Path, *, decided: bool = False) -> dict[str, Any] | None:
+    """The flags of the run in a folder; None if it holds none. ``decided`` gives what was decided in place of "auto".
 
     A run of an earlier version has no file for them; the settings in its checkpoints are those that decide its course.
     Raises InputError if the file cannot be read.
@@ -97,7 +102,9 @@ def read_flags(out: pathlib.Path) -> dict[str, Any] | None:
             found = json.loads(read_file(path, _LARGEST))
             if found["format"] != _FORMAT:
                 raise ValueError(f"format {found['format']!r}; expected {_FORMAT}")
-            return {str(name): value for name, value in found["flags"].items()}
+            return {str(name): value for name, value in found["flags"].items()} | (
+                {str(name): value for name, value in found.get("decided", {}).items()} if decided else {}
+            )
     for each in list_checkpoints(out / "checkpoints"):
         try:
             with Npz(each) as npz:

@@ -15,6 +15,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from engine import part_times
 from engine.selection import groups
 from engine.selection.statistics import is_statistic, statistic_layer
 from engine.selection.walk import Found as _Found
@@ -118,6 +119,7 @@ class ModelVariables:
                 finalize()
 
 
+@part_times.part("model")
 def name_variables(model: Any) -> ModelVariables:
     """Names every variable of a ``tf.Module``, a Keras 3 model or layer, a list of variables, or a dict of variables or models.
 

@@ -11,10 +11,12 @@ import json
 import os
 import pathlib
 import resource
+import select
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from typing import Any
 
 from engine.errors import InputError
@@ -95,6 +97,21 @@ def check_exit(code: int, said: str) -> None:
         why = ", perhaps because the system ran out of memory; a smaller batch size needs less"
         reason = f"killed by {name}{why if name == 'SIGKILL' else ''}" + (f" ({reason})" if reason else "")
     raise ChildError(reason or f"exit code {code}", bad_input=code == BAD_INPUT)
+
+
+def end_with_asker() -> None:
+    """Ends this process as soon as the one that asks it is gone: an orphaned run would slow down all that follow.
+
+    The process that asks holds the other end of standard input, a pipe.
+    """
+
+    def watch() -> None:
+        asking: Any = select.poll()
+        asking.register(0, 0)  # reports nothing but that the other end is closed
+        asking.poll()
+        os._exit(FAILED)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def last_lines(text: str) -> str:

@@ -13,12 +13,10 @@ import importlib
 import json
 import os
 import pathlib
-import select
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -131,7 +129,7 @@ def _become(target: str, argument: Any, result: pathlib.Path, said: int) -> None
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), 1)  # what the job prints is dropped
         os.dup2(said, 2)
-        threading.Thread(target=_end_with_the_study, daemon=True).start()
+        child.end_with_asker()
         from engine.host import import_tensorflow
 
         import_tensorflow()  # starts the runtime
@@ -139,14 +137,6 @@ def _become(target: str, argument: Any, result: pathlib.Path, said: int) -> None
     finally:
         sys.stderr.flush()
         os._exit(code)
-
-
-def _end_with_the_study() -> None:
-    """Ends this process when the one that waits for it is gone: an orphaned run would slow down the next study."""
-    asking: Any = select.poll()
-    asking.register(0, 0)  # reports nothing but that the other end is closed
-    asking.poll()
-    os._exit(child.FAILED)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import pathlib
 import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from engine.devices import core_count, processor
 from engine.selection.layer_groups import part_names
 from engine.study import results
 from engine.study.job import read_record
@@ -110,10 +109,5 @@ def _describe_strategy(plan: Plan, name: str, runs: Sequence[Mapping[str, Any]])
 
 
 def _describe_machine() -> dict[str, Any]:
-    cpu = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"cpu": cpu, "cores": cores, "memory_bytes": memory, "system": platform.platform()}
+    return {"cpu": processor(), "cores": core_count(), "memory_bytes": memory, "system": platform.platform()}

@@ -50,6 +50,7 @@ class RunState:
         loop: the state of the loop.
         step: the state of the step (``TrainStep.state``).
         plan: how steps are computed (``engine.memory.planner.Plan.to_json``); a resume follows it.
+        computing: the device, XLA and the precision (``engine.recipes.computing``); empty if the run did not record them.
         images: the preprocessing that the run's first weights expect; None for that of the model.
         cache: for each phase, whether it trains from cached features; None if the run did not record it.
         since_line: sums of the metrics since the last line of metrics.jsonl (``engine.runs.step_means``).
@@ -62,6 +63,7 @@ class RunState:
     images: str | None
     cache: Sequence[bool] | None
     since_line: Mapping[str, Any] = field(default_factory=dict)
+    computing: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the content of a checkpoint's ``state``."""
@@ -69,7 +71,12 @@ class RunState:
             "settings": dict(self.settings),
             "loop": self.loop.to_json(),
             "step": dict(self.step),
-            "decided": {"plan": dict(self.plan), "images": self.images, "cache": self.cache},
+            "decided": {
+                "plan": dict(self.plan),
+                "images": self.images,
+                "cache": self.cache,
+                "computing": dict(self.computing),
+            },
             "since_line": dict(self.since_line),
         }
 
@@ -86,6 +93,7 @@ class RunState:
                 images=decided["images"],
                 cache=decided.get("cache"),
                 since_line=state.get("since_line", {}),
+                computing=decided.get("computing", {}),
             )
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{checkpoint.path}: does not hold the state of a run ({error!r})") from None

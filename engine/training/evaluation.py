@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from engine import tensorflow_private
+from engine import part_times, tensorflow_private
 from engine.graphs import dataflow
 from engine.graphs.inlining import inline_calls
 from engine.graphs.tracing import batch_signature, batch_specs, batch_tensors, calls_functions, inlined
@@ -69,6 +69,7 @@ class Evaluator:
         self.watch = watch
         self._traces = Traces()
 
+    @part_times.part("evaluation")
     def __call__(
         self,
         selection: Selection,
@@ -132,6 +133,7 @@ class Evaluator:
         )
         return found
 
+    @part_times.part("trace")
     def _trace(self, selection: Selection, tensors: Mapping[str, Any]) -> TracedEvaluation:
         below = []
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from engine import part_times
 from engine.selection.proof import FreezeProof
 from engine.selection.selection import Selection
 from engine.training import phases as phase_rules
@@ -189,7 +190,8 @@ class Loop:
         more = {} if rates is None else {"rates": rates}
         before = self.step.steps
         try:
-            result = self.step(stage.selection, batch, learning_rate=rate, optimizer=stage.optimizer, **more)
+            with part_times.part("first run"):
+                result = self.step(stage.selection, batch, learning_rate=rate, optimizer=stage.optimizer, **more)
         except NonFiniteError as error:
             state.step += self.step.steps - before  # the last of too many skipped steps counts
             now = f"{rate:g}" + ("" if rates is None else f"; by filter {rates}")

@@ -7,15 +7,17 @@ the traced function once; a step as micro-batches calls it once for each of them
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
 
-from engine import keras_private, tensorflow_private
+from engine import keras_private, part_times, tensorflow_private
 from engine.errors import InputError
 from engine.graphs import dataflow
+from engine.graphs.batch_shapes import BatchShapes
 from engine.graphs.op_kinds import OpKinds
 from engine.graphs.tracing import inlined
 from engine.selection.selection import Selection
@@ -60,6 +62,11 @@ class MicroBatch:
         names = sorted(self.function.structured_input_signature[0][0])  # as tf.nest flattens a dict
         return dict(zip(names, self.graph.inputs, strict=False))
 
+    @functools.cached_property
+    def shapes(self) -> BatchShapes:
+        """The shapes in the graph as functions of the batch size, inferred once for all that analyse it."""
+        return BatchShapes(self.graph, list(self.inputs.values()))
+
     def check(self) -> None:
         """Raises StepError if the forward pass itself writes frozen variables, or uses some that are not listed."""
         if self.own_state.refusal is not None:
@@ -75,6 +82,7 @@ class MicroBatch:
         return moving + self.written_trained(selection) + list(selection.variables.bookkeeping.values())
 
 
+@part_times.part("trace")
 def trace_micro_batch(
     loss_fn: LossFunction,
     selection: Selection,
@@ -83,6 +91,7 @@ def trace_micro_batch(
     whole: bool,
     remat_mode: remat.Mode = "none",
     inline: bool = False,
+    compiled: bool = False,
 ) -> MicroBatch:
     """Traces the loss and its gradients; frozen layers with a state of their own are held in inference mode if needed.
 
@@ -97,6 +106,7 @@ def trace_micro_batch(
             ``share`` are ignored.
         remat_mode: which of the model's marks are recomputed (engine.training.remat).
         inline: whether to inline the tf.functions that the loss calls, so that the graph shows their operations.
+        compiled: whether XLA will compile the step.
 
     Raises:
         StepError: the loss has no term, or does not depend on a trained variable.
@@ -107,7 +117,8 @@ def trace_micro_batch(
 
     def micro_batch(batch: Mapping[str, Any], divisors: Any, share: Any, loss_scale: Any) -> dict[str, Any]:
         inputs = {name: value for name, value in batch.items() if name != "seeds"}
-        with remat.scope(remat_mode, variables), tf.GradientTape(watch_accessed_variables=False) as tape:
+        marks = remat.scope(remat_mode, variables, compiled=compiled)
+        with marks, tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             with inlined() if inline else contextlib.nullcontext():
                 loss = loss_fn(inputs, training=True, seeds=batch["seeds"])

@@ -49,16 +49,19 @@ PRECISIONS = {
 }
 
 
+AUTO = "auto"  # of a run: chosen by measurements (engine.recipes.auto_precision)
+
+
 def _dtype(name: str) -> Any:
     import tensorflow as tf
 
     return tf.as_dtype(name)
 
 
-def parse(name: str) -> Precision:
-    """Returns the precision of a name; raises PrecisionError if it is unknown."""
+def parse(name: str, *, auto: bool = False) -> Precision:
+    """Returns the precision of a name; raises PrecisionError if it is unknown. ``auto`` says that it may be "auto" as well."""
     if name not in PRECISIONS:
-        known = list(PRECISIONS)
+        known = [*PRECISIONS, *([AUTO] if auto else [])]
         raise PrecisionError(f"precision={name!r}: expected one of {', '.join(known)}{nearest(name, known)}")
     return PRECISIONS[name]
 

@@ -13,6 +13,7 @@ import contextvars
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
+from engine import tensorflow_private
 from engine.errors import InputError
 from engine.text import nearest
 
@@ -25,8 +26,9 @@ class RematError(InputError):
 
 
 class _Scope:
-    def __init__(self, mode: Mode, variables: frozenset[int]) -> None:
+    def __init__(self, mode: Mode, variables: frozenset[int], compiled: bool) -> None:
         self.mode = mode
+        self.compiled = compiled
         self.variables = variables
         self.marks = 0
 
@@ -43,14 +45,14 @@ def check(mode: str) -> Mode:
 
 
 @contextlib.contextmanager
-def scope(mode: Mode, variables: Any = ()) -> Iterator[None]:
+def scope(mode: Mode, variables: Any = (), *, compiled: bool = False) -> Iterator[None]:
     """Sets the mode for a training step that is traced in a ``with`` block.
 
     "none" keeps everything, "elementwise" recomputes inside those marks, "blocks" inside both kinds. ``variables`` are
-    differentiated; others inside a mark get no gradient. RematError is raised at the end of the block if the mode is
+    differentiated; others inside a mark get no gradient. ``compiled`` says that XLA will compile the step. RematError is raised at the end of the block if the mode is
     not "none" and the model has no mark.
     """
-    here = _Scope(mode, frozenset(id(variable) for variable in variables))
+    here = _Scope(mode, frozenset(id(variable) for variable in variables), compiled)
     token = _current.set(here)
     try:
         yield
@@ -88,8 +90,11 @@ def _marked(function: Callable[[Any], Any], x: Any, modes: tuple[Mode, ...]) -> 
         def backward(*upstream: Any, variables: Any = ()) -> Any:
             mine = [variable for variable in variables if id(variable) in here.variables]
             # Waits for the incoming gradient: otherwise it would run during the forward pass.
-            with tf.control_dependencies(list(upstream)):
-                again = tf.identity(x)
+            if here.compiled:
+                again = tensorflow_private.optimization_barrier([x, *upstream])[0]
+            else:
+                with tf.control_dependencies(list(upstream)):
+                    again = tf.identity(x)
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch([again, *mine])
                 outputs = tf.nest.flatten(_with_marks(function, again, here))

@@ -18,8 +18,7 @@ from engine.graphs.tracing import batch_signature, batch_specs, batch_tensors, c
 from engine.seeds import example_seeds
 from engine.selection.selection import Selection
 from engine.selection.variables import ModelVariables
-from engine.text import join_some
-from engine.training import losses, microbatch, update
+from engine.training import compiling, losses, microbatch, update
 from engine.training.ema import Averages
 from engine.training.losses import LossFunction
 from engine.training.microbatch import MicroBatch, StepError
@@ -28,6 +27,7 @@ from engine.training.optimizers import Optimizer, set_paces
 from engine.training.precision import LossScale
 from engine.training.rates import Rates
 from engine.training.remat import check as check_remat
+from engine.training.traced_step import TracedStep, name_handles
 from engine.training.traces import Traces
 
 NonFinite = Literal["skip", "stop"]
@@ -69,19 +69,6 @@ class StepResult:
     left_out: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
-class TracedStep:
-    """A compiled step as a graph, for analysis, with the micro-batch from which it was built.
-
-    ``handles`` names the variable behind each input of the graph that is a handle: a path of the model, or
-    ``optimizer/<path>/<slot>`` or ``ema/<path>`` as in checkpoints.
-    """
-
-    graph: Any
-    handles: Mapping[str, str]
-    micro_batch: MicroBatch
-
-
 class TrainStep:
     """Trains a selection of variables. Each call is one step: one optimizer update from one batch.
 
@@ -111,6 +98,8 @@ class TrainStep:
         nonfinite: "stop" raises an error at the first step whose loss or gradient is not finite; "skip" skips such
             steps; None means "skip" with a loss scale and "stop" without. Such a step never changes a variable.
         give_up: the number of consecutive skipped steps after which an error is raised nevertheless.
+        jit_compile: whether XLA compiles the whole step: "on", "off", or "auto" (on GPUs, and not where the step has an
+            operation that XLA cannot compile). It compiles once for each batch size.
 
     Attributes:
         slots: the optimizer state of the current selection.
@@ -121,7 +110,7 @@ class TrainStep:
         traces: the number of functions traced so far.
 
     Raises:
-        StepError, RematError, EmaError: an argument is out of range.
+        StepError, RematError, EmaError, CompileError: an argument is out of range.
 
     Example:
         >>> import tensorflow as tf
@@ -148,6 +137,7 @@ class TrainStep:
         ema: float | None = None,
         nonfinite: NonFinite | None = None,
         give_up: int = 20,
+        jit_compile: str = "auto",
     ) -> None:
         if micro_batch_size is not None and micro_batch_size < 1:
             raise StepError(f"micro_batch_size={micro_batch_size}: expected at least 1")
@@ -163,6 +153,8 @@ class TrainStep:
         self.loss_scale = loss_scale
         self.nonfinite = nonfinite or ("skip" if loss_scale is not None else "stop")
         self.give_up = give_up
+        self.jit_compile = compiling.check(jit_compile)
+        self._compiles = compiling.decide(self.jit_compile)
         self.slots = Slots()
         self.averages = Averages(ema) if ema is not None else None
         self.steps = self.skipped = self.traces = self._skipped_in_row = 0
@@ -194,6 +186,7 @@ class TrainStep:
                 the forward pass itself would write a frozen variable or uses one that the model does not list.
             LossError: the loss breaks its contract, for example by a negative weight.
             NonFiniteError: see ``nonfinite`` and ``give_up``. The message names the variables concerned.
+            CompileError: XLA cannot compile the step; the message names the operation. Nothing has changed.
         """
         optimizer = optimizer or self.optimizer
         tensors = self.tensors(batch)
@@ -203,15 +196,16 @@ class TrainStep:
             self.averages.fit(selection)
         function = self._function(selection, optimizer, tensors, rates)
         scale = self.loss_scale.scale if self.loss_scale is not None else 1.0
-        result = call_unchecked(
-            function,
-            tensors,
-            tf.constant(learning_rate if rates is None else [learning_rate, *rates.values], tf.float64),
-            tf.constant(scale, tf.float64),
-            self.slots.handles(selection),
-            tf.constant(optimizer.powers(self.slots.steps(selection) + 1)),
-            self.averages.handles(selection) if self.averages is not None else [],
-        )
+        with compiling.explained(self.jit_compile, function):
+            result = call_unchecked(
+                function,
+                tensors,
+                tf.constant(learning_rate if rates is None else [learning_rate, *rates.values], tf.float64),
+                tf.constant(scale, tf.float64),
+                self.slots.handles(selection),
+                tf.constant(optimizer.powers(self.slots.steps(selection) + 1)),
+                self.averages.handles(selection) if self.averages is not None else [],
+            )
         losses.check_weights(result["weights"])
         losses.check_weights(result["metric_weights"])
         if bool(result["finite"]) and not bool(result["exact"]):
@@ -238,6 +232,7 @@ class TrainStep:
         tensors = self.tensors(batch)
         found = self._trace(selection, tensors, inline=True) if inline else self._micro_batch(selection, tensors)
         found.check()
+        self._is_compiled(selection, tensors)
         return found
 
     def use_micro_batch(self, selection: Selection, specs: Mapping[str, Any], micro: MicroBatch) -> None:
@@ -251,15 +246,9 @@ class TrainStep:
         """
         tensors = self.tensors(batch)
         graph = self._function(selection, self.optimizer, tensors).graph
-        first = len(tensors) + 2  # after the batch, the learning rate and the loss scale
-        names = [f"optimizer/{e.path}/{slot}" for e in selection.trained for slot in self.optimizer.slots]
-        handles = dict(zip((tensor.op.name for tensor in graph.inputs[first:]), names, strict=False))
-        if self.averages is not None:
-            inputs = graph.inputs[first + len(names) + 1 :]
-            paths = [f"ema/{entry.path}" for entry in selection.trained]
-            handles |= dict(zip((tensor.op.name for tensor in inputs), paths, strict=False))
-        own = {id(entry.variable.handle): entry.path for entry in selection.variables}
-        handles |= {inner.op.name: own[id(outer)] for outer, inner in graph.captures if id(outer) in own}
+        handles = name_handles(
+            graph, selection, self.optimizer, arrays=len(tensors), averaged=self.averages is not None
+        )
         return TracedStep(graph, handles, self._micro_batch(selection, tensors))
 
     def evaluating(self, variables: ModelVariables) -> contextlib.AbstractContextManager[None]:
@@ -271,8 +260,11 @@ class TrainStep:
         return [] if self.micro_batch_size is None else microbatch.list_caveats(selection)
 
     def notes(self, selection: Selection) -> list[str]:
-        """Returns a sentence for each decision about layers with a state of their own, as far as steps were traced."""
-        found = [trace.own_state.notes for trace in self._traces.of(selection) if isinstance(trace, MicroBatch)]
+        """Returns a sentence for each decision about layers with a state of their own and XLA, as far as steps were traced."""
+        traces = list(self._traces.of(selection))
+        found = [trace.own_state.notes for trace in traces if isinstance(trace, MicroBatch)]
+        found += [trace.notes for trace in traces if isinstance(trace, compiling.Obstacle)]
+        found += [compiling.list_notes(self.remat)] if self._compiles else []
         return list(dict.fromkeys(note for notes in found for note in notes))
 
     def state(self) -> dict[str, Any]:
@@ -328,14 +320,9 @@ class TrainStep:
 
     def _whose(self, selection: Selection, tensors: Mapping[str, Any], scale: float) -> str:
         """Computes the gradients again, and names the variables whose gradients are not finite."""
-        check = update.build_gradient_check(
-            self._micro_batch(selection, tensors), selection, micro_batch_size=self.micro_batch_size
-        )
-        bad = tf.function(check, autograph=False)(dict(tensors), tf.constant(scale, tf.float64)).numpy()
-        names = [entry.path for entry, is_bad in zip(selection.trained, bad, strict=True) if is_bad]
-        if names:
-            return f"{len(names)} of {len(bad)} gradients are not finite: {join_some(names)}"
-        return "all gradients are finite, but the loss or the norm of the gradient is not"
+        micro, compiled = self._micro_batch(selection, tensors), self._is_compiled(selection, tensors)
+        size = self.micro_batch_size
+        return update.explain_not_finite(micro, selection, tensors, scale, micro_batch_size=size, compiled=compiled)
 
     def tensors(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Checks a batch and converts it to the step's inputs: tensors, with "seeds" added if there are none.
@@ -359,13 +346,27 @@ class TrainStep:
         )
         return found
 
+    def _is_compiled(self, selection: Selection, tensors: Mapping[str, Any]) -> bool:
+        """Whether XLA compiles the step; CompileError if it must, and an operation of the micro-batch does not let it."""
+        if not self._compiles:
+            return False
+        micro, key = self._micro_batch(selection, tensors), ("obstacle", *self._micro_key(tensors))
+        found = self._traces.find(selection, key, lambda: compiling.Obstacle.find(self.jit_compile, micro.function))
+        return found.text is None
+
     def _micro_key(self, tensors: Mapping[str, Any]) -> tuple[Any, ...]:
         return "micro-batch", batch_signature(tensors), self.micro_batch_size is None
 
     def _trace(self, selection: Selection, tensors: Mapping[str, Any], *, inline: bool) -> MicroBatch:
         whole = self.micro_batch_size is None
         found = microbatch.trace_micro_batch(
-            self.loss_fn, selection, batch_specs(tensors), whole=whole, remat_mode=self.remat, inline=inline
+            self.loss_fn,
+            selection,
+            batch_specs(tensors),
+            whole=whole,
+            remat_mode=self.remat,
+            inline=inline,
+            compiled=self._compiles,
         )
         if self.loss_scale is None and any(o.dtype == tf.float16 for op in found.backward for o in op.outputs):
             raise StepError(
@@ -392,6 +393,7 @@ class TrainStep:
                 scaled=self.loss_scale is not None,
                 ema_decay=self.averages.decay if self.averages is not None else None,
                 paces=set_paces(selection, optimizer, rates),
+                compiled=self._is_compiled(selection, tensors),
             )
 
         return self._traces.find(selection, key, trace)

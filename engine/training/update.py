@@ -7,13 +7,15 @@ once, when all gradients have been computed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from engine import part_times
 from engine.selection.selection import Selection
+from engine.text import join_some
 from engine.training import ema, optimizers
 from engine.training.microbatch import MicroBatch, step_weights
 from engine.training.optimizers import Optimizer, Pace
@@ -30,6 +32,7 @@ def build_update(
     scaled: bool,
     ema_decay: float | None,
     paces: Sequence[Pace],
+    compiled: bool = False,
 ) -> Any:
     """Builds the function ``step(batch, learning_rate, loss_scale, handles, powers, averages)``, which is then traced.
 
@@ -45,6 +48,7 @@ def build_update(
         scaled: whether to divide gradients by ``loss_scale``.
         ema_decay: the decay of the averages behind the handles ``averages``; None if there are none.
         paces: how fast each trained variable moves (``optimizers.set_paces``).
+        compiled: whether XLA compiles the function, which needs micro-batches of a size that is known then.
     """
 
     state = [entry.variable for entry in selection.moving] + micro.written_trained(selection)
@@ -53,7 +57,7 @@ def build_update(
         batch: Mapping[str, Any], learning_rate: Any, loss_scale: Any, handles: Any, powers: Any, averages: Any
     ) -> dict[str, Any]:
         before = [variable.read_value() for variable in state]
-        sums = _sums(micro, selection, batch, loss_scale, micro_batch_size)
+        sums = _sums(micro, selection, batch, loss_scale, micro_batch_size, compiled=compiled)
         terms = {
             n: tf.math.divide_no_nan(v, w) for n, v, w in zip(micro.terms, sums["values"], sums["weights"], strict=True)
         }
@@ -101,6 +105,7 @@ def build_update(
     return step
 
 
+@part_times.part("trace")
 def trace_update(
     micro: MicroBatch,
     selection: Selection,
@@ -109,15 +114,17 @@ def trace_update(
     specs: Mapping[str, tf.TensorSpec],
     filters: Any | None,
     ema_decay: float | None,
+    compiled: bool,
     **settings: Any,
 ) -> Any:
     """Returns the function of ``build_update`` as a concrete function for batches of these specs.
 
     ``filters`` are those of the learning rates, which are then an input of shape [1 + filters]; None if there is one rate.
+    With ``compiled``, XLA compiles it when it is first called with a batch of a new size; it is traced once for all sizes.
     """
-    built = build_update(micro, selection, optimizer, ema_decay=ema_decay, **settings)
+    built = build_update(micro, selection, optimizer, ema_decay=ema_decay, compiled=compiled, **settings)
     scalar, handle = tf.TensorSpec([], tf.float64), tf.TensorSpec([], tf.resource)
-    return tf.function(built, autograph=False).get_concrete_function(
+    return tf.function(built, autograph=False, jit_compile=compiled or None).get_concrete_function(
         dict(specs),
         scalar if filters is None else tf.TensorSpec([1 + len(filters)], tf.float64),
         scalar,
@@ -128,7 +135,13 @@ def trace_update(
 
 
 def _sums(
-    micro: MicroBatch, selection: Selection, batch: Mapping[str, Any], loss_scale: Any, size: int | None
+    micro: MicroBatch,
+    selection: Selection,
+    batch: Mapping[str, Any],
+    loss_scale: Any,
+    size: int | None,
+    *,
+    compiled: bool,
 ) -> dict[str, Any]:
     """The results of ``micro.function`` summed over the step's micro-batches, and the divisors of the terms."""
     if size is None:
@@ -140,39 +153,77 @@ def _sums(
     zeros = tf.nest.map_structure(lambda like: tf.zeros(like.shape, like.dtype), micro.function.structured_outputs)
     whole = tf.cast(count, tf.float64)
 
-    def more(start: Any, *_: Any) -> Any:
-        return start < count
-
-    def add(start: Any, sums: Any) -> Any:
-        stop = tf.minimum(start + size, count)
-        part = {name: value[start:stop] for name, value in batch.items()}
-        share = tf.cast(stop - start, tf.float64) / whole
+    def add(sums: Any, part: Mapping[str, Any], examples: Any) -> Any:
+        share = tf.cast(examples, tf.float64) / whole
         found = micro.function(part, divisors, share, loss_scale)
         found["regulariser"] = found["regulariser"] * tf.cast(share, found["regulariser"].dtype)
-        return stop, tf.nest.map_structure(tf.add, sums, found)
+        return tf.nest.map_structure(tf.add, sums, found)
 
-    _, sums = tf.while_loop(more, add, (tf.constant(0), zeros), parallel_iterations=1)
+    sums = (_loop_over_equal_parts if compiled else _loop_over_parts)(batch, count, size, add, zeros)
     divided_by = [tf.cast(d, w.dtype) for d, w in zip(tf.unstack(divisors), sums["weights"], strict=True)]
     return sums | {"divisors": divided_by}
 
 
-def build_gradient_check(micro: MicroBatch, selection: Selection, *, micro_batch_size: int | None) -> Any:
-    """Builds the function ``check(batch, loss_scale)``: bool [trained variables], True if a gradient is not finite.
+def _loop_over_parts(batch: Mapping[str, Any], count: Any, size: int, add: Callable[..., Any], sums: Any) -> Any:
+    def more(start: Any, *_: Any) -> Any:
+        return start < count
 
-    It is used for the message about a step that was not applied. It computes the gradients again and changes nothing.
+    def add_next(start: Any, sums: Any) -> Any:
+        stop = tf.minimum(start + size, count)
+        return stop, add(sums, {name: value[start:stop] for name, value in batch.items()}, stop - start)
+
+    return tf.while_loop(more, add_next, (tf.constant(0), sums), parallel_iterations=1)[1]
+
+
+def _loop_over_equal_parts(batch: Mapping[str, Any], count: Any, size: int, add: Callable[..., Any], sums: Any) -> Any:
+    """As ``_loop_over_parts``, for XLA: all parts have a size that is known when it compiles, a shorter last one too."""
+    rest = count % size
+    full = count - rest
+
+    def add_next(start: Any, sums: Any) -> Any:
+        part = {
+            name: tf.slice(value, [start, *[0] * (value.shape.rank - 1)], [size, *value.shape[1:]])
+            for name, value in batch.items()
+        }
+        return start + size, add(sums, part, size)
+
+    _, sums = tf.while_loop(lambda start, _: start < full, add_next, (tf.constant(0), sums), parallel_iterations=1)
+    last = {
+        name: value[count - tf.maximum(rest, 1) :] for name, value in batch.items()
+    }  # XLA also compiles it if unused
+    return tf.cond(rest > 0, lambda: add(sums, last, rest), lambda: sums)
+
+
+def explain_not_finite(
+    micro: MicroBatch,
+    selection: Selection,
+    batch: Mapping[str, Any],
+    scale: float,
+    *,
+    micro_batch_size: int | None,
+    compiled: bool,
+) -> str:
+    """Says, of a step that was not applied, which gradients are not finite.
+
+    It computes the gradients again, with this loss scale, and changes nothing.
     """
 
     state = [entry.variable for entry in selection.moving] + micro.written_trained(selection)
 
     def check(batch: Mapping[str, Any], loss_scale: Any) -> Any:
         before = [variable.read_value() for variable in state]
-        sums = _sums(micro, selection, batch, loss_scale, micro_batch_size)
+        sums = _sums(micro, selection, batch, loss_scale, micro_batch_size, compiled=compiled)
         bad = [tf.reduce_any(tf.logical_not(tf.math.is_finite(gradient))) for gradient in sums["gradients"]]
         with tf.control_dependencies(bad):
             _assign_back(state, before)
         return tf.stack(bad)
 
-    return check
+    function = tf.function(check, autograph=False, jit_compile=compiled or None)
+    bad = function(dict(batch), tf.constant(scale, tf.float64)).numpy()
+    names = [entry.path for entry, is_bad in zip(selection.trained, bad, strict=True) if is_bad]
+    if names:
+        return f"{len(names)} of {len(bad)} gradients are not finite: {join_some(names)}"
+    return "all gradients are finite, but the loss or the norm of the gradient is not"
 
 
 def _assign_back(state: list[Any], before: list[Any]) -> None:

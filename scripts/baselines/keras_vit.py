@@ -1,4 +1,4 @@
-"""An equal ViT in plain keras.layers, trained by model.fit of Keras 3 (the runner keras_fit) or by train_on_batch."""
+"""An equal ViT in plain keras.layers, trained by model.fit of Keras 3 (keras_fit) or step by step by train_on_batch (keras)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from engine.host import peak_rss_bytes
+from engine.models.keras.scopes import dtype_policy
 
 from .harness import Job
 
@@ -101,19 +102,41 @@ class Stopwatch(keras.callbacks.Callback):
 
 def build_compiled(job: Job) -> Any:
     """Builds the job's model with its weights and freezes, and compiles it with the job's AdamW; nothing is traced."""
-    model = build(job.config)
+    with dtype_policy(job.precision):
+        model = build(job.config)
     variables = name_variables(model)
     for path, value in job.arrays():
         variables[path].assign(np.reshape(value, variables[path].shape))
     freeze(model, set(job.trained))
 
+    compile_model(model, job, undecayed=[variables[path] for path in job.trained if path not in set(job.decayed)])
+    return model
+
+
+def compile_model(model: Any, job: Job, *, undecayed: list[Any]) -> None:
+    """Compiles a model with the job's AdamW, cross-entropy and accuracy; ``undecayed`` are Keras variables."""
     optimizer = keras.optimizers.AdamW(**{name.replace("beta", "beta_"): value for name, value in job.adamw.items()})
-    undecayed = [variables[path] for path in job.trained if path not in set(job.decayed)]
     if undecayed:
         optimizer.exclude_from_weight_decay(var_list=undecayed)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer, loss, metrics=["accuracy"])
-    return model
+
+
+class Keras:
+    """train_on_batch: Keras' own train_step, which Keras compiles itself."""
+
+    def __init__(self, job: Job) -> None:
+        self.model = self.build(job)
+        self.images, self.labels = (tf.constant(array) for array in job.batch())
+
+    def build(self, job: Job) -> Any:
+        return build_compiled(job)
+
+    def train_step(self) -> float:
+        return float(self.model.train_on_batch(self.images, self.labels, return_dict=True)["loss"])
+
+    def facts(self) -> dict[str, Any]:
+        return {"library": f"Keras {keras.__version__}", "xla": bool(self.model.jit_compile), **describe(self.model)}
 
 
 def measure_fit(argument: dict[str, Any]) -> dict[str, Any]:

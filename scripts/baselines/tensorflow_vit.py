@@ -1,4 +1,4 @@
-"""The runners engine (which is measured) and hand (what an expert would write without it), on the same ViT class."""
+"""The runners engine (which is measured) and hand (what an expert would write without it), on the same network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from engine.models import vit
 from engine.seeds import example_seeds
 from engine.selection.selection import select
 from engine.selection.variables import name_variables
-from engine.training import losses, step
+from engine.study.cost import step_cost
+from engine.training import losses, precision, step
 from engine.training.optimizers import AdamW
 
 from . import harness
@@ -21,7 +22,9 @@ from .harness import Job
 
 def build(job: Job) -> vit.ViT:
     """Builds the job's network with the job's weights."""
-    network = vit.ViT(vit.Config(**job.config | {"image": tuple(job.config["image"])}))
+    numbers = precision.parse(job.precision)
+    config = vit.Config(**job.config | {"image": tuple(job.config["image"])})
+    network = vit.ViT(config, dtype=numbers.variables, compute=numbers.compute)
     variables = name_variables(network).by_path()
     for path, value in job.arrays():
         variables[path].variable.assign(value)
@@ -32,8 +35,8 @@ class Engine:
     """engine.TrainStep with AdamW; every step is given the learning rate."""
 
     def __init__(self, job: Job) -> None:
-        network = build(job)
-        self.selection = select(network, job.train)
+        network = self.build(job)
+        self.selection = select(network, job.train, statistics=job.statistics)
         hyperparameters: dict[str, Any] = dict(job.adamw)
         self.learning_rate = hyperparameters.pop("learning_rate")
         self.step = step.TrainStep(losses.supervised_loss(network), AdamW(**hyperparameters), seed=job.seed)
@@ -44,8 +47,16 @@ class Engine:
             "seeds": tf.constant(example_seeds(job.seed, 0, np.arange(job.batch_size))),
         }
 
+    def build(self, job: Job) -> Any:
+        return build(job)
+
     def train_step(self) -> float:
         return float(self.step(self.selection, self.batch, learning_rate=self.learning_rate).loss)
+
+    def cost(self) -> dict[str, float]:
+        """The products of a step in GFLOP; element-wise work is not counted."""
+        found = step_cost(self.step, self.selection, self.batch)
+        return {"gflop": (found.forward + found.backward) * len(self.batch["label"])}
 
     def facts(self) -> dict[str, Any]:
         traced = self.step.micro_batch(self.selection, self.batch)
@@ -140,16 +151,3 @@ def measure_engine(argument: dict[str, Any]) -> dict[str, Any]:
     """Measures the engine alone on a job."""
     job = Job(**argument)
     return harness.run_alone(Engine(job), job)
-
-
-def measure_hand(argument: dict[str, Any]) -> dict[str, Any]:
-    """Measures the hand-written loop alone on a job."""
-    job = Job(**argument)
-    return harness.run_alone(Hand(job), job)
-
-
-def measure_pair(argument: dict[str, Any]) -> dict[str, Any]:
-    """Measures the engine and the hand-written loop in turn, step by step."""
-    job = Job(**argument)
-    engine, hand = harness.run_pair(Engine(job), Hand(job), job)
-    return {"engine": engine, "hand": hand}

@@ -1,4 +1,7 @@
-"""The runner torch: an equal ViT in PyTorch, in eager mode. It imports no TensorFlow, which would count as its memory."""
+"""The runners torch and torch_compile: an equal ViT in PyTorch, in eager mode and compiled.
+
+They import no TensorFlow, which would count as their memory.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from . import harness
 from .harness import Job
 
 
@@ -86,10 +88,14 @@ def name_parameters(model: nn.Module) -> dict[str, Any]:
 
 
 class Torch:
-    """Trains what has requires_grad; each step computes cross-entropy and accuracy and applies torch.optim.AdamW (fused)."""
+    """Trains what has requires_grad; each step computes cross-entropy and accuracy and applies torch.optim.AdamW (fused).
+
+    In mixed_bfloat16, the forward pass runs under torch.autocast, as PyTorch recommends.
+    """
 
     def __init__(self, job: Job) -> None:
-        self.model = ViT(job.config)
+        self.half = job.precision == "mixed_bfloat16"
+        self.model: Any = ViT(job.config)
         self.parameters = name_parameters(self.model)
         with torch.no_grad():
             for path, value in job.arrays():
@@ -111,8 +117,9 @@ class Torch:
         self.images, self.labels = torch.from_numpy(images), torch.from_numpy(labels).long()
 
     def train_step(self) -> float:
-        logits = self.model(self.images)
-        loss = functional.cross_entropy(logits, self.labels)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
+            logits = self.model(self.images)
+            loss = functional.cross_entropy(logits, self.labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -122,13 +129,16 @@ class Torch:
     def facts(self) -> dict[str, Any]:
         slots = [slot for state in self.optimizer.state.values() for name, slot in state.items() if name != "step"]
         return {
+            "library": f"PyTorch {torch.__version__}",
             "parameters": sum(parameter.numel() for parameter in self.parameters.values()),
             "trained_parameters": sum(p.numel() for p in self.parameters.values() if p.requires_grad),
             "slot_bytes": sum(slot.numel() * slot.element_size() for slot in slots),
         }
 
 
-def measure(argument: dict[str, Any]) -> dict[str, Any]:
-    """Measures PyTorch alone on a job."""
-    job = Job(**argument)
-    return harness.run_alone(Torch(job), job)
+class TorchCompile(Torch):
+    """The same step with torch.compile; its first call compiles the forward and the backward pass with a C++ compiler."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self.model = torch.compile(self.model)

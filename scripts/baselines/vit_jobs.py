@@ -12,7 +12,7 @@ from engine.errors import InputError
 from engine.files import write_npz
 from engine.models import vit
 from engine.selection import selection
-from engine.selection.filters import FilterError
+from engine.selection.filters import Filter, FilterError
 from engine.selection.variables import name_variables
 from engine.training.optimizers import AdamW
 
@@ -52,10 +52,8 @@ def build_jobs(
     if built.outputs < 2:
         raise InputError(f"model={model!r}: classes={built.outputs}: a softmax needs at least 2 classes")
     variables = name_variables(built.network)
-    adamw = AdamW()
-    names = ("beta1", "beta2", "epsilon", "weight_decay")
-    hyperparameters = {"learning_rate": LEARNING_RATE} | {name: getattr(adamw, name) for name in names}
-    decayed = selection.matching_paths(variables, adamw.decay)
+    settings, decays = hyperparameters()
+    decayed = selection.matching_paths(variables, decays)
     weights = folder / "weights.npz"
     jobs = []
     for text in train:
@@ -75,7 +73,7 @@ def build_jobs(
                 batch_size=batch_size,
                 warmup=warmup,
                 steps=steps,
-                adamw=hyperparameters,
+                adamw=settings,
                 seed=seed,
             )
         )
@@ -83,3 +81,10 @@ def build_jobs(
     after = f", {steps} steps after {warmup}" if warmup else ""
     print(f"{model} at {image_size} px, {variables.parameters:,} parameters, batch {batch_size}{after}")
     return jobs
+
+
+def hyperparameters() -> tuple[dict[str, float], Filter]:
+    """The AdamW of all runners: its hyperparameters by the engine's names, and what decays."""
+    adamw = AdamW()
+    names = ("beta1", "beta2", "epsilon", "weight_decay")
+    return {"learning_rate": LEARNING_RATE} | {name: getattr(adamw, name) for name in names}, adamw.decay

@@ -219,6 +219,91 @@ def test_the_gradients_written_by_hand_are_those_of_the_values(approximate: bool
         np.testing.assert_allclose((loss(x + nudge) - loss(x - nudge)) / 2e-6, slope[place], atol=1e-8, rtol=0)
 
 
+@pytest.mark.parametrize("queries", [1, 4])
+def test_attention_and_its_gradient_equal_the_formula(queries: int) -> None:
+    rng = np.random.default_rng(0)
+    given = [tf.constant(rng.standard_normal((2, 3, n, 5))) for n in (queries, 4, 4)]
+    upstream = tf.constant(rng.standard_normal((2, queries, 3, 5)))
+
+    def plain(query: Any, key: Any, value: Any) -> Any:
+        weights = tf.nn.softmax(tf.matmul(query, key, transpose_b=True))
+        return tf.transpose(tf.matmul(weights, value), [0, 2, 1, 3])
+
+    found = {}
+    for name, function in (("ours", layers.attend), ("plain", plain)):
+        with tf.GradientTape() as tape:
+            tape.watch(given)
+            y = function(*given)
+        found[name] = [y, *tape.gradient(y, given, output_gradients=upstream)]
+    for ours, theirs in zip(found["ours"], found["plain"], strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-14, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"fc_norm": True}, {"dropout": 0.4, "drop_path": 0.4, "layer_scale": 0.3}], ids=str
+)
+def test_the_logits_are_those_of_the_first_token_of_the_features(changes: dict[str, Any]) -> None:
+    """The last block computes only the first token; its loss, its gradient and its random draws are the same."""
+    network = vit(**changes)
+    seeds = tf.constant([[1, 2], [3, 4], [5, 6]])
+    variables = [entry.variable for entry in name_variables(network)]
+
+    def logits(first_only: bool) -> Any:
+        if first_only:
+            return network(images(), training=True, seeds=seeds)
+        x = network.features(images(), training=True, seeds=seeds)[:, 0]
+        return network.head(x if network.fc_norm is None else network.fc_norm(x))
+
+    found = []
+    for first_only in (True, False):
+        with tf.GradientTape() as tape:
+            y = logits(first_only)
+            loss = tf.reduce_sum(tf.square(y))
+        found.append([y, *tape.gradient(loss, variables)])
+    for short, long in zip(*found, strict=True):
+        np.testing.assert_allclose(short, long, atol=1e-12, rtol=0)
+
+
+def test_the_last_block_computes_one_query_and_one_row_of_its_mlp() -> None:
+    spec = tf.TensorSpec([None, *SMALL.image], tf.float64)
+    shapes = []
+    for depth in (1, 2):
+        traced = tf.function(vit(depth=depth), autograph=False).get_concrete_function(spec)
+        shapes.append(
+            [op.outputs[0].shape[1:].as_list() for op in traced.graph.get_operations() if op.type == "BatchMatMulV2"]
+        )
+    assert shapes[0] == [[3, 1, 7], [3, 1, 4]]
+    assert shapes[1] == [[3, 7, 7], [3, 7, 4], *shapes[0]]
+
+
+def test_bias_and_product_can_be_fused_in_float32_alone() -> None:
+    """TensorFlow fuses a MatMul with a BiasAdd that reads it; in 16 bits the fused kernels are slow."""
+    dense = layers.Dense(4, 6, rng=np.random.default_rng(0))
+    readers = {}
+    for dtype in (tf.float32, tf.bfloat16, tf.float16):
+        graph = tf.function(dense, autograph=False).get_concrete_function(tf.TensorSpec([None, 3, 4], dtype)).graph
+        (product,) = (op for op in graph.get_operations() if op.type == "MatMul")
+        readers[dtype] = [reader.type for reader in product.outputs[0].consumers()]
+    assert readers == {tf.float32: ["BiasAdd"], tf.bfloat16: ["Reshape"], tf.float16: ["Cast"]}
+
+
+@pytest.mark.parametrize(("compute", "bound"), [(tf.float32, 2e-6), (tf.bfloat16, 4e-2), (tf.float16, 5e-3)], ids=str)
+def test_every_compute_dtype_is_near_float64(compute: Any, bound: float) -> None:
+    """The logits and the gradient of all variables; relative, over all of them together."""
+    exact, network = ViT(SMALL, dtype=tf.float64), ViT(SMALL, compute=compute)
+
+    def run(network: ViT) -> tuple[np.ndarray, np.ndarray]:
+        variables = [entry.variable for entry in name_variables(network)]
+        with tf.GradientTape() as tape:
+            y = network(images())
+            loss = tf.reduce_mean(tf.square(y))
+        gradients = [np.ravel(g) for g in tape.gradient(loss, variables)]
+        return y.numpy().astype(np.float64), np.concatenate(gradients).astype(np.float64)
+
+    for ours, best in zip(run(network), run(exact), strict=True):
+        assert np.linalg.norm(ours - best) < bound * np.linalg.norm(best)
+
+
 def value_and_slope(function: Any, x: Any) -> tuple[np.ndarray, np.ndarray]:
     with tf.GradientTape() as tape:
         tape.watch(x)

@@ -120,7 +120,7 @@ def test_a_listener_hears_the_job_the_events_and_the_end(given: dict[str, Any]) 
         "job", "caching [True]", "begin 0 of 2", "phase", "progress cache train 48", "progress cache train 12",
         "evaluation", "step", "checkpoint", "step", "evaluation", "phase_end", "checkpoint", "end",
     ]  # fmt: skip
-    assert listener.lines[0] == "weights: random"
+    assert "weights: random" in listener.lines
     (job,) = listener.jobs
     assert (job.total_steps, job.eval_every, job.eval_size) == (2, 6, 64)
 
@@ -133,7 +133,7 @@ def test_a_stopped_run_is_resumed_to_the_same_bits(given: dict[str, Any], tmp_pa
     listener = Hearing()
     resumed = finetune(FinetuneConfig(**given | {"resume": True}), listener=listener)
     assert "begin 2 of 4" in listener.heard
-    assert listener.lines[0].endswith("step-00000002.npz, 2 steps trained")
+    assert any(line.endswith("step-00000002.npz, 2 steps trained") for line in listener.lines)
     assert resumed.run["final"] == whole.run["final"]
     assert resumed.evaluations == whole.evaluations
     assert (resumed.out / "trained.npz").read_bytes() == (whole.out / "trained.npz").read_bytes()

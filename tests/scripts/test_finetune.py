@@ -35,7 +35,7 @@ def test_a_run_directory_holds_the_whole_contract(call: Any, small_data: pathlib
     run = json.loads((out / "run.json").read_text())
     assert set(run) == {
         "format", "flags", "versions", "model", "data", "phases", "steps", "final", "freeze_proof", "timing", "memory", "cache",
-        "skipped_steps", "left_out_terms", "exit",
+        "skipped_steps", "left_out_terms", "exit", "device", "jit_compile", "precision",
     }  # fmt: skip
     assert (next(iter(run)), run["format"]) == ("format", 1)
     assert run["model"] == {"name": "cnn:mini", "parameters": 61_402 - 10 * 65 + 3 * 65, "notes": []}
@@ -64,7 +64,10 @@ def test_a_run_directory_holds_the_whole_contract(call: Any, small_data: pathlib
     assert (
         run["memory"]["slot_bytes"] == run["memory"]["forecast_bytes"]["slots"] == 2 * 4 * phase["trained_parameters"]
     )
-    assert set(run["timing"]) == {"total_seconds", "first_step_seconds", "step_ms", "examples_per_second"}
+    assert set(run["timing"]) == {
+        "total_seconds", "first_step_seconds", "step_ms", "examples_per_second", "until_first_step",
+    }  # fmt: skip
+    assert {"imports", "data", "model", "trace", "forecast", "first run"} <= set(run["timing"]["until_first_step"])
     assert set(run["final"]) >= {"train_loss", "eval_loss", "eval_accuracy", "test_accuracy", "test_class_accuracy"}
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     train = [row for row in rows if row["kind"] == "train"]

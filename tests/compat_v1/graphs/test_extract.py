@@ -507,5 +507,6 @@ def test_real_graphs_give_what_their_session_gives(
             saver.restore(session, prefix)
         wanted = session.run(list(found), {**feeds, **part.fixed})
     for value, (name, got) in zip(wanted, found.items(), strict=True):
-        np.testing.assert_array_equal(got, value, err_msg=name)
+        # a session's optimizer may choose other kernels of oneDNN than a function does, which round otherwise
+        np.testing.assert_allclose(got, value, rtol=1e-6, atol=1e-6 * np.abs(value).max(initial=0.0), err_msg=name)
         assert np.ptp(got) > 0 or got.size == 1

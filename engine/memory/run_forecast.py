@@ -12,13 +12,15 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine import part_times
+from engine import part_times, tensorflow_private
 from engine.memory.forecast import Forecast, Forecaster
 
 _BYTES_PER_OPERATION = 18_000  # of a traced and compiled function without gradients; measured on Keras models
 _CUTTING = 40_000  # per operation of the step: the traces and the functions that a cut at the frost line leaves
 _OPENED = 30_000_000  # what TensorBoard, Matplotlib and the files of a run take once they are opened
-_COPIES = 2  # of convolution kernels, in the layout of the CPU's library; 1.8 to 2.0 in InceptionV3, VGG16, ResNet50V2
+# Copies of convolution kernels, in the layout of the CPU's library, by whether that is oneDNN: 1.8 to 2.0 without it in
+# InceptionV3, VGG16 and ResNet50V2; with it, peaks of VGG16 need at least 0.5, and those of ResNet50 at most 0.9.
+_COPIES = {False: 2.0, True: 0.7}
 _RETAINED = 0.3  # share of the second largest pass that the allocator has not given back, or not in the right pieces
 _PREPARED = 2  # batches of which another thread holds two stages while it prepares the next one
 
@@ -90,7 +92,8 @@ def forecast_phases(
         if fills:
             reads = whole.batch_bytes(filled) * (3 + _PREPARED)
             passes.append(whole.forward_bytes(filled) + reads + (0 if cached is None else cached.shard or 0))
-        graph = _OPENED + _COPIES * whole.kernels + base.graph + _BYTES_PER_OPERATION * (functions + whole.forward)
+        copies = _COPIES[tensorflow_private.uses_onednn()]
+        graph = _OPENED + int(copies * whole.kernels) + base.graph + _BYTES_PER_OPERATION * (functions + whole.forward)
         if cached is not None:
             graph += _BYTES_PER_OPERATION * (step.forward + joint)
         elif around.may_cache:

@@ -7,13 +7,13 @@ from typing import Any
 
 import tensorflow as tf
 
-from engine import models
 from engine.export.subject import Subject
 from engine.files import PathLike
 from engine.recipes.evaluation_data import open_examples
-from engine.recipes.reopen import OpenedRun, choose_averages, open_run
+from engine.recipes.reopen import OpenedRun, build_run_model, choose_averages, open_run
 from engine.selection.selection import select
 from engine.selection.variables import ModelVariables, name_variables
+from engine.training import precision as precisions
 
 
 def open_subject(
@@ -66,13 +66,5 @@ def _trained(opened: OpenedRun) -> list[str]:
 
 
 def _rebuild(opened: OpenedRun) -> tuple[Any, ModelVariables]:
-    config = opened.config
-    built = models.build_model(
-        config.model,
-        image_shape=opened.image_shape,
-        outputs=opened.data.outputs,
-        head=config.head,
-        logits=config.loss != "mse",
-        seed=config.seed,
-    )
+    built = build_run_model(opened.config, opened.data, precisions.parse("float32"))
     return built.network, name_variables(built.network)

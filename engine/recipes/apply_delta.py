@@ -11,8 +11,6 @@ from typing import Any
 from engine.data.class_names import as_texts, read_class_names
 from engine.errors import InputError
 from engine.files import Npz, PathLike, write_npz
-from engine.models.registry import build_model
-from engine.models.spec import Model
 from engine.models.weights import load_as_it_is
 from engine.porting.deltas.chain import WORDS, parse_chain, parse_deltas
 from engine.porting.deltas.merge import merge
@@ -22,7 +20,7 @@ from engine.porting.readers.source import open_tensors
 from engine.porting.readers.tensor_source import TensorSource
 from engine.porting.safetensors_writer import write_safetensors
 from engine.porting.whole_file import WholeFile
-from engine.recipes.reopen import OpenedRun, open_run
+from engine.recipes.reopen import OpenedRun, build_run_model, open_run
 from engine.runs.saved_flags import read_flags
 from engine.selection.groups import in_head
 from engine.selection.variables import ModelVariables, name_variables
@@ -129,7 +127,7 @@ def find_kind(base: PathLike) -> str:
 
 
 def find_rules(run: pathlib.Path) -> str | None:
-    """The rules that the run in a folder read its weights by; None if there is no run, or it chose them itself."""
+    """The rules by which the run in a folder read its weights; None if there is no run, or the names in the file chose them."""
     try:
         found = (read_flags(run) or {}).get("rules")
     except InputError:
@@ -185,7 +183,7 @@ def _write_model(
     if not out.name.endswith(tuple(known)):
         raise InputError(f"out={out}: expected a name that ends in {join_words(known)}")
     given: Any = {"rules": rules or opened.config.rules, "image_shape": opened.image_shape, "force_base": force}
-    model = _build_anew(opened)
+    model = build_run_model(opened.config, opened.data, opened.numbers)
     file = opened.config.model.partition(":")[2].split(",")[0] if opened.config.model.startswith("file:") else None
     own = file is not None and os.path.exists(base) and os.path.samefile(base, file)  # then it has been loaded with it
     loaded = load_as_it_is(model, "+".join(["auto" if own else str(base), *deltas]), **given)
@@ -206,21 +204,6 @@ def read_held(delta: PathLike) -> list[str]:
     """The paths of the variables that a delta holds."""
     with Npz(delta) as npz:
         return npz.names()
-
-
-def _build_anew(opened: OpenedRun) -> Model:
-    """The model of a run with its initial values, so that a base must bring all others."""
-    config = opened.config
-    return build_model(
-        config.model,
-        image_shape=opened.image_shape,
-        outputs=opened.data.outputs,
-        head=config.head,
-        logits=config.loss != "mse",
-        seed=config.seed,
-        dtype=opened.numbers.variables,
-        compute=opened.numbers.compute,
-    )
 
 
 def _with_activation(file: PathLike, network: Any, variables: ModelVariables) -> Any:

@@ -141,16 +141,7 @@ def open_run(
     config, data = _read_config(folder, run), _read_data(folder)
     file = _choose_checkpoint(folder, run, checkpoint)
     numbers = precisions.parse(config.precision)
-    model = models.build_model(
-        config.model,
-        image_shape=data.image_shape,
-        outputs=data.outputs,
-        head=config.head,
-        logits=config.loss != "mse",
-        seed=config.seed,
-        dtype=numbers.variables,
-        compute=numbers.compute,
-    )
+    model = build_run_model(config, data, numbers)
     opened = OpenedRun(
         path=folder,
         config=config,
@@ -163,6 +154,20 @@ def open_run(
         averaged=averages,
     )
     return _with_weights(opened, file, required=checkpoint is not None, say=say)
+
+
+def build_run_model(config: FinetuneConfig, data: DataFacts, numbers: Precision) -> Model:
+    """The model of a run with its initial values, in the dtypes of a precision."""
+    return models.build_model(
+        config.model,
+        image_shape=data.image_shape,
+        outputs=data.outputs,
+        head=config.head,
+        logits=config.loss != "mse",
+        seed=config.seed,
+        dtype=numbers.variables,
+        compute=numbers.compute,
+    )
 
 
 def choose_averages(path: PathLike, asked: bool | None) -> bool:

@@ -81,8 +81,8 @@ def test_it_holds_the_prefix_of_every_example_by_its_number(tmp_path: pathlib.Pa
     (right,) = run.line.prefix(run.batches.prepared(numbers, 0))
     found = made.read(numbers)
     assert list(found) == [tensor.key for tensor in run.line.tensors]
-    # products with another number of rows may be summed in another order; the features are of the order of 1
-    np.testing.assert_allclose(found["frozen0"], right, rtol=1e-5, atol=1e-5)
+    # sums over the features may be taken in another order for another number of rows: relative to the largest one
+    np.testing.assert_allclose(found["frozen0"], right, rtol=1e-5, atol=1e-6 * np.abs(right).max())
     files = [path for path in made.folder.iterdir() if path.name.startswith("shard")]
     assert sum(path.stat().st_size for path in files) == made.bytes
     assert {path.name for path in made.folder.iterdir()} == {"manifest.json", *(f"shard-00000{n}" for n in range(4))}

@@ -35,7 +35,16 @@ if TYPE_CHECKING:
     from engine.selection.proof import FreezeProof as FreezeProof
     from engine.selection.selection import Selection as Selection, select as select
     from engine.training.losses import Loss as Loss, supervised_loss as supervised_loss
-    from engine.training.optimizers import SGD as SGD, Adam as Adam, AdamW as AdamW, Momentum as Momentum
+    from engine.training.optimizers import (
+        SGD as SGD,
+        Adadelta as Adadelta,
+        Adagrad as Adagrad,
+        Adam as Adam,
+        AdamW as AdamW,
+        Ftrl as Ftrl,
+        Momentum as Momentum,
+        RMSProp as RMSProp,
+    )
     from engine.training.precision import LossScale as LossScale
     from engine.training.rates import parse_rates as parse_rates
     from engine.training.step import StepResult as StepResult, TrainStep as TrainStep
@@ -56,7 +65,7 @@ _HOMES = {
     "engine.selection.proof": ("FreezeProof",),
     "engine.selection.selection": ("Selection", "select"),
     "engine.training.losses": ("Loss", "supervised_loss"),
-    "engine.training.optimizers": ("SGD", "Adam", "AdamW", "Momentum"),
+    "engine.training.optimizers": ("SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Ftrl", "Momentum", "RMSProp"),
     "engine.training.precision": ("LossScale",),
     "engine.training.rates": ("parse_rates",),
     "engine.training.step": ("StepResult", "TrainStep"),

@@ -28,8 +28,8 @@ flags.DEFINE_integer("batch_size", 16, "The number of examples per step.")
 flags.DEFINE_multi_string(
     "train", ["@blocks[-2:] @head"], "A filter of what is trained; repeatable, each is measured separately."
 )
-flags.DEFINE_enum(
-    "optimizer", "adam", ["sgd", "momentum", "adam"], "The optimizer, with the rule of its tf.compat.v1.train namesake."
+flags.DEFINE_string(
+    "optimizer", "adam", "The optimizer, with the rule of its tf.compat.v1.train namesake, as in compare_v1."
 )
 flags.DEFINE_integer("steps", 10, "The number of timed rounds, in each of which every runner trains one step.")
 flags.DEFINE_integer(

@@ -32,7 +32,7 @@ cli.define_flags(
         "weights": "auto (the weights that ship with the model, if there are any), none (random) or a file that finetune accepts.",
         "data": "The data, as in finetune: fashion_mnist_mini, idx:DIR, npz:FILE, folder:DIR.",
         "loss": "The loss, by name.",
-        "optimizer": "The optimizer, with the rule of its tf.compat.v1.train namesake.",
+        "optimizer": "The optimizer, with the rule of its tf.compat.v1.train namesake: sgd, momentum, adam, adamw, rmsprop, adagrad, adadelta or ftrl, with options after commas as in finetune, clipping and decays included, such as rmsprop,momentum=0.9,epsilon=1.0 or adam,clip_norm=1,layer_decay=0.75.",
         "train": "The filter of what is trained (by default the upper part of the model and the head).",
         "learning_rate": "The learning rate, constant.",
         "batch_size": "The number of examples per step (one optimizer update).",
@@ -44,7 +44,7 @@ cli.define_flags(
         "out": "Where to write compare.json: a file ending in .json, or a folder (by default nowhere).",
     },
     _DEFAULTS,
-    choices={"loss": ["softmax", "sigmoid", "mse"], "optimizer": ["sgd", "momentum", "adam"], "show": ["leaks"]},
+    choices={"loss": ["softmax", "sigmoid", "mse"], "show": ["leaks"]},
 )
 
 _LIMITS = {"batch_size": (1, 65536), "steps": (2, 1_000_000), "seed": (0, 2**31 - 1)}
@@ -96,11 +96,13 @@ def main() -> int:
 
 def _check_flags() -> None:
     from engine.errors import InputError, check_range
+    from engine.training.optimizers import build_optimizer
 
     for name, (least, most) in (_LIMITS | {"micro_batches": (1, F.batch_size)}).items():
         check_range(name, F[name].value, least, most)
     if not 0 < F.learning_rate < float("inf"):
         raise InputError(f"learning_rate={F.learning_rate}: expected a number above 0")
+    build_optimizer(F.optimizer)
 
 
 def _open_out() -> pathlib.Path | None:

@@ -34,7 +34,7 @@ cli.define_flags(
         "auto": "Propose rules from names and shapes. They are written next to --out as a .rules file with a confidence on every line.",
         "yes": "With --auto: also accept lines with a confidence below 0.8.",
         "take_ema": "Use the exponential moving average of each variable that has one.",
-        "slots": "Also port the optimizer's slots: Adam, Momentum, RMSProp, Adagrad, or auto for the only kind in the file (unless given, none).",
+        "slots": "Also port the optimizer's slots: Adam, Momentum, RMSProp, Adagrad, Adadelta, Ftrl, or auto for the only kind in the file (unless given, none).",
         "adam_step": "The number of steps the optimizer has made, if it cannot be determined from the file.",
         "beta1": "beta1 of the Adam that computed the slots; its powers determine the number of steps.",
         "beta2": "beta2 of the Adam that computed the slots.",

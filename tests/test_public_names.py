@@ -17,18 +17,23 @@ from engine import tensorflow_private
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 _DECAY = "'Filter' = Not(inner=Or(left=Or(left=Group(name='bias'), right=Group(name='norm')), right=Group(name='embedding')))"
 _RULE = f"decay: {_DECAY}, decays: 'Rates | None' = None, layer_decay: 'float | None' = None, clip_norm: 'float | None' = None"
+_ADAM = "epsilon_placement: \"Literal['uncorrected', 'corrected']\" = 'uncorrected'"
 # None: a name that is not called, or an exception.
 SIGNATURES: dict[str, str | None] = {
-    "Adam": f"(*, weight_decay: 'float' = 0.0, {_RULE}, beta1: 'float' = 0.9, beta2: 'float' = 0.999, epsilon: 'float' = 1e-08) -> None",
-    "AdamW": f"(*, weight_decay: 'float' = 0.01, {_RULE}, beta1: 'float' = 0.9, beta2: 'float' = 0.999, epsilon: 'float' = 1e-08) -> None",
+    "Adadelta": f"(*, weight_decay: 'float' = 0.0, {_RULE}, rho: 'float' = 0.95, epsilon: 'float' = 1e-08) -> None",
+    "Adagrad": f"(*, weight_decay: 'float' = 0.0, {_RULE}, initial_accumulator: 'float' = 0.1, epsilon: 'float' = 0.0) -> None",
+    "Adam": f"(*, weight_decay: 'float' = 0.0, {_RULE}, beta1: 'float' = 0.9, beta2: 'float' = 0.999, epsilon: 'float' = 1e-08, {_ADAM}) -> None",
+    "AdamW": f"(*, weight_decay: 'float' = 0.01, {_RULE}, beta1: 'float' = 0.9, beta2: 'float' = 0.999, epsilon: 'float' = 1e-08, {_ADAM}) -> None",
     "Filter": "()",
     "FinetuneConfig": "one field for each flag",  # tests/recipes/test_config.py compares them all
     "FilterError": None,
     "FreezeProof": "(before: 'Mapping[str, str]') -> None",
+    "Ftrl": f"(*, weight_decay: 'float' = 0.0, {_RULE}, learning_rate_power: 'float' = -0.5, initial_accumulator: 'float' = 0.1, l1: 'float' = 0.0, l2: 'float' = 0.0, l2_shrinkage: 'float' = 0.0, beta: 'float' = 0.0) -> None",
     "InputError": None,
     "Loss": "(terms: ForwardRef('Mapping[str, tuple[Any, Any]]'), regulariser: ForwardRef('Any') = None, metrics: ForwardRef('Mapping[str, tuple[Any, Any]]') = {})",
     "LossScale": "(scale: 'float' = 32768.0, good: 'int' = 0, floor: 'float' = 1.0, cap: 'float' = 16777216.0, growth_every: 'int' = 2000) -> None",
     "Momentum": f"(*, weight_decay: 'float' = 0.0, {_RULE}, momentum: 'float' = 0.9, nesterov: 'bool' = False) -> None",
+    "RMSProp": f"(*, weight_decay: 'float' = 0.0, {_RULE}, rho: 'float' = 0.9, momentum: 'float' = 0.0, epsilon: 'float' = 1e-10, centered: 'bool' = False, epsilon_placement: \"Literal['inside', 'outside']\" = 'inside', initial_accumulator: 'float' = 1.0) -> None",
     "SGD": f"(*, weight_decay: 'float' = 0.0, {_RULE}) -> None",
     "Selection": "(variables: 'ModelVariables', trained: 'tuple[NamedVariable, ...]', moving: 'tuple[NamedVariable, ...]', frozen: 'tuple[NamedVariable, ...]', rules: 'Mapping[str, str]', inference: 'tuple[StatisticsLayer, ...]') -> None",
     "StepResult": "(loss: 'Any', terms: 'Mapping[str, Any]', metrics: 'Mapping[str, Any]', grad_norm: 'Any', skipped: 'bool' = False, loss_scale: 'float' = 1.0, left_out: 'tuple[str, ...]' = ()) -> None",

@@ -142,9 +142,8 @@ def _claim(name: str, shapes: Mapping[str, tuple[int, ...]]) -> _Claim | None:
     if slot_names.OBJECT_SLOT in name:
         of, _, rest = name.partition(slot_names.OBJECT_SLOT)
         slot = rest.rpartition("/")[2]
-        beside = f"{of}{slot_names.OBJECT_SLOT}{rest.removesuffix(slot)}"  # Ftrl has an accumulator too, and RMSProp a momentum
-        kinds = (slot_names.V2_SLOTS[other] for other in ("linear", "rms") if beside + other in shapes)
-        kind = next(kinds, slot_names.V2_SLOTS.get(slot, rest))
+        kind = slot_names.kind_beside(name.removesuffix(slot), shapes) or slot_names.OBJECT_SLOTS.get(slot, rest)
+        slot = "accumulator" if (kind, slot) == ("Ftrl", "accum") else slot  # as V1_SLOTS names it
         return _claim_if(variable(of, below_scope=False), kind, slot)
     if match := slot_names.ADAFACTOR.fullmatch(name):
         return _adafactor(name, match, shapes)
@@ -157,6 +156,10 @@ def _claim(name: str, shapes: Mapping[str, tuple[int, ...]]) -> _Claim | None:
         return _claim_if(variable(before), "", "")
     if last in slot_names.DEBIASING:
         return _claim_if(variable(before, any_shape=last == "local_step"), "?", last)
+    if before.startswith("optimizer/") and last in slot_names.OBJECT_SLOTS:
+        kind = slot_names.kind_beside(f"{before}/", shapes) or slot_names.OBJECT_SLOTS[last]
+        if (own := variable(before.removeprefix("optimizer/"), below_scope=False)) is not None:
+            return _Claim(own, kind, last)
     if before.startswith("optimizer/") and last == "t":
         return _claim_if(variable(before.removeprefix("optimizer/"), below_scope=False, any_shape=True), "?", last)
     if match := slot_names.OWN_ADAM.fullmatch(last):
@@ -168,7 +171,8 @@ def _claim(name: str, shapes: Mapping[str, tuple[int, ...]]) -> _Claim | None:
         if found is not None and found != before:  # such slots always have the optimizer's scope
             above = map(_optimizer, reversed(before.removesuffix("/" + found).split("/")))
             named = (slot_names.V2_SCOPES[word] for word in above if word in slot_names.V2_SCOPES)
-            return _Claim(found, next(named, slot_names.V2_SLOTS[last]), last)
+            told = slot_names.kind_beside(f"{before}/", shapes) or slot_names.V2_SLOTS[last]
+            return _Claim(found, next(named, told), last)
     return None
 
 

@@ -1,9 +1,9 @@
 """Ports the optimizer slots of a legacy checkpoint, transformed like their weights.
 
 The engine uses the fused kernels of the tf.compat.v1 optimizers, so values carry over unchanged. The results are
-arrays named ``optimizer/<path>/<slot>`` and ``optimizer/<path>/t``; ``finetune`` continues from those of Adam (m, v)
-and Momentum (momentum). RMSProp (rms, momentum and, if centered, mg), Adagrad (accumulator), Ftrl (accumulator,
-linear) and Adadelta are written in the same way, for users who have such an optimizer.
+arrays named ``optimizer/<path>/<slot>`` and ``optimizer/<path>/t``, from which ``finetune`` continues: Adam (m, v),
+Momentum (momentum), RMSProp (rms, momentum and, if centered, mg; OptimizerV2 may lack momentum), Adagrad (accumulator),
+Ftrl (accumulator, linear) and Adadelta (accum, accum_update).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from compat_v1.checkpoints.families import Families
 from engine.errors import InputError
-from engine.porting import apply
+from engine.porting import apply, slot_names
 from engine.porting.plan import Assignment
 from engine.porting.readers.source import TensorSource
 from engine.porting.rules.transforms import drop_constants
@@ -112,7 +112,10 @@ def plan_slots(assignments: Sequence[Assignment], found: Families, kind: str | N
             done = tuple(text for text in assignment.done if not text.startswith("add("))
             same = dataclasses.replace(assignment, rule=rule, done=done)
             ports += [
-                SlotPort(slot, dataclasses.replace(same, sources=tuple(slots[slot] for slots in held)))
+                SlotPort(
+                    slot_names.SAME_SLOT.get(slot, slot),
+                    dataclasses.replace(same, sources=tuple(slots[slot] for slots in held)),
+                )
                 for slot in wanted
             ]
     if not ports:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from compat_v1.checkpoints.families import Families
+from compat_v1.checkpoints.families import Families, Family
 from compat_v1.porting.port import Renamed
 from compat_v1.porting.slots import SlotError, count_steps
 from engine.files import PathLike
@@ -21,10 +21,17 @@ from engine.porting.rules.language import Rules
 from engine.porting.rules.transforms import drop_constants
 from engine.selection.variables import ModelVariables, name_variables
 
-_EXPORTED = [(kind, slot_names.V1_SLOTS[kind]) for kind in ("Adam", "Momentum", "RMSProp", "Adagrad", "Ftrl")]
+
+def _sorted(slots: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(slots))
+
+
+_KINDS = ("Adam", "Momentum", "RMSProp", "Adagrad", "Ftrl", "Adadelta")
+_EXPORTED = [(kind, slot_names.V1_SLOTS[kind]) for kind in _KINDS]
 _EXPORTED += [("RMSProp", slot_names.CENTERED_RMSPROP)]
+_EXPORTED += [("RMSProp", slots) for slots in slot_names.RMSPROP_OF_V2]
 # The sorted slots, by which an optimizer is recognised -> its kind, and what it appends to a variable's name for each.
-_NAMES = {tuple(sorted(slots)): (kind, slot_names.v1_suffixes(slots, kind)) for kind, slots in _EXPORTED}
+_NAMES = {_sorted(slots): (kind, slot_names.v1_suffixes(slots, kind)) for kind, slots in _EXPORTED}
 
 
 def export_slots(
@@ -43,20 +50,10 @@ def export_slots(
     count differs from that of the base. Raises SlotError if the slots are not those of one optimizer of
     tf.compat.v1.train; PortError if the rule of a slot cannot be inverted.
     """
-    names = [name for name in source.names() if name.startswith("optimizer/") and not name.endswith("/t")]
-    by_path: dict[str, list[str]] = {}
-    for name in names:
-        path, _, slot = name.removeprefix("optimizer/").rpartition("/")
-        by_path.setdefault(path, []).append(slot)
-    known = {path for entry in variables for path in entry.paths}
-    by_path = {path: slots for path, slots in by_path.items() if path in known}
+    by_path = _slots_by_path(source, variables)
     if not by_path:
         return {}, {}
-    kinds = {tuple(sorted(slots)) for slots in by_path.values()}
-    if len(kinds) > 1 or not kinds <= set(_NAMES):
-        listed = "; ".join(", ".join(kind) for kind in kinds)
-        raise SlotError(f"slots: {source.path} has {listed}; expected those of one optimizer of tf.compat.v1.train")
-    kind, suffixes = _NAMES[next(iter(kinds))]
+    kept, kind, suffixes = _recognise(source, by_path, base)
     chosen = detect.get_rules(rules)
     chosen = dataclasses.replace(
         chosen,
@@ -69,6 +66,9 @@ def export_slots(
     )
     found: dict[str, np.ndarray] = {}
     left: dict[str, str] = {}
+    in_base = {f.name: _by_name_here(f, kind) for f in held.variables} if held is not None else {}
+    for slot in sorted({slot for slots in in_base.values() for slot in slots} - set(kept)):
+        left[f"{kind} {slot}"] = "the file has no such slot; the base's values stay"
     for slot, suffix in suffixes.items():
         arrays = {path: source.read(f"optimizer/{path}/{slot}") for path in by_path}
         model = name_variables({path: tf.Variable(array, trainable=True) for path, array in arrays.items()})
@@ -78,11 +78,11 @@ def export_slots(
                 f"{name.removesuffix(f'/{slot_names.AVERAGE}')}/{suffix}": back.read(name) for name in back.names()
             }
             continue
-        owners = [f for f in held.variables if slot in f.slots.get(kind, {})]
+        owners = [f for f in held.variables if slot in in_base[f.name]]
         meant = find_meant(
             model, chosen, [f.ema for f in owners if f.ema is not None]
         )  # rules may name averages instead
-        real = {f.ema if f.ema in meant else f.name: f.slots[kind][slot] for f in owners}
+        real = {f.ema if f.ema in meant else f.name: in_base[f.name][slot] for f in owners}
         view = Renamed(base, {str(name): there for name, there in real.items()})
         places = {e.path: e.variable for e in model if _has_place(e.path, chosen, view.names())}
         absent = [e.path for e in model if e.path not in places]
@@ -99,6 +99,39 @@ def export_slots(
         reason = f"the variables have made {counts}, but TensorFlow 1 counts the steps of all together"
         left = {"the powers of Adam's betas": reason} | left
     return found, left
+
+
+def _slots_by_path(source: TensorSource, variables: ModelVariables) -> dict[str, list[str]]:
+    """The path of each variable of the model that has slots in the file -> their names."""
+    names = [name for name in source.names() if name.startswith("optimizer/") and not name.endswith("/t")]
+    by_path: dict[str, list[str]] = {}
+    for name in names:
+        path, _, slot = name.removeprefix("optimizer/").rpartition("/")
+        by_path.setdefault(path, []).append(slot)
+    known = {path for entry in variables for path in entry.paths}
+    return {path: slots for path, slots in by_path.items() if path in known}
+
+
+def _recognise(
+    source: TensorSource, by_path: dict[str, list[str]], base: TensorSource | None
+) -> tuple[tuple[str, ...], str, dict[str, str]]:
+    """The slots of each variable, the optimizer that keeps them, and what it appends to a name for each of them."""
+    kinds = {_sorted(slots) for slots in by_path.values()}
+    if len(kinds) > 1 or not kinds <= set(_NAMES):
+        listed = "; ".join(", ".join(kind) for kind in kinds)
+        raise SlotError(f"slots: {source.path} has {listed}; expected those of one optimizer of tf.compat.v1.train")
+    kept = next(iter(kinds))
+    if kept in map(_sorted, slot_names.RMSPROP_OF_V2) and base is None:
+        raise SlotError(
+            f"slots: {source.path} has {', '.join(kept)} without momentum, which no optimizer of tf.compat.v1.train keeps; "
+            "give the old checkpoint as the base"
+        )
+    return (kept, *_NAMES[kept])
+
+
+def _by_name_here(family: Family, kind: str) -> dict[str, str]:
+    """The slots of a variable in the base, by the names that the engine gives them."""
+    return {slot_names.SAME_SLOT.get(slot, slot): name for slot, name in family.slots.get(kind, {}).items()}
 
 
 def _powers(

@@ -46,7 +46,8 @@ class SessionLoop:
     Args:
         loss_fn: ``loss_fn(batch, *, training, seeds) -> Loss`` (engine.training.losses), which builds its model with
             get_variable. The REGULARIZATION_LOSSES of the training graph are added to its regulariser.
-        optimizer: SGD, Momentum or Adam of engine.training.optimizers; their tf.compat.v1.train forms train.
+        optimizer: an optimizer of engine.training.optimizers; its tf.compat.v1.train form trains, with the clipping and
+            the decays of the engine.
         batch: an example of the batches, for their names, dtypes and shapes.
         micro_batch_size: the examples per micro-batch; None computes a step in one piece.
         loss_scale: a dynamic loss scale, which a model that computes in float16 needs.
@@ -69,6 +70,7 @@ class SessionLoop:
         if micro_batch_size is not None and micro_batch_size < 1:
             raise SessionError(f"micro_batch_size={micro_batch_size}: expected at least 1")
         self.freezing = freezing
+        self.optimizer = optimizer
         self.micro_batch_size = micro_batch_size
         self.loss_scale = loss_scale
         self.skipped = 0
@@ -94,8 +96,9 @@ class SessionLoop:
         The batch is name -> array [B, ...] as in the example batch, or one that ``below`` of the line returned; "index"
         is ignored. Raises NonFiniteError if the loss or gradient is not finite, and there is no loss scale (nothing has
         changed); LossError if a weight is negative; SessionError if the batch lacks an array, or a tensor at the line
-        has another shape.
+        has another shape; OptimizerError if the optimizer cannot take a step with this learning rate.
         """
+        self.optimizer.checked_for(learning_rate)
         arrays = _arrays(batch)
         statistics = [self.built.variables[entry.path] for entry in self.freezing.selection.moving]
         before = self.session.run(statistics)

@@ -117,14 +117,7 @@ class SessionRunner(LoopRunner):
         return Evaluation(steps, stage.phase.name, found["loss"], found.get("accuracy"), None)
 
     def slot_bytes(self) -> int:
-        built = self.step.session.built
-        with built.graph.as_default():
-            slots = [
-                built.optimizer.get_slot(variable, name)
-                for name in built.optimizer.get_slot_names()
-                for variable in built.variables.values()
-            ]
-        return sum(s.shape.num_elements() * s.dtype.base_dtype.size for s in slots if s is not None)
+        return int(self.step.session.built.slot_bytes)
 
     def cost(self, stage: Stage) -> Cost:
         built = self.step.built[stage.selection]

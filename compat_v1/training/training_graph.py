@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,9 +10,10 @@ import tensorflow as tf
 
 from compat_v1.errors import SessionError
 from compat_v1.training.freezing import Freezing
+from compat_v1.training.train_op import TrainOp
 from engine.training import losses
 from engine.training.losses import LossFunction
-from engine.training.optimizers import SGD, Adam, AdamW, Momentum, Optimizer
+from engine.training.optimizers import Optimizer
 from engine.training.precision import wide_type
 
 v1 = tf.compat.v1
@@ -51,7 +52,7 @@ class TrainingGraph:
         runs, evaluated: what a step fetches and runs; the sums of terms and of metrics in inference mode.
         variables: path -> variable of the model.
         gradients: the result of the freezing method (freezing.Gradients).
-        slots: the names of the optimizer's slots.
+        slots, slot_bytes: the names of the optimizer's slots, and their size.
         backward_ops: the number of operations that only the gradients need.
         setters: name -> (placeholder, operation that assigns it).
         initialise, saver, steps: the initialiser and Saver of all variables, and the global step.
@@ -107,14 +108,13 @@ class TrainingGraph:
         variables = v1.global_variables()
         made = {variable.op.name: variable for variable in variables}
         self.variables = {e.path: made[e.path] for e in self.freezing.selection.variables if e.path in made}
-        self._updates = v1.get_collection(v1.GraphKeys.UPDATE_OPS)
+        self._update_ops = v1.get_collection(v1.GraphKeys.UPDATE_OPS)
         self.steps = v1.train.get_or_create_global_step()
-        self.optimizer = translate_optimizer(
-            optimizer, self.rate, {v.dtype.base_dtype for v in self.variables.values()}
-        )
+        dtypes = {variable.dtype.base_dtype for variable in self.variables.values()}
+        self.updates = TrainOp(optimizer, self.freezing.selection, self.rate, dtypes)
 
         before = set(self.graph.get_operations())
-        self.gradients = self.freezing.compute_gradients(self.optimizer, total * tf.cast(self.scale, total.dtype))
+        self.gradients = self.freezing.compute_gradients(self.updates.first, total * tf.cast(self.scale, total.dtype))
         self.backward_ops = len(set(self.graph.get_operations()) - before)
         pairs = [(tf.convert_to_tensor(gradient), variable) for gradient, variable in self.gradients.applied]
         metrics = losses.weighted_sums(loss.metrics)
@@ -134,8 +134,8 @@ class TrainingGraph:
         norm = tf.linalg.global_norm([gradient for gradient, _ in pairs])
         finite = tf.math.is_finite(norm) & tf.math.is_finite(report["loss"])
         check = tf.raw_ops.Assert(condition=finite, data=[norm], name="finite")
-        with tf.control_dependencies([*self._updates, check]):
-            train_op = self.optimizer.apply_gradients(pairs, global_step=self.steps, name="train")
+        with tf.control_dependencies([*self._update_ops, check]):
+            train_op = self.updates.apply(pairs, norm, self.steps)
         return Runs(report | {"grad_norm": norm}, {}, train_op)
 
     def _accumulate(self, pairs: list[tuple[Any, Any]], report: dict[str, Any], weighted: dict[str, Any]) -> Runs:
@@ -151,24 +151,18 @@ class TrainingGraph:
         ]
         clear = tf.group([v1.assign(total, tf.zeros_like(total)) for total in sums])
         added = [v1.assign_add(total, gradient) for total, (gradient, _) in zip(sums, pairs, strict=True)]
-        add = tf.group([*added, *self._updates])
+        add = tf.group([*added, *self._update_ops])
         gradients = [total * tf.cast(1.0 / self.scale, total.dtype) for total in sums]
-        train_op = self.optimizer.apply_gradients(
-            [(gradient, variable) for gradient, (_, variable) in zip(gradients, pairs, strict=True)],
-            global_step=self.steps,
-            name="train",
-        )
-        return Runs(report, weighted, train_op, clear, add, tf.linalg.global_norm(gradients))
+        norm = tf.linalg.global_norm(gradients)
+        found = [(gradient, variable) for gradient, (_, variable) in zip(gradients, pairs, strict=True)]
+        return Runs(report, weighted, self.updates.apply(found, norm, self.steps), clear, add, norm)
 
     def _finish(self) -> None:
         """Builds what needs all variables to exist: initialisers, setters and the Saver."""
         v1.add_to_collection(v1.GraphKeys.TRAIN_OP, self.runs.train_op)
-        self.slots = [
-            slot.op.name
-            for name in self.optimizer.get_slot_names()
-            for variable in self.variables.values()
-            if (slot := self.optimizer.get_slot(variable, name)) is not None
-        ]
+        slots = self.updates.slots(list(self.variables.values()))
+        self.slots = [slot.op.name for slot in slots]
+        self.slot_bytes = sum(slot.shape.num_elements() * slot.dtype.base_dtype.size for slot in slots)
         # the loss scale lives on the host; this variable is only for the Saver
         self.scale_saved = v1.get_variable(
             "loss_scale_saved", [2], tf.float64, v1.zeros_initializer(), trainable=False, use_resource=True
@@ -180,27 +174,3 @@ class TrainingGraph:
             self.setters[variable.op.name] = (value, v1.assign(variable, value).op)
         self.initialise = v1.variables_initializer(saved + v1.get_collection(_ACCUMULATORS))
         self.saver = v1.train.Saver(saved, max_to_keep=2, save_relative_paths=True)
-
-
-def translate_optimizer(optimizer: Optimizer, rate: Any, dtypes: set[Any]) -> Any:
-    """Returns the tf.compat.v1.train optimizer with the same update rule; raises SessionError if there is none.
-
-    ``rate`` is the learning rate, a float64 scalar tensor. If one of the ``dtypes`` of the variables is float64,
-    hyperparameters are numpy float64, since TF1 keeps Python floats as float32, whatever it trains.
-    """
-    decays = optimizer.weight_decay or optimizer.decays is not None
-    if decays or optimizer.layer_decay is not None or optimizer.clip_norm is not None:
-        raise SessionError(
-            "optimizer: tf.compat.v1.train, which the TF1 path uses, has no weight_decay, layer_decay or clip_norm"
-        )
-    number: Callable[[float], Any] = np.float64 if tf.float64 in dtypes else float
-    rate = rate if tf.float64 in dtypes else tf.cast(rate, tf.float32)
-    if isinstance(optimizer, Adam) and not isinstance(optimizer, AdamW):
-        return v1.train.AdamOptimizer(rate, number(optimizer.beta1), number(optimizer.beta2), number(optimizer.epsilon))
-    if isinstance(optimizer, Momentum):
-        return v1.train.MomentumOptimizer(rate, number(optimizer.momentum), use_nesterov=optimizer.nesterov)
-    if isinstance(optimizer, SGD):
-        return v1.train.GradientDescentOptimizer(rate)
-    raise SessionError(
-        f"optimizer={type(optimizer).__name__} is not in tf.compat.v1.train; expected SGD, Momentum or Adam"
-    )

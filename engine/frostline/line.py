@@ -201,6 +201,7 @@ class FrostLine(Line):
             forward=copied(micro.forward),
             backward=copied(micro.backward),
             own_state=micro.own_state,
+            by_rows=micro.by_rows,
         )
 
     @property

@@ -7,6 +7,7 @@ what else must hold, such as a variable of the same shape under the name in fron
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 
 AVERAGE = "ExponentialMovingAverage"  # the default name in tf.train.ExponentialMovingAverage
 DEBIASING = ("biased", "local_step")  # what a zero-debiased average keeps beneath its own name
@@ -22,12 +23,18 @@ V1_SLOTS: dict[str, tuple[str, ...]] = {
     "RMSProp": ("rms", "momentum"),
 }
 CENTERED_RMSPROP = ("rms", "mg", "momentum")  # RMSProp(centered=True), recognised by its third slot
+RMSPROP_OF_V2 = (("rms",), ("rms", "mg"))  # OptimizerV2's without momentum keep no slot for it
 SAME_RULE = {"LazyAdam": "Adam", "AdamW": "Adam", "Nadam": "Adam", "MomentumW": "Momentum"}
 # The slots of OptimizerV2, and the optimizer that each implies where the scope does not name one.
 V2_SLOTS: dict[str, str] = {
     "m": "Adam", "v": "Adam", "vhat": "Adam", "momentum": "Momentum", "rms": "RMSProp", "mg": "RMSProp",
     "accumulator": "Adagrad", "linear": "Ftrl", "accum_grad": "Adadelta", "accum_var": "Adadelta",
 }  # fmt: skip
+# Also those that only tf.compat.v1 optimizers name so, in the keys of tf.train.Checkpoint and in Frostline's files.
+OBJECT_SLOTS = V2_SLOTS | {"accum": "Adadelta", "accum_update": "Adadelta"}
+_TELLING = ("linear", "rms")  # a slot beside one of these belongs to its optimizer: Ftrl has an accumulator too
+# The slots of OptimizerV2 with the same content as one of another name in TensorFlow 1, whose name is used here.
+SAME_SLOT = {"accum_grad": "accum", "accum_var": "accum_update"}
 V2_SCOPES = {"adam": "Adam", "sgd": "Momentum", "rmsprop": "RMSProp"} | {
     kind.lower(): kind for kind in ("Adagrad", "Adadelta", "Ftrl", "Nadam", "Adamax")
 }
@@ -48,6 +55,16 @@ OWN_ADAM = re.compile(r"(adam|lamb)_([mv])")  # BERT's AdamW and LAMB, which are
 _V1_SLOT = re.compile(rf"({'|'.join((*V1_SLOTS, *_OTHERS))}|{OWN_ADAM.pattern})(_\d+)?")
 _V2_SLOT = re.compile(rf".+/({'|'.join(V2_SLOTS)})(_\d+)?")
 _AVERAGE = re.compile(rf"(.*/)?{AVERAGE}(/({'|'.join(DEBIASING)}))?")
+
+
+def kind_beside(beside: str, shapes: Container[str]) -> str | None:
+    """The optimizer that another slot of a variable tells, in names that are ``beside`` + slot; None if none does.
+
+    Example:
+        >>> kind_beside("training/w/", ["training/w/accumulator", "training/w/linear"])
+        'Ftrl'
+    """
+    return next((V2_SLOTS[slot] for slot in _TELLING if beside + slot in shapes), None)
 
 
 def is_v1_slot(last: str) -> bool:

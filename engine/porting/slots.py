@@ -10,14 +10,14 @@ from engine.porting.readers.source import TensorSource
 from engine.selection.selection import Selection
 from engine.selection.variables import NamedVariable
 from engine.training.optimizer_state import Slots
-from engine.training.optimizers import OPTIMIZERS, Optimizer
+from engine.training.optimizers import FORMS, OPTIMIZERS, Optimizer, build_optimizer
 
 
 def continue_from(source: TensorSource, slots: Slots, chosen: Selection, optimizer: Optimizer) -> str | None:
     """Takes over ``optimizer/<path>/<slot>`` and ``optimizer/<path>/t`` for the variables of a selection.
 
     A variable continues only if the file has exactly the slots that its optimizer keeps, in its shape, and their t. All
-    others start from zeros and t = 0, as without a file. ``slots`` are those of a step that has not trained yet.
+    others start from new slots and t = 0, as without a file. ``slots`` are those of a step that has not trained yet.
     Returns a sentence or two that say what was done; None for a file without slots. Raises FileError if one is damaged.
     """
     held: dict[str, set[str]] = {}
@@ -30,12 +30,13 @@ def continue_from(source: TensorSource, slots: Slots, chosen: Selection, optimiz
         return None
     name = next((name for name, made in OPTIMIZERS.items() if type(optimizer) is made), type(optimizer).__name__)
     wanted = frozenset(optimizer.slots)
+    new = "new slots" if optimizer.first_values else "zeros"
     if wanted not in kinds:
         has = " and of ".join(", ".join(sorted(kind)) for kind in kinds)
-        able = [known for known, made in OPTIMIZERS.items() if frozenset(made.slots) in kinds]
+        able = [form for form in FORMS if frozenset(build_optimizer(form).slots) in kinds]
         keeps = f"keeps {', '.join(optimizer.slots)}" if wanted else "keeps none"
         hint = f"; {' or '.join(able)} could continue from them" if able else ""
-        return f"{source.path.name} has the slots {has}, but {name} {keeps}: it starts from zeros{hint}"
+        return f"{source.path.name} has the slots {has}, but {name} {keeps}: it starts from {new}{hint}"
     fresh: dict[str, str] = {}
     taken: list[str] = []
     for entry in chosen.trained:
@@ -54,7 +55,7 @@ def continue_from(source: TensorSource, slots: Slots, chosen: Selection, optimiz
         text += f" (t = {steps[0]}{f' to {steps[-1]}' if len(steps) > 1 else ''})"
     if fresh:
         path, reason = next(iter(fresh.items()))
-        text += f"; {len(fresh)} start from zeros, such as {path}: {reason}"
+        text += f"; {len(fresh)} start from {new}, such as {path}: {reason}"
     frozen = len(set(held) - {entry.path for entry in chosen.trained})
     return text + (
         f"; the slots of {frozen} others are dropped, since they do not train at the start" if frozen else ""

@@ -82,6 +82,8 @@ def prepare_job(config: FinetuneConfig, listener: Listener, *, out: pathlib.Path
         step.restore(task.variables, found[1].step, found[0].arrays)
     elif task.weights is not None and task.weights.ledger is not None and config.slots == "continue":
         _continue_slots(config, step, stages[0], task.weights, listener)
+    if found is None and (note := stages[0].optimizer.note):
+        listener.say(f"note:    {note}")
     return Job(
         config=config,
         computing=computing,
@@ -163,3 +165,5 @@ def _continue_slots(
             said = porting.continue_from(seen, step.slots, stage.selection, stage.optimizer)
         if said is not None:
             listener.say(f"slots:   {said}")
+        if said is not None and step.slots.t and (given := stage.optimizer.describe()):
+            listener.say(f"         it goes on with {given}, which slots do not tell")

@@ -71,14 +71,16 @@ def resolve_stages(config: FinetuneConfig, task: Task, phases: Sequence[Phase]) 
 def check_stages(config: FinetuneConfig, task: Task, stages: Sequence[Stage]) -> None:
     """Checks what depends on the length of phases, or on all phases together.
 
-    Raises ScheduleError if a phase cannot follow its schedule, RateError or FilterError if a rule of ``rates`` or
-    ``decays`` decides no variable in any phase, and RateError if rules leave nothing to ``layer_decay``.
+    Raises ScheduleError if a phase cannot follow its schedule, or the optimizer allows none; RateError or FilterError if a
+    rule of ``rates`` or ``decays`` decides no variable in any phase, and RateError if rules leave nothing to
+    ``layer_decay``.
     """
     for stage in stages:
         try:
             stage.schedule.check(learning_rate=stage.learning_rate, steps=stage.phase.step_count(task.per_epoch))
         except schedules.ScheduleError as error:
             raise schedules.ScheduleError(f"phase {stage.phase.name!r}: {error}") from None
+    _check_constant_rate(stages)
     layered = [stage for stage in stages if stage.optimizer.layer_decay is not None]
     paces = [pace for s in layered for pace in set_paces(s.selection, s.optimizer, s.rates)]
     if layered and all(pace.rule is not None for pace in paces):
@@ -101,6 +103,32 @@ def check_stages(config: FinetuneConfig, task: Task, stages: Sequence[Stage]) ->
                 except filters.FilterError as error:
                     raise filters.FilterError(f"{name}='{rules}': {error}") from None
             rules.check([entry for entry in task.variables if entry.path in found])
+
+
+def _check_constant_rate(stages: Sequence[Stage]) -> None:
+    """Raises ScheduleError if a learning rate changes although the optimizer would rescale the variables with it."""
+    known: dict[str, tuple[float, str]] = {}
+    for stage in stages:
+        name = stage.phase.name
+        if not stage.optimizer.constant_rate:
+            continue
+        about = f"phase {name!r}: the optimizer computes a variable from its slots and the learning rate"
+        if stage.schedule.kind != "constant" or stage.schedule.warmup:
+            raise schedules.ScheduleError(
+                f"{about}, so schedule={stage.schedule} would rescale what it has learned; give --schedule=constant"
+            )
+        paces = set_paces(stage.selection, stage.optimizer, stage.rates)
+        now = {}
+        for entry, pace in zip(stage.selection.trained, paces, strict=True):
+            rule = None if stage.rates is None or pace.rule is None else stage.rates.values[pace.rule]
+            now[entry.path] = rate = stage.learning_rate * pace.factor if rule is None else rule, name
+            before, where = known.get(entry.path, rate)
+            if before != rate[0]:
+                raise schedules.ScheduleError(
+                    f"{about}, so a rate of {rate[0]:g} after {before:g} (phase {where!r}) would rescale {entry.path}; give "
+                    "both phases the same learning rate, or train in one phase (--train=FILTER)"
+                )
+        known = now
 
 
 def _rules(config: FinetuneConfig, phase: Phase, name: str) -> Rates | None:

@@ -24,6 +24,7 @@ from engine.selection.selection import Selection
 from engine.text import join_some
 from engine.training import losses, remat
 from engine.training.losses import LossFunction
+from engine.training.optimizer_base import Optimizer
 from engine.training.own_state import OwnState, hold_still
 from engine.training.precision import wide_type
 
@@ -42,6 +43,7 @@ class MicroBatch:
         weights: for each term, the sum of its weights as a tensor of the traced graph; None if it has no weights.
         forward, backward: the operations of the forward pass, and those that only the gradients need.
         own_state: the variables that the forward pass writes by itself, and the layers held so that it does not.
+        by_rows: the trained variables of which only rows are read, so that their gradients are those of rows.
     """
 
     function: Any
@@ -51,6 +53,7 @@ class MicroBatch:
     forward: tuple[Any, ...]
     backward: tuple[Any, ...]
     own_state: OwnState
+    by_rows: tuple[str, ...] = ()
 
     @property
     def graph(self) -> Any:
@@ -66,6 +69,10 @@ class MicroBatch:
     def shapes(self) -> BatchShapes:
         """The shapes in the graph as functions of the batch size, inferred once for all that analyse it."""
         return BatchShapes(self.graph, list(self.inputs.values()))
+
+    def notes(self, optimizer: Optimizer) -> tuple[str, ...]:
+        """A sentence for each decision about layers with a state of their own, and on gradients of rows."""
+        return (*self.own_state.notes, *optimizer.note_rows(self.by_rows))
 
     def check(self) -> None:
         """Raises StepError if the forward pass itself writes frozen variables, or uses some that are not listed."""
@@ -133,11 +140,11 @@ def trace_micro_batch(
         metrics = losses.weighted_sums(loss.metrics)
         here = tf.compat.v1.get_default_graph()
         found["forward"] = here.get_operations()
-        gradients = found["gradients"] = _take_gradients(tape, scaled, selection)
+        found["gradients"], found["by_rows"] = _take_gradients(tape, scaled, selection)
         found["weights"] = {name: None if loss.terms[name][1] is None else sums[name][1] for name in sums}
         found["metrics"] = tuple(metrics)
         return {
-            "gradients": gradients,
+            "gradients": found["gradients"],
             "values": [value for value, _ in sums.values()],
             "weights": [weight for _, weight in sums.values()],
             "metrics": [list(pair) for pair in metrics.values()],
@@ -152,21 +159,21 @@ def trace_micro_batch(
             )
 
     function, own_state = hold_still(trace, selection)
-    forward = set(found["forward"])
-    needed = dataflow.ancestors(found["gradients"])
+    needed = dataflow.ancestors(found["gradients"]) - set(found["forward"])
     return MicroBatch(
         function=function,
         terms=tuple(found["weights"]),
         metrics=found["metrics"],
         weights=found["weights"],
         forward=tuple(found["forward"]),
-        backward=tuple(op for op in function.graph.get_operations() if op in needed and op not in forward),
+        backward=tuple(op for op in function.graph.get_operations() if op in needed),
         own_state=own_state,
+        by_rows=found["by_rows"],
     )
 
 
-def _take_gradients(tape: Any, loss: Any, selection: Selection) -> list[Any]:
-    """The gradients of the trained variables as dense tensors of at least float32."""
+def _take_gradients(tape: Any, loss: Any, selection: Selection) -> tuple[list[Any], tuple[str, ...]]:
+    """The gradients of the trained variables as dense tensors of at least float32, and which of them were of rows."""
     gradients = tape.gradient(loss, [entry.variable for entry in selection.trained])
     missing = [e.path for e, g in zip(selection.trained, gradients, strict=True) if g is None]
     if missing:
@@ -174,8 +181,10 @@ def _take_gradients(tape: Any, loss: Any, selection: Selection) -> list[Any]:
             f"the loss does not depend on {len(missing)} trained variable(s): {join_some(missing)}; "
             "leave them out of the filter"
         )
+    pairs = zip(selection.trained, gradients, strict=True)
+    by_rows = tuple(entry.path for entry, gradient in pairs if isinstance(gradient, tf.IndexedSlices))
     gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
-    return [tf.cast(gradient, wide_type(gradient.dtype)) for gradient in gradients]
+    return [tf.cast(gradient, wide_type(gradient.dtype)) for gradient in gradients], by_rows
 
 
 def step_weights(micro: MicroBatch, selection: Selection, batch: Mapping[str, Any], count: Any) -> list[Any]:

@@ -27,7 +27,7 @@ class Slots:
     t: dict[str, int] = field(default_factory=dict)
 
     def fit(self, chosen: Selection, optimizer: Optimizer) -> None:
-        """Creates the missing slots of trained variables (zeros, t = 0), and drops those of frozen ones."""
+        """Creates the missing slots of trained variables (new, t = 0), and drops those of frozen ones."""
         wanted = {entry.path: entry for entry in chosen.trained}
         for path in [p for p in self.t if p not in wanted]:
             del self.t[path]
@@ -35,7 +35,8 @@ class Slots:
         for path, entry in wanted.items():
             have = self.values.get(path, {})
             if path not in self.t or set(have) != set(optimizer.slots):
-                self.values[path] = {name: _zeros_like(entry) for name in optimizer.slots}
+                first = optimizer.first_values
+                self.values[path] = {name: _make_slot(entry, first.get(name, 0.0)) for name in optimizer.slots}
                 self.t[path] = 0
 
     def bytes(self) -> int:
@@ -70,7 +71,7 @@ class Slots:
 
     def take(self, entry: NamedVariable, arrays: Mapping[str, np.ndarray | None], t: int) -> None:
         """Sets a variable's slots (in the optimizer's order) and t; OptimizerError: a slot is None or unfit."""
-        slots = {name: _zeros_like(entry) for name in arrays}
+        slots = {name: _make_slot(entry, 0.0) for name in arrays}
         for name, slot in slots.items():
             array = arrays[name]
             if array is None or tuple(array.shape) != tuple(slot.shape):
@@ -80,5 +81,11 @@ class Slots:
         self.values[entry.path], self.t[entry.path] = slots, t
 
 
-def _zeros_like(entry: NamedVariable) -> Any:
-    return tf.Variable(tf.zeros(entry.variable.shape, entry.variable.dtype), trainable=False, name="slot")
+def _make_slot(entry: NamedVariable, value: float) -> Any:
+    variable = entry.variable
+    first = (
+        tf.fill(variable.shape, tf.constant(value, variable.dtype))
+        if value
+        else tf.zeros(variable.shape, variable.dtype)
+    )
+    return tf.Variable(first, trainable=False, name="slot")

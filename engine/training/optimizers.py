@@ -1,8 +1,8 @@
-"""SGD, momentum, Adam and AdamW on TensorFlow's fused apply kernels, with slots keyed by variable path.
+"""The optimizers by name, on TensorFlow's fused apply kernels, with slots keyed by variable path.
 
 An optimizer is a frozen set of hyperparameters. Its state (slots, and Adam's t of each variable) is kept in ``Slots``,
 for exactly the trained variables of the current selection: a variable that is frozen loses its slots, and one that is
-unfrozen starts with zeros and t = 0.
+unfrozen starts with new slots and t = 0.
 """
 
 from __future__ import annotations
@@ -10,74 +10,33 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
 from engine import text
-from engine.errors import InputError
-from engine.selection import filters
-from engine.selection.filters import Filter
+from engine.training.optimizer_base import (
+    Optimizer,
+    OptimizerError,
+    check_hyperparameter,
+    check_word,
+)
 from engine.training.rates import Rates
+from engine.training.tf1_optimizers import (
+    Adadelta,
+    Adagrad,
+    Ftrl,
+    RMSProp,
+)
+
+__all__ = [
+    "FORMS", "OPTIMIZERS", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Ftrl", "Momentum", "Optimizer", "OptimizerError",
+    "Pace", "RMSProp", "apply_gradients", "build_optimizer", "count_blocks", "layer_factors", "set_paces",
+]  # fmt: skip
 
 if TYPE_CHECKING:  # hyperparameters can be checked without TensorFlow
     from engine.selection.selection import Selection
     from engine.selection.variables import ModelVariables
-
-NO_DECAY = filters.group("bias") | filters.group("norm") | filters.group("embedding")
-
-
-class OptimizerError(InputError):
-    """An optimizer or hyperparameter is unknown or out of range, or saved slots do not fit."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Optimizer:
-    """The hyperparameters that all optimizers share. The learning rate is an argument of each step.
-
-    Attributes:
-        weight_decay: decoupled weight decay: in each step, variable -= learning_rate * weight_decay * variable.
-        decay: the trained variables that decay; by default all except biases, norms and embeddings.
-        decays: weight decays by filter (``parse_rates(text, name="decays")``), instead of ``weight_decay``; what decays at
-            all is what ``decay`` says.
-        layer_decay: the factor d on the learning rate per layer, counted from the output (BEiT, arXiv:2106.08254): 1
-            after the last block, d in the last block, d**2 in the one below it.
-        clip_norm: the largest global norm of the gradient of the trained variables; None does not clip.
-    """
-
-    weight_decay: float = 0.0
-    decay: Filter = ~NO_DECAY
-    decays: Rates | None = None
-    layer_decay: float | None = None
-    clip_norm: float | None = None
-
-    slots: ClassVar[tuple[str, ...]] = ()
-
-    def __post_init__(self) -> None:
-        _check("weight_decay", self.weight_decay, 0.0, math.inf)
-        if self.layer_decay is not None:
-            _check("layer_decay", self.layer_decay, 0.0, 1.0, open_low=True)
-        if self.clip_norm is not None:
-            _check("clip_norm", self.clip_norm, 0.0, math.inf, open_low=True)
-
-    def powers(self, t: np.ndarray) -> np.ndarray:
-        """Returns the numbers per variable that depend on t (its updates, including this one): float64 [n, k]."""
-        return np.zeros((len(t), 0))
-
-    def constants(self) -> tuple[float, ...]:
-        """Returns the hyperparameters that ``update`` needs as tensors."""
-        return ()
-
-    def update(
-        self, variable: Any, gradient: Any, rate: Any, slots: Mapping[str, Any], powers: Any, constants: Any
-    ) -> None:
-        """Updates one variable.
-
-        Args:
-            gradient, rate, constants: its gradient, its learning rate and ``constants()``, in its dtype.
-            slots, powers: the resource handles of its slots, by name, and its row of ``powers()``.
-        """
-        raise TypeError(f"{type(self).__name__} must define update()")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,11 +72,12 @@ class Momentum(Optimizer):
     momentum: float = 0.9
     nesterov: bool = False
 
-    slots: ClassVar[tuple[str, ...]] = ("momentum",)
+    fixed_slots: ClassVar[tuple[str, ...]] = ("momentum",)
+    moves_other_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check("momentum", self.momentum, 0.0, 1.0, open_high=True)
+        check_hyperparameter("momentum", self.momentum, 0.0, 1.0, open_high=True)
 
     def constants(self) -> tuple[float, ...]:
         return (self.momentum,)
@@ -133,9 +93,14 @@ class Momentum(Optimizer):
 
 @dataclass(frozen=True, kw_only=True)
 class Adam(Optimizer):
-    """Adam (arXiv:1412.6980, the second form in section 2; kernel ResourceApplyAdam), with one t per variable.
+    """Adam (arXiv:1412.6980; kernel ResourceApplyAdam), with one t per variable.
 
     variable -= learning_rate * sqrt(1 - beta2**t) / (1 - beta1**t) * m / (sqrt(v) + epsilon)
+
+    This is the second form in section 2 of the paper, where epsilon is added before the bias correction: the rule of
+    tf.compat.v1.train.AdamOptimizer, and of Adam in OptimizerV2 and Keras, whose epsilon is 1e-7 by default. With
+    ``epsilon_placement="corrected"``, epsilon is added to the corrected root, as in algorithm 1 of the paper and in
+    PyTorch: the same kernel with epsilon * sqrt(1 - beta2**t).
 
     Example:
         >>> from engine import Adam
@@ -146,14 +111,16 @@ class Adam(Optimizer):
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
+    epsilon_placement: Literal["uncorrected", "corrected"] = "uncorrected"
 
-    slots: ClassVar[tuple[str, ...]] = ("m", "v")
+    fixed_slots: ClassVar[tuple[str, ...]] = ("m", "v")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check("beta1", self.beta1, 0.0, 1.0, open_high=True)
-        _check("beta2", self.beta2, 0.0, 1.0, open_high=True)
-        _check("epsilon", self.epsilon, 0.0, math.inf, open_low=True)
+        check_hyperparameter("beta1", self.beta1, 0.0, 1.0, open_high=True)
+        check_hyperparameter("beta2", self.beta2, 0.0, 1.0, open_high=True)
+        check_hyperparameter("epsilon", self.epsilon, 0.0, math.inf, open_low=True)
+        check_word("epsilon_placement", self.epsilon_placement, ("uncorrected", "corrected"))
         if type(self) is Adam and (self.weight_decay or self.decays is not None):
             given = f"decays='{self.decays}'" if self.decays is not None else f"weight_decay={self.weight_decay}"
             raise OptimizerError(
@@ -161,7 +128,10 @@ class Adam(Optimizer):
             )
 
     def powers(self, t: np.ndarray) -> np.ndarray:
-        return np.stack([self.beta1 ** t.astype(np.float64), self.beta2 ** t.astype(np.float64)], axis=1)
+        powers = [self.beta1 ** t.astype(np.float64), self.beta2 ** t.astype(np.float64)]
+        if self.epsilon_placement == "corrected":
+            powers.append(self.epsilon * np.sqrt(1.0 - powers[1]))
+        return np.stack(powers, axis=1)
 
     def constants(self) -> tuple[float, ...]:
         return (self.beta1, self.beta2, self.epsilon)
@@ -173,6 +143,8 @@ class Adam(Optimizer):
 
         given = {"var": variable.handle, "m": slots["m"], "v": slots["v"], "lr": rate, "grad": gradient}
         given |= dict(zip(("beta1", "beta2", "epsilon"), constants, strict=True))
+        if self.epsilon_placement == "corrected":
+            given["epsilon"] = powers[2]
         tf.raw_ops.ResourceApplyAdam(**given, beta1_power=powers[0], beta2_power=powers[1])
 
 
@@ -190,20 +162,95 @@ class AdamW(Adam):
     weight_decay: float = 0.01
 
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "momentum": Momentum, "adam": Adam, "adamw": AdamW}
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    "sgd": SGD,
+    "momentum": Momentum,
+    "adam": Adam,
+    "adamw": AdamW,
+    "rmsprop": RMSProp,
+    "adagrad": Adagrad,
+    "adadelta": Adadelta,
+    "ftrl": Ftrl,
+}
+# One text for each set of slots that an optimizer can keep.
+FORMS = (
+    *("sgd", "momentum", "adam", "adamw", "adagrad", "adadelta", "ftrl", "rmsprop", "rmsprop,centered"),
+    *("rmsprop,epsilon_placement=outside", "rmsprop,centered,epsilon_placement=outside"),
+)
+_FILTERS = ("decay", "decays")  # hyperparameters that a text cannot hold
+_NAMES_IN_TENSORFLOW: dict[str, str | dict[str, str]] = {
+    "decay": {"rmsprop": "rho"},
+    "beta_1": "beta1",
+    "beta_2": "beta2",
+    "use_nesterov": "nesterov",
+    "initial_accumulator_value": "initial_accumulator",
+    "l1_regularization_strength": "l1",
+    "l2_regularization_strength": "l2",
+    "l2_shrinkage_regularization_strength": "l2_shrinkage",
+}
 
 
-def build_optimizer(name: str, **hyperparameters: Any) -> Optimizer:
-    """Builds sgd, momentum, adam or adamw; raises OptimizerError if the name or a hyperparameter is not valid."""
+def build_optimizer(spec: str, **hyperparameters: Any) -> Optimizer:
+    """Builds an optimizer from its name, with options after commas, and from hyperparameters by name.
+
+    The options are the hyperparameters that are numbers, words or switches: ``adagrad``, ``momentum,nesterov`` or
+    ``rmsprop,momentum=0.9,epsilon=1.0,centered``. Raises OptimizerError if the name, an option or a hyperparameter is not
+    valid, or if one is given twice.
+
+    Example:
+        >>> build_optimizer("rmsprop,momentum=0.9,centered", epsilon=1.0).slots
+        ('rms', 'mg', 'momentum')
+    """
+    name, *options = spec.split(",")
     if name not in OPTIMIZERS:
         known = list(OPTIMIZERS)
-        raise OptimizerError(f"optimizer={name!r}: expected one of {', '.join(known)}{text.nearest(name, known)}")
+        close = text.nearest(name.lower(), known)
+        raise OptimizerError(f"optimizer={text.cut(spec)!r}: expected one of {', '.join(known)}{close}")
     kind = OPTIMIZERS[name]
-    has = [entry.name for entry in fields(kind)]
-    for key in hyperparameters:
+    has = {entry.name: entry.default for entry in fields(kind)}
+    given = dict(hyperparameters)
+    for option in options:
+        key, equals, value = option.partition("=")
+        about = f"optimizer={text.cut(spec)!r}: `{option}`"
+        if key not in has or key in _FILTERS:
+            able = [known for known in has if known not in _FILTERS]
+            raise OptimizerError(
+                f"{about}: expected a hyperparameter of {name}: {', '.join(able)}{text.nearest(key, able)}{_hint(key, name)}"
+            )
+        if key in given:
+            raise OptimizerError(f"{about}: {key} is given twice; give it once")
+        given[key] = _read_option(about, has[key], value if equals else None)
+    for key in given:
         if key not in has:
-            raise OptimizerError(f"{key}: the optimizer {name} has no such hyperparameter; it has {', '.join(has)}")
-    return kind(**hyperparameters)
+            raise OptimizerError(
+                f"{key}: the optimizer {name} has no such hyperparameter; it has {', '.join(has)}{_hint(key, name)}"
+            )
+    return kind(**given)
+
+
+def _read_option(about: str, default: Any, value: str | None) -> Any:
+    """The value of an option, of the type that the hyperparameter has by default; None is for numbers."""
+    if isinstance(default, bool):
+        switch = {None: True, "true": True, "false": False}.get(value if value is None else value.lower())
+        if switch is None:
+            raise OptimizerError(f"{about}: expected the word alone, or true or false")
+        return switch
+    if isinstance(default, str) and value:
+        return value
+    number = None if value is None else text.parse_number(value)
+    if number is None:
+        raise OptimizerError(f"{about}: expected {'a word' if isinstance(default, str) else 'a number'} after `=`")
+    return number
+
+
+def _hint(key: str, name: str) -> str:
+    """What TensorFlow calls a hyperparameter that has another name here."""
+    if key == "learning_rate":
+        return "; the learning rate is given separately"
+    found = _NAMES_IN_TENSORFLOW.get(key, "")
+    if isinstance(found, dict):
+        found = found.get(name, "")
+    return f"; TensorFlow's {key} is {found} here" if found else ""
 
 
 class Pace(NamedTuple):
@@ -306,14 +353,3 @@ def layer_factors(variables: ModelVariables, decay: float | None) -> dict[str, f
 def count_blocks(variables: ModelVariables) -> int:
     """Returns the number of blocks in the model."""
     return max((entry.block[1] for entry in variables if entry.block), default=0)
-
-
-def _check(
-    name: str, value: float, low: float, high: float, *, open_low: bool = False, open_high: bool = False
-) -> None:
-    above = value > low if open_low else value >= low
-    below = value < high if open_high or high == math.inf else value <= high
-    if not (above and below and math.isfinite(value)):
-        end = "" if high == math.inf else f" and {'below' if open_high else 'at most'} {high:g}"
-        start = f"{'above' if open_low else 'of at least'} {low:g}"
-        raise OptimizerError(f"{name}={value:g}: expected a number {start}{end}")

@@ -188,7 +188,7 @@ class TrainStep:
             NonFiniteError: see ``nonfinite`` and ``give_up``. The message names the variables concerned.
             CompileError: XLA cannot compile the step; the message names the operation. Nothing has changed.
         """
-        optimizer = optimizer or self.optimizer
+        optimizer = (optimizer or self.optimizer).checked_for(learning_rate)
         tensors = self.tensors(batch)
         self._micro_batch(selection, tensors).check()
         self.slots.fit(selection, optimizer)
@@ -262,7 +262,7 @@ class TrainStep:
     def notes(self, selection: Selection) -> list[str]:
         """Returns a sentence for each decision about layers with a state of their own and XLA, as far as steps were traced."""
         traces = list(self._traces.of(selection))
-        found = [trace.own_state.notes for trace in traces if isinstance(trace, MicroBatch)]
+        found = [trace.notes(self.optimizer) for trace in traces if isinstance(trace, MicroBatch)]
         found += [trace.notes for trace in traces if isinstance(trace, compiling.Obstacle)]
         found += [compiling.list_notes(self.remat)] if self._compiles else []
         return list(dict.fromkeys(note for notes in found for note in notes))

@@ -16,6 +16,7 @@ from compat_v1.training import leaks
 from compat_v1.training import models as v1_models
 from compat_v1.training.freezing import METHODS, Freezing
 from compat_v1.training.session_loop import SessionLoop
+from compat_v1.training.train_op import check_form
 from engine.files import PathLike, write_npz
 from engine.host import peak_rss_bytes, quantiles
 from engine.recipes.task import Task
@@ -65,7 +66,7 @@ class Setting:
     """A job with its task and its selection.
 
     ``load`` names the weights to load; by default none are, because runners assign the job's. Raises InputError as
-    ``Task.open`` does, or if the model has no TF1 form.
+    ``Task.open`` does, or if the model or the optimizer has no TF1 form.
     """
 
     def __init__(self, job: Job, *, load: PathLike | None = None) -> None:
@@ -86,6 +87,7 @@ class Setting:
         self.selection: Selection = select(self.task.variables, job.train, statistics=self.task.model.statistics)
         self.batches = self.task.train_batches()
         self.optimizer = optimizers.build_optimizer(job.optimizer)
+        check_form(self.optimizer)
 
     def weights(self) -> Iterator[tuple[str, np.ndarray]]:
         """The path and value of each variable that the job starts from."""

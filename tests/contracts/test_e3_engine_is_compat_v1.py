@@ -27,6 +27,18 @@ SELECTIONS = {
     "cnn": {"head": "@head stages/3/.*", "below": "@all !stages/[12]/.*"},
 }
 RATES = {"sgd": 0.05, "momentum": 0.02, "adam": 1e-3}
+# Every other optimizer, and what TF1 does not have by itself, built from its operations; with a learning rate.
+OTHERS = {
+    "rmsprop,momentum=0.9,epsilon=0.01": 1e-3,
+    "rmsprop,centered,epsilon=0.01": 1e-3,
+    "adagrad": 0.01,
+    "adadelta,epsilon=1e-4": 0.05,
+    "ftrl,l1=1e-4,l2_shrinkage=1e-3,beta=0.1": 0.05,
+    "momentum,nesterov": 0.02,
+    "sgd,clip_norm=0.3,weight_decay=0.1,layer_decay=0.7": 0.05,
+    "adamw,clip_norm=0.3,weight_decay=0.1,layer_decay=0.7": 1e-3,
+    "adagrad,clip_norm=0.3,weight_decay=0.1": 0.01,
+}
 
 
 class Case(NamedTuple):
@@ -66,7 +78,7 @@ class Sides:
     """The engine's network and the TF1 graphs of the three methods, all from the same weights."""
 
     def __init__(self, case: Case, dtype: Any) -> None:
-        self.dtype, self.rate = dtype, RATES[case.optimizer]
+        self.dtype, self.rate = dtype, (RATES | OTHERS)[case.optimizer]
         self.optimizer = optimizers.build_optimizer(case.optimizer)
         self.network = build_model(MODELS[case.model], image_shape=(8, 8, 1), outputs=4, dtype=dtype).network
         self.selection = select(self.network, SELECTIONS[case.model][case.selection])
@@ -92,11 +104,13 @@ class Sides:
             loop.assign(self.start)
             found = [float(loop.step(batch, learning_rate=self.rate).loss) for batch in batches]
             slots = {
-                name.replace("/Momentum", "/momentum"): loop.session.run(loop.built.optimizer.get_slot(v, "momentum"))
+                name.replace("/Momentum", "/momentum"): loop.session.run(
+                    loop.built.updates.first.get_slot(v, "momentum")
+                )
                 for name, v in (
                     (f"optimizer/{e.path}/Momentum", loop.built.variables[e.path]) for e in self.selection.trained
                 )
-                if loop.built.optimizer.get_slot_names() == ["momentum"]
+                if loop.built.updates.first.get_slot_names() == ["momentum"]
             }
             return Run(found, dict(loop.values()) | slots)
 
@@ -162,6 +176,17 @@ def test_fifty_steps_of_the_engine_are_those_of_each_tf1_method(case: Case) -> N
 @pytest.mark.usefixtures("deterministic_ops")
 def test_the_first_step_in_float32_is_the_engines(case: Case) -> None:
     first_step(case)
+
+
+# tests/compat_v1/training/test_train_op.py does the same on a tiny network, unmarked.
+OTHER_CASES = [Case("vit", "below", optimizer, 4 - 3 * (n % 2)) for n, optimizer in enumerate(OTHERS)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", OTHER_CASES, ids=str)
+@pytest.mark.usefixtures("deterministic_ops")
+def test_every_other_optimizer_and_clipping_and_decays_train_as_each_tf1_method(case: Case) -> None:
+    fifty_steps(case)
 
 
 @pytest.mark.slow

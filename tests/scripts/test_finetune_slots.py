@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 from typing import Any
 
@@ -34,6 +35,7 @@ def test_a_run_goes_on_from_slots_with_its_betas_and_says_so(
 
     out, gone_on = after("on", "--train=@all", "--optimizer=adam")
     assert "slots:   adam continues from m, v of 24 of 24 trained variables (t = 2)\n" in out
+    assert "it goes on with beta1=0.9, beta2=0.999, epsilon=1e-08, epsilon_placement=uncorrected, which slots" in out
     assert gone_on["optimizer/head/kernel/t"] == 3
     with Npz(trained) as file:  # one gradient g later: m = 0.9 * before + 0.1 * g, v = 0.999 * before + 0.001 * g**2
         m, v = (file.read(f"optimizer/norm/gamma/{slot}").astype(np.float64) for slot in "mv")
@@ -89,3 +91,44 @@ def test_flags_that_do_not_fit_are_refused(call: Any, small_data: pathlib.Path, 
     code, _, err = call(*QUICK, f"--data=npz:{small_data}", "--weights=none", "--optimizer=sgd", "--steps=1", flag)
     assert code == 2
     assert said in err
+
+
+@pytest.mark.slow
+def test_a_run_with_the_optimizer_of_an_old_model_resumes_to_the_bit_and_goes_on_elsewhere(
+    call: Any, small_data: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    rule = "rmsprop,momentum=0.9,epsilon=1.0,centered"
+    words = [
+        *QUICK, f"--data=npz:{small_data}", "--weights=none", "--train=@head", f"--optimizer={rule}", "--steps=3",
+        "--clip_norm=1", "--weight_decay=0.1", "--checkpoint_every=1", "--keep=9", "--micro_batches=2", "--ema=0.9",
+    ]  # fmt: skip
+    code, printed, err = call(*words, f"--out={tmp_path / 'a'}")
+    assert code == 0, err
+    run = json.loads((tmp_path / "a/run.json").read_text())
+    assert run["flags"]["optimizer"] == rule
+    assert run["memory"]["slot_bytes"] == run["memory"]["forecast_bytes"]["slots"] == 3 * 4 * (96 * 3 + 3)
+    whole = (tmp_path / "a/trained.npz").read_bytes()
+    for file in (tmp_path / "a/checkpoints").iterdir():
+        if file.name > "step-00000001.npz":
+            file.unlink()
+    code, _, err = call(*words, f"--out={tmp_path / 'a'}", "--resume")
+    assert code == 0, err
+    assert (tmp_path / "a/trained.npz").read_bytes() == whole
+    code, printed, err = call(
+        *QUICK, f"--data=npz:{small_data}", f"--weights={tmp_path / 'a/checkpoints/step-00000003.npz'}", "--train=@head",
+        f"--optimizer={rule}", "--steps=1", "--dry_run",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "slots:   rmsprop continues from rms, mg, momentum of 2 of 2 trained variables (t = 3)\n" in printed
+    assert "it goes on with rho=0.9, momentum=0.9, epsilon=1, centered=True, epsilon_placement=inside, " in printed
+    code, printed, err = call(
+        *QUICK,
+        f"--data=npz:{small_data}",
+        "--weights=none",
+        "--train=@head",
+        "--optimizer=ftrl",
+        "--steps=1",
+        "--dry_run",
+    )
+    assert code == 0, err
+    assert "note:    ftrl computes a variable from its slots alone" in printed

@@ -447,7 +447,7 @@ def test_slots_of_another_kind_of_optimizer_are_made_anew() -> None:
         (lambda: Adam(weight_decay=0.1), "weight_decay=0.1: adam has no weight decay; use adamw"),
         (
             lambda: build_optimizer("adamm"),
-            "optimizer='adamm': expected one of sgd, momentum, adam, adamw; nearest: adam",
+            "optimizer='adamm': expected one of sgd, momentum, adam, adamw, rmsprop, adagrad, adadelta, ftrl; nearest: adam",
         ),
         (lambda: build_optimizer("sgd", momentum=0.9), "momentum: the optimizer sgd has no such hyperparameter"),
         (lambda: build_optimizer("sgd", slots=("m",)), "slots: the optimizer sgd has no such hyperparameter"),

@@ -191,7 +191,7 @@ def _words(tokens: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(word for word in found if word)
 
 
-_OTHER_SLOT = re.compile(r"vr|vc|accumulator|momentum|velocity|rms|mg|ema")
+_OTHER_SLOT = re.compile(r"vr|vc|accumulator|accum_grad|accum_var|momentum|velocity|rms|mg|vhat|ema")
 COUNTER = re.compile(
     r"(.*[/.])?(beta[12]_power(_\d+)?|global_step|save_counter|num_batches_tracked|iterations?|learning_rate|lr"
     r"|train(ing)?_step|step|loss_scale|good_steps)|optimizer/.*|(.*/)?\.OPTIMIZER_SLOT/.*|_CHECKPOINTABLE_OBJECT_GRAPH"

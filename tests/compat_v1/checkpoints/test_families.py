@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from compat_v1.checkpoints.families import Families, group_families
+from compat_v1.checkpoints.inventory import take_inventory
 from compat_v1.checkpoints.reader import open_checkpoint
 
 v1 = tf.compat.v1
@@ -228,3 +229,50 @@ def test_the_hyperparameters_of_ftrl_are_its_state_and_its_accumulator_is_its_ow
     assert [family.name for family in found.variables] == ["w", "beta"]
     assert found.variables[0].slots == {"Ftrl": dict(zip(slots, paths, strict=True))}
     assert found.state == {name: (f"{scope}{name}",) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("written", "kind", "slots"),
+    [
+        ("w/.OPTIMIZER_SLOT/optimizer/accum w/.OPTIMIZER_SLOT/optimizer/linear", "Ftrl", "accumulator linear"),
+        ("w/.OPTIMIZER_SLOT/o/accum w/.OPTIMIZER_SLOT/o/accum_update", "Adadelta", "accum accum_update"),
+        ("w/.OPTIMIZER_SLOT/o/rms w/.OPTIMIZER_SLOT/o/mg w/.OPTIMIZER_SLOT/o/momentum", "RMSProp", "rms mg momentum"),
+        ("my_optimizer/w/accumulator my_optimizer/w/linear", "Ftrl", "accumulator linear"),
+        ("my_optimizer/w/rms my_optimizer/w/momentum", "RMSProp", "rms momentum"),
+        ("training/Adadelta/w/accum_grad training/Adadelta/w/accum_var", "Adadelta", "accum_grad accum_var"),
+        ("optimizer/w/accum optimizer/w/accum_update", "Adadelta", "accum accum_update"),
+        ("optimizer/w/accumulator optimizer/w/linear", "Ftrl", "accumulator linear"),
+        ("optimizer/w/rms optimizer/w/mg optimizer/w/momentum", "RMSProp", "rms mg momentum"),
+        ("optimizer/w/momentum", "Momentum", "momentum"),
+    ],
+)
+def test_the_slots_of_one_optimizer_stay_together_in_every_form(written: str, kind: str, slots: str) -> None:
+    (family,) = grouped(f"w {written}").variables
+    assert family.slots == {kind: dict(zip(slots.split(), written.split(), strict=True))}
+
+
+def test_a_variable_that_is_only_called_like_a_slot_stays_a_variable() -> None:
+    found = grouped("optimizer/w/accum accum model/linear model/rms", **{"w": (3,)})
+    assert [family.name for family in found.variables] == [
+        "optimizer/w/accum",
+        "accum",
+        "model/linear",
+        "model/rms",
+        "w",
+    ]
+
+
+def test_an_inventory_counts_adafactors_slots_as_slots_and_not_as_weights(tmp_path: pathlib.Path, save: Any) -> None:
+    shapes = {
+        "encoder/q": (64, 48),
+        "encoder/q_slot_vr": (48,),
+        "encoder/q_slot_vc": (64,),
+        "encoder/q_slot_m": (64, 48),
+    }
+    shapes |= {"encoder/scale": (48,), "encoder/scale_slot_v": (48,), "global_step": ()}
+    prefix = save(tmp_path / "m", {name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
+    with open_checkpoint(prefix) as source:
+        told = take_inventory(source).to_text()
+    assert "slots of Adafactor: m, vc, vr" in told
+    assert "slots of Adafactor: v" in told
+    assert "2 variables of 3,120 elements, slots of Adafactor for 2; 7 tensors" in told

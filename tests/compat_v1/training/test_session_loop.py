@@ -14,8 +14,8 @@ from compat_v1.errors import SessionError
 from compat_v1.training import models as v1_models
 from compat_v1.training.freezing import Freezing
 from compat_v1.training.session_loop import SessionLoop
-from compat_v1.training.training_graph import translate_optimizer
-from engine import TrainStep, data, parse_rates, select
+from compat_v1.training.train_op import translate_optimizer
+from engine import InputError, TrainStep, data, select
 from engine.models import build_model
 from engine.training import losses, optimizers
 from engine.training.losses import Loss
@@ -211,14 +211,23 @@ def test_what_it_cannot_do_is_said() -> None:
         loop_of("cnn:mini", "@all", optimizers.SGD(), micro_batch_size=0)
     with pytest.raises(SessionError, match="seeds"):
         loop_of("cnn:mini", "@all", optimizers.SGD(), batch={"image": batches(1)[0]["image"]})
-    for optimizer in (
-        optimizers.SGD(weight_decay=0.1),
-        optimizers.SGD(decays=parse_rates("@head=0.1", name="decays")),
-        optimizers.SGD(clip_norm=1.0),
-        optimizers.AdamW(weight_decay=0.0),
+    for spec, message in (
+        (
+            "adamw,epsilon_placement=corrected",
+            "epsilon_placement=corrected: AdamOptimizer of tf.compat.v1.train always has",
+        ),
+        ("rmsprop,epsilon_placement=outside", "epsilon_placement=outside: RMSPropOptimizer"),
+        (
+            "rmsprop,initial_accumulator=0",
+            r"initial_accumulator=0\.0: RMSPropOptimizer .* always has 1\.0; leave it out",
+        ),
+        ("adagrad,epsilon=1e-7", "epsilon=1e-07: AdagradOptimizer"),
     ):
-        with pytest.raises(SessionError, match="optimizer"):
-            translate_optimizer(optimizer, tf.constant(0.1, tf.float64), {tf.float32})
+        with pytest.raises(SessionError, match=message):
+            translate_optimizer(optimizers.build_optimizer(spec), tf.constant(0.1, tf.float64), {tf.float32})
+    loop, _, _ = loop_of("cnn:mini", "@head", optimizers.Ftrl())
+    with loop, pytest.raises(InputError, match="learning_rate=0: ftrl divides by it"):
+        loop.step(batches(1)[0], learning_rate=0.0)
     loop, _, _ = loop_of("cnn:mini", "@all", optimizers.SGD())
     with loop:
         with pytest.raises(SessionError, match="'heat/kernel': the graph has no variable"):

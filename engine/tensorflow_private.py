@@ -78,6 +78,23 @@ def has_gradient(kind: str) -> bool:
         return False
 
 
+def is_recorded(tensor: Any) -> bool:
+    """Whether a gradient tape that is active records what is computed from a tensor; there is no public way to ask."""
+    from tensorflow.python.eager import record
+
+    return bool(record.should_record_backprop([tensor]))
+
+
+def record_gradient(outputs: Sequence[Any], inputs: Sequence[Any], backward: Any) -> None:
+    """Tells the active gradient tapes how outputs depend on inputs: ``backward(*gradients of outputs)`` gives theirs.
+
+    A tape records operations as they are created one by one, so it does not see those of an imported graph.
+    """
+    from tensorflow.python.eager import record
+
+    record.record_operation("imported_graph", list(outputs), list(inputs), backward)
+
+
 @functools.cache
 def kernel_devices(kind: str) -> frozenset[str]:
     """Returns the types of devices that have a kernel for an operation type, such as "CPU" and "XLA_CPU_JIT"; no public way.
@@ -112,6 +129,13 @@ def handle_data(handle: Any) -> Any:
     from tensorflow.python.ops import handle_data_util
 
     return handle_data_util.get_resource_handle_data(handle)
+
+
+def copy_handle_data(source: Any, target: Any) -> None:
+    """Lets a handle stand for a variable of the same shape and dtype as another handle; there is no public way."""
+    from tensorflow.python.ops import handle_data_util
+
+    handle_data_util.copy_handle_data(source, target)
 
 
 def uninitialized_variable(*, shape: Any, dtype: Any, trainable: bool, name: str | None) -> Any:
@@ -207,6 +231,17 @@ def function_graph(function: Any) -> tuple[Any, Any]:
     from tensorflow.python.framework import function_def_to_graph
 
     return function_def_to_graph.function_def_to_graph_def(function)
+
+
+def register_functions(library: Any) -> None:
+    """Makes the functions of a GraphDef's library known to the process for good.
+
+    ``import_graph_def`` adds them to the graph alone, which a ``tf.function`` leaves behind when it runs.
+    """
+    from tensorflow.python.eager import context
+
+    for function in library.function:
+        context.context().add_function_def(function)
 
 
 def reference_type(dtype: Any) -> Any:

@@ -1,7 +1,7 @@
 """Show the variables, optimizer slots, averages and damage of a weights file.
 
 The file may be a TensorFlow checkpoint of any version (named by its prefix, any of its files or its folder), .npz,
-safetensors or Keras HDF5. Every tensor is read. The exit code is 1 if a tensor is damaged (each is named), or if the
+safetensors, Keras HDF5, or a frozen graph, of which it says what each constant feeds. Every tensor is read. The exit code is 1 if a tensor is damaged (each is named), or if the
 file is too damaged to open.
 """
 
@@ -22,7 +22,7 @@ F = flags.FLAGS
 cli.define_flags(
     __name__,
     {
-        "source": "The prefix, any file or the folder of a checkpoint (TensorFlow 1 or 2, V1 or V2 format, SavedModel), or an .npz, safetensors or Keras HDF5 file.",
+        "source": "The prefix, any file or the folder of a checkpoint (TensorFlow 1 or 2, V1 or V2 format, SavedModel), or an .npz, safetensors or Keras HDF5 file, or a frozen graph (.pb, .pbtxt).",
         "filter": "Show only the variables whose whole name matches this regular expression, for example 'bert/.*'.",
         "merge_parts": "Show NAME/part_0, NAME/part_1 and so on as one tensor NAME.",
         "verify": "Read every tensor to find damage; with --noverify, only names, shapes and scalars are read.",
@@ -31,7 +31,7 @@ cli.define_flags(
     {"merge_parts": True, "verify": True},
 )
 
-_SUFFIXES = (".npz", ".safetensors", ".h5", ".hdf5", ".ckpt")
+_SUFFIXES = (".npz", ".safetensors", ".h5", ".hdf5", ".ckpt", ".pb", ".pbtxt")
 
 
 def main() -> int:

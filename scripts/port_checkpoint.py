@@ -3,7 +3,8 @@
 Rules say which tensor becomes which variable (--rules), or they are proposed from names and shapes (--auto). --out is
 an .npz file for finetune's --weights, or a Keras .weights.h5 file; ledger.json is written next to it. --verify_graph
 runs the old graph and the new model on the same input and compares their outputs. --reverse goes the other way: it
-writes weights into a checkpoint that the old graph's own Saver restores.
+writes weights into a checkpoint that the old graph's own Saver restores. --out=X.safetensors with --names leaves
+TensorFlow: the tensors get the names and layouts of timm, of Hugging Face's transformers or of a rule file.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 from absl import flags
 
-from . import cli
+from . import cli, port_out
 
 F = flags.FLAGS
 
@@ -26,7 +27,7 @@ _DEFAULTS = {
 cli.define_flags(
     __name__,
     {
-        "source": "The checkpoint: its prefix, one of its files, its folder, or a SavedModel; or an .npz, safetensors or Keras file. With --reverse, the weights to write back; what a run did not train (trained.npz lacks it) comes from the run's checkpoints or from --base.",
+        "source": "The checkpoint: its prefix, one of its files, its folder, or a SavedModel; or an .npz, safetensors or Keras file, or a frozen graph (.pb, .pbtxt), whose weights are its constants. With --reverse, the weights to write back; what a run did not train (trained.npz lacks it) comes from the run's checkpoints or from --base.",
         "target": "The model, as for finetune's --model: vit:SIZE/PATCH, cnn:mini, keras:NAME, file:X.keras, or py:module:factory (any Keras model or tf.Module, also with several outputs). The option classes=N sets the number of outputs of the head (1000 unless given; a py: factory has its own).",
         "image_size": "Height and width of the model's images in pixels: N or HEIGHTxWIDTH (unless given, the model's default).",
         "channels": "Number of channels of the model's images.",
@@ -49,11 +50,13 @@ cli.define_flags(
         "bound": "Largest absolute difference that --verify_graph accepts, for outputs of unit scale.",
         "dry_run": "Plan and print everything, but write no weights: only ledger.json and proposed rules, if --out is given.",
         "reverse": "Write --source (weights of --target) into a TensorFlow 1 checkpoint, by the same rules in reverse.",
-        "base": "With --reverse: the old checkpoint. Tensors that did not change, and those that no rule names, are copied from it bit for bit.",
+        "base": "With --reverse: the old checkpoint, or a frozen graph. Tensors that did not change, and those that no rule names, are copied from it bit for bit.",
         "force_base": "With --reverse: take --base also if it is not what trained.npz belongs to.",
         "graph": "With --reverse: the old graph (.meta); every key that its Saver restores must be in the checkpoint.",
         "format": "With --reverse: the format of the checkpoint.",
-        "out": "FILE.npz or FILE.weights.h5; with --reverse, the prefix of a checkpoint. ledger.json is written into the same folder.",
+        "names": port_out.NAMES_HELP
+        + " Without --target, the variables are the tensors of --source under their own names.",
+        "out": "FILE.npz, FILE.weights.h5 or, with --names, FILE.safetensors; with --reverse, the prefix of a checkpoint, or, where --base is a frozen graph, another FILE.pb. ledger.json is written into the same folder.",
     },
     _DEFAULTS,
     choices={"format": ["V1", "V2"]},
@@ -62,12 +65,15 @@ cli.define_flags(
 
 def main() -> int:
     out = _check_flags()
-    cli.import_tensorflow(keras=cli.needs_keras(F.target))
+    cli.import_tensorflow(keras=cli.needs_keras(F.target or f"file:{F.source}"))
     if F.reverse:
         from . import port_reverse
 
         assert out is not None
         return port_reverse.main(out)
+    if _is_direct():
+        assert out is not None
+        return port_out.main(out)
     return _port(out)
 
 
@@ -75,7 +81,6 @@ def _port(out: pathlib.Path | None) -> int:
     from compat_v1.checkpoints.reader import open_source
     from compat_v1.graphs import metagraph
     from compat_v1.porting import port
-    from compat_v1.porting.graph_parity import compare_with_graph
     from engine import data, models, porting
     from engine.files import write_json
     from engine.models.abstract import abstract_variables
@@ -86,7 +91,8 @@ def _port(out: pathlib.Path | None) -> int:
     from engine.selection.variables import name_variables
 
     keras_file = out is not None and out.name.endswith(".weights.h5")
-    real = F.verify_graph is not None or (keras_file and not F.dry_run)
+    leaves = out is not None and F.names is not None
+    real = F.verify_graph is not None or ((keras_file or leaves) and not F.dry_run)
     with open_source(F.source) as source:
         # ---- the plan; a model that is not run is built without memory for its weights
         size = data.parse_image_size(F.image_size) if F.image_size else None
@@ -109,6 +115,8 @@ def _port(out: pathlib.Path | None) -> int:
             graph=graph,
         )
         _describe(planned)
+        absent = planned.plan.fresh
+        named = port_out.plan(variables, network, source=F.source, absent=absent, image_size=size) if leaves else None
 
         # ---- the comparison, before anything is written
         parity = None
@@ -118,24 +126,15 @@ def _port(out: pathlib.Path | None) -> int:
                 planned.check(tell)
             porting.load(network, weights, planned.rules)
         if graph is not None:
-            print("".join(f"graph:   {line}\n" for line in filter(None, [graph.note, graph.unknown_note()])), end="")
-            parity = compare_with_graph(
-                F.source,
-                network,
-                graph,
-                inputs=F.inputs,
-                outputs=F.outputs,
-                feed=F.feed,
-                examples=F.examples,
-                time_limit=F.time_limit,
-                seed=F.seed,
-            )
-            print(parity.summary())
+            parity = _compare(network, graph)
         ledger = planned.ledger(target=F.target, parity=None if parity is None else parity.to_json())
 
         # ---- the files; weights that differ from the original are not written
         equal = parity is None or parity.holds(F.bound)
         if out is not None and not F.dry_run and equal:
+            if named is not None:
+                port_out.write(named, out, ledger=ledger, image_size=size)
+                return _conclude(parity, weights.path)
             if keras_file:
                 save_weights_file(network, out)
             else:
@@ -146,6 +145,26 @@ def _port(out: pathlib.Path | None) -> int:
         write_json(out.parent / "ledger.json", ledger)
         print(f"written: {out.parent / 'ledger.json'}")
     return _conclude(parity, weights.path)
+
+
+def _compare(network: Any, graph: Any) -> Any:
+    """Runs the model and the old graph on the same input."""
+    from compat_v1.porting.graph_parity import compare_with_graph
+
+    print("".join(f"graph:   {line}\n" for line in filter(None, [graph.note, graph.unknown_note()])), end="")
+    parity = compare_with_graph(
+        F.source,
+        network,
+        graph,
+        inputs=F.inputs,
+        outputs=F.outputs,
+        feed=F.feed,
+        examples=F.examples,
+        time_limit=F.time_limit,
+        seed=F.seed,
+    )
+    print(parity.summary())
+    return parity
 
 
 def _conclude(parity: Any, weights: pathlib.Path) -> int:
@@ -171,7 +190,8 @@ def _check_flags() -> pathlib.Path | None:
     from engine import writing
     from engine.errors import InputError, check_range
 
-    for name in ("source", "target"):
+    leaves = port_out.check_names(F.out or "", F.names)
+    for name in ("source",) if leaves and not F.reverse and _is_direct() else ("source", "target"):
         if F[name].value is None:
             raise InputError(f"{name}=None: --{name} is required; --help describes it")
     if F.auto and F.rules is not None:
@@ -185,9 +205,14 @@ def _check_flags() -> pathlib.Path | None:
         raise InputError(f"{', '.join(with_graph)}: only used with --verify_graph")
     if F.feed and (seeded := _given("examples", "seed")):
         raise InputError(f"{', '.join(seeded)}: not used with --feed={F.feed}, which holds the input")
-    if F.target.startswith("file:") and (sized := _given("image_size", "channels")):
+    if (F.target or "").startswith("file:") and (sized := _given("image_size", "channels")):
         raise InputError(f"{', '.join(sized)}: {F.target} already defines its images")
-    if F.target.startswith("py:") and _given("channels") and F.image_size is None and "classes=" not in F.target:
+    if (
+        (F.target or "").startswith("py:")
+        and _given("channels")
+        and F.image_size is None
+        and "classes=" not in F.target
+    ):
         raise InputError(f"channels={F.channels} also needs --image_size; otherwise the factory chooses both")
     if not F.reverse and (F.base is not None or F.graph is not None or F["format"].value != "V2"):
         raise InputError("base, graph and format are only used with --reverse")
@@ -195,6 +220,7 @@ def _check_flags() -> pathlib.Path | None:
         raise InputError("force_base is only used with --reverse and --base")
     if F.reverse and (F.slots or F.take_ema or F.verify_graph or F.auto):
         raise InputError("reverse cannot be combined with --slots, --take_ema, --verify_graph or --auto")
+    _check_leaving(leaves)
     if F.slots is None and F.adam_step is not None:
         raise InputError(f"adam_step={F.adam_step} is only used with --slots")
     if F.slots is None and not F.reverse and (betas := _given("beta1", "beta2")):
@@ -213,21 +239,56 @@ def _check_flags() -> pathlib.Path | None:
     if F.out is None:
         if not (F.dry_run or F.verify_graph):
             raise InputError(
-                "out=None: expected FILE.npz or FILE.weights.h5, unless --dry_run or --verify_graph is given"
+                "out=None: expected FILE.npz, FILE.weights.h5 or FILE.safetensors, unless --dry_run or --verify_graph is given"
             )
         return None
     out = pathlib.Path(F.out)
+    if leaves:
+        port_out.hold(out, F.source)
+        return out
     if not F.reverse and out.suffix != ".npz" and not out.name.endswith(".weights.h5"):
-        raise InputError(f"out={F.out!r}: expected a name that ends in .npz or .weights.h5")
+        hint = "; --names says how the tensors of a safetensors file are called" if out.suffix == ".safetensors" else ""
+        raise InputError(f"out={F.out!r}: expected a name that ends in .npz or .weights.h5{hint}")
     cli.hold_folder(str(out.parent), ours=(out.name, "ledger.json", _rules_name(out)).__contains__)
     writing.check_file(F.out)
     writing.check_target(out.parent / "ledger.json")
     return out
 
 
+def _is_direct() -> bool:
+    """Whether --names alone says what the tensors of --source become, without rules that port them into a model."""
+    if F.names is None or F.rules is not None or F.auto:
+        return False
+    return F.target is None or (F.source or "").endswith((".keras", ".weights.h5"))
+
+
+def _check_leaving(leaves: bool) -> None:
+    """Raises InputError for flags that do not go with a safetensors file under other names."""
+    from engine.errors import InputError
+
+    if not leaves:
+        return
+    given = [
+        name
+        for name in ("reverse", "slots", *(["verify_graph", "rules", "auto"] if F.target is None else []))
+        if F[name].value
+    ]
+    if given:
+        why = (
+            "it needs --target"
+            if F.target is None and given[0] not in ("reverse", "slots")
+            else "the file has weights alone"
+        )
+        raise InputError(f"{given[0]} cannot be combined with --names={F.names}: {why}")
+    if F.source.endswith(".weights.h5") and F.target is None:
+        raise InputError(f"target=None: {F.source} belongs to a Keras model; --target says which")
+    if F.source.endswith(".keras") and F.target is not None:
+        raise InputError(f"target={F.target}: {F.source} is a whole model already; leave --target out")
+
+
 def _rules_name(out: pathlib.Path) -> str:
     """The name of the file of proposed rules that belongs to an output."""
-    return re.sub(r"(\.weights)?\.(npz|h5)$", "", out.name) + ".rules"
+    return re.sub(r"(\.weights)?\.(npz|h5|safetensors)$", "", out.name) + ".rules"
 
 
 def _given(*names: str) -> list[str]:
@@ -246,20 +307,23 @@ def _rules(weights: Any, variables: Any, graph: Any, out: pathlib.Path | None) -
     from engine.files import write_bytes
     from engine.porting.proposals.proposal import SURE
     from engine.porting.proposals.propose import list_entries, propose
+    from engine.porting.readers.frozen_file import FrozenFile
     from engine.porting.readers.locate import locate
 
     # TensorFlow's own files have TensorFlow's order of axes, so that square kernels are unambiguous
-    ours = locate(F.source) is not None
+    ours = locate(F.source) is not None or isinstance(weights.source, FrozenFile)
     hidden = weights.hidden
+    called = weights.source.readable_names() if isinstance(weights.source, FrozenFile) else {}
+    meant = {text: name for name, text in called.items()}
     recurrent = any("recurrent" in entry.path for entry in variables)
     proposal = propose(
-        list_entries(weights),
+        [entry._replace(name=called.get(entry.name, entry.name)) for entry in list_entries(weights)],
         variables,
         layout="tf" if ours else None,
         hidden=hidden,
         forget_biases=find_forget_biases(weights.path, graph) if recurrent else None,
     )
-    proposal = proposal.renamed(weights.real)
+    proposal = proposal.renamed(lambda name: weights.real(meant.get(name, name)))
     note = "Made with --take_ema: the averages are named here, so this holds without that flag." if F.take_ema else ""
     texts = {least: proposal.rules_text(at_least=least, note=note) for least in (SURE, 0.0)}
     least = 0.0 if F.yes else SURE
@@ -292,6 +356,8 @@ def _describe(planned: Any) -> None:
     print(
         f"weights: {len(plan.assignments)} variables by {planned.rules.name}; {len(plan.skipped)} tensors skipped by rule"
     )
+    for note in planned.rules.notes:
+        print(f"note:    {note}")
     for path, reason in plan.fresh.items():
         print(f"fresh:   {path}: {reason} (the option classes=N of --target sets the number of outputs)")
     if planned.weights.hidden:

@@ -229,3 +229,31 @@ def test_xlas_barrier_gives_what_it_is_given() -> None:
     np.testing.assert_array_equal(function(tf.constant([1.0, -0.0, np.inf])), [1.0, -0.0, np.inf])
     (kept,) = tf.nest.flatten(tensorflow_private.optimization_barrier([tf.constant(3.0)]))
     assert float(kept) == 3.0
+
+
+def test_a_handle_gets_the_shape_of_another() -> None:
+    variable = tf.Variable([1.0, 2.0])
+    with tf.Graph().as_default():
+        handle = tf.compat.v1.placeholder(tf.resource, [])
+        tensorflow_private.copy_handle_data(variable.handle, handle)
+        assert tf.raw_ops.ReadVariableOp(resource=handle, dtype=tf.float32).shape == [2]
+
+
+def test_a_function_may_hold_calls_of_an_imported_library() -> None:
+    definition = tf.function(lambda x: tf.while_loop(lambda y: y < 9.0, lambda y: (y * 2.0,), [x])[0])
+    definition = definition.get_concrete_function(tf.TensorSpec([])).graph.as_graph_def()
+    for function in definition.library.function:
+        name, function.signature.name = function.signature.name, f"{function.signature.name}_renamed"
+        for node in definition.node:
+            for value in node.attr.values():
+                if value.func.name == name:
+                    value.func.name = function.signature.name
+    tensorflow_private.register_functions(definition.library)
+    found = next(node.name for node in definition.node if "While" in node.op)
+    given = next(node.name for node in definition.node if node.op == "Placeholder")
+
+    @tf.function(autograph=False)
+    def run(x: Any) -> Any:
+        return tf.graph_util.import_graph_def(definition, {f"{given}:0": x}, [f"{found}:2"], name="")
+
+    assert float(run(tf.constant(1.0))[0]) == 16.0

@@ -21,6 +21,7 @@ _KINDS = {
     "Npz": ".npz",
     "Safetensors": "safetensors",
     "KerasH5": "Keras HDF5",
+    "FrozenFile": "frozen graph",
 }
 _MOST_SCALARS = 20  # values that are shown; a file may hold thousands of scalars
 
@@ -54,7 +55,16 @@ class Inventory:
         """Returns a table of the variables, the values of scalars, totals, and the damage that was found."""
         rows = [row for family in self.shown for row in self._rows(family)]
         table = [text.table(rows, right={3})] if rows else []
-        parts = [f"{self.source.path}: {self.kind}", "", *table, *self._scalars(), "", *self._totals(), *self._damage()]
+        parts = [
+            f"{self.source.path}: {self.kind}",
+            "",
+            *table,
+            *self._scalars(),
+            "",
+            *self._totals(),
+            *self._remarks(),
+            *self._damage(),
+        ]
         return "\n".join(parts)
 
     def to_json(self) -> dict[str, Any]:
@@ -71,6 +81,7 @@ class Inventory:
                     "ema": family.ema,
                     "slots": family.slots,
                     "others": family.others,
+                    **({"feeds": feeds} if (feeds := self._feeds(family.name)) else {}),
                 }
                 for family in self.shown
             ],
@@ -82,7 +93,7 @@ class Inventory:
     def _rows(self, family: Family) -> Iterator[tuple[str, str, str, str, str]]:
         """Yields a row for the variable and one for each thing that belongs to it: name, shape, dtype, bytes, notes."""
         name = family.name
-        notes = [self._parts(name), "DAMAGED" if name in self.damaged else ""]
+        notes = [self._parts(name), self._feeds(name), "DAMAGED" if name in self.damaged else ""]
         shape = "x".join(map(str, family.shape)) or "scalar"
         yield name, shape, family.dtype.name, f"{count_bytes(self.source, name):,}", "  ".join(filter(None, notes))
         belongs = []
@@ -106,6 +117,13 @@ class Inventory:
             return f"{len(merged.names)} parts ({merged.names[0]} ...; {axis})"
         pieces = self.source.pieces(name) if hasattr(self.source, "pieces") else ()
         return f"{len(pieces)} slices" if len(pieces) > 1 else ""
+
+    def _feeds(self, name: str) -> str:
+        """Returns what a constant of a frozen graph is there, or "" in another file."""
+        return str(self.source.describe(name)) if hasattr(self.source, "describe") else ""
+
+    def _remarks(self) -> list[str]:
+        return list(self.source.remarks()) if hasattr(self.source, "remarks") else []
 
     def _scalars(self) -> Iterator[str]:
         """Yields the scalars of optimizers and scalar variables, with their values."""

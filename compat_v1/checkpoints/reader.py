@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 
 from engine.files import FileError, PathLike
+from engine.porting.frozen_writer import SUFFIXES
 from engine.porting.readers.locate import locate
 from engine.porting.readers.source import TensorSource, open_found, open_tensors
 
@@ -28,6 +29,12 @@ def open_checkpoint(path: PathLike, *, merge_parts: bool = True) -> TensorSource
             else f"{place}: there is no checkpoint; expected {name}.index (V2), or {name} or {name}-00000-of-NNNNN (V1)"
         )
     return open_found(found, whole=False, merge_parts=merge_parts)
+
+
+def open_base(path: PathLike) -> TensorSource:
+    """Opens what weights are written back to: a checkpoint as ``open_checkpoint`` does, or a frozen graph."""
+    place = pathlib.Path(path)
+    return open_tensors(place) if place.suffix in SUFFIXES and place.is_file() else open_checkpoint(path)
 
 
 def open_source(path: PathLike, *, merge_parts: bool = True) -> TensorSource:

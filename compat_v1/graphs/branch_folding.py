@@ -6,19 +6,20 @@ so its operations need not be allowed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from compat_v1.graphs.endpoints import producer, tensor_name
+from compat_v1.graphs.node_editing import replace_node
 
 _FARTHEST = 64  # the most operations between a condition and a known value
 
 
 def fold_branches(definition: Any, fixed: Mapping[str, np.ndarray]) -> None:
-    """Changes a GraphDef in place: a Merge or If whose condition is known becomes the branch taken.
+    """Changes a GraphDef in place: a Merge, Switch or If whose condition is known becomes the branch taken.
 
     The nodes must have different names. ``fixed`` is tensor name -> its value.
     """
@@ -32,13 +33,30 @@ def fold_branches(definition: Any, fixed: Mapping[str, np.ndarray]) -> None:
             alive = [name for name in data if not _is_dead(name, dead)]
             if len(alive) == 1 < len(data) and not _is_loop(data, nodes):
                 controls = [name for name in node.input if name.startswith("^")]
-                _replace(node, "Identity", [*alive, *controls], {"T": node.attr["T"]})
+                replace_node(node, "Identity", [*alive, *controls], {"T": node.attr["T"]})
         elif node.op in ("If", "StatelessIf") and node.input:
             taken = _condition(node.input[0], nodes, known)
             if taken is not None:
                 call = node.attr["then_branch" if taken else "else_branch"]
                 attributes = {"Tin": node.attr["Tin"], "Tout": node.attr["Tout"], "f": call}
-                _replace(node, "StatefulPartitionedCall", list(node.input)[1:], attributes)
+                replace_node(node, "StatefulPartitionedCall", list(node.input)[1:], attributes)
+    _pass_switches(definition, nodes, known, dead)
+
+
+def _pass_switches(definition: Any, nodes: Mapping[str, Any], known: Mapping[str, bool], dead: Collection[str]) -> None:
+    """Makes what reads the output of a Switch that is taken read its input instead; what is never computed stays."""
+    passed: dict[str, str] = {}
+    for node in definition.node:
+        taken = _condition(node.input[1], nodes, known) if node.op == "Switch" and len(node.input) > 1 else None
+        if taken is not None and node.name not in dead:
+            passed[f"{node.name}:{1 if taken else 0}"] = node.input[0]
+    for node in definition.node:
+        for position, name in enumerate(node.input):
+            if name.startswith("^"):
+                continue
+            while (source := passed.get(tensor_name(name))) is not None:
+                name = source
+            node.input[position] = name
 
 
 def _condition(name: str, nodes: Mapping[str, Any], known: Mapping[str, bool]) -> bool | None:
@@ -91,10 +109,3 @@ def _is_dead(name: str, dead: set[str]) -> bool:
 
 def _is_loop(inputs: list[str], nodes: Mapping[str, Any]) -> bool:
     return any(producer(name) in nodes and nodes[producer(name)].op == "NextIteration" for name in inputs)
-
-
-def _replace(node: Any, op: str, inputs: list[str], attributes: Mapping[str, Any]) -> None:
-    new = tf.compat.v1.NodeDef(name=node.name, op=op, input=inputs)
-    for name, value in attributes.items():
-        new.attr[name].CopyFrom(value)
-    node.CopyFrom(new)

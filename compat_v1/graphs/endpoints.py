@@ -65,6 +65,12 @@ def dtype_of(number: int) -> tf.DType:
         ) from None
 
 
+def _may_be_weight(node: Any) -> bool:
+    """Whether a node is a constant of floating-point numbers that is not a single one."""
+    tensor = node.attr["value"].tensor if node.op == "Const" else None
+    return tensor is not None and dtype_of(tensor.dtype).is_floating and len(tensor.tensor_shape.dim) > 0
+
+
 def types_of(node: Any, functions: Mapping[str, Any]) -> list[tf.DType]:
     """Returns the dtypes of a node's outputs, without "ref"; [] for an unknown operation."""
     definition = tensorflow_private.op_definition(node.op)
@@ -167,6 +173,7 @@ class Graph:
         fixed = set(fixed)
         free = [name for name in self.sources(self.nodes) if name not in fixed and not self._is_switch(name)]
         weights = [name for name, node in self.nodes.items() if node.op in VARIABLES]
+        weights = weights or [name for name, node in self.nodes.items() if _may_be_weight(node)]  # a frozen graph
         weighted = self.dependents(weights, control=False)
         training = {name for name in self.nodes if _TRAINING.search(name)}
 

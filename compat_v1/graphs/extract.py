@@ -20,6 +20,7 @@ from compat_v1.graphs import branch_folding, safety, saver_keys, subgraph
 from compat_v1.graphs.endpoints import PLACEHOLDERS, Graph, all_nodes, dtype_of, producer, shape_of
 from compat_v1.graphs.op_allowlist import FILLS_TABLE, TABLES, VARIABLES
 from compat_v1.graphs.saver_keys import Wanted
+from compat_v1.graphs.unused_results import drop_unused_results
 from engine.graphs.op_kinds import is_random
 from engine.text import join_some
 
@@ -114,17 +115,19 @@ def extract(
     fed = [name for name in named if name not in fixed]
     wanted = [graph.tensor(name, argument="outputs") for name in outputs or ()]
     if not wanted:
-        fed, wanted = _find(meta, graph, fed, fixed)
+        fed, wanted = find_endpoints(meta, graph, fed, fixed)
     branch_folding.fold_branches(definition, fixed)
     subgraph.upgrade_ops(definition)
     graph = Graph(definition, where=where)
     if not fed:
-        fed = _only(graph, wanted, fixed)
+        fed = find_only_input(graph, wanted, fixed)
     cut = [*fed, *fixed]
     needed = graph.needed(wanted, cut)
     _all_fed(graph, needed)
     tables = _tables(graph, needed)
     part = subgraph.cut_out(graph, needed)
+    drop_unused_results(part, wanted)
+    part = subgraph.cut_out(trimmed := Graph(part, where=where), trimmed.needed(wanted, cut))
     random = tuple(node.name for node in all_nodes(part) if is_random(node.op))
     for each in (part, tables[0]):
         safety.check_graph(each, where=where)
@@ -137,13 +140,13 @@ def extract(
         tuple(Input(name, graph.type_of(name), _shape(graph, name, stated.get(name))) for name in fed),
         fixed,
         tuple(wanted),
-        _variables(meta, graph, needed & read),
+        list_variables(meta, graph, needed & read),
         random,
     )
 
 
-def _find(meta: Any, graph: Graph, fed: list[str], fixed: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Finds the inputs and outputs that the caller did not name."""
+def find_endpoints(meta: Any, graph: Graph, fed: list[str], fixed: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Finds the inputs and outputs that the caller did not name; GraphError where there are several candidates."""
     signatures = {name: each for name, each in meta.signature_def.items() if each.outputs and name[:2] != "__"}
     chosen = signatures.get("serving_default") or (next(iter(signatures.values())) if len(signatures) == 1 else None)
     if chosen is not None:
@@ -151,7 +154,8 @@ def _find(meta: Any, graph: Graph, fed: list[str], fixed: Mapping[str, Any]) -> 
         floating = [name for name in outputs if graph.type_of(name).is_floating] or outputs
         known = [graph.tensor(each.name, argument="inputs") for _, each in sorted(chosen.inputs.items())]
         needed = graph.needed(floating)
-        return fed or [name for name in known if name not in fixed and producer(name) in needed], floating
+        data = [name for name in known if graph.type_of(name) != tf.bool]  # others are switches
+        return fed or [name for name in data if name not in fixed and producer(name) in needed], floating
     inputs, found = graph.find_outputs(fed, [producer(name) for name in fixed])
     if not found:
         raise GraphError(
@@ -164,7 +168,7 @@ def _find(meta: Any, graph: Graph, fed: list[str], fixed: Mapping[str, Any]) -> 
     return inputs, found
 
 
-def _only(graph: Graph, wanted: Sequence[str], fixed: Iterable[str]) -> list[str]:
+def find_only_input(graph: Graph, wanted: Sequence[str], fixed: Iterable[str]) -> list[str]:
     """Returns the only input that the outputs need, not counting switches such as ``is_training``; or none."""
     found = [f"{name}:0" for name in graph.sources(graph.needed(wanted, fixed))]
     data = [name for name in found if graph.type_of(name) != tf.bool]
@@ -230,7 +234,8 @@ def _tables(graph: Graph, needed: set[str]) -> tuple[Any, tuple[str, ...]]:
     return subgraph.cut_out(graph, graph.needed(fills)), tuple(fills)
 
 
-def _variables(meta: Any, graph: Graph, names: set[str]) -> tuple[OldVariable, ...]:
+def list_variables(meta: Any, graph: Graph, names: set[str]) -> tuple[OldVariable, ...]:
+    """Lists the variables among some nodes, and where a checkpoint has their values."""
     saved = saver_keys.find_variable_keys(meta)
     found = []
     for name, node in graph.nodes.items():

@@ -33,7 +33,9 @@ def parse_inputs(text: str) -> dict[str, Any]:
         name, shape, value = match["name"], match["shape"], match["value"]
         if name in found:
             raise GraphError(f"inputs={item}: {name} is given twice")
-        found[name] = _value(item, name, value.strip()) if value is not None else _shape(item, shape) if shape else None
+        found[name] = (
+            parse_value(item, name, value.strip()) if value is not None else _shape(item, shape) if shape else None
+        )
     return found
 
 
@@ -58,7 +60,8 @@ def _shape(item: str, text: str) -> tuple[int | None, ...]:
     return tuple(lengths)
 
 
-def _value(item: str, name: str, text: str) -> Any:
+def parse_value(item: str, name: str, text: str) -> Any:
+    """Reads the value of an input: a number, True, False, a text, a list or an .npz file; GraphError for anything else."""
     if text.endswith(".npz"):
         return _array(item, name.partition(":")[0], text)
     try:

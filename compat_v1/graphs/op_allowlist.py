@@ -23,7 +23,7 @@ _FAMILIES = {
     TensorArrayConcatV3 TensorArraySizeV3 TensorArrayCloseV3 StackV2 StackPushV2 StackPopV2 StackCloseV2
     EmptyTensorList TensorListReserve TensorListFromTensor TensorListStack TensorListGetItem TensorListSetItem
     TensorListLength TensorListElementShape TensorListPushBack TensorListPopBack TensorListGather TensorListScatter
-    TensorListScatterV2 TensorListConcat TensorListConcatV2 TensorListConcatLists TensorListSplit TensorListResize
+    TensorListScatterV2 TensorListScatterIntoExistingList TensorListConcat TensorListConcatV2 TensorListConcatLists TensorListSplit TensorListResize
     """,
     "shapes": """
     Shape ShapeN Size Rank Reshape Squeeze ExpandDims Fill ZerosLike OnesLike Range LinSpace Tile BroadcastTo BroadcastArgs
@@ -55,7 +55,7 @@ _FAMILIES = {
     "networks": """
     AvgPool AvgPool3D BatchNormWithGlobalNormalization BiasAdd BiasAddV1 BlockLSTM BlockLSTMV2 Conv2D Conv2DBackpropInput
     Conv3D Conv3DBackpropInputV2 CTCBeamSearchDecoder CTCGreedyDecoder CTCLoss CTCLossV2 DepthwiseConv2dNative
-    DepthwiseConv2dNativeBackpropInput Dilation2D Elu FakeQuantWithMinMaxArgs FakeQuantWithMinMaxVars
+    DepthwiseConv2dNativeBackpropInput Dequantize Dilation2D Elu FakeQuantWithMinMaxArgs FakeQuantWithMinMaxVars
     FakeQuantWithMinMaxVarsPerChannel FractionalAvgPool FractionalMaxPool FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3
     GRUBlockCell L2Loss LeakyRelu LogSoftmax LRN LSTMBlockCell MaxPool MaxPool3D MaxPoolV2 MaxPoolWithArgmax
     QuantizeAndDequantize QuantizeAndDequantizeV2 QuantizeAndDequantizeV3 Relu Relu6 Selu Softmax

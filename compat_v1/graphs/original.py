@@ -34,7 +34,7 @@ class Original:
     def __init__(self, extracted: Extracted, source: TensorSource, *, time_limit: float = 600.0) -> None:
         self.extracted = extracted
         self._time_limit = time_limit
-        values = {variable.node: _read(variable, source, extracted.path) for variable in extracted.variables}
+        values = {variable.node: read_value(variable, source, extracted.path) for variable in extracted.variables}
         with tf.device("CPU:0"):
             self._kept = {
                 variable.node: tf.Variable(values[variable.node], trainable=False)
@@ -118,8 +118,8 @@ class Original:
             timer.cancel()
 
 
-def _read(variable: OldVariable, source: TensorSource, where: str) -> np.ndarray:
-    """Reads the value of a variable: a whole tensor, or a part of one."""
+def read_value(variable: OldVariable, source: TensorSource, where: str) -> np.ndarray:
+    """Reads the value of a variable: a whole tensor, or a part of one; GraphError if the checkpoint does not fit."""
     names = source.names()
     part = variable.saved.part
     if variable.saved.key in names:

@@ -10,6 +10,7 @@ before a run; ``Original.__call__`` (compat_v1.graphs.original) has a time limit
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -21,8 +22,8 @@ from compat_v1.graphs.endpoints import named_functions, producer
 from compat_v1.graphs.op_allowlist import FILLS_TABLE, HARMLESS, TABLES, VARIABLES
 from engine import tensorflow_private
 from engine.errors import InputError
+from engine.graphs.constants import MOST_BYTES, measure_constant
 
-MOST_BYTES = 1 << 31  # in one tensor, and in all constants together; a GraphDef itself cannot be larger
 _MOST_OPERATIONS = 10_000_000  # with every function call expanded
 _DEEPEST = 200  # levels of calls within calls
 
@@ -43,6 +44,10 @@ _REASONS = (
     ),
     ("Assign Apply Scatter Inplace Count", "it changes variables"),
     ("SymbolicGradient", "it creates functions by name"),
+)
+_CHANGES = re.compile(
+    r"Assign(Add|Sub)?(VariableOp)?|(Resource)?(Sparse)?Apply\w+|(Resource)?Scatter(Add|Sub|Update)|VarIsInitializedOp"
+    r"|[A-Z]\w*(Grad|GradV2|GradV3|BackpropFilter|BackpropInput)|Conv3DBackprop\w+|Optional(FromValue|None|GetValue)"
 )
 # Operation -> the input that determines the size of its result, if that is a constant.
 _SIZE_INPUT = {
@@ -74,8 +79,10 @@ class _Body(NamedTuple):
         return f"{node.name} ({node.op})" + (f" in the function {self.function}" if self.function else "")
 
 
-def check_graph(definition: Any, *, where: str) -> None:
+def check_graph(definition: Any, *, where: str, changes: bool = False) -> None:
     """Raises unless a GraphDef only computes. Variables and tables may be in its main graph, but not in functions.
+
+    With ``changes`` it may also change variables, as a train op does.
 
     The UnsafeGraphError names ``where``, the file, and lists up to 8 refused operations, with the reason and function.
     """
@@ -91,7 +98,9 @@ def check_graph(definition: Any, *, where: str) -> None:
         called = calls.setdefault(body.function, Counter())
         constants = {node.name: node.attr["value"].tensor for node in body.nodes if node.op == "Const"}
         for node in body.nodes:
-            reason = _refused(node.op, library, main=not body.function)
+            reason = (
+                "" if changes and _CHANGES.fullmatch(node.op) else _refused(node.op, library, main=not body.function)
+            )
             if reason:
                 problems.append(f"{body.place(node)}: {reason}")
             if node.op in library:
@@ -101,7 +110,7 @@ def check_graph(definition: Any, *, where: str) -> None:
                 if name not in library:
                     problems.append(f"{body.place(node)}: it calls {name}, which is not in the graph's library")
             for tensor in _tensors(node):
-                size, wrong = _size(tensor)
+                size, wrong = measure_constant(tensor)
                 held += size
                 if wrong:
                     problems.append(f"{body.place(node)}: {wrong}")
@@ -161,26 +170,6 @@ def _tensors(node: Any) -> Iterator[Any]:
         if value.HasField("tensor"):
             yield value.tensor
         yield from value.list.tensor
-
-
-def _size(tensor: Any) -> tuple[int, str]:
-    """Returns the bytes that a TensorProto unpacks to, and what is wrong with it."""
-    try:
-        dtype = tf.as_dtype(tensor.dtype)
-    except TypeError:
-        return 0, f"a constant of the unknown dtype {tensor.dtype}"
-    if dtype.base_dtype in (tf.resource, tf.variant):
-        return 0, f"a constant {dtype.name} reaches objects of this process"
-    dims = [dim.size for dim in tensor.tensor_shape.dim]
-    if tensor.tensor_shape.unknown_rank or any(dim < 0 for dim in dims):
-        return 0, f"a constant of the invalid shape {dims}"
-    each = dtype.size or 1
-    size = math.prod(dims) * each
-    if size > MOST_BYTES:
-        return 0, f"a constant of shape {dims} {dtype.name}; at most {MOST_BYTES:,} bytes are allowed"
-    if tensor.tensor_content and len(tensor.tensor_content) != size:
-        return 0, f"a constant of shape {dims} {dtype.name} with {len(tensor.tensor_content)} bytes, not {size}"
-    return size, ""
 
 
 def _too_large(node: Any, constants: dict[str, Any]) -> str:

@@ -6,13 +6,16 @@ import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from compat_v1.checkpoints.reader import open_checkpoint
+from compat_v1.checkpoints.export import export_checkpoint
+from compat_v1.checkpoints.reader import open_base
 from compat_v1.checkpoints.writer import Version
 from compat_v1.porting.port import Weights
 from compat_v1.porting.write_back import check_prefix, plan_write_back
 from engine.files import PathLike
 from engine.porting.deltas.merge import merge
+from engine.porting.readers.frozen_file import FrozenFile
 from engine.porting.rules import detect
+from engine.porting.whole_file import WholeFile
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,18 @@ def apply_to_checkpoint(
 ) -> AppliedToCheckpoint:
     """Writes a checkpoint under the prefix ``out``: all tensors of the base, those changed that the deltas changed.
 
+    The base is a checkpoint, or a frozen graph, whose weights then have the names of their constants.
+
     Raises:
         InputError: a delta belongs to another base, a value cannot be written back by the rules, or the prefix is not one.
     """
     check_prefix(out, base, version=version)
-    with open_checkpoint(base) as opened:
+    with open_base(base) as opened:
+        if isinstance(opened, FrozenFile):
+            merged = merge(opened, deltas, rules=rules, force=force)
+            whole = WholeFile(opened, merged.variables, merged.rules)
+            exported = export_checkpoint(whole, out, version=version)
+            return AppliedToCheckpoint(exported.files, merged.texts, len(exported.written), tuple(whole.changed))
         chosen = None if rules is None else detect.get_rules(rules)
         if chosen is not None:  # what the view hides, such as slots, need not be skipped
             chosen = replace(chosen, skip=tuple(replace(line, optional=True) for line in chosen.skip))

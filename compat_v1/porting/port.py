@@ -20,6 +20,7 @@ from engine.porting.errors import PortError
 from engine.porting.ledger import Ledger
 from engine.porting.readers import verify
 from engine.porting.readers.closing import Closing
+from engine.porting.readers.frozen_file import FrozenFile
 from engine.porting.readers.source import TensorSource
 from engine.porting.rules.facts import GivenGraph, check_expected
 from engine.porting.rules.language import PatternLine, Rules
@@ -189,6 +190,8 @@ def plan_port(
         confidence: target -> the confidence of a proposed line.
         graph: the graph that the weights belong to, for what the rules expect of it and forget biases; None takes the one beside them.
     """
+    if isinstance(weights.source, FrozenFile):
+        weights.source.show(plan.find_meant(variables, rules, weights.source.hidden()))
     shown = set(weights.names())
     weights.show(plan.find_meant(variables, rules, [name for name in weights.source.names() if name not in shown]))
     hidden = list(weights.hidden)

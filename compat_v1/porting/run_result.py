@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from compat_v1.checkpoints.reader import open_checkpoint
+from compat_v1.checkpoints.reader import open_base
 from compat_v1.porting.port import Weights, plan_port
 from engine.files import FileError, Npz, PathLike
 from engine.porting import TensorSource, open_tensors
@@ -94,7 +94,7 @@ def _open_rest(path: pathlib.Path, base: str | None, known: int, rest: Sequence[
         with open_tensors(checkpoints[0]) as file:
             yield file
     elif base is not None:
-        with open_checkpoint(base) as opened:
+        with open_base(base) as opened:
             yield Weights(opened)
     else:
         raise PortError(

@@ -21,11 +21,13 @@ from engine.errors import InputError
 from engine.porting import apply, slot_names
 from engine.porting.plan import Assignment
 from engine.porting.readers.source import TensorSource
-from engine.porting.rules.transforms import drop_constants
+from engine.porting.rules.transforms import drop_constants, have_slots
 from engine.text import nearest
 
 _TINY = float(np.finfo(np.float32).tiny)  # below it, powers lose their digits and then become 0
 _MOST_STEPS = 200_000  # 0.999**87,000 is 0 in float32
+
+MULTIPLIED = "its weight is multiplied by a constant, which slots do not follow"
 
 
 class SlotError(InputError):
@@ -107,6 +109,8 @@ def plan_slots(assignments: Sequence[Assignment], found: Families, kind: str | N
             )
         elif any(text.startswith("resize_grid ") for text in assignment.done):
             left_out[assignment.entry.path] = "its weight is resized, which slots cannot be"
+        elif not have_slots(assignment.rule.transforms):
+            left_out[assignment.entry.path] = MULTIPLIED
         else:
             rule = dataclasses.replace(assignment.rule, transforms=drop_constants(assignment.rule.transforms))
             done = tuple(text for text in assignment.done if not text.startswith("add("))

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from compat_v1.checkpoints.families import Families, Family
 from compat_v1.porting.port import Renamed
-from compat_v1.porting.slots import SlotError, count_steps
+from compat_v1.porting.slots import MULTIPLIED, SlotError, count_steps
 from engine.files import PathLike
 from engine.porting import slot_names
 from engine.porting.plan import find_meant
@@ -18,7 +18,7 @@ from engine.porting.readers.source import TensorSource
 from engine.porting.reverse import KnownShapes, Reverse
 from engine.porting.rules import detect
 from engine.porting.rules.language import Rules
-from engine.porting.rules.transforms import drop_constants
+from engine.porting.rules.transforms import drop_constants, have_slots
 from engine.selection.variables import ModelVariables, name_variables
 
 
@@ -69,6 +69,9 @@ def export_slots(
     in_base = {f.name: _by_name_here(f, kind) for f in held.variables} if held is not None else {}
     for slot in sorted({slot for slots in in_base.values() for slot in slots} - set(kept)):
         left[f"{kind} {slot}"] = "the file has no such slot; the base's values stay"
+    for rule in (rule for rule in chosen.rules if not have_slots(rule.transforms)):
+        for path in [path for path in by_path if rule.pattern.fullmatch(path)]:
+            left |= {f"optimizer/{path}/{slot}": MULTIPLIED for slot in by_path.pop(path)}
     for slot, suffix in suffixes.items():
         arrays = {path: source.read(f"optimizer/{path}/{slot}") for path in by_path}
         model = name_variables({path: tf.Variable(array, trainable=True) for path, array in arrays.items()})

@@ -12,7 +12,7 @@ import numpy as np
 
 from compat_v1.checkpoints.export import Exported, export_checkpoint
 from compat_v1.checkpoints.families import group_families
-from compat_v1.checkpoints.reader import open_checkpoint
+from compat_v1.checkpoints.reader import open_base
 from compat_v1.checkpoints.replace import check_form
 from compat_v1.checkpoints.writer import Version
 from compat_v1.graphs import metagraph, saver_keys
@@ -20,6 +20,9 @@ from compat_v1.porting.slots_back import export_slots
 from engine.errors import InputError
 from engine.files import PathLike, write_json
 from engine.porting import open_tensors
+from engine.porting.frozen_writer import SUFFIXES, check_frozen_target, write_frozen
+from engine.porting.plan import take_names
+from engine.porting.readers.frozen_file import FrozenFile
 from engine.porting.readers.locate import locate
 from engine.porting.reverse import KnownShapes, Reverse
 from engine.porting.rules.language import Rules
@@ -31,13 +34,14 @@ class WriteBack:
     """The tensors of a model under the names of its old checkpoint: ``compat_v1.checkpoints.export.Values``.
 
     ``left_out`` is variable or slot -> the reason why the checkpoint has no place for it. ``base`` is the prefix of the
-    old checkpoint, or None.
+    old checkpoint, or None. ``frozen`` is the base if it is a frozen graph.
     """
 
     reverse: Reverse
     slots: Mapping[str, np.ndarray]
     left_out: Mapping[str, str]
     base: str | None
+    frozen: FrozenFile | None = None
 
     def names(self) -> list[str]:
         return [*self.reverse.names(), *self.slots]
@@ -62,8 +66,11 @@ class WriteBack:
         """Writes the checkpoint; without a change, each tensor keeps the bits that it has in the base.
 
         Every key that the Saver of the old graph (.meta, or a SavedModel with these tags) restores must be in the
-        checkpoint.
+        checkpoint. A frozen graph is written as such if ``prefix`` ends in .pb or .pbtxt; otherwise its weights become a checkpoint, under
+        their names.
         """
+        if self.frozen is not None:
+            return _write_frozen(self, self.frozen, prefix, version)
         wanted = []
         if graph is not None:
             wanted = saver_keys.list_wanted(metagraph.read_metagraph(graph, tags=tags).definition)
@@ -105,7 +112,9 @@ def plan_write_back(
     PortError if the rules do not fit the model and the base.
     """
     variables = name_variables(network)
-    with contextlib.nullcontext() if base is None else open_checkpoint(base) as opened:
+    with contextlib.nullcontext() if base is None else open_base(base) as opened:
+        if opened is not None:
+            opened = take_names(opened, variables, rules) if isinstance(opened, FrozenFile) else opened
         known = KnownShapes.from_rules(variables, rules) if opened is None else opened
         reverse = Reverse(network, rules, known, grid=getattr(network, "grid", None))
         values: dict[str, Any] = {}
@@ -114,13 +123,34 @@ def plan_write_back(
             held = None if opened is None else group_families(opened)
             with open_tensors(slots) as source:
                 values, left = export_slots(variables, rules, source, opened, held, betas=betas)
-        yield WriteBack(reverse, values, dict(reverse.left_out) | left, base)
+        frozen = opened if isinstance(opened, FrozenFile) else None
+        yield WriteBack(reverse, {} if frozen is not None else values, dict(reverse.left_out) | left, base, frozen)
+
+
+def _write_frozen(made: WriteBack, frozen: FrozenFile, path: pathlib.Path, version: Version) -> Exported:
+    """Writes a frozen graph with a model's weights, or all of its weights as a checkpoint."""
+    names = made.reverse.names()
+    rest = [name for name in frozen.names() if name not in set(names)]
+    if path.suffix in SUFFIXES:
+        written = write_frozen(path, frozen, made.reverse)
+        return Exported((written.file,), tuple(names), tuple(rest))
+    arrays = {name: frozen.read(name) for name in rest} | {name: made.reverse.read(name) for name in names}
+    exported = export_checkpoint(arrays, path, version=version)
+    return Exported(exported.files, tuple(names), tuple(rest))
 
 
 def check_prefix(prefix: pathlib.Path, base: str | None, *, version: Version = "V2") -> None:
-    """Raises InputError if a prefix is not the name of a new checkpoint, is the base itself, or cannot be replaced."""
+    """Raises InputError if a prefix is not the name of a new checkpoint, is the base itself, or cannot be replaced.
+
+    With a frozen graph as the base, it may also be the name of another.
+    """
+    if prefix.suffix in SUFFIXES and base is not None and pathlib.Path(base).suffix in SUFFIXES:
+        with open_base(base) as opened:
+            if isinstance(opened, FrozenFile):
+                check_frozen_target(prefix, opened)
+        return
     check_form(str(prefix), version=version)
-    if str(prefix).endswith((".npz", ".h5", ".index")):
+    if str(prefix).endswith((".npz", ".h5", ".index", *SUFFIXES)):
         raise InputError(f"out='{prefix}': expected the prefix of a checkpoint, such as model.ckpt")
     found = None if base is None else locate(base)
     if found is not None and pathlib.Path(found.prefix).resolve() == prefix.resolve():

@@ -12,12 +12,12 @@ from typing import Any
 
 from engine.audit.gradient_paths import GradientPaths
 from engine.audit.graph_collections import GraphFacts
-from engine.audit.graphdef import FlatGraph
-from engine.audit.nodes import Node, find_data_ancestors
 from engine.audit.write_kinds import WriteKinds
 from engine.audit.writes import Holders, Write
 from engine.errors import InputError
 from engine.graphs.graph_variables import GraphVariable
+from engine.graphs.graphdef import FlatGraph
+from engine.graphs.nodes import Node, find_data_ancestors
 from engine.graphs.reach import reach
 from engine.selection.filters import Filter, FilterError
 from engine.selection.selection import matching_paths

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from engine.audit.graphdef import FlatGraph
-from engine.audit.nodes import FlatGraphError, Node, Tensor
+from engine.graphs.graphdef import FlatGraph
+from engine.graphs.nodes import FlatGraphError, Node, Tensor
 from engine.porting.errors import PortError
 from engine.porting.ledger import Loaded
 from engine.porting.readers import graph_file

@@ -14,9 +14,9 @@ from typing import Any
 import tensorflow as tf
 
 from engine import tensorflow_private
-from engine.audit.graphdef import FlatGraph
-from engine.audit.nodes import Node, Tensor, find_data_ancestors
 from engine.audit.writes import Holders
+from engine.graphs.graphdef import FlatGraph
+from engine.graphs.nodes import Node, Tensor, find_data_ancestors
 from engine.graphs.op_kinds import is_random
 from engine.graphs.reach import reach
 

@@ -17,12 +17,12 @@ from engine.audit import findings
 from engine.audit.findings import Finding
 from engine.audit.gradient_paths import GradientPaths, find_losses, is_zero
 from engine.audit.graph_collections import GraphFacts
-from engine.audit.graphdef import FlatGraph
-from engine.audit.nodes import Node, Tensor, find_data_ancestors
 from engine.audit.train_ops import TrainOp, find_train_ops, note_others
 from engine.audit.write_kinds import WriteKinds
 from engine.audit.writes import Holders, Write, find_gradient_inputs, find_slots_by_name, find_writes
 from engine.errors import InputError
+from engine.graphs.graphdef import FlatGraph
+from engine.graphs.nodes import Node, Tensor, find_data_ancestors
 from engine.selection import filters
 from engine.selection.filters import Filter
 from engine.text import table

@@ -11,9 +11,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from engine.audit.graph_collections import GraphFacts
-from engine.audit.graphdef import FlatGraph
-from engine.audit.nodes import Node
 from engine.audit.writes import Write
+from engine.graphs.graphdef import FlatGraph
+from engine.graphs.nodes import Node
 from engine.graphs.op_kinds import READS
 from engine.graphs.reach import reach
 from engine.text import join_words

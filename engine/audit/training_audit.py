@@ -14,13 +14,13 @@ from engine import tensorflow_private
 from engine.audit import findings
 from engine.audit.gradient_paths import GradientPaths
 from engine.audit.graph_audit import Audit, AuditError, Row, build_rows, find_slots, with_moved
-from engine.audit.graphdef import FlatGraph
-from engine.audit.nodes import Tensor
 from engine.audit.write_kinds import WriteKinds
 from engine.audit.writes import Holders, find_writes
 from engine.digests import digest
 from engine.files import PathLike
 from engine.graphs.graph_variables import GraphVariable
+from engine.graphs.graphdef import FlatGraph
+from engine.graphs.nodes import Tensor
 from engine.reading import read_file
 from engine.runs.records import RUN_FORMAT
 from engine.selection.filters import Filter

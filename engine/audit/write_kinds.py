@@ -15,9 +15,9 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Literal
 
 from engine.audit.gradient_paths import GradientPaths, find_dependents, is_seed
-from engine.audit.graphdef import FlatGraph
-from engine.audit.nodes import Node
 from engine.audit.writes import Holders, Write
+from engine.graphs.graphdef import FlatGraph
+from engine.graphs.nodes import Node
 from engine.graphs.reach import reach
 from engine.porting.slot_names import is_average
 from engine.selection.statistics import is_statistic

@@ -11,9 +11,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from engine.audit.graphdef import FlatGraph
-from engine.audit.nodes import RESOURCE, Node, Tensor, find_argument_names
 from engine.graphs.graph_variables import HOLDERS, GraphVariable, read_node
+from engine.graphs.graphdef import FlatGraph
+from engine.graphs.nodes import RESOURCE, Node, Tensor, find_argument_names
 from engine.graphs.op_kinds import READS
 from engine.graphs.reach import reach
 from engine.porting.slot_names import is_v1_slot, is_v2_slot

@@ -89,3 +89,8 @@ class ExportConfig:
         kind = kind if self.updatable is None else f"{kind}-updatable"
         kind = kind if self.format != "safetensors" else f"{kind}-{self.rules.removeprefix('vit_')}"
         return pathlib.Path(self.run) / "export" / kind
+
+
+def side_files(out: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    """The script and the arrays that belong to a safetensors file."""
+    return out.with_name(f"{out.stem}_parity.py"), out.with_name(f"{out.stem}_parity.npz")

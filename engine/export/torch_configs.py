@@ -2,21 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from engine.errors import InputError
 from engine.export.subject import Subject
 from engine.models.vit import SIZES, Config
+from engine.text import join_some
 
+_TIMM_EPSILON = 1e-6
+Scale = tuple[Sequence[float], Sequence[float]]
 # the architecture of timm whose arguments are all replaced; any ViT would do, and these have the same size
 _TIMM = {"Ti": "tiny", "S": "small", "B": "base", "L": "large"}
 
 
+def check_vit(config: Config, rules: str, *, model: str) -> None:
+    """Raises InputError if the library of these rules has no such ViT."""
+    if rules == "vit_timm" and config.norm_epsilon != _TIMM_EPSILON:
+        raise InputError(
+            f"rules=vit_timm: config.json cannot say norm_epsilon={config.norm_epsilon:g}, and timm's ViTs have "
+            f"{_TIMM_EPSILON:g}; --rules=vit_hf can"
+        )
+    wrong = [
+        text
+        for text, differs in (
+            ("pool=mean (it pools the class token)", config.pool != "token"),
+            ("fc_norm", config.fc_norm),
+            ("layer_scale", config.layer_scale is not None),
+        )
+        if differs and rules == "vit_hf"
+    ]
+    if wrong:
+        raise InputError(f"rules=vit_hf: Hugging Face's ViT has no {join_some(wrong)}; --rules=vit_timm writes {model}")
+
+
 def timm_config(subject: Subject) -> dict[str, Any]:
     """The file with which ``timm.create_model`` builds the same network, and prepares images as it expects."""
-    config: Config = subject.network.config
+    return timm_vit(subject.network.config, labels=subject.labels, scale=_scale(subject))
+
+
+def timm_vit(config: Config, *, labels: Sequence[str], scale: Scale | None) -> dict[str, Any]:
+    """The file for a ViT; ``scale`` is the mean and deviation of each channel, None if they are unknown."""
     height, width, channels = config.image
     size = next((name for name, sizes in SIZES.items() if sizes[0] == config.width), "S")
-    mean, std = _scale(subject)
     arguments: dict[str, Any] = {
         "img_size": [height, width],
         "patch_size": config.patch,
@@ -38,15 +66,14 @@ def timm_config(subject: Subject) -> dict[str, Any]:
         "num_features": config.width,
         "global_pool": arguments["global_pool"],
         "model_args": arguments,
-        "label_names": list(subject.labels),
+        "label_names": list(labels),
         "pretrained_cfg": {
             "input_size": [channels, height, width],
             "fixed_input_size": True,
             "interpolation": "bilinear",
             "crop_pct": 1.0,
             "crop_mode": "center",
-            "mean": mean,
-            "std": std,
+            **({} if scale is None else {"mean": list(scale[0]), "std": list(scale[1])}),
             "num_classes": config.classes,
             "first_conv": "patch_embed.proj",
             "classifier": "head",
@@ -56,10 +83,13 @@ def timm_config(subject: Subject) -> dict[str, Any]:
 
 def hf_config(subject: Subject) -> dict[str, Any]:
     """The file with which ``ViTForImageClassification.from_pretrained`` builds the same network."""
-    config: Config = subject.network.config
+    return hf_vit(subject.network.config, labels=subject.labels)
+
+
+def hf_vit(config: Config, *, labels: Sequence[str]) -> dict[str, Any]:
+    """The file for a ViT; classes without ``labels`` are called LABEL_0 and so on, as transformers calls them."""
     height, width, channels = config.image
-    names = subject.labels or tuple(f"LABEL_{number}" for number in range(config.classes))
-    names = names if len(names) == config.classes else tuple(f"LABEL_{number}" for number in range(config.classes))
+    names = labels if len(labels) == config.classes else [f"LABEL_{number}" for number in range(config.classes)]
     return {
         "architectures": ["ViTForImageClassification"],
         "model_type": "vit",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
 
 from engine import part_times
+from engine.models import outside
 from engine.models import spec as specs
 from engine.models.builtin import build_cnn, build_vit
-from engine.models.spec import KERAS_NAMES, Model, ModelSpecError, Request
+from engine.models.spec import KERAS_NAMES, NAMES, Model, ModelSpecError, Request
 from engine.training.precision import PRECISIONS
 
 ANY_SIZE = (224, 224)
@@ -26,6 +28,7 @@ def build_model(
     seed: int = 0,
     dtype: Any = tf.float32,
     compute: Any = None,
+    graph: Mapping[str, str] | None = None,
 ) -> Model:
     """Builds a model from its name: one of the engine's own, one of keras.applications, a saved one or a user's own.
 
@@ -36,7 +39,8 @@ def build_model(
             ``pool=token|mean``, ``class_token`` (to add one with pool=mean), ``fc_norm``, ``norm_epsilon=R``,
             ``gelu=exact|tanh``, ``layer_scale[=1e-5]``, ``dropout=R``, ``drop_path=R``, ``depth=N`` and
             ``preprocess=tf|torch|unit``; ``cnn:mini``; ``keras:NAME`` of keras.applications with the options of its
-            function; ``file:X.keras`` or ``file:X.h5``; ``py:module:factory``. All of them accept ``classes=N``.
+            function; ``file:X.keras`` or ``file:X.h5``; ``py:module:factory``; ``graph:PATH``, a graph of TensorFlow 1 (needs
+            ``import compat_v1``). All of them accept ``classes=N``.
         image_shape: (height, width, channels) of the images.
         outputs: the number of outputs, unless ``classes`` sets it.
         head: a new head for a Keras model (engine.models.keras.heads); None keeps its own, or means ``gap``.
@@ -44,6 +48,7 @@ def build_model(
         seed: the seed of the initial weights.
         dtype: the dtype of the variables, tf.float32 or tf.float64 (engine.training.precision).
         compute: the dtype of the forward and backward pass; None means ``dtype``.
+        graph: for ``graph:PATH``, its tags, inputs, outputs, features, graph_inputs and constants, as in the flags of these names.
 
     Raises:
         ModelSpecError: an unknown name or option, or images that the model cannot take.
@@ -75,7 +80,10 @@ def build_model(
         seed=seed,
         dtype=dtype,
         compute=compute,
+        graph=dict(graph or {}),
     )
+    if family in outside.FAMILIES:
+        return outside.find_builder(family).build_model(request)
     if family in ("keras", "file", "py"):
         # imported here, since these modules import Keras, which other models do not need
         from engine.models.keras.applications import build_application
@@ -125,6 +133,10 @@ def build_network(spec: str, *, image_size: tuple[int, int] | None = None, chann
         from engine.models.keras.safe_loading import load_model
 
         return load_model(rest, "model")
+    if family in outside.FAMILIES:
+        raise ModelSpecError(
+            f"model={spec!r}: a graph brings its own weights; expected {', '.join(NAMES)} or a Keras model"
+        )
     size = image_size or default_image_size(spec)
     return build_model(spec, image_shape=(*size, channels), outputs=1000, logits=False, seed=seed).network
 
@@ -151,4 +163,6 @@ def default_image_size(spec: str) -> tuple[int, int]:
         from engine.models import user
 
         return user.native_size(spec, rest) or ANY_SIZE
+    if family in outside.FAMILIES:
+        return outside.find_builder(family).native_size(rest) or ANY_SIZE
     return ANY_SIZE

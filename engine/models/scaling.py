@@ -80,6 +80,31 @@ def probe_scaling(traced: Any, variables: Iterable[NamedVariable]) -> Scaling:
     return Scaling(best[0], "it scales images itself", rounds)
 
 
+def measure_scaling(traced: Any, variables: Iterable[NamedVariable]) -> tuple[np.ndarray, np.ndarray] | None:
+    """The gain and offset, each [channels] in float64, by which a network scales images before its first weights.
+
+    None if it does not scale each channel by itself, from 0 to 255 alike. The arguments are those of ``probe_scaling``.
+    """
+    traced = tracing.inline_calls(traced)
+    image = traced.graph.inputs[0]
+    found, hidden, rounds = _find_frontier(traced, image, variables)
+    channels = image.shape[-1]
+    if hidden or rounds or len(found) != 1 or len(found[0].shape) != 4 or found[0].shape[-1] != channels:
+        return None
+    probe = _Probe(traced, image, found)
+    height, width = found[0].shape[1:3]
+
+    def inside(image: Any) -> np.ndarray:  # of a pixel in the middle, since the border may be padded
+        return probe.on(image).reshape(-1, height, width, channels)[0, height // 2, width // 2]
+
+    black, grey, white = map(inside, (np.float32(0), np.float32(127.5), np.float32(255)))
+    alone = np.stack([inside(probe.lit(channel)) for channel in range(channels)])
+    expected = np.where(np.eye(channels, dtype=bool), white, black)
+    if not (np.allclose(grey, (black + white) / 2, atol=1e-4) and np.allclose(alone, expected, atol=1e-4)):
+        return None
+    return (white - black) / 255, black
+
+
 class _Probe:
     """Runs a network up to some tensors on made-up images."""
 

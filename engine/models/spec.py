@@ -6,7 +6,7 @@ import numbers
 import pathlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import InputError
@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # names can be checked without TensorFlow
     from engine.selection.selection import Statistics
 
 NAMES = ("vit:mini", "vit:Ti/16", "vit:S/16", "vit:B/16", "vit:L/16", "cnn:mini")
+GRAPH_NAME = "graph:PATH"
 KERAS_NAMES = ("keras:NAME", "file:X.keras", "file:X.h5", "py:module:factory")
 
 
@@ -36,6 +37,7 @@ class Request:
         logits: whether the loss expects logits; if so, a final softmax or sigmoid is removed.
         seed: the seed of the initial weights.
         dtype, compute: the dtypes of the variables, and of the forward and backward pass.
+        graph: the options of a graph of TensorFlow 1, by the names of the flags: tags, inputs, outputs, features, graph_inputs, constants; and loss, a tensor of it.
     """
 
     spec: str
@@ -48,6 +50,7 @@ class Request:
     seed: int
     dtype: Any
     compute: Any
+    graph: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def policy(self) -> str:
@@ -73,6 +76,9 @@ class Model:
         own_file: the file whose head the model keeps, with outputs for classes that the file may not name; else None.
         load: loads weights by their name in a flag and describes what it loaded; None for a file in another format than
             the model's own. Such files, and models without ``load``, are for engine.porting.
+        own_loss: makes the loss function of a tensor of the network that has this name, for ``--loss=graph:NAME``.
+        own_slots: opens the optimizer slots that a file of weights in the model's own format holds, as
+            ``optimizer/<path>/<slot>``, given its name in a flag; None if it holds none.
         check_images: raises ModelSpecError if the weights that were loaded expect other images than ``normalise`` makes.
     """
 
@@ -89,6 +95,8 @@ class Model:
     own_file: str | None = None
     load: Callable[[str], str | None] | None = None
     check_images: Callable[[], None] | None = None
+    own_loss: Callable[[str], Any] | None = None
+    own_slots: Callable[[str], Any] | None = None
 
 
 def check_family(spec: str) -> None:
@@ -96,8 +104,8 @@ def check_family(spec: str) -> None:
     name = spec.split(",")[0].strip()
     if name.partition(":")[0] == "vit":
         parse_vit_size(spec)
-    elif name != "cnn:mini" and name.partition(":")[0] not in ("keras", "file", "py"):
-        known = [*NAMES, *KERAS_NAMES]
+    elif name != "cnn:mini" and name.partition(":")[0] not in ("keras", "file", "py", "graph"):
+        known = [*NAMES, *KERAS_NAMES, GRAPH_NAME]
         raise ModelSpecError(
             f"model={spec!r} is not a known model; expected one of {', '.join(known)}{nearest(name, known)}"
         )

@@ -175,7 +175,15 @@ def build_ledger(plan: Plan, source: TensorSource, rules: Rules) -> Ledger:
         Loaded(made.sources, made.entry.path, made.done, made.target.shape, made.entry.variable.dtype.name)
         for made in plan.assignments
     )
-    return Ledger(source.path.name, rules.name, loaded, tuple(plan.skipped), fresh=plan.fresh, images=rules.images)
+    return Ledger(
+        source.path.name,
+        rules.name,
+        loaded,
+        tuple(plan.skipped),
+        fresh=plan.fresh,
+        images=rules.images,
+        notes=rules.notes,
+    )
 
 
 def _grid_of(model: Any) -> tuple[int, int] | None:

@@ -37,7 +37,8 @@ class Ledger:
 
     ``source`` and ``rules`` are the names of the file and of the rules. ``fresh`` has the variables that keep their
     initial values, each with the reason, and ``images`` the kind of images that the weights were trained on, where the
-    rules say so (engine.porting.rules.language). ``fact`` says what was checked of the graph (engine.porting.rules.facts).
+    rules say so (engine.porting.rules.language). ``fact`` says what was checked of the graph (engine.porting.rules.facts),
+    and ``notes`` what the rules say about the network.
     """
 
     source: str
@@ -49,6 +50,7 @@ class Ledger:
     fresh: Mapping[str, str] = field(default_factory=dict)
     images: str | None = None
     fact: str = ""
+    notes: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """A one-line summary for the user."""
@@ -62,7 +64,7 @@ class Ledger:
         if self.skipped:
             parts.append(f"{len(self.skipped)} tensors skipped")
         parts += [self.fact] if self.fact else []
-        line = ", ".join(parts)
+        line = ", ".join(parts) + "".join(f"; note: {note}" for note in self.notes)
         return line + (f"; fresh: {', '.join(self.fresh)}" if self.fresh else "")
 
     def to_json(self, *, target: str = "") -> dict[str, Any]:
@@ -77,6 +79,7 @@ class Ledger:
             "missing": list(self.missing),
             "fresh": dict(self.fresh),
             "images": self.images,
+            "notes": list(self.notes),
             "slots": [],
             "parity": None,
         }

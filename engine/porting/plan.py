@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,10 +12,12 @@ from engine.porting.both_sides import Differences
 from engine.porting.errors import PortError
 from engine.porting.ledger import Skipped
 from engine.porting.readers import partitions
+from engine.porting.readers.frozen_file import FrozenFile
 from engine.porting.readers.source import TensorSource
 from engine.porting.rules import transforms
 from engine.porting.rules.language import Rule, Rules
 from engine.porting.rules.transforms import Spec, Target
+from engine.porting.slot_names import AVERAGE
 from engine.selection.variables import NamedVariable
 from engine.text import nearest
 from engine.training.checkpoint_names import describe_whole_files
@@ -101,8 +103,11 @@ def build_plan(
 def take_names(source: TensorSource, entries: Iterable[NamedVariable], rules: Rules | None = None) -> TensorSource:
     """Returns the source with partitioned tensors left in parts where the rules, or the model's own paths, name a part.
 
-    Elsewhere they stay whole (engine.porting.readers.partitions).
+    Elsewhere they stay whole (engine.porting.readers.partitions). Of a frozen graph, constants that are not known to be weights
+    are shown where they are named.
     """
+    if isinstance(source, FrozenFile):
+        source.show(_find_named(list(entries), rules, source.hidden()))
     if not isinstance(source, partitions.Merged):
         return source
     entries = list(entries)
@@ -119,6 +124,13 @@ def take_names(source: TensorSource, entries: Iterable[NamedVariable], rules: Ru
         return part in taken or (whole not in whole_meant and skipped == [False, True])
 
     return partitions.leave_apart(source, is_apart)
+
+
+def _find_named(entries: Sequence[NamedVariable], rules: Rules | None, names: Collection[str]) -> set[str]:
+    """Returns those of these names that the rules, or without any the model's own paths, name."""
+    if rules is not None:
+        return find_meant(entries, rules, names)
+    return {path for entry in entries for path in entry.paths} & set(names)
 
 
 def find_meant(entries: Iterable[NamedVariable], rules: Rules, names: Iterable[str]) -> set[str]:
@@ -194,10 +206,13 @@ def _fit(plan: Plan, assignment: Assignment, source: TensorSource) -> None:
 def _leftovers(plan: Plan, rest: Mapping[str, str], aliases: Mapping[str, str], rules: Rules) -> None:
     """Accounts for the tensors that no rule took: skipped, another name of a shared variable, or else unused."""
     skipped = {entry.name for entry in plan.skipped}
+    averages = {rules.without_prefix(name) for made in plan.assignments for name in made.sources if AVERAGE in name}
     for short, name in rest.items():
         line = next((line for line in rules.skip if line.pattern.fullmatch(short)), None)
         if line is not None:
             plan.skipped.append(Skipped(name, line.where))
+        elif f"{short}/{AVERAGE}" in averages:
+            plan.skipped.append(Skipped(name, "its average is used"))
         elif short in aliases and any(assignment.entry.path == aliases[short] for assignment in plan.assignments):
             plan.skipped.append(Skipped(name, f"another name of {aliases[short]}"))
         elif name not in skipped:

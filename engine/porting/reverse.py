@@ -21,7 +21,7 @@ from engine.porting.plan import Assignment, Plan, build_plan
 from engine.porting.readers.closing import Closing
 from engine.porting.readers.source import TensorSource
 from engine.porting.rules import detect, transforms
-from engine.porting.rules.inverse import infer_source_shape, invert_transforms
+from engine.porting.rules.inverse import infer_source_shape, invert_transforms, is_folded
 from engine.porting.rules.language import Rules
 from engine.porting.rules.transforms import Spec
 from engine.selection.variables import ModelVariables, name_variables
@@ -143,12 +143,15 @@ class Reverse:
             for assignment in self._by_source[name]
             if known or not _same(self._forward(assignment, {name: array}), _value(assignment))
         ]
-        for assignment in moved:
+        whole = [assignment for assignment in moved if not is_folded(assignment.rule.transforms)]
+        for assignment in whole:
             array = self._back(assignment, name, array)
         if moved:
             self.changed.append(name)
-            if len(self._by_source[name]) > 1:
+            if whole and len(self._by_source[name]) > 1:
                 self._check(name, array)
+        for assignment in moved:  # what is subtracted from a value comes after it
+            array = array if assignment in whole else self._back(assignment, name, array)
         return array
 
     def _forward(self, assignment: Assignment, instead: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -181,7 +184,7 @@ class Reverse:
     def _check(self, name: str, array: np.ndarray) -> None:
         """Raises PortError unless a tensor that several variables share has the value of each of them."""
         for assignment in self._by_source[name]:
-            if len(assignment.sources) > 1:
+            if len(assignment.sources) > 1 or is_folded(assignment.rule.transforms):
                 continue
             dtype = self._base.dtype(name)
             wanted = _value(assignment).astype(dtype).astype(assignment.entry.variable.dtype.as_numpy_dtype)

@@ -14,6 +14,9 @@ from engine.files import Npz, PathLike, write_npz
 from engine.models.weights import load_as_it_is
 from engine.porting.deltas.chain import WORDS, parse_chain, parse_deltas
 from engine.porting.deltas.merge import merge
+from engine.porting.frozen_writer import SUFFIXES as GRAPHS
+from engine.porting.frozen_writer import check_frozen_target, write_frozen
+from engine.porting.readers.frozen_file import FrozenFile
 from engine.porting.readers.h5_file import KerasH5
 from engine.porting.readers.safetensors_file import Safetensors
 from engine.porting.readers.source import open_tensors
@@ -27,7 +30,13 @@ from engine.selection.variables import ModelVariables, name_variables
 from engine.text import join_words
 from engine.writing import check_target
 
-_SUFFIXES = {"npz": ".npz", "safetensors": ".safetensors", "HDF5": ".weights.h5", "keras": ".keras"}
+_SUFFIXES = {
+    "npz": (".npz",),
+    "safetensors": (".safetensors",),
+    "HDF5": (".weights.h5",),
+    "keras": (".keras",),
+    "frozen": GRAPHS,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +73,7 @@ def apply_delta(
 
     Args:
         base: the weights from which the run started, as ``--weights`` had them: an .npz, safetensors, .weights.h5 or .keras
-            file, ``"auto"``, or one of these with deltas, BASE+DELTA. (Checkpoints of TensorFlow are for the command, ``frostline apply-delta``.)
+            file, a frozen graph, ``"auto"``, or one of these with deltas, BASE+DELTA. (Checkpoints of TensorFlow are for the command, ``frostline apply-delta``.)
         delta: ``trained.npz`` (or ``ema.npz``) of a run, or several of runs on top of each other, in order.
         out: the file, which is then whole or as it was. Its name must have the base's suffix.
         rules: which tensor of the base becomes which variable; None takes the rules of the run, or chooses by the names.
@@ -103,7 +112,8 @@ def apply_delta(
     if kind not in _SUFFIXES:
         raise InputError(f"base={base}: a checkpoint of TensorFlow; `frostline apply-delta` writes one")
     if not target.name.endswith(_SUFFIXES[kind]):
-        raise InputError(f"out={target}: the base is {kind}; expected a name that ends in {_SUFFIXES[kind]}")
+        known = " or ".join(_SUFFIXES[kind])
+        raise InputError(f"out={target}: the base is {kind}; expected a name that ends in {known}")
     if kind in ("HDF5", "keras"):
         return _write_model(base, deltas, target, open_run(folder), rules=rules, force=force_base)
     with open_tensors(base) as source:
@@ -111,7 +121,7 @@ def apply_delta(
 
 
 def find_kind(base: PathLike) -> str:
-    """What a base is: "npz", "safetensors", "HDF5" (of Keras), "keras" (a whole model), or "checkpoint" (of TensorFlow).
+    """What a base is: "npz", "safetensors", "HDF5" (of Keras), "keras" (a whole model), "frozen" (a graph), or "checkpoint".
 
     Raises FileError if it is none of these.
     """
@@ -123,6 +133,8 @@ def find_kind(base: PathLike) -> str:
             return "npz"
         if isinstance(source, Safetensors):
             return "safetensors"
+        if isinstance(source, FrozenFile):
+            return "frozen"
         return "HDF5" if isinstance(source, KerasH5) else "checkpoint"
 
 
@@ -145,12 +157,16 @@ def _check_other(out: pathlib.Path, *given: PathLike) -> None:
 def _write_by_rules(
     source: TensorSource, deltas: Sequence[str], out: pathlib.Path, *, rules: PathLike | None, force: bool
 ) -> AppliedDelta:
-    """Writes an .npz or safetensors file; the model is not needed."""
+    """Writes an .npz or safetensors file, or a frozen graph; the model is not needed."""
+    if isinstance(source, FrozenFile):
+        check_frozen_target(out, source)
     merged = merge(source, deltas, rules=rules, force=force)
     whole = WholeFile(source, merged.variables, merged.rules)
     if isinstance(source, Safetensors):
         specs = {name: (whole.shape(name), whole.dtype(name)) for name in whole.names()}
         write_safetensors(out, specs, whole.read, metadata=source.metadata)
+    elif isinstance(source, FrozenFile):
+        write_frozen(out, source, whole)
     else:
         names = find_class_names([source.path, *deltas])
         write_npz(out, ((name, whole.read(name)) for name in whole.names()), texts=as_texts(names))
@@ -179,15 +195,12 @@ def _write_model(
     """Loads a base and deltas into the run's model, and writes all of it."""
     from engine.models.keras.weights_file import save_model_file, save_weights_file
 
-    known = [_SUFFIXES[kind] for kind in ("npz", "HDF5", "keras")]
+    known = [suffix for kind in ("npz", "HDF5", "keras") for suffix in _SUFFIXES[kind]]
     if not out.name.endswith(tuple(known)):
         raise InputError(f"out={out}: expected a name that ends in {join_words(known)}")
-    given: Any = {"rules": rules or opened.config.rules, "image_shape": opened.image_shape, "force_base": force}
-    model = build_run_model(opened.config, opened.data, opened.numbers)
     file = opened.config.model.partition(":")[2].split(",")[0] if opened.config.model.startswith("file:") else None
-    own = file is not None and os.path.exists(base) and os.path.samefile(base, file)  # then it has been loaded with it
-    loaded = load_as_it_is(model, "+".join(["auto" if own else str(base), *deltas]), **given)
-    network, variables = model.network, name_variables(model.network)
+    network, text = _load_model(base, deltas, opened, rules=rules, force=force, file=file)
+    variables = name_variables(network)
     held = {path for delta in deltas for path in read_held(delta)}
     if out.name.endswith(".keras"):
         whole = base if str(base).endswith(".keras") else file
@@ -197,7 +210,70 @@ def _write_model(
     else:
         save_weights_file(network, out)
     changed = tuple(entry.path for entry in variables if entry.path in held)
-    return AppliedDelta(out=out, texts=(loaded.text,), tensors=len(variables), changed=changed)
+    return AppliedDelta(out=out, texts=(text,), tensors=len(variables), changed=changed)
+
+
+def _load_model(
+    base: PathLike,
+    deltas: Sequence[str],
+    opened: OpenedRun,
+    *,
+    rules: PathLike | None,
+    force: bool,
+    file: str | None,
+) -> tuple[Any, str]:
+    """The run's model with a base and deltas, and a text that says so; ``file`` is the Keras file that the model came from."""
+    given: Any = {"rules": rules or opened.config.rules, "image_shape": opened.image_shape, "force_base": force}
+    model = build_run_model(opened.config, opened.data, opened.numbers)
+    own = file is not None and os.path.exists(base) and os.path.samefile(base, file)  # then it has been loaded with it
+    loaded = load_as_it_is(model, "+".join(["auto" if own else str(base), *deltas]), **given)
+    return model.network, loaded.text
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WholeWeights:
+    """A base with what runs trained, in memory.
+
+    Attributes:
+        variables: all variables of the model, with their values.
+        texts: a line for the base and for each delta, for people.
+        network: the run's model; None if there is no run directory.
+        opened: the run, or None.
+    """
+
+    variables: ModelVariables
+    texts: tuple[str, ...]
+    network: Any = None
+    opened: OpenedRun | None = None
+
+
+def open_whole(
+    base: PathLike,
+    deltas: Sequence[str],
+    *,
+    rules: PathLike | None = None,
+    run: PathLike | None = None,
+    force_base: bool = False,
+) -> WholeWeights:
+    """Puts deltas onto a base, as ``apply_delta`` does, to be written under other names.
+
+    The model is built if the run directory is there; otherwise the deltas say which variables there are. Raises InputError as
+    ``apply_delta``.
+    """
+    folder = pathlib.Path(run) if run is not None else pathlib.Path(deltas[-1]).parent
+    if run is None and read_flags(folder) is None:
+        if base in WORDS:
+            raise InputError(
+                f"base={base}: there is no run in {folder}; --run says where it is, or give the base as a file"
+            )
+        with open_tensors(base) as source:
+            merged = merge(source, deltas, rules=rules, force=force_base)
+        return WholeWeights(variables=merged.variables, texts=merged.texts)
+    opened = open_run(folder)
+    shipped = opened.model.shipped_weights if base == "auto" else None
+    file = opened.config.model.partition(":")[2].split(",")[0] if opened.config.model.startswith("file:") else None
+    network, text = _load_model(shipped or base, deltas, opened, rules=rules, force=force_base, file=file)
+    return WholeWeights(variables=name_variables(network), texts=(text,), network=network, opened=opened)
 
 
 def read_held(delta: PathLike) -> list[str]:

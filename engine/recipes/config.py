@@ -42,6 +42,7 @@ FREE = {
     *("image_cache", "cache_budget", "cache_dir", "force_base"),
     *("device", "jit_compile"),  # the last bits may then differ, which the resume says
 }
+GRAPH_OPTIONS = ("tags", "inputs", "outputs", "features", "graph_inputs", "constants")  # about --model=graph:PATH
 _TYPES = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,), "tuple[str, ...]": (tuple,)}
 _HYPERPARAMETERS = ("momentum", "nesterov", "beta1", "beta2", "epsilon", "weight_decay", "layer_decay", "clip_norm")
 
@@ -67,6 +68,12 @@ class FinetuneConfig:
     """
 
     model: str = "vit:mini"
+    tags: str | None = None
+    inputs: str | None = None
+    outputs: str | None = None
+    features: str | None = None
+    graph_inputs: str | None = None
+    constants: str | None = None
     head: str | None = None
     weights: str = "auto"
     slots: Literal["continue", "fresh"] = "continue"
@@ -188,6 +195,16 @@ class FinetuneConfig:
                 sizes.parse_bytes(size, name=name)
 
     def _check_contradictions(self) -> None:
+        if not self.model.startswith("graph:"):
+            for name in GRAPH_OPTIONS:
+                if getattr(self, name) is not None:
+                    raise InputError(
+                        f"{name}={getattr(self, name)}: it is about a graph, and --model={self.model} is not graph:PATH"
+                    )
+        if self.features is not None and self.outputs is not None:
+            raise InputError(
+                f"features={self.features}, outputs={self.outputs}: a new head replaces the old outputs; give one"
+            )
         if self.micro_batches is not None and not 1 <= self.micro_batches <= self.batch_size:
             raise InputError(
                 f"micro_batches={self.micro_batches}: a step of --batch_size={self.batch_size} examples can be computed "
@@ -214,6 +231,13 @@ class FinetuneConfig:
             raise InputError(f"steps={self.steps}, epochs={self.epochs}: give only one of them")
         if self.resume and self.out is None:
             raise InputError("resume: --out=FOLDER must say which run to resume")
+
+    def graph_options(self) -> dict[str, str]:
+        """What is asked of a model ``graph:PATH``, as ``engine.build_model`` takes it."""
+        found = {name: value for name in GRAPH_OPTIONS if (value := getattr(self, name)) is not None}
+        if self.loss.startswith(loss_names.OF_GRAPH):
+            found["loss"] = self.loss.removeprefix(loss_names.OF_GRAPH)
+        return found
 
     def make_optimizer(self) -> Optimizer:
         """The optimizer of phases that do not say otherwise; raises OptimizerError or FilterError."""

@@ -15,10 +15,10 @@ from engine.frostline.watch import frozen_output_norms
 from engine.recipes.evaluation_data import Examples
 from engine.recipes.predictor import Predictor
 from engine.recipes.reopen import OpenedRun
+from engine.recipes.task import make_loss
 from engine.selection.selection import Selection, select
 from engine.training import metrics
 from engine.training.evaluation import Evaluator, Result
-from engine.training.losses import supervised_loss
 
 FORMAT = 1  # of evaluation.json
 LISTED = 24  # of the most confident mistakes
@@ -74,7 +74,7 @@ def evaluate(
             found.append(predictor.outputs(batch["image"]))
             progress(sum(map(len, found)))
 
-    loss_fn = supervised_loss(opened.network, opened.loss, label_smoothing=opened.config.label_smoothing)
+    loss_fn = make_loss(opened.model, opened.config.loss, label_smoothing=opened.config.label_smoothing)
     evaluator = Evaluator(loss_fn, watch=frozen_output_norms)  # the same graph: another may round otherwise
     result = evaluator(_last_selection(opened), read())
     return _report(opened, examples, predictor, result, np.concatenate(found))

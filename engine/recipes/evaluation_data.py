@@ -120,7 +120,7 @@ def _open_own(opened: OpenedRun, spec: str, given: Mapping[str, Any]) -> Source 
         if spec == config.data:
             raise
         return None
-    return source.with_classes() if config.loss == "softmax" else source
+    return source.with_classes() if opened.loss == "softmax" else source
 
 
 def _part(source: Source, name: str, *, divided: bool) -> Part:

@@ -66,7 +66,7 @@ class Job:
             image_shape=self.task.source.image_shape,
             outputs=self.task.model.outputs,
             class_names=self.task.class_names,
-            columns=(self.task.source.columns or None) if self.task.loss == "mse" else None,
+            columns=(self.task.source.columns or None) if self.task.kind == "mse" else None,
             images=self.task.images,
             eval_size=self.eval_size,
             fingerprint=self.settings[FINGERPRINT],

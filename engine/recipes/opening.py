@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ def open_model(
     head: str | None = None,
     rules: PathLike | None = None,
     features_below: str | None = None,
+    graph: Mapping[str, str] | None = None,
 ) -> OpenedRun:
     """Opens a model that was trained elsewhere, as ``open_run`` opens one that a run trained.
 
@@ -48,15 +49,17 @@ def open_model(
         model, weights, head, rules, precision, loss: as the flags of ``finetune``; they must name weights for all variables.
         classes: the names of the outputs, or their number; None takes them from the file of weights, or from the model.
         image_size: (height, width) of the images, N for both, or a text; None takes that for which the model is made.
+        graph: for ``graph:PATH``, as in ``engine.build_model``.
         features_below: a filter of variables that need no weights, because only features below them are asked for.
 
     Raises:
         InputError: something does not exist or does not fit, or variables would keep random values.
     """
     names = _choose_names(weights, classes)
+    options: dict[str, Any] = dict(graph or {})
     config = FinetuneConfig(
         model=model, weights=str(weights), head=head, rules=None if rules is None else str(rules), loss=loss,
-        precision=precision,
+        precision=precision, **options,
     )  # fmt: skip
     size = sources.check_image_size(image_size) or models.default_image_size(model)
     outputs = _count_outputs(model, head, names)
@@ -149,6 +152,7 @@ def _build(
                 seed=config.seed,
                 dtype=numbers.variables,
                 compute=numbers.compute,
+                graph=config.graph_options(),
             )
             before = {e.path: digest(e.path, e.variable.numpy()) for e in name_variables(model.network)}
             loaded = load_as_it_is(model, config.weights, rules=config.rules, image_shape=shape)

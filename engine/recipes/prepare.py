@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -10,7 +11,6 @@ from typing import Any
 
 from engine import porting
 from engine.devices import Device
-from engine.models.weights import LoadedWeights
 from engine.recipes.computing import Computing, decide_computing
 from engine.recipes.config import FREE, FinetuneConfig
 from engine.recipes.job import Job
@@ -80,8 +80,8 @@ def prepare_job(config: FinetuneConfig, listener: Listener, *, out: pathlib.Path
     )
     if found is not None:
         step.restore(task.variables, found[1].step, found[0].arrays)
-    elif task.weights is not None and task.weights.ledger is not None and config.slots == "continue":
-        _continue_slots(config, step, stages[0], task.weights, listener)
+    elif task.weights is not None and config.slots == "continue":
+        _continue_slots(config, step, stages[0], task, listener)
     if found is None and (note := stages[0].optimizer.note):
         listener.say(f"note:    {note}")
     return Job(
@@ -104,7 +104,7 @@ def _open_task(config: FinetuneConfig, precision: str, listener: Listener) -> Ta
         "batch_size augment"
     )
     given = {name: getattr(config, name) for name in fields.split()}
-    return Task.open(weights=None, precision=precision, say=listener.say, **given)
+    return Task.open(weights=None, precision=precision, graph=config.graph_options(), say=listener.say, **given)
 
 
 def _make_step(
@@ -153,17 +153,25 @@ def _make_trial(config: FinetuneConfig, precision: str) -> Callable[[], Any]:
     return lambda: float(step(stage.selection, batch, learning_rate=1e-6).loss)
 
 
-def _continue_slots(
-    config: FinetuneConfig, step: TrainStep, stage: Stage, weights: LoadedWeights, listener: Listener
-) -> None:
+def _continue_slots(config: FinetuneConfig, step: TrainStep, stage: Stage, task: Task, listener: Listener) -> None:
     """Takes over the optimizer slots that the weights file holds for the first phase, and says what it did."""
+    weights, model = task.weights, task.model
+    if weights is None or (weights.ledger is None and model.own_slots is None):
+        return
     if weights.deltas:
         listener.say("slots:   fresh; those of a base belong to values that a delta has changed")
-    elif config.weights != "auto":
-        with porting.open_tensors(config.weights) as file:
-            seen = file if weights.classes is None else weights.classes.view(file)
-            said = porting.continue_from(seen, step.slots, stage.selection, stage.optimizer)
-        if said is not None:
-            listener.say(f"slots:   {said}")
-        if said is not None and step.slots.t and (given := stage.optimizer.describe()):
-            listener.say(f"         it goes on with {given}, which slots do not tell")
+        return
+    with contextlib.ExitStack() as opened:
+        if weights.ledger is None:
+            own = None if model.own_slots is None else model.own_slots(config.weights)
+            file = None if own is None else opened.enter_context(own)
+        elif config.weights == "auto":
+            return
+        else:
+            file = opened.enter_context(porting.open_tensors(config.weights))
+            file = file if weights.classes is None else weights.classes.view(file)
+        said = None if file is None else porting.continue_from(file, step.slots, stage.selection, stage.optimizer)
+    if said is not None:
+        listener.say(f"slots:   {said}")
+    if said is not None and step.slots.t and (given := stage.optimizer.describe()):
+        listener.say(f"         it goes on with {given}, which slots do not tell")

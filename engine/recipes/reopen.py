@@ -28,6 +28,7 @@ from engine.training import checkpoint as checkpoints
 from engine.training import precision as precisions
 from engine.training.checkpoint import CheckpointError, RunState
 from engine.training.checkpoint_names import list_checkpoints
+from engine.training.loss_names import output_kind
 from engine.training.precision import Precision
 
 _LARGEST = 1 << 28  # bytes of run.json
@@ -68,7 +69,7 @@ class OpenedRun:
     @property
     def loss(self) -> str:
         """The loss that it was trained with, which says what the outputs are: "softmax", "sigmoid" or "mse"."""
-        return self.config.loss
+        return output_kind(self.config.loss, classes=self.data.class_names is not None)
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -163,7 +164,8 @@ def build_run_model(config: FinetuneConfig, data: DataFacts, numbers: Precision)
         image_shape=data.image_shape,
         outputs=data.outputs,
         head=config.head,
-        logits=config.loss != "mse",
+        logits=output_kind(config.loss, classes=data.class_names is not None) != "mse",
+        graph=config.graph_options(),
         seed=config.seed,
         dtype=numbers.variables,
         compute=numbers.compute,
@@ -345,7 +347,7 @@ def _load_delta(opened: OpenedRun) -> OpenedRun:
     }  # fmt: skip
     weights = f"{config.weights}+{delta}"
     try:
-        if config.loss == "mse":
+        if opened.loss == "mse":
             loaded = load_as_it_is(opened.model, weights, **given)
         else:
             loaded = load_for_classes(opened.model, weights, opened.class_names or (), **given)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from engine.selection.variables import ModelVariables, name_variables
 from engine.sizes import parse_bytes
 from engine.training import losses
 from engine.training import precision as precisions
+from engine.training.loss_names import OF_GRAPH, output_kind
 from engine.training.losses import LossFunction
 from engine.training.precision import LossScale, Precision
 
@@ -68,6 +69,7 @@ class Task:
         head: str | None = None,
         loss: str = "softmax",
         precision: str = "float32",
+        graph: Mapping[str, str] | None = None,
         image_size: str | int | tuple[int, int] | None = None,
         seed: int = 0,
         rules: PathLike | None = None,
@@ -86,6 +88,7 @@ class Task:
         Args:
             data, model: a source or its name (``engine.open_data``), and the name of a model (``engine.build_model``).
             weights: as in ``engine.load_weights``; None loads nothing yet (``with_weights`` does so later).
+            graph: for ``graph:PATH``, as in ``engine.build_model``.
             head, loss, precision, seed, rules, force_base, label_smoothing: as the flags of ``finetune``.
             image_size: pixels: N, (height, width), or a text such as ``192x256``. By default image files are resized to the
                 size that the model is made for, and other data are left as they are.
@@ -113,19 +116,20 @@ class Task:
             raise InputError(
                 "eval_fraction, train_examples, image_size: they need the name of a source; this one is open already"
             )
-        if loss == "softmax":
+        kind = output_kind(loss, classes=bool(source.classes))
+        if kind == "softmax":
             source = source.with_classes()
-        shape, outputs, logits = source.image_shape, source.outputs(loss), loss != "mse"
+        shape, outputs, logits = source.image_shape, source.outputs(kind), kind != "mse"
         dtypes = {"dtype": numbers.variables, "compute": numbers.compute}
         built = models.build_model(
-            model, image_shape=shape, outputs=outputs, head=head, logits=logits, seed=seed, **dtypes
+            model, image_shape=shape, outputs=outputs, head=head, logits=logits, seed=seed, graph=graph, **dtypes
         )
         task = cls(
             source=source,
             model=built,
             variables=name_variables(built.network),
             loss=loss,
-            loss_fn=losses.supervised_loss(built.network, loss, label_smoothing=label_smoothing),
+            loss_fn=make_loss(built, loss, label_smoothing=label_smoothing),
             numbers=numbers,
             seed=seed,
             batch_size=batch_size,
@@ -143,7 +147,7 @@ class Task:
         model or the data.
         """
         given: dict[str, Any] = {"rules": rules, "image_shape": self.source.image_shape, "force_base": force_base}
-        if self.loss == "mse":
+        if self.kind == "mse":
             loaded = load_as_it_is(self.model, weights, **given)
         else:
             loaded = load_for_classes(self.model, weights, self.class_names or (), **given)
@@ -157,9 +161,14 @@ class Task:
         return dataclasses.replace(self, images=images)
 
     @property
+    def kind(self) -> str:
+        """What the outputs mean: "softmax", "sigmoid" or "mse"."""
+        return output_kind(self.loss, classes=bool(self.source.classes))
+
+    @property
     def class_names(self) -> tuple[str, ...] | None:
         """The names of the classes that the outputs stand for; None if the data name none, or the loss has none."""
-        return None if self.loss == "mse" else self.source.class_names
+        return None if self.kind == "mse" else self.source.class_names
 
     @property
     def normalise(self) -> sources.Normalise:
@@ -198,12 +207,12 @@ class Task:
     def _check_outputs(self) -> None:
         """Raises DataError unless the labels are classes, or columns, that the model has."""
         source, outputs = self.source, self.model.outputs
-        if self.loss == "softmax":
+        if self.kind == "softmax":
             for name in ("train", "eval", "test"):
                 part = getattr(source, name)
                 if part is not None:
                     check_labels(source.name, f"{name}_labels", part.labels, outputs)
-        elif outputs != (needed := source.outputs(self.loss)):
+        elif outputs != (needed := source.outputs(self.kind)):
             raise DataError(
                 f"model={self.model.name!r}: it has {outputs} outputs; loss {self.loss} on {source.name} needs {needed}"
             )
@@ -216,3 +225,14 @@ def _image_size(size: str | int | tuple[int, int] | None, data: str, model: str)
     if data.startswith("folder:"):
         return models.default_image_size(model)
     return None
+
+
+def make_loss(model: models.Model, loss: str, *, label_smoothing: float = 0.0) -> LossFunction:
+    """The loss function of a model, by its name; InputError if it is ``graph:NAME`` and the model is not a graph."""
+    if not loss.startswith(OF_GRAPH):
+        return losses.supervised_loss(model.network, loss, label_smoothing=label_smoothing)
+    if model.own_loss is None:
+        raise InputError(
+            f"loss={loss}: model={model.name} is not a graph that has a loss; expected {', '.join(losses.LOSSES)}"
+        )
+    return model.own_loss(loss.removeprefix(OF_GRAPH))

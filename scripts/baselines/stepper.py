@@ -18,7 +18,7 @@ from typing import Any
 from engine.host import peak_rss_bytes
 from engine.study import child
 
-from .harness import Job, Runner
+from .harness import Runner
 
 
 def time_step(runner: Runner) -> dict[str, Any]:
@@ -40,6 +40,11 @@ def answer(runner: Any, word: str) -> dict[str, Any]:
     return {"step": lambda: time_step(runner), "facts": runner.facts, "cost": lambda: runner.cost()}[word]()
 
 
+def _find(target: str) -> Any:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
 def main() -> int:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not be taken for a reply
@@ -50,8 +55,7 @@ def main() -> int:
             from engine.host import import_tensorflow
 
             import_tensorflow()
-        module, _, name = asked["target"].partition(":")
-        runner = getattr(importlib.import_module(module), name)(Job(**asked["job"]))
+        runner = _find(asked["target"])(_find(asked["kind"])(**asked["job"]))
         print(json.dumps({"ready": True}), file=replies, flush=True)
         for line in sys.stdin:
             print(json.dumps(answer(runner, line.strip())), file=replies, flush=True)

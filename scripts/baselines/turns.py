@@ -7,6 +7,7 @@ A runner that fails, dies or does not answer in time is stopped and named; the o
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import select
@@ -22,8 +23,6 @@ from typing import Any
 
 from engine.study import child
 
-from .harness import Job
-
 
 class RunnerError(Exception):
     """A runner that cannot go on. The message says why; ``missing`` names the module that is not installed, if it is that."""
@@ -37,14 +36,15 @@ class Process:
     """A runner in a process of its own, which does what it is asked to (scripts.baselines.stepper).
 
     Args:
-        target: the runner, as ``module:name`` of a callable that takes a Job.
+        target: the runner, as ``module:name`` of a callable that takes the job.
+        job: a dataclass whose fields are JSON values.
         tensorflow: whether the process imports TensorFlow first.
         environment: variables that its environment has in addition.
         patience: the seconds after which an answer is no longer waited for.
     """
 
     def __init__(
-        self, target: str, job: Job, *, tensorflow: bool, environment: Mapping[str, str], patience: float
+        self, target: str, job: Any, *, tensorflow: bool, environment: Mapping[str, str], patience: float
     ) -> None:
         self._patience, self._rest = patience, b""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
@@ -56,7 +56,9 @@ class Process:
             env=os.environ | {"KERAS_BACKEND": "tensorflow"} | dict(environment),
             start_new_session=True,  # a compiler that it runs ends with it, and a terminal's signals come to us alone
         )
-        self._send(json.dumps({"target": target, "job": job.to_json(), "tensorflow": tensorflow}))
+        kind = f"{type(job).__module__}:{type(job).__qualname__}"
+        asked = {"target": target, "kind": kind, "job": dataclasses.asdict(job), "tensorflow": tensorflow}
+        self._send(json.dumps(asked))
 
     def __enter__(self) -> Process:
         return self
@@ -179,6 +181,7 @@ def take_turns(
     check: Callable[[], None],
     after: Callable[[int], None],
     say: Callable[[str], None],
+    cost: bool = True,
 ) -> None:
     """Steps all runners in turn, in rounds whose order is reversed after each.
 
@@ -187,6 +190,7 @@ def take_turns(
         check: called after the first round, when every runner has its facts; it may make some of them fail.
         after: called after each round with the number of timed rounds so far; it is 0 or less after those that are not.
         say: called with a line about each runner that ends early.
+        cost: whether the engine is asked for the products of a step at the end.
     """
     with contextlib.ExitStack() as running:
         for one in participants:
@@ -210,7 +214,8 @@ def take_turns(
             after(number - warmup + 1)
             if all(one.failed is not None for one in participants):
                 return
-        _each([one for one in participants if one.runner == "engine"], _ask_cost, say)
+        if cost:
+            _each([one for one in participants if one.runner == "engine"], _ask_cost, say)
 
 
 def _each(

@@ -54,13 +54,37 @@ def _read(folder: Folder) -> Digests:
     )
 
 
-FORMATS = tuple(
-    Format(
-        kind,
-        False,
-        lambda folder, kind=kind: _write(folder, kind),  # type: ignore[misc]
-        _read,
-        counted=False,
-    )
-    for kind in ("model.meta", "saved_model.pb", "graph.pbtxt", "frozen.pb")
+def _write_frozen(folder: Folder) -> None:
+    """A graph whose weights are constants, in several forms of a TensorProto."""
+    import numpy as np
+    import tensorflow as tf
+
+    with tf.Graph().as_default() as graph:
+        images = tf.compat.v1.placeholder(tf.float32, [None, 4], name="images")
+        kernel = tf.constant(np.arange(12, dtype=np.float32).reshape(4, 3), name="head/kernel")
+        half = tf.constant(np.arange(9, dtype=np.float16).reshape(3, 3), name="half")
+        x = tf.matmul(tf.matmul(images, kernel), tf.cast(half, tf.float32))
+        tf.nn.bias_add(x, tf.constant(0.5, shape=[3], name="head/bias"), name="logits")
+    (folder / "weights.pb").write_bytes(graph.as_graph_def().SerializeToString())
+
+
+def _read_frozen(folder: Folder) -> Digests:
+    from engine.porting.readers.source import open_tensors
+
+    with open_tensors(folder / "weights.pb") as source:
+        return sums((name, source.read(name)) for name in source.names())
+
+
+FORMATS = (
+    *(
+        Format(
+            kind,
+            False,
+            lambda folder, kind=kind: _write(folder, kind),  # type: ignore[misc]
+            _read,
+            counted=False,
+        )
+        for kind in ("model.meta", "saved_model.pb", "graph.pbtxt", "frozen.pb")
+    ),
+    Format("frozen weights", False, _write_frozen, _read_frozen, counted=False),
 )

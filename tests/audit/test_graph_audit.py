@@ -13,14 +13,14 @@ import pytest
 import tensorflow as tf
 
 from engine import TrainStep, models, select
-from engine.audit import graphdef
 from engine.audit.findings import RULES
 from engine.audit.graph_audit import AuditError, audit_graph, with_moved
 from engine.audit.graph_collections import GraphFacts
-from engine.audit.graphdef import FlatGraph
-from engine.audit.nodes import FlatGraphError
 from engine.audit.training_audit import audit_run, audit_step
 from engine.digests import digest
+from engine.graphs import graphdef
+from engine.graphs.graphdef import FlatGraph
+from engine.graphs.nodes import FlatGraphError
 from engine.selection.filters import FilterError
 from engine.selection.proof import digests
 from engine.training import losses, optimizers

@@ -34,13 +34,19 @@ for words in json.loads(sys.argv[1]):
         print("code", end.code, [name for name in {HEAVY!r} if name in sys.modules], flush=True)
 """
 # Flags without which a program does not look at the others.
-REQUIRED = {"pack_weights": ["--source=x", "--out=y"], "make_pretraining_set": ["--out=y"], "diff": ["a", "b"]}
+REQUIRED = {
+    "pack_weights": ["--source=x", "--out=y"],
+    "make_pretraining_set": ["--out=y"],
+    "diff": ["a", "b"],
+    "migrate": ["old"],
+}
 # Two mistakes in flags, such as values that no job can have, of the programs that check them before TensorFlow is there.
 MISTAKES: dict[str, list[tuple[str, str]]] = {
     "finetune": [("--steps=0", "steps=0"), ("--seed=-1", "seed=-1")],
     "export": [("--format=keras", "run=None"), ("--quantize=int4", "quantize")],
     "push_delta": [("--to=x", "delta=None"), ("--delta=x", "to=None")],
     "port_checkpoint": [("--source=x", "target=None"), ("--target=vit:mini", "source=None")],
+    "migrate": [("--tags=x", "old=None"), ("--checkpoint=x", "old=None")],
     "inspect_checkpoint": [("--merge_parts", "source=None"), ("--filter=(", "source=None")],
     "audit_graph": [("--train_op=x", "graph=None"), ("--out=x/y/z", "graph=None")],
     "predict": [("--top=2", "run, model: expected one"), ("--run=x", "images: expected a folder")],
@@ -109,7 +115,7 @@ def test_help_lists_every_program_in_a_line_of_its_own() -> None:
 def test_an_unknown_command_is_answered_with_the_nearest_and_exit_code_2() -> None:
     codes, _, err = run(["fintune"], ["port-checkpoints"], [], ["--model=x"])
     assert codes == ["code 2 []"] * 4
-    assert "frostline: 'fintune' is not a command; nearest: finetune\n" in err
+    assert "frostline: 'fintune' is not a command; nearest: finetune, migrate\n" in err
     assert "'port-checkpoints' is not a command; nearest: port-checkpoint" in err
     assert "frostline: expected a command\n(frostline --help lists the commands)\n" in err
 

@@ -20,6 +20,7 @@ from engine.porting.deltas.onto import BaseError, Stack
 from engine.porting.deltas.record import read_record
 from engine.porting.errors import PortError
 from engine.porting.plan import take_names
+from engine.porting.readers.frozen_file import FrozenFile
 from engine.porting.readers.tensor_source import TensorSource
 from engine.porting.rules import detect
 from engine.porting.rules.language import Rules
@@ -64,6 +65,8 @@ def merge(
         PortError: the rules do not fit, a file is damaged, or a delta does not belong to the weights before it.
     """
     declared = read_declared(deltas[-1])
+    if rules is None and isinstance(base, FrozenFile) and declared.keys() <= base.found.stored.keys():
+        base.narrow(declared)  # the model was a part of this very graph
     variables = name_variables(
         {path: tf.Variable(tf.zeros(shape, dtype), name="merged") for path, (shape, dtype) in declared.items()}
     )

@@ -27,7 +27,7 @@ from engine.files import FileError, PathLike
 from engine.reading import check_names, check_regular, read_file
 from engine.text import join_some
 
-_LARGEST = 2**31 - 1  # bytes in a protocol buffer message
+LARGEST = 2**31 - 1  # bytes in a protocol buffer message
 _SAVED = ("saved_model.pb", "saved_model.pbtxt")
 _KINDS = {
     "meta_info_def graph_def saver_def collection_def signature_def asset_file_def": meta_graph_pb2.MetaGraphDef,
@@ -81,11 +81,22 @@ def read_graph_file(path: PathLike, *, tags: Collection[str] | None = None, trai
     return GraphFile(file, found, note)
 
 
+def list_tags(path: PathLike) -> list[tuple[str, ...]]:
+    """Lists the tags of each graph of a SavedModel, sorted; raises MetaGraphError as ``read_graph_file`` does."""
+    file = _file(pathlib.Path(path))
+    found = _parse(file, _content(file))
+    graphs = found.meta_graphs if isinstance(found, saved_model_pb2.SavedModel) else [found]
+    return [tuple(sorted(each.meta_info_def.tags)) if hasattr(each, "meta_info_def") else () for each in graphs]
+
+
 def find_graph_file(weights: pathlib.Path) -> pathlib.Path | None:
     """Returns the graph that lies beside a checkpoint, given the checkpoint's prefix or folder; None if there is none.
 
-    That is ``PREFIX.meta``, ``DIR/.meta`` for a checkpoint without a name, or the SavedModel that it is part of.
+    That is ``PREFIX.meta``, ``DIR/.meta`` for a checkpoint without a name, or the SavedModel that it is part of. A frozen graph
+    is its own.
     """
+    if weights.suffix in (".pb", ".pbtxt") and weights.is_file():
+        return weights
     beside = [weights.with_name(f"{weights.name}.meta"), weights / ".meta"]
     folders = [weights, *([weights.parent.parent] if weights.parent.name == "variables" else [])]
     beside += [folder / name for folder in folders for name in _SAVED]
@@ -111,9 +122,9 @@ def _file(path: pathlib.Path) -> pathlib.Path:
 def _content(file: pathlib.Path) -> bytes:
     try:
         size = file.stat().st_size
-        if not 0 < size <= _LARGEST:
-            raise MetaGraphError(f"{file}: the file has {size} bytes; expected 1 to {_LARGEST} for a graph")
-        content = read_file(file, _LARGEST)
+        if not 0 < size <= LARGEST:
+            raise MetaGraphError(f"{file}: the file has {size} bytes; expected 1 to {LARGEST} for a graph")
+        content = read_file(file, LARGEST)
     except OSError as error:
         raise MetaGraphError(f"{file}: the file cannot be read ({error.strerror})") from None
     if content.startswith(b"version https://git-lfs"):

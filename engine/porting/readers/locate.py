@@ -44,7 +44,7 @@ def locate(path: PathLike) -> Found | None:
     place = pathlib.Path(text)
     if place.is_dir():
         return _in_folder(place)
-    if place.name == "checkpoint" and place.is_file() and _chosen(place.parent) is not None:
+    if place.name == "checkpoint" and place.is_file() and read_state(place.parent) is not None:
         return _in_folder(place.parent)
     found = _at(text) or _at(_PART.sub("", text))
     if found is None:
@@ -90,8 +90,8 @@ def _in_folder(folder: pathlib.Path) -> Found | None:
     for place in (folder, folder / "variables"):  # a SavedModel has the second
         if not place.is_dir():
             continue
-        prefixes = _prefixes(place)
-        chosen = _chosen(place)
+        prefixes = list_prefixes(place)
+        chosen = read_state(place)
         if chosen is not None:
             chosen = re.split(r"[/\\]", chosen)[-1]  # its folder may be its author's
             prefixes = [prefix for prefix in prefixes if os.path.basename(prefix) == chosen] or prefixes
@@ -104,7 +104,7 @@ def _in_folder(folder: pathlib.Path) -> Found | None:
     return None
 
 
-def _prefixes(folder: pathlib.Path) -> list[str]:
+def list_prefixes(folder: pathlib.Path) -> list[str]:
     """Returns the prefixes of the checkpoints in a folder, of both formats, sorted by name."""
     prefixes: dict[str, None] = {}
     for file in sorted(folder.iterdir()):
@@ -115,7 +115,7 @@ def _prefixes(folder: pathlib.Path) -> list[str]:
     return list(prefixes)
 
 
-def _chosen(folder: pathlib.Path) -> str | None:
+def read_state(folder: pathlib.Path) -> str | None:
     """Returns the prefix in the ``checkpoint`` file of a folder as it is written there."""
     try:
         with open_file(folder / "checkpoint") as file:

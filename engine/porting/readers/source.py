@@ -7,6 +7,7 @@
 | Keras HDF5 | the HDF5 signature | slash paths (``layers/dense/vars/0``, ``dense/dense/kernel``) |
 | TensorFlow checkpoint, V2 | a prefix with an ``.index`` file, or its folder | without ``/.ATTRIBUTES/VARIABLE_VALUE``; the parts of a partitioned variable are one tensor (``partitions``) |
 | TensorFlow checkpoint, V1 | a table of TensorFlow: one file, or shards | as saved; parts as above |
+| frozen graph | a GraphDef, binary or as text, whose weights are constants | the constants that are weights |
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ from engine.training.checkpoint_names import describe_whole_files, list_whole_fi
 
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 _HDF5 = b"\x89HDF\r\n\x1a\n"
+_GRAPH = re.compile(
+    rb"\n[\x80-\xff]{0,4}[\x00-\x7f]\n|\s*node\s*\{"
+)  # a GraphDef begins with a node, and that with its name
 
 
 def open_tensors(path: PathLike, *, whole: bool = True, merge_parts: bool = True) -> TensorSource:
     """Opens a weights file; its kind is recognised by its first bytes, not by its name.
 
-    The path is an .npz, safetensors or Keras HDF5 file, a folder with one ``model.safetensors``, or any path that means
+    The path is an .npz, safetensors or Keras HDF5 file, a frozen graph, a folder with one ``model.safetensors``, or any path that means
     one checkpoint of TensorFlow (engine.porting.readers.locate). Raises FileError if there is no such file, it is of an
     unknown kind, or it is damaged.
 
@@ -83,12 +87,11 @@ def _open_file(path: pathlib.Path) -> TensorSource:
         )
     if start[:1] == b"\x80":
         raise FileError(f"{path}: this is a Python pickle, which is never loaded; save the weights as safetensors")
-    if path.suffix in (".meta", ".pb", ".pbtxt"):
-        raise FileError(
-            f"{path}: this is a graph, not a checkpoint; expected the weights that belong to it, such as "
-            f"{path.stem}.index and its data files (for a frozen graph, those that it was frozen from)"
-        )
-    known = ".npz, safetensors, Keras HDF5 or a TensorFlow checkpoint"
+    if path.suffix in (".pb", ".pbtxt", ".meta") or _GRAPH.match(start):
+        from engine.porting.readers.frozen_file import FrozenFile
+
+        return FrozenFile(path)
+    known = ".npz, safetensors, Keras HDF5, a TensorFlow checkpoint or a frozen graph"
     raise FileError(f"{path}: not a weights file of a supported kind, or a truncated one; expected {known}")
 
 

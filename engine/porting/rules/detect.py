@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import pathlib
+import re
 
 from engine.files import PathLike
 from engine.porting.errors import PortError
@@ -21,7 +22,24 @@ OWN = "frostline"  # the rules for our own files, where names are the variables'
 @functools.cache
 def shipped_rules() -> dict[str, Rules]:
     """Returns name -> rules of every shipped rule file."""
-    return {path.stem: language.read_rules(path) for path in sorted(_FOLDER.glob("*.rules"))}
+    return {name: _shipped(name) for name in _shipped_paths()}
+
+
+@functools.cache
+def _shipped_paths() -> dict[str, pathlib.Path]:
+    return {path.stem: path for path in sorted(_FOLDER.rglob("*.rules"))}
+
+
+@functools.cache
+def _shipped(name: str) -> Rules:
+    return language.read_rules(_shipped_paths()[name])
+
+
+@functools.cache
+def _detecting(name: str) -> Rules:
+    """Returns the lines of a shipped file that decide whether it fits a file; the others take longer to read."""
+    lines = _shipped_paths()[name].read_text().splitlines()
+    return language.parse_rules("\n".join(line for line in lines if re.match("detect|prefix", line)), name=name)
 
 
 def get_rules(rules: Rules | PathLike) -> Rules:
@@ -29,10 +47,10 @@ def get_rules(rules: Rules | PathLike) -> Rules:
     if isinstance(rules, Rules):
         return rules
     text = os.fspath(rules)
-    if text.removesuffix(".rules") in shipped_rules() and not pathlib.Path(text).is_file():
-        return shipped_rules()[text.removesuffix(".rules")]
+    if text.removesuffix(".rules") in _shipped_paths() and not pathlib.Path(text).is_file():
+        return _shipped(text.removesuffix(".rules"))
     if not pathlib.Path(text).exists():
-        known = list(shipped_rules())
+        known = list(_shipped_paths())
         raise PortError(
             f"rules={text}: there is no such file; the shipped rules are {', '.join(known)}{nearest(text, known)}"
         )
@@ -42,15 +60,19 @@ def get_rules(rules: Rules | PathLike) -> Rules:
 def choose_rules(source: TensorSource, variables: ModelVariables) -> Rules:
     """Returns the shipped rules whose ``detect`` lines all match a tensor; our own where names are variable paths.
 
+    Of several, those remain whose rules all match a variable, since one checkpoint may be for more than one network.
     Raises PortError, with the first names of both sides and the shipped files, if no rules or several fit.
     """
     names = source.names()
-    found = [rules for rules in shipped_rules().values() if rules.detect and _fits(rules, names)]
+    fits = [name for name in _shipped_paths() if (d := _detecting(name)).detect and _fits(d, names)]
+    found = [_shipped(name) for name in fits]
+    if len(found) > 1:
+        found = [rules for rules in found if _is_for(rules, variables)] or found
     if len(found) == 1:
         return found[0]
     ours = {path for entry in variables for path in entry.paths}
-    if not found and ours & {shipped_rules()[OWN].without_prefix(name) for name in names}:
-        return shipped_rules()[OWN]
+    if not found and ours & {_shipped(OWN).without_prefix(name) for name in names}:
+        return _shipped(OWN)
     fitting = ", ".join(rules.name for rules in found)
     how = f"{len(found)} rule files match ({fitting})" if found else "no rule file matches"
     raise PortError(
@@ -58,10 +80,23 @@ def choose_rules(source: TensorSource, variables: ModelVariables) -> Rules:
         "(`frostline port-checkpoint --auto` proposes such a file)"
         + listed("in the file", [f"{name} {list(source.shape(name))}" for name in names], most=5)
         + listed("in the model", [f"{entry.path} {list(entry.variable.shape)}" for entry in variables], most=5)
-        + f"\n  shipped rule files: {', '.join(shipped_rules())}"
+        + f"\n  shipped rule files: {', '.join(_shipped_paths())}"
     )
+
+
+def _is_for(rules: Rules, variables: ModelVariables) -> bool:
+    paths = {path for entry in variables for path in entry.paths}
+    return all(rule.optional or any(rule.pattern.fullmatch(path) for path in paths) for rule in rules.rules)
 
 
 def _fits(rules: Rules, names: list[str]) -> bool:
     short = [rules.without_prefix(name) for name in names]
     return all(any(line.pattern.fullmatch(name) for name in short) for line in rules.detect)
+
+
+def find_fitting(source: TensorSource, more: tuple[pathlib.Path, ...] = ()) -> dict[pathlib.Path, Rules]:
+    """Returns the shipped rule files whose ``detect`` lines all match a tensor, for whatever model, and those of ``more``."""
+    names = source.names()
+    shipped = {path: shipped_rules()[path.stem] for path in sorted(_FOLDER.rglob("*.rules"))}
+    every = shipped | {path: language.read_rules(path) for path in more}
+    return {path: rules for path, rules in every.items() if rules.detect and _fits(rules, names)}

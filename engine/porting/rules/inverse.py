@@ -24,7 +24,7 @@ def invert_transforms(
         value: the variable's value; it is cast to the dtype that the transforms result in.
         specs: the shape and dtype of each source, which ``infer_spec`` accepted.
         read: the number of a source -> its current value. Called only where a ``split`` or ``slice`` took a part,
-            since the rest stays as it is.
+            since the rest stays as it is, and for ``folded``.
 
     Returns one array per source, in its shape and dtype; they may be views. Raises ValueError, which names the
     transform, where one loses information.
@@ -45,6 +45,9 @@ def invert_transforms(
                 transform.run(whole, target)[...] = part
                 wholes.append(whole)
             now = wholes
+        elif transform.name == "folded":
+            wholes = [forward.apply_transforms([read(each)], transforms[:number], target) for each in range(len(now))]
+            now = [np.where(part == 0, whole, whole - part) for whole, part in zip(wholes, now, strict=True)]
         elif transform.describe is not None and not transform.describe(before[0], target):
             continue
         elif transform.inverse is None:
@@ -54,11 +57,16 @@ def invert_transforms(
     return now
 
 
+def is_folded(transforms: Sequence[Transform]) -> bool:
+    """Whether a rule subtracts its variable from a tensor that another rule makes."""
+    return any(transform.name == "folded" for transform in transforms)
+
+
 def infer_source_shape(shape: tuple[int, ...], transforms: Sequence[Transform]) -> tuple[int, ...]:
     """Infers the shape of a variable's only source from the transforms; raises ValueError if one does not tell."""
     now = np.broadcast_to(np.zeros((), bool), shape)  # no memory
     for transform in reversed(transforms):
-        if transform.name in ("cast", "add", "lstm_gates", "gru_gates"):
+        if transform.name in ("cast", "add", "multiply", "reverse", "folded", "lstm_gates", "gru_gates"):
             continue
         if transform.name != "transpose" or transform.inverse is None:
             raise ValueError(f"`{transform}` does not determine the shape of its input")

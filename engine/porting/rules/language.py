@@ -2,7 +2,7 @@ r"""The rule language, which says what source tensor becomes what variable. Rule
 
 A line has one of these forms:
 
-    TARGET <- SOURCE [+ SOURCE]... [| TRANSFORM]...
+    TARGET <- SOURCE [+ SOURCE]... [or SOURCE [+ SOURCE]...] [| TRANSFORM]...
     skip SOURCE-PATTERN       leave these source tensors out on purpose
     fresh TARGET-PATTERN      let these variables keep their initial values on purpose
     prefix SOURCE-PATTERN     first of all, cut this off the front of every source name that has it
@@ -12,11 +12,15 @@ A line has one of these forms:
                               VALUES are separated by commas; the ATTRIBUTE ``op`` is the operation's kind
     images NAME               the images that such weights were trained on: tf (-1 to 1), torch (ImageNet's mean and
                               standard deviation) or unit (0 to 1)
+    note "TEXT"               what whoever uses these rules must know; it is printed and kept in the ledger
+    map NAME FROM=TO...       words that stand for one another: in the lines below, ``\{NAME:1}`` in a SOURCE is what group 1
+                              of TARGET becomes
 
 TARGET and patterns are regular expressions that match a whole variable path or source name. SOURCE is a
 literal name in which ``\1`` ... ``\9`` stand for the groups of TARGET and ``\0`` for the whole path. A name with
 white space is written in double quotes. ``\d+`` in a SOURCE stands for shards that were numbered by hand: all tensors
-with a number there, in numeric order, from the lowest and without a gap. ``concat`` joins several sources. Transforms
+with a number there, in numeric order, from the lowest and without a gap. ``concat`` joins several sources. What follows ``or``
+is taken where the file lacks a source before it, such as the average of a variable. Transforms
 (engine.porting.rules.transforms) are applied from left to right. A ``#`` at the start of a line or after white space
 begins a comment.
 
@@ -39,7 +43,7 @@ from __future__ import annotations
 import itertools
 import pathlib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -51,22 +55,31 @@ from engine.porting.rules.transforms import Transform
 from engine.reading import read_file
 from engine.text import cut, nearest
 
+_REFERENCE = re.compile(r"\\(?:([0-9\\])|\{(\w+):([0-9])\})")  # \1, a literal backslash or \{NAME:1}
 _WORD = re.compile(r'"(?:[^"\\]|\\.)*"|\S+')
 _KEYWORDS = ("skip", "fresh", "prefix", "detect")
-_ALL_KEYWORDS = (*_KEYWORDS, "expect", "images")
+_ALL_KEYWORDS = (*_KEYWORDS, "expect", "images", "note", "map")
 IMAGES = ("tf", "torch", "unit")
 _MOST_BYTES = 1 << 20
 
 
+Maps = tuple[tuple[str, tuple[tuple[str, str], ...]], ...]  # (NAME, ((FROM, TO), ...)) of each ``map`` line
+
+
 @dataclass(frozen=True)
 class Rule:
-    """One ``<-`` line, at ``where`` (``FILE:LINE``); ``sources`` are templates, and ``optional`` stands for ``?``."""
+    """One ``<-`` line, at ``where`` (``FILE:LINE``); ``sources`` are templates, and ``optional`` stands for ``?``.
+
+    ``instead`` are the templates after ``or``.
+    """
 
     where: str
     pattern: Pattern
     sources: tuple[str, ...]
     transforms: tuple[Transform, ...]
     optional: bool
+    instead: tuple[str, ...] = ()
+    maps: Maps = ()
 
     def expand(self, match: re.Match[str], names: Collection[str] = ()) -> tuple[str, ...]:
         """Returns the source names for a target that the pattern matched.
@@ -74,19 +87,39 @@ class Rule:
         ``names`` are all names of the source, which say what shards there are. Where shards are missing, the result
         includes the first one that is, or the template if there are none at all.
         """
+        first = self._expand(self.sources, match, names)
+        if self.instead and not all(name in names for name in first):
+            second = self._expand(self.instead, match, names)
+            return second if all(name in names for name in second) else first
+        return first
+
+    def _expand(self, templates: Sequence[str], match: re.Match[str], names: Collection[str]) -> tuple[str, ...]:
         wanted: list[str] = []
-        for template in self.sources:
-            ends = [
-                re.sub(r"\\([0-9\\])", lambda m: "\\" if m[1] == "\\" else match[int(m[1])] or "", part)
-                for part in _numbered(template)
-            ]
+        for template in templates:
+            ends = [_REFERENCE.sub(lambda found: self._fill(found, match), part) for part in _numbered(template)]
             wanted += ends if len(ends) == 1 else _shards(ends[0], ends[1], names)
         return tuple(wanted)
 
+    def _fill(self, reference: re.Match[str], match: re.Match[str]) -> str:
+        """What a reference in a template stands for; raises PortError if its map does not have the word."""
+        if reference[1] == "\\":
+            return "\\"
+        word = match[int(reference[1] or reference[3])] or ""
+        if reference[2] is None:
+            return word
+        known = dict(dict(self.maps)[reference[2]])
+        if word not in known:
+            raise PortError(
+                f"{self.where}: {match[0]}: `map {reference[2]}` does not have {word!r}{nearest(word, list(known))}"
+            )
+        return known[word]
+
     def could_give(self, name: str) -> bool:
         """Whether the expansion for some target is this source name."""
-        for template in self.sources:
-            ends = [".+".join(map(re.escape, re.split(r"\\[0-9]", part))) for part in _numbered(template)]
+        for template in (*self.sources, *self.instead):
+            ends = [
+                ".+".join(map(re.escape, re.split(r"\\[0-9]|\\\{\w+:[0-9]\}", part))) for part in _numbered(template)
+            ]
             pattern = Pattern(r"\d+".join(ends), f"{self.where}: `{cut(template)}`")
             if any(end.strip(".+") for end in ends) and pattern.fullmatch(name):
                 return True
@@ -128,6 +161,7 @@ class Rules:
     detect: tuple[PatternLine, ...] = ()
     expect: tuple[Expected, ...] = ()
     images: str | None = None
+    notes: tuple[str, ...] = ()
 
     def without_prefix(self, name: str) -> str:
         """Returns a source name as the rules see it."""
@@ -157,6 +191,8 @@ def parse_rules(text: str, *, name: str = "rules") -> Rules:
     expected: list[Expected] = []
     lines: dict[str, list[PatternLine]] = {keyword: [] for keyword in _KEYWORDS}
     images: str | None = None
+    notes: list[str] = []
+    maps: Maps = ()
     for number, line in enumerate(text.splitlines(), 1):
         line = re.sub(r"(^|\s)#.*", "", line).strip()
         if not line:
@@ -165,7 +201,7 @@ def parse_rules(text: str, *, name: str = "rules") -> Rules:
         words = _WORD.findall(line)
         keyword, optional = words[0].removesuffix("?"), words[0].endswith("?")
         if any(word in ("<-", "<-?") for word in words):
-            rules.append(_rule(where, words))
+            rules.append(_rule(where, words, maps))
         elif keyword in ("skip", "fresh") or words[0] in _KEYWORDS:
             if len(words) != 2:
                 _fail(where, f"`{line}`: `{words[0]}` takes exactly one pattern")
@@ -179,6 +215,12 @@ def parse_rules(text: str, *, name: str = "rules") -> Rules:
             if len(words) != 2 or words[1] not in IMAGES or images is not None:
                 _fail(where, f"`{line}`: `images` takes one of {', '.join(IMAGES)} and may appear once")
             images = words[1]
+        elif words[0] == "note":
+            if len(words) != 2 or not _name(words[1]):
+                _fail(where, f"`{line}`: `note` takes one text, in double quotes")
+            notes.append(_name(words[1]))
+        elif words[0] == "map":
+            maps += (_map(where, words, maps),)
         else:
             _fail(
                 where,
@@ -186,39 +228,48 @@ def parse_rules(text: str, *, name: str = "rules") -> Rules:
                 + nearest(keyword, _ALL_KEYWORDS),
             )
     found = {keyword: tuple(patterns) for keyword, patterns in lines.items()}
-    return Rules(name, tuple(rules), **found, expect=tuple(expected), images=images)
+    return Rules(name, tuple(rules), **found, expect=tuple(expected), images=images, notes=tuple(notes))
 
 
-def _rule(where: str, words: list[str]) -> Rule:
+def _map(where: str, words: list[str], maps: Maps) -> tuple[str, tuple[tuple[str, str], ...]]:
+    pairs = tuple(
+        (before, after) for before, equals, after in (_name(word).partition("=") for word in words[2:]) if equals
+    )
+    if (
+        len(words) < 3
+        or len(dict(pairs)) < len(words) - 2
+        or not re.fullmatch(r"\w+", words[1])
+        or words[1] in dict(maps)
+    ):
+        _fail(where, f"`{cut(' '.join(words))}`: `map` takes a new name and FROM=TO, each FROM once")
+    return words[1], pairs
+
+
+def _rule(where: str, words: list[str], maps: Maps = ()) -> Rule:
     arrows = [position for position, word in enumerate(words) if word in ("<-", "<-?")]
     if arrows != [1]:
         _fail(where, "expected one target pattern, one `<-` and one or more sources")
     pattern = _pattern(where, words[0])
     pipes = [position for position, word in enumerate(words) if word == "|"] + [len(words)]
-    sources = words[2 : pipes[0]]
-    if not sources or len(sources) % 2 == 0 or any(word != "+" for word in sources[1::2]) or "+" in sources[::2]:
-        _fail(where, f"`{' '.join(sources)}`: expected one source name after `<-`, or several joined by ` + `")
-    templates = tuple(_name(word) for word in sources[::2])
-    for template in templates:
+    chosen = words[2 : pipes[0]]
+    at = chosen.index("or") if "or" in chosen else len(chosen)
+    alternatives = [_templates(where, part) for part in (chosen[:at], *([chosen[at + 1 :]] if "or" in chosen else []))]
+    for template in itertools.chain(*alternatives):
         if len(_numbered(template)) > 2:
             _fail(where, f"`{template}`: only one `\\d+` may number the shards")
-        for reference in re.findall(r"\\(.)", "".join(_numbered(template))):
-            if not (reference == "\\" or (reference.isdigit() and int(reference) <= pattern.groups)):
-                _fail(
-                    where,
-                    f"`{template}` refers to \\{reference}, but `{words[0]}` has {pattern.groups} groups "
-                    "(write a literal backslash twice)",
-                )
+        _check_references(where, template, words[0], pattern.groups, maps)
     steps = []
     for begin, end in itertools.pairwise(pipes):
         try:
             steps.append(transforms.parse_transform(" ".join(words[begin + 1 : end])))
         except ValueError as error:
             _fail(where, str(error))
-    if any(len(_numbered(template)) > 1 for template in templates) and not any(step.name == "concat" for step in steps):
+    if any(len(_numbered(template)) > 1 for template in itertools.chain(*alternatives)) and not any(
+        step.name == "concat" for step in steps
+    ):
         _fail(where, "numbered shards (`\\d+`) need a `concat(axis)`")
-    if len(templates) > 1 and not any(step.name == "concat" for step in steps):
-        _fail(where, f"{len(templates)} sources need a `concat(axis)`")
+    if (most := max(map(len, alternatives))) > 1 and not any(step.name == "concat" for step in steps):
+        _fail(where, f"{most} sources need a `concat(axis)`")
     for one, other in itertools.pairwise(steps):
         gates, added = sorted((one, other), key=lambda step: step.name == "add")
         if added.name == "add" and gates.name.endswith("_gates") and len(added.arguments) == 1:
@@ -227,7 +278,31 @@ def _rule(where: str, words: list[str]) -> Rule:
                 f"`{added}` next to `{gates}` would add to every gate; `lstm_gates | add(1.0, 0, 4, 1)` adds to the "
                 "forget gate of a bias",
             )
-    return Rule(where, pattern, templates, tuple(steps), words[1].endswith("?"))
+    instead = alternatives[1] if len(alternatives) > 1 else ()
+    return Rule(where, pattern, alternatives[0], tuple(steps), words[1].endswith("?"), instead, maps)
+
+
+def _templates(where: str, sources: list[str]) -> tuple[str, ...]:
+    if not sources or len(sources) % 2 == 0 or any(word != "+" for word in sources[1::2]) or "+" in sources[::2]:
+        _fail(where, f"`{' '.join(sources)}`: expected one source name after `<-`, or several joined by ` + `")
+    return tuple(_name(word) for word in sources[::2])
+
+
+def _check_references(where: str, template: str, target: str, groups: int, maps: Maps) -> None:
+    text = "".join(_numbered(template))
+    for found in _REFERENCE.finditer(text):
+        if found[2] is not None and (found[2] not in dict(maps) or int(found[3]) > groups):
+            _fail(
+                where,
+                f"`{template}`: `{found[0]}` needs a line `map {found[2]}` above it, and a group {found[3]} in `{target}`",
+            )
+    for reference in re.findall(r"\\(.)", re.sub(r"(\\\\)|\\\{\w+:[0-9]\}", r"\1", text)):
+        if not (reference == "\\" or (reference.isdigit() and int(reference) <= groups)):
+            _fail(
+                where,
+                f"`{template}` refers to \\{reference}, but `{target}` has {groups} groups "
+                "(write a literal backslash twice)",
+            )
 
 
 def _numbered(template: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Transforms that concern a part of a tensor: one of equal parts, a slice, a constant that is added, the gates of a cell."""
+"""Transforms of a part of a tensor or of its numbers: equal parts, a slice, constants, an order reversed, a cell's gates."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 
 from engine.porting.rules.transform import Spec, Target, Transform, find_axis, find_dim, parse_integers
+
+_NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d{1,2})?"
+_WITH_BACKGROUND = 1001  # ImageNet's classes in TF-Slim, of which number 0 is the background
 
 
 def make_split(words: list[str]) -> Transform:
@@ -40,14 +43,14 @@ def _taking(
 
 
 def make_slice(words: list[str]) -> Transform:
-    bound = r"-?(\d{1,9}|[dt]\d{1,2})|end"
+    bound = r"-?(\d{1,9}|[dt]\d{1,2})|end|background"
     if (
         len(words) != 3
         or not re.fullmatch(r"-?\d{1,2}", words[0])
         or not all(re.fullmatch(bound, w) for w in words[1:])
     ):
         raise ValueError(
-            f"`slice({', '.join(words)})`: expected slice(axis, from, to), with a number, dN, tN or `end` for from and to"
+            f"`slice({', '.join(words)})`: expected slice(axis, from, to), with a number, dN, tN, `end` or `background` for from and to"
         )
     axis = int(words[0])
 
@@ -57,6 +60,8 @@ def make_slice(words: list[str]) -> Transform:
         def place(word: str) -> int:
             if word == "end":
                 return shape[at]
+            if word == "background":
+                return int(shape[at] == _WITH_BACKGROUND and target.shape[-1:] == (_WITH_BACKGROUND - 1,))
             number = find_dim(word.removeprefix("-"), shape, target)
             return shape[at] - number if word.startswith("-") else number
 
@@ -69,7 +74,7 @@ def make_slice(words: list[str]) -> Transform:
 
 
 def make_add(words: list[str]) -> Transform:
-    if len(words) not in (1, 4) or not re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d{1,2})?", words[0]):
+    if len(words) not in (1, 4) or not re.fullmatch(_NUMBER, words[0]):
         raise ValueError(f"`add({', '.join(words)})`: expected add(number) or add(number, axis, parts, i)")
     number, where = float(words[0]), parse_integers(words[1:], "add")
     if where and (where[1] < 1 or not 0 <= where[2] < where[1]):
@@ -78,8 +83,7 @@ def make_add(words: list[str]) -> Transform:
         )
 
     def shape_of(spec: Spec, _: Target) -> Spec:
-        if spec.dtype.kind != "f" and spec.dtype.name != "bfloat16":
-            raise ValueError(f"expected a floating-point dtype, not {spec.dtype.name}")
+        _check_floating(spec)
         if where:
             _part(spec.shape, *where)
         return spec
@@ -94,6 +98,41 @@ def make_add(words: list[str]) -> Transform:
         lambda array, _: moved(array, number),
         inverse=lambda array, spec: moved(array.astype(spec.dtype, copy=False), -number),
     )  # fmt: skip
+
+
+def make_multiply(words: list[str]) -> Transform:
+    if len(words) != 1 or not re.fullmatch(_NUMBER, words[0]) or float(words[0]) == 0:
+        raise ValueError(f"`multiply({', '.join(words)})`: expected multiply(number), with a number other than 0")
+    factor = float(words[0])
+
+    def shape_of(spec: Spec, _: Target) -> Spec:
+        _check_floating(spec)
+        return spec
+
+    return Transform(
+        "multiply", tuple(words), shape_of,
+        lambda array, _: array * np.asarray(factor, array.dtype),
+        inverse=lambda array, spec: array.astype(spec.dtype, copy=False) / np.asarray(factor, spec.dtype),
+    )  # fmt: skip
+
+
+def make_reverse(words: list[str]) -> Transform:
+    (axis,) = parse_integers(words, "reverse", counts=(1,))
+
+    def shape_of(spec: Spec, _: Target) -> Spec:
+        find_axis(axis, spec)
+        return spec
+
+    return Transform(
+        "reverse", (axis,), shape_of,
+        lambda array, _: np.flip(array, axis),
+        inverse=lambda array, _: np.flip(array, axis),
+    )  # fmt: skip
+
+
+def _check_floating(spec: Spec) -> None:
+    if spec.dtype.kind != "f" and spec.dtype.name != "bfloat16":
+        raise ValueError(f"expected a floating-point dtype, not {spec.dtype.name}")
 
 
 def make_gates(name: str, order: tuple[int, ...]) -> Callable[[list[str]], Transform]:
@@ -115,3 +154,10 @@ def make_gates(name: str, order: tuple[int, ...]) -> Callable[[list[str]], Trans
         return Transform(name, (), shape_of, lambda array, _: run(array), inverse=lambda array, _: run(array))
 
     return make
+
+
+def make_folded(words: list[str]) -> Transform:
+    """Zeros on the way in; on the way out the value is taken off its source (engine.porting.rules.inverse)."""
+    if words:
+        raise ValueError(f"`folded({', '.join(words)})`: expected no arguments")
+    return Transform("folded", (), lambda spec, _: spec, lambda array, _: np.zeros_like(array))

@@ -6,10 +6,13 @@
 | reshape(dims) | each dim is a number, -1 (once), dN (axis N of the input), tN (axis N of the target) or a product |
 | squeeze(axes) | drops the given axes of length 1; without arguments, all of them |
 | split(axis, parts, i) | takes part i of equal parts, counted from 0 |
-| slice(axis, from, to) | takes the entries from ``from`` up to ``to``, which is not included; each is a number (below 0 counted from the end), dN, tN, or the word ``end`` |
+| slice(axis, from, to) | takes the entries from ``from`` up to ``to``, which is not included; each is a number (below 0 counted from the end), dN, tN, the word ``end``, or the word ``background``: 1 where the tensor has the 1001 classes of TF-Slim's ImageNet and the variable has 1000, else 0 |
 | add(number) | adds a number everywhere; add(number, axis, parts, i) only to part i of equal parts |
+| multiply(number) | multiplies everything by a number |
+| reverse(axis) | reverses the order along an axis, such as that of colours |
 | lstm_gates | reorders the gates along the last axis from TensorFlow 1 (i, j, f, o) to Keras (i, f, c, o). The forget bias of 1, which TensorFlow 1 adds as it runs, is ``add(1.0, 0, 4, 1)`` of the bias behind it |
 | gru_gates | reorders them from TensorFlow 1 (reset, update, candidate) to Keras (update, reset, candidate) |
+| folded | gives zeros in the shape of the source. Read backwards, the value is subtracted from the source: so the bias of a convolution joins the mean of the norm behind it, where the other side's convolutions have no bias |
 | concat(axis) | joins the sources of the rule, each as transformed so far |
 | cast(dtype) | converts to another dtype |
 | resize_grid(rows, columns) | resizes a position embedding to the model's patch grid (engine.porting.rules.position_grid); the arguments state the file's grid where it is not square; ``keep`` assumes that equally many tokens have the same grid |
@@ -31,7 +34,7 @@ from engine.porting.rules.transform import Spec, Target, Transform, find_axis, f
 from engine.text import nearest
 
 __all__ = [
-    "Inferred", "Spec", "Target", "Transform", "apply_transforms", "drop_constants", "infer_spec", "parse_transform",
+    "Inferred", "Spec", "Target", "Transform", "apply_transforms", "drop_constants", "have_slots", "infer_spec", "parse_transform",
 ]  # fmt: skip
 _DTYPES: dict[str, Any] = {
     name: np.dtype(name)
@@ -96,6 +99,11 @@ def apply_transforms(arrays: Sequence[np.ndarray], transforms: Sequence[Transfor
 def drop_constants(transforms: Sequence[Transform]) -> tuple[Transform, ...]:
     """Returns the transforms without what they add: those of an optimizer's slots, which follow differences alone."""
     return tuple(transform for transform in transforms if transform.name != "add")
+
+
+def have_slots(transforms: Sequence[Transform]) -> bool:
+    """Whether an optimizer's slots can follow the weight: those of a multiplied one differ from kind to kind."""
+    return all(transform.name != "multiply" for transform in transforms)
 
 
 def _joined(specs: Sequence[Spec], transform: Transform) -> list[Spec]:
@@ -232,6 +240,6 @@ def _resize_grid(words: list[str]) -> Transform:
 
 _MAKERS: dict[str, Callable[[list[str]], Transform]] = {
     "transpose": _transpose, "reshape": _reshape, "squeeze": _squeeze, "split": parts.make_split, "slice": parts.make_slice,
-    "concat": _concat, "add": parts.make_add, "lstm_gates": parts.make_gates("lstm_gates", (0, 2, 1, 3)),
-    "gru_gates": parts.make_gates("gru_gates", (1, 0, 2)), "cast": _cast, "resize_grid": _resize_grid,
+    "concat": _concat, "add": parts.make_add, "multiply": parts.make_multiply, "reverse": parts.make_reverse, "lstm_gates": parts.make_gates("lstm_gates", (0, 2, 1, 3)),
+    "gru_gates": parts.make_gates("gru_gates", (1, 0, 2)), "cast": _cast, "folded": parts.make_folded, "resize_grid": _resize_grid,
 }  # fmt: skip

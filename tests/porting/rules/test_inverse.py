@@ -33,6 +33,8 @@ def there_and_back(arrays: list[np.ndarray], steps: list[transforms.Transform], 
         ((1, 6, 1), ["squeeze(0)", "transpose", "reshape(2, 3)"]),
         ((3, 8), ["lstm_gates", "transpose"]),
         ((3, 6), ["gru_gates"]),
+        ((3, 6), ["reverse(1)", "transpose", "reverse(-1)"]),
+        ((3, 6), ["multiply(0.5)"]),
         ((4, 6), ["reshape(2, 2, 6)", "transpose(2, 0, 1)", "reshape(-1)"]),
     ],
 )
@@ -105,3 +107,12 @@ def test_transposes_tell_the_shape_of_their_source_and_others_do_not() -> None:
     assert infer_source_shape((2, 3), chain("cast(float16)", "transpose")) == (3, 2)
     with pytest.raises(ValueError, match=r"`reshape\(-1\)` does not determine the shape"):
         infer_source_shape((6,), chain("reshape(-1)"))
+
+
+def test_what_is_folded_is_subtracted_from_its_source_and_zeros_leave_its_bits() -> None:
+    source, steps = np.array([1.0, -0.0, 3.0], np.float32), chain("folded")
+    assert not transforms.apply_transforms([source], steps, Target((3,))).any()
+    bias = np.array([0.5, 0.0, -0.0], np.float32)
+    (back,) = invert_transforms(bias, [Spec((3,), source.dtype)], steps, Target((3,)), read=lambda _: source)
+    assert back.tobytes() == np.array([0.5, -0.0, 3.0], np.float32).tobytes()
+    assert back.dtype == np.float32

@@ -136,10 +136,54 @@ def test_every_kind_of_images_that_rules_know_is_one_that_models_know() -> None:
     assert set(language.IMAGES) == set(models.IMAGES)
 
 
-def test_of_the_shipped_rules_dinov2_alone_names_images() -> None:
-    assert {
-        name: detect.get_rules(name).images for name in detect.shipped_rules() if detect.get_rules(name).images
-    } == {"dinov2_hf": "torch"}
+def test_of_the_shipped_rules_those_name_images_whose_networks_all_take_the_same() -> None:
+    named = {name: detect.get_rules(name).images for name in detect.shipped_rules() if detect.get_rules(name).images}
+    assert {name for name, images in named.items() if images == "torch"} == {"dinov2_hf", "efficientnet"}
+    assert named["slim_mobilenet_v2"] == "tf"
+    assert not {"vit_timm", "slim_resnet_v1", "slim_vgg", "facenet", "bert"} & set(named)
+
+
+# --- alternatives and notes ---
+
+
+@pytest.mark.parametrize(
+    ("names", "used", "skipped"),
+    [
+        (("w",), "w", []),
+        (("w/ExponentialMovingAverage",), "w/ExponentialMovingAverage", []),
+        (("w", "w/ExponentialMovingAverage"), "w/ExponentialMovingAverage", [("w", "its average is used")]),
+    ],
+)
+def test_what_follows_or_is_taken_where_the_file_lacks_what_comes_before(
+    tmp_path: pathlib.Path, names: tuple[str, ...], used: str, skipped: list[tuple[str, str]]
+) -> None:
+    target = model(k=(2, 3))
+    arrays = {name: ONE + number for number, name in enumerate(names)}
+    ledger = load(tmp_path, target, arrays, "k <- w/ExponentialMovingAverage or w")
+    assert ledger.loaded[0].source == (used,)
+    assert [(each.name, each.rule) for each in ledger.skipped] == skipped
+    np.testing.assert_array_equal(target["k"], arrays[used])
+
+
+def test_where_both_alternatives_are_missing_the_first_is_named(tmp_path: pathlib.Path) -> None:
+    text = failure(tmp_path, model(k=(2, 3)), {"x": ONE}, "k <- u or w")
+    assert "my.rules:1 expects u" in text
+
+
+def test_alternatives_may_have_different_numbers_of_sources(tmp_path: pathlib.Path) -> None:
+    target = model(k=(2, 3))
+    load(tmp_path, target, {"a": ONE[:1], "b": ONE[1:]}, "k <- whole or a + b | concat(0)")
+    np.testing.assert_array_equal(target["k"], ONE)
+
+
+def test_a_tensor_called_or_is_written_in_quotes(tmp_path: pathlib.Path) -> None:
+    assert load(tmp_path, model(k=(2, 3)), {"or": ONE}, 'k <- "or"').loaded[0].source == ("or",)
+
+
+def test_notes_are_printed_and_kept_in_the_ledger(tmp_path: pathlib.Path) -> None:
+    ledger = load(tmp_path, model(k=(2, 3)), {"w": ONE}, 'k <- w\nnote "images are small"\nnote "and grey"')
+    assert ledger.summary().endswith("; note: images are small; note: and grey")
+    assert ledger.to_json()["notes"] == ["images are small", "and grey"]
 
 
 @pytest.mark.parametrize("name", list(detect.shipped_rules()))
@@ -156,7 +200,7 @@ def test_shipped_rules_are_parsed_and_can_be_named(name: str) -> None:
     [
         ("k", "expected `TARGET <- SOURCE | TRANSFORM`"),
         ("k = w", "expected `TARGET <- SOURCE | TRANSFORM`"),
-        ("skpi w", "or one of skip, fresh, prefix, detect, expect, images; nearest: skip"),
+        ("skpi w", "or one of skip, fresh, prefix, detect, expect, images, note, map; nearest: skip"),
         ("expect a b", "`expect` takes a pattern, an attribute and its values"),
         ("skip", "`skip` takes exactly one pattern"),
         ("skip a b", "`skip` takes exactly one pattern"),
@@ -187,6 +231,14 @@ def test_shipped_rules_are_parsed_and_can_be_named(name: str) -> None:
             r"would add to every gate; `lstm_gates \| add\(1.0, 0, 4, 1\)` adds to the forget",
         ),
         ("a <- b | add(1.0) | gru_gates", "would add to every gate"),
+        ("k <- w or", "expected one source name after `<-`"),
+        ("k <- or w", "expected one source name after `<-`"),
+        ("k <- u or v or w", "`v or w`: expected one source name after `<-`"),
+        ("k <- u or v + w", "2 sources need a `concat.axis.`"),
+        (r"k <- u or v.\1", r"`v.\\1` refers to \\1"),
+        ("note", "`note` takes one text, in double quotes"),
+        ("note two words", "`note` takes one text, in double quotes"),
+        ('note ""', "`note` takes one text, in double quotes"),
     ],
 )
 def test_a_line_that_means_nothing_is_refused_with_its_number(line: str, said: str) -> None:
@@ -278,3 +330,36 @@ def test_integers_need_a_cast(tmp_path: pathlib.Path) -> None:
     target = model(k=(2, 3))
     load(tmp_path, target, {"w": whole}, "k <- w | cast(float32)")
     np.testing.assert_array_equal(target["k"], ONE)
+
+
+# --- words that stand for one another ---
+
+
+def test_a_map_replaces_words(tmp_path: pathlib.Path) -> None:
+    rules = language.parse_rules("map unit 1=zero 2=one\n" + r"layer(\d)/k <- x.\{unit:1}.\\y\1")
+    match = rules.rules[0].pattern.fullmatch("layer2/k")
+    assert match is not None
+    assert rules.rules[0].expand(match) == (r"x.one.\y2",)
+    assert language.parse_rules("map unit 1=zero\n" + r"layer(\d)/k <- x.\{unit:1}.y").rules[0].could_give("x.zero.y")
+    assert not rules.rules[0].could_give("x.zero")
+    other = rules.rules[0].pattern.fullmatch("layer3/k")
+    assert other is not None
+    with pytest.raises(PortError, match=r"rules:2: layer3/k: `map unit` does not have '3'"):
+        rules.rules[0].expand(other)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("map unit", "`map` takes a new name and FROM=TO"),
+        ("map unit 1", "`map` takes a new name and FROM=TO"),
+        ("map unit 1=2 1=3", "each FROM once"),
+        ("map unit 1=2\nmap unit 3=4", "my.rules:2: .*a new name"),
+        (r"(a) <- \{unit:1}", r"`\\\{unit:1\}` needs a line `map unit` above"),
+        ("map unit 1=2\n" + r"(a) <- \{unit:2}", r"a group 2 in `\(a\)`"),
+        ("map unit 1=2\n" + r"(a) <- \{unit}", r"refers to \\\{"),
+    ],
+)
+def test_a_map_that_cannot_be_used_is_refused(text: str, message: str) -> None:
+    with pytest.raises(PortError, match=message):
+        language.parse_rules(text, name="my.rules")

@@ -60,6 +60,10 @@ A = array(2, 3, 4)
         ("slice(2, 1, -d0)", A[:, :, 1:2]),
         ("add(1.0)", A + 1),
         ("add(-2.5e-1)", A - 0.25),
+        ("multiply(2.5)", A * 2.5),
+        ("reverse(2)", A[:, :, ::-1]),
+        ("reverse(-3)", A[::-1]),
+        ("slice(2, background, end)", A),
         ("add(1, 2, 4, 1)", A + np.eye(4, dtype=A.dtype)[1]),
         ("lstm_gates", A[:, :, [0, 2, 1, 3]]),
         ("slice(2, 0, 3) | gru_gates", A[:, :, [1, 0, 2]]),
@@ -187,6 +191,8 @@ def test_what_is_inferred_is_what_comes_out(shape: tuple[int, ...], data: st.Dat
         ("lstm_gates", [(4, 6)], "axis 1 has length 6, which is not divisible by 4"),
         ("gru_gates", [(4,)], "axis 0 has length 4, which is not divisible by 3"),
         ("cast(int32) | add(1.0)", [(4,)], "expected a floating-point dtype, not int32"),
+        ("cast(int32) | multiply(2.0)", [(4,)], "expected a floating-point dtype, not int32"),
+        ("reverse(2)", [(4, 3)], "there is no axis 2"),
         ("add(1.0, 0, 3, 1)", [(4,)], "axis 0 has length 4, which is not divisible by 3"),
         ("concat(0)", [(4, 3), (4, 2)], "shapes may differ only along axis 0"),
         ("concat(0)", [(4, 3), (4,)], "shapes may differ only along axis 0"),
@@ -214,6 +220,22 @@ def test_a_grid_that_cannot_be_told_is_not_guessed() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("classes", "wanted", "first"),
+    [(1001, 1000, 1), (1001, 1001, 0), (1000, 1000, 0), (1001, 7, 0), (6, 5, 0), (7, 7, 0)],
+)
+def test_the_background_is_left_out_only_of_imagenets_classes(classes: int, wanted: int, first: int) -> None:
+    step, target = transforms.parse_transform("slice(-1, background, end)"), Target((2, wanted))
+    array = np.arange(classes, dtype=np.float32)
+    np.testing.assert_array_equal(transforms.apply_transforms([array], [step], target), array[first:])
+
+
+def test_slots_follow_no_weight_that_is_multiplied() -> None:
+    steps = [transforms.parse_transform(text) for text in ("transpose", "multiply(2)")]
+    assert transforms.have_slots(steps[:1])
+    assert not transforms.have_slots(steps)
+
+
 def test_concat_of_different_types_asks_for_a_cast() -> None:
     steps = [transforms.parse_transform("concat(0)")]
     inferred = transforms.infer_spec(
@@ -239,6 +261,11 @@ def test_concat_of_different_types_asks_for_a_cast() -> None:
         ("split(0, 0, 0)", "there is no part 0 of 0"),
         ("slice(0, 1)", r"expected slice\(axis, from, to\)"),
         ("slice(0, 1, all)", r"expected slice\(axis, from, to\)"),
+        ("multiply", r"expected multiply\(number\)"),
+        ("multiply(0)", "with a number other than 0"),
+        ("multiply(2, 3)", r"expected multiply\(number\)"),
+        ("reverse", "`reverse` takes 1 argument, not 0"),
+        ("reverse(all)", "expected integers"),
         ("add", r"expected add\(number\) or add\(number, axis, parts, i\)"),
         ("add(one)", r"expected add\(number\) or"),
         ("add(1, 0, 4, 4)", "there is no part 4 of 4"),

@@ -36,12 +36,13 @@ class Node:
         input_types, output_types: the data types (enums) of inputs and outputs; empty for arguments and results.
         references: the positions of the inputs that it takes by reference.
         stateful: whether the op is registered as stateful.
+        known: whether this TensorFlow knows the op.
         body, results: for a call, the nodes that run inside it, and one per output, which others read instead of the call.
     """
 
     __slots__ = (
-        "body", "controls", "definition", "input_types", "inputs", "name", "op", "output_types", "references", "results",
-        "stateful",
+        "body", "controls", "definition", "input_types", "inputs", "known", "name", "op", "output_types", "references",
+        "results", "stateful",
     )  # fmt: skip
 
     def __init__(self, name: str, op: str, definition: Any = None) -> None:
@@ -54,6 +55,7 @@ class Node:
         self.output_types: list[int] = []
         self.references: frozenset[int] = frozenset()
         self.stateful = False
+        self.known = True
 
     def __repr__(self) -> str:
         return f"<{self.op} {self.name}>"

@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from engine import tensorflow_private
-from engine.audit.nodes import RESOURCE, FlatGraphError, Node, Tensor, find_ancestors, find_types
+from engine.graphs.nodes import RESOURCE, FlatGraphError, Node, Tensor, find_ancestors, find_types
 
 MOST_NODES = 300_000  # the most nodes that functions may add to the graph, with one copy per call
 _CALLS = frozenset(["PartitionedCall", "StatefulPartitionedCall"])
@@ -25,10 +25,12 @@ _LOOPS = frozenset(["While", "StatelessWhile"])
 class FlatGraph:
     """All ``nodes`` of a GraphDef, with one copy of a function's nodes per call; ``top`` are its own nodes, by name.
 
-    Raises FlatGraphError if the graph contradicts itself, or is too large once its functions are inlined.
+    Raises FlatGraphError if the graph contradicts itself, is too large once its functions are inlined, or has an operation
+    that this TensorFlow does not know; with ``unknown``, such operations are nodes like others, whose types are not known.
     """
 
-    def __init__(self, definition: Any) -> None:
+    def __init__(self, definition: Any, *, unknown: bool = False) -> None:
+        self._unknown = unknown
         self.nodes: list[Node] = []
         self._functions = {function.signature.name: function for function in definition.library.function}
         self._pending: list[tuple[Node, tuple[str, ...]]] = []
@@ -110,8 +112,12 @@ class FlatGraph:
         self.nodes.append(node)
         function = self._functions.get(definition.op)
         signature = function.signature if function is not None else tensorflow_private.op_definition(definition.op)
-        if signature is None:
+        if signature is None and not self._unknown:
             raise FlatGraphError(f"{node.name}: TensorFlow {tf.__version__} has no op {definition.op}")
+        if signature is None:
+            node.stateful, node.known = True, False
+            node.input_types = [0] * sum(not text.startswith("^") for text in definition.input)
+            return node
         node.stateful = signature.is_stateful
         node.input_types, references = find_types(definition, signature, signature.input_arg)
         node.references = frozenset(references)
@@ -137,6 +143,8 @@ class FlatGraph:
         if node is None:
             raise FlatGraphError(f"{reader.name}: its input {text} is not in the graph")
         try:
+            if not node.known:
+                return Tensor(node, int(rest[-1]) if rest else 0)
             index = self._offset(node, rest[0]) + int(rest[1]) if len(rest) == 2 else int(rest[0]) if rest else 0
         except ValueError:
             raise FlatGraphError(f"{reader.name}: its input {text} cannot be read") from None
@@ -210,7 +218,7 @@ class FlatGraph:
     def _body(self, call: Node, name: str, label: str, arguments: list[Node], within: tuple[str, ...]) -> list[Tensor]:
         """Inlines a function for one call; returns its results."""
         if name in within:
-            raise FlatGraphError(f"{call.name}: {name} calls itself; recursive functions cannot be audited")
+            raise FlatGraphError(f"{call.name}: {name} calls itself; a recursive function cannot be read")
         function = self._functions[name]
         signature = function.signature
         given = {argument.name: node for argument, node in zip(signature.input_arg, arguments, strict=True)}

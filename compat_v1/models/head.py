@@ -1,0 +1,67 @@
+"""A new head on the features of an old graph."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from engine.models import layers
+from engine.models.keras.heads import Head, HeadError
+
+_FIRST_SITE = 1 << 16  # of random numbers: behind those of the graph
+
+
+class GraphHead(tf.Module):
+    """Pools features [B, C], [B, T, C] or [B, H, W, C], and computes logits [B, outputs].
+
+    As for Keras backbones, hidden layers begin as in He et al. (arXiv:1502.01852), and the last one small (0.02). The
+    shape ``features`` is that of an example. Raises HeadError if it has another rank, or an unknown length where one is
+    needed.
+    """
+
+    def __init__(self, head: Head, features: tuple[int | None, ...], outputs: int, *, seed: int, dtype: Any) -> None:
+        super().__init__()
+        size = math.prod(n or 0 for n in features) if head.pool == "flatten" else features[-1] if features else None
+        if len(features) not in (1, 2, 3) or not size:
+            known = ["B", *("?" if n is None else n for n in features)]
+            raise HeadError(
+                f"head={head.pool!r}: the features have shape {known}; expected 2 to 4 axes, and known lengths where they are "
+                "not pooled"
+            )
+        self._pool = head.pool
+        rng = np.random.default_rng(seed)
+        self._steps: list[Callable[[Any, bool, Any], Any]] = []
+        for number, part in enumerate(head.parts):
+            if isinstance(part, int):
+                dense = layers.Dense(size, part, rng=rng, scale=math.sqrt(2.0 / size), dtype=dtype)
+                setattr(self, f"hidden_{number}", dense)
+                self._steps.append(_hidden(dense))
+                size = part
+            else:
+                self._steps.append(_dropout(part, _FIRST_SITE + number))
+        self.logits = layers.Dense(size, outputs, rng=rng, scale=0.02, dtype=dtype)
+
+    def __call__(self, x: Any, *, training: bool, seeds: Any) -> Any:
+        places = list(range(1, x.shape.rank - 1))
+        if self._pool == "flatten":
+            x = tf.reshape(x, [-1, math.prod(x.shape[1:])])
+        elif places:
+            x = tf.reduce_mean(x, axis=places) if self._pool == "gap" else tf.reduce_max(x, axis=places)
+        for step in self._steps:
+            x = step(x, training, seeds)
+        return self.logits(x)
+
+
+def _hidden(dense: layers.Dense) -> Callable[[Any, bool, Any], Any]:
+    return lambda x, training, seeds: tf.nn.relu(dense(x))
+
+
+def _dropout(rate: float, site: int) -> Callable[[Any, bool, Any], Any]:
+    def apply(x: Any, training: bool, seeds: Any) -> Any:
+        return layers.dropout(x, rate, seeds=seeds, site=site) if training and rate else x
+
+    return apply

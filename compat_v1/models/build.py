@@ -9,12 +9,15 @@ from typing import Any
 import tensorflow as tf
 
 from compat_v1.graphs import metagraph
+from compat_v1.graphs.extract import OldVariable
+from compat_v1.graphs.safety import UnsafeGraphError
 from compat_v1.models import weights as old_weights
 from compat_v1.models.head import GraphHead
 from compat_v1.models.losses import make_loss
 from compat_v1.models.network import GraphNetwork
 from compat_v1.models.old_graph import OldGraph
 from compat_v1.models.switches import describe
+from engine.graphs.tracing import CALLS
 from engine.models import images
 from engine.models.keras.heads import parse_head
 from engine.models.spec import Model, ModelSpecError, Request
@@ -50,7 +53,7 @@ def build_model(request: Request) -> Model:
     if old.switches:
         notes.append(f"switches: {describe(old.switches)}")
     weights = old_weights.find_weights(old)
-    variables = old.variables([old.output])
+    variables = _list_variables(old)
     if loss := given.get("loss"):
         tensor = old.tensor(loss, argument="loss")
         variables = old.variables([old.output, tensor], old.find_arrays(tensor))
@@ -84,6 +87,18 @@ def build_model(request: Request) -> Model:
         own_loss=functools.partial(make_loss, network),
         own_slots=functools.partial(old_weights.open_slots, weights, network),
     )
+
+
+def _list_variables(old: OldGraph) -> tuple[OldVariable, ...]:
+    try:
+        return old.variables([old.output])
+    except UnsafeGraphError as error:
+        if not any(node.op in CALLS for node in old.meta.definition.graph_def.node):
+            raise
+        raise UnsafeGraphError(
+            f"{error}\n{old.where} computes in functions, as TensorFlow 2 exports do. py:module:factory trains a module that holds "
+            "what tf.saved_model.load returns"
+        ) from None
 
 
 def native_size(name: str) -> tuple[int, int] | None:

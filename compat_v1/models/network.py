@@ -286,8 +286,10 @@ class GraphNetwork(tf.Module):
         while values.shape.rank < rank and expected.shape[-1] == 1:
             values = values[..., tf.newaxis]
         if not tf.TensorShape([None, *expected.shape[1:]]).is_compatible_with(values.shape):
+            fed = producer(name)
             raise GraphError(
-                f"{self._old.where}: {producer(name)} is fed with {list(expected.shape)}; these data are {values.shape.as_list()}"
+                f"{self._old.where}: {fed} is fed with {list(expected.shape)}; these data are {values.shape.as_list()}. "
+                f"--image_size=HEIGHTxWIDTH resizes images, and --inputs='{fed}[None,...]' gives the graph another shape"
             )
         return values
 

@@ -308,7 +308,7 @@ def test_a_checkpoint_that_does_not_fit_is_listed_on_both_sides(photos: pathlib.
         ({"graph": {"inputs": "y"}}, "no operation y"),
         ({"graph": {"tags": "serve"}}, "tags"),
         ({"graph": {"constants": ".*"}}, "has variables"),
-        ({"image_shape": (8, 8, 1)}, "fed with"),
+        ({"image_shape": (8, 8, 1)}, "fed with.*--image_size"),
     ],
 )
 def test_bad_requests_say_what_is_wrong(photos: pathlib.Path, given: dict[str, Any], words: str) -> None:
@@ -363,3 +363,20 @@ def test_dropout_in_a_loop_keeps_its_generator_and_is_told(tmp_path: pathlib.Pat
     always, _ = build(meta, checkpoint, "loss", dtype=tf.float64, outputs=["logits"], graph_inputs="keep_prob=0.5/0.5")
     with pytest.raises(GraphError, match="random in evaluation too"):
         always(x, training=False)
+
+
+def test_an_export_of_tensorflow_2_is_told_how_it_can_be_trained(tmp_path: pathlib.Path) -> None:
+    class Counting(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.count, self.kernel = tf.Variable(0.0), tf.Variable(tf.ones([SIZE, CLASSES]))
+
+        @tf.function(input_signature=[tf.TensorSpec([None, SIZE], name="x")])
+        def __call__(self, x: Any) -> Any:
+            self.count.assign_add(1.0)
+            return x @ self.kernel
+
+    made = Counting()
+    tf.saved_model.save(made, str(tmp_path / "saved"), signatures=made.__call__)
+    with pytest.raises(UnsafeGraphError, match=r"it changes variables.*\n.*py:module:factory"):
+        build_model(f"graph:{tmp_path}/saved,preprocess=tf", image_shape=(1, SIZE, 1), outputs=CLASSES)

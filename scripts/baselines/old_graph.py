@@ -145,11 +145,12 @@ class Engine:
         tensor = old.tensor(job.loss, argument="loss")
         variables = old.variables([old.output, tensor], old.find_arrays(tensor))
         network = GraphNetwork(old, variables, read_values(variables, job.checkpoint, f"graph:{job.graph}"))
-        self._batch = {"image": feeds[image]} | {key: feeds[name] for name, key in keys.items() if feeds[name].ndim}
+        batch = {"image": feeds[image]} | {key: feeds[name] for name, key in keys.items() if feeds[name].ndim}
         self._selection = select(network, job.train)
         self._step = TrainStep(
             make_loss(network, job.loss), build_optimizer(job.optimizer), nonfinite="skip", give_up=10**6
         )
+        self._batch = self._step.tensors(batch)  # with the seeds of its examples, as a run gets its batches
         self._rate = job.learning_rate
         self._random = bool(old.program([tensor], training=True, arrays=tuple(old.find_arrays(tensor))).part.random)
 

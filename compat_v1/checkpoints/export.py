@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -21,6 +21,7 @@ from compat_v1.checkpoints.reader import open_checkpoint
 from compat_v1.checkpoints.writer import Entry, ExportError, Version
 from compat_v1.graphs.saver_keys import Slice, Wanted
 from engine.files import FileError, PathLike
+from engine.porting.outward import Values
 from engine.porting.readers import bundle_index, partitions
 from engine.porting.readers.checkpoint_file import explaining_damage
 from engine.porting.readers.locate import locate
@@ -29,18 +30,6 @@ from engine.text import join_some, nearest
 
 _SLICED = 1 << 30  # bytes; a larger tensor of a base is written in slices
 _CAN_SLICE = ("float32", "float64", "int32", "int64")  # what RestoreV2 can join from slices
-
-
-class Values(Protocol):
-    """New values by name; a part of TensorSource (engine.porting.readers.source)."""
-
-    def names(self) -> list[str]: ...
-
-    def shape(self, name: str) -> tuple[int, ...]: ...
-
-    def dtype(self, name: str) -> np.dtype[Any]: ...
-
-    def read(self, name: str) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)

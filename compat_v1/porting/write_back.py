@@ -31,7 +31,7 @@ from engine.selection.variables import name_variables
 
 @dataclass(frozen=True)
 class WriteBack:
-    """The tensors of a model under the names of its old checkpoint: ``compat_v1.checkpoints.export.Values``.
+    """The tensors of a model under the names of its old checkpoint: ``engine.porting.outward.Values``.
 
     ``left_out`` is variable or slot -> the reason why the checkpoint has no place for it. ``base`` is the prefix of the
     old checkpoint, or None. ``frozen`` is the base if it is a frozen graph.

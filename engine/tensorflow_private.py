@@ -85,6 +85,16 @@ def is_recorded(tensor: Any) -> bool:
     return bool(record.should_record_backprop([tensor]))
 
 
+def unrecorded() -> contextlib.AbstractContextManager[Any]:
+    """A scope in which no gradient tape records, nor asks functions that are called for their gradients.
+
+    ``GradientTape.stop_recording`` does that for one tape, but a layer does not know the tapes around it.
+    """
+    from tensorflow.python.eager import record
+
+    return record.stop_recording()
+
+
 def record_gradient(outputs: Sequence[Any], inputs: Sequence[Any], backward: Any) -> None:
     """Tells the active gradient tapes how outputs depend on inputs: ``backward(*gradients of outputs)`` gives theirs.
 

@@ -30,6 +30,19 @@ def test_the_registry_of_gradients_tells_what_is_differentiable() -> None:
     assert not tensorflow_private.has_gradient("NoSuchOp")
 
 
+def test_what_is_unrecorded_is_on_no_tape() -> None:
+    x = tf.constant(2.0)
+    with tf.GradientTape(persistent=True) as outer, tf.GradientTape() as tape:
+        outer.watch(x)
+        tape.watch(x)
+        with tensorflow_private.unrecorded():
+            y = x * x
+        assert not tensorflow_private.is_recorded(y)
+        assert tensorflow_private.is_recorded(x)
+    assert tape.gradient(y, x) is None
+    assert outer.gradient(y, x) is None
+
+
 def test_a_handle_tells_the_shape_and_dtype_of_its_variable() -> None:
     variable = tf.Variable(tf.zeros([3, 2]))
     graph = tf.function(lambda: variable.read_value()).get_concrete_function().graph

@@ -8,7 +8,7 @@ from typing import Any
 from engine.frostline.analysis import Analysis, Crossing
 from engine.frostline.dependence import Cause
 from engine.graphs.batch_shapes import SHAPES
-from engine.graphs.tracing import CALLS
+from engine.graphs.tracing import find_calls
 from engine.text import join_some
 
 
@@ -37,7 +37,7 @@ def explain_refusal(analysis: Analysis, chosen: Sequence[Crossing] | None) -> tu
 
 def _explain_calls(analysis: Analysis) -> tuple[str, ...]:
     """What was not looked into: functions that are compiled as a whole, or must not be inlined."""
-    calls = [op.name for op in analysis.live if op.type in CALLS]
+    calls = [op.name for op in find_calls(analysis.live)]
     if not calls:
         return ()
     return (f"{join_some(calls)}: a frozen part inside such a function, compiled as a whole, was not looked for",)

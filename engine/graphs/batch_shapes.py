@@ -123,9 +123,12 @@ class BatchShapes:
     def bound(self, tensor: Any) -> Shape:
         """Returns a shape for counting bytes: a length that does not grow linearly is rounded up to a multiple of B.
 
-        A length that could not be inferred counts 1, and so does a tensor of unknown rank.
+        A length that could not be inferred counts 1. A tensor of unknown rank, as the result of a call, has its shape in the
+        trace, whose first length is taken to be B; if that is not known either, it counts 1.
         """
-        at_first = self._at(tensor, self._first) or ()
+        at_first = self._at(tensor, self._first)
+        if at_first is None:
+            return _guessed(tensor) or ()
         lengths = []
         for length, one in zip(self._lengths(tensor) or (), at_first, strict=False):
             if isinstance(length, Length):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -11,6 +11,7 @@ import tensorflow as tf
 from engine import tensorflow_private
 
 CALLS = frozenset(["PartitionedCall", "StatefulPartitionedCall"])
+PIECE = "compiled_piece"  # the name of the functions of engine.training.pieces
 
 
 def batch_tensors(batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,9 +30,19 @@ def inlined() -> Iterator[None]:
         tf.config.run_functions_eagerly(before)
 
 
+def find_calls(ops: Iterable[Any]) -> list[Any]:
+    """The calls of functions among operations. A compiled piece does not count: it is as one element-wise operation."""
+    return [op for op in ops if op.type in CALLS and not is_piece(op)]
+
+
+def is_piece(op: Any) -> bool:
+    """Whether an operation calls a piece of engine.training.pieces."""
+    return op.type in CALLS and f"_{PIECE}_" in op.get_attr("f").name
+
+
 def calls_functions(traced: Any) -> bool:
     """Whether a graph calls functions, whose operations are not part of the graph itself."""
-    return any(op.type in CALLS for op in traced.get_operations())
+    return bool(find_calls(traced.get_operations()))
 
 
 def inline_calls(function: Any) -> Any:

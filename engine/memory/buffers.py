@@ -11,6 +11,8 @@ import tensorflow as tf
 
 from engine.graphs.batch_shapes import BatchShapes
 from engine.graphs.dataflow import ancestors
+from engine.graphs.tracing import is_piece
+from engine.training import pieces
 
 
 def count_saved_bytes(backward: Iterable[Any], batch_size: int) -> int:
@@ -88,12 +90,14 @@ class Buffers:
 
     def find_peak(self, batch_size: int) -> int:
         """The largest number of bytes alive at once; variables are not counted."""
+        padding = pieces.pad(batch_size) / batch_size
         alive: dict[Any, int] = {}
         going: dict[int, list[Any]] = {}
         now = most = 0
         for number, op in enumerate(self._ops):
             mine = {_buffer(tensor) for tensor in op.inputs}
             free = sorted((alive[key] for key in mine if key in alive and self._last[key] == number), reverse=True)
+            copies = int(padding * sum(alive.get(key, 0) for key in mine)) if padding > 1 and is_piece(op) else 0
             for tensor in op.outputs:
                 key = _buffer(tensor)
                 if op.type in _VIEWS or key in alive or key not in self._shapes:
@@ -107,7 +111,7 @@ class Buffers:
                     free.remove(size)  # counted once: the operand is freed below
                     most = max(most, now)
                 else:
-                    most = max(most, now + size)
+                    most = max(most, now + size + copies)
                 now += size
             for key in going.pop(number, ()):
                 now -= alive.pop(key)

@@ -7,12 +7,15 @@ are computed in float32.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from engine import seeds as example_seeds
+from engine import tensorflow_private
+from engine.training import pieces
 from engine.training.precision import widen
 
 
@@ -147,8 +150,13 @@ def gelu(x: Any, *, approximate: bool) -> Any:
     Its derivative shares most of its work, so it is computed with it and saved for the gradient, instead of ``x``.
     """
 
+    compiled = pieces.pay(x) and tensorflow_private.is_recorded(x)
+
     @tf.custom_gradient
     def apply(x: Any) -> Any:
+        if compiled:
+            value, gradient = _COMPILED_TANH if approximate else _COMPILED_ERF
+            return value(x), lambda g: gradient(x, g)
         y, slope = _gelu_tanh(x) if approximate else _gelu_erf(x)
         return y, lambda g: g * slope
 
@@ -171,6 +179,21 @@ def _gelu_tanh(x: Any) -> tuple[Any, Any]:
     return 0.5 * x * (1.0 + t), 0.5 * (1.0 + t + x * (1.0 - tf.square(t)) * slope)
 
 
+def _compile_gelu(parts: Callable[[Any], tuple[Any, Any]]) -> tuple[pieces.Piece, pieces.Piece]:
+    """The value, and the gradient from ``x`` and the incoming gradient: one pass each, so nothing but ``x`` is saved."""
+
+    def value(x: Any) -> Any:
+        return tf.cast(parts(widen(x))[0], x.dtype)
+
+    def gradient(x: Any, g: Any) -> Any:
+        return tf.cast(widen(g) * parts(widen(x))[1], x.dtype)
+
+    return pieces.Piece(value), pieces.Piece(gradient)
+
+
+_COMPILED_ERF, _COMPILED_TANH = _compile_gelu(_gelu_erf), _compile_gelu(_gelu_tanh)
+
+
 def attend(query: Any, key: Any, value: Any) -> Any:
     """softmax(query key') value of tensors [B, heads, N, size], as [B, N, heads, size]. Queries are scaled before.
 
@@ -187,8 +210,9 @@ def attend(query: Any, key: Any, value: Any) -> Any:
         def backward(g: Any) -> Any:
             along = tf.reduce_sum(widen(g) * widen(mixed), axis=-1, keepdims=True)
             g = tf.transpose(g, [0, 2, 1, 3])
-            of_weights = widen(tf.matmul(g, value, transpose_b=True)) - tf.transpose(along, [0, 2, 1, 3])
-            of_scores = tf.cast(widen(weights) * of_weights, query.dtype)
+            of_weights, along = tf.matmul(g, value, transpose_b=True), tf.transpose(along, [0, 2, 1, 3])
+            gradient = _compiled_of_scores if pieces.pay(weights) else _of_scores
+            of_scores = gradient(weights, of_weights, along)
             return (
                 tf.matmul(of_scores, key),
                 tf.matmul(of_scores, query, transpose_a=True),
@@ -198,6 +222,14 @@ def attend(query: Any, key: Any, value: Any) -> Any:
         return mixed, backward
 
     return apply(query, key, value)
+
+
+def _of_scores(weights: Any, of_weights: Any, along: Any) -> Any:
+    """The gradient of softmax from its result, the gradient of that, and the sum of their product along each row."""
+    return tf.cast(widen(weights) * (widen(of_weights) - along), weights.dtype)
+
+
+_compiled_of_scores = pieces.Piece(_of_scores)
 
 
 def dropout(x: Any, rate: float, *, seeds: Any, site: int) -> Any:

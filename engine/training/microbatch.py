@@ -15,6 +15,7 @@ from typing import Any
 import tensorflow as tf
 
 from engine import keras_private, part_times, tensorflow_private
+from engine.devices import computing_kind
 from engine.errors import InputError
 from engine.graphs import dataflow
 from engine.graphs.batch_shapes import BatchShapes
@@ -22,7 +23,7 @@ from engine.graphs.op_kinds import OpKinds
 from engine.graphs.tracing import inlined
 from engine.selection.selection import Selection
 from engine.text import join_some
-from engine.training import losses, remat
+from engine.training import losses, pieces, remat
 from engine.training.losses import LossFunction
 from engine.training.optimizer_base import Optimizer
 from engine.training.own_state import OwnState, hold_still
@@ -138,8 +139,7 @@ def trace_micro_batch(
             )
             scaled = total * tf.cast(loss_scale, total.dtype)
         metrics = losses.weighted_sums(loss.metrics)
-        here = tf.compat.v1.get_default_graph()
-        found["forward"] = here.get_operations()
+        found["forward"] = tf.compat.v1.get_default_graph().get_operations()
         found["gradients"], found["by_rows"] = _take_gradients(tape, scaled, selection)
         found["weights"] = {name: None if loss.terms[name][1] is None else sums[name][1] for name in sums}
         found["metrics"] = tuple(metrics)
@@ -153,7 +153,8 @@ def trace_micro_batch(
 
     def trace(held: Sequence[Any]) -> Any:
         scalar = tf.TensorSpec([], tf.float64)
-        with selection.modes(), keras_private.inference_mode(held), tensorflow_private.mortal_gradients():
+        compiles = pieces.scope(not compiled and computing_kind() == "cpu")
+        with selection.modes(), keras_private.inference_mode(held), tensorflow_private.mortal_gradients(), compiles:
             return tf.function(micro_batch, autograph=False).get_concrete_function(
                 dict(specs), tf.TensorSpec([None], tf.float64), scalar, scalar
             )

@@ -47,7 +47,8 @@ if TYPE_CHECKING:
     )
     from engine.training.precision import LossScale as LossScale
     from engine.training.rates import parse_rates as parse_rates
-    from engine.training.step import StepResult as StepResult, TrainStep as TrainStep
+    from engine.training.step import TrainStep as TrainStep
+    from engine.training.step_result import StepResult as StepResult
 
 _HOMES = {
     "engine.audit.graph_audit": ("audit_graph",),
@@ -68,7 +69,8 @@ _HOMES = {
     "engine.training.optimizers": ("SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Ftrl", "Momentum", "RMSProp"),
     "engine.training.precision": ("LossScale",),
     "engine.training.rates": ("parse_rates",),
-    "engine.training.step": ("StepResult", "TrainStep"),
+    "engine.training.step": ("TrainStep",),
+    "engine.training.step_result": ("StepResult",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -78,11 +78,11 @@ def parse_device(text: str) -> tuple[str, int | None]:
     raise DeviceError(f"device={text!r}: expected auto, cpu or gpu:N{nearest(text, ('auto', 'cpu', 'gpu:0'))}")
 
 
-def select_device(name: str = "auto") -> Device:
+def select_device(name: str = "auto", *, several: bool = False) -> Device:
     """Makes TensorFlow compute on one device: the first GPU if there is one (``auto``), the CPU, or a GPU by number.
 
     The choice is made before TensorFlow starts, with its first operation; from then on, only the device in use is a valid
-    one. On a machine without GPUs nothing is changed.
+    one. On a machine without GPUs nothing is changed. With ``several``, ``auto`` takes all GPUs; the first one is returned.
 
     Raises:
         DeviceError: the device is not there, or TensorFlow has started with another one.
@@ -104,14 +104,14 @@ def select_device(name: str = "auto") -> Device:
         )
     if not gpus:
         return describe_cpu()
-    wanted = [] if kind == "cpu" else [gpus[number or 0]]
+    wanted = [] if kind == "cpu" else gpus if several and kind == "auto" else [gpus[number or 0]]
     try:
         if tf.config.get_visible_devices("GPU") != wanted:
             tf.config.set_visible_devices(wanted, "GPU")
     except RuntimeError:  # it has started
         seen = tf.config.get_visible_devices("GPU")
         if kind == "auto" or (seen and seen[:1] == wanted):
-            wanted = seen[:1]
+            wanted = seen if several and kind == "auto" else seen[:1]
         else:
             used = f"gpu:{gpus.index(seen[0])}" if seen else "the CPU"
             raise DeviceError(

@@ -69,6 +69,27 @@ def inference_mode(layers: Sequence[Any]) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def replaced_moments(layers: Sequence[Any], moments: Callable[[Any, Sequence[int]], Any]) -> Iterator[None]:
+    """Makes BatchNormalization layers compute ``moments(inputs, axes)`` of a batch by this function, within a ``with`` block.
+
+    Other layers are left as they are. Their own synchronisation needs the context of a replica, in which functions cannot be traced once for all replicas.
+    A call with a mask is computed as before.
+    """
+    with contextlib.ExitStack() as stack:
+        for layer in layers:
+            if not hasattr(layer, "_moments"):
+                continue
+            own, before = vars(layer), layer._moments
+
+            def compute(inputs: Any, mask: Any, layer: Any = layer, before: Any = before) -> Any:
+                return before(inputs, mask) if mask is not None else moments(inputs, layer._reduction_axes)
+
+            stack.callback(own.pop, "_moments", None)
+            own["_moments"] = compute
+        yield
+
+
 def _in_inference(call: Callable[..., Any]) -> Callable[..., Any]:
     signature = inspect.signature(call)
 

@@ -1,4 +1,4 @@
-"""Reads and writes sizes in bytes as people do: 1GiB, 500MB, 4096."""
+"""Reads and writes sizes in bytes, and bandwidths in bits, as people do: 1GiB, 500MB, 4096, 10Gbit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ for _power, _letter in enumerate("kmgt", start=1):
 
 
 class SizeError(InputError):
-    """A text is not a valid size in bytes."""
+    """A text is not a valid size in bytes, or not a valid bandwidth."""
 
 
 def parse_bytes(text: str, *, name: str) -> int:
@@ -36,3 +36,20 @@ def format_bytes(size: int) -> str:
     while value >= 1024 and len(units) > 1:
         value, units = value / 1024, units[1:]
     return f"{value:.3g} {units[0]}" if value < 999.5 else f"{value:.0f} {units[0]}"
+
+
+def parse_bandwidth(text: str, *, name: str) -> float:
+    """Converts a text such as ``10Gbit``, ``2.5 Gbit/s`` or ``100Mbps``, in upper or lower case, to bytes per second.
+
+    Units are bits with a prefix k, M, G or T (powers of 1000), as for the links of a network. A SizeError names the argument
+    ``name`` if the text is anything else, or the bandwidth is 0.
+    """
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{0,9})?)\s*([kmgt]?)(bit(?:/s)?|bps|b/s)", text.strip(), re.IGNORECASE)
+    number, prefix, unit = match.groups() if match else ("0", "", "")
+    in_bytes = len(unit) == 3 and unit[0] == "B" and unit.lower() != "bit"
+    if match is None or not float(number) or in_bytes:
+        said = (
+            f"bits; that is {8 * float(number):g}{prefix}bit" if in_bytes else "bits, such as 1Gbit, 10Gbit or 100Mbit"
+        )
+        raise SizeError(f"{name}={text!r}: expected {said}")
+    return float(number) * 1000 ** " kmgt".index(prefix.lower() or " ") / 8

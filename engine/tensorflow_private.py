@@ -193,6 +193,14 @@ def call_unchecked(function: Any, flat: Sequence[Any]) -> Any:
     return function.inference_fn.call_preflattened([*flat, *function.captured_inputs])
 
 
+def call_with_captures(function: Any, flat: Sequence[Any], captured: Sequence[Any]) -> Any:
+    """Calls a concrete function with flattened arguments, and with other tensors in place of those that it has captured.
+
+    Publicly a captured variable can only be replaced for all calls at once.
+    """
+    return function._call_flat(list(flat), list(captured))
+
+
 def global_seed() -> int | None:
     """Returns the seed that ``tf.random.set_seed`` was given last; there is no public way to ask."""
     from tensorflow.python.eager import context
@@ -264,3 +272,72 @@ def disable_op_determinism() -> None:
     from tensorflow.python.framework import config
 
     config.disable_op_determinism()
+
+
+def multi_worker_strategy(addresses: Sequence[str], worker: int, *, ring: bool) -> Any:
+    """Returns a ``tf.distribute.MultiWorkerMirroredStrategy`` that neither waits for the other workers nor observes them.
+
+    By default TensorFlow's coordination service does both. It waits for an hour without a word, and ends the process
+    with a log message when the first worker is gone. ``ring`` lets the collectives run on CPUs, in rings.
+
+    Raises:
+        RuntimeError: TensorFlow has started.
+    """
+    import tensorflow as tf
+    from tensorflow.python.distribute import collective_all_reduce_strategy
+    from tensorflow.python.eager import context
+
+    if has_started():
+        raise RuntimeError("TensorFlow has already started")
+    context.context().configure_coordination_service(service_type="")  # no service
+    collective_all_reduce_strategy.CollectiveAllReduceExtended._enable_check_health = False
+    kinds = tf.distribute.experimental.CommunicationImplementation
+    return tf.distribute.MultiWorkerMirroredStrategy(
+        cluster_resolver=tf.distribute.cluster_resolver.SimpleClusterResolver(
+            tf.train.ClusterSpec({"worker": list(addresses)}), task_type="worker", task_id=worker, rpc_layer="grpc"
+        ),
+        communication_options=tf.distribute.experimental.CommunicationOptions(
+            implementation=kinds.RING if ring else kinds.AUTO
+        ),
+    )
+
+
+def check_peer(worker: int, *, seconds: float) -> None:
+    """Asks TensorFlow's server of another worker for its state; raises an error of ``tf.errors`` if it does not answer.
+
+    Python's other threads stand still meanwhile. A process that was started anew is a FailedPreconditionError.
+    """
+    from tensorflow.python.eager import context
+
+    context.context().check_collective_ops_peer_health(f"/job:worker/replica:0/task:{worker}", int(1000 * seconds))
+
+
+def abort_collectives(message: str) -> None:
+    """Makes the collective operations of this process, those that wait and all later ones, raise UnavailableError."""
+    from tensorflow.core.protobuf import error_codes_pb2
+    from tensorflow.python.eager import context
+
+    context.context().abort_collective_ops(error_codes_pb2.UNAVAILABLE, message)
+
+
+def has_started() -> bool:
+    """Whether TensorFlow's runtime has started, after which its devices cannot be chosen any more."""
+    from tensorflow.python.eager import context
+
+    return context.context()._context_handle is not None
+
+
+@contextlib.contextmanager
+def quiet_logger() -> Iterator[None]:
+    """Within this scope, TensorFlow's logger of Python code reports only errors; it tells each start of a strategy."""
+    import logging
+
+    import tensorflow as tf
+
+    logger = tf.get_logger()
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -12,11 +12,11 @@ from engine import __version__
 
 from . import cli
 
-_MEASURED = "freezing step first_step accumulation cache memory loading porting v1 graph"
+_MEASURED = "freezing step first_step accumulation cache memory loading porting v1 graph distribution"
 COMMANDS = {
     "commands": (
         *("finetune", "predict", "evaluate", "export", "push_delta", "apply_delta", "diff"),
-        *("migrate", "port_checkpoint", "inspect_checkpoint", "audit_graph", "compare_v1", "endure"),
+        *("migrate", "port_checkpoint", "inspect_checkpoint", "audit_graph", "compare_v1", "endure", "plan_scaling"),
     ),
     "benchmarks": (*(f"benchmark_{name}" for name in _MEASURED.split()), "gpu_check"),
     "making the shipped weights": ("make_pretraining_set", "pack_weights"),

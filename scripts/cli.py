@@ -132,6 +132,13 @@ def answer(name: str, main: Callable[[], int]) -> int:
 
         if isinstance(error, InputError):
             return _fail(name, error, BAD_INPUT)
+        from engine.distribution.distribution import StoppedError, WorkerLostError
+        from engine.distribution.together import PeerFailedError
+
+        if isinstance(error, (WorkerLostError, PeerFailedError)):  # the message names the worker
+            return _fail(name, error, FAILED)
+        if isinstance(error, StoppedError):
+            return _fail(name, error, STOPPED)
         from engine import writing
 
         if isinstance(error, OSError) and error.errno in writing.FULL:

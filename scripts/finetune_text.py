@@ -115,12 +115,14 @@ def _rates_table(stage: Stage) -> str:
 
 def _print_plan(job: Job) -> None:
     """Prints how steps are computed, and why."""
-    plan, size = job.plan, job.config.batch_size
+    plan, size = job.plan, job.replica_examples
+    examples = f"{size} example{'s'[: size - 1]}{' of a replica' * (job.distribution.share.of > 1)}"
     if plan.micro_batch_size is not None:
         count = -(-size // plan.micro_batch_size)
-        print(f"step:    {size} examples in {count} micro-batches of {plan.micro_batch_size}, remat {plan.remat}")
+        parts = f"{count} micro-batch{'es'[: 2 * (count > 1)]} of {plan.micro_batch_size}"
+        print(f"step:    {examples} in {parts}, remat {plan.remat}")
     elif plan.remat != "none":
-        print(f"step:    {size} examples in one piece, remat {plan.remat}")
+        print(f"step:    {examples} in one piece, remat {plan.remat}")
     if plan.blocks is not None:
         print(f"depth:   the top {plan.blocks} blocks and the head train")
     for text in (*plan.reasons, *job.caveats()):
@@ -133,13 +135,13 @@ def print_times(parts: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def print_end(result: RunResult) -> None:
-    """Prints accuracy before and after, the freeze proof, and where the files are."""
+    """Prints accuracy at the first and the last evaluation, the freeze proof, and where the files are."""
     run, final, proof = result.run, result.run["final"], result.run["freeze_proof"]
     print()
     if result.evaluations:
         first, last = result.evaluations[0], result.evaluations[-1]
         if last.accuracy is not None:
-            print(f"evaluation accuracy: {first.accuracy:.4f} before, {last.accuracy:.4f} after {run['steps']} steps")
+            print(f"evaluation accuracy: {first.accuracy:.4f} before, {last.accuracy:.4f} after {last.step} steps")
         print(f"evaluation loss:     {first.loss:.4f} before, {last.loss:.4f} after")
     if final.get("test_accuracy") is not None:
         print(f"test accuracy:       {final['test_accuracy']:.4f}")

@@ -16,6 +16,7 @@ GROUND = GROUND_NAMES.split()
 # Each room may import the rooms to its left. A lazy import is an import.
 ORDER = (
     "ground",
+    "engine.distribution",
     "engine.data",
     "engine.graphs",
     "engine.selection",
@@ -190,3 +191,9 @@ def test_no_file_is_longer_than_400_lines_and_no_function_than_80(package: str) 
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 assert (node.end_lineno or 0) - node.lineno < 80, f"{path.name}: {node.name}"
+
+
+def test_no_two_test_files_have_the_same_name() -> None:
+    """pytest imports them by name, and could not collect both in one run."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

@@ -51,6 +51,16 @@ def test_one_gpu_is_used_and_its_memory_grows(monkeypatch: pytest.MonkeyPatch, n
     assert device.to_json()["libraries"] == {"CUDA": "12.5", "cuDNN": "9"}
 
 
+def test_several_gpus_are_used_where_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch, 3)
+    assert select_device(several=True).name == "gpu:0"
+    assert machine.visible == machine.growing == machine.gpus
+    assert select_device("gpu:2", several=True).name == "gpu:2"
+    assert machine.visible == [machine.gpus[2]]
+    Machine(monkeypatch, 3, started=1)
+    assert select_device(several=True).name == "gpu:1"
+
+
 def test_the_cpu_hides_all_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch, 2)
     assert select_device("cpu").kind == devices.computing_kind() == "cpu"

@@ -28,7 +28,7 @@ from engine.training import losses
 from engine.training.losses import LossFunction
 from engine.training.optimizers import Optimizer
 from engine.training.precision import LossScale
-from engine.training.step import NonFiniteError, StepResult
+from engine.training.step_result import NonFiniteError, StepResult
 
 v1 = tf.compat.v1
 

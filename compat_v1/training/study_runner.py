@@ -22,7 +22,7 @@ from engine.training import losses
 from engine.training.loop import Stage
 from engine.training.optimizers import Optimizer
 from engine.training.phases import Evaluation
-from engine.training.step import StepResult
+from engine.training.step_result import StepResult
 
 
 class SessionStep:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import functools
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,6 +15,7 @@ import tensorflow as tf
 from engine.data import order
 from engine.data.augment import augment
 from engine.data.part import DataError, Part, check_count
+from engine.distribution.shares import WHOLE, Share
 from engine.seeds import example_seeds
 
 Batch = dict[str, Any]
@@ -83,6 +85,8 @@ class TrainBatches:
         batch_size: the number of examples per step; the last step of an epoch has the remainder.
         seed: decides the order of each epoch, and with it augmentation and the examples' "seeds".
         augment: the augmentations to apply (engine.data.augment.KINDS).
+        share: the replicas of this process. Only their examples of each step are read, in which order and augmentation
+            do not depend on the share; a batch may then be empty, and has the number of "examples" of the whole step.
 
     Raises:
         DataError: the batch size is below 1 or above the number of examples.
@@ -96,6 +100,7 @@ class TrainBatches:
         seed: int = 0,
         augment: Sequence[str] = (),
         normalise: Normalise | None = None,
+        share: Share = WHOLE,
     ) -> None:
         check_count("batch_size", batch_size)
         if not 1 <= batch_size <= len(part):
@@ -105,6 +110,7 @@ class TrainBatches:
         self.seed = seed
         self.augment = tuple(augment)
         self.normalise = normalise or Normalise()
+        self.share = share
         self._prepare = _preparation(part, self.augment, self.normalise)
 
     @property
@@ -130,12 +136,26 @@ class TrainBatches:
         start, stop = number * self.batch_size, (number + count) * self.batch_size
         return epoch, order.permutation(self.seed, epoch, len(self.part), start=start, stop=stop)
 
+    def own(self, step: int, count: int = 1) -> tuple[int, list[tuple[np.ndarray, dict[str, int]]]]:
+        """Returns the epoch of a step and, for each step as in ``place``, what this share has of it.
+
+        These are the positions of its examples, and what a batch of them says of the whole step ("examples"), which is
+        nothing where the share is the whole.
+        """
+        epoch, positions = self.place(step, count)
+        found = []
+        for start in range(0, len(positions), self.batch_size):
+            whole = positions[start : start + self.batch_size]
+            first, stop = self.share.bounds(len(whole))
+            found.append((whole[first:stop], {} if self.share.is_whole else {"examples": len(whole)}))
+        return epoch, found
+
     def at(self, step: int) -> Batch:
         """Returns the batch of a step, counted over all epochs: "image", "label", "seeds" and "index"."""
-        epoch, positions = self.place(step)
+        epoch, [(positions, said)] = self.own(step)
         batch: Batch = self.part.read(positions)
         seeds = example_seeds(self.seed, epoch, batch["index"])
-        return batch | {"image": self._prepare(batch["image"], seeds), "seeds": seeds}
+        return batch | {"image": self._prepare(batch["image"], seeds), "seeds": seeds} | said
 
     def between(self, start: int, stop: int) -> Iterator[Batch]:
         """Yields the batches of the steps [start, stop), prepared ahead on another thread."""
@@ -188,19 +208,31 @@ class EvalBatches:
         return -(-len(self.part) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        for start in range(0, len(self.part), self.batch_size):
+        return self.between(0, len(self))
+
+    def between(self, first: int, stop: int) -> Iterator[Batch]:
+        """Yields the batches with the numbers [first, stop)."""
+        for start in range(first * self.batch_size, min(stop * self.batch_size, len(self.part)), self.batch_size):
             batch: Batch = self.part.read(np.arange(start, min(start + self.batch_size, len(self.part))))
             seeds = example_seeds(0, 0, batch["index"])
             yield batch | {"image": self._prepare(batch["image"], seeds), "seeds": seeds}
 
 
 def _preparation(part: Part, kinds: tuple[str, ...], normalise: Normalise) -> Any:
-    """Builds the function from uint8 or float images to augmented, normalised float32, compiled once for all lengths."""
-    images = tf.TensorSpec([None, *part.image_shape], tf.as_dtype(part.image_dtype))
+    """The function from uint8 or float images to augmented, normalised float32."""
+    normalise = replace(normalise, mean=tuple(normalise.mean), std=tuple(normalise.std))  # lists have no hash
+    prepare = _compile_preparation(tuple(part.image_shape), tf.as_dtype(part.image_dtype), kinds, normalise)
+    return lambda images, seeds: prepare(tf.constant(images), tf.constant(seeds))
+
+
+@functools.lru_cache(maxsize=16)  # a run reads the same images in several ways
+def _compile_preparation(shape: tuple[int, ...], dtype: Any, kinds: tuple[str, ...], normalise: Normalise) -> Any:
+    """Builds the function that prepares images, compiled once for all lengths."""
+    images = tf.TensorSpec([None, *shape], dtype)
 
     @tf.function(autograph=False, input_signature=[images, tf.TensorSpec([None, 2], tf.int32)])
     def prepare(images: Any, seeds: Any) -> Any:
         images = tf.cast(images, tf.float32) / 255.0 if images.dtype == tf.uint8 else images
         return normalise(augment(images, seeds, kinds))
 
-    return lambda images, seeds: prepare(tf.constant(images), tf.constant(seeds))
+    return prepare

@@ -46,19 +46,20 @@ class FeatureBatches:
 
     def _read(self, step: int, count: int) -> list[Batch]:
         """The batches of ``count`` steps of one epoch, in one read: its fixed cost is paid once for all of them."""
-        epoch, positions = self.batches.place(step, count)
-        part, size = self.batches.part, self.batches.batch_size
+        epoch, steps = self.batches.own(step, count)
+        part = self.batches.part
+        positions = np.concatenate([own for own, _ in steps])
         index = part.index[positions]
         whole: Batch = {"label": part.labels[positions], "index": index}
         whole["seeds"] = example_seeds(self.batches.seed, epoch, index)
         whole |= self.features.read(index, view=epoch % self.features.views)
-        sizes = [min(size, len(index) - start) for start in range(0, len(index), size)]
+        sizes = [len(own) for own, _ in steps]
         # one copy of the whole, of which the parts are views: made here, while the previous step is computed
         tensors = {name: tf.split(values, sizes) for name, values in whole.items() if name != "index"}
         indices = np.split(index, np.cumsum(sizes)[:-1])
         return [
-            {name: parts[number] for name, parts in tensors.items()} | {"index": indices[number]}
-            for number in range(len(sizes))
+            {name: parts[number] for name, parts in tensors.items()} | {"index": indices[number]} | said
+            for number, (_, said) in enumerate(steps)
         ]
 
 
@@ -68,12 +69,21 @@ class EvalFeatureBatches:
     def __init__(self, batches: EvalBatches, features: Features) -> None:
         self.batches, self.features = batches, features
 
+    @property
+    def batch_size(self) -> int:
+        """The number of examples in every batch but the last."""
+        return self.batches.batch_size
+
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
+        return self.between(0, len(self))
+
+    def between(self, first: int, stop: int) -> Iterator[Batch]:
+        """The batches with the numbers [first, stop)."""
         part, size = self.batches.part, self.batches.batch_size
-        for start in range(0, len(part), size):
+        for start in range(first * size, min(stop * size, len(part)), size):
             positions = np.arange(start, min(start + size, len(part)))
             index = part.index[positions]
             batch: Batch = {"label": part.labels[positions], "index": index, "seeds": example_seeds(0, 0, index)}

@@ -16,6 +16,9 @@ from typing import Any, Protocol
 from engine import part_times
 from engine.data.batches import EvalBatches, TrainBatches
 from engine.data.part import DataError
+from engine.distribution.distribution import ALONE, DisagreementError, Distribution
+from engine.distribution.shares import Share
+from engine.distribution.together import PeerFailedError, is_of_kind, work_together
 from engine.errors import InputError
 from engine.feature_cache.ahead import Ahead, Caches, find_ahead, join_passes
 from engine.feature_cache.batches import EvalFeatureBatches, FeatureBatches
@@ -24,6 +27,7 @@ from engine.feature_cache.eviction import evict_caches, hold_cache
 from engine.feature_cache.filling import Compute
 from engine.feature_cache.options import CacheOptions
 from engine.feature_cache.store import Features
+from engine.feature_cache.workers import PATIENCE, agree_on_missing, check_shared
 from engine.frostline.cuts import cut_evaluation
 from engine.frostline.line import FrostLine, Refused
 from engine.sizes import format_bytes
@@ -53,6 +57,8 @@ class CachePolicy:
         step, evaluator: the step that trains, and the evaluation of the same loss.
         train, evaluation: training steps and evaluation batches of images.
         data: the fingerprint of the source.
+        distribution: the workers, each of which computes a share of what the caches lack, and which decide alike.
+        rows_at_once: the number of examples whose features are computed at once; None takes that of a micro-batch.
         say: called with one line of text per event.
         stop: called while a cache is filled; True stops that, and finished shards stay on disk.
 
@@ -69,9 +75,13 @@ class CachePolicy:
         evaluation: EvalBatches,
         data: str,
         options: CacheOptions,
+        distribution: Distribution = ALONE,
+        rows_at_once: int | None = None,
         say: Callable[[str], None] = print,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._workers = distribution
+        self._rows_at_once = rows_at_once or step.micro_batch_size or train.batch_size
         self._step, self._evaluator, self._options = step, evaluator, options
         self._decider = Decider(step, train=train, evaluation=evaluation, data=data, options=options)
         self._train, self._evaluation = train, evaluation
@@ -104,9 +114,20 @@ class CachePolicy:
             look: whether to find the frost line even without a cache, in order to show it.
 
         Raises:
-            CacheError: a cache is required, but a phase cannot have one; names the phase and the reason.
+            CacheError: a cache is required, but a phase cannot have one, which names the phase and the reason; or there
+                are caches, but the workers do not share their folder.
         """
-        found = self._decider.decide(stages, per_epoch=per_epoch, eval_every=eval_every, saved=saved, look=look)
+
+        def decide(saved: Sequence[bool] | None) -> list[CacheDecision]:
+            return self._decider.decide(stages, per_epoch=per_epoch, eval_every=eval_every, saved=saved, look=look)
+
+        found, told = work_together(self._workers, lambda: decide(saved), tell=lambda made: [one.used for one in made])
+        if any(used != told[0] for used in told):  # the chief may see other rows: it decides
+            found, _ = work_together(
+                self._workers, lambda: found if told[self._workers.worker] == told[0] else decide(told[0])
+            )
+        if self._workers.workers > 1 and any(told[0]) and not look:
+            check_shared(self._workers, self._options.root)
         self._decisions |= {stage.phase.name: decision for stage, decision in zip(stages, found, strict=True)}
         self._stages += stages
         return list(self._decisions.values())
@@ -125,9 +146,10 @@ class CachePolicy:
         started = time.perf_counter()
         try:
             self._open = self._fill_all(event.stage, decision.line)
-        except DataError:  # a damaged image, without which the phase cannot train either
-            raise
-        except (InputError, OSError) as failed:  # the disk, or values that the stored type cannot represent
+        # the disk, or values that the stored type cannot represent, here or on another worker
+        except (InputError, OSError, PeerFailedError) as failed:
+            if is_of_kind(failed, DataError, DisagreementError) or not is_of_kind(failed, InputError, OSError):
+                raise  # such as a damaged image, without which the phase cannot train either
             error = str(failed)
             if isinstance(failed, OSError):
                 error = f"{self._options.root}: cannot keep the cache there ({failed.strerror or failed})"
@@ -140,33 +162,38 @@ class CachePolicy:
     @part_times.part("features")
     def _fill_all(self, stage: Stage, line: FrostLine) -> _Open | None:
         """The phase's caches, filled; None if that was stopped."""
-        name = stage.phase.name
-        both = self._open_caches(stage, line)
+        name, workers = stage.phase.name, self._workers
+        both, _ = work_together(workers, lambda: self._open_caches(stage, line))
         if (uncut := self._uncut[name]) is not None:
             self._say(f"cache  | {name}: evaluations see images: {'; '.join(uncut.reasons)}")
         with contextlib.ExitStack() as held:
-            for cache in both.values():
-                held.enter_context(hold_cache(cache.folder))
+            work_together(workers, lambda: [held.enter_context(hold_cache(cache.folder)) for cache in both.values()])
             if name in self._held:  # now held twice
                 self._held.pop(name).close()
             for damaged in [text for cache in both.values() for text in cache.damaged]:
                 self._say(f"cache  | damaged, will be recomputed: {damaged}")
-            ahead = self._find_ahead(stage, line, both)
+            agree_on_missing(workers, list(both.values()))
+            ahead = self._agree_ahead(stage, line, both)
             every = [*both.values(), *(cache for one in ahead for cache in one.caches.values())]
-            needed = sum(cache.bytes * cache.missing_rows // cache.rows for cache in every)
-            if self._options.budget is not None and needed:
-                for removed in evict_caches(self._options.root, needed, self._options.budget):
-                    self._say(f"cache  | removed {removed}: --cache_budget covers all caches together")
+            work_together(workers, lambda: self._evict(every) if workers.is_chief else None)
             missing = sum(cache.missing_rows for cache in both.values())
             rows = sum(cache.rows for cache in both.values())
+            shared = f" by {workers.workers} workers" if workers.workers > 1 else ""
             self._say(
-                f"cache  | {name}: {rows - missing:,} of {rows:,} rows exist, {missing:,} will be computed "
+                f"cache  | {name}: {rows - missing:,} of {rows:,} rows exist, {missing:,} will be computed{shared} "
                 f"({format_bytes(sum(cache.bytes for cache in both.values()))} in {self._options.root})"
             )
             if not self._fill_parts(name, line, both, ahead):
                 return None
             self._lower = both
             return _Open(both, held.pop_all())
+
+    def _evict(self, every: Sequence[Features]) -> None:
+        """Makes room for what the caches lack."""
+        needed = sum(cache.bytes * cache.missing_rows // cache.rows for cache in every)
+        if self._options.budget is not None and needed:
+            for removed in evict_caches(self._options.root, needed, self._options.budget):
+                self._say(f"cache  | removed {removed}: --cache_budget covers all caches together")
 
     def _open_caches(self, stage: Stage, line: FrostLine) -> Caches:
         """The caches of a phase: of the training part, and of the evaluation part unless evaluations see images."""
@@ -179,6 +206,17 @@ class CachePolicy:
         if name not in self._uncut:
             self._uncut[name] = cut_evaluation(self._evaluator, stage.selection, line, self._first_examples())
         return self._uncut[name] is not None
+
+    def _agree_ahead(self, stage: Stage, line: FrostLine, both: Caches) -> list[Ahead]:
+        """The later phases whose caches all workers can fill in the same pass."""
+        found, told = work_together(
+            self._workers,
+            lambda: self._find_ahead(stage, line, both),
+            tell=lambda ahead: [one.phase for one in ahead],
+        )
+        found = [one for one in found if all(one.phase in phases for phases in told)]
+        agree_on_missing(self._workers, [cache for one in found for cache in one.caches.values()])
+        return found
 
     def _find_ahead(self, stage: Stage, line: FrostLine, both: Caches) -> list[Ahead]:
         """The later phases whose caches are filled in the same pass; their caches are held until they begin."""
@@ -218,39 +256,56 @@ class CachePolicy:
             others = [one.caches[part] for one in ahead if part in one.caches] if compute is not None else []
             if len(others) < len(ahead):  # one of them evaluates images
                 others = []
+            lower = self._lower.get(part)
             try:
-                whole = self._fill(name, cache, self._lower.get(part), others, compute if others else None)
-            except DataError:
-                raise
-            except (InputError, OSError) as error:
-                if not others:
+                joint = {one.phase: other for one, other in zip(ahead, others, strict=False)}
+                whole = self._fill({name: cache} | joint, lower, compute if others else None)
+            except (InputError, OSError, PeerFailedError) as error:
+                if not others or is_of_kind(error, DataError) or not is_of_kind(error, InputError, OSError):
                     raise
                 say(f"later phases compute their features when they begin: {error}")
-                others = []
-                whole = self._fill(name, cache, self._lower.get(part), [], None)
+                agree_on_missing(self._workers, [cache])
+                whole = self._fill({name: cache}, lower, None)
             if not whole:
                 return False
-            for one, filled in zip(ahead, others, strict=False):
-                self._computed[one.phase] = self._computed.get(one.phase, 0) + filled.computed
         return True
 
-    def _fill(
-        self, name: str, cache: Features, lower: Features | None, ahead: Sequence[Features], compute: Compute | None
-    ) -> bool:
-        size, total = self._step.micro_batch_size or self._train.batch_size, cache.missing_rows
-        before, computed = cache.rows - total, cache.computed
-        with contextlib.ExitStack() as stack:
-            show = stack.enter_context(self.shows(total, f"cache {name}")) if self.shows and total else None
-            whole = cache.fill(
-                batch_size=size,
-                stop=self._stop,
-                progress=lambda done, _: show(done - before) if show is not None else None,
-                lower=lower,
-                ahead=ahead,
-                compute=compute,
-            )
-        self._computed[name] = self._computed.get(name, 0) + cache.computed - computed
-        return whole
+    def _fill(self, caches: Mapping[str, Features], lower: Features | None, compute: Compute | None) -> bool:
+        """Fills the cache of this phase, the first, and with it those of later ones; False if that was stopped."""
+        workers, (cache, *ahead) = self._workers, caches.values()
+        share = Share(workers.worker, workers.worker + 1, workers.workers)
+        total, before = cache.own_rows(share), cache.rows - cache.missing_rows
+        computed = [each.computed for each in caches.values()]
+        waits = workers.workers > 1 and any(each.missing_rows for each in caches.values())
+
+        def fill() -> tuple[bool, list[int]]:
+            with contextlib.ExitStack() as stack:
+                what = f"cache {next(iter(caches))}"
+                show = stack.enter_context(self.shows(total, what)) if self.shows and total else None
+                whole = cache.fill(
+                    batch_size=self._rows_at_once,
+                    stop=self._stop,
+                    progress=lambda done, _: show(done - before) if show is not None else None,
+                    lower=lower,
+                    ahead=ahead,
+                    compute=compute,
+                    share=share,
+                )
+            return whole, [each.computed - own for each, own in zip(caches.values(), computed, strict=True)]
+
+        _, told = work_together(workers, fill, tell=list)
+        for place, phase in enumerate(caches):
+            self._computed[phase] = self._computed.get(phase, 0) + sum(rows[place] for _, rows in told)
+        if not all(whole for whole, _ in told):
+            return False
+        if waits:
+
+            def take_over() -> None:
+                for each in caches.values():
+                    each.take_over(patience=PATIENCE, writes=workers.is_chief)
+
+            work_together(workers, take_over)
+        return True
 
     def batches(self, stage: Stage, start: int, stop: int) -> Iterator[Mapping[str, Any]]:
         """The steps [start, stop) of the current phase, which is ``stage``."""

@@ -18,7 +18,7 @@ import os
 import pathlib
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +93,17 @@ class Shards:
     def missing(self) -> list[int]:
         """The shards that do not exist or are damaged."""
         return [shard for shard in range(len(self)) if shard not in self.sums]
+
+    def forget(self, shards: Iterable[int]) -> None:
+        """Takes these shards for missing."""
+        for shard in shards:
+            self.sums.pop(shard, None)
+            self._maps.pop(shard, None)
+
+    def look_again(self) -> None:
+        """Accepts the missing shards that other processes have written meanwhile."""
+        for shard in self.missing:
+            self._verify(shard)
 
     def write(self, shard: int, arrays: Sequence[np.ndarray]) -> None:
         """Writes a shard from one array [rows, *shape] per column."""

@@ -12,7 +12,8 @@ import hashlib
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ import tensorflow as tf
 
 from engine import files
 from engine.data.part import Part
+from engine.distribution.shares import WHOLE, Share
 from engine.errors import InputError
 from engine.feature_cache.filling import Compute, Piece, fill_together
 from engine.feature_cache.options import DTYPES
@@ -29,6 +31,12 @@ from engine.sizes import format_bytes
 from engine.writing import NoSpaceError
 
 SHARD_BYTES, _SHARD_ROWS = 64 << 20, 1024  # limits on the memory for writing a shard, and on the loss if killed
+
+
+SHARE_IT = (
+    "the workers of a run share the folder of the caches: --cache_dir (by default feature_cache next to --out) must lie on "
+    "a disk that all of them have, or --cache=off trains without caches"
+)
 
 
 class FeaturesError(InputError):
@@ -121,6 +129,7 @@ class Features:
         self.bytes = sum(self._shards.bytes_of(shard) for shard in range(len(self._shards)))
         self.computed = 0
         self._unfinished: list[np.ndarray] = []  # the columns of the shard that is being filled
+        self._share = WHOLE  # of the missing shards, those that this process computes
 
     @property
     def rows(self) -> int:
@@ -142,6 +151,15 @@ class Features:
         """The bytes that ``fill`` has to write."""
         return sum(self._shards.bytes_of(shard) for shard in self._shards.missing)
 
+    @property
+    def missing_shards(self) -> list[int]:
+        """The numbers of the shards that ``fill`` has to write."""
+        return self._shards.missing
+
+    def own_rows(self, share: Share) -> int:
+        """The number of rows that ``fill`` computes for this share."""
+        return sum(self._shards.rows_of(shard) for shard in _shared(self._shards.missing, share))
+
     def fill(
         self,
         *,
@@ -152,8 +170,9 @@ class Features:
         lower: Features | None = None,
         ahead: Sequence[Features] = (),
         compute: Compute | None = None,
+        share: Share = WHOLE,
     ) -> bool:
-        """Computes and writes the missing shards; returns True if the cache is complete.
+        """Computes and writes the missing shards, or a share of them; returns True if none of these is left.
 
         Args:
             batch_size, budget: the number of examples computed at a time, and the bytes that the whole cache may take.
@@ -163,6 +182,8 @@ class Features:
                 instead of from the images, unless it stores fewer bits or does not suffice.
             ahead, compute: caches at other lines of the same examples and views that are filled in the same pass over
                 the images, and what computes the tensors of this cache (0) and of them (1, ...).
+            share: of each cache's missing shards in order, those that this process computes. They are computed in the
+                same pieces whatever the share, so the files are the same bytes. ``take_over`` then finds the others.
 
         Raises:
             FeaturesError: the cache exceeds the budget, the disk is full, or the stored type cannot represent a value.
@@ -175,6 +196,7 @@ class Features:
         caches = [self, *ahead]
         for cache in caches:
             cache._tidy()
+            cache._share = share
         if not any(cache.missing_rows for cache in caches):
             return True
         load: Callable[[np.ndarray, int], Any] = self._batches.prepared
@@ -203,7 +225,7 @@ class Features:
     def pieces(self, batch_size: int) -> list[Piece]:
         """The missing rows in batches, none of which extends past the end of a shard or a view."""
         found, count = [], len(self._numbers)
-        for shard in self._shards.missing:
+        for shard in _shared(self._shards.missing, self._share):
             row, end = shard * self._shards.each, shard * self._shards.each + self._shards.rows_of(shard)
             while row < end:
                 length = min(batch_size, end - row, count - row % count)
@@ -231,6 +253,29 @@ class Features:
             self._unfinished = []
             self.computed += rows
             if not shards.missing:
+                self._write_manifest()
+
+    def forget(self, shards: Iterable[int]) -> None:
+        """Takes these shards for missing, because another process does not have them."""
+        self._shards.forget(shards)
+
+    def take_over(self, *, patience: float, writes: bool) -> None:
+        """Verifies the shards that other processes have written; one of them also ``writes`` the manifest.
+
+        Raises FeaturesError if some do not appear within ``patience`` seconds, which a network's file system may take.
+        """
+        until = time.monotonic() + patience
+        self._shards.look_again()
+        while (missing := self._shards.missing) and time.monotonic() < until:
+            time.sleep(0.1)
+            self._shards.look_again()
+        if missing:
+            raise FeaturesError(
+                f"{self.folder}: {len(missing)} of {len(self._shards)} shards that other workers have computed are not "
+                f"there, or are damaged; {SHARE_IT}"
+            )
+        if writes:
+            with self._disk():
                 self._write_manifest()
 
     def _write_manifest(self) -> None:
@@ -299,6 +344,12 @@ class Features:
                     f"them ({error})"
                 ) from None
             raise FeaturesError(f"{self.folder}: cannot write the cache ({error.strerror or error})") from None
+
+
+def _shared(shards: Sequence[int], share: Share) -> list[int]:
+    """The shards that this share computes."""
+    first, stop = share.bounds(len(shards))
+    return list(shards[first:stop])
 
 
 def _narrowed(name: str, values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:

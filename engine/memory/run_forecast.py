@@ -47,6 +47,7 @@ class Surroundings:
     Attributes:
         examples, at_least: how many examples there are to evaluate, and how many are evaluated at once at least.
         images: the bytes of photos that will be decoded and kept.
+        step_examples: the examples of a whole step, where the process computes only a share of them.
         may_cache: whether phases may train from caches, which is decided later; the forecast then covers both.
     """
 
@@ -54,10 +55,12 @@ class Surroundings:
     at_least: int = 0
     images: int = 0
     may_cache: bool = False
+    step_examples: int | None = None
 
     def evaluated(self, batch_size: int, micro_batch_size: int | None) -> int:
         """The number of examples that are evaluated at once."""
-        return min(self.examples, evaluation_size(batch_size, micro_batch_size, at_least=self.at_least))
+        whole = self.step_examples or batch_size
+        return min(self.examples, evaluation_size(whole, micro_batch_size, at_least=self.at_least))
 
 
 def evaluation_size(batch_size: int, micro_batch_size: int | None, *, at_least: int) -> int:
@@ -79,7 +82,10 @@ def forecast_phases(
     ``process`` is the number of bytes that the process holds now, with everything traced so far.
     """
     found, functions = [], 0
-    filled, evaluated = micro_batch_size or batch_size, around.evaluated(batch_size, micro_batch_size)
+    filled, evaluated = (
+        micro_batch_size or around.step_examples or batch_size,
+        around.evaluated(batch_size, micro_batch_size),
+    )
     filling = [whole for whole, cached in phases if cached is not None and cached.shard is not None]
     joint = max(whole.forward for whole in filling) if len(filling) > 1 else 0
     for whole, cached in phases:

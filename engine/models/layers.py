@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from engine import seeds as example_seeds
 from engine import tensorflow_private
+from engine.distribution.moments import moments
 from engine.training import pieces
 from engine.training.precision import widen
 
@@ -115,7 +116,7 @@ class BatchNorm(tf.Module):
     def __call__(self, x: Any, *, training: bool) -> Any:
         given, x = x.dtype, widen(x)
         if training and self.update_statistics:
-            mean, variance = tf.nn.moments(x, axes=list(range(x.shape.rank - 1)))
+            mean, variance = moments(x, axes=range(x.shape.rank - 1))
             for moving, now in ((self.moving_mean, mean), (self.moving_variance, variance)):
                 moving.assign_sub((moving - tf.stop_gradient(now)) * tf.constant(1.0 - self.momentum, now.dtype))
         else:

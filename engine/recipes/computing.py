@@ -80,14 +80,14 @@ def decide_computing(
                 f"resume: the run computes on {told[0]}; before it was {told[1]}: the last bits of its steps may differ{drawn}"
             )
     if saved and config.precision == AUTO:
-        precision = _read_choice(saved["precision"])
+        precision = read_choice(saved["precision"])
     else:
         precision = decide_precision(config.precision, device, make_step)
     measured = config.precision == AUTO
     return Computing(device=device, jit_compile=config.jit_compile, precision=precision, measured=measured)
 
 
-def _read_choice(saved: Mapping[str, Any]) -> PrecisionChoice:
+def read_choice(saved: Mapping[str, Any]) -> PrecisionChoice:
     """The choice that a checkpoint holds; raises CheckpointError if it holds none."""
     try:
         return PrecisionChoice(**saved)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from engine import sizes
 from engine.data import augment, resize, source
 from engine.devices import parse_device
+from engine.distribution import start
 from engine.errors import InputError, check_range
 from engine.feature_cache import options as cache_options
 from engine.feature_cache.options import CacheOptions
@@ -35,12 +36,14 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "plan": ("micro_batches", "depth"),
     "cache": cache_options.MODES,
     "jit_compile": compiling.CHOICES,
+    "distribute": start.KINDS,
 }
 # A resume may change these; all other fields decide the course of a run.
 FREE = {
     *("out", "resume", "log_every", "checkpoint_every", "keep", "keep_best", "histograms"),
     *("image_cache", "cache_budget", "cache_dir", "force_base"),
     *("device", "jit_compile"),  # the last bits may then differ, which the resume says
+    *("distribute", "logical_devices", "worker_timeout", "sync_batch_norm"),
 }
 GRAPH_OPTIONS = ("tags", "inputs", "outputs", "features", "graph_inputs", "constants")  # about --model=graph:PATH
 _TYPES = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,), "tuple[str, ...]": (tuple,)}
@@ -113,6 +116,10 @@ class FinetuneConfig:
     precision: str = "float32"
     jit_compile: compiling.JitCompile = "auto"
     device: str = "auto"
+    distribute: Literal["none", "mirrored", "multiworker"] = "none"
+    logical_devices: int | None = None
+    worker_timeout: float = start.TIMEOUT
+    sync_batch_norm: bool = False
     nonfinite: Literal["skip", "stop"] | None = None
     micro_batches: int | None = None
     remat: remat.Mode | None = None
@@ -146,6 +153,7 @@ class FinetuneConfig:
         self._check_ranges()
         self._check_names()
         self._check_contradictions()
+        self._check_distribution()
         self.make_optimizer()
         self.phases()
         self.cache_options("")
@@ -170,6 +178,8 @@ class FinetuneConfig:
         counts = ("steps", "early_stop", "eval_every", "log_every", "checkpoint_every", "keep", "batch_size")
         for name in (*counts, "train_examples", "cache_views"):
             check_range(name, getattr(self, name), 1)
+        check_range("logical_devices", self.logical_devices, 1, start.MOST_LOGICAL_DEVICES)
+        check_range("worker_timeout", self.worker_timeout, start.LEAST_TIMEOUT)
         for name in ("epochs", "learning_rate"):
             check_range(name, getattr(self, name), above=0)
         for name in ("eval_fraction", "ema"):
@@ -231,6 +241,39 @@ class FinetuneConfig:
             raise InputError(f"steps={self.steps}, epochs={self.epochs}: give only one of them")
         if self.resume and self.out is None:
             raise InputError("resume: --out=FOLDER must say which run to resume")
+
+    def _check_distribution(self) -> None:
+        if self.logical_devices is not None and self.distribute != "mirrored":
+            raise InputError(
+                f"logical_devices={self.logical_devices}: they are the replicas of --distribute=mirrored; this run has "
+                f"--distribute={self.distribute}"
+            )
+        if self.logical_devices is not None and self.device.startswith("gpu"):
+            raise InputError(
+                f"logical_devices={self.logical_devices}: the processor is divided into them, but --device={self.device} "
+                "is a GPU; give --device=cpu, or leave out --logical_devices"
+            )
+        if self.worker_timeout != start.TIMEOUT and self.distribute != "multiworker":
+            raise InputError(
+                f"worker_timeout={self.worker_timeout:g}: it is about the workers of --distribute=multiworker; this run has "
+                f"--distribute={self.distribute}"
+            )
+        if self.distribute == "none" and self.sync_batch_norm:
+            raise InputError(
+                "sync_batch_norm: it is about several replicas, but --distribute=none has one; give "
+                "--distribute=mirrored or multiworker, or leave it out"
+            )
+        for name in ("micro_batches", "memory_budget"):
+            if self.sync_batch_norm and (value := getattr(self, name)) not in (None, 1):
+                raise InputError(
+                    f"sync_batch_norm, {name}={value}: BatchNorm would normalise a whole step at once, which micro-batches "
+                    "divide; give only one of them"
+                )
+        if self.distribute != "none" and self.model.startswith("graph:"):
+            raise InputError(
+                f"distribute={self.distribute}: --model={self.model} is a graph of TensorFlow 1, which trains on one "
+                "device; give --distribute=none"
+            )
 
     def graph_options(self) -> dict[str, str]:
         """What is asked of a model ``graph:PATH``, as ``engine.build_model`` takes it."""

@@ -6,6 +6,8 @@ import pathlib
 from dataclasses import dataclass
 from typing import Any
 
+from engine.data import TrainBatches
+from engine.distribution.distribution import Distribution
 from engine.memory.forecast import Forecast, Forecaster
 from engine.memory.planner import Plan
 from engine.memory.run_forecast import evaluation_size
@@ -13,11 +15,14 @@ from engine.recipes.computing import Computing
 from engine.recipes.config import FinetuneConfig
 from engine.recipes.plan import least_evaluated
 from engine.recipes.task import Task
+from engine.runs.run_directory import Keeping
 from engine.runs.saved_flags import FINGERPRINT, DataFacts
 from engine.sizes import format_bytes
 from engine.training.checkpoint import RunState
 from engine.training.loop import Stage, State
 from engine.training.step import TrainStep
+
+REPLICAS = "replicas"  # in the state of a run, where there are several
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,6 +30,7 @@ class Job:
     """What a run does.
 
     Attributes:
+        distribution: the workers and replicas.
         computing: the device, and how it computes.
         out: the run directory.
         settings: what a resume must not contradict.
@@ -34,6 +40,7 @@ class Job:
     """
 
     config: FinetuneConfig
+    distribution: Distribution
     computing: Computing
     task: Task
     out: pathlib.Path
@@ -55,10 +62,38 @@ class Job:
         return self.config.eval_every or self.task.per_epoch
 
     @property
+    def replica_examples(self) -> int:
+        """The most examples of a step that any replica takes."""
+        return self.distribution.share.largest(self.config.batch_size)
+
+    @property
+    def rows_at_once(self) -> int:
+        """The number of examples whose features are computed at once: it does not depend on the number of workers."""
+        batch_size = self.config.batch_size
+        if self.config.micro_batches is not None:
+            return -(-batch_size // self.config.micro_batches)
+        return self.plan.micro_batch_size or batch_size
+
+    def train_batches(self) -> TrainBatches:
+        """The steps of the training part, with the examples of this worker."""
+        return self.task.train_batches(share=self.distribution.share)
+
+    @property
     def eval_size(self) -> int:
-        """The number of examples that are evaluated at once."""
-        sizes = self.config.batch_size, self.plan.micro_batch_size
-        return evaluation_size(*sizes, at_least=least_evaluated(self.config))
+        """The number of examples that are evaluated at once: it does not depend on the number of workers either."""
+        parts = None if self.plan.micro_batch_size is None else self.rows_at_once
+        return evaluation_size(self.config.batch_size, parts, at_least=least_evaluated(self.config))
+
+    def keeping(self) -> Keeping:
+        """What the run directory gets, and how often."""
+        config = self.config
+        return Keeping(
+            log_every=config.log_every,
+            checkpoint_every=config.checkpoint_every or self.task.per_epoch,
+            keep=config.keep,
+            keep_best=config.keep_best,
+            histograms=config.histograms,
+        )
 
     def data_facts(self) -> DataFacts:
         """What the data decided about the model, for those who use it without them."""
@@ -80,7 +115,7 @@ class Job:
             return flags
         size, blocks = plan.micro_batch_size, plan.blocks
         decided: dict[str, Any] = {"memory_budget": None, "plan": "micro_batches", "remat": plan.remat}
-        decided["micro_batches"] = None if size is None else -(-self.config.batch_size // size)
+        decided["micro_batches"] = None if size is None else -(-self.replica_examples // size)
         if blocks is not None:
             decided["phase"] = [f'name=top_{blocks} train="@blocks[-{blocks}:] @head"']
         return flags | decided
@@ -105,12 +140,13 @@ class Job:
 
     def start_state(self, cache: list[bool]) -> RunState:
         """The state in which the run starts; ``cache`` says which phases train from kept features."""
+        replicas = self.distribution.share.of
         return RunState(
             settings=self.settings,
             loop=State() if self.saved is None else self.saved.loop,
             step=self.step.state(),
             plan=self.plan.to_json(),
-            computing=self.computing.to_state(),
+            computing=self.computing.to_state() | ({} if replicas == 1 else {REPLICAS: replicas}),
             images=self.task.images,
             cache=cache,
             since_line={} if self.saved is None else self.saved.since_line,

@@ -44,5 +44,19 @@ class Listener:
         """Called after the last step, also when the run fails."""
 
     def should_stop(self) -> bool:
-        """Asked after each step; True ends the run with a checkpoint, and it can be resumed."""
+        """Asked after each step, and while a worker waits for others; True ends the run, with a checkpoint that can be resumed
+        if it has begun."""
         return False
+
+
+class SilentListener(Listener):
+    """That of a worker beside the chief: the one given hears nothing, but may stop the run."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+
+    def should_stop(self) -> bool:
+        """As the one given says."""
+        stop = self._listener.should_stop()
+        self.stopped_by = self._listener.stopped_by
+        return stop

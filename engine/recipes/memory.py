@@ -17,6 +17,7 @@ from engine.recipes.job import Job
 from engine.recipes.plan import surroundings
 from engine.training.evaluation import WATCHED
 from engine.training.loop import Stage
+from engine.training.step_batch import COUNT
 
 
 def forecast_job(job: Job, decisions: Sequence[CacheDecision], cache: CachePolicy) -> tuple[Forecast, ...]:
@@ -41,13 +42,14 @@ def forecast_job(job: Job, decisions: Sequence[CacheDecision], cache: CachePolic
                 shard=sum(filled) if decision.reads_images else None,
             )
         phases.append((whole, cached))
-    sizes = job.config.batch_size, job.plan.micro_batch_size
+    sizes = job.replica_examples, job.plan.micro_batch_size
     return forecast_phases(phases, *sizes, process=resident_bytes(), around=around)
 
 
 def _forecast_above(job: Job, stage: Stage, line: FrostLine) -> Forecaster:
     """The forecaster of the step above a frost line."""
-    given = job.step.tensors(job.task.train_batches().at(0))
-    features = {tensor.key: tf.zeros([1, *tensor.shape], tensor.dtype) for tensor in line.tensors}
-    batch = {name: value[:1] for name, value in given.items() if name != line.images} | features
-    return Forecaster(job.step, stage.selection, stage.optimizer, batch)
+    given = job.step.tensors(job.train_batches().at(0))
+    first, stop = job.distribution.share.bounds(1)  # of a step of one example: only shapes matter
+    features = {tensor.key: tf.zeros([stop - first, *tensor.shape], tensor.dtype) for tensor in line.tensors}
+    batch = {name: value[: stop - first] for name, value in given.items() if name != line.images} | features
+    return Forecaster(job.step, stage.selection, stage.optimizer, batch | {COUNT: 1})

@@ -8,6 +8,7 @@ from typing import Any
 
 from engine import sizes
 from engine.data.loading import unloaded_bytes
+from engine.distribution.shares import WHOLE, Share
 from engine.errors import InputError
 from engine.memory.forecast import Forecaster
 from engine.memory.planner import Plan, Planner
@@ -30,24 +31,27 @@ def choose_plan(
     make_step: Callable[[int | None, Mode], TrainStep],
     saved: Mapping[str, Any] | None,
     kind: str,
+    share: Share = WHOLE,
 ) -> tuple[Plan, TrainStep, list[Stage], list[Forecaster]]:
     """The plan, the step that trains by it, the phases, which plan "depth" decides, and their forecasters.
 
     ``make_step`` makes the step that would train with a micro-batch size and a remat mode. ``saved`` is the plan of the
-    checkpoint that is resumed; it is followed whatever memory there is now. ``kind`` is that of the device. BudgetError: no plan fits the budget.
+    checkpoint that is resumed; it is followed whatever memory there is now. ``kind`` is that of the device. The plan is
+    for a replica's ``share`` of a step. BudgetError: no plan fits the budget.
     """
+    largest = share.largest(config.batch_size)
     budget = 2**62 if config.memory_budget is None else sizes.parse_bytes(config.memory_budget, name="memory_budget")
     mode = config.remat or "none"
     planner = Planner(
         make_step=make_step,
-        batch=task.train_batches().at(0),
-        batch_size=config.batch_size,
+        batch=task.train_batches(share=share).at(0),
+        batch_size=largest,
         budget=budget,
         modes=MODES if config.remat is None else (mode,),
         around=surroundings(config, task),
         kind=kind,
     )
-    size = None if config.micro_batches in (None, 1) else -(-config.batch_size // config.micro_batches)
+    size = None if config.micro_batches in (None, 1) else -(-largest // config.micro_batches)
 
     def with_blocks(blocks: int) -> list[Stage]:
         return resolve_stages(config, task, [top_blocks_phase(config, blocks)])
@@ -80,6 +84,7 @@ def surroundings(config: FinetuneConfig, task: Task, *, decided: bool = False) -
         at_least=least_evaluated(config),
         images=unloaded_bytes(parts),
         may_cache=not decided and config.cache != "off",
+        step_examples=config.batch_size,
     )
 
 

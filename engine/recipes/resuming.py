@@ -15,6 +15,12 @@ from engine.runs.saved_flags import read_flags
 from engine.text import nearest
 from engine.training.checkpoint_names import list_checkpoints
 
+# Fields about a way to distribute a run, which a resume may leave, and the ways that each of them is about
+_OF_DISTRIBUTION = {
+    "logical_devices": ("mirrored",),
+    "sync_batch_norm": ("mirrored", "multiworker"),
+    "worker_timeout": ("multiworker",),
+}
 _FILES = ("npz", "idx", "folder")  # sources at a path
 
 
@@ -65,9 +71,12 @@ def resume_config(out: PathLike, given: Mapping[str, Any]) -> FinetuneConfig:
         return FinetuneConfig(**given, **here)  # nothing is trained yet, so this is a new run
     if wrong:
         raise InputError(f"resume={folder}: these flags contradict those of the run:\n" + "\n".join(wrong))
+    if (kind := given.get("distribute")) is not None:
+        left = [name for name, kinds in _OF_DISTRIBUTION.items() if kind not in kinds]
+        saved = {name: value for name, value in saved.items() if name not in left}
     config = FinetuneConfig(**(saved | given | here))
-    kind, _, place = config.data.partition(":")
-    if "data" not in given and kind in _FILES and not pathlib.Path(place).exists():
+    family, _, place = config.data.partition(":")
+    if "data" not in given and family in _FILES and not pathlib.Path(place).exists():
         raise InputError(
             f"resume={folder}: the data of the run, {config.data}, are not there; --data says where they are now"
         )

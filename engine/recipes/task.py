@@ -13,6 +13,7 @@ from engine import models, part_times
 from engine.audit.forget_bias import check_forget_biases
 from engine.data import augment as augmentation
 from engine.data.part import DataError, check_labels
+from engine.distribution.shares import WHOLE, Share
 from engine.errors import InputError
 from engine.files import PathLike
 from engine.models.weights import LoadedWeights, load_as_it_is, load_for_classes
@@ -186,15 +187,19 @@ class Task:
         return LossScale() if self.numbers.scaled else None
 
     def train_batches(
-        self, *, batch_size: int | None = None, augment: Sequence[str] | None = None
+        self, *, batch_size: int | None = None, augment: Sequence[str] | None = None, share: Share = WHOLE
     ) -> sources.TrainBatches:
-        """The steps of the training part; the arguments replace the task's. Errors are those of ``TrainBatches``."""
+        """The steps of the training part, or a share of them; the other arguments replace the task's.
+
+        Errors are those of ``TrainBatches``.
+        """
         return sources.TrainBatches(
             self.source.train,
             batch_size=self.batch_size if batch_size is None else batch_size,
             seed=self.seed,
             augment=self.augment if augment is None else augment,
             normalise=self.normalise,
+            share=share,
         )
 
     def eval_batches(self, *, batch_size: int | None = None, part: sources.Part | None = None) -> sources.EvalBatches:

@@ -53,6 +53,9 @@ def _describe(run: Mapping[str, Any]) -> str:
         rows.append(("skipped", f"{data['skipped_images']:,} images that could not be read"))
     rows.append(("loss, optimizer, precision", f"{flags['loss']}, {flags['optimizer']}, {run['precision']['used']}"))
     rows.append(("device", _plain(_describe_device(run))))
+    if (spread := run["distribution"])["replicas"] > 1:
+        workers = f"{spread['workers']} workers, " if spread["workers"] > 1 else ""
+        rows.append(("distribution", f"{workers}{spread['replicas']} replicas (`--distribute={spread['kind']}`)"))
     notes = "".join(f"\n- {_plain(note)}" for note in model["notes"])
     notes = f"\n{notes}" if notes else ""
     title = f"# {_plain(model['name'])} on {_plain(data['name'])}"

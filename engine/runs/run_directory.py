@@ -44,17 +44,23 @@ class Keeping:
     keep_best: bool = False
     histograms: bool = False
 
+    def is_due(self, event: Event) -> bool:
+        """Whether a numbered checkpoint is to be written at an event."""
+        return event.kind == "checkpoint" and (event.force or event.state.step % self.checkpoint_every == 0)
+
 
 def find_resumable(
-    out: pathlib.Path, *, resume: bool, warn: Callable[[str], None]
+    out: pathlib.Path, *, resume: bool, warn: Callable[[str], None], writes: bool = True
 ) -> tuple[Checkpoint, RunState] | None:
     """The checkpoint to go on from, and the state in it; None for a new run. ``warn`` hears about damaged checkpoints.
+    A process that ``writes`` nothing there, as another one does, does not look whether it could.
 
     Raises:
         RunDirectoryError: the folder holds a run and ``resume`` is False, or it is a file.
         CheckpointError: all checkpoints are damaged.
     """
-    check_out(out, resume=resume)
+    if writes:
+        check_out(out, resume=resume)
     found = checkpoint.read_newest(out / "checkpoints", warn=warn) if resume else None
     return None if found is None else (found, RunState.read(found))
 
@@ -161,11 +167,9 @@ class RunDirectory:
                 self._board.add_histograms(event.stage.selection, event.state.step)
             if self._keeping.keep_best and self._is_best(event.state):
                 self._save(event.state, name="best.npz")
-        elif event.kind == "checkpoint":
-            due = event.force or event.state.step % self._keeping.checkpoint_every == 0
-            if due and event.state.step != self._saved:
-                self._save(event.state)
-                checkpoint.prune(self.out / "checkpoints", self._keeping.keep)
+        elif self._keeping.is_due(event) and event.state.step != self._saved:
+            self._save(event.state)
+            checkpoint.prune(self.out / "checkpoints", self._keeping.keep)
 
     def _watch(self, state: State) -> None:
         """Warns when the output of the frozen part changes within a phase, which it must not."""

@@ -98,6 +98,10 @@ class ModelVariables:
     def by_path(self) -> dict[str, NamedVariable]:
         return {entry.path: entry for entry in self.entries}
 
+    def with_bookkeeping(self) -> list[Any]:
+        """All variables, those of generators and metrics too."""
+        return [*(entry.variable for entry in self), *self.bookkeeping.values()]
+
     @property
     def bookkeeping(self) -> dict[str, Any]:
         """``generators`` and ``metrics``, by the names that they have in checkpoints."""

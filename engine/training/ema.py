@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -41,17 +41,24 @@ class Averages:
     def bytes(self) -> int:
         return sum(value.shape.num_elements() * value.dtype.size for value in self.values.values())
 
-    def handles(self, chosen: Selection) -> list[Any]:
-        return [self.values[entry.path].handle for entry in chosen.trained]
+    def variables(self, chosen: Selection) -> list[Any]:
+        """The average of each trained variable."""
+        return [self.values[entry.path] for entry in chosen.trained]
 
     @contextlib.contextmanager
-    def in_place(self, variables: ModelVariables) -> Iterator[None]:
-        """Puts the averages into the model within a ``with`` block; takes the memory of one extra variable."""
+    def in_place(self, variables: ModelVariables, *, follow: Callable[[], None] | None = None) -> Iterator[None]:
+        """Puts the averages into the model within a ``with`` block; takes the memory of one extra variable.
+
+        ``follow`` is called whenever that has changed the model, for copies of its variables.
+        """
+        follow = follow or (lambda: None)
         self._swap(variables)
         try:
+            follow()
             yield
         finally:
             self._swap(variables)
+            follow()
 
     def _swap(self, variables: ModelVariables) -> None:
         for entry in variables:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import concurrent.futures
+import itertools
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,6 +13,9 @@ import numpy as np
 import tensorflow as tf
 
 from engine import part_times, tensorflow_private
+from engine.distribution.distribution import ALONE, Distribution
+from engine.distribution.replicas import Replicas, by_handle
+from engine.distribution.together import work_together
 from engine.graphs import dataflow
 from engine.graphs.inlining import inline_calls
 from engine.graphs.tracing import batch_signature, batch_specs, batch_tensors, calls_functions, inlined
@@ -38,6 +44,44 @@ class Result:
     frozen_output_norm: float | None
 
 
+class _MeasuredBatch(NamedTuple):
+    """The sums (values, weights) of a batch by term and by metric, and the values of each metric by example."""
+
+    terms: Mapping[str, tuple[float, float]]
+    metrics: Mapping[str, tuple[float, float]]
+    examples: Mapping[str, np.ndarray]
+
+
+class _Measured(NamedTuple):
+    """What a worker measures: its batches, and the norms of those of their examples that are watched."""
+
+    batches: list[_MeasuredBatch]
+    norms: list[np.ndarray]
+
+    def to_json(self) -> Any:
+        """As JSON values, with all bits: examples as bytes in base64."""
+        batches = [
+            (b.terms, b.metrics, {name: b64encode(values.tobytes()).decode() for name, values in b.examples.items()})
+            for b in self.batches
+        ]
+        return [batches, [norms.astype(np.float64).tolist() for norms in self.norms]]
+
+    @classmethod
+    def read(cls, given: Any) -> _Measured:
+        batches, norms = given
+        return cls(
+            [
+                _MeasuredBatch(
+                    terms,
+                    metrics,
+                    {name: np.frombuffer(b64decode(text), np.float64) for name, text in examples.items()},
+                )
+                for terms, metrics, examples in batches
+            ],
+            [np.array(each, np.float64) for each in norms],
+        )
+
+
 class TracedEvaluation(NamedTuple):
     """A traced evaluation.
 
@@ -61,11 +105,22 @@ Watch = Callable[[Selection, Any], Any | None]
 class Evaluator:
     """Evaluates a loss function. It is compiled per selection, because the frost line depends on it.
 
-    ``watch`` computes the norm of the frozen part's output (engine.frostline.watch); None computes none.
+    ``watch`` computes the norm of the frozen part's output (engine.frostline.watch); None computes none. The workers of a
+    ``distribution`` each evaluate a share of the batches, and all return the same result: that of one, to the bit. So do the
+    devices of ``replicas``, those of the step that trains (``TrainStep.replicas``).
     """
 
-    def __init__(self, loss_fn: LossFunction, *, watch: Watch | None = None) -> None:
+    def __init__(
+        self,
+        loss_fn: LossFunction,
+        *,
+        watch: Watch | None = None,
+        distribution: Distribution = ALONE,
+        replicas: Replicas | None = None,
+    ) -> None:
         self.loss_fn = loss_fn
+        self._distribution = distribution
+        self._replicas = replicas
         self.watch = watch
         self._traces = Traces()
 
@@ -80,37 +135,79 @@ class Evaluator:
         """Evaluates batches of images, or of cached tensors (after ``use_traced`` with a cut evaluation).
 
         It does so in inference mode, with sums in float64. If batches are cached, ``watched`` must be the batch of the
-        first ``WATCHED`` images: cached tensors cannot show that the layers that computed them have changed.
+        first ``WATCHED`` images: cached tensors cannot show that the layers that computed them have changed. With several
+        workers, ``batches`` must have a length and ``between``, as those of engine.data have.
         """
+        found, told = work_together(
+            self._distribution, lambda: self._measure(selection, batches, watched), tell=lambda own: own.to_json()
+        )
+        every = [found] if len(told) == 1 else [_Measured.read(own) for own in told]
+        measured = [batch for own in every for batch in own.batches]
         terms: dict[str, np.ndarray] = {}
         metrics: dict[str, np.ndarray] = {}
         examples: dict[str, list[np.ndarray]] = {}
-        norms: list[np.ndarray] = []
-        below = False
-        for batch in batches:
-            tensors = batch_tensors(batch)
-            traced = self._function(selection, tensors)
-            below, out = traced.watches, traced.function(tensors)
-            for pairs in (out["terms"], out["metrics"]):
-                losses.check_weights({name: mass for name, (_, mass) in pairs.items()})
-            for sums, found in ((terms, out["terms"]), (metrics, out["metrics"])):
-                for name, pair in found.items():
-                    sums[name] = sums.get(name, np.zeros(2)) + np.array([float(pair[0]), float(pair[1])])
-            for name, values in out["examples"].items():
-                examples.setdefault(name, []).append(values.numpy().astype(np.float64))
-            if watched is None and sum(map(len, norms)) < WATCHED:
-                norms.append(traced.watch(tensors, out))
-        if watched is not None:
-            tensors = batch_tensors(watched)
-            traced = self._function(selection, tensors)
-            below, norms = traced.watches, [traced.watch(tensors, traced.function(tensors))]
+        for batch in measured:  # in their order, as one worker adds them
+            for sums, pairs in ((terms, batch.terms), (metrics, batch.metrics)):
+                for name, pair in pairs.items():
+                    sums[name] = sums.get(name, np.zeros(2)) + np.array(pair)
+            for name, values in batch.examples.items():
+                examples.setdefault(name, []).append(values)
+        norms = [norms for own in (every if watched is None else every[:1]) for norms in own.norms]
         first = np.concatenate(norms)[:WATCHED] if norms else np.zeros(0)
         return Result(
             loss=float(sum(total / weight if weight else 0.0 for total, weight in terms.values())),
             metrics={name: float(total / weight) if weight else 0.0 for name, (total, weight) in metrics.items()},
             per_example={name: np.concatenate(parts) for name, parts in examples.items()},
-            frozen_output_norm=float(np.mean(first)) if below and len(first) else None,
+            frozen_output_norm=float(np.mean(first)) if len(first) else None,
         )
+
+    def _measure(
+        self, selection: Selection, batches: Iterable[Mapping[str, Any]], watched: Mapping[str, Any] | None
+    ) -> _Measured:
+        """What this worker has of an evaluation."""
+        before, own = 0, batches
+        if self._distribution.workers > 1:
+            first, stop = self._distribution.share.bounds(len(batches))  # type: ignore[arg-type]
+            before, own = first * batches.batch_size, batches.between(first, stop)  # type: ignore[attr-defined]
+        found = _Measured([], [])
+        below = False
+        for tensors, traced, out in self._evaluated(selection, own):
+            below = traced.watches
+            for pairs in (out["terms"], out["metrics"]):
+                losses.check_weights({name: mass for name, (_, mass) in pairs.items()})
+            terms, metrics = (
+                {name: (float(t), float(w)) for name, (t, w) in out[kind].items()} for kind in ("terms", "metrics")
+            )
+            examples = {name: values.numpy().astype(np.float64) for name, values in out["examples"].items()}
+            found.batches.append(_MeasuredBatch(terms, metrics, examples))
+            if watched is None and before + sum(map(len, found.norms)) < WATCHED:
+                found.norms.append(traced.watch(tensors, out))
+        if watched is not None:
+            tensors = batch_tensors(watched)
+            traced = self._function(selection, tensors)
+            below, found = traced.watches, found._replace(norms=[traced.watch(tensors, traced.function(tensors))])
+        return found if below else found._replace(norms=[])
+
+    def _evaluated(
+        self, selection: Selection, batches: Iterable[Mapping[str, Any]]
+    ) -> Iterator[tuple[dict[str, Any], TracedEvaluation, Any]]:
+        """Yields the tensors of each batch, their traced evaluation and its results, in order. The devices take turns."""
+        given = ((tensors, self._function(selection, tensors)) for tensors in map(batch_tensors, batches))
+        replicas = self._replicas
+        if replicas is None or len(replicas.devices) == 1:
+            for tensors, traced in given:
+                yield tensors, traced, traced.function(tensors)
+            return
+        known = by_handle(selection.variables.with_bookkeeping())
+        replicas.follow()
+        with concurrent.futures.ThreadPoolExecutor(len(replicas.devices)) as pool:
+            while together := list(itertools.islice(given, len(replicas.devices))):
+                running = []
+                for number, (tensors, traced) in enumerate(together):
+                    replicas.prepare(traced.function, known)
+                    running.append(pool.submit(replicas.call_on, traced.function, [tensors], number, known))
+                for (tensors, traced), out in zip(together, running, strict=True):
+                    yield tensors, traced, out.result()
 
     def traced(self, selection: Selection, batch: Mapping[str, Any], *, inline: bool = False) -> TracedEvaluation:
         """Returns the traced evaluation for a selection and batches like this one, without running it.

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from engine import part_times
+from engine.distribution.distribution import ALONE, Distribution
 from engine.selection.proof import FreezeProof
 from engine.selection.selection import Selection
 from engine.training import phases as phase_rules
@@ -20,7 +21,9 @@ from engine.training.optimizers import Optimizer
 from engine.training.phases import Evaluation, Monitor, Phase
 from engine.training.rates import Rates
 from engine.training.schedules import Schedule
-from engine.training.step import NonFiniteError, StepResult, TrainStep
+from engine.training.step import TrainStep
+from engine.training.step_batch import COUNT
+from engine.training.step_result import NonFiniteError, StepResult
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,8 @@ class Loop:
         early_stop: the number of consecutive evaluations without improvement after which the run ends; None never ends
             it early.
         stop: is called before each step; True ends the run.
+        distribution: the workers that run the same loop. They stop after the same step, when any of them wants to, and a
+            phase's proof holds if it does on all of them.
     """
 
     step: TrainStep
@@ -137,6 +142,7 @@ class Loop:
     early_stop: int | None = None
     monitor: Monitor = "eval_loss"
     stop: Callable[[], bool] = lambda: False
+    distribution: Distribution = ALONE
 
     def run(self, state: State) -> Outcome:
         """Trains from ``state`` until the last stage has ended or the run is stopped."""
@@ -148,7 +154,7 @@ class Loop:
             if state.proof is None:
                 state.proof = FreezeProof.begin(stage.selection)
             self._tell(Event("phase", state, stage))
-            if self.stop():  # preparing a phase may take long
+            if any(self.distribution.exchange(bool(self.stop()))):  # preparing a phase may take long
                 self._tell(Event("checkpoint", state, stage, force=True))
                 return Outcome("stopped", state)
             if not state.evaluations:
@@ -164,12 +170,14 @@ class Loop:
         if self._stopped_early(state):  # a resumed run that had ended is not continued
             return "early_stop"
         batches = self.batches(stage, state.step, last)
+        several, stopping = self.distribution.workers > 1, False
         try:
             while True:
-                if self.stop():
+                if stopping or (not several and self.stop()):
                     self._tell(Event("checkpoint", state, stage, force=True))
                     return "stopped"
-                self._step(state, stage, batches, state.step - where.from_step, length)
+                result = self._step(state, stage, batches, state.step - where.from_step, length)
+                stopping = several and result.stopping
                 if state.step % self.eval_every == 0 or state.step == last:
                     self._evaluate(state, stage)
                 ended = self._locate(state).phase != where.phase
@@ -181,13 +189,17 @@ class Loop:
         finally:
             batches.close()  # type: ignore[attr-defined]
 
-    def _step(self, state: State, stage: Stage, batches: Iterator[Mapping[str, Any]], number: int, length: int) -> None:
+    def _step(
+        self, state: State, stage: Stage, batches: Iterator[Mapping[str, Any]], number: int, length: int
+    ) -> StepResult:
         started = time.perf_counter()
         batch = next(batches)
         factor = stage.schedule.factor_at(number, length, learning_rate=stage.learning_rate)
         rate = stage.learning_rate * factor
         rates = None if stage.rates is None else stage.rates.scaled(factor)
-        more = {} if rates is None else {"rates": rates}
+        more: dict[str, Any] = {} if rates is None else {"rates": rates}
+        if self.distribution.workers > 1:
+            more["stopping"] = self.stop()
         before = self.step.steps
         try:
             with part_times.part("first run"):
@@ -202,7 +214,9 @@ class Loop:
         state.step += 1
         seconds = time.perf_counter() - started
         examples = len(batch["index"]) if "index" in batch else len(next(iter(batch.values())))
+        examples = batch.get(COUNT, examples)
         self._tell(Event("step", state, stage, result, rate, seconds, examples, self.step.skipped, rates=rates))
+        return result
 
     def _evaluate(self, state: State, stage: Stage) -> None:
         state.evaluations.append(self.evaluate(stage, state.step))
@@ -210,7 +224,8 @@ class Loop:
 
     def _end_phase(self, state: State, stage: Stage) -> None:
         if state.proof is not None:
-            state.proven.append(state.proof.changed(stage.selection))
+            found = self.distribution.exchange(state.proof.changed(stage.selection))
+            state.proven.append([path for path in state.proof.before if any(path in changed for changed in found)])
         state.proof = None
         self._tell(Event("phase_end", state, stage))
         self._tell(Event("checkpoint", state, stage, force=True))

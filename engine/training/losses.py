@@ -105,6 +105,17 @@ def check_weights(sums: Mapping[str, Any]) -> None:
             raise LossError(f"loss term {name!r}: a weight is negative or not a number; weights must be at least 0")
 
 
+def check_results(result: Mapping[str, Any]) -> None:
+    """Raises LossError if the results of a step show that its loss has invalid weights, or weights that depend on the batch."""
+    check_weights(result["weights"])
+    check_weights(result["metric_weights"])
+    if bool(result["finite"]) and not bool(result["exact"]):
+        raise LossError(
+            "the weights of the parts of a step do not sum to those of the step: the weight of an example must not "
+            "depend on other examples; compute it from the example alone, or add it to the batch beforehand"
+        )
+
+
 def sum_regulariser(loss: Loss, trained: frozenset[str], dtype: Any) -> Any:
     """Returns the regulariser as a scalar; of a mapping by path, only the entries of trained variables count."""
     if loss.regulariser is None:

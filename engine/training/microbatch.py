@@ -10,12 +10,14 @@ import contextlib
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import tensorflow as tf
 
 from engine import keras_private, part_times, tensorflow_private
 from engine.devices import computing_kind
+from engine.distribution.moments import moments, summing_over
+from engine.distribution.replicas import Replicas
 from engine.errors import InputError
 from engine.graphs import dataflow
 from engine.graphs.batch_shapes import BatchShapes
@@ -28,6 +30,8 @@ from engine.training.losses import LossFunction
 from engine.training.optimizer_base import Optimizer
 from engine.training.own_state import OwnState, hold_still
 from engine.training.precision import wide_type
+
+Part = Literal["micro-batch", "replica's share"]  # of a step
 
 
 class StepError(InputError):
@@ -100,6 +104,7 @@ def trace_micro_batch(
     remat_mode: remat.Mode = "none",
     inline: bool = False,
     compiled: bool = False,
+    synchronised: Replicas | None = None,
 ) -> MicroBatch:
     """Traces the loss and its gradients; frozen layers with a state of their own are held in inference mode if needed.
 
@@ -115,6 +120,7 @@ def trace_micro_batch(
         remat_mode: which of the model's marks are recomputed (engine.training.remat).
         inline: whether to inline the tf.functions that the loss calls, so that the graph shows their operations.
         compiled: whether XLA will compile the step.
+        synchronised: the replicas over which BatchNorm layers in training mode take the moments; None for the batch alone.
 
     Raises:
         StepError: the loss has no term, or does not depend on a trained variable.
@@ -126,22 +132,23 @@ def trace_micro_batch(
     def micro_batch(batch: Mapping[str, Any], divisors: Any, share: Any, loss_scale: Any) -> dict[str, Any]:
         inputs = {name: value for name, value in batch.items() if name != "seeds"}
         marks = remat.scope(remat_mode, variables, compiled=compiled)
-        with marks, tf.GradientTape(watch_accessed_variables=False) as tape:
+        together = summing_over(synchronised, present=share > 0)
+        with marks, together, tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             with inlined() if inline else contextlib.nullcontext():
                 loss = loss_fn(inputs, training=True, seeds=batch["seeds"])
-            sums = losses.weighted_sums(loss.terms)
-            if not sums:
-                raise StepError("the loss has no term: Loss.terms is empty")
+            sums, weights = _sum_terms(loss, together=synchronised is not None, present=share > 0)
             regulariser = losses.sum_regulariser(loss, trained, next(iter(sums.values()))[0].dtype)
             total = losses.build_objective(
                 sums, regulariser, **({} if whole else {"divisors": divisors, "share": share})
             )
             scaled = total * tf.cast(loss_scale, total.dtype)
         metrics = losses.weighted_sums(loss.metrics)
+        if synchronised is not None:
+            metrics = _masked(metrics, share > 0)
         found["forward"] = tf.compat.v1.get_default_graph().get_operations()
         found["gradients"], found["by_rows"] = _take_gradients(tape, scaled, selection)
-        found["weights"] = {name: None if loss.terms[name][1] is None else sums[name][1] for name in sums}
+        found["weights"] = weights
         found["metrics"] = tuple(metrics)
         return {
             "gradients": found["gradients"],
@@ -152,12 +159,7 @@ def trace_micro_batch(
         }
 
     def trace(held: Sequence[Any]) -> Any:
-        scalar = tf.TensorSpec([], tf.float64)
-        compiles = pieces.scope(not compiled and computing_kind() == "cpu")
-        with selection.modes(), keras_private.inference_mode(held), tensorflow_private.mortal_gradients(), compiles:
-            return tf.function(micro_batch, autograph=False).get_concrete_function(
-                dict(specs), tf.TensorSpec([None], tf.float64), scalar, scalar
-            )
+        return _trace(micro_batch, dict(specs), selection, held, synchronised, compiled=compiled)
 
     function, own_state = hold_still(trace, selection)
     needed = dataflow.ancestors(found["gradients"]) - set(found["forward"])
@@ -171,6 +173,51 @@ def trace_micro_batch(
         own_state=own_state,
         by_rows=found["by_rows"],
     )
+
+
+def _trace(
+    micro_batch: Any,
+    specs: dict[str, Any],
+    selection: Selection,
+    held: Sequence[Any],
+    synchronised: Replicas | None,
+    *,
+    compiled: bool,
+) -> Any:
+    """The concrete function of a micro-batch, with layers in the modes that the selection gives them."""
+    scalar = tf.TensorSpec([], tf.float64)
+    norms = [each.layer for each in selection.variables.statistics_layers] if synchronised is not None else []
+    with (
+        selection.modes(),
+        keras_private.inference_mode(held),
+        keras_private.replaced_moments(norms, moments),
+        pieces.scope(not compiled and computing_kind() == "cpu"),
+        tensorflow_private.mortal_gradients(),
+    ):
+        return tf.function(micro_batch, autograph=False).get_concrete_function(
+            specs, tf.TensorSpec([None], tf.float64), scalar, scalar
+        )
+
+
+def check_synchronised(strategy: Any | None, micro_batch_size: int | None) -> None:
+    """Raises StepError if a step cannot take the moments of its whole batch."""
+    if strategy is None or micro_batch_size is not None:
+        missing = "there is no strategy" if strategy is None else f"micro_batch_size={micro_batch_size} divides it"
+        raise StepError(f"sync_batch_norm: the moments are those of the whole step's batch, but {missing}")
+
+
+def _sum_terms(loss: losses.Loss, *, together: bool, present: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The sums of each term, and its summed weights, or None where it has no weights."""
+    sums = losses.weighted_sums(loss.terms)
+    if not sums:
+        raise StepError("the loss has no term: Loss.terms is empty")
+    weights = {name: None if loss.terms[name][1] is None else weight for name, (_, weight) in sums.items()}
+    return _masked(sums, present) if together else sums, weights
+
+
+def _masked(sums: Mapping[str, tuple[Any, Any]], present: Any) -> dict[str, Any]:
+    """Sums, or zeros where there are no examples: an example of zeros then stands in for them (engine.distribution.moments)."""
+    return {name: tuple(tf.where(present, each, tf.zeros_like(each)) for each in pair) for name, pair in sums.items()}
 
 
 def _take_gradients(tape: Any, loss: Any, selection: Selection) -> tuple[list[Any], tuple[str, ...]]:
@@ -221,18 +268,27 @@ def step_weights(micro: MicroBatch, selection: Selection, batch: Mapping[str, An
     return [tf.cast(found.get(name, count), tf.float64) for name in micro.terms]
 
 
-def list_caveats(selection: Selection) -> list[str]:
-    """Returns a sentence for each reason why a step as micro-batches is not exactly the step in one piece."""
+def list_caveats(selection: Selection, *, part: Part = "micro-batch", synchronised: bool = False) -> list[str]:
+    """Returns a sentence for each reason why a step in parts is not exactly the step in one piece.
+
+    ``synchronised`` says that BatchNorm layers take the moments of the whole step.
+    """
     found = []
     kinds = {each.path: type(each.layer).__name__ for each in selection.variables.statistics_layers}
     moving: dict[str, dict[str, None]] = {}  # kind of layer -> paths
     for entry in selection.moving:
         moving.setdefault(kinds.get(entry.layer, "other"), {})[entry.layer] = None
     for kind, names in moving.items():
-        normalise = "normalise by the moments of a micro-batch, not of the step, and " if "BatchNorm" in kind else ""
+        if synchronised and "BatchNorm" in kind:
+            continue
+        norm, shared = "BatchNorm" in kind, part == "replica's share"
+        normalise = f"normalise by the moments of a {part}, not of the step, and " if norm else ""
+        update = f"update their statistics once per {part}, not once per step"
+        if shared:
+            update = "take the mean of the statistics of all replicas"
         found.append(
-            f"{len(names)} {kind} layer(s) in training mode {normalise}update their statistics once per micro-batch, not "
-            f"once per step: {join_some(list(names))}; `!@stats` avoids this"
+            f"{len(names)} {kind} layer(s) in training mode {normalise}{update}: {join_some(list(names))}; "
+            f"`!@stats`{' or sync_batch_norm' * (norm and shared)} avoids this"
         )
     if generators := list(selection.variables.generators):
         found.append(

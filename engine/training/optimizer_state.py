@@ -43,8 +43,9 @@ class Slots:
         slots = (slot for each in self.values.values() for slot in each.values())
         return sum(slot.shape.num_elements() * slot.dtype.size for slot in slots)
 
-    def handles(self, chosen: Selection) -> list[list[Any]]:
-        return [[slot.handle for slot in self.values[entry.path].values()] for entry in chosen.trained]
+    def variables(self, chosen: Selection) -> list[list[Any]]:
+        """The slots of each trained variable."""
+        return [list(self.values[entry.path].values()) for entry in chosen.trained]
 
     def steps(self, chosen: Selection) -> np.ndarray:
         return np.array([self.t[entry.path] for entry in chosen.trained], np.int64)

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from engine.graphs.tracing import batch_signature, batch_specs, batch_tensors, call_unchecked
-from engine.seeds import example_seeds
+from engine.distribution.reduction import Communication
+from engine.distribution.replicas import Replicas
+from engine.distribution.shares import WHOLE
+from engine.graphs.tracing import batch_signature, batch_specs, call_unchecked
 from engine.selection.selection import Selection
 from engine.selection.variables import ModelVariables
-from engine.training import compiling, losses, microbatch, update
+from engine.training import compiling, losses, microbatch, replicated, update
 from engine.training.ema import Averages
 from engine.training.losses import LossFunction
 from engine.training.microbatch import MicroBatch, StepError
@@ -27,46 +28,10 @@ from engine.training.optimizers import Optimizer, set_paces
 from engine.training.precision import LossScale
 from engine.training.rates import Rates
 from engine.training.remat import check as check_remat
+from engine.training.step_batch import StepBatch, read_batch
+from engine.training.step_result import NonFinite, NonFiniteError, StepResult
 from engine.training.traced_step import TracedStep, name_handles
 from engine.training.traces import Traces
-
-NonFinite = Literal["skip", "stop"]
-
-
-class NonFiniteError(RuntimeError):
-    """The loss or a gradient of a step is not finite. The step has changed nothing."""
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """The result of one step. Scalars are tensors, so that they are copied from the device only when they are read.
-
-    Attributes:
-        loss: the sum of all terms and the regulariser.
-        terms: the weighted mean of each term, by name.
-        metrics: the weighted mean of each metric, by name.
-        grad_norm: the global norm of the gradient of the trained variables, before clipping.
-        skipped: whether nothing was updated, because the loss or the gradient was not finite or no example had a weight.
-        loss_scale: the loss scale used in this step; 1.0 if there is none.
-        left_out: the names of terms whose weights were all 0.
-
-    Example:
-        >>> import tensorflow as tf
-        >>> from engine import SGD, Loss, TrainStep, select
-        >>> model = {"w": tf.Variable(2.0)}
-        >>> step = TrainStep(lambda batch, *, training, seeds: Loss({"term": (batch["x"] * model["w"], None)}), SGD())
-        >>> result = step(select(model, "w"), {"x": tf.constant([1.0, 3.0])}, learning_rate=0.1)
-        >>> float(result.loss), float(result.grad_norm), result.skipped
-        (4.0, 2.0, False)
-    """
-
-    loss: Any
-    terms: Mapping[str, Any]
-    metrics: Mapping[str, Any]
-    grad_norm: Any
-    skipped: bool = False
-    loss_scale: float = 1.0
-    left_out: tuple[str, ...] = ()
 
 
 class TrainStep:
@@ -100,6 +65,11 @@ class TrainStep:
         give_up: the number of consecutive skipped steps after which an error is raised nevertheless.
         jit_compile: whether XLA compiles the whole step: "on", "off", or "auto" (on GPUs, and not where the step has an
             operation that XLA cannot compile). It compiles once for each batch size.
+        strategy: a ``tf.distribute.MirroredStrategy`` or ``MultiWorkerMirroredStrategy``: its replicas share the examples
+            of a step and add their sums, so the step is that of one device up to rounding. Create the model outside of
+            ``strategy.scope()``: the step keeps copies of the variables on its devices. None is one device.
+        sync_batch_norm: whether BatchNorm layers in training mode normalise by the moments of all replicas' examples; needs
+            a strategy, and steps in one piece.
 
     Attributes:
         slots: the optimizer state of the current selection.
@@ -108,9 +78,10 @@ class TrainStep:
         skipped: the number of skipped steps.
         left_out: for each term, the number of steps in which all its weights were 0.
         traces: the number of functions traced so far.
+        replicas: the replicas of the strategy; None with one device.
 
     Raises:
-        StepError, RematError, EmaError, CompileError: an argument is out of range.
+        StepError, RematError, EmaError, CompileError, DistributionError: an argument is out of range.
 
     Example:
         >>> import tensorflow as tf
@@ -138,6 +109,8 @@ class TrainStep:
         nonfinite: NonFinite | None = None,
         give_up: int = 20,
         jit_compile: str = "auto",
+        strategy: Any | None = None,
+        sync_batch_norm: bool = False,
     ) -> None:
         if micro_batch_size is not None and micro_batch_size < 1:
             raise StepError(f"micro_batch_size={micro_batch_size}: expected at least 1")
@@ -160,6 +133,12 @@ class TrainStep:
         self.steps = self.skipped = self.traces = self._skipped_in_row = 0
         self.left_out: dict[str, int] = {}
         self._traces = Traces()
+        replicas = None if strategy is None else Replicas(strategy)
+        self.replicas = None if replicas is None or replicas.share.of == 1 else replicas  # one device needs nothing
+        self._synchronised = self.replicas if sync_batch_norm else None
+        if sync_batch_norm:
+            microbatch.check_synchronised(strategy, micro_batch_size)
+        self._share = WHOLE if self.replicas is None else self.replicas.share
 
     def __call__(
         self,
@@ -169,16 +148,19 @@ class TrainStep:
         learning_rate: float,
         rates: Rates | None = None,
         optimizer: Optimizer | None = None,
+        stopping: bool = False,
     ) -> StepResult:
         """Trains the selection on one batch.
 
         Args:
             batch: arrays or tensors by name, whose first axis is the examples. "seeds" (int32 [B, 2]) are the random
-                seeds of the examples; "index" is ignored.
+                seeds of the examples; "index" is ignored. With several workers a batch has the examples of this worker
+                (``replicas.share``), and "examples" is the number of examples of the whole step.
             learning_rate: the learning rate of the variables that no rule of ``rates`` matches.
             rates: learning rates by filter (``parse_rates``), in this step: a schedule is a factor on both,
                 ``learning_rate=base * factor, rates=rates.scaled(factor)``.
             optimizer: hyperparameters for this step, instead of the constructor's; they must have the same slots.
+            stopping: whether this worker wants to stop after the step, which all workers then hear of.
 
         Raises:
             RateError: a rule of ``rates`` decides none of the trained variables.
@@ -189,39 +171,39 @@ class TrainStep:
             CompileError: XLA cannot compile the step; the message names the operation. Nothing has changed.
         """
         optimizer = (optimizer or self.optimizer).checked_for(learning_rate)
-        tensors = self.tensors(batch)
+        read = self._read(batch)
+        tensors = read.tensors
         self._micro_batch(selection, tensors).check()
         self.slots.fit(selection, optimizer)
         if self.averages is not None:
             self.averages.fit(selection)
-        function = self._function(selection, optimizer, tensors, rates)
         scale = self.loss_scale.scale if self.loss_scale is not None else 1.0
-        with compiling.explained(self.jit_compile, function):
-            result = call_unchecked(
-                function,
-                tensors,
-                tf.constant(learning_rate if rates is None else [learning_rate, *rates.values], tf.float64),
-                tf.constant(scale, tf.float64),
-                self.slots.handles(selection),
-                tf.constant(optimizer.powers(self.slots.steps(selection) + 1)),
-                self.averages.handles(selection) if self.averages is not None else [],
-            )
-        losses.check_weights(result["weights"])
-        losses.check_weights(result["metric_weights"])
-        if bool(result["finite"]) and not bool(result["exact"]):
-            raise losses.LossError(
-                "the weights of the micro-batches do not sum to those of the step: the weight of an example must not "
-                "depend on other examples; compute it from the example alone, or add it to the batch beforehand"
-            )
+        rate = tf.constant(learning_rate if rates is None else [learning_rate, *rates.values], tf.float64)
+        averages = self.averages.variables(selection) if self.averages is not None else []
+        powers = tf.constant(optimizer.powers(self.slots.steps(selection) + 1))
+        slots, scaled_by = self.slots.variables(selection), tf.constant(scale, tf.float64)
+        found = self._function(selection, optimizer, tensors, rates)
+        if self.replicas is None:
+            with compiling.explained(self.jit_compile, found):
+                handles = tf.nest.map_structure(lambda variable: variable.handle, [slots, averages])
+                result = call_unchecked(found, tensors, rate, scaled_by, handles[0], powers, handles[1])
+        else:
+            self.replicas.follow()
+            spread = [self.replicas.handles(slots), powers, self.replicas.handles(averages)]
+            wish = tf.constant(float(stopping), tf.float64)
+            with compiling.explained(self.jit_compile, found.inner):
+                result = call_unchecked(found.function, *read.shared(self._share), wish, rate, scaled_by, *spread)
+        losses.check_results(result)
         applied = bool(result["applied"])
-        self._judge(selection, tensors, applied, bool(result["finite"]), scale)
+        self._judge(selection, read, applied, bool(result["finite"]), scale)
         if applied:
             self.slots.advance(selection)
         empty = tuple(name for name, weight in result["weights"].items() if not float(weight))
         for name in empty:
             self.left_out[name] = self.left_out.get(name, 0) + 1
-        found = {name: result[name] for name in ("loss", "terms", "metrics", "grad_norm")}
-        return StepResult(**found, skipped=not applied, loss_scale=scale, left_out=empty)
+        given = {name: result[name] for name in ("loss", "terms", "metrics", "grad_norm")}
+        stops = stopping if self.replicas is None else bool(result["stopping"])
+        return StepResult(**given, skipped=not applied, loss_scale=scale, left_out=empty, stopping=stops)
 
     def micro_batch(self, selection: Selection, batch: Mapping[str, Any], *, inline: bool = False) -> MicroBatch:
         """Returns the traced forward and backward pass for a selection and batches like this one, without running it.
@@ -244,6 +226,8 @@ class TrainStep:
 
         Unlike a call it does so even if the step must not be run, so that one can look at what it would write.
         """
+        if self.replicas is not None:
+            raise StepError("strategy: a step of several replicas is several graphs; trace it without a strategy")
         tensors = self.tensors(batch)
         graph = self._function(selection, self.optimizer, tensors).graph
         handles = name_handles(
@@ -253,11 +237,25 @@ class TrainStep:
 
     def evaluating(self, variables: ModelVariables) -> contextlib.AbstractContextManager[None]:
         """Puts the averages, if there are any, into the model for an evaluation in a ``with`` block."""
-        return contextlib.nullcontext() if self.averages is None else self.averages.in_place(variables)
+        follow = None if self.replicas is None else self.replicas.synchronize
+        return contextlib.nullcontext() if self.averages is None else self.averages.in_place(variables, follow=follow)
+
+    def communication(
+        self, selection: Selection, batch: Mapping[str, Any], *, optimizer: Optimizer | None = None, rates: Any = None
+    ) -> Communication:
+        """What a replica sends in a step that was called with these arguments, counted in the traced graph."""
+        if self.replicas is None:
+            return Communication()
+        tensors = self.tensors(batch)
+        found: replicated.ReplicatedStep = self._function(selection, optimizer or self.optimizer, tensors, rates)
+        return found.communication
 
     def caveats(self, selection: Selection) -> list[str]:
-        """Returns a sentence for each reason why micro-batches are not exact for this selection; none in one piece."""
-        return [] if self.micro_batch_size is None else microbatch.list_caveats(selection)
+        """Returns a sentence for each reason why parts of a step are not exact for this selection; none in one piece."""
+        if self.micro_batch_size is None and self.replicas is None:
+            return []
+        part: microbatch.Part = "replica's share" if self.micro_batch_size is None else "micro-batch"
+        return microbatch.list_caveats(selection, part=part, synchronised=self._synchronised is not None)
 
     def notes(self, selection: Selection) -> list[str]:
         """Returns a sentence for each decision about layers with a state of their own and XLA, as far as steps were traced."""
@@ -296,12 +294,10 @@ class TrainStep:
 
     # ---- the implementation of a call
 
-    def _judge(
-        self, selection: Selection, tensors: Mapping[str, Any], applied: bool, finite: bool, scale: float
-    ) -> None:
+    def _judge(self, selection: Selection, batch: StepBatch, applied: bool, finite: bool, scale: float) -> None:
         """Counts the step and adjusts the loss scale, or raises NonFiniteError (after counting the last skipped step)."""
         if not finite and self.nonfinite == "stop":
-            raise NonFiniteError(f"step {self.steps + 1} was not applied; {self._whose(selection, tensors, scale)}")
+            raise NonFiniteError(f"step {self.steps + 1} was not applied; {self._whose(selection, batch, scale)}")
         self.steps += 1
         if self.loss_scale is not None:
             self.loss_scale.update(finite)
@@ -315,30 +311,25 @@ class TrainStep:
         if self._skipped_in_row >= self.give_up:
             at = "" if self.loss_scale is None else f", the last with loss scale {scale:g}"
             raise NonFiniteError(
-                f"{self._skipped_in_row} steps in a row were skipped{at}; {self._whose(selection, tensors, scale)}"
+                f"{self._skipped_in_row} steps in a row were skipped{at}; {self._whose(selection, batch, scale)}"
             )
 
-    def _whose(self, selection: Selection, tensors: Mapping[str, Any], scale: float) -> str:
+    def _whose(self, selection: Selection, batch: StepBatch, scale: float) -> str:
         """Computes the gradients again, and names the variables whose gradients are not finite."""
+        tensors = batch.tensors
         micro, compiled = self._micro_batch(selection, tensors), self._is_compiled(selection, tensors)
-        size = self.micro_batch_size
-        return update.explain_not_finite(micro, selection, tensors, scale, micro_batch_size=size, compiled=compiled)
+        settings: dict[str, Any] = {"micro_batch_size": self.micro_batch_size, "compiled": compiled}
+        if self.replicas is None:
+            return update.explain_not_finite(micro, selection, tensors, scale, **settings)
+        settings |= {"replicas": self.replicas, "specs": batch_specs(tensors)}
+        return replicated.explain_not_finite(micro, selection, batch.shared(self._share), scale, **settings)
 
     def tensors(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Checks a batch and converts it to the step's inputs: tensors, with "seeds" added if there are none.
+        """Checks a batch (StepError) and converts it to tensors, with "seeds" added if there are none."""
+        return self._read(batch).tensors
 
-        Raises StepError if the batch is empty, or its arrays differ in length.
-        """
-        tensors = batch_tensors(batch)
-        lengths = {name: t.shape[0] if t.shape.rank else None for name, t in tensors.items()}
-        if not lengths or None in lengths.values() or len(set(lengths.values())) != 1 or 0 in lengths.values():
-            raise StepError(
-                f"batch: all arrays must have the same number of examples (at least 1) on their first axis; got {lengths}"
-            )
-        if "seeds" not in tensors:
-            count = int(next(iter(tensors.values())).shape[0])
-            tensors["seeds"] = tf.constant(example_seeds(self.seed, self.steps, np.arange(count)))
-        return tensors
+    def _read(self, batch: Mapping[str, Any]) -> StepBatch:
+        return read_batch(batch, self._share, seed=self.seed, step=self.steps)
 
     def _micro_batch(self, selection: Selection, tensors: Mapping[str, Any]) -> MicroBatch:
         found: MicroBatch = self._traces.find(
@@ -354,19 +345,23 @@ class TrainStep:
         found = self._traces.find(selection, key, lambda: compiling.Obstacle.find(self.jit_compile, micro.function))
         return found.text is None
 
+    @property
+    def _whole(self) -> bool:
+        return self.micro_batch_size is None and self.replicas is None
+
     def _micro_key(self, tensors: Mapping[str, Any]) -> tuple[Any, ...]:
-        return "micro-batch", batch_signature(tensors), self.micro_batch_size is None
+        return "micro-batch", batch_signature(tensors), self._whole
 
     def _trace(self, selection: Selection, tensors: Mapping[str, Any], *, inline: bool) -> MicroBatch:
-        whole = self.micro_batch_size is None
         found = microbatch.trace_micro_batch(
             self.loss_fn,
             selection,
             batch_specs(tensors),
-            whole=whole,
+            whole=self._whole,
             remat_mode=self.remat,
             inline=inline,
             compiled=self._compiles,
+            synchronised=self._synchronised,
         )
         if self.loss_scale is None and any(o.dtype == tf.float16 for op in found.backward for o in op.outputs):
             raise StepError(
@@ -383,17 +378,18 @@ class TrainStep:
 
         def trace() -> Any:
             self.traces += 1
-            return update.trace_update(
-                self._micro_batch(selection, tensors),
-                selection,
-                optimizer,
-                specs=batch_specs(tensors),
-                filters=filters,
-                micro_batch_size=self.micro_batch_size,
-                scaled=self.loss_scale is not None,
-                ema_decay=self.averages.decay if self.averages is not None else None,
-                paces=set_paces(selection, optimizer, rates),
-                compiled=self._is_compiled(selection, tensors),
-            )
+            settings: dict[str, Any] = {
+                "specs": batch_specs(tensors),
+                "filters": filters,
+                "micro_batch_size": self.micro_batch_size,
+                "scaled": self.loss_scale is not None,
+                "ema_decay": self.averages.decay if self.averages is not None else None,
+                "paces": set_paces(selection, optimizer, rates),
+                "compiled": self._is_compiled(selection, tensors),
+            }
+            micro = self._micro_batch(selection, tensors)
+            if self.replicas is None:
+                return update.trace_update(micro, selection, optimizer, **settings)
+            return replicated.trace_replicated_step(micro, selection, optimizer, replicas=self.replicas, **settings)
 
         return self._traces.find(selection, key, trace)

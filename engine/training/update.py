@@ -52,12 +52,43 @@ def build_update(
     """
 
     state = [entry.variable for entry in selection.moving] + micro.written_trained(selection)
+    finish = build_finish(micro, selection, optimizer, scaled=scaled, ema_decay=ema_decay, paces=paces)
 
     def step(
         batch: Mapping[str, Any], learning_rate: Any, loss_scale: Any, handles: Any, powers: Any, averages: Any
     ) -> dict[str, Any]:
         before = [variable.read_value() for variable in state]
-        sums = _sums(micro, selection, batch, loss_scale, micro_batch_size, compiled=compiled)
+        sums = sum_parts(micro, selection, batch, loss_scale, micro_batch_size, compiled=compiled)
+        return finish(sums, before, learning_rate, loss_scale, handles, powers, averages)
+
+    return step
+
+
+def build_finish(
+    micro: MicroBatch,
+    selection: Selection,
+    optimizer: Optimizer,
+    *,
+    scaled: bool,
+    ema_decay: float | None,
+    paces: Sequence[Pace],
+) -> Callable[..., dict[str, Any]]:
+    """Builds the second half of a step: ``finish(sums, before, learning_rate, loss_scale, handles, powers, averages)``.
+
+    It takes the sums of the whole step, with the "divisors" of the terms, and the values that the variables of
+    ``selection.moving`` and ``micro.written_trained`` had before; see ``build_update`` for the rest.
+    """
+    state = [entry.variable for entry in selection.moving] + micro.written_trained(selection)
+
+    def finish(
+        sums: Mapping[str, Any],
+        before: Sequence[Any],
+        learning_rate: Any,
+        loss_scale: Any,
+        handles: Any,
+        powers: Any,
+        averages: Any,
+    ) -> dict[str, Any]:
         terms = {
             n: tf.math.divide_no_nan(v, w) for n, v, w in zip(micro.terms, sums["values"], sums["weights"], strict=True)
         }
@@ -87,7 +118,7 @@ def build_update(
             return tf.constant(True)
 
         def skip() -> Any:
-            _assign_back(state, before)
+            assign_back(state, before)
             return tf.constant(False)
 
         return {
@@ -102,7 +133,7 @@ def build_update(
             "applied": tf.cond(finite & weighed & exact & measured, apply, skip),
         }
 
-    return step
+    return finish
 
 
 @part_times.part("trace")
@@ -123,18 +154,27 @@ def trace_update(
     With ``compiled``, XLA compiles it when it is first called with a batch of a new size; it is traced once for all sizes.
     """
     built = build_update(micro, selection, optimizer, ema_decay=ema_decay, compiled=compiled, **settings)
-    scalar, handle = tf.TensorSpec([], tf.float64), tf.TensorSpec([], tf.resource)
+    rate, scale, handles, powers, averages = input_specs(
+        selection, optimizer, filters=filters, averaged=ema_decay is not None
+    )
     return tf.function(built, autograph=False, jit_compile=compiled or None).get_concrete_function(
-        dict(specs),
+        dict(specs), rate, scale, handles, powers, averages
+    )
+
+
+def input_specs(selection: Selection, optimizer: Optimizer, *, filters: Any | None, averaged: bool) -> tuple[Any, ...]:
+    """The specs of ``learning_rate``, ``loss_scale``, ``handles``, ``powers`` and ``averages``."""
+    scalar, handle = tf.TensorSpec([], tf.float64), tf.TensorSpec([], tf.resource)
+    return (
         scalar if filters is None else tf.TensorSpec([1 + len(filters)], tf.float64),
         scalar,
         [[handle] * len(optimizer.slots) for _ in selection.trained],
         tf.TensorSpec([len(selection.trained), optimizer.powers(np.ones(1)).shape[1]], tf.float64),
-        [handle for _ in selection.trained] if ema_decay is not None else [],
+        [handle for _ in selection.trained] if averaged else [],
     )
 
 
-def _sums(
+def sum_parts(
     micro: MicroBatch,
     selection: Selection,
     batch: Mapping[str, Any],
@@ -142,26 +182,41 @@ def _sums(
     size: int | None,
     *,
     compiled: bool,
+    of: tuple[Any, Any, Any] | None = None,
 ) -> dict[str, Any]:
-    """The results of ``micro.function`` summed over the step's micro-batches, and the divisors of the terms."""
-    if size is None:
+    """The results of ``micro.function`` summed over the step's micro-batches, and the "divisors" of the terms.
+
+    Where the batch is a share of the step, ``of`` has the number of its examples, and the divisors (float64 [terms]) and the
+    number of examples of the whole step; the sums are those of the share, and ``micro`` was traced without ``whole``.
+    """
+    if size is None and of is None:
         none = tf.zeros([len(micro.terms)], tf.float64)
         whole_step: dict[str, Any] = micro.function(dict(batch), none, tf.ones([], tf.float64), loss_scale)
         return whole_step | {"divisors": whole_step["weights"]}
-    count = tf.shape(next(iter(batch.values())))[0]
-    divisors = tf.stack(step_weights(micro, selection, batch, count))
-    zeros = tf.nest.map_structure(lambda like: tf.zeros(like.shape, like.dtype), micro.function.structured_outputs)
-    whole = tf.cast(count, tf.float64)
+    if of is None:
+        count = tf.shape(next(iter(batch.values())))[0]
+        of = (count, tf.stack(step_weights(micro, selection, batch, count)), count)
+    count, divisors, total = of
+    zeros = empty_sums(micro)
+    whole = tf.cast(total, tf.float64)
 
     def add(sums: Any, part: Mapping[str, Any], examples: Any) -> Any:
         share = tf.cast(examples, tf.float64) / whole
         found = micro.function(part, divisors, share, loss_scale)
         found["regulariser"] = found["regulariser"] * tf.cast(share, found["regulariser"].dtype)
-        return tf.nest.map_structure(tf.add, sums, found)
+        return found if sums is None else tf.nest.map_structure(tf.add, sums, found)
 
-    sums = (_loop_over_equal_parts if compiled else _loop_over_parts)(batch, count, size, add, zeros)
+    if size is None:
+        sums = add(None, batch, count)
+    else:
+        sums = (_loop_over_equal_parts if compiled else _loop_over_parts)(batch, count, size, add, zeros)
     divided_by = [tf.cast(d, w.dtype) for d, w in zip(tf.unstack(divisors), sums["weights"], strict=True)]
     return sums | {"divisors": divided_by}
+
+
+def empty_sums(micro: MicroBatch) -> Any:
+    """The sums over no example."""
+    return tf.nest.map_structure(lambda like: tf.zeros(like.shape, like.dtype), micro.function.structured_outputs)
 
 
 def _loop_over_parts(batch: Mapping[str, Any], count: Any, size: int, add: Callable[..., Any], sums: Any) -> Any:
@@ -212,21 +267,27 @@ def explain_not_finite(
 
     def check(batch: Mapping[str, Any], loss_scale: Any) -> Any:
         before = [variable.read_value() for variable in state]
-        sums = _sums(micro, selection, batch, loss_scale, micro_batch_size, compiled=compiled)
+        sums = sum_parts(micro, selection, batch, loss_scale, micro_batch_size, compiled=compiled)
         bad = [tf.reduce_any(tf.logical_not(tf.math.is_finite(gradient))) for gradient in sums["gradients"]]
         with tf.control_dependencies(bad):
-            _assign_back(state, before)
+            assign_back(state, before)
         return tf.stack(bad)
 
     function = tf.function(check, autograph=False, jit_compile=compiled or None)
     bad = function(dict(batch), tf.constant(scale, tf.float64)).numpy()
+    return describe_not_finite(selection, bad)
+
+
+def describe_not_finite(selection: Selection, bad: Sequence[bool]) -> str:
+    """Names the trained variables whose gradients are not finite; ``bad`` says so of each."""
     names = [entry.path for entry, is_bad in zip(selection.trained, bad, strict=True) if is_bad]
     if names:
         return f"{len(names)} of {len(bad)} gradients are not finite: {join_some(names)}"
     return "all gradients are finite, but the loss or the norm of the gradient is not"
 
 
-def _assign_back(state: list[Any], before: list[Any]) -> None:
+def assign_back(state: Sequence[Any], before: Sequence[Any]) -> None:
+    """Gives variables the values that they had before, inside a tf.function."""
     for variable, value in zip(state, before, strict=True):
         variable.assign(value)
 

@@ -15,7 +15,8 @@ from engine.selection.selection import select
 from engine.selection.variables import name_variables
 from engine.training import losses, optimizers
 from engine.training.losses import Loss
-from engine.training.step import NonFiniteError, TrainStep
+from engine.training.step import TrainStep
+from engine.training.step_result import NonFiniteError
 
 
 class Net(tf.Module):

@@ -16,7 +16,7 @@ from engine.selection.variables import name_variables
 from engine.training import checkpoint, losses, optimizers
 from engine.training.losses import Loss
 from engine.training.precision import LossScale
-from engine.training.step import NonFiniteError
+from engine.training.step_result import NonFiniteError
 
 PHASES = ["@head", "@head", "@head", "stages/3/.* @head", "stages/3/.* @head", "stages/3/.* @head", "stages/3/.* @head"]
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from engine.data import DataError, EvalBatches, Normalise, Part, TrainBatches
-from engine.data.augment import augment
+from engine.data import batches as data_batches
+from engine.data.augment import KINDS, augment
 from engine.data.order import permutation
+from engine.distribution.shares import Share
 from engine.seeds import example_seeds
 
 
@@ -94,6 +96,38 @@ def test_an_example_looks_the_same_whatever_the_batch_size() -> None:
     assert looks[0] == looks[1]
 
 
+@pytest.mark.parametrize("shares", [[(0, 1, 2), (1, 2, 2)], [(0, 2, 5), (2, 3, 5), (3, 5, 5)]])
+def test_the_shares_of_a_step_are_together_the_step(shares: list[tuple[int, int, int]]) -> None:
+    options: dict[str, Any] = {"batch_size": 4, "seed": 3, "augment": KINDS}
+    whole, own = TrainBatches(part(), **options), [TrainBatches(part(), **options, share=Share(*s)) for s in shares]
+    for step in range(6):  # steps of 4, 4 and 2 examples: fewer than replicas
+        expected, batches = whole.at(step), [each.at(step) for each in own]
+        assert [batch.pop("examples") for batch in batches] == [len(expected["index"])] * len(own)
+        equal({name: np.concatenate([batch[name] for batch in batches]) for name in expected}, expected)
+    assert [len(batch["index"]) for batch in own[-1].between(0, 3)] == [
+        stop - first for first, stop in (Share(*shares[-1]).bounds(count) for count in (4, 4, 2))
+    ]
+
+
+def test_a_share_reads_only_its_own_examples_and_may_have_none() -> None:
+    read: list[int] = []
+
+    class Counted:
+        shape, dtype = (4, 4, 4, 1), np.dtype(np.uint8)
+
+        def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
+            read.extend(numbers.tolist())
+            return np.zeros((len(numbers), 4, 4, 1), np.uint8)
+
+    few = Part(Counted(), np.zeros(4, np.int64), np.arange(4))
+    batches = TrainBatches(few, batch_size=2, augment=KINDS, share=Share(1, 2, 4))
+    for step in range(2):
+        batch = batches.at(step)
+        assert (batch["image"].shape, batch["label"].shape, batch["seeds"].shape) == ((0, 4, 4, 1), (0,), (0, 2))
+        assert batch["examples"] == 2
+    assert read == []
+
+
 def test_seeds_change_the_order_and_the_augmentation() -> None:
     one, two = (TrainBatches(part(), batch_size=10, seed=seed).at(0) for seed in (0, 1))
     assert one["index"].tolist() != two["index"].tolist()
@@ -117,6 +151,16 @@ def test_normalisation_is_by_channel() -> None:
         *EvalBatches(colour, batch_size=2, normalise=normalise),
     ):
         np.testing.assert_array_equal(batch["image"], np.broadcast_to([1.0, 1.0, 0.0], (2, 4, 4, 3)))
+
+
+def test_images_are_prepared_by_one_function_however_many_batches_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorFlow warns of functions that are made again and again, and each takes time to trace."""
+    traced: list[Any] = []
+    monkeypatch.setattr(data_batches, "augment", lambda images, seeds, kinds: traced.append(kinds) or images)
+    for mean in ((0.123,), [0.123]):
+        normalise = Normalise(mean=mean, std=(3.0,))  # type: ignore[arg-type]
+        next(iter(EvalBatches(part(), batch_size=4, normalise=normalise)))
+    assert traced == [()]
 
 
 @pytest.mark.parametrize("size", [1, 3, 10, 64])

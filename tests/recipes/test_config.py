@@ -110,6 +110,52 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"optimizer": "adam", "decays": "@head=0.1"},
         "decays='@head=0.1': adam has no weight decay; use adamw, or put an L2 penalty into the regulariser of the loss",
     ),
+    "way to distribute": (
+        {"distribute": "multi_worker"},
+        "distribute='multi_worker': expected none, mirrored or multiworker; nearest: multiworker, mirrored",
+    ),
+    "no devices": (
+        {"distribute": "mirrored", "logical_devices": 0},
+        "logical_devices=0: expected a number from 1 to 64",
+    ),
+    "devices of workers": (
+        {"distribute": "multiworker", "logical_devices": 2},
+        "logical_devices=2: they are the replicas of --distribute=mirrored; this run has --distribute=multiworker",
+    ),
+    "devices of a GPU": (
+        {"distribute": "mirrored", "logical_devices": 2, "device": "gpu:0"},
+        "logical_devices=2: the processor is divided into them, but --device=gpu:0 is a GPU; give --device=cpu, or leave "
+        "out --logical_devices",
+    ),
+    "short timeout": ({"worker_timeout": 4.5}, "worker_timeout=4.5: expected a number of at least 5"),
+    "timeout of one": (
+        {"distribute": "mirrored", "worker_timeout": 30.0},
+        "worker_timeout=30: it is about the workers of --distribute=multiworker; this run has --distribute=mirrored",
+    ),
+    "too many devices": (
+        {"distribute": "mirrored", "logical_devices": 1000},
+        "logical_devices=1000: expected a number from 1 to 64",
+    ),
+    "statistics of one": (
+        {"sync_batch_norm": True},
+        "sync_batch_norm: it is about several replicas, but --distribute=none has one; give --distribute=mirrored or "
+        "multiworker, or leave it out",
+    ),
+    "statistics of parts": (
+        {"distribute": "mirrored", "sync_batch_norm": True, "micro_batches": 2},
+        "sync_batch_norm, micro_batches=2: BatchNorm would normalise a whole step at once, which micro-batches divide; give "
+        "only one of them",
+    ),
+    "statistics within a budget": (
+        {"distribute": "mirrored", "sync_batch_norm": True, "memory_budget": "4GB"},
+        "sync_batch_norm, memory_budget=4GB: BatchNorm would normalise a whole step at once, which micro-batches divide; "
+        "give only one of them",
+    ),
+    "a graph": (
+        {"model": "graph:old.meta", "distribute": "mirrored"},
+        "distribute=mirrored: --model=graph:old.meta is a graph of TensorFlow 1, which trains on one device; give "
+        "--distribute=none",
+    ),
     "two names": (
         {"phase": ("name=a train=@head steps=1", "name=a train=@all steps=1")},
         "phase: two phases have the same name; tell them apart with name=",

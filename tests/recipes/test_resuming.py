@@ -6,12 +6,18 @@ import itertools
 import json
 import pathlib
 import shutil
+from types import SimpleNamespace
 from typing import Any
 
+import keras
 import pytest
 
+from engine import select
+from engine.distribution.shares import Share
 from engine.errors import InputError
 from engine.files import Npz
+from engine.recipes import prepare
+from engine.recipes.job import REPLICAS
 from engine.recipes.resuming import resume_config
 from engine.runs.saved_flags import read_flags, write_flags
 
@@ -34,6 +40,60 @@ def test_the_flags_are_those_of_the_run_and_what_does_not_decide_its_course_may_
     config = resume_config(out, {"log_every": 5, "seed": 3})
     assert (config.seed, config.phase, config.log_every) == (3, ("train=@head steps=2",), 5)
     assert (config.out, config.resume) == (str(out), True)
+
+
+def test_a_resume_may_change_how_it_is_distributed(tmp_path: pathlib.Path) -> None:
+    out = kept(tmp_path / "run", distribute="mirrored", logical_devices=3, sync_batch_norm=True)
+    same, workers, alone = (
+        resume_config(out, given) for given in ({}, {"distribute": "multiworker"}, {"distribute": "none"})
+    )
+    assert (same.distribute, same.logical_devices, same.sync_batch_norm) == ("mirrored", 3, True)
+    assert (workers.logical_devices, workers.sync_batch_norm) == (None, True)
+    assert (alone.logical_devices, alone.sync_batch_norm) == (None, False)
+    out = kept(tmp_path / "workers", distribute="multiworker", worker_timeout=20.0)
+    same, alone = (resume_config(out, given) for given in ({}, {"distribute": "none"}))
+    assert (same.worker_timeout, alone.worker_timeout) == (20.0, 60.0)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "synchronised", "differs"),
+    [
+        (
+            3,
+            1,
+            False,
+            "1 replica now, 3 before: the steps may differ, and not only in their last bits; 1 BatchNormalization",
+        ),
+        (
+            1,
+            2,
+            False,
+            "2 replicas now, 1 before: the steps may differ, and not only in their last bits; 1 BatchNormalization",
+        ),
+        (3, 1, True, "1 replica now, 3 before: the last bits of the steps may differ"),
+        (3, 3, False, None),
+        (1, 1, True, None),
+        (
+            3,
+            3,
+            True,
+            "sync_batch_norm=False now, True before: the steps may differ, and not only in their last bits; 1 Batch",
+        ),
+    ],
+)
+def test_a_resume_says_what_another_number_of_replicas_changes(
+    before: int, now: int, synchronised: bool, differs: str | None, tmp_path: pathlib.Path
+) -> None:
+    inputs = keras.Input((4,))
+    selection = select(keras.Model(inputs, keras.layers.BatchNormalization()(inputs)), "@all @stats")
+    out = kept(tmp_path / "run", distribute="mirrored", sync_batch_norm=synchronised)
+    given: list[Any] = [
+        SimpleNamespace(sync_batch_norm=False),
+        SimpleNamespace(share=Share(0, now, now)),
+        SimpleNamespace(computing={REPLICAS: before}),
+    ]
+    found = prepare._compare_replicas(*given, [SimpleNamespace(selection=selection)], out=out)  # type: ignore[list-item]
+    assert found is None if differs is None else str(found).startswith(f"resume: {differs}")
 
 
 def test_flags_that_contradict_are_all_refused_with_both_values(tmp_path: pathlib.Path) -> None:

@@ -35,7 +35,7 @@ def test_a_run_directory_holds_the_whole_contract(call: Any, small_data: pathlib
     run = json.loads((out / "run.json").read_text())
     assert set(run) == {
         "format", "flags", "versions", "model", "data", "phases", "steps", "final", "freeze_proof", "timing", "memory", "cache",
-        "skipped_steps", "left_out_terms", "exit", "device", "jit_compile", "precision",
+        "skipped_steps", "left_out_terms", "exit", "device", "jit_compile", "precision", "distribution",
     }  # fmt: skip
     assert (next(iter(run)), run["format"]) == ("format", 1)
     assert run["model"] == {"name": "cnn:mini", "parameters": 61_402 - 10 * 65 + 3 * 65, "notes": []}

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from engine import TrainStep, select
+from engine.distribution.replicas import Replicas
 from engine.selection.variables import name_variables
 from engine.training import optimizers
 from engine.training.ema import Averages, EmaError
@@ -116,3 +117,30 @@ def test_an_average_of_another_shape_is_refused() -> None:
 def test_a_decay_outside_its_range_is_refused(decay: float) -> None:
     with pytest.raises(EmaError, match=r"expected a number above 0 and below 1"):
         Averages(decay)
+
+
+class TwoReplicas(Replicas):
+    """Two replicas on one device, of which only the copies of variables are used."""
+
+    def __init__(self) -> None:
+        self.devices = ("/cpu:0", "/cpu:0")
+        self._copies, self._originals, self._compare = {}, {}, None
+
+
+def test_an_evaluation_gives_all_replicas_the_averages_and_afterwards_the_values_again() -> None:
+    """Also where the sum of a variable is that of its average, by which a step finds what has been changed."""
+    variables, step = made()
+    selection = select(variables, ".*")
+    step(selection, batch_of(1.0), learning_rate=0.1)
+    step.replicas = replicas = TwoReplicas()
+    copies = {path: replicas.variables(variable)[1] for path, variable in variables.items()}
+    before = {path: variable.numpy() for path, variable in variables.items()}
+    step.averages.values["a"].assign(tf.reverse(variables["a"], [0]))
+    averages = {path: average.numpy() for path, average in step.averages.values.items()}
+    with step.evaluating(selection.variables):
+        for path, copy in copies.items():
+            np.testing.assert_array_equal(copy.numpy(), averages[path])
+        assert replicas.differing() == []
+    for path, copy in copies.items():
+        np.testing.assert_array_equal(copy.numpy(), before[path])
+    assert replicas.differing() == []

@@ -7,12 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from stand_ins import made_by_all
 
 from engine import select
+from engine.data import EvalBatches
+from engine.data.part import Part
+from engine.distribution.distribution import ALONE, Distribution
 from engine.frostline.watch import frozen_output_norms
 from engine.models import build_model
 from engine.training import losses
-from engine.training.evaluation import Evaluator
+from engine.training.evaluation import Evaluator, Result
 
 
 def vit(options: str = "depth=3") -> Any:
@@ -77,3 +81,22 @@ def test_there_is_no_frozen_output_when_everything_trains() -> None:
     model = vit()
     evaluator = Evaluator(losses.supervised_loss(model), watch=frozen_output_norms)
     assert evaluator(select(model, "@all"), batches([5])).frozen_output_norm is None
+
+
+@pytest.mark.parametrize(("count", "workers"), [(7, 2), (3, 3), (33, 2)])
+def test_workers_that_share_an_evaluation_all_have_the_result_of_one(count: int, workers: int) -> None:
+    """Batches of 3: with 3 examples and 3 workers, two have none; with 33, those that are watched lie on both."""
+    model = build_model("vit:mini,depth=1", image_shape=(8, 8, 1), outputs=3).network
+    rng = np.random.default_rng(count)
+    part = Part(rng.integers(0, 256, (count, 8, 8, 1), np.uint8), rng.integers(0, 3, count), np.arange(count))
+    selection, batches = select(model, "@head"), EvalBatches(part, batch_size=3)
+
+    def measure(distribution: Distribution) -> Result:
+        loss_fn = losses.supervised_loss(model)
+        return Evaluator(loss_fn, watch=frozen_output_norms, distribution=distribution)(selection, batches)
+
+    expected = measure(ALONE)
+    for found in made_by_all(workers, measure):
+        assert (found.loss, found.metrics) == (expected.loss, expected.metrics)
+        assert found.frozen_output_norm == expected.frozen_output_norm is not None
+        np.testing.assert_array_equal(found.per_example["accuracy"], expected.per_example["accuracy"])

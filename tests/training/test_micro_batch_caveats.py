@@ -23,3 +23,13 @@ def test_layers_that_move_statistics_are_told_by_their_real_kind() -> None:
         "spectral; `!@stats` avoids this"
     )
     assert list_caveats(select(model, "@all !@stats")) == []
+
+
+def test_replicas_average_statistics_which_synchronised_moments_make_those_of_the_step() -> None:
+    inputs = keras.Input((4,))
+    selection = select(keras.Model(inputs, keras.layers.BatchNormalization(name="norm")(inputs)), "@all @stats")
+    assert list_caveats(selection, part="replica's share") == [
+        "1 BatchNormalization layer(s) in training mode normalise by the moments of a replica's share, not of the step, and "
+        "take the mean of the statistics of all replicas: norm; `!@stats` or sync_batch_norm avoids this"
+    ]
+    assert list_caveats(selection, part="replica's share", synchronised=True) == []

@@ -15,7 +15,8 @@ from engine.selection.variables import name_variables
 from engine.training import losses, optimizers, precision
 from engine.training.losses import Loss
 from engine.training.precision import LossScale, PrecisionError
-from engine.training.step import NonFiniteError, StepError
+from engine.training.step import StepError
+from engine.training.step_result import NonFiniteError
 
 HALF = {tf.float16, tf.bfloat16}
 

@@ -29,7 +29,7 @@ from engine.training import losses, optimizers
 from engine.training.evaluation import Evaluator
 from engine.training.losses import Loss
 from engine.training.precision import LossScale
-from engine.training.step import NonFiniteError
+from engine.training.step_result import NonFiniteError
 
 v1 = tf.compat.v1
 ROOT = pathlib.Path(__file__).resolve().parents[3]

@@ -20,7 +20,7 @@ from engine.models import build_model
 from engine.training import losses, optimizers
 from engine.training.losses import Loss
 from engine.training.precision import LossScale
-from engine.training.step import NonFiniteError
+from engine.training.step_result import NonFiniteError
 
 v1 = tf.compat.v1
 

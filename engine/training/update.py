@@ -236,11 +236,13 @@ def _loop_over_equal_parts(batch: Mapping[str, Any], count: Any, size: int, add:
     full = count - rest
 
     def add_next(start: Any, sums: Any) -> Any:
+        # XLA also compiles this for a batch of fewer examples, for which it does not run
+        take = tf.minimum(size, tf.shape(next(iter(batch.values())))[0])
         part = {
-            name: tf.slice(value, [start, *[0] * (value.shape.rank - 1)], [size, *value.shape[1:]])
+            name: tf.slice(value, [start, *[0] * (value.shape.rank - 1)], [take, *value.shape[1:]])
             for name, value in batch.items()
         }
-        return start + size, add(sums, part, size)
+        return start + size, add(sums, part, take)
 
     _, sums = tf.while_loop(lambda start, _: start < full, add_next, (tf.constant(0), sums), parallel_iterations=1)
     last = {

@@ -58,18 +58,20 @@ def moments(step: TrainStep) -> np.ndarray:
     return step.slots.values["kernel"]["m"].numpy().astype(np.float64)
 
 
+@pytest.mark.parametrize("size", [7, 2])
 @pytest.mark.usefixtures("deterministic_ops")
-def test_compiled_micro_batches_of_which_the_last_is_shorter_are_the_step_in_one_piece() -> None:
+def test_compiled_micro_batches_of_which_the_last_is_shorter_are_the_step_in_one_piece(size: int) -> None:
+    """Also where the whole batch is shorter than a micro-batch, as the last one of an epoch may be."""
     plain, selection = made("off", None)
-    expected = plain(selection, batch(7), learning_rate=0.1)
+    expected = plain(selection, batch(size), learning_rate=0.1)
     step, selection = made("on", ema=0.9)
     proof = FreezeProof.begin(selection)
-    result = step(selection, batch(7), learning_rate=0.1)
+    result = step(selection, batch(size), learning_rate=0.1)
     assert float(result.loss) == pytest.approx(float(expected.loss), rel=1e-6)
     assert float(result.terms["square"]) == pytest.approx(float(expected.terms["square"]), rel=1e-6)
     assert np.linalg.norm(moments(step) - moments(plain)) / np.linalg.norm(moments(plain)) < GRADIENT
     assert proof.changed(selection) == []
-    assert "_XlaMustCompile" in str(step._function(selection, step.optimizer, step.tensors(batch(7))).function_def)
+    assert "_XlaMustCompile" in str(step._function(selection, step.optimizer, step.tensors(batch(size))).function_def)
 
 
 @pytest.mark.usefixtures("deterministic_ops")

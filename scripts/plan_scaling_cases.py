@@ -184,7 +184,7 @@ def _read_rows(path: str) -> list[dict[str, Any]]:
         found = json.loads(read_file(path, _LARGEST))
     except FileNotFoundError:
         raise InputError(
-            f"compute={path!r}: it is neither a number of seconds nor a file that exists; expected such as 0.01 or FILE.json"
+            f"compute={path!r}: it is neither a number of seconds nor a file that exists; expected, for example, 0.01 or FILE.json"
         ) from None
     except OSError as error:
         raise FileError(f"compute={path}: {error.strerror}") from None

@@ -20,8 +20,11 @@ from . import cli, finetune_flags
 @part_times.collect(since_start=True)
 def main() -> int:
     config = finetune_flags.config()  # bad flags are refused before TensorFlow is imported, and so is a folder in use
-    chief = config.distribute != "multiworker" or read_cluster(os.environ).worker == 0
-    if config.out and chief:  # the others do not write, and the chief may have begun
+    if config.distribute == "multiworker":
+        read_cluster(
+            os.environ
+        )  # a folder in use is refused when all have come, so that none waits for a chief that has ended
+    elif config.out:
         if not config.dry_run:
             locks.check_free(config.out)
         existing.check_out(config.out, resume=config.resume)

@@ -215,6 +215,19 @@ def test_workers_with_other_flags_or_data_are_refused(tmp_path: pathlib.Path, da
 
 
 @pytest.mark.slow
+def test_a_folder_that_holds_a_run_is_refused_by_all_workers_at_once(tmp_path: pathlib.Path, data: str) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "run.json").write_text("{}")
+    found = run_workers(["-m", "scripts.finetune", *flags(data, out), "--distribute=multiworker"], 2)
+    for outcome in found:
+        assert outcome.code == 2, outcome
+        assert "it holds a run (run.json)" in outcome.stderr
+        assert "did not come" not in outcome.stderr
+    assert "worker 0 (127.0.0.1:" in found[1].stderr
+
+
+@pytest.mark.slow
 def test_three_logical_devices_make_the_run_of_one(tmp_path: pathlib.Path, data: str, alone: pathlib.Path) -> None:
     out = tmp_path / "three" / "run"
     words = ["-c", PROGRAM.format(before=""), *flags(data, out), "--distribute=mirrored", "--logical_devices=3"]

@@ -25,6 +25,7 @@ HELP = {
     "data": "Other data than those of --run, as for finetune; or where the run's data are now.",
     "part": "Which examples: eval, test, train, or all of data that are not divided (default: eval; of other data than the run's, eval, else test, else all).",
     "bad_images": "Unreadable image files: stop names them and ends, skip leaves them out (default: as the run).",
+    "corrupt": "Also evaluate the images seen through corruptions, separated by commas, such as blur:2,noise:1 (blur, noise, contrast, jpeg and brightness; strengths 1 to 3), or all of them.",
     "out": "Folder for evaluation.json, confusion.csv, confusion.png and mistakes.png.",
 }
 FILES = ("evaluation.json", "confusion.csv", "confusion.png", "mistakes.png")
@@ -33,6 +34,7 @@ cli.define_flags(__name__, HELP, {}, choices={"part": ("eval", "test", "train", 
 
 
 def main() -> int:
+    from engine.data import corruptions
     from engine.data.source import check_source
     from engine.writing import check_folder
 
@@ -42,6 +44,7 @@ def main() -> int:
         check_source(given.data)
     elif given.run is None:
         raise InputError("data: expected the name of a source, such as folder:DIR; only a --run has data of its own")
+    corrupt = () if given.corrupt is None else corruptions.parse(given.corrupt)
     if given.out is not None:
         check_folder(given.out)
     tf = cli.import_tensorflow(keras=cli.needs_keras(model_flags.model_name()))
@@ -53,8 +56,8 @@ def main() -> int:
     if opened.config.deterministic:
         tf.config.experimental.enable_op_determinism()
     examples = open_examples(opened, data=given.data, part=given.part, bad_images=given.bad_images, say=print)
-    with show_progress(len(examples.part), "evaluation") as show:
-        report = evaluate(opened, examples, batch_size=given.batch_size, progress=show)
+    with show_progress(len(examples.part) * (1 + len(corrupt)), "evaluation") as show:
+        report = evaluate(opened, examples, batch_size=given.batch_size, corrupt=corrupt, progress=show)
     _print_report(report)
     if given.out is not None:
         cli.hold_folder(given.out, ours=FILES.__contains__)
@@ -75,7 +78,7 @@ def _print_report(report: Report) -> None:
             print(f"{name + ':':<18} {figures[key]:.4f}{bins}")
     if "mistakes" in figures:
         print(f"mistakes:          {figures['mistakes']:,} of {figures['data']['examples']:,}")
-    for text in filter(None, (_table(figures), _worst(report))):
+    for text in filter(None, (_table(figures), _worst(report), _shift(figures))):
         print(f"\n{text}")
 
 
@@ -92,6 +95,22 @@ def _table(figures: dict[str, Any]) -> str:
     body = [(each["name"], f"{each['examples']:,}", *(_number(each[key]) for key in keys)) for each in rated]
     total = ("macro average", "", *(_number(figures["macro"][key]) for key in keys))
     return table([("", "examples", "precision", "recall", "F1"), *body, total], right={1, 2, 3, 4})
+
+
+def _shift(figures: dict[str, Any]) -> str:
+    """Loss, accuracy and calibration error as it is, under each corruption, and on average over these."""
+    from engine.text import table
+
+    if "corruptions" not in figures:
+        return ""
+    found = figures["corruptions"]
+    keys = [key for key, value in found["mean"].items() if value is not None]
+    named = [(f"{each['kind']}:{each['strength']}", each) for each in found["each"]]
+    rows = [("as it is", figures), *named, ("mean over corruptions", found["mean"])]
+    cells = [(name, *(_number(each[key]) for key in keys)) for name, each in rows]
+    return table(
+        [("seen through", *(key.replace("_", " ") for key in keys)), *cells], right=set(range(1, len(keys) + 1))
+    )
 
 
 def _number(value: float | None) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from engine.data import EvalBatches
+from engine.data import EvalBatches, Part, corruptions
 from engine.data.batches import prefetch
+from engine.data.corruptions import Corruption
 from engine.frostline.watch import frozen_output_norms
 from engine.recipes.evaluation_data import Examples
 from engine.recipes.predictor import Predictor
@@ -49,6 +50,8 @@ def evaluate(
     examples: Examples,
     *,
     batch_size: int | None = None,
+    corrupt: Sequence[Corruption] = (),
+    seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Report:
     """Evaluates a model on examples (``engine.recipes.evaluation_data.open_examples``).
@@ -58,26 +61,80 @@ def evaluate(
 
     Args:
         batch_size: how many examples are computed at once; None as the run did. Another number may change last bits.
-        progress: called with the number of examples that are done.
+        corrupt: the corruptions through which the examples are seen as well (``engine.data.corruptions.parse``); the
+            figures then have an entry "corruptions".
+        seed: of the corruptions.
+        progress: called with the number of examples that are done, those under corruptions included.
 
     Raises:
         PredictionError: an output is not finite.
     """
-    predictor = opened.predictor()
-    batches = EvalBatches(examples.part, batch_size=batch_size or opened.data.eval_size, normalise=opened.normalise)
-    found: list[np.ndarray] = []
-
-    def read() -> Iterator[Mapping[str, Any]]:
-        each = iter(batches)
-        for batch in prefetch(lambda _: next(each), range(len(batches))):
-            yield batch
-            found.append(predictor.outputs(batch["image"]))
-            progress(sum(map(len, found)))
-
+    predictor, selection = opened.predictor(), _last_selection(opened)
     loss_fn = make_loss(opened.model, opened.config.loss, label_smoothing=opened.config.label_smoothing)
     evaluator = Evaluator(loss_fn, watch=frozen_output_norms)  # the same graph: another may round otherwise
-    result = evaluator(_last_selection(opened), read())
-    return _report(opened, examples, predictor, result, np.concatenate(found))
+    done = 0
+
+    def measure(part: Part) -> tuple[Result, np.ndarray]:
+        nonlocal done
+        batches = EvalBatches(part, batch_size=batch_size or opened.data.eval_size, normalise=opened.normalise)
+        found: list[np.ndarray] = []
+
+        def read() -> Iterator[Mapping[str, Any]]:
+            nonlocal done
+            each = iter(batches)
+            for batch in prefetch(lambda _: next(each), range(len(batches))):
+                yield batch
+                found.append(predictor.outputs(batch["image"]))
+                done += len(found[-1])
+                progress(done)
+
+        return evaluator(selection, read()), np.concatenate(found)
+
+    result, outputs = measure(examples.part)
+    report = _report(opened, examples, predictor, result, outputs)
+    if corrupt:
+        seen = [(each, *measure(corruptions.corrupted(examples.part, *each, seed=seed))) for each in corrupt]
+        report.figures["corruptions"] = _rate_corruptions(report, predictor, examples.part.labels, seen) | {
+            "seed": seed
+        }
+    return report
+
+
+def _rate_corruptions(
+    report: Report, predictor: Predictor, labels: np.ndarray, seen: Sequence[tuple[Corruption, Result, np.ndarray]]
+) -> dict[str, Any]:
+    """Loss, accuracy and calibration error under each corruption, and their means over the corruptions."""
+    names = ("loss", "accuracy", *(["calibration_error"] if "calibration_error" in report.figures else []))
+    each: list[dict[str, Any]] = []
+    for corruption, result, outputs in seen:
+        values = predictor.probabilities(outputs)
+        found = {"loss": result.loss, "accuracy": result.metrics.get("accuracy")}
+        if "calibration_error" in names:
+            _, confidence, right = _decide(outputs, values, _as_classes(labels))
+            found["calibration_error"] = metrics.measure_calibration(confidence, right)
+        each.append(corruption._asdict() | found)
+    found_all = {name: [entry[name] for entry in each] for name in names}
+    chosen = [corruption for corruption, *_ in seen]
+    means = {
+        name: None if None in column else corruptions.average(chosen, column) for name, column in found_all.items()
+    }
+    return {"each": each, "mean": means}
+
+
+def _as_classes(labels: np.ndarray) -> np.ndarray:
+    """Labels [n] or [n, 1] as the numbers of classes, int64 [n]."""
+    return (labels[:, 0] if labels.ndim == 2 else labels).astype(np.int64)
+
+
+def _decide(outputs: np.ndarray, values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The predicted class of each example, its probability, and whether it is right."""
+    predicted = _score(outputs).argmax(axis=1)
+    return predicted, values[np.arange(len(values)), predicted], predicted == labels
+
+
+def _score(outputs: np.ndarray) -> np.ndarray:
+    """A score for each class; a single output is that of class 1, against 0."""
+    return outputs if outputs.shape[1] > 1 else np.concatenate([np.zeros_like(outputs), outputs], axis=1)
 
 
 def _last_selection(opened: OpenedRun) -> Selection:
@@ -126,8 +183,7 @@ def _report(opened: OpenedRun, examples: Examples, predictor: Predictor, result:
         return Report(
             figures=figures, names=names, confusions=None, mistakes=none, predicted=none, confidence=np.zeros(0)
         )
-    labels = (labels[:, 0] if labels.ndim == 2 else labels).astype(np.int64)
-    return _rate_classes(figures, examples, names, outputs=outputs, values=values, labels=labels)
+    return _rate_classes(figures, examples, names, outputs=outputs, values=values, labels=_as_classes(labels))
 
 
 def _rate_classes(
@@ -140,9 +196,8 @@ def _rate_classes(
     labels: np.ndarray,
 ) -> Report:
     """The figures of a classifier that gives one class to each example."""
-    scores = outputs if outputs.shape[1] > 1 else np.concatenate([np.zeros_like(outputs), outputs], axis=1)
-    predicted = scores.argmax(axis=1)
-    confidence, right = values[np.arange(len(values)), predicted], predicted == labels
+    scores = _score(outputs)
+    predicted, confidence, right = _decide(outputs, values, labels)
     confusions = metrics.count_confusions(labels, predicted, len(names))
     rated = metrics.rate_classes(confusions)
     mistakes = metrics.rank_mistakes(confidence, right)[:LISTED]
@@ -150,6 +205,7 @@ def _rate_classes(
         "top5_accuracy": metrics.measure_top_accuracy(scores, labels, 5) if len(names) > 5 else None,
         "auc": metrics.measure_auc(scores[:, 1] - scores[:, 0], labels == 1) if len(names) == 2 else None,
         "calibration_error": metrics.measure_calibration(confidence, right),
+        "adaptive_calibration_error": metrics.measure_adaptive_calibration(confidence, right),
         "calibration_bins": metrics.BINS,
         "macro": metrics.average_classes(rated),
         "classes": [{"name": name} | dataclasses.asdict(each) for name, each in zip(names, rated, strict=True)],

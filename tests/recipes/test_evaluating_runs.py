@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine.data.corruptions import corrupted, parse
 from engine.data.source import open_data
 from engine.errors import InputError
 from engine.models.registry import build_model
@@ -112,8 +113,20 @@ def test_other_losses_have_the_figures_that_suit_them(name: str, loss: str, made
     opened = untrained(loss, {"two": 1, "several": 3, "values": 2}[name], names)
     examples = open_examples(opened, data=f"npz:{made}/{name}.npz")
     assert (examples.name, examples.own) == ("test", False)
-    report = evaluate(opened, examples)
+    chosen = parse("contrast:3,noise:1,noise:3")
+    done: list[int] = []
+    report = evaluate(opened, examples, corrupt=chosen, seed=3, progress=done.append)
     found, labels = report.figures, examples.part.labels
+    assert done[-1] == 4 * 21
+    shifted = found["corruptions"]
+    for seen, each in zip(chosen, shifted["each"], strict=True):
+        alone = dataclasses.replace(examples, part=corrupted(examples.part, *seen, seed=3))
+        again = evaluate(opened, alone).figures
+        assert each == seen._asdict() | {key: again[key] for key in shifted["mean"]}
+    losses = [each["loss"] for each in shifted["each"]]
+    assert shifted["mean"]["loss"] == np.mean([losses[0], np.mean(losses[1:])])
+    assert shifted["seed"] == 3
+    assert ("calibration_error" in shifted["mean"]) == (name == "two")
     values = opened.predictor()(examples.part.read(np.arange(21))["image"])
     if name == "two":
         assert report.names == ("0", "1")
@@ -122,8 +135,7 @@ def test_other_losses_have_the_figures_that_suit_them(name: str, loss: str, made
     elif name == "several":
         assert [each["name"] for each in found["labels"]] == ["dark", "long", "shoe"]
         assert found["labels"][1]["auc"] == measure_auc(values[:, 1], labels[:, 1] == 1)
-        chosen = values > 0.5
-        assert found["labels"][0]["predicted"] == chosen[:, 0].sum()
+        assert found["labels"][0]["predicted"] == (values > 0.5)[:, 0].sum()
         assert report.confusions is None
     else:
         errors = values - labels

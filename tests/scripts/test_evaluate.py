@@ -23,7 +23,7 @@ def test_a_run_is_evaluated_and_what_it_confuses_is_written(
     run, out = f"--run={photo_run.out}", tmp_path / "out"
     weights = f"--weights={photo_run.out}/checkpoints/step-00000012.npz"
     asked = [
-        [run, f"--out={out}"],
+        [run, f"--out={out}", "--corrupt=noise:3,jpeg:1"],
         [run, "--part=test"],
         ["--model=cnn:mini", weights, "--image_size=16", f"--data=folder:{photos}"],
         [run, f"--data=folder:{photos}/nowhere"],
@@ -31,6 +31,7 @@ def test_a_run_is_evaluated_and_what_it_confuses_is_written(
         [run, f"--out={photos}/train/bag/bag1.png"],
         ["--model=cnn:mini", weights],
         [run, "--data=photos"],
+        [run, "--corrupt=blur:9"],
     ]
     (code, text, err), test, model, *refused = run_each("scripts.evaluate", asked)
     assert code == 0, err
@@ -39,11 +40,16 @@ def test_a_run_is_evaluated_and_what_it_confuses_is_written(
     assert f"accuracy:          {final['eval_accuracy']:.4f}" in text
     assert "calibration error: " in text
     assert "macro average" in text
+    shown = [line.split() for line in text[text.index("seen through") :].splitlines()]
+    assert [line[0] for line in shown[1:4]] == ["as", "noise:3", "jpeg:1"]
+    assert shown[1][-2] == f"{final['eval_accuracy']:.4f}"
     assert f"written: {out} (evaluation.json, confusion.csv, confusion.png, mistakes.png)" in text
 
     found = json.loads((out / "evaluation.json").read_text())
     assert (found["loss"], found["accuracy"]) == (final["eval_loss"], final["eval_accuracy"])
     assert found["run_figures"] == {"loss": found["loss"], "accuracy": found["accuracy"], "same": True}
+    assert [(each["kind"], each["strength"]) for each in found["corruptions"]["each"]] == [("noise", 3), ("jpeg", 1)]
+    assert f"{found['corruptions']['mean']['accuracy']:.4f}" == shown[4][-2]
     assert found["data"] == {"name": f"folder:{photos}", "part": "eval", "examples": 21, "own": True}
     part = photo_run.task.source.eval
     probabilities = open_run(photo_run.out, averages=True).predictor()(part.read(np.arange(21))["image"])
@@ -73,6 +79,7 @@ def test_a_run_is_evaluated_and_what_it_confuses_is_written(
             "expected a folder",
             "only a --run has data of its own",
             "data='photos'",
+            "`blur:9`: expected a strength from 1 to 3",
         ),
         strict=True,
     ):

@@ -12,6 +12,7 @@ from engine.training.metrics import (
     average_classes,
     count_confusions,
     find_top,
+    measure_adaptive_calibration,
     measure_auc,
     measure_calibration,
     measure_top_accuracy,
@@ -86,6 +87,14 @@ def test_the_calibration_error_is_the_weighted_gap_of_its_bins() -> None:
     assert measure_calibration(confidence, right, bins=4) == (2 * 0.5 + 0.75 + 0.0) / 4
     assert measure_calibration(np.array([0.0, 1.0]), np.array([False, True])) == 0.0
     assert measure_calibration(np.array([1.0]), np.array([False])) == 1.0
+
+
+def test_the_adaptive_calibration_error_has_bins_of_equal_numbers() -> None:
+    confidence = np.array([0.99, 0.6, 0.98, 0.7, 0.97])  # sorted: 0.6 right, 0.7 wrong, 0.97 | 0.98, 0.99
+    right = np.array([True, True, False, False, True])
+    by_hand = (abs(0.4 - 0.7 + 0.03) + abs(-0.98 + 0.01)) / 5
+    assert abs(measure_adaptive_calibration(confidence, right, bins=2) - by_hand) < 1e-15
+    assert measure_adaptive_calibration(np.array([0.5]), np.array([True])) == 0.5  # fewer examples than bins
 
 
 def test_mistakes_are_ranked_by_confidence() -> None:

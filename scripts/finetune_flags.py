@@ -51,6 +51,7 @@ HELP = {
     "weight_decay": "Decoupled weight decay per step, times the learning rate (default for adamw: 0.01).",
     "decay": "Filter: which trained variables decay (default: all but @bias @norm @embedding).",
     "decays": "Weight decays by filter, such as '@head=0.1 @blocks=0', instead of --weight_decay: the last rule that matches a variable decides. Only what --decay says decays.",
+    "decay_toward": "What weight decay pulls to: zero (default), or start, the values that variables have when they begin to train, so that they stay near the weights that training starts from (L2-SP). A slot keeps them.",
     "layer_decay": "Factor on the learning rate per layer below the output, above 0 and at most 1.",
     "clip_norm": "Largest global norm of the selection's gradient (default: no clipping).",
     "batch_size": "Examples per step.",

@@ -91,6 +91,8 @@ def _print_job(job: Job) -> None:
         print(stage.selection.table())
         if stage.rates is not None or stage.optimizer.decays is not None:
             print(_rates_table(stage))
+    if any(stage.optimizer.decay_toward == "start" for stage in job.stages):
+        print("\ndecay:   toward the values that variables have when they begin to train (a slot of each keeps them)")
     print()
 
 

@@ -28,6 +28,7 @@ import numpy as np
 
 from engine.porting import slot_names
 from engine.porting.readers.source import TensorSource
+from engine.training.optimizer_base import START
 
 _V1_SLOT = re.compile(rf"({'|'.join(slot_names.V1_SLOTS)})(?:_(\d+))?")
 _STATE = re.compile(r"(beta1_power|beta2_power|global_step)(?:_\d+)?")
@@ -160,8 +161,9 @@ def _claim(name: str, shapes: Mapping[str, tuple[int, ...]]) -> _Claim | None:
         kind = slot_names.kind_beside(f"{before}/", shapes) or slot_names.OBJECT_SLOTS[last]
         if (own := variable(before.removeprefix("optimizer/"), below_scope=False)) is not None:
             return _Claim(own, kind, last)
-    if before.startswith("optimizer/") and last == "t":
-        return _claim_if(variable(before.removeprefix("optimizer/"), below_scope=False, any_shape=True), "?", last)
+    if before.startswith("optimizer/") and last in ("t", START):
+        own = variable(before.removeprefix("optimizer/"), below_scope=False, any_shape=last == "t")
+        return _claim_if(own, "?", last)
     if match := slot_names.OWN_ADAM.fullmatch(last):
         return _claim_if(variable(before), "Adam", match[2])
     if match := _V1_SLOT.fullmatch(last):

@@ -20,6 +20,7 @@ from engine.porting.rules import detect
 from engine.porting.rules.language import Rules
 from engine.porting.rules.transforms import drop_constants, have_slots
 from engine.selection.variables import ModelVariables, name_variables
+from engine.training.optimizer_base import START
 
 
 def _sorted(slots: Iterable[str]) -> tuple[str, ...]:
@@ -53,6 +54,12 @@ def export_slots(
     by_path = _slots_by_path(source, variables)
     if not by_path:
         return {}, {}
+    left: dict[str, str] = {}
+    for path in [path for path, slots in by_path.items() if START in slots]:
+        left[f"optimizer/{path}/{START}"] = "no optimizer of TensorFlow 1 keeps what a variable decays toward"
+        by_path[path].remove(START)
+    if not any(by_path.values()):
+        return {}, left
     kept, kind, suffixes = _recognise(source, by_path, base)
     chosen = detect.get_rules(rules)
     chosen = dataclasses.replace(
@@ -65,7 +72,6 @@ def export_slots(
         fresh=tuple(dataclasses.replace(line, optional=True) for line in chosen.fresh),
     )
     found: dict[str, np.ndarray] = {}
-    left: dict[str, str] = {}
     in_base = {f.name: _by_name_here(f, kind) for f in held.variables} if held is not None else {}
     for slot in sorted({slot for slots in in_base.values() for slot in slots} - set(kept)):
         left[f"{kind} {slot}"] = "the file has no such slot; the base's values stay"

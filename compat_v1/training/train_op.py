@@ -138,6 +138,11 @@ def check_form(optimizer: Optimizer) -> None:
         name, theirs = "RMSPropOptimizer", {"epsilon_placement": "inside", "initial_accumulator": 1.0}
     elif isinstance(optimizer, Adagrad):
         name, theirs = "AdagradOptimizer", {"epsilon": 0.0}
+    if optimizer.decay_toward != "zero":
+        raise SessionError(
+            f"decay_toward={optimizer.decay_toward}: graphs of TensorFlow 1 decay toward zero here; leave it out, or train "
+            "with the engine"
+        )
     for key, value in theirs.items():
         if (given := getattr(optimizer, key)) != value:
             raise SessionError(

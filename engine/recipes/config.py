@@ -31,6 +31,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "slots": ("continue", "fresh"),
     "bad_images": source.BAD_IMAGES,
     "monitor": ("eval_loss", "eval_accuracy"),
+    "decay_toward": ("zero", "start"),
     "nonfinite": ("skip", "stop"),
     "remat": remat.MODES,
     "plan": ("micro_batches", "depth"),
@@ -47,7 +48,10 @@ FREE = {
 }
 GRAPH_OPTIONS = ("tags", "inputs", "outputs", "features", "graph_inputs", "constants")  # about --model=graph:PATH
 _TYPES = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,), "tuple[str, ...]": (tuple,)}
-_HYPERPARAMETERS = ("momentum", "nesterov", "beta1", "beta2", "epsilon", "weight_decay", "layer_decay", "clip_norm")
+_HYPERPARAMETERS = (
+    *("momentum", "nesterov", "beta1", "beta2", "epsilon"),
+    *("weight_decay", "decay_toward", "layer_decay", "clip_norm"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +113,7 @@ class FinetuneConfig:
     weight_decay: float | None = None
     decay: str | None = None
     decays: str | None = None
+    decay_toward: Literal["zero", "start"] | None = None
     layer_decay: float | None = None
     clip_norm: float | None = None
     batch_size: int = 64

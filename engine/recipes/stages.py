@@ -11,7 +11,7 @@ from engine.selection import filters, selection
 from engine.selection.variables import NamedVariable
 from engine.training import schedules
 from engine.training.loop import Stage
-from engine.training.optimizers import set_paces
+from engine.training.optimizers import OptimizerError, set_paces
 from engine.training.phases import Phase
 from engine.training.rates import RateError, Rates, parse_rates
 
@@ -71,7 +71,8 @@ def resolve_stages(config: FinetuneConfig, task: Task, phases: Sequence[Phase]) 
 def check_stages(config: FinetuneConfig, task: Task, stages: Sequence[Stage]) -> None:
     """Checks what depends on the length of phases, or on all phases together.
 
-    Raises ScheduleError if a phase cannot follow its schedule, or the optimizer allows none; RateError or FilterError if a
+    Raises ScheduleError if a phase cannot follow its schedule, or the optimizer allows none; OptimizerError if
+    ``decay_toward`` has no effect; RateError or FilterError if a
     rule of ``rates`` or ``decays`` decides no variable in any phase, and RateError if rules leave nothing to
     ``layer_decay``.
     """
@@ -81,6 +82,7 @@ def check_stages(config: FinetuneConfig, task: Task, stages: Sequence[Stage]) ->
         except schedules.ScheduleError as error:
             raise schedules.ScheduleError(f"phase {stage.phase.name!r}: {error}") from None
     _check_constant_rate(stages)
+    _check_decay(stages)
     layered = [stage for stage in stages if stage.optimizer.layer_decay is not None]
     paces = [pace for s in layered for pace in set_paces(s.selection, s.optimizer, s.rates)]
     if layered and all(pace.rule is not None for pace in paces):
@@ -103,6 +105,16 @@ def check_stages(config: FinetuneConfig, task: Task, stages: Sequence[Stage]) ->
                 except filters.FilterError as error:
                     raise filters.FilterError(f"{name}='{rules}': {error}") from None
             rules.check([entry for entry in task.variables if entry.path in found])
+
+
+def _check_decay(stages: Sequence[Stage]) -> None:
+    """Raises OptimizerError if ``decay_toward`` would be used by nothing, since no variable decays in any phase."""
+    pulled = [stage for stage in stages if stage.optimizer.decay_toward == "start"]
+    if pulled and not any(p.decays for s in pulled for p in set_paces(s.selection, s.optimizer, s.rates)):
+        raise OptimizerError(
+            "decay_toward=start: no variable decays in any phase; give --weight_decay, or say by --decay which of those that "
+            "train do (by default all but @bias @norm @embedding)"
+        )
 
 
 def _check_constant_rate(stages: Sequence[Stage]) -> None:

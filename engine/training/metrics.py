@@ -152,7 +152,7 @@ def measure_adaptive_calibration(confidence: np.ndarray, right: np.ndarray, *, b
 
     Example:
         >>> measure_adaptive_calibration(np.array([0.5, 0.75, 0.75, 1.0]), np.array([True, False, True, True]), bins=2)
-        0.25
+        0.125
     """
     order = np.argsort(confidence, kind="stable")
     gaps = (right.astype(np.float64) - confidence.astype(np.float64))[order]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from engine.selection.filters import Filter
 from engine.text import join_some, nearest
 from engine.training.rates import Rates
 
+START = "start"  # the slot that holds what a variable decays toward
 NO_DECAY = filters.group("bias") | filters.group("norm") | filters.group("embedding")
 
 
@@ -31,6 +32,8 @@ class Optimizer:
         decay: the trained variables that decay; by default all except biases, norms and embeddings.
         decays: weight decays by filter (``parse_rates(text, name="decays")``), instead of ``weight_decay``; what decays at
             all is what ``decay`` says.
+        decay_toward: "zero", or "start": variable -= learning_rate * weight_decay * (variable - start), where start is the
+            value that the variable had when it began to train, which a slot keeps (L2-SP, arXiv:1802.01483).
         layer_decay: the factor d on the learning rate per layer, counted from the output (BEiT, arXiv:2106.08254): 1
             after the last block, d in the last block, d**2 in the one below it.
         clip_norm: the largest global norm of the gradient of the trained variables; None does not clip.
@@ -39,6 +42,7 @@ class Optimizer:
     weight_decay: float = 0.0
     decay: Filter = ~NO_DECAY
     decays: Rates | None = None
+    decay_toward: Literal["zero", "start"] = "zero"
     layer_decay: float | None = None
     clip_norm: float | None = None
 
@@ -51,15 +55,21 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         check_hyperparameter("weight_decay", self.weight_decay, 0.0, math.inf)
+        check_word("decay_toward", self.decay_toward, ("zero", "start"))
         if self.layer_decay is not None:
             check_hyperparameter("layer_decay", self.layer_decay, 0.0, 1.0, open_low=True)
         if self.clip_norm is not None:
             check_hyperparameter("clip_norm", self.clip_norm, 0.0, math.inf, open_low=True)
 
     @property
-    def slots(self) -> tuple[str, ...]:
-        """The names of the slots of each variable."""
+    def rule_slots(self) -> tuple[str, ...]:
+        """The names of the slots that the update of a variable reads and writes."""
         return self.fixed_slots
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The names of the slots of each variable: those of the rule, and what it decays toward if that is not zero."""
+        return (*self.rule_slots, *[START] * (self.decay_toward == "start"))
 
     @property
     def first_values(self) -> Mapping[str, float]:

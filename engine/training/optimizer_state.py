@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from engine.selection.selection import Selection
 from engine.selection.variables import ModelVariables, NamedVariable
-from engine.training.optimizers import Optimizer, OptimizerError
+from engine.training.optimizers import START, Optimizer, OptimizerError
 
 
 @dataclass
@@ -36,7 +36,10 @@ class Slots:
             have = self.values.get(path, {})
             if path not in self.t or set(have) != set(optimizer.slots):
                 first = optimizer.first_values
-                self.values[path] = {name: _make_slot(entry, first.get(name, 0.0)) for name in optimizer.slots}
+                self.values[path] = {
+                    name: copy_variable(entry) if name == START else _make_slot(entry, first.get(name, 0.0))
+                    for name in optimizer.slots
+                }
                 self.t[path] = 0
 
     def bytes(self) -> int:
@@ -80,6 +83,11 @@ class Slots:
                 raise OptimizerError(f"optimizer/{entry.path}/{name}: {found}; expected shape {list(slot.shape)}")
             slot.assign(array)
         self.values[entry.path], self.t[entry.path] = slots, t
+
+
+def copy_variable(entry: NamedVariable) -> Any:
+    """A slot with the value that the variable has now."""
+    return tf.Variable(entry.variable.read_value(), trainable=False, name="slot")
 
 
 def _make_slot(entry: NamedVariable, value: float) -> Any:

@@ -16,6 +16,7 @@ import numpy as np
 
 from engine import text
 from engine.training.optimizer_base import (
+    START,
     Optimizer,
     OptimizerError,
     check_hyperparameter,
@@ -30,7 +31,7 @@ from engine.training.tf1_optimizers import (
 )
 
 __all__ = [
-    "FORMS", "OPTIMIZERS", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Ftrl", "Momentum", "Optimizer", "OptimizerError",
+    "FORMS", "OPTIMIZERS", "SGD", "START", "Adadelta", "Adagrad", "Adam", "AdamW", "Ftrl", "Momentum", "Optimizer", "OptimizerError",
     "Pace", "RMSProp", "apply_gradients", "build_optimizer", "count_blocks", "layer_factors", "set_paces",
 ]  # fmt: skip
 
@@ -322,9 +323,12 @@ def apply_gradients(
             rate = rate if pace.factor == 1.0 else rate * pace.factor
             rates[key] = tf.cast(rate, dtype), tf.cast(rate * pace.weight_decay, dtype)
         rate, shrink = rates[key]
-        if pace.decays:
-            tf.raw_ops.AssignSubVariableOp(resource=variable.handle, value=variable.read_value() * shrink)
         slots = dict(zip(optimizer.slots, handles[number], strict=True))
+        if pace.decays:
+            away = variable.read_value()
+            if START in slots:
+                away -= tf.raw_ops.ReadVariableOp(resource=slots[START], dtype=dtype)
+            tf.raw_ops.AssignSubVariableOp(resource=variable.handle, value=away * shrink)
         row = flat[dtype][number * width : (number + 1) * width]
         optimizer.update(variable, gradient, rate, slots, row, constants[dtype])
 

@@ -58,7 +58,7 @@ class RMSProp(Optimizer):
             )
 
     @property
-    def slots(self) -> tuple[str, ...]:
+    def rule_slots(self) -> tuple[str, ...]:
         return ("rms", *["mg"] * self.centered, *["momentum"] * (self.epsilon_placement == "inside"))
 
     @property

@@ -26,6 +26,7 @@ OPTIMIZERS = {
     "sgd": optimizers.SGD(weight_decay=0.1, clip_norm=0.5, decay=EVERYTHING_DECAYS),
     "nesterov": optimizers.Momentum(nesterov=True, weight_decay=0.1, clip_norm=0.5, decay=EVERYTHING_DECAYS),
     "adam": optimizers.Adam(clip_norm=0.5),
+    "start": optimizers.SGD(weight_decay=0.1, decay_toward="start", decay=EVERYTHING_DECAYS),
     "adamw": optimizers.AdamW(weight_decay=0.1, layer_decay=0.8, clip_norm=0.5, decay=EVERYTHING_DECAYS),
 }
 
@@ -67,6 +68,7 @@ CASES = [
     ("cnn", "@head", "adamw"),
     ("cnn", "stages/1/.* @head", "nesterov"),
     ("cnn", "@all !@stats", "adam"),
+    ("cnn", "stages/3/.* @head", "start"),
     pytest.param("mobilenet", "@head", "nesterov", marks=pytest.mark.slow),
     pytest.param("mobilenet", "@layers[-20:] @head", "adamw", marks=pytest.mark.slow),
     pytest.param("mobilenet", "@layers[-20:] @head !@stats", "sgd", marks=pytest.mark.slow),

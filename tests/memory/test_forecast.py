@@ -52,7 +52,11 @@ def forecaster(model: Any) -> Callable[..., Forecaster]:
 # --- one forecast ---
 
 
-@pytest.mark.parametrize(("optimizer", "slots"), [(optimizers.SGD(), 0), (MOMENTUM, 1), (ADAMW, 2)], ids=str)
+@pytest.mark.parametrize(
+    ("optimizer", "slots"),
+    [(optimizers.SGD(), 0), (MOMENTUM, 1), (ADAMW, 2), (optimizers.AdamW(decay_toward="start"), 3)],
+    ids=str,
+)
 def test_what_is_arithmetic_is_exact(model: Any, forecaster: Any, optimizer: Any, slots: int) -> None:
     head = 4 * (96 * 4 + 4)
     find = forecaster("@head", optimizer=optimizer, ema=0.9)

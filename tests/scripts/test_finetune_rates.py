@@ -7,6 +7,7 @@ import pathlib
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 
 SMALL = ("--model=cnn:mini", "--eval_fraction=0.2", "--batch_size=8", "--weights=none", "--log_every=1")
@@ -69,6 +70,35 @@ def test_a_rate_for_all_is_the_learning_rate(call: Any, small_data: pathlib.Path
     assert rates_of(tmp_path / "b") == [rate / 2 for rate in rates_of(tmp_path / "a")]
 
 
+def test_decay_toward_the_start_is_kept_in_slots_resumed_and_gone_on_with(
+    call: Any, small_data: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    line = [*SMALL, f"--data=npz:{small_data}", "--train=@head", "--weight_decay=20", "--decay_toward=start"]
+    run = [*line, "--steps=3", "--checkpoint_every=1", "--keep=9", f"--out={tmp_path / 'a'}"]
+    code, printed, err = call(*run)
+    assert code == 0, err
+    assert "decay:   toward the values that variables have when they begin to train" in printed
+    memory = json.loads((tmp_path / "a/run.json").read_text())["memory"]
+    whole, first = trained(tmp_path / "a"), tmp_path / "a/checkpoints/step-00000001.npz"
+    sizes = {name: value.nbytes for name, value in np.load(first).items() if name in ("head/kernel", "head/bias")}
+    assert memory["slot_bytes"] == memory["forecast_bytes"]["slots"] == 3 * sum(sizes.values())
+    for left in first.parent.iterdir():
+        if left.name > first.name:
+            left.unlink()
+    assert call(*run, "--resume")[0] == 0
+    assert trained(tmp_path / "a") == whole
+    with np.load(first) as one, np.load(first.parent / "step-00000003.npz") as last:
+        start = one["optimizer/head/kernel/start"]
+        np.testing.assert_array_equal(last["optimizer/head/kernel/start"], start)
+        assert not np.array_equal(last["head/kernel"], start)
+    again = [*SMALL, f"--data=npz:{small_data}", "--train=@head", f"--weights={first}", "--steps=1", "--dry_run"]
+    code, printed, err = call(*again, "--decay_toward=start")
+    assert code == 0, err
+    assert "adamw continues from m, v, start of 2 of 2 trained variables (t = 1)" in printed
+    code, printed, err = call(*again)  # toward zero: the start is not needed
+    assert "adamw continues from m, v of 2 of 2 trained variables (t = 1)" in printed
+
+
 BAD = {
     "a filter without a match": (["--rates=hed/.*=1e-3"], r"rates='hed/\.\*=0\.001': item 1 `hed/\.\*` matches nothing.*nearest: head/"),
     "a second filter without a match": (["--rates=@head=1 @blocks=1e-3"], r"item 2 `@blocks\[:\]` matches nothing; the model has no blocks"),
@@ -79,6 +109,8 @@ BAD = {
     "a late drop": (["--schedule=step,at=2:4"], r"phase 'train': schedule='step,at=2:4,factor=0\.1': .* after 4 steps, but the phase has 4"),
     "a high end": (["--schedule=linear,end=1e-3"], r"phase 'train': .*end=0\.001: expected a learning rate below the phase's, 0\.001"),
     "layer decay of nothing": (["--rates=@head=1", "--layer_decay=0.5"], r"layer_decay=0\.5: it is not used, because rules of rates decide every"),
+    "a pull without decay": (["--optimizer=sgd", "--decay_toward=start"], r"decay_toward=start: no variable decays in any phase; give --weight_decay"),
+    "a pull without a decaying variable": (["--decay_toward=start", "--decay=@bias", "--decays=@bias=0"], r"decay_toward=start: no variable decays"),
     "a filter for decays": (["--decays=@head"], r"decays='@head': rule 1 `@head`: expected FILTER=DECAY"),
 }  # fmt: skip
 

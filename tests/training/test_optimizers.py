@@ -96,6 +96,7 @@ class Reference:
         self.m: dict[str, Any] = {}
         self.v: dict[str, Any] = {}
         self.t: dict[str, int] = {}
+        self.start: dict[str, Any] = {}
 
     def train(
         self,
@@ -114,8 +115,10 @@ class Reference:
                 rate = RATES[number] * (factors or {}).get(path, 1.0)
                 if clip is not None and norm > clip:
                     gradient = gradient * (clip / norm)
+                start = self.start.setdefault(path, self.values[path].copy())
                 if path in decayed:
-                    self.values[path] = self.values[path] - rate * self.optimizer.weight_decay * self.values[path]
+                    away = self.values[path] - (start if self.optimizer.decay_toward == "start" else 0.0)
+                    self.values[path] = self.values[path] - rate * self.optimizer.weight_decay * away
                 self.values[path] = self.values[path] - rate * self.change(path, gradient)
 
     def change(self, path: str, gradient: np.ndarray) -> np.ndarray:
@@ -355,11 +358,67 @@ def test_layer_decay_counts_from_the_output_whatever_trains() -> None:
     close(model.values(), reference.values)
 
 
+# --- decay toward the start ---
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [SGD(weight_decay=0.5, decay_toward="start"), AdamW(weight_decay=0.5, decay_toward="start", clip_norm=1.0)],
+    ids=["sgd", "adamw"],
+)
+def test_decay_can_pull_to_the_values_from_which_a_variable_started(optimizer: Optimizer) -> None:
+    model = Tiny()
+    reference, step = Reference(model.values(), optimizer), TrainStep(loss_of(model), optimizer)
+    train(model, step, "head/.*", range(4))
+    reference.train(["head/kernel", "head/bias"], range(4), decayed=["head/kernel"])
+    train(model, step, "@all", range(4, 8))  # now dense starts, and the head keeps its own start
+    reference.train(list(SHAPES), range(4, 8), decayed=["head/kernel", "dense/kernel"])
+    close(model.values(), reference.values)
+    for path in ("head/kernel", "dense/kernel"):
+        np.testing.assert_array_equal(step.slots.values[path]["start"].numpy(), Tiny().values()[path])
+    train(model, step, "dense/.*", range(8, 9))  # the head is frozen, and starts anew afterwards
+    before = model.values()["head/kernel"]
+    train(model, step, "@all", range(9, 10))
+    np.testing.assert_array_equal(step.slots.values["head/kernel"]["start"].numpy(), before)
+
+
+def test_the_pull_to_the_start_is_the_same_in_micro_batches_and_with_averages() -> None:
+    found = []
+    for size in (None, 2):
+        model = Tiny()
+        optimizer = AdamW(weight_decay=0.5, decay_toward="start")
+        step = TrainStep(loss_of(model), optimizer, micro_batch_size=size, ema=0.5)
+        train(model, step, "@all", range(10))
+        found.append(model.values() | {f"ema/{path}": value.numpy() for path, value in step.averages.values.items()})  # type: ignore[union-attr]
+    for path, value in found[0].items():
+        np.testing.assert_allclose(found[1][path], value, rtol=0, atol=1e-10)
+
+
+def test_a_pull_to_the_start_does_nothing_in_the_first_step_and_holds_back_later() -> None:
+    free, held = Tiny(), Tiny()
+    sides = ((free, SGD()), (held, SGD(weight_decay=5.0, decay_toward="start")))
+    steps = [TrainStep(loss_of(model), optimizer) for model, optimizer in sides]
+    for (model, _), step in zip(sides, steps, strict=True):
+        train(model, step, "@all", range(1))
+    assert {path: value.tobytes() for path, value in free.values().items()} == {
+        path: value.tobytes() for path, value in held.values().items()
+    }
+    for (model, _), step in zip(sides, steps, strict=True):
+        train(model, step, "@all", range(1, 10))
+    start = Tiny().values()["dense/kernel"]
+    moved = [np.linalg.norm(model.values()["dense/kernel"] - start) for model in (free, held)]
+    assert moved[1] < 0.9 * moved[0]
+    with pytest.raises(OptimizerError, match="decay_toward='base': expected zero or start"):
+        build_optimizer("adamw,decay_toward=base")
+
+
 # --- slots: state and restore ---
 
 
 @pytest.mark.parametrize(
-    "optimizer", [SGD(), Momentum(), AdamW()], ids=lambda optimizer: type(optimizer).__name__.lower()
+    "optimizer",
+    [SGD(), Momentum(), AdamW(), SGD(weight_decay=0.5, decay_toward="start")],
+    ids=lambda optimizer: type(optimizer).__name__.lower(),
 )
 def test_training_goes_on_after_a_restore_as_if_never_stopped(optimizer: Optimizer) -> None:
     whole, half = Tiny(), Tiny()

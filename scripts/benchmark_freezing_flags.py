@@ -20,7 +20,7 @@ HELP = {
     "eval_fraction": "The share of the training part that is held out for evaluation if the data have no evaluation part (0.1 by default).",
     "loss": "The loss, by name; mse comes without an accuracy.",
     # ---- the comparison
-    "strategies": "The strategies, comma-separated or repeated: head; last_N (the head and the last N parts: a ViT's blocks, a Keras model's groups of layers, otherwise what lies at the top of the model); norms, bias, attention (those variables and the head); gradual (the head, then half of the parts too, then everything, for a third of the steps each); gradual_plateau (the head, then one more part whenever the loss of an evaluation does not improve on the best one so far by more than 0.02); full; or name=FILTER. By default all that this model has, with N = 1, 2, 4, 8 and all parts (every N if there are at most 4 parts; N = 1, 4, 16 ... and all if there are more than 12); of strategies that train the same, only one is run.",
+    "strategies": "The strategies, comma-separated or repeated: head; last_N (the head and the last N parts: a ViT's blocks, a Keras model's groups of layers, otherwise what lies at the top of the model); norms, bias, attention (those variables and the head); gradual (the head, then half of the parts too, then everything, for a third of the steps each); gradual_plateau (the head, then one more part whenever the loss of an evaluation does not improve on the best one so far by more than 0.02); full; or name=FILTER. On request also first_N (the head and the first N parts), layer_decay (everything, with learning rates that fall to 1/32 at the lowest layer), lp_ft (the head until a plateau, or for half of the steps, then everything at a tenth of the rate) and l2_sp (everything by adamw, whose weight decay of 0.1 pulls to the start). By default all others that this model has, with N = 1, 2, 4, 8 and all parts (every N if there are at most 4 parts; N = 1, 4, 16 ... and all if there are more than 12); of strategies that train the same, only one is run.",
     "train": "A filter: one more strategy, named train.",
     "skip_unmatched": "Leave out, and name, strategies that match nothing on this model.",
     "runners": "The runners, comma-separated: engine, engine_cached (what is frozen is computed once and cached), keras_fit (Keras' own fit, for Keras models), v1_trainable, v1_stop_gradient, v1_var_list (TF1 graphs, for vit: and cnn:mini). By default all that the model allows.",
@@ -32,7 +32,7 @@ HELP = {
     "batch_size": "The number of examples per step (one optimizer update).",
     "steps": "The number of steps of each run, over all its phases (by default 21, for a Keras model 12).",
     "epochs": "The length of a run in passes over the training examples, instead of --steps.",
-    "learning_rate": "The learning rate of Adam, constant and the same for all strategies.",
+    "learning_rate": "The learning rate of Adam, constant and the same for all strategies; layer_decay and the second phase of lp_ft take a part of it.",
     "eval_every": "The number of steps between evaluations (by default a third of the steps).",
     "target_accuracy": "The accuracy, above 0 and at most 1, for which the time to reach it is reported (by default 95% of the best final accuracy).",
     "seed": "The seed of new weights and of the order of the data.",

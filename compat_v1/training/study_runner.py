@@ -9,14 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from compat_v1.errors import SessionError
 from compat_v1.training import models as v1_models
 from compat_v1.training.freezing import Freezing
 from compat_v1.training.session_loop import SessionLoop
+from compat_v1.training.train_op import check_form
 from compat_v1.training.training_graph import TrainingGraph
 from engine.graphs import dataflow
 from engine.selection.selection import Selection
 from engine.study.cost import Cost, TracedPass, count_cost
 from engine.study.job import Setting
+from engine.study.measurements import LeftOut
 from engine.study.runners import LoopRunner
 from engine.training import losses
 from engine.training.loop import Stage
@@ -37,7 +40,7 @@ class SessionStep:
         self.setting, self.method = setting, method
         self.steps = self.skipped = 0
         self.session: SessionLoop | None = None
-        self.selection: Selection | None = None
+        self.trains: tuple[Selection, Optimizer] | None = None
         self.built: dict[Selection, TrainingGraph] = {}
 
     def __call__(
@@ -48,15 +51,15 @@ class SessionStep:
         learning_rate: float,
         optimizer: Optimizer | None = None,
     ) -> StepResult:
-        session = self.session_for(selection)
+        session = self.session_for(selection, optimizer or self.setting.optimizer)
         step = session.step(batch, learning_rate=learning_rate)
         self.steps += 1
         self.skipped = session.skipped
         return step
 
-    def session_for(self, selection: Selection) -> SessionLoop:
-        """The session whose graph trains a selection; built when the selection changes."""
-        if self.session is None or selection != self.selection:
+    def session_for(self, selection: Selection, optimizer: Optimizer) -> SessionLoop:
+        """The session whose graph trains a selection by an optimizer; built when either changes."""
+        if self.session is None or self.trains != (selection, optimizer):
             values = {entry.path: entry.variable.numpy() for entry in selection.variables}
             if self.session is not None:
                 values = self.values()
@@ -65,14 +68,14 @@ class SessionStep:
             self.session = SessionLoop(
                 losses.supervised_loss(network, self.setting.job.loss),
                 Freezing(self.method, selection),
-                self.setting.optimizer,
+                optimizer,
                 {name: np.asarray(value) for name, value in self.setting.batches.at(0).items()},
                 micro_batch_size=self.setting.job.micro_batch_size,
                 loss_scale=self.setting.task.loss_scale(),
                 seed=self.setting.job.seed,
             )
             self.session.assign(values)
-            self.selection = selection
+            self.trains = selection, optimizer
             self.built[selection] = self.session.built
         return self.session
 
@@ -107,9 +110,18 @@ class SessionRunner(LoopRunner):
             return str(error)
         return None
 
+    def run(self) -> None:
+        """Trains to the end, as ``LoopRunner.run``; raises LeftOut if TF1 has no form of the strategy's optimizer."""
+        try:
+            for stage in self.stages:
+                check_form(stage.optimizer)
+        except SessionError as error:
+            raise LeftOut(str(error)) from None
+        super().run()
+
     def evaluate(self, stage: Stage, steps: int) -> Evaluation:
         started = time.perf_counter()
-        session = self.step.session_for(stage.selection)
+        session = self.step.session_for(stage.selection, stage.optimizer)
         self.measurements.preparing += time.perf_counter() - started
         found = session.evaluate(self.setting.evaluation)
         with self.measurements.pause():

@@ -21,6 +21,7 @@ from engine.recipes.task import Task
 from engine.selection.selection import select
 from engine.selection.variables import is_keras
 from engine.study.results import FORMAT
+from engine.study.strategies import OPTIMIZER
 from engine.training import optimizers, schedules
 from engine.training.loop import Stage
 from engine.training.phases import Phase
@@ -90,6 +91,7 @@ class Run:
         repeat: which repeat this is, from 1.
         target: the class of the runner, as ``module:class``.
         phases: the fields of each ``engine.training.phases.Phase``.
+        optimizer: with its options, as for finetune.
     """
 
     out: str
@@ -98,6 +100,7 @@ class Run:
     repeat: int
     target: str
     phases: list[dict[str, Any]]
+    optimizer: str = OPTIMIZER
     check_numerics: bool = False
     histograms: bool = False
 
@@ -108,7 +111,8 @@ class Run:
 
     def identity(self) -> dict[str, Any]:
         """The keys with which its file begins."""
-        return {"format": FORMAT} | {name: getattr(self, name) for name in ("strategy", "runner", "repeat", "phases")}
+        names = ("strategy", "runner", "repeat", "phases", *(["optimizer"] if self.optimizer != OPTIMIZER else []))
+        return {"format": FORMAT} | {name: getattr(self, name) for name in names}
 
 
 def read_record(path: pathlib.Path) -> dict[str, Any] | None:
@@ -179,7 +183,7 @@ class Setting:
 
     def __init__(self, job: Job, task: Task) -> None:
         self.job, self.task = job, task
-        self.optimizer = optimizers.build_optimizer("adam")
+        self.optimizer = optimizers.build_optimizer(OPTIMIZER)
         self.batches = task.train_batches()
         self.evaluation = task.eval_batches(batch_size=job.micro_batch_size)
 
@@ -207,15 +211,16 @@ class Setting:
     def is_keras(self) -> bool:
         return is_keras(self.task.model.network)
 
-    def stages(self, phases: Iterable[Phase]) -> list[Stage]:
-        """Phases with their selections; one optimizer rule and one learning rate for all."""
+    def stages(self, phases: Iterable[Phase], *, optimizer: str = OPTIMIZER) -> list[Stage]:
+        """Phases with their selections, the optimizer of their strategy, and the learning rate of the job or their own."""
+        rule = optimizers.build_optimizer(optimizer)
         return [
             Stage(
                 phase=phase,
                 selection=select(self.task.variables, phase.train, statistics=self.task.model.statistics),
-                optimizer=self.optimizer,
+                optimizer=dataclasses.replace(rule, layer_decay=phase.layer_decay),
                 schedule=schedules.parse("constant"),
-                learning_rate=self.job.learning_rate,
+                learning_rate=phase.learning_rate or self.job.learning_rate,
             )
             for phase in phases
         ]

@@ -75,7 +75,8 @@ class Plan:
             kept = read_record(run.file)
             if kept is None or kept.get("failed") or (self.config.redo_disturbed and results.is_disturbed(kept)):
                 continue
-            if kept.get("phases") != json.loads(json.dumps(run.phases)):
+            own = json.loads(json.dumps(run.identity()))
+            if any(kept.get(name) != own.get(name) for name in ("phases", "optimizer")):
                 raise StudyError(
                     f"out={self.out}: it holds runs of a strategy {run.strategy!r} that trained "
                     f"{[phase['train'] for phase in kept.get('phases', [])]}; give this one another name"
@@ -162,7 +163,9 @@ def build_plan(config: StudyConfig, *, command: str, say: Callable[[str], None] 
     plan = Plan(config, command, out, setting, strategies, runners)
     plan.left_out = [{"strategy": s, "runner": r, "reason": why} for s, why in unmatched.items() for r in runners]
     plan.left_out += [{"strategy": s.name, "runner": r, "reason": why} for r, why in unable.items() for s in strategies]
-    phases = {s.name: [dataclasses.asdict(phase) for phase in s.phases(setting.job.steps)] for s in strategies}
+    steps, rate = setting.job.steps, setting.job.learning_rate
+    phases = {s.name: [dataclasses.asdict(p) for p in s.phases(steps, learning_rate=rate)] for s in strategies}
+    rules = {s.name: s.optimizer for s in strategies}
     for repeat in range(config.repeat_count):
         turned = len(plan.pairs) * repeat // config.repeat_count  # a machine that slows down hits other runs each time
         for strategy, runner in plan.pairs[turned:] + plan.pairs[:turned]:
@@ -174,6 +177,7 @@ def build_plan(config: StudyConfig, *, command: str, say: Callable[[str], None] 
                     repeat=repeat + 1,
                     target=registry.runner_target(runner),
                     phases=phases[strategy],
+                    optimizer=rules[strategy],
                     check_numerics=config.check_numerics,
                     histograms=config.histograms and runner in ENGINE_RUNNERS and repeat == 0,
                 )

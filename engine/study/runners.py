@@ -182,7 +182,7 @@ class EngineRunner(LoopRunner):
         super().__init__(setting, stages, scratch=scratch)
         self.step: TrainStep = TrainStep(
             setting.task.loss_fn,
-            setting.optimizer,
+            self.stages[0].optimizer,
             seed=setting.job.seed,
             micro_batch_size=setting.job.micro_batch_size,
             loss_scale=setting.task.loss_scale(),

@@ -1,4 +1,4 @@
-"""Freezing strategies as data: a name, and the phases (filter text and share of the steps) that it stands for.
+"""Freezing strategies as data: a name, and the phases (filter text, share of the steps, rates) that it stands for.
 
 A strategy refers to the parts of a model (engine.selection.layer_groups), from the input to the head: the blocks of a ViT;
 groups of layers of a Keras model (``block_16_expand`` ... ``block_16_project_BN`` are one); otherwise what lies at the top
@@ -8,9 +8,11 @@ of a tf.Module.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from engine.errors import InputError
 from engine.selection import filters
@@ -18,11 +20,18 @@ from engine.selection.layer_groups import part_names
 from engine.selection.selection import Selection, Statistics, select
 from engine.selection.variables import ModelVariables, NamedVariable
 from engine.text import nearest
+from engine.training.optimizers import layer_factors
 from engine.training.phases import Phase
 
 PLATEAU_DELTA = 0.02  # a loss that improves by less from one evaluation to the next is on a plateau
+OPTIMIZER = "adam"  # of all strategies that do not say otherwise
+LOWEST_RATE = 1 / 32  # of layer_decay: the factor on the learning rate of the layer nearest to the input
+LOWER_RATE = 0.1  # of lp_ft: the factor on the learning rate once the head is trained
+HEAD_SHARE = 0.5  # of lp_ft: the share of the steps that the head may take
+PULL = 0.1  # of l2_sp: the weight decay toward the start
 _GROUPS = {"norms": "norm", "bias": "bias", "attention": "attention"}
-_FAMILIES = ("head", "last_N", *_GROUPS, "gradual", "gradual_plateau", "full")
+_ON_REQUEST = ("first_N", "layer_decay", "lp_ft", "l2_sp")  # not among those that are run by default
+_FAMILIES = ("head", "last_N", *_GROUPS, "gradual", "gradual_plateau", "full", *_ON_REQUEST)
 _NAME = r"[A-Za-z][\w.+-]{0,63}"
 _FEWEST_GROUPS, _EQUAL_GROUPS = 3, 12
 
@@ -33,44 +42,69 @@ class StrategyError(InputError):
 
 @dataclass(frozen=True)
 class Level:
-    """A part of a model, such as ``blocks/3``, and the filter text of it and all parts after it, without the head."""
+    """A part of a model, such as ``blocks/3``.
+
+    Attributes:
+        from_here: the filter text of it and all parts after it, without the head.
+        up_to_here: the filter text of it and all parts before it.
+    """
 
     name: str
     from_here: str
+    up_to_here: str
 
 
 @dataclass(frozen=True)
 class PlannedPhase:
-    """A phase of a strategy: the filter text of what it trains, its share of all steps, and whether a plateau ends it."""
+    """A phase of a strategy.
+
+    Attributes:
+        train: the filter text of what it trains.
+        share: its share of all steps; if a plateau ends phases of the strategy, the share that it may take at most.
+        plateau: whether a plateau ends it.
+        rate: the factor on the learning rate of the study.
+        layer_decay: as in ``engine.training.phases.Phase``.
+    """
 
     name: str
     train: str
     share: float
     plateau: bool = False
+    rate: float = 1.0
+    layer_decay: float | None = None
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """A name for a selection, or for several in succession."""
+    """A name for a selection, or for several in succession; ``optimizer`` is one, with its options, as for finetune."""
 
     name: str
     planned: tuple[PlannedPhase, ...]
+    optimizer: str = OPTIMIZER
 
     @property
     def budget(self) -> bool:
         """Whether evaluations decide when phases end, so that the steps are counted over all phases together."""
         return any(phase.plateau for phase in self.planned)
 
-    def phases(self, steps: int) -> list[Phase]:
-        """The phases of a run of ``steps`` steps.
+    def phases(self, steps: int, *, learning_rate: float = 1e-3) -> list[Phase]:
+        """The phases of a run of ``steps`` steps in a study with this learning rate.
 
         With a ``budget`` each phase may take all of them, and the run ends when they are used up. Without one, a phase
         that would have no steps is dropped, except the last.
         """
+
+        def phase(of: PlannedPhase, **length: Any) -> Phase:
+            rate = None if of.rate == 1.0 else of.rate * learning_rate
+            return Phase(name=of.name, train=of.train, learning_rate=rate, layer_decay=of.layer_decay, **length)
+
         if self.budget:
+            plateau = {"until": "plateau", "patience": 1, "min_delta": PLATEAU_DELTA}
+            most = [int(steps * planned.share) for planned in self.planned]
             return [
-                Phase(name=p.name, train=p.train, until="plateau", patience=1, min_delta=PLATEAU_DELTA, max_steps=steps)
-                for p in self.planned
+                phase(planned, **(plateau | {"max_steps": count} if planned.plateau else {"steps": count}))
+                for planned, count in zip(self.planned, most, strict=True)
+                if count
             ]
         ends = [round(steps * share) for share in itertools.accumulate(phase.share for phase in self.planned)]
         ends[-1] = steps
@@ -78,7 +112,23 @@ class Strategy:
         if not lengths[-1]:
             lengths = [0] * (len(lengths) - 1) + [steps]
         pairs = zip(self.planned, lengths, strict=True)
-        return [Phase(name=phase.name, train=phase.train, steps=length) for phase, length in pairs if length]
+        return [phase(planned, steps=length) for planned, length in pairs if length]
+
+
+def list_flags(phases: Sequence[Mapping[str, Any]], optimizer: str) -> list[str]:
+    """The flags of finetune that a strategy needs besides --train and --learning_rate, by the fields of its phases.
+
+    Example:
+        >>> list_flags([{"layer_decay": 0.75}], "adamw,weight_decay=0.1,decay_toward=start")
+        ['--optimizer=adamw', '--weight_decay=0.1', '--decay_toward=start', '--layer_decay=0.75']
+    """
+    name, *options = optimizer.split(",")
+    decays = dict.fromkeys(phase["layer_decay"] for phase in phases if phase.get("layer_decay") is not None)
+    return [
+        *([f"--optimizer={name}"] if optimizer != OPTIMIZER else []),
+        *(f"--{option}" for option in options),
+        *(f"--layer_decay={decay!r}" for decay in decays),
+    ]
 
 
 class ModelStrategies:
@@ -101,7 +151,11 @@ class ModelStrategies:
         self.ladder = tuple(range(1, count + 1)) if count <= 4 else (*rungs, count)
 
     def names(self) -> list[str]:
-        """The names of all strategies that this model has; of last_N, only those on the ladder."""
+        """The names of all strategies that this model has; of last_N and first_N, only those on the ladder."""
+        firsts = [f"first_{n}" for n in self.ladder if self.head or n < len(self.parts)]
+        return [*self._usual(), *firsts, "layer_decay", *(["lp_ft"] if self.head else []), "l2_sp"]
+
+    def _usual(self) -> list[str]:
         lasts = [f"last_{n}" for n in self.ladder]
         has = {group for entry in self.variables if entry.kind == "weight" for group in entry.groups}
         groups = [name for name, group in _GROUPS.items() if group in has]
@@ -111,7 +165,7 @@ class ModelStrategies:
     def defaults(self) -> list[Strategy]:
         """The strategies that are run by default; of two that train the same throughout, the second is kept."""
         found: dict[tuple[Selection, ...], Strategy] = {}
-        for name in self.names():
+        for name in self._usual():
             strategy = self.strategy(name)
             key = tuple(self.select(phase.train) for phase in strategy.planned)
             if not strategy.budget:
@@ -134,7 +188,7 @@ class ModelStrategies:
                     f"strategies={text!r}: the name before = must begin with a letter and have at most 64 letters, digits and "
                     "_ . + -"
                 )
-            if name in _FAMILIES or re.fullmatch(r"last_\d+", name):
+            if name in _FAMILIES or re.fullmatch(r"(last|first)_\d+", name):
                 raise StrategyError(
                     f"strategies={text!r}: {name} is the name of another strategy already; choose another name"
                 )
@@ -143,7 +197,8 @@ class ModelStrategies:
             except filters.FilterError as error:
                 raise StrategyError(f"strategies={text!r}: {error}") from None
         else:
-            found = Strategy(name, tuple(self._plan(name)))
+            pull = f"adamw,weight_decay={PULL:g},decay_toward=start"
+            found = Strategy(name, tuple(self._plan(name)), pull if name == "l2_sp" else OPTIMIZER)
         for phase in found.planned:
             try:
                 self.select(phase.train)
@@ -160,8 +215,15 @@ class ModelStrategies:
             return [PlannedPhase(name, "@all" if name == "full" else "@head", 1.0)]
         if name in _GROUPS:
             return [PlannedPhase(name, f"@{_GROUPS[name]} {self.head}".strip(), 1.0)]
-        if match := re.fullmatch(r"last_(\d{1,6})", name):
-            return [PlannedPhase(name, self._last(name, int(match.group(1))), 1.0)]
+        if match := re.fullmatch(r"(last|first)_(\d{1,6})", name):
+            return [PlannedPhase(name, self._some(name, match[1], int(match[2])), 1.0)]
+        if name == "l2_sp":
+            return [PlannedPhase(name, "@all", 1.0)]
+        if name == "layer_decay":
+            return [PlannedPhase(name, "@all", 1.0, layer_decay=self._choose_layer_decay())]
+        if name == "lp_ft":
+            full = PlannedPhase("full", "@all", 1.0, rate=LOWER_RATE)
+            return [PlannedPhase("head", "@head", HEAD_SHARE, plateau=True), full]
         if name in ("gradual", "gradual_plateau") and not self.parts:
             raise filters.FilterError(
                 f"strategy {name}: this model has no parts below its head that could be unfrozen one after the other"
@@ -179,20 +241,31 @@ class ModelStrategies:
     def _downward(self, depths: Sequence[int], *, plateau: bool) -> list[PlannedPhase]:
         """First the head, then more and more of the last parts, then everything; each selection once."""
         texts = [("head", self.head)] if self.head else []
-        texts += [(f"last_{n}", self._last("gradual", n)) for n in depths] + [("full", "@all")]
+        texts += [(f"last_{n}", self._some("gradual", "last", n)) for n in depths] + [("full", "@all")]
         chosen = {self.select(text): (name, text) for name, text in texts}
-        share = 1.0 / len(chosen)
+        share = 1.0 if plateau else 1.0 / len(chosen)
         return [PlannedPhase(name, text, share, plateau) for name, text in chosen.values()]
 
-    def _last(self, name: str, count: int) -> str:
+    def _some(self, name: str, which: str, count: int) -> str:
+        """The filter text of the last or first parts, and the head."""
         if not 1 <= count <= len(self.parts):
-            has = f"it has last_1 to last_{len(self.parts)}" if self.parts else "it has no parts besides its head"
+            has = f"it has {which}_1 to {which}_{len(self.parts)}" if self.parts else "it has no parts besides its head"
             raise filters.FilterError(f"strategy {name}: this model has no such parts; {has}")
-        return f"{self.parts[-count].from_here} {self.head}".strip()
+        chosen = self.parts[-count].from_here if which == "last" else self.parts[count - 1].up_to_here
+        return f"{chosen} {self.head}".strip()
+
+    def _choose_layer_decay(self) -> float:
+        """The factor per layer with which the lowest layer learns at ``LOWEST_RATE``: as strong in deep models as in flat ones."""
+        depth = -math.log2(min(layer_factors(self.variables, 0.5).values()))
+        if depth < 1:
+            raise filters.FilterError(
+                "strategy layer_decay: this model has one layer only, so there is nothing to grade"
+            )
+        return float(LOWEST_RATE ** (1 / depth))
 
     def _others(self) -> str:
-        between = len(self.parts) > len(self.ladder)
-        return f" (any last_N from last_1 to last_{len(self.parts)})" if between else ""
+        between, count = len(self.parts) > len(self.ladder), len(self.parts)
+        return f" (any last_N from last_1 to last_{count}, and first_N likewise)" if between else ""
 
 
 def split_items(texts: Sequence[str]) -> list[str]:
@@ -216,13 +289,13 @@ def find_parts(variables: ModelVariables) -> list[Level]:
     body = [entry for entry in variables if entry.kind == "weight" and "head" not in entry.groups]
     if any(entry.block for entry in body):
         count = max(entry.block[1] for entry in body if entry.block)
-        return [Level(f"blocks/{n}", f"@blocks[{n - count}:]") for n in range(count)]
+        return [Level(f"blocks/{n}", f"@blocks[{n - count}:]", f"@blocks[:{n + 1}]") for n in range(count)]
     names = part_names(variables)
     if any(name == "" for entry in body for name, _, _ in entry.layers):
         return _layer_groups(body, names)
     found = list(dict.fromkeys(names[entry.path] for entry in body))
     texts = [_pattern(name, body) for name in found]
-    return [Level(name, " ".join(texts[number:])) for number, name in enumerate(found)]
+    return [Level(name, " ".join(texts[number:]), " ".join(texts[: number + 1])) for number, name in enumerate(found)]
 
 
 def _pattern(name: str, body: Sequence[NamedVariable]) -> str:
@@ -254,4 +327,8 @@ def _layer_groups(body: Sequence[NamedVariable], names: Mapping[str, str]) -> li
         groups = min(_EQUAL_GROUPS, len(indices))
         chosen = [indices[len(indices) * number // groups] for number in range(groups)]
         starts = {index: names[at[index].path].rpartition("/")[2] for index in chosen}
-    return [Level(name, f"@layers[{index - count}:]") for index, name in starts.items()]
+    ends = [*(f"{index - count}" for index in list(starts)[1:]), ""]
+    return [
+        Level(name, f"@layers[{index - count}:]", f"@layers[:{end}]")
+        for (index, name), end in zip(starts.items(), ends, strict=True)
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from engine.selection.layer_groups import part_names
 from engine.study import results
 from engine.study.job import read_record
 from engine.study.planning import Plan
+from engine.study.strategies import OPTIMIZER, list_flags
 
 
 def summarize(plan: Plan, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -79,6 +81,12 @@ def _write_notes(plan: Plan, runs: Sequence[Mapping[str, Any]], how: str) -> lis
             f"The TF1 runners hold the weights twice ({size / 2**20:.1f} MiB more): in the session, and in the variables "
             "that the freeze proof reads."
         )
+    for strategy in plan.strategies:
+        asked = strategy.phases(plan.job.steps, learning_rate=plan.job.learning_rate)
+        own = list_flags([dataclasses.asdict(phase) for phase in asked], strategy.optimizer)
+        own += [f"learning_rate={p.learning_rate:g} in phase {p.name}" for p in asked if p.learning_rate is not None]
+        if own:
+            notes.append(f"{strategy.name} trains with settings of its own: {', '.join(own)}.")
     notes += results.find_disturbed(runs)
     notes += [
         f"{r['strategy']}, {r['runner']}: {r['skipped_steps']} steps were not finite and were skipped."
@@ -94,18 +102,20 @@ def _describe_strategy(plan: Plan, name: str, runs: Sequence[Mapping[str, Any]])
     variables = plan.setting.task.variables
     if done is not None:
         phases = [{key: row[key] for key in ("name", "train", "from_step", "to_step")} for row in done["done"]]
-        trained = done["trained"]
+        trained, flags = done["trained"], list_flags(done["phases"], done.get("optimizer", OPTIMIZER))
     else:
         strategy = next(strategy for strategy in plan.strategies if strategy.name == name)
         phases, trained, start = [], [], 0
-        for stage in plan.setting.stages(strategy.phases(plan.job.steps)):
+        asked = strategy.phases(plan.job.steps, learning_rate=plan.job.learning_rate)
+        flags = list_flags([dataclasses.asdict(phase) for phase in asked], strategy.optimizer)
+        for stage in plan.setting.stages(asked, optimizer=strategy.optimizer):
             stop = min(plan.job.steps, start + stage.phase.step_count(plan.setting.batches.per_epoch))
             phases.append({"name": stage.phase.name, "train": stage.phase.train, "from_step": start, "to_step": stop})
             trained += [e.path for e in (*stage.selection.trained, *stage.selection.moving) if e.path not in trained]
             start = stop
     sizes = {entry.path: entry.size for entry in variables if entry.kind == "weight"}
     parameters = sum(sizes.get(path, 0) for path in trained)
-    return {"name": name, "phases": phases, "trained": trained, "parameters": parameters}
+    return {"name": name, "phases": phases, "trained": trained, "parameters": parameters, "flags": flags}
 
 
 def _describe_machine() -> dict[str, Any]:

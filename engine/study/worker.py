@@ -43,7 +43,7 @@ def do_run(given: dict[str, Any]) -> None:
     tf.random.set_seed(job.seed)
     tf.config.experimental.enable_op_determinism()
     setting = Setting.open(job, out)
-    stages = setting.stages(Phase(**phase) for phase in run.phases)
+    stages = setting.stages((Phase(**phase) for phase in run.phases), optimizer=run.optimizer)
     scratch = out / f".cache-{run.strategy}-{run.repeat}"
     runner = registry.load_runner(run.target)(setting, stages, scratch=scratch)
     pictures = _watch_histograms(run, runner, setting) if run.histograms and isinstance(runner, EngineRunner) else None

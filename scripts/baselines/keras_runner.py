@@ -21,7 +21,7 @@ from engine.selection.proof import FreezeProof
 from engine.selection.selection import Selection
 from engine.study.cost import Cost, TracedPass, count_cost
 from engine.study.job import Setting
-from engine.study.measurements import Measurements, NotFiniteError
+from engine.study.measurements import LeftOut, Measurements, NotFiniteError
 from engine.training import phases as phase_rules
 from engine.training.loop import Stage
 from engine.training.phases import Evaluation
@@ -67,7 +67,13 @@ class KerasRunner:
         return None
 
     def run(self) -> None:
-        """Trains to the end; raises NotFiniteError if the loss of a step is not finite (Keras has applied it by then)."""
+        """Trains to the end.
+
+        Raises NotFiniteError if the loss of a step is not finite (Keras has applied it by then), and LeftOut if the strategy
+        trains by another rule than Adam with one learning rate.
+        """
+        if any(stage.optimizer != self.setting.optimizer for stage in self.stages):
+            raise LeftOut("Keras' fit trains by Adam with one learning rate for all layers")
         job, per_epoch = self.setting.job, self.setting.batches.per_epoch
         self.measurements.begin()
         while self.step < job.steps and (where := self._where()).phase < len(self.stages):

@@ -11,6 +11,7 @@ from engine import models
 from engine.selection.filters import FilterError
 from engine.selection.variables import name_variables
 from engine.study.strategies import ModelStrategies, StrategyError, split_items
+from engine.training.optimizers import layer_factors
 
 
 def known(spec: str, shape: tuple[int, int, int] = (16, 16, 1)) -> ModelStrategies:
@@ -113,6 +114,51 @@ def test_names_that_are_regular_expressions_match_themselves_alone() -> None:
         found.strategy("head")
 
 
+def test_the_first_parts_come_with_the_head(vit: ModelStrategies, mobile: ModelStrategies) -> None:
+    [two] = trained(vit, "first_2")
+    assert two == {e.path for e in vit.variables if e.path.startswith(("blocks/0/", "blocks/1/", "head/"))}
+    [last] = trained(vit, "last_6")
+    assert trained(vit, "first_6") == [last]
+    [some] = trained(mobile, "first_3")
+    owners = {e.layer.split("/")[-1] for e in mobile.variables if e.path in some}
+    names = [part.name for part in mobile.parts]
+    assert any(owner.startswith(names[2]) for owner in owners)
+    assert not any(owner.startswith(names[3]) for owner in owners)
+    assert "logits" in owners
+    for n in (1, 5, len(names) - 1):
+        [first], [rest] = trained(mobile, f"first_{n}"), trained(mobile, f"last_{len(names) - n}")
+        assert {e.layer for e in mobile.variables if e.path in first & rest} == {"head/logits"}
+    cnn = known("cnn:mini")
+    assert trained(cnn, "first_1") == [
+        {e.path for e in cnn.variables if e.path.startswith(("stages/0/", "head/")) and e.kind == "weight"}
+    ]
+    with pytest.raises(FilterError, match="it has first_1 to first_6"):
+        vit.strategy("first_7")
+
+
+def test_the_lowest_layer_learns_at_the_same_rate_in_deep_models_and_flat_ones(
+    vit: ModelStrategies, mobile: ModelStrategies
+) -> None:
+    for model in (vit, mobile, known("cnn:mini")):
+        (phase,) = model.strategy("layer_decay").planned
+        factors = layer_factors(model.variables, phase.layer_decay)
+        assert min(factors.values()) == pytest.approx(1 / 32)
+        assert max(factors.values()) == 1.0
+
+
+def test_some_strategies_are_run_on_request_only(vit: ModelStrategies) -> None:
+    extra = {"first_1", "first_6", "layer_decay", "lp_ft", "l2_sp"}
+    assert extra <= set(vit.names())
+    assert not extra & {strategy.name for strategy in vit.defaults()}
+    phases = vit.strategy("lp_ft").phases(9, learning_rate=0.01)
+    assert [(p.name, p.until, p.max_steps, p.steps, p.learning_rate) for p in phases] == [
+        ("head", "plateau", 4, None, None),
+        ("full", None, None, 9, 0.001),
+    ]
+    assert [phase.name for phase in vit.strategy("lp_ft").phases(1)] == ["full"]
+    assert vit.strategy("l2_sp").optimizer == "adamw,weight_decay=0.1,decay_toward=start"
+
+
 def test_a_strategy_of_ones_own_is_a_filter_with_a_name(vit: ModelStrategies) -> None:
     assert trained(vit, "mine=head/.* @blocks[0]") == [
         {e.path for e in vit.variables if e.path.startswith(("head/", "blocks/0/"))}
@@ -132,6 +178,9 @@ def test_a_strategy_of_ones_own_is_a_filter_with_a_name(vit: ModelStrategies) ->
         ("mine=@haed", StrategyError, "not a group"),
         ("mine=", StrategyError, "the filter is empty"),
         ("last_2=head/.*", StrategyError, "another strategy already"),
+        ("first_2=head/.*", StrategyError, "another strategy already"),
+        ("l2_sp=head/.*", StrategyError, "another strategy already"),
+        ("first_0", FilterError, "it has first_1 to first_6"),
         ("../x=head/.*", StrategyError, "must begin with a letter"),
     ],
 )

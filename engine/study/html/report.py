@@ -150,7 +150,7 @@ def _finetune_flag(study: Mapping[str, Any], advice: Recommendation) -> list[Chi
     words = {phase["train"] for phase in strategy["phases"]}
     if len(words) != 1:
         return [f"This strategy has {len(strategy['phases'])} phases; the run is by {advice.chosen.runner}."]
-    flag = tag("code", f"--train={shlex.quote(words.pop())}")
+    flag = tag("code", " ".join([f"--train={shlex.quote(words.pop())}", *strategy.get("flags", ())]))
     return ["In finetune, use ", flag, f". The run is by {advice.chosen.runner}."]
 
 

@@ -20,15 +20,18 @@ from . import cli, model_flags
 if TYPE_CHECKING:
     from engine.recipes.evaluate import Report
     from engine.recipes.evaluation_data import Examples
+    from engine.recipes.reopen import OpenedRun
+    from engine.recipes.wise_ft import Interpolation
 
 HELP = {
     "data": "Other data than those of --run, as for finetune; or where the run's data are now.",
     "part": "Which examples: eval, test, train, or all of data that are not divided (default: eval; of other data than the run's, eval, else test, else all).",
     "bad_images": "Unreadable image files: stop names them and ends, skip leaves them out (default: as the run).",
     "corrupt": "Also evaluate the images seen through corruptions, separated by commas, such as blur:2,noise:1 (blur, noise, contrast, jpeg and brightness; strengths 1 to 3), or all of them.",
-    "out": "Folder for evaluation.json, confusion.csv, confusion.png and mistakes.png.",
+    "interpolate": "Of --run: evaluate weights between those that it began with (0) and those that it ended with (1), at the ratio that does best on the evaluation part: auto tries 0, 0.1 ... 1; or ratios, separated by commas. With --out, interpolated.npz is their delta.",
+    "out": "Folder for evaluation.json, confusion.csv, confusion.png and mistakes.png, and interpolated.npz.",
 }
-FILES = ("evaluation.json", "confusion.csv", "confusion.png", "mistakes.png")
+FILES = ("evaluation.json", "interpolated.npz", "confusion.csv", "confusion.png", "mistakes.png")
 model_flags.define(__name__)
 cli.define_flags(__name__, HELP, {}, choices={"part": ("eval", "test", "train", "all"), "bad_images": ("stop", "skip")})
 
@@ -36,6 +39,7 @@ cli.define_flags(__name__, HELP, {}, choices={"part": ("eval", "test", "train", 
 def main() -> int:
     from engine.data import corruptions
     from engine.data.source import check_source
+    from engine.porting.deltas.interpolation import parse_ratios
     from engine.writing import check_folder
 
     given = flags.FLAGS
@@ -45,6 +49,10 @@ def main() -> int:
     elif given.run is None:
         raise InputError("data: expected the name of a source, such as folder:DIR; only a --run has data of its own")
     corrupt = () if given.corrupt is None else corruptions.parse(given.corrupt)
+    if given.interpolate is not None:
+        parse_ratios(given.interpolate)
+        if given.run is None:
+            raise InputError(f"interpolate={given.interpolate}: only a --run says from which weights it began")
     if given.out is not None:
         check_folder(given.out)
     tf = cli.import_tensorflow(keras=cli.needs_keras(model_flags.model_name()))
@@ -55,14 +63,43 @@ def main() -> int:
     opened = model_flags.open_model(print)
     if opened.config.deterministic:
         tf.config.experimental.enable_op_determinism()
+    between = None
+    if given.interpolate is not None:
+        opened, between = _interpolate(opened)
     examples = open_examples(opened, data=given.data, part=given.part, bad_images=given.bad_images, say=print)
     with show_progress(len(examples.part) * (1 + len(corrupt)), "evaluation") as show:
         report = evaluate(opened, examples, batch_size=given.batch_size, corrupt=corrupt, progress=show)
+    if between is not None:
+        report.figures["interpolation"] = between.to_json()
     _print_report(report)
     if given.out is not None:
         cli.hold_folder(given.out, ours=FILES.__contains__)
+        if between is not None:
+            from engine.recipes.wise_ft import write_interpolated
+
+            write_interpolated(pathlib.Path(given.out) / "interpolated.npz", opened, between)
         _write_report(pathlib.Path(given.out), report, examples, print)
     return cli.DONE
+
+
+def _interpolate(opened: OpenedRun) -> tuple[OpenedRun, Interpolation]:
+    """The run with weights between those that it began and ended with, chosen on an evaluation part; prints the choice."""
+    from engine.porting.deltas.interpolation import parse_ratios
+    from engine.recipes.evaluation_data import open_examples
+    from engine.recipes.wise_ft import choose_ratio
+    from engine.runs.progress import show_progress
+    from engine.text import table
+
+    given = flags.FLAGS
+    ratios = parse_ratios(given.interpolate)
+    choosing = open_examples(opened, data=given.data, part="eval", bad_images=given.bad_images, say=print)
+    with show_progress(len(choosing.part) * len(ratios), "interpolation") as show:
+        opened, found = choose_ratio(opened, choosing, ratios=ratios, batch_size=given.batch_size, progress=show)
+    rows = [(f"{each['ratio']:g}", _number(each["loss"]), _number(each["accuracy"])) for each in found.each]
+    print("\n" + table([("ratio", "loss", "accuracy"), *rows], right={0, 1, 2}))
+    alone = "" if given.part == "test" else "; its figures there are flattering, so judge it by --part=test"
+    print(f"\nratio:   {found.ratio:g}, the best on the {found.examples:,} examples of the evaluation part{alone}")
+    return opened, found
 
 
 def _print_report(report: Report) -> None:
@@ -138,7 +175,7 @@ def _write_report(out: pathlib.Path, report: Report, examples: Examples, say: Ca
     from engine.files import write_bytes, write_json
     from engine.runs.evaluation_pictures import draw_confusions, draw_mistakes
 
-    written = ["evaluation.json"]
+    written = ["evaluation.json", *(["interpolated.npz"] if "interpolation" in report.figures else [])]
     write_json(out / "evaluation.json", report.figures)
     if report.confusions is not None:
         text = io.StringIO()

@@ -69,7 +69,7 @@ def evaluate(
     Raises:
         PredictionError: an output is not finite.
     """
-    predictor, selection = opened.predictor(), _last_selection(opened)
+    predictor, selection = opened.predictor(), find_last_selection(opened)
     loss_fn = make_loss(opened.model, opened.config.loss, label_smoothing=opened.config.label_smoothing)
     evaluator = Evaluator(loss_fn, watch=frozen_output_norms)  # the same graph: another may round otherwise
     done = 0
@@ -137,7 +137,7 @@ def _score(outputs: np.ndarray) -> np.ndarray:
     return outputs if outputs.shape[1] > 1 else np.concatenate([np.zeros_like(outputs), outputs], axis=1)
 
 
-def _last_selection(opened: OpenedRun) -> Selection:
+def find_last_selection(opened: OpenedRun) -> Selection:
     """What the last phase of the run trained; everything, where no run.json says it."""
     whole = select(opened.variables, "@all")
     phases = opened.run.get("phases") or [{}]

@@ -15,7 +15,7 @@ from engine.data.class_names import normal_form, read_class_names
 from engine.errors import InputError
 from engine.files import PathLike
 from engine.models.spec import Model
-from engine.models.weights import load_as_it_is, load_for_classes
+from engine.models.weights import LoadedWeights, load_as_it_is, load_for_classes
 from engine.porting.deltas.onto import FORCE
 from engine.reading import read_file
 from engine.recipes.config import FinetuneConfig
@@ -321,6 +321,24 @@ def _check_classes(opened: OpenedRun, file: pathlib.Path) -> None:
         raise InputError(f"{file}: it is for {join_words(given)}, and the run for {join_words(own)}")
 
 
+def find_delta(opened: OpenedRun) -> pathlib.Path | None:
+    """The delta that the run left of these weights (last values or averages); None if there is none."""
+    if opened.path is None or not (opened.path / _delta_name(opened)).is_file():
+        return None
+    return opened.path / _delta_name(opened)
+
+
+def load_run_weights(opened: OpenedRun, weights: str) -> LoadedWeights:
+    """Loads weights into the model of a run as the run loaded its own; raises InputError if they do not fit."""
+    config = opened.config
+    given: dict[str, Any] = {
+        "rules": config.rules, "image_shape": opened.image_shape, "force_base": config.force_base
+    }  # fmt: skip
+    if opened.loss == "mse":
+        return load_as_it_is(opened.model, weights, **given)
+    return load_for_classes(opened.model, weights, opened.class_names or (), **given)
+
+
 def _delta_name(opened: OpenedRun) -> str:
     return "ema.npz" if opened.averaged else "trained.npz"
 
@@ -342,15 +360,8 @@ def _load_delta(opened: OpenedRun) -> OpenedRun:
             f"run={opened.path}: it has neither the checkpoint of its last step nor {name}; --checkpoint=last takes another one"
         )
     _check_classes(opened, delta)
-    given: dict[str, Any] = {
-        "rules": config.rules, "image_shape": opened.image_shape, "force_base": config.force_base
-    }  # fmt: skip
-    weights = f"{config.weights}+{delta}"
     try:
-        if opened.loss == "mse":
-            loaded = load_as_it_is(opened.model, weights, **given)
-        else:
-            loaded = load_for_classes(opened.model, weights, opened.class_names or (), **given)
+        loaded = load_run_weights(opened, f"{config.weights}+{delta}")
     except InputError as error:
         raise InputError(
             f"run={opened.path}: its last checkpoint is gone, and {name} holds only what the run trained. The rest comes "

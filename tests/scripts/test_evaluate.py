@@ -25,6 +25,7 @@ def test_a_run_is_evaluated_and_what_it_confuses_is_written(
     asked = [
         [run, f"--out={out}", "--corrupt=noise:3,jpeg:1"],
         [run, "--part=test"],
+        [run, "--part=test", "--interpolate=0.5,1", f"--out={tmp_path / 'between'}"],
         ["--model=cnn:mini", weights, "--image_size=16", f"--data=folder:{photos}"],
         [run, f"--data=folder:{photos}/nowhere"],
         [run, "--part=nothing"],
@@ -32,8 +33,10 @@ def test_a_run_is_evaluated_and_what_it_confuses_is_written(
         ["--model=cnn:mini", weights],
         [run, "--data=photos"],
         [run, "--corrupt=blur:9"],
+        [run, "--interpolate=2"],
+        ["--model=cnn:mini", weights, f"--data=folder:{photos}", "--interpolate=auto"],
     ]
-    (code, text, err), test, model, *refused = run_each("scripts.evaluate", asked)
+    (code, text, err), test, between, model, *refused = run_each("scripts.evaluate", asked)
     assert code == 0, err
     final = photo_run.run["final"]
     assert f"loss:              {final['eval_loss']:.6f} (the run's own, to the bit)" in text
@@ -68,6 +71,12 @@ def test_a_run_is_evaluated_and_what_it_confuses_is_written(
 
     assert test[0] == 0
     assert f"loss:              {final['test_loss']:.6f} (the run's own, to the bit)" in test[1]
+    assert between[0] == 0, between[2]
+    chosen = json.loads((tmp_path / "between/evaluation.json").read_text())["interpolation"]
+    assert f"ratio:   {chosen['ratio']:g}, the best on the 21 examples of the evaluation part\n" in between[1]
+    assert [each["ratio"] for each in chosen["each"]] == [0.5, 1.0]
+    with np.load(tmp_path / "between/interpolated.npz") as delta, np.load(photo_run.out / "ema.npz") as whole:
+        assert set(delta.files) == set(whole.files)
     assert model[0] == 0
     assert "the run's own" not in model[1]  # nor is it, with last values in place of averages
     assert [code for code, _, _ in refused] == [2] * len(refused)
@@ -80,6 +89,8 @@ def test_a_run_is_evaluated_and_what_it_confuses_is_written(
             "only a --run has data of its own",
             "data='photos'",
             "`blur:9`: expected a strength from 1 to 3",
+            "interpolate='2': `2`: expected auto, or numbers from 0 to 1",
+            "only a --run says from which weights it began",
         ),
         strict=True,
     ):

@@ -129,10 +129,12 @@ def test_the_optimizer_of_bert_a_second_adam_and_our_own_files() -> None:
         "Adam#3": {"m": "v/lamb_m", "v": "v/lamb_v"},
         "Adam#4": {"m": "x/v/Adam"},
     }
-    found = grouped("w ema/w optimizer/w/m optimizer/w/v w/local_step w/biased", **{"optimizer/w/t": ()})
+    found = grouped(
+        "w ema/w optimizer/w/m optimizer/w/v optimizer/w/start w/local_step w/biased", **{"optimizer/w/t": ()}
+    )
     assert found.variables[0].slots == {"Adam": {"m": "optimizer/w/m", "v": "optimizer/w/v"}}
     assert found.variables[0].ema == "ema/w"
-    assert set(found.variables[0].others) == {"t", "local_step", "biased"}
+    assert set(found.variables[0].others) == {"t", "start", "local_step", "biased"}
 
 
 @pytest.mark.parametrize(

@@ -279,6 +279,30 @@ def test_a_fitting_optimizer_is_named_and_sgd_keeps_none(tmp_path: pathlib.Path)
     assert said.startswith("adamw continues from m, v of 4")
 
 
+def test_what_variables_decay_toward_is_taken_from_now_and_not_written_back(tmp_path: pathlib.Path) -> None:
+    tf1(tmp_path, CASES["Adam"][0], first=1)
+    file, _ = port(tmp_path)
+    pulled = optimizers.AdamW(weight_decay=0.5, decay_toward="start")
+    said = go_on(file, pulled, first=1)[1]
+    assert said is not None
+    assert re.search(
+        r"continues from m, v, start of 4 of 4 .*; the file does not say what 4 of them decay toward", said
+    )
+    after = tmp_path / "after.npz"
+    with np.load(file) as old, np.load(after) as new:
+        np.testing.assert_array_equal(new["optimizer/dense/weight/start"], old["dense/weight"])
+        assert not np.array_equal(new["dense/weight"], old["dense/weight"])
+    network = Net()
+    porting.load(network, after)
+    rules = language.parse_rules(f"{TEXT}\n{STATE}")
+    with write_back.plan_write_back(network, rules, base=str(tmp_path / "old"), slots=str(after)) as planned:
+        assert "optimizer/dense/weight/start" in planned.left_out
+        assert [name for name in planned.slots if "dense/kernel" in name] == [
+            "dense/kernel/Adam",
+            "dense/kernel/Adam_1",
+        ]
+
+
 @pytest.mark.parametrize(
     ("name", "array", "said"),
     [

@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine import sizes
-from engine.data import augment, resize
+from engine.data import augment, corruptions, resize
 from engine.errors import InputError
 from engine.models import spec as model_spec
+from engine.porting.deltas.interpolation import parse_ratios
 from engine.porting.rules import language
 from engine.recipes.config import FinetuneConfig
 from engine.selection import filters
@@ -135,6 +136,8 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "rates": rates.parse_rates,
     "bytes": lambda text: sizes.parse_bytes(text, name="budget"),
     "augment": augment.parse,
+    "corruptions": corruptions.parse,
+    "ratios": parse_ratios,
     "image size": resize.parse_image_size,
     "model options": lambda text: model_spec.parse_options("vit:mini", text.split(",")),
     "flags of a run": lambda text: FinetuneConfig(train=text, schedule=text, rates=text).phases(),

@@ -20,7 +20,7 @@ import numpy as np
 
 from engine.data.part import Images, Part
 from engine.errors import InputError, check_range
-from engine.text import nearest
+from engine.text import cut, nearest
 
 KINDS = ("blur", "noise", "contrast", "jpeg", "brightness")
 STRENGTHS = (1, 2, 3)
@@ -67,16 +67,16 @@ def parse(text: str) -> tuple[Corruption, ...]:
         if kind not in KINDS:
             hint = "; all stands alone" if kind == "all" else nearest(kind, KINDS)
             raise CorruptionError(
-                f"corrupt={text!r}: `{word.strip()}`: expected all, or KIND:STRENGTH, where KIND is one of "
+                f"corrupt={cut(text)!r}: `{cut(word.strip())}`: expected all, or KIND:STRENGTH, where KIND is one of "
                 f"{', '.join(KINDS)}{hint}"
             )
         if strength not in map(str, STRENGTHS):
             raise CorruptionError(
-                f"corrupt={text!r}: `{word.strip()}`: expected a strength from 1 to 3, such as {kind}:2"
+                f"corrupt={cut(text)!r}: `{cut(word.strip())}`: expected a strength from 1 to 3, such as {kind}:2"
             )
         found.append(Corruption(kind, int(strength)))
         if found.count(found[-1]) > 1:
-            raise CorruptionError(f"corrupt={text!r}: `{found[-1]}` appears twice")
+            raise CorruptionError(f"corrupt={cut(text)!r}: `{found[-1]}` appears twice")
     return tuple(found)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from engine.errors import InputError, check_range
-from engine.text import join_some, parse_number
+from engine.text import cut, join_some, parse_number
 
 RATIOS = tuple(number / 10 for number in range(11))
 
@@ -29,10 +29,10 @@ def parse_ratios(text: str) -> tuple[float, ...]:
         ratio = parse_number(word.strip())
         if ratio is None or not 0 <= ratio <= 1:
             raise InputError(
-                f"interpolate={text!r}: `{word.strip()}`: expected auto, or numbers from 0 to 1, such as 0.5,0.7"
+                f"interpolate={cut(text)!r}: `{cut(word.strip())}`: expected auto, or numbers from 0 to 1, such as 0.5,0.7"
             )
         if ratio in found:
-            raise InputError(f"interpolate={text!r}: {ratio:g} appears twice")
+            raise InputError(f"interpolate={cut(text)!r}: {ratio:g} appears twice")
         found.append(ratio)
     return tuple(found)
 

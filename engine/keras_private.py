@@ -102,6 +102,31 @@ def _in_inference(call: Callable[..., Any]) -> Callable[..., Any]:
     return held
 
 
+def stored_kernel(layer: Any) -> Any:
+    """Returns the kernel variable of a layer; the public attribute of one with ``enable_lora`` is a sum."""
+    found = getattr(layer, "_kernel", None)
+    return layer.kernel if found is None else found
+
+
+def enable_lora(layer: Any, rank: int, alpha: float, down: Any) -> None:
+    """Calls ``layer.enable_lora`` with these first values; what trains is decided elsewhere, so the kernel keeps its attribute."""
+    layer.enable_lora(rank, lora_alpha=alpha, a_initializer=lambda shape, dtype=None: down)
+    kernel, switch = stored_kernel(layer), "trainable"
+    setattr(kernel, switch, True)
+
+
+def add_child(layer: Any, name: str, child: Any) -> None:
+    """Makes a layer an attribute of one that is built already, which Keras refuses otherwise."""
+    layer._tracker.unlock()
+    setattr(layer, name, child)
+    layer._tracker.lock()
+
+
+def replace_call(layer: Any, call: Callable[..., Any]) -> None:
+    """Makes a layer compute by another function with the same arguments, under the name and signature of its own."""
+    vars(layer)["call"] = functools.wraps(layer.call)(call)
+
+
 def takes_training(layer: Any) -> bool:
     """Whether a layer is told its mode, so that ``inference_mode`` can hold it."""
     return "training" in inspect.signature(layer.call).parameters

@@ -9,7 +9,9 @@ import tensorflow as tf
 
 from engine.export.subject import Subject
 from engine.files import PathLike
+from engine.models.adapters.attach import attach_requested
 from engine.recipes.evaluation_data import open_examples
+from engine.recipes.merged import merge_run
 from engine.recipes.reopen import OpenedRun, build_run_model, choose_averages, open_run
 from engine.selection.selection import select
 from engine.selection.variables import ModelVariables, name_variables
@@ -31,6 +33,9 @@ def open_subject(
     opened = open_run(run, averages=choose_averages(run, ema), checkpoint=checkpoint, say=say)
     say(f"weights: {opened.weights}")
     found = open_examples(opened, data=data, say=say)
+    trained = _trained(opened)
+    opened, merged = merge_run(opened, say=say)
+    own = set(opened.variables.by_path())
     numbers = opened.numbers
     training = found.source.train if found.source.image_shape == opened.image_shape else found.part
     return Subject(
@@ -43,7 +48,7 @@ def open_subject(
         outputs=opened.data.outputs,
         class_names=opened.data.columns if opened.loss == "mse" else opened.class_names,
         averaged=opened.averaged,
-        trained=tuple(_trained(opened)),
+        trained=tuple(path for path in dict.fromkeys((*merged, *trained)) if path in own),
         single_precision=(numbers.variables, numbers.compute) == (tf.float32, tf.float32),
         rebuild=lambda: _rebuild(opened),
         examples=found.part,
@@ -67,4 +72,5 @@ def _trained(opened: OpenedRun) -> list[str]:
 
 def _rebuild(opened: OpenedRun) -> tuple[Any, ModelVariables]:
     built = build_run_model(opened.config, opened.data, precisions.parse("float32"))
+    attach_requested(built)
     return built.network, name_variables(built.network)

@@ -20,6 +20,7 @@ from engine.files import PathLike, write_bytes
 from engine.host import versions
 from engine.selection.filters import FilterError, parse_filter
 from engine.selection.selection import matching_paths
+from engine.text import join_some
 
 _CHECKED = 64  # examples, where all of them would only take time
 # The largest difference of an output, relative to the largest output or 1: the same operations, or other kernels.
@@ -65,6 +66,7 @@ def export_run(config: ExportConfig, *, say: Say = lambda line: None) -> ExportR
     if config.delta_for is not None:
         record = write_delta(subject, config.delta_for, config.place, say=say)
         return ExportResult(out=config.place, record=record, comparison=None)
+    _check_adapters(subject, config)
     with new_folder(config.place) as folder:
         comparison, extra = make(subject, folder, config, say)
         comparison = (
@@ -77,6 +79,16 @@ def export_run(config: ExportConfig, *, say: Say = lambda line: None) -> ExportR
         }
         write_record(folder, record)
     return ExportResult(out=config.place, record=record, comparison=comparison)
+
+
+def _check_adapters(subject: Subject, config: ExportConfig) -> None:
+    """Raises InputError if a network keeps adapters and the format has only layers that others know."""
+    kept = [entry.path for entry in subject.variables if "adapters" in entry.groups]
+    if kept and config.format in ("keras", "safetensors"):
+        raise InputError(
+            f"format={config.format}: the model keeps adapters that cannot be merged ({join_some(kept, most=2)}), for which "
+            "other programs have no layers; --format=savedmodel, tflite and onnx hold what it computes"
+        )
 
 
 def export_savedmodel(

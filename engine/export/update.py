@@ -18,6 +18,7 @@ from engine.export.checking import ExportError
 from engine.export.folder import check_new, count_bytes, new_folder, read_record, write_record
 from engine.export.subject import Subject
 from engine.files import Npz, PathLike, write_npz
+from engine.porting.deltas import adapters
 from engine.porting.deltas.onto import check_base
 from engine.porting.deltas.record import BaseRecord, as_texts, find_digits, take_record
 from engine.porting.deltas.record import read_record as read_base
@@ -81,6 +82,12 @@ def push_delta(to: PathLike, delta: PathLike, out: PathLike, *, force_base: bool
     found: dict[str, Any] = {"sent": delta.stat().st_size, "whole": count_bytes(to), "paths": tuple(arrays)}
     if record["kind"] == "savedmodel":
         variables = read_variables(to, name="to")
+        asked = adapters.read_at(delta)
+        if asked is not None and arrays.keys() - {entry.path for entry in variables}:
+            raise InputError(
+                f"delta={delta}: it holds adapters ({asked.text}), and the exported model has none, or has them merged into its "
+                f"kernels; `frostline export --run=RUN --delta_for={to}` writes the merged variables as a delta"
+            )
         _check_fit(delta, arrays, {entry.path: entry for entry in variables})
         if not force_base:
             check_base(delta, base, variables, held=set(arrays), base=str(to))

@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from engine.files import Npz
+from engine.files import FileError, Npz
+from engine.models.adapters.attach import attach_requested
 from engine.models.head_classes import HeadClasses, compare_classes
 from engine.models.spec import Model
+from engine.porting.deltas import adapters
 from engine.porting.deltas.chain import Chain
 from engine.porting.deltas.onto import Stack
+from engine.porting.errors import PortError
 from engine.selection.variables import NamedVariable, name_variables
 from engine.text import join_some
 
@@ -58,6 +61,8 @@ def put_deltas(
     head_from: str | None = None
     for text in chain.deltas:
         path, matched = pathlib.Path(text), list[HeadClasses]()
+        if _needs_adapters(model, path) and attach_requested(model):
+            stack.variables = name_variables(model.network)
 
         def view(npz: Npz, path: pathlib.Path = path, matched: list[HeadClasses] = matched) -> Any:
             for entry in stack.variables:
@@ -77,6 +82,19 @@ def put_deltas(
         if {loaded.target for loaded in ledger.loaded} & set(head):
             found, head_from = (matched[0] if matched else None), text
     return PutDeltas(tuple(texts), found, head_from)
+
+
+def _needs_adapters(model: Model, path: pathlib.Path) -> bool:
+    """Whether a delta belongs to a model with adapters; PortError, with the way out, if there are to be none."""
+    try:
+        found = adapters.read_at(path)
+    except FileError as error:
+        raise error if isinstance(error, PortError) else PortError(str(error)) from None
+    if found is None:
+        return False
+    if model.adapters is None:
+        raise PortError(f"{path}: it belongs to a model with adapters; give --adapt={found.text!r}")
+    return True
 
 
 def _grid_of(model: Model) -> tuple[int, int] | None:

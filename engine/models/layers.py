@@ -16,11 +16,26 @@ import tensorflow as tf
 from engine import seeds as example_seeds
 from engine import tensorflow_private
 from engine.distribution.moments import moments
+from engine.models.adapters import kinds
 from engine.training import pieces
 from engine.training.precision import widen
 
 
-class Dense(tf.Module):
+class Layer(tf.Module):
+    """A layer that adapters may be attached to (engine.models.adapters); each attribute has the variables of one."""
+
+    lora: Any = None
+    adapter: Any = None
+    ssf: Any = None
+
+    def adapted(self, x: Any, y: Any) -> Any:
+        """The output y for the input x, with what is attached."""
+        if self.lora is None and self.adapter is None and self.ssf is None:
+            return y
+        return kinds.adapt(self, x, y)
+
+
+class Dense(Layer):
     """x @ kernel + bias; the kernel [inputs, outputs] is drawn Glorot uniform, or truncated normal of a given scale."""
 
     def __init__(
@@ -40,6 +55,13 @@ class Dense(tf.Module):
         self.bias = tf.Variable(tf.zeros([outputs], dtype), name="bias")
 
     def __call__(self, x: Any) -> Any:
+        return self.adapted(x, self._multiply(x))
+
+    def project(self, x: Any, kernel: Any) -> Any:
+        """The product of x with another kernel."""
+        return kinds.multiply(x, kernel)
+
+    def _multiply(self, x: Any) -> Any:
         # as one matrix: otherwise the kernel's gradient is computed per example and then summed
         y = tf.matmul(tf.reshape(x, [-1, x.shape[-1]]), tf.cast(self.kernel, x.dtype))
         shape = [-1, *x.shape[1:-1], y.shape[-1]]
@@ -53,7 +75,7 @@ class Dense(tf.Module):
         return tf.reshape(tf.nn.bias_add(y, bias), shape)
 
 
-class Conv(tf.Module):
+class Conv(Layer):
     """2-D convolution in NHWC; the kernel [size, size, inputs, outputs] is drawn He normal, and the bias is optional."""
 
     def __init__(
@@ -77,11 +99,15 @@ class Conv(tf.Module):
         self.bias = tf.Variable(tf.zeros([outputs], dtype), name="bias") if bias else None
 
     def __call__(self, x: Any) -> Any:
-        y = tf.nn.conv2d(x, tf.cast(self.kernel, x.dtype), self.stride, self.padding)
-        return y if self.bias is None else tf.nn.bias_add(y, tf.cast(self.bias, x.dtype))
+        y = self.project(x, tf.cast(self.kernel, x.dtype))
+        return self.adapted(x, y if self.bias is None else tf.nn.bias_add(y, tf.cast(self.bias, x.dtype)))
+
+    def project(self, x: Any, kernel: Any) -> Any:
+        """The convolution of x with another kernel."""
+        return tf.nn.conv2d(x, kernel, self.stride, self.padding)
 
 
-class LayerNorm(tf.Module):
+class LayerNorm(Layer):
     """Layer normalisation over the last axis (arXiv:1607.06450)."""
 
     def __init__(self, features: int, *, epsilon: float = 1e-6, dtype: Any = tf.float32) -> None:
@@ -91,10 +117,11 @@ class LayerNorm(tf.Module):
         self.beta = tf.Variable(tf.zeros([features], dtype), name="beta")
 
     def __call__(self, x: Any) -> Any:
-        return tf.cast(standardise(widen(x), self.epsilon) * self.gamma + self.beta, x.dtype)
+        y = tf.cast(standardise(widen(x), self.epsilon) * self.gamma + self.beta, x.dtype)
+        return self.adapted(x, y)
 
 
-class BatchNorm(tf.Module):
+class BatchNorm(Layer):
     """Batch normalisation over all axes but the last (arXiv:1502.03167).
 
     ``statistics`` names the layer's moving statistics. A Selection sets ``update_statistics`` while a step is traced: False
@@ -121,7 +148,8 @@ class BatchNorm(tf.Module):
                 moving.assign_sub((moving - tf.stop_gradient(now)) * tf.constant(1.0 - self.momentum, now.dtype))
         else:
             mean, variance = self.moving_mean, self.moving_variance
-        return tf.cast(tf.nn.batch_normalization(x, mean, variance, self.beta, self.gamma, self.epsilon), given)
+        y = tf.cast(tf.nn.batch_normalization(x, mean, variance, self.beta, self.gamma, self.epsilon), given)
+        return self.adapted(x, y)
 
 
 def standardise(x: Any, epsilon: float) -> Any:

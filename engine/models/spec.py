@@ -79,6 +79,7 @@ class Model:
         own_loss: makes the loss function of a tensor of the network that has this name, for ``--loss=graph:NAME``.
         own_slots: opens the optimizer slots that a file of weights in the model's own format holds, as
             ``optimizer/<path>/<slot>``, given its name in a flag; None if it holds none.
+        adapters: what is attached once its base has been loaded (``engine.models.adapters.attach.Adapters``), or None.
         check_images: raises ModelSpecError if the weights that were loaded expect other images than ``normalise`` makes.
     """
 
@@ -97,6 +98,7 @@ class Model:
     check_images: Callable[[], None] | None = None
     own_loss: Callable[[str], Any] | None = None
     own_slots: Callable[[str], Any] | None = None
+    adapters: Any = None
 
 
 def check_family(spec: str) -> None:

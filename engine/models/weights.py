@@ -15,6 +15,7 @@ from engine.data import Normalise
 from engine.data.class_names import read_class_names
 from engine.errors import InputError
 from engine.files import PathLike
+from engine.models.adapters.attach import attach_requested
 from engine.models.delta_weights import list_head, put_deltas
 from engine.models.head_classes import HeadClasses, compare_classes, compare_own_classes
 from engine.models.images import scale_images
@@ -74,6 +75,8 @@ def load_weights(
             reordered, or anew for other classes; ``text`` says so, or that the file names none. Without ``classes``, a
             head is taken as it is, and ``text`` names the classes that the file has.
         force_base: put a delta also onto weights that it does not belong to.
+
+    Adapters that the model is to have (``engine.models.adapters``) are attached to the base, before deltas that hold them.
 
     Raises:
         PortError: the file cannot be read or does not fit the model, or its classes cannot be matched; or a delta belongs
@@ -135,8 +138,10 @@ def _load_chain(
     head = {entry.path: entry.variable.numpy() for entry in list_head(model)} if chain.deltas else {}
     loaded = replace(load_base(chain.base), base=chain.base, deltas=chain.deltas)
     if not chain.deltas:
+        attach_requested(model)
         return loaded
     put = put_deltas(model, chain, head, classes=classes, image_shape=image_shape, force=force_base)
+    attach_requested(model)  # unless a delta that holds them was put onto them
     _refresh(model)
     text = "; ".join([loaded.text, *put.texts])
     return replace(

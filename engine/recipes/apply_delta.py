@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
@@ -11,16 +12,20 @@ from typing import Any
 from engine.data.class_names import as_texts, read_class_names
 from engine.errors import InputError
 from engine.files import Npz, PathLike, write_npz
+from engine.models.adapters.merging import merge_into
 from engine.models.weights import load_as_it_is
+from engine.porting.deltas import adapters
 from engine.porting.deltas.chain import WORDS, parse_chain, parse_deltas
-from engine.porting.deltas.merge import merge
+from engine.porting.deltas.merge import Merged, merge
 from engine.porting.frozen_writer import SUFFIXES as GRAPHS
 from engine.porting.frozen_writer import check_frozen_target, write_frozen
+from engine.porting.plan import take_names
 from engine.porting.readers.frozen_file import FrozenFile
 from engine.porting.readers.h5_file import KerasH5
 from engine.porting.readers.safetensors_file import Safetensors
 from engine.porting.readers.source import open_tensors
 from engine.porting.readers.tensor_source import TensorSource
+from engine.porting.rules import detect
 from engine.porting.safetensors_writer import write_safetensors
 from engine.porting.whole_file import WholeFile
 from engine.recipes.reopen import OpenedRun, build_run_model, open_run
@@ -117,7 +122,9 @@ def apply_delta(
     if kind in ("HDF5", "keras"):
         return _write_model(base, deltas, target, open_run(folder), rules=rules, force=force_base)
     with open_tensors(base) as source:
-        return _write_by_rules(source, deltas, target, rules=rules or find_rules(folder), force=force_base)
+        return _write_by_rules(
+            source, deltas, target, rules=rules or find_rules(folder), folder=folder, force=force_base
+        )
 
 
 def find_kind(base: PathLike) -> str:
@@ -155,12 +162,21 @@ def _check_other(out: pathlib.Path, *given: PathLike) -> None:
 
 
 def _write_by_rules(
-    source: TensorSource, deltas: Sequence[str], out: pathlib.Path, *, rules: PathLike | None, force: bool
+    source: TensorSource,
+    deltas: Sequence[str],
+    out: pathlib.Path,
+    *,
+    rules: PathLike | None,
+    folder: pathlib.Path,
+    force: bool,
 ) -> AppliedDelta:
-    """Writes an .npz or safetensors file, or a frozen graph; the model is not needed."""
+    """Writes an .npz or safetensors file, or a frozen graph; the run's model is needed only for adapters."""
     if isinstance(source, FrozenFile):
         check_frozen_target(out, source)
-    merged = merge(source, deltas, rules=rules, force=force)
+    if any(adapters.read_at(delta) is not None for delta in deltas):
+        merged = _merge_adapters(source, deltas, folder, rules=rules, force=force)
+    else:
+        merged = merge(source, deltas, rules=rules, force=force)
     whole = WholeFile(source, merged.variables, merged.rules)
     if isinstance(source, Safetensors):
         specs = {name: (whole.shape(name), whole.dtype(name)) for name in whole.names()}
@@ -178,6 +194,17 @@ def _write_by_rules(
         dropped=whole.dropped,
         rounded=tuple(whole.rounded),
     )
+
+
+def _merge_adapters(
+    source: TensorSource, deltas: Sequence[str], folder: pathlib.Path, *, rules: PathLike | None, force: bool
+) -> Merged:
+    """As ``merge``, with the run's model, into which its adapters are merged."""
+    network, text = _load_model(source.path, deltas, open_run(folder), rules=rules, force=force, file=None)
+    variables = name_variables(network)
+    chosen = detect.get_rules(rules) if rules is not None else None
+    chosen = chosen or detect.choose_rules(take_names(source, variables), variables)
+    return Merged(variables, chosen, (text,), frozenset(variables.by_path()))
 
 
 def find_class_names(files: Sequence[PathLike]) -> tuple[str, ...] | None:
@@ -222,12 +249,21 @@ def _load_model(
     force: bool,
     file: str | None,
 ) -> tuple[Any, str]:
-    """The run's model with a base and deltas, and a text that says so; ``file`` is the Keras file that the model came from."""
+    """The run's model with a base and deltas, adapters merged, and a text that says so.
+
+    ``file`` is the Keras file that the model came from.
+    """
     given: Any = {"rules": rules or opened.config.rules, "image_shape": opened.image_shape, "force_base": force}
     model = build_run_model(opened.config, opened.data, opened.numbers)
     own = file is not None and os.path.exists(base) and os.path.samefile(base, file)  # then it has been loaded with it
     loaded = load_as_it_is(model, "+".join(["auto" if own else str(base), *deltas]), **given)
-    return model.network, loaded.text
+    if model.adapters is None:
+        return model.network, loaded.text
+    plain = build_run_model(
+        dataclasses.replace(opened.config, adapt=None, train=None, phase=()), opened.data, opened.numbers
+    )
+    changed = merge_into(model.network, plain.network)
+    return plain.network, f"{loaded.text}; adapters merged into {len(changed)} variables"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

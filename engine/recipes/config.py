@@ -17,6 +17,7 @@ from engine.errors import InputError, check_range
 from engine.feature_cache import options as cache_options
 from engine.feature_cache.options import CacheOptions
 from engine.files import PathLike
+from engine.models.adapters.language import parse_adapters
 from engine.models.spec import check_family
 from engine.selection import filters
 from engine.selection.filters import FilterError
@@ -85,6 +86,7 @@ class FinetuneConfig:
     weights: str = "auto"
     slots: Literal["continue", "fresh"] = "continue"
     rules: str | None = None
+    adapt: str | None = None
     force_base: bool = False
     data: str = "fashion_mnist_mini"
     image_size: str | None = None
@@ -197,6 +199,8 @@ class FinetuneConfig:
         if self.image_size is not None:
             resize.parse_image_size(self.image_size)
         augment.parse(self.augment)
+        if self.adapt is not None:
+            parse_adapters(self.adapt)
         loss_names.check_loss(self.loss, self.label_smoothing)
         schedules.parse(self.schedule)
         if self.rates is not None:
@@ -232,7 +236,17 @@ class FinetuneConfig:
             )
         if self.force_base and not deltas:
             raise InputError(f"force_base: --weights={self.weights} has no delta; it is used with BASE+DELTA")
+        if self.adapt is not None and self.model.startswith("graph:"):
+            raise InputError(
+                f"adapt={self.adapt!r}: --model={self.model} is a graph of TensorFlow 1, whose operations have no layers to "
+                "adapt; leave out --adapt, or rebuild the network (docs/porting.md)"
+            )
         if self.plan == "depth":
+            if self.adapt is not None:
+                raise InputError(
+                    f"adapt={self.adapt!r}: --plan=depth decides how many blocks train, and adapters decide it otherwise; "
+                    "give --plan=micro_batches"
+                )
             if self.memory_budget is None:
                 raise InputError("plan=depth: --memory_budget must say what has to fit")
             if self.train is not None or self.phase:
@@ -300,16 +314,19 @@ class FinetuneConfig:
     def phases(self) -> list[Phase]:
         """The phases of ``phase``, or ``train`` as the only phase; none where the default phases are meant.
 
+        With ``adapt``, adapters and the head train where nothing else is said.
+
         Raises InputError if one cannot be read, if a field would go unused, or if two phases have one name.
         """
         length: dict[str, Any] = {"steps": self.steps, "epochs": self.epochs if self.steps or self.epochs else 8.0}
-        if self.train is not None and not self.phase:
-            with _naming("train", self.train):
-                return [Phase(name="train", train=self.train, **length)]
+        train = "@adapters @head" if self.train is None and self.adapt is not None else self.train
+        if train is not None and not self.phase:
+            with _naming("train", train):
+                return [Phase(name="train", train=train, **length)]
         found = []
         for text in self.phase:
             with _naming("phase", text):
-                found.append(phases.parse(text, train=self.train, **length))
+                found.append(phases.parse(text, train=train, **length))
         if self.phase and self.train is not None and all("train=" in text for text in self.phase):
             raise InputError(f"train={self.train!r}: it is not used, because each --phase has its own train=")
         lengths = [any(f"{key}=" in text for key in ("steps", "epochs", "until")) for text in self.phase]

@@ -14,9 +14,11 @@ from engine.data.class_names import normal_form, read_class_names
 from engine.digests import digest
 from engine.errors import InputError
 from engine.files import PathLike
+from engine.models.adapters.attach import request_adapters
 from engine.models.spec import Model
 from engine.models.weights import LoadedWeights, load_as_it_is
 from engine.porting import PortError
+from engine.porting.deltas import adapters
 from engine.porting.deltas.chain import WORDS, parse_chain
 from engine.reading import read_file
 from engine.recipes.config import FinetuneConfig
@@ -155,6 +157,9 @@ def _build(
                 graph=config.graph_options(),
             )
             before = {e.path: digest(e.path, e.variable.numpy()) for e in name_variables(model.network)}
+            for delta in parse_chain(config.weights).deltas:
+                if (asked := adapters.read_at(delta)) is not None and model.adapters is None:
+                    request_adapters(model, asked.text, seed=asked.seed)
             loaded = load_as_it_is(model, config.weights, rules=config.rules, image_shape=shape)
             return model, (loaded, before), shape
         except (PortError, models.ModelSpecError) as error:
@@ -173,7 +178,7 @@ def _check_random(config: FinetuneConfig, model: Model, before: dict[str, str], 
             continue  # these came with the file
         value: Any = entry.variable.numpy()
         random = value.dtype.kind == "f" and value.size > 1 and float(np.ptp(value)) > 0
-        if entry.path not in above and random and digest(entry.path, value) == before[entry.path]:
+        if entry.path not in above and random and digest(entry.path, value) == before.get(entry.path):
             kept.append(entry.path)
     if kept:
         way_out = "--weights=FILE names a file that has them"

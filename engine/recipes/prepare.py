@@ -147,6 +147,10 @@ def _build(
 ) -> tuple[Task, list[Stage], Callable[[int | None, Mode], TrainStep]]:
     """The data and the model with its weights, the phases, and what makes their steps; ``settings`` get the data's digest."""
     task = _open_task(config, computing.precision.used, listener)
+    if config.adapt is not None:  # they belong to the weights, and phases name them
+        task = task.with_adapters() if found is not None else _load(config, task, listener)
+        for line in task.model.adapters.lines:
+            listener.say(f"adapt:   {line}")
     stages = resolve_stages(config, task, requested_phases(config, task))
     make_step = functools.partial(_make_step, config, task, stages[0].optimizer, computing, distribution)
     make_step(None, config.remat or "none")  # its complaints come before the weights are read
@@ -156,9 +160,7 @@ def _build(
         checkpoint.restore(found[0], task.variables)
         listener.say(f"weights: {found[0].path}, {found[1].loop.step} steps trained")
         return task.with_images(found[1].images), stages, make_step  # as the weights expect them
-    task = task.with_weights(config.weights, rules=config.rules, force_base=config.force_base)
-    assert task.weights is not None
-    listener.say(f"weights: {task.weights.text}")
+    task = task if config.adapt is not None else _load(config, task, listener)
     if config.resume:
         listener.say(f"resume: {out} does not hold a checkpoint; starting at step 0")
     return task, stages, make_step
@@ -184,6 +186,14 @@ def _compare_replicas(
     return "; ".join([f"resume: {what}: the {differs}", *more])
 
 
+def _load(config: FinetuneConfig, task: Task, listener: Listener) -> Task:
+    """The task with its first weights."""
+    task = task.with_weights(config.weights, rules=config.rules, force_base=config.force_base)
+    assert task.weights is not None
+    listener.say(f"weights: {task.weights.text}")
+    return task
+
+
 def _choose_together(
     config: FinetuneConfig,
     distribution: Distribution,
@@ -204,7 +214,7 @@ def _choose_together(
 def _open_task(config: FinetuneConfig, precision: str, listener: Listener) -> Task:
     fields = (
         "data model head loss image_size seed eval_fraction train_examples bad_images image_cache label_smoothing "
-        "batch_size augment"
+        "batch_size augment adapt"
     )
     given = {name: getattr(config, name) for name in fields.split()}
     return Task.open(weights=None, precision=precision, graph=config.graph_options(), say=listener.say, **given)
@@ -239,7 +249,7 @@ def _make_trial(config: FinetuneConfig, share: Share, precision: str) -> Callabl
 
     Its batch is a micro-batch of the run; with a memory budget, which decides their size, a small one.
     """
-    task = _open_task(config, precision, Listener())
+    task = _open_task(config, precision, Listener()).with_adapters()
     stage = max(
         resolve_stages(config, task, requested_phases(config, task)),
         key=lambda stage: stage.phase.step_count(task.per_epoch),

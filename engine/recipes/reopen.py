@@ -14,6 +14,7 @@ from engine.data import Normalise
 from engine.data.class_names import normal_form, read_class_names
 from engine.errors import InputError
 from engine.files import PathLike
+from engine.models.adapters.attach import attach_requested, request_adapters
 from engine.models.spec import Model
 from engine.models.weights import LoadedWeights, load_as_it_is, load_for_classes
 from engine.porting.deltas.onto import FORCE
@@ -158,8 +159,11 @@ def open_run(
 
 
 def build_run_model(config: FinetuneConfig, data: DataFacts, numbers: Precision) -> Model:
-    """The model of a run with its initial values, in the dtypes of a precision."""
-    return models.build_model(
+    """The model of a run with its initial values, in the dtypes of a precision.
+
+    Its adapters are attached once weights are loaded (``engine.load_weights``), or by ``attach_requested``.
+    """
+    model = models.build_model(
         config.model,
         image_shape=data.image_shape,
         outputs=data.outputs,
@@ -170,6 +174,9 @@ def build_run_model(config: FinetuneConfig, data: DataFacts, numbers: Precision)
         dtype=numbers.variables,
         compute=numbers.compute,
     )
+    if config.adapt is not None:
+        request_adapters(model, config.adapt, seed=config.seed)
+    return model
 
 
 def choose_averages(path: PathLike, asked: bool | None) -> bool:
@@ -190,13 +197,21 @@ def _with_weights(
     """The opened run with its weights: from a checkpoint, or from the base and what was trained."""
     if file is not None:
         try:
-            return _load_checkpoint(opened, file)
+            attach_requested(opened.model)
+            return _load_checkpoint(_named(opened), file)
         except CheckpointError as error:
             assert opened.path is not None
             if required or not (opened.path / _delta_name(opened)).is_file():
                 raise
             say(f"checkpoint {error}; taking the weights that the run began with, and {_delta_name(opened)}")
-    return _load_delta(opened)
+            if opened.model.adapters is not None:  # a base is loaded before they are attached
+                opened = dataclasses.replace(opened, model=build_run_model(opened.config, opened.data, opened.numbers))
+    return _named(_load_delta(opened))
+
+
+def _named(opened: OpenedRun) -> OpenedRun:
+    """The opened run with the variables that its network has now."""
+    return dataclasses.replace(opened, variables=name_variables(opened.network))
 
 
 def _check_folder(folder: pathlib.Path) -> None:

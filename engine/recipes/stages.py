@@ -63,6 +63,10 @@ def resolve_stages(config: FinetuneConfig, task: Task, phases: Sequence[Phase]) 
                 rates=None if rates is None else rates.for_variables(selected.trained),
             )
         )
+    if config.adapt is not None and not any("adapters" in e.groups for stage in found for e in stage.selection.trained):
+        raise filters.FilterError(
+            f"adapt={config.adapt!r}: no phase trains an adapter; add @adapters to the filter, as in --train='@adapters @head'"
+        )
     if config.plan != "depth":  # else the plan still decides which of them train
         check_stages(config, task, found)
     return found

@@ -16,6 +16,7 @@ from engine.data.part import DataError, check_labels
 from engine.distribution.shares import WHOLE, Share
 from engine.errors import InputError
 from engine.files import PathLike
+from engine.models.adapters.attach import attach_requested, request_adapters
 from engine.models.weights import LoadedWeights, load_as_it_is, load_for_classes
 from engine.selection.variables import ModelVariables, name_variables
 from engine.sizes import parse_bytes
@@ -74,6 +75,7 @@ class Task:
         image_size: str | int | tuple[int, int] | None = None,
         seed: int = 0,
         rules: PathLike | None = None,
+        adapt: str | None = None,
         force_base: bool = False,
         eval_fraction: float | None = None,
         train_examples: int | None = None,
@@ -89,6 +91,7 @@ class Task:
         Args:
             data, model: a source or its name (``engine.open_data``), and the name of a model (``engine.build_model``).
             weights: as in ``engine.load_weights``; None loads nothing yet (``with_weights`` does so later).
+            adapt: adapters, such as ``lora:rank=8 @attention`` (docs/adapters.md); loading weights attaches them.
             graph: for ``graph:PATH``, as in ``engine.build_model``.
             head, loss, precision, seed, rules, force_base, label_smoothing: as the flags of ``finetune``.
             image_size: pixels: N, (height, width), or a text such as ``192x256``. By default image files are resized to the
@@ -125,6 +128,8 @@ class Task:
         built = models.build_model(
             model, image_shape=shape, outputs=outputs, head=head, logits=logits, seed=seed, graph=graph, **dtypes
         )
+        if adapt is not None:
+            request_adapters(built, adapt, seed=seed)
         task = cls(
             source=source,
             model=built,
@@ -155,7 +160,18 @@ class Task:
         self.variables.refresh()
         if loaded.ledger is not None and (fact := check_forget_biases(loaded.ledger.loaded, pathlib.Path(loaded.base))):
             loaded = dataclasses.replace(loaded, text=f"{loaded.text}; {fact}")
-        return dataclasses.replace(self, weights=loaded, images=loaded.images)
+        return dataclasses.replace(self._renamed(), weights=loaded, images=loaded.images)
+
+    def with_adapters(self) -> Task:
+        """The task with the adapters that it was opened with, beside whatever weights it has now."""
+        attach_requested(self.model)
+        return self._renamed()
+
+    def _renamed(self) -> Task:
+        """The task with the variables that the network has now."""
+        if self.model.adapters is None:
+            return self
+        return dataclasses.replace(self, variables=name_variables(self.model.network))
 
     def with_images(self, images: str | None) -> Task:
         """The task with another preprocessing, such as the one that a checkpoint or a job names."""

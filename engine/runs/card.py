@@ -130,7 +130,9 @@ def _describe_cost(run: Mapping[str, Any]) -> str:
 
 def _describe_use(out: pathlib.Path, run: Mapping[str, Any]) -> str:
     flags, base, folder = run["flags"], run["flags"]["weights"], shlex.quote(str(out))
-    model = " ".join(f"--{name}={shlex.quote(flags[name])}" for name in ("model", "head") if flags[name] is not None)
+    model = " ".join(
+        f"--{name}={shlex.quote(flags[name])}" for name in ("model", "head", "adapt") if flags.get(name) is not None
+    )
     lines = [
         ("classify images", f"frostline predict --run={folder} --images=FOLDER"),
         ("evaluate again", f"frostline evaluate --run={folder}"),

@@ -16,6 +16,8 @@ import tensorflow as tf
 from engine.data.class_names import as_texts
 from engine.files import PathLike, write_bytes, write_json, write_npz
 from engine.host import quantiles
+from engine.porting.deltas.adapters import AdaptersRecord
+from engine.porting.deltas.adapters import as_texts as as_adapter_texts
 from engine.porting.deltas.record import as_texts as as_base_text
 from engine.porting.deltas.record import take_record
 from engine.reading import read_file
@@ -167,17 +169,18 @@ def write_trained(
     selections: Iterable[Selection],
     *,
     class_names: Sequence[str] | None = None,
+    adapters: AdaptersRecord | None = None,
     began: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a delta: every variable that a phase trained, and the statistics that moved with them.
 
-    Beside them are the names of the classes, and the digests of all other variables, its base; ``began`` has the digests
+    Beside them are the names of the classes, the adapters of the model, and the digests of all other variables, its base; ``began`` has the digests
     of the values from which the run started (engine.porting.deltas.record).
     """
     paths = list_changing(selections)
     arrays = ((e.path, e.variable.numpy()) for e in variables if e.path in paths)
     base = as_base_text(take_record(variables, paths, began))
-    write_npz(path, arrays, texts=as_texts(class_names), packed=base)
+    write_npz(path, arrays, texts=as_texts(class_names) | as_adapter_texts(adapters), packed=base)
 
 
 def list_changing(selections: Iterable[Selection]) -> set[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from engine import devices, files, host
 from engine.memory.forecast import Forecast
+from engine.porting.deltas.adapters import AdaptersRecord
 from engine.runs import card, picture, records, started
 from engine.runs.existing import RunDirectoryError, check_out
 from engine.runs.flag_file import write_flag_file
@@ -140,6 +141,7 @@ class RunDirectory:
         self._monitor = monitor
         self._say = say
         self._class_names = data.class_names
+        self._adapters = None if flags.get("adapt") is None else AdaptersRecord(str(flags["adapt"]), int(flags["seed"]))
         self._began = time.perf_counter()
         self._metrics = records.Metrics(out / "metrics.jsonl", keep_to_step=start.loop.step if resumed else -1)
         self._board = self._tensorboard()
@@ -255,6 +257,7 @@ class RunDirectory:
         rows = self._phase_rows(outcome, stages, per_epoch)
         begun = [stage for stage, _ in zip(stages, rows, strict=False)]
         given: dict[str, Any] = {"selections": [stage.selection for stage in begun], "class_names": self._class_names}
+        given["adapters"] = self._adapters
         given["began"] = started.read_start(self.out)
         records.write_trained(self.out / "trained.npz", self._variables, **given)
         if self._step.averages is not None:

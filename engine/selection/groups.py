@@ -16,6 +16,9 @@ GROUPS = {
     "mlp": "variables of a block's MLP",
     "head": "the classifier: variables under head/, or a Keras model's last layer with weights",
     "stats": "statistics: moving mean and variance",
+    "adapters": "variables of adapters (lora, ssf and adapter)",
+    "lora": "low-rank adapters",
+    "ssf": "scales and shifts of adapters",
 }
 
 _NORM_TYPE = re.compile(r"Normalization$|(Layer|Batch|Group|Instance|RMS)_?Norm|Norm$")
@@ -38,7 +41,9 @@ def find_groups(path: str, owner: Any) -> set[str]:
     parent = parents[-1] if parents else ""
     kind = type(owner).__name__ if owner is not None else ""
     found = set()
-    if _NORM_TYPE.search(kind) or _NORM_NAME.fullmatch(parent):
+    if (adapter := _adapter_kind(path, owner)) is not None:  # neither a kernel nor a part of the norm that it adapts
+        found |= {"adapters", adapter} & GROUPS.keys()
+    elif _NORM_TYPE.search(kind) or _NORM_NAME.fullmatch(parent):
         found.add("norm")
     elif _EMBEDDING.fullmatch(last) or kind.endswith("Embedding"):
         found.add("embedding")
@@ -51,6 +56,13 @@ def find_groups(path: str, owner: Any) -> set[str]:
     if any(_MLP.fullmatch(part) for part in parents):
         found.add("mlp")
     return found
+
+
+def _adapter_kind(path: str, owner: Any) -> str | None:
+    """The kind of the adapter that a variable belongs to: as its module says, or Keras' own lora of a layer."""
+    if hasattr(owner, "adapter_kind"):
+        return str(owner.adapter_kind)
+    return "lora" if hasattr(owner, "lora_rank") and path.endswith(("/lora/down", "/lora/up")) else None
 
 
 def in_head(path: str) -> bool:

@@ -8,6 +8,8 @@ from typing import Any
 
 from engine import keras_private
 
+_ADAPTERS = {"lora_kernel_a": "lora/down", "lora_kernel_b": "lora/up"}
+
 
 def stable_names(root: Any) -> dict[int, str]:
     """Returns the names of all layers below the root, by id, with automatic names numbered within the model.
@@ -38,12 +40,15 @@ def root_name(root: Any) -> str:
 
 
 def variable_names(variables: Sequence[Any]) -> list[str]:
-    """Returns the variables' own names. Unnamed variables ("variable_7") are numbered within their layer."""
+    """Returns the variables' own names. Unnamed variables ("variable_7") are numbered within their layer.
+
+    Those of Keras' own ``enable_lora`` have the names that adapters have in every model.
+    """
     names, unnamed = [], 0
     for variable in variables:
         name = variable.name.rsplit("/", 1)[-1].removesuffix(":0")  # TFSMLayer keeps it
         if re.fullmatch(r"variable(_\d+)?", name):
             name = "variable" if unnamed == 0 else f"variable_{unnamed}"
             unnamed += 1
-        names.append(name)
+        names.append(_ADAPTERS.get(name, name))
     return names

@@ -244,7 +244,7 @@ def _moving(
     """Returns the statistics that follow their layers, and writes the rule of each statistic into ``rules``."""
     layer_trains: dict[str, str] = {}
     for entry in variables:
-        if id(entry.variable) in trained:
+        if id(entry.variable) in trained and "adapters" not in entry.groups:  # the layer that one adapts stays as it is
             parts = entry.layer.split("/")
             for n in range(len(parts) + 1):  # a wrapper's statistics belong to the layer inside it
                 layer_trains.setdefault("/".join(parts[:n]), verdicts[entry.path][1])

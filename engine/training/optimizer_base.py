@@ -16,7 +16,7 @@ from engine.text import join_some, nearest
 from engine.training.rates import Rates
 
 START = "start"  # the slot that holds what a variable decays toward
-NO_DECAY = filters.group("bias") | filters.group("norm") | filters.group("embedding")
+NO_DECAY = filters.group("bias") | filters.group("norm") | filters.group("embedding") | filters.group("ssf")
 
 
 class OptimizerError(InputError):
@@ -29,7 +29,8 @@ class Optimizer:
 
     Attributes:
         weight_decay: decoupled weight decay: in each step, variable -= learning_rate * weight_decay * variable.
-        decay: the trained variables that decay; by default all except biases, norms and embeddings.
+        decay: the trained variables that decay; by default all except biases, norms, embeddings, and the scales and
+            shifts of adapters.
         decays: weight decays by filter (``parse_rates(text, name="decays")``), instead of ``weight_decay``; what decays at
             all is what ``decay`` says.
         decay_toward: "zero", or "start": variable -= learning_rate * weight_decay * (variable - start), where start is the

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from engine.files import FileError, Npz, PathLike
 from engine.porting.apply import load
+from engine.porting.deltas import adapters
 from engine.porting.deltas.onto import BaseError, Stack
 from engine.porting.deltas.record import read_record
 from engine.porting.errors import PortError
@@ -65,6 +66,12 @@ def merge(
         PortError: the rules do not fit, a file is damaged, or a delta does not belong to the weights before it.
     """
     declared = read_declared(deltas[-1])
+    for delta in deltas:
+        if (asked := adapters.read_at(delta)) is not None:
+            raise PortError(
+                f"{delta}: its model has adapters ({asked.text}), which only the model itself can merge: apply-delta does so "
+                "for a base that is a weights file, with --run=FOLDER of the run, and so does export"
+            )
     if rules is None and isinstance(base, FrozenFile) and declared.keys() <= base.found.stored.keys():
         base.narrow(declared)  # the model was a part of this very graph
     variables = name_variables(

@@ -89,11 +89,21 @@ def _print_job(job: Job) -> None:
         course = "" if str(stage.schedule) == "constant" else f" ({stage.schedule}; {last:.3g} in the last step)"
         print(f"\nphase {stage.phase.name}: {steps} steps, learning rate {stage.learning_rate:g}{course}")
         print(stage.selection.table())
+        if task.model.adapters is not None:
+            print(_describe_share(stage))
         if stage.rates is not None or stage.optimizer.decays is not None:
             print(_rates_table(stage))
     if any(stage.optimizer.decay_toward == "start" for stage in job.stages):
         print("\ndecay:   toward the values that variables have when they begin to train (a slot of each keeps them)")
     print()
+
+
+def _describe_share(stage: Stage) -> str:
+    """What trains, as a share of the model that the adapters were attached to."""
+    entries, trained = stage.selection.variables, stage.selection.trained_parameters
+    full = sum(entry.size for entry in entries if "adapters" not in entry.groups)
+    adapters = sum(entry.size for entry in stage.selection.trained if "adapters" in entry.groups)
+    return f"{trained:,} parameters train, {trained / full:.2%} of the {full:,} of the model ({adapters:,} in adapters)"
 
 
 def _rates_table(stage: Stage) -> str:

@@ -14,8 +14,8 @@ from engine import porting
 from engine.data import Normalise
 from engine.data.class_names import read_class_names
 from engine.errors import InputError
-from engine.files import PathLike
-from engine.models.adapters.attach import attach_requested
+from engine.files import Npz, PathLike
+from engine.models.adapters.attach import attach_requested, holds_requested
 from engine.models.delta_weights import list_head, put_deltas
 from engine.models.head_classes import HeadClasses, compare_classes, compare_own_classes
 from engine.models.images import scale_images
@@ -136,6 +136,11 @@ def _load_chain(
     """Loads a base, and puts deltas onto it if there are any."""
     chain = parse_chain(weights)
     head = {entry.path: entry.variable.numpy() for entry in list_head(model)} if chain.deltas else {}
+    if model.adapters is not None and chain.base.endswith(".npz") and pathlib.Path(chain.base).is_file():
+        with Npz(chain.base) as npz:
+            names = npz.names()
+        if holds_requested(model, names):  # a checkpoint of a run with the same adapters
+            attach_requested(model)
     loaded = replace(load_base(chain.base), base=chain.base, deltas=chain.deltas)
     if not chain.deltas:
         attach_requested(model)

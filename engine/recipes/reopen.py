@@ -174,8 +174,7 @@ def build_run_model(config: FinetuneConfig, data: DataFacts, numbers: Precision)
         dtype=numbers.variables,
         compute=numbers.compute,
     )
-    if config.adapt is not None:
-        request_adapters(model, config.adapt, seed=config.seed)
+    request_adapters(model, config.adapt, seed=config.seed)
     return model
 
 

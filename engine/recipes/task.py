@@ -91,8 +91,7 @@ class Task:
         Args:
             data, model: a source or its name (``engine.open_data``), and the name of a model (``engine.build_model``).
             weights: as in ``engine.load_weights``; None loads nothing yet (``with_weights`` does so later).
-            adapt: adapters, such as ``lora:rank=8 @attention`` (docs/adapters.md); loading weights attaches them.
-            graph: for ``graph:PATH``, as in ``engine.build_model``.
+            adapt: adapters such as ``lora:rank=8 @attention``, which loading weights attaches; graph: for ``graph:PATH``, as in ``engine.build_model``.
             head, loss, precision, seed, rules, force_base, label_smoothing: as the flags of ``finetune``.
             image_size: pixels: N, (height, width), or a text such as ``192x256``. By default image files are resized to the
                 size that the model is made for, and other data are left as they are.
@@ -128,8 +127,7 @@ class Task:
         built = models.build_model(
             model, image_shape=shape, outputs=outputs, head=head, logits=logits, seed=seed, graph=graph, **dtypes
         )
-        if adapt is not None:
-            request_adapters(built, adapt, seed=seed)
+        request_adapters(built, adapt, seed=seed)
         task = cls(
             source=source,
             model=built,

@@ -313,7 +313,7 @@ def path(pattern: str) -> Filter:
 def group(name: str) -> Filter:
     """Selects the variables of a group, such as all normalisation layers.
 
-    The groups are all, none, kernel, bias, norm, embedding, attention, mlp, head and stats
+    The groups are all, none, kernel, bias, norm, embedding, attention, mlp, head, stats, adapters, lora and ssf
     (``engine.selection.groups.GROUPS``).
 
     Raises:

@@ -48,6 +48,7 @@ def here(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Pat
         (["--weights=/dev/zero"], "it is a device; expected a regular file"),
         (["--data=npz:/dev/zero"], "it is a device; expected a regular file"),
         ([*PHOTOS, "--data=fashion_mnist_mini", "--train=(.+)+! @head"], "`(.+)+!`: it takes longer than 1 s to match"),
+        (["--adapt=lora:rank=8 @atention"], "`@atention` is not a group; nearest: @attention"),
         (["--model=file:text.h5"], "it is not a Keras model, or damaged"),
         (["--model=file:text.keras"], "it is not a Keras model, or damaged; a .keras file is a zip archive"),
         ([*PHOTOS, "--data=folder:empty"], "there are no images below empty; expected one folder of images"),

@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from engine.models.adapters import kinds
 from engine.models.adapters.language import LAYERS, Adapter, AdapterError, parse_adapters
-from engine.models.adapters.targets import Target, find_targets
+from engine.models.adapters.target import Target
+from engine.models.adapters.targets import find_targets
 from engine.models.spec import Model
 from engine.selection.filters import FilterError
 from engine.selection.selection import matching_paths
@@ -51,11 +52,13 @@ class Adapters:
         return not self.lines
 
 
-def request_adapters(model: Model, text: str, *, seed: int = 0) -> None:
-    """Notes that a model is to have adapters; loading weights into it then attaches them (``attach_requested``).
+def request_adapters(model: Model, text: str | None, *, seed: int = 0) -> None:
+    """Notes that a model is to have adapters, unless the text is None; loading weights into it then attaches them.
 
     Raises AdapterError as ``attach`` does.
     """
+    if text is None:
+        return
     choose(model.network, parse_adapters(text))
     model.adapters = Adapters(text, seed)
 
@@ -70,6 +73,15 @@ def attach_requested(model: Model) -> bool:
     attach(model.network, asked.text, seed=asked.seed)
     asked.lines = _describe(chosen, before, name_variables(model.network))
     return True
+
+
+def holds_requested(model: Model, names: Sequence[str]) -> bool:
+    """Whether the names in a file of weights are also those of the adapters that a model is to have, as in a checkpoint."""
+    if model.adapters is None or not model.adapters.pending:
+        return False
+    chosen = choose(model.network, parse_adapters(model.adapters.text))
+    starts = tuple(f"{target.path}/{item.adapter.kind}/" for item in chosen for target in item.targets)
+    return any(name.startswith(starts) for name in names)
 
 
 def attach(network: Any, text: str, *, seed: int = 0) -> tuple[str, ...]:
@@ -153,7 +165,7 @@ def _explain(
             f"adapts nothing: {adapter.kind} is for {LAYERS[adapter.kind]}, with channels last, and the filter names "
             f"{join_some(list(left), most=2)}; such as {join_some(known, most=2)} can be adapted"
         )
-    if entries:
+    if entries and all("head" in entry.groups for entry in entries):
         return (
             f"adapts nothing: it names only the head, which trains as it is; such as {join_some(known, most=2)} can be "
             "adapted"
@@ -166,18 +178,21 @@ def _explain(
 
 
 def _attach_one(target: Target, adapter: Adapter, seed: int) -> None:
+    inputs = target.inputs
+    if adapter.kind == "adapter" and target.groups > 1:  # a bottleneck sees all channels
+        inputs = (*inputs[:-1], inputs[-1] * target.groups)
     values = kinds.first_values(
         adapter.kind,
         path=target.path,
         seed=seed,
         size=adapter.size,
-        inputs=target.inputs,
+        inputs=inputs,
         outputs=target.outputs,
         scales=target.multiplier is not None,
         shifts=target.offset is not None,
     )
     if target.keras:
-        from engine.models.adapters import keras_layers  # imported here, since it imports Keras
+        from engine.models.adapters import keras_layers
 
         keras_layers.attach(target, adapter.kind, values, rank=adapter.size, alpha=adapter.alpha)
         return

@@ -5,47 +5,59 @@ Their paths are those of the engine's own layers: ``LAYER/lora/down``, ``LAYER/s
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from engine import keras_private
 from engine.models.adapters import kinds
-from engine.models.adapters.targets import Form, Target
+from engine.models.adapters.target import Form, Target
 from engine.selection.variables import NamedVariable
 
-_CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
-_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
-_NORMS = (keras.layers.BatchNormalization, keras.layers.LayerNormalization)
 _EQUATION = re.compile(r"(?P<inputs>[a-zA-Z.]+),(?P<kernel>[a-zA-Z]+)->(?P<outputs>[a-zA-Z.]+)")
 
 
-class AdapterVariables(keras.layers.Layer):
-    """The variables of one adapter of a Keras layer; ``factor`` is alpha / rank of ``lora``."""
+@functools.cache
+def _classes(form: Form | Literal["convolution"]) -> tuple[Any, ...]:
+    """The classes of layers of a form that can be adapted; Keras is imported when they are first asked for."""
+    from keras import layers
 
-    def __init__(self, kind: str, values: Mapping[str, np.ndarray], *, dtype: str, factor: float) -> None:
-        super().__init__(name=kind, dtype=dtype)
-        self.adapter_kind = kind
-        self.factor = factor
-        for name, value in values.items():
+    convolutions = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
+    return {
+        "product": (layers.Dense, layers.EinsumDense, *convolutions),
+        "convolution": convolutions,
+        "depthwise": (layers.DepthwiseConv1D, layers.DepthwiseConv2D),
+        "norm": (layers.BatchNormalization, layers.LayerNormalization),
+    }[form]
 
-            def initialize(shape: Any, dtype: Any = None, value: np.ndarray = value) -> Any:
-                return tf.cast(value, dtype)
 
-            setattr(self, name, self.add_weight(name=name, shape=value.shape, dtype=dtype, initializer=initialize))
-        self.built = True
+def _make_variables(kind: str, values: Mapping[str, np.ndarray], *, dtype: str, factor: float) -> Any:
+    """A layer that only holds the variables of an adapter; ``factor`` is alpha / rank of ``lora``."""
+    import keras
+
+    held = keras.layers.Layer(name=kind, dtype=dtype)
+    held.adapter_kind = kind
+    held.factor = factor
+    for name, value in values.items():
+
+        def initialize(shape: Any, dtype: Any = None, value: np.ndarray = value) -> Any:
+            return tf.cast(value, dtype)
+
+        setattr(held, name, held.add_weight(name=name, shape=value.shape, dtype=dtype, initializer=initialize))
+    held.built = True
+    return held
 
 
 def find_target(layer: Any, by_id: Mapping[int, NamedVariable]) -> Target | None:
     """A layer as one that can be adapted; None if it is of another kind, or has channels anywhere but last."""
-    if type(layer) not in (keras.layers.Dense, keras.layers.EinsumDense, *_CONVOLUTIONS, *_DEPTHWISE, *_NORMS):
+    if not any(type(layer) in _classes(form) for form in ("product", "depthwise", "norm")):
         return None
-    norm = isinstance(layer, _NORMS)
+    norm = isinstance(layer, _classes("norm"))
     held = (layer.gamma, layer.beta) if norm else (keras_private.stored_kernel(layer), layer.bias)
     multiplier, offset = (None if each is None else by_id.get(id(each.value)) for each in held)
     found = multiplier or offset
@@ -65,26 +77,27 @@ def find_target(layer: Any, by_id: Mapping[int, NamedVariable]) -> Target | None
         inputs=inputs,
         outputs=outputs,
         lora_limit=min(math.prod(inputs), math.prod(outputs)) if form == "product" else 0,
+        groups=getattr(layer, "groups", 1) if isinstance(layer, _classes("convolution")) else 1,
         keras=True,
     )
 
 
 def _find_form(layer: Any, shape: tuple[int, ...]) -> tuple[Form | None, tuple[int, ...], tuple[int, ...]]:
     """The form of a layer with a kernel (or gamma) of this shape, and the shapes of its inputs and outputs."""
-    if isinstance(layer, _NORMS):
+    if isinstance(layer, _classes("norm")):
         rank = getattr(layer.input_spec, "ndim", None) or 0  # BatchNormalization knows it
         return ("norm" if layer.axis in (-1, [-1], rank - 1) else None), (), shape
     if getattr(layer, "data_format", "channels_last") != "channels_last" or getattr(layer, "padding", "") == "causal":
         return None, (), ()
-    if isinstance(layer, _DEPTHWISE):
+    if isinstance(layer, _classes("depthwise")):
         return "depthwise", shape[:-2], (shape[-2] * shape[-1],)
-    if isinstance(layer, keras.layers.EinsumDense):
+    if hasattr(layer, "equation"):
         if (found := _read_equation(layer.equation)) is None:
             return None, (), ()
         _, kernel, contracted = found
         count = len(contracted)
         return ("product" if kernel[:count] == contracted else None), shape[:count], shape[count:]
-    if isinstance(layer, _CONVOLUTIONS) and layer.groups > 1 and not uses_own_lora(layer):
+    if isinstance(layer, _classes("convolution")) and layer.groups > 1 and not uses_own_lora(layer):
         return None, (), ()
     return "product", shape[:-1], shape[-1:]
 
@@ -115,7 +128,7 @@ def uses_own_lora(layer: Any) -> bool:
     if not hasattr(layer, "enable_lora") or layer.kernel_constraint is not None:
         return False
     kernel = keras_private.stored_kernel(layer)
-    return kernel.dtype == "float32" and (len(kernel.shape) == 2 or isinstance(layer, _CONVOLUTIONS))
+    return kernel.dtype == "float32" and (len(kernel.shape) == 2 or isinstance(layer, _classes("convolution")))
 
 
 class _Adapted:
@@ -139,9 +152,9 @@ class _Adapted:
     def project(self, x: Any, kernel: Any) -> Any:
         """The layer's operation with another kernel."""
         layer = self._layer
-        if isinstance(layer, keras.layers.Dense):
+        if hasattr(layer, "units"):
             return kinds.multiply(x, kernel)
-        if not isinstance(layer, keras.layers.EinsumDense):
+        if not hasattr(layer, "equation"):
             return layer.convolution_op(x, kernel)
         found = _read_equation(layer.equation)
         assert found is not None
@@ -161,7 +174,7 @@ def attach(target: Target, kind: str, values: Mapping[str, np.ndarray], *, rank:
     factor = alpha / rank if kind == "lora" else 1.0
     if not any(getattr(layer, other, None) is not None for other in kinds.KINDS):
         keras_private.replace_call(layer, _wrap(layer, _Adapted(target)))
-    keras_private.add_child(layer, kind, AdapterVariables(kind, values, dtype=dtype, factor=factor))
+    keras_private.add_child(layer, kind, _make_variables(kind, values, dtype=dtype, factor=factor))
 
 
 def _wrap(layer: Any, adapted: _Adapted) -> Any:

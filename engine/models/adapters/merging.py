@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from engine.models.adapters.language import AdapterError
-from engine.models.adapters.targets import Target, find_targets
-from engine.selection.variables import name_variables
+from engine.models.adapters.target import Target
+from engine.models.adapters.targets import find_targets
+from engine.selection.variables import NamedVariable, name_variables
 from engine.text import join_some
 
 
@@ -49,29 +50,26 @@ def merge_into(network: Any, plain: Any) -> list[str]:
 
 
 def _merge_one(target: Target) -> dict[str, np.ndarray]:
+    """The variables of one layer that change."""
     lora, ssf = _read_lora(target), target.attached.get("ssf")
-    entries = [entry for entry in (target.multiplier, target.offset) if entry is not None]
-    if lora is None and ssf is None:
-        return {}
-    values = {entry.path: entry.variable.numpy().astype(np.float64) for entry in entries}
-    if lora is not None and target.multiplier is not None:
+    multiplier, offset, found = target.multiplier, target.offset, dict[NamedVariable, np.ndarray]()
+    if lora is not None and multiplier is not None:
         down, up, factor = lora
-        values[target.multiplier.path] += factor * np.tensordot(down, up, axes=1)
+        found[multiplier] = _float64(multiplier.variable) + factor * np.tensordot(down, up, axes=1)
     if ssf is not None:
         scale, shift = (_float64(getattr(ssf, name, None)) for name in ("scale", "shift"))
-        if target.multiplier is not None and scale is not None:
-            shape = target.entry.shape[-2:] if target.form == "depthwise" else scale.shape
-            values[target.multiplier.path] *= scale.reshape(shape)
-        if target.offset is not None:
-            values[target.offset.path] *= 1.0 if scale is None else scale
-            values[target.offset.path] += 0.0 if shift is None else shift
-    return {entry.path: values[entry.path].astype(entry.variable.dtype.as_numpy_dtype) for entry in entries}
+        if multiplier is not None and scale is not None:
+            shape = multiplier.shape[-2:] if target.form == "depthwise" else scale.shape
+            found[multiplier] = found.get(multiplier, _float64(multiplier.variable)) * scale.reshape(shape)
+        if offset is not None:
+            found[offset] = _float64(offset.variable) * (1.0 if scale is None else scale) + shift
+    return {entry.path: value.astype(entry.variable.dtype.as_numpy_dtype) for entry, value in found.items()}
 
 
 def _read_lora(target: Target) -> tuple[np.ndarray, np.ndarray, float] | None:
     """down, up and alpha / rank."""
     if target.keras:
-        from engine.models.adapters import keras_layers  # imported here, since it imports Keras
+        from engine.models.adapters import keras_layers
 
         own = keras_layers.read_lora(target.layer)
         if own is not None:

@@ -3,54 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from engine.models import layers
+from engine.models.adapters.target import Target
 from engine.selection.variables import ModelVariables, NamedVariable
-
-Form = Literal["product", "depthwise", "norm"]
-
-
-@dataclass(frozen=True, eq=False)
-class Target:
-    """A layer that can be adapted.
-
-    Attributes:
-        path, layer: the path of the layer, and the layer itself.
-        form: "product" (dense, convolution), "depthwise" or "norm".
-        multiplier, offset: its kernel or gamma, and its bias or beta; None if it has none. They take up scale and shift.
-        inputs, outputs: the shape of its kernel without the outputs, and of the outputs.
-        lora_limit: the largest rank; 0 if ``lora`` and ``adapter`` do not apply.
-        keras: whether it is a layer of Keras.
-    """
-
-    path: str
-    layer: Any
-    form: Form
-    multiplier: NamedVariable | None
-    offset: NamedVariable | None
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    lora_limit: int = 0
-    keras: bool = False
-
-    @property
-    def entry(self) -> NamedVariable:
-        """The variable that a filter must match for the layer to be adapted."""
-        found = self.multiplier or self.offset
-        assert found is not None
-        return found
-
-    def takes(self, kind: str) -> bool:
-        """Whether a kind of adapter applies to it."""
-        return kind == "ssf" or self.form == "product"
-
-    @property
-    def attached(self) -> dict[str, Any]:
-        """The adapters that the layer has already, by kind."""
-        found = {kind: getattr(self.layer, kind, None) for kind in ("lora", "adapter", "ssf")}
-        return {kind: held for kind, held in found.items() if held is not None}
 
 
 def find_targets(network: Any, variables: ModelVariables) -> list[Target]:
@@ -61,7 +18,7 @@ def find_targets(network: Any, variables: ModelVariables) -> list[Target]:
         if type(module) in _MODULES and (target := _module_target(module, by_id)) is not None:
             found[target.entry.path] = target
     if variables.keras_layers:
-        from engine.models.adapters import keras_layers  # imported here, since it imports Keras
+        from engine.models.adapters import keras_layers
 
         for layer in variables.keras_layers.values():
             if (target := keras_layers.find_target(layer, by_id)) is not None:

@@ -65,7 +65,8 @@ def open_model(say: Callable[[str], None], *, features_below: str | None = None)
     """Opens what the flags name, and says what it is."""
     given = flags.FLAGS
     if given.run is not None:
-        from engine.recipes.reopen import choose_averages, open_run
+        from engine.recipes.reopen import open_run
+        from engine.runs.saved_flags import choose_averages
 
         averages = choose_averages(given.run, given.ema)
         opened = open_run(given.run, averages=averages, checkpoint=given.checkpoint, say=say)

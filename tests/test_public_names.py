@@ -15,7 +15,7 @@ import engine
 from engine import tensorflow_private
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-_DECAY = "'Filter' = Not(inner=Or(left=Or(left=Group(name='bias'), right=Group(name='norm')), right=Group(name='embedding')))"
+_DECAY = "'Filter' = Not(inner=Or(left=Or(left=Or(left=Group(name='bias'), right=Group(name='norm')), right=Group(name='embedding')), right=Group(name='ssf')))"
 _RULE = f"decay: {_DECAY}, decays: 'Rates | None' = None, decay_toward: \"Literal['zero', 'start']\" = 'zero', layer_decay: 'float | None' = None, clip_norm: 'float | None' = None"
 _ADAM = "epsilon_placement: \"Literal['uncorrected', 'corrected']\" = 'uncorrected'"
 # None: a name that is not called, or an exception.

@@ -12,7 +12,8 @@ from engine.files import PathLike
 from engine.models.adapters.attach import attach_requested
 from engine.recipes.evaluation_data import open_examples
 from engine.recipes.merged import merge_run
-from engine.recipes.reopen import OpenedRun, build_run_model, choose_averages, open_run
+from engine.recipes.reopen import OpenedRun, build_run_model, open_run
+from engine.runs.saved_flags import choose_averages
 from engine.selection.selection import select
 from engine.selection.variables import ModelVariables, name_variables
 from engine.training import precision as precisions

@@ -178,18 +178,6 @@ def build_run_model(config: FinetuneConfig, data: DataFacts, numbers: Precision)
     return model
 
 
-def choose_averages(path: PathLike, asked: bool | None) -> bool:
-    """Whether to take the averages of the run in a folder: as asked, or, with None, if it kept some.
-
-    The averages of such a run are what it evaluated. False if nothing is asked and the folder holds no run.
-    """
-    if asked is not None:
-        return asked
-    folder = pathlib.Path(path)
-    flags = read_flags(folder) if folder.is_dir() else None
-    return (flags or {}).get("ema") is not None
-
-
 def _with_weights(
     opened: OpenedRun, file: pathlib.Path | None, *, required: bool, say: Callable[[str], None]
 ) -> OpenedRun:
@@ -364,8 +352,8 @@ def _check_averages(opened: OpenedRun, kept: bool) -> None:
 
 def _load_delta(opened: OpenedRun) -> OpenedRun:
     """Loads the weights that the run began with, and puts what it trained on top."""
-    config, name = opened.config, _delta_name(opened)
     assert opened.path is not None
+    config, name = opened.config, _delta_name(opened)
     delta = opened.path / name
     if opened.averaged:
         _check_averages(opened, delta.is_file() or config.ema is not None)
@@ -392,7 +380,7 @@ def _assign(opened: OpenedRun, file: pathlib.Path, arrays: Mapping[str, Any]) ->
         if path not in own:
             raise InputError(f"{file}: {path}: the model has no such variable{nearest(path, list(own))}")
         variable = own[path].variable
-        if tuple(array.shape) != tuple(variable.shape) or array.dtype != variable.dtype.as_numpy_dtype:
+        if (tuple(array.shape), array.dtype) != (tuple(variable.shape), variable.dtype.as_numpy_dtype):
             raise InputError(
                 f"{file}: {path} is {array.dtype.name} {list(array.shape)}; the model's is {variable.dtype.name} "
                 f"{list(variable.shape)}"

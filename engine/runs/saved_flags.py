@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import InputError
-from engine.files import FileError, Npz, write_json
+from engine.files import FileError, Npz, PathLike, write_json
 from engine.reading import read_file
 from engine.training.checkpoint_names import list_checkpoints
 
@@ -113,6 +113,18 @@ def read_flags(out: pathlib.Path, *, decided: bool = False) -> dict[str, Any] | 
         except (FileError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             continue  # the resume itself says of a damaged checkpoint that it is
     return None
+
+
+def choose_averages(path: PathLike, asked: bool | None) -> bool:
+    """Whether to take the averages of the run in a folder: as asked, or, with None, if it kept some.
+
+    The averages of such a run are what it evaluated. False if nothing is asked and the folder holds no run.
+    """
+    if asked is not None:
+        return asked
+    folder = pathlib.Path(path)
+    flags = read_flags(folder) if folder.is_dir() else None
+    return (flags or {}).get("ema") is not None
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from engine.errors import InputError
@@ -104,9 +104,13 @@ class Path(Filter):
 
 @dataclass(frozen=True)
 class Group(Filter):
-    """Matches the variables of a named group (``engine.selection.groups.GROUPS``)."""
+    """Matches the variables of a named group (``engine.selection.groups.GROUPS``).
+
+    With ``optional`` it need not match anything, such as adapters in a filter of the engine's own that holds for all models.
+    """
 
     name: str
+    optional: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.name not in GROUPS:

@@ -201,7 +201,7 @@ def _verdicts(rule: Filter, variables: ModelVariables) -> dict[str, tuple[bool, 
 
 
 def _check_matches(name: str, part: Filter, variables: ModelVariables) -> None:
-    if part == filters.Group("none") or any(part(entry) for entry in variables):
+    if part == filters.Group("none") or getattr(part, "optional", False) or any(part(entry) for entry in variables):
         return
     hint = ""
     if isinstance(part, filters.Path):

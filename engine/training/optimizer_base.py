@@ -16,7 +16,8 @@ from engine.text import join_some, nearest
 from engine.training.rates import Rates
 
 START = "start"  # the slot that holds what a variable decays toward
-NO_DECAY = filters.group("bias") | filters.group("norm") | filters.group("embedding") | filters.group("ssf")
+NO_DECAY = filters.group("bias") | filters.group("norm") | filters.group("embedding")
+NO_DECAY |= filters.Group("ssf", optional=True)
 
 
 class OptimizerError(InputError):

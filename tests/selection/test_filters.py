@@ -423,7 +423,8 @@ def test_an_unknown_group_is_answered_with_the_nearest_and_with_all() -> None:
     text = message(lambda: parse_filter("head/.* !@norms"))
     assert text.startswith("item 2 `!@norms`: `@norms` is not a group; nearest: @norm")
     assert text.endswith(
-        "; groups: @all @none @kernel @bias @norm @embedding @attention @mlp @head @stats @blocks[i:j] @layers[i:j]"
+        "; groups: @all @none @kernel @bias @norm @embedding @attention @mlp @head @stats @adapters @lora @ssf @blocks[i:j] "
+        "@layers[i:j]"
     )
     assert message(lambda: parse_filter("@zzzzzz")).startswith(
         "item 1 `@zzzzzz`: `@zzzzzz` is not a group; groups: @all"

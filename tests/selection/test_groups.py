@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from engine.models.adapters.attach import attach
 from engine.models.cnn import CNN
 from engine.models.layers import BatchNorm, Dense, LayerNorm
 from engine.models.vit import Config, ViT
@@ -163,5 +164,8 @@ def test_a_block_is_a_numbered_part_after_blocks(path: str, number: int | None) 
 
 
 def test_every_group_that_a_variable_can_be_in_has_a_meaning_written_down() -> None:
-    found = {group for model in (tiny_vit(), CNN(1, 2)) for entry in name_variables(model) for group in entry.groups}
+    adapted = tiny_vit()
+    attach(adapted, "lora:rank=1 @attention; ssf @norm", seed=0)
+    models = (adapted, CNN(1, 2))
+    found = {group for model in models for entry in name_variables(model) for group in entry.groups}
     assert found | {"all", "none"} == set(groups.GROUPS)

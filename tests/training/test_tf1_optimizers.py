@@ -297,7 +297,7 @@ def test_a_text_holds_the_hyperparameters() -> None:
     ("spec", "message"),
     [
         ("RMSProp", "optimizer='RMSProp': expected one of sgd, momentum, adam, adamw, rmsprop, adagrad, adadelta, ftrl; nearest: rmsprop"),
-        ("rmsprop,", "``: expected a hyperparameter of rmsprop: weight_decay, layer_decay, clip_norm, rho"),
+        ("rmsprop,", "``: expected a hyperparameter of rmsprop: weight_decay, decay_toward, layer_decay, clip_norm, rho"),
         ("rmsprop,momentun=0.9", "`momentun=0.9`: expected a hyperparameter of rmsprop"),
         ("rmsprop,momentun=0.9", "; nearest: momentum"),
         ("rmsprop,decay=0.9", "; TensorFlow's decay is rho here"),
@@ -326,7 +326,7 @@ def test_a_text_holds_the_hyperparameters() -> None:
         ("ftrl,l1=-1", "l1=-1: expected a number of at least 0"),
         ("ftrl,l2=inf", "l2=inf: expected a number of at least 0"),
         ("ftrl,beta=-1", "beta=-1: expected"),
-        ("sgd,momentum=0.9", "`momentum=0.9`: expected a hyperparameter of sgd: weight_decay, layer_decay, clip_norm"),
+        ("sgd,momentum=0.9", "`momentum=0.9`: expected a hyperparameter of sgd: weight_decay, decay_toward, layer_decay, clip_norm"),
     ],
 )  # fmt: skip
 def test_an_option_that_is_not_valid_is_refused_with_the_rule(spec: str, message: str) -> None:

@@ -3,12 +3,17 @@
 The loop owns neither the step nor the loss nor the optimizer. Its state is small and explicit (``State``), and the
 current phase is computed from it (engine.training.phases), so a run that is killed and resumed takes the same course.
 Anything else that should happen (logging, checkpoints) is an action: a function that is called with each event.
+
+A run is a generator that asks for its steps (``Loop.course``), so several runs can go on in turn or train together
+(engine.training.members); ``Loop.run`` takes the steps of one run itself.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -26,11 +31,19 @@ from engine.training.step_batch import COUNT
 from engine.training.step_result import NonFiniteError, StepResult
 
 
+class Course(NamedTuple):
+    """A schedule that runs over several phases: the steps before this one, and those of all."""
+
+    before: int
+    total: int
+
+
 @dataclass(frozen=True)
 class Stage:
     """A phase with its selection, optimizer, schedule and learning rates resolved.
 
     The schedule scales ``learning_rate`` and ``rates`` alike: the latter hold for the variables that their rules match.
+    With a ``course`` it runs over several phases. ``ended_by`` says what has ended the phase, if not its number of steps.
     """
 
     phase: Phase
@@ -39,6 +52,13 @@ class Stage:
     schedule: Schedule
     learning_rate: float
     rates: Rates | None = None
+    course: Course | None = None
+    ended_by: str | None = None
+
+    def factor_at(self, step: int, length: int) -> float:
+        """The factor of the schedule at a step of the phase, counted from 0, if the phase has ``length`` steps."""
+        before, total = self.course or (0, length)
+        return self.schedule.factor_at(before + step, total, learning_rate=self.learning_rate)
 
 
 @dataclass
@@ -74,6 +94,31 @@ class State:
         )
 
 
+class StepRequest(NamedTuple):
+    """A step that a run asks for: what ``TrainStep`` is called with.
+
+    Attributes:
+        learning_rate, rates: those of this step; the schedule is part of them.
+        stopping: whether this worker wants to stop after the step.
+    """
+
+    stage: Stage
+    batch: Mapping[str, Any]
+    learning_rate: float
+    rates: Rates | None = None
+    stopping: bool = False
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of the call, besides the selection and the batch."""
+        more: dict[str, Any] = {} if self.rates is None else {"rates": self.rates}
+        if self.stopping:
+            more["stopping"] = True
+        return {"learning_rate": self.learning_rate, "optimizer": self.stage.optimizer, **more}
+
+
+Steps = Generator[StepRequest, StepResult, "Outcome"]
+
+
 class LoopError(RuntimeError):
     """Training cannot continue."""
 
@@ -87,7 +132,8 @@ class Event(NamedTuple):
         state, stage: the state after the event, and the current stage.
         result, learning_rate, examples: for a "step", its result, learning rate and number of examples.
         rates: for a "step", the learning rates by filter; None where the stage has none.
-        seconds: for a "step", the time it took, including its batch.
+        seconds: for a "step", the time it took, including its batch; and, in a run that is paused, the pause before its
+            result arrived.
         skipped: for a "step", the number of steps skipped so far, including this one.
         force: for a "checkpoint", whether to save even if none is due.
     """
@@ -130,6 +176,10 @@ class Loop:
         stop: is called before each step; True ends the run.
         distribution: the workers that run the same loop. They stop after the same step, when any of them wants to, and a
             phase's proof holds if it does on all of them.
+        before_reading: is called before the loop, or what it calls, reads or writes values of the network outside of a
+            step: before a freeze proof, an evaluation, the "phase" and "phase_end" events, and a "checkpoint" with
+            ``force``. It is not called for the "step" and the "checkpoint" that follow every step; an action that reads
+            values there must see to it itself.
     """
 
     step: TrainStep
@@ -143,14 +193,37 @@ class Loop:
     monitor: Monitor = "eval_loss"
     stop: Callable[[], bool] = lambda: False
     distribution: Distribution = ALONE
+    before_reading: Callable[[], None] = lambda: None
 
     def run(self, state: State) -> Outcome:
         """Trains from ``state`` until the last stage has ended or the run is stopped."""
+        with contextlib.closing(self.course(state)) as course:
+            advance = functools.partial(next, course)
+            while True:
+                try:
+                    request = advance()
+                except StopIteration as end:
+                    outcome: Outcome = end.value
+                    return outcome
+                try:
+                    with part_times.part("first run"):
+                        result = self.step(request.stage.selection, request.batch, **request.arguments())
+                    advance = functools.partial(course.send, result)
+                except NonFiniteError as error:
+                    advance = functools.partial(course.throw, error)
+
+    def course(self, state: State) -> Steps:
+        """A run from ``state`` as a generator: it yields each step that it asks for, and returns how the run ended.
+
+        The sender takes the step with ``step``, and sends its result; or throws its NonFiniteError, which raises LoopError
+        as ``run`` does. A run that is not advanced is paused. To close the generator ends the run between two steps.
+        """
         while True:
             where = self._locate(state)
             if where.phase == len(self.stages):
                 return Outcome("done", state)
             stage = self.stages[where.phase]
+            self.before_reading()
             if state.proof is None:
                 state.proof = FreezeProof.begin(stage.selection)
             self._tell(Event("phase", state, stage))
@@ -159,11 +232,13 @@ class Loop:
                 return Outcome("stopped", state)
             if not state.evaluations:
                 self._evaluate(state, stage)
-            reason = self._run_phase(state, stage, where)
+            reason = yield from self._run_phase(state, stage, where)
             if reason is not None:
                 return Outcome(reason, state)
 
-    def _run_phase(self, state: State, stage: Stage, where: phase_rules.Position) -> str | None:
+    def _run_phase(
+        self, state: State, stage: Stage, where: phase_rules.Position
+    ) -> Generator[StepRequest, StepResult, str | None]:
         """Trains until the phase ends (and returns None) or the run ends (and returns the reason)."""
         length = stage.phase.step_count(self.per_epoch)
         last = where.from_step + length
@@ -174,9 +249,10 @@ class Loop:
         try:
             while True:
                 if stopping or (not several and self.stop()):
+                    self.before_reading()
                     self._tell(Event("checkpoint", state, stage, force=True))
                     return "stopped"
-                result = self._step(state, stage, batches, state.step - where.from_step, length)
+                result = yield from self._step(state, stage, batches, state.step - where.from_step, length)
                 stopping = several and result.stopping
                 if state.step % self.eval_every == 0 or state.step == last:
                     self._evaluate(state, stage)
@@ -191,19 +267,16 @@ class Loop:
 
     def _step(
         self, state: State, stage: Stage, batches: Iterator[Mapping[str, Any]], number: int, length: int
-    ) -> StepResult:
+    ) -> Generator[StepRequest, StepResult, StepResult]:
         started = time.perf_counter()
         batch = next(batches)
-        factor = stage.schedule.factor_at(number, length, learning_rate=stage.learning_rate)
+        factor = stage.factor_at(number, length)
         rate = stage.learning_rate * factor
         rates = None if stage.rates is None else stage.rates.scaled(factor)
-        more: dict[str, Any] = {} if rates is None else {"rates": rates}
-        if self.distribution.workers > 1:
-            more["stopping"] = self.stop()
+        stopping = self.distribution.workers > 1 and self.stop()
         before = self.step.steps
         try:
-            with part_times.part("first run"):
-                result = self.step(stage.selection, batch, learning_rate=rate, optimizer=stage.optimizer, **more)
+            result = yield StepRequest(stage, batch, rate, rates, stopping)
         except NonFiniteError as error:
             state.step += self.step.steps - before  # the last of too many skipped steps counts
             now = f"{rate:g}" + ("" if rates is None else f"; by filter {rates}")
@@ -219,10 +292,12 @@ class Loop:
         return result
 
     def _evaluate(self, state: State, stage: Stage) -> None:
+        self.before_reading()
         state.evaluations.append(self.evaluate(stage, state.step))
         self._tell(Event("evaluation", state, stage))
 
     def _end_phase(self, state: State, stage: Stage) -> None:
+        self.before_reading()
         if state.proof is not None:
             found = self.distribution.exchange(state.proof.changed(stage.selection))
             state.proven.append([path for path in state.proof.before if any(path in changed for changed in found)])

@@ -7,10 +7,11 @@ traces nothing.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import copy
+import functools
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from engine.distribution.reduction import Communication
@@ -20,21 +21,20 @@ from engine.graphs.tracing import batch_signature, batch_specs, call_unchecked
 from engine.selection.selection import Selection
 from engine.selection.variables import ModelVariables
 from engine.training import compiling, losses, microbatch, replicated, update
-from engine.training.ema import Averages
 from engine.training.losses import LossFunction
 from engine.training.microbatch import MicroBatch, StepError
-from engine.training.optimizer_state import Slots
 from engine.training.optimizers import Optimizer, set_paces
 from engine.training.precision import LossScale
 from engine.training.rates import Rates
 from engine.training.remat import check as check_remat
 from engine.training.step_batch import StepBatch, read_batch
-from engine.training.step_result import NonFinite, NonFiniteError, StepResult
-from engine.training.traced_step import TracedStep, name_handles
+from engine.training.step_result import NonFinite, StepResult
+from engine.training.step_state import StepState
+from engine.training.traced_step import PreparedStep, TracedStep, name_handles
 from engine.training.traces import Traces
 
 
-class TrainStep:
+class TrainStep(StepState):
     """Trains a selection of variables. Each call is one step: one optimizer update from one batch.
 
     A call computes the loss of the batch and the gradients of the selection's trained variables, and updates these and
@@ -118,20 +118,13 @@ class TrainStep:
             raise StepError(f"nonfinite={nonfinite!r}: expected 'skip' or 'stop'")
         if give_up < 1:
             raise StepError(f"give_up={give_up}: expected at least 1")
+        super().__init__(optimizer, loss_scale=loss_scale, ema=ema, nonfinite=nonfinite, give_up=give_up)
         self.loss_fn = loss_fn
-        self.optimizer = optimizer
         self.seed = seed
         self.micro_batch_size = micro_batch_size
         self.remat = check_remat(remat)
-        self.loss_scale = loss_scale
-        self.nonfinite = nonfinite or ("skip" if loss_scale is not None else "stop")
-        self.give_up = give_up
         self.jit_compile = compiling.check(jit_compile)
         self._compiles = compiling.decide(self.jit_compile)
-        self.slots = Slots()
-        self.averages = Averages(ema) if ema is not None else None
-        self.steps = self.skipped = self.traces = self._skipped_in_row = 0
-        self.left_out: dict[str, int] = {}
         self._traces = Traces()
         replicas = None if strategy is None else Replicas(strategy)
         self.replicas = None if replicas is None or replicas.share.of == 1 else replicas  # one device needs nothing
@@ -170,6 +163,26 @@ class TrainStep:
             NonFiniteError: see ``nonfinite`` and ``give_up``. The message names the variables concerned.
             CompileError: XLA cannot compile the step; the message names the operation. Nothing has changed.
         """
+        given: dict[str, Any] = {"rates": rates, "optimizer": optimizer, "stopping": stopping}
+        prepared = self.prepare(selection, batch, learning_rate=learning_rate, **given)
+        with compiling.explained(self.jit_compile, prepared.inner):
+            result = call_unchecked(prepared.function, *prepared.arguments)
+        return self.conclude(prepared, result)
+
+    def prepare(
+        self,
+        selection: Selection,
+        batch: Mapping[str, Any],
+        *,
+        learning_rate: float,
+        rates: Rates | None = None,
+        optimizer: Optimizer | None = None,
+        stopping: bool = False,
+    ) -> PreparedStep:
+        """The first part of a call, up to the compiled function and its arguments; raises as a call does, before it runs.
+
+        It traces what has not been traced, and creates slots and averages, which may begin at the variables' values.
+        """
         optimizer = (optimizer or self.optimizer).checked_for(learning_rate)
         read = self._read(batch)
         tensors = read.tensors
@@ -183,27 +196,58 @@ class TrainStep:
         powers = tf.constant(optimizer.powers(self.slots.steps(selection) + 1))
         slots, scaled_by = self.slots.variables(selection), tf.constant(scale, tf.float64)
         found = self._function(selection, optimizer, tensors, rates)
+        arguments: tuple[Any, ...]
         if self.replicas is None:
-            with compiling.explained(self.jit_compile, found):
-                handles = tf.nest.map_structure(lambda variable: variable.handle, [slots, averages])
-                result = call_unchecked(found, tensors, rate, scaled_by, handles[0], powers, handles[1])
+            function = inner = found
+            handles = tf.nest.map_structure(lambda variable: variable.handle, [slots, averages])
+            arguments = (tensors, rate, scaled_by, handles[0], powers, handles[1])
         else:
+            function, inner = found.function, found.inner
             self.replicas.follow()
             spread = [self.replicas.handles(slots), powers, self.replicas.handles(averages)]
             wish = tf.constant(float(stopping), tf.float64)
-            with compiling.explained(self.jit_compile, found.inner):
-                result = call_unchecked(found.function, *read.shared(self._share), wish, rate, scaled_by, *spread)
+            arguments = (*read.shared(self._share), wish, rate, scaled_by, *spread)
+        return PreparedStep(selection, read, function, inner, arguments, scale, stopping)
+
+    def conclude(
+        self, prepared: PreparedStep, result: Mapping[str, Any], *, before_reading: Callable[[], None] = lambda: None
+    ) -> StepResult:
+        """The last part of a call: checks and counts what the compiled function returned; raises as a call does.
+
+        ``before_reading`` is called before the gradients of a step that is not finite are computed again.
+        """
+        selection = prepared.selection
         losses.check_results(result)
         applied = bool(result["applied"])
-        self._judge(selection, read, applied, bool(result["finite"]), scale)
+        explain = functools.partial(self._whose, prepared, before_reading)
+        self._judge(applied, bool(result["finite"]), prepared.scale, explain)
         if applied:
             self.slots.advance(selection)
         empty = tuple(name for name, weight in result["weights"].items() if not float(weight))
         for name in empty:
             self.left_out[name] = self.left_out.get(name, 0) + 1
         given = {name: result[name] for name in ("loss", "terms", "metrics", "grad_norm")}
-        stops = stopping if self.replicas is None else bool(result["stopping"])
-        return StepResult(**given, skipped=not applied, loss_scale=scale, left_out=empty, stopping=stops)
+        stops = prepared.stopping if self.replicas is None else bool(result["stopping"])
+        return StepResult(**given, skipped=not applied, loss_scale=prepared.scale, left_out=empty, stopping=stops)
+
+    def sibling(self, *, seed: int | None = None) -> TrainStep:
+        """A step for another run of the same network, as new: its own slots, averages, loss scale and counters.
+
+        It has the loss, the settings and the traces of this one, so what either has traced need not be traced again.
+        ``seed`` is the base of the random seeds of examples; None is that of this step.
+        """
+        found = copy.copy(self)
+        found.begin_anew()
+        found.seed = self.seed if seed is None else seed
+        return found
+
+    def keep(self, prepared: PreparedStep, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What ``make`` returns, kept with the compiled function of a call for as long as that is kept."""
+        return self._traces.find(prepared.selection, (key, id(prepared.function)), make)
+
+    def make_room(self, selections: int) -> None:
+        """Keeps the traces of this many selections from now on, if it kept fewer; siblings keep them together."""
+        self._traces.kept = max(self._traces.kept, selections)
 
     def micro_batch(self, selection: Selection, batch: Mapping[str, Any], *, inline: bool = False) -> MicroBatch:
         """Returns the traced forward and backward pass for a selection and batches like this one, without running it.
@@ -265,60 +309,15 @@ class TrainStep:
         found += [compiling.list_notes(self.remat)] if self._compiles else []
         return list(dict.fromkeys(note for notes in found for note in notes))
 
-    def state(self) -> dict[str, Any]:
-        """Returns the state that a resume needs besides variables and ``arrays``."""
-        scale = self.loss_scale
-        return {
-            "steps": self.steps,
-            "skipped": self.skipped,
-            "skipped_in_row": self._skipped_in_row,
-            "left_out": dict(self.left_out),
-            "loss_scale": None if scale is None else {"scale": scale.scale, "good": scale.good},
-        }
-
-    def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields the names and values of slots (``optimizer/<path>/<slot>``) and averages (``ema/<path>``)."""
-        yield from self.slots.arrays()
-        if self.averages is not None:
-            yield from self.averages.arrays()
-
-    def restore(self, variables: ModelVariables, state: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-        """Restores saved ``state()`` and ``arrays()``; raises OptimizerError or EmaError if the arrays do not fit."""
-        self.slots.restore(variables, self.optimizer, arrays)
-        if self.averages is not None:
-            self.averages.restore(variables, arrays)
-        self.steps, self.skipped = state["steps"], state["skipped"]
-        self._skipped_in_row, self.left_out = state["skipped_in_row"], dict(state["left_out"])
-        if self.loss_scale is not None and state["loss_scale"] is not None:
-            self.loss_scale.scale, self.loss_scale.good = state["loss_scale"]["scale"], state["loss_scale"]["good"]
-
     # ---- the implementation of a call
 
-    def _judge(self, selection: Selection, batch: StepBatch, applied: bool, finite: bool, scale: float) -> None:
-        """Counts the step and adjusts the loss scale, or raises NonFiniteError (after counting the last skipped step)."""
-        if not finite and self.nonfinite == "stop":
-            raise NonFiniteError(f"step {self.steps + 1} was not applied; {self._whose(selection, batch, scale)}")
-        self.steps += 1
-        if self.loss_scale is not None:
-            self.loss_scale.update(finite)
-        if applied:
-            self._skipped_in_row = 0
-            return
-        self.skipped += 1
-        if finite:  # no example had a weight
-            return
-        self._skipped_in_row += 1
-        if self._skipped_in_row >= self.give_up:
-            at = "" if self.loss_scale is None else f", the last with loss scale {scale:g}"
-            raise NonFiniteError(
-                f"{self._skipped_in_row} steps in a row were skipped{at}; {self._whose(selection, batch, scale)}"
-            )
-
-    def _whose(self, selection: Selection, batch: StepBatch, scale: float) -> str:
+    def _whose(self, prepared: PreparedStep, before_reading: Callable[[], None]) -> str:
         """Computes the gradients again, and names the variables whose gradients are not finite."""
+        selection, batch, scale = prepared.selection, prepared.batch, prepared.scale
         tensors = batch.tensors
         micro, compiled = self._micro_batch(selection, tensors), self._is_compiled(selection, tensors)
         settings: dict[str, Any] = {"micro_batch_size": self.micro_batch_size, "compiled": compiled}
+        before_reading()
         if self.replicas is None:
             return update.explain_not_finite(micro, selection, tensors, scale, **settings)
         settings |= {"replicas": self.replicas, "specs": batch_specs(tensors)}

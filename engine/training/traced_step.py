@@ -1,14 +1,33 @@
-"""A compiled step as a graph, with names for the variables behind its inputs, for analysis."""
+"""A compiled step: what a call of it needs, and its graph, with names for the variables behind its inputs, for analysis."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from engine.selection.selection import Selection
 from engine.training.microbatch import MicroBatch
 from engine.training.optimizers import Optimizer
+from engine.training.step_batch import StepBatch
+
+
+class PreparedStep(NamedTuple):
+    """A call of a step that is about to run.
+
+    Attributes:
+        function, arguments: the compiled function, and what it is called with; nested structures.
+        inner: the concrete function that XLA may compile.
+        scale: the loss scale.
+    """
+
+    selection: Selection
+    batch: StepBatch
+    function: Any
+    inner: Any
+    arguments: tuple[Any, ...]
+    scale: float
+    stopping: bool
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,12 +15,13 @@ KEPT = 4  # selections; a run rarely returns to more of them than this
 
 
 class Traces:
-    """Finds the trace of a selection, or makes it. The traces of the ``KEPT`` selections used last are kept.
+    """Finds the trace of a selection, or makes it. The traces of the ``kept`` selections used last are kept.
 
     What was given (``give``), instead of traced, cannot be traced again and is kept with every selection.
     """
 
     def __init__(self) -> None:
+        self.kept = KEPT
         self._traced: dict[Selection, dict[Hashable, Any]] = {}  # the selection used last comes last
         self._given: dict[tuple[Selection, Hashable], Any] = {}
 
@@ -30,7 +31,7 @@ class Traces:
     def find(self, selection: Selection, key: Hashable, trace: Callable[[], Any]) -> Any:
         """Returns what was given or traced for a selection and key; calls ``trace`` if there is nothing."""
         own = self._traced[selection] = self._traced.pop(selection, {})
-        while len(self._traced) > KEPT:
+        while len(self._traced) > self.kept:
             del self._traced[next(iter(self._traced))]
         if self._given and (selection, key) in self._given:
             return self._given[selection, key]

@@ -34,6 +34,7 @@ HELP = {
     "label_smoothing": "Share of the target spread over all classes, from 0 to below 1.",
     # ---- what trains, and how long
     "train": "Filter: what trains, e.g. 'head/.* @blocks[-2:] !@norm'. Without --phase there is then one phase.",
+    "auto_freeze": "Freeze parts while they train, from the input on, once their weights hardly move any more: on, or threshold=R,patience=N (defaults: 0.25 and 2): at N evaluations in a row they moved at most R times as far since the evaluation before as they once did. Features below are cached where that pays (docs/auto_freezing.md). Without --train, everything trains at first.",
     "phase": "A phase, repeatable: 'name=head steps=200 train=\"head/.*\" learning_rate=1e-3'. Keys: name, train, steps | epochs | until=plateau (patience, min_delta, max_steps), learning_rate, schedule, rates, weight_decay, decays, layer_decay, clip_norm.",
     "steps": "Total number of steps (optimizer updates); the first of the default phases takes a quarter of them.",
     "epochs": "Passes over the training part, instead of --steps (default: 8).",

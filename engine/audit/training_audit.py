@@ -27,6 +27,7 @@ from engine.selection.filters import Filter
 from engine.selection.selection import Selection
 from engine.selection.statistics import is_statistic
 from engine.training import checkpoint
+from engine.training.auto_freeze import ARRAYS
 from engine.training.step import TrainStep
 
 _LARGEST_RUN = 1 << 28
@@ -154,7 +155,7 @@ def audit_run(folder: PathLike, *, expect_frozen: Filter | str | None = None) ->
     if not kept:
         raise AuditError(f"{folder} has no checkpoint, so its variables are unknown")
     last = checkpoint.read(kept[0]).arrays
-    model = [name for name in last if not name.startswith(("optimizer/", "ema/", "generator/", "metric/"))]
+    model = [name for name in last if not name.startswith(("optimizer/", "ema/", "generator/", "metric/", ARRAYS))]
     by: dict[str, list[tuple[str, str]]] = {}
     for phase in phases:
         for key, kind in (("trained", "optimizer apply"), ("moving", "UPDATE_OPS")):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from engine.data.batches import EvalBatches, TrainBatches
 from engine.errors import InputError
@@ -17,6 +17,7 @@ from engine.feature_cache.options import CacheError, CacheOptions
 from engine.feature_cache.store import Features
 from engine.frostline.cuts import cut_step
 from engine.frostline.line import FrostLine, Refused
+from engine.selection.selection import Selection
 from engine.sizes import format_bytes
 from engine.training.loop import Stage
 from engine.training.step import TrainStep
@@ -45,29 +46,51 @@ class CacheDecision:
     reads_images: bool = True
 
 
+@dataclass(eq=False)
+class Cuts:
+    """What has been cut already, for several runs that share the traces of their step and the evaluator."""
+
+    steps: dict[Selection, FrostLine | Refused] = field(default_factory=dict)
+    evaluations: dict[tuple[Selection, FrostLine], Refused | None] = field(default_factory=dict)
+
+
 class Decider:
     """Decides for each phase whether it trains from a cache; the arguments are those of ``CachePolicy``."""
 
     def __init__(
-        self, step: TrainStep, *, train: TrainBatches, evaluation: EvalBatches, data: str, options: CacheOptions
+        self,
+        step: TrainStep,
+        *,
+        train: TrainBatches,
+        evaluation: EvalBatches,
+        data: str,
+        options: CacheOptions,
+        cuts: Cuts,
     ) -> None:
-        self._step, self._data, self._options = step, data, options
+        self._step, self._data, self._options, self._cuts = step, data, options, cuts.steps
         self._train, self._evaluation = train, evaluation
         self._planned: set[str] = set()  # keys of the caches that an earlier phase will have filled
 
     def decide(
-        self, stages: Sequence[Stage], *, per_epoch: int, eval_every: int, saved: Sequence[bool] | None, look: bool
+        self,
+        stages: Sequence[Stage],
+        *,
+        per_epoch: int,
+        eval_every: int,
+        saved: Sequence[bool] | None,
+        look: bool,
+        existing: bool = True,
     ) -> list[CacheDecision]:
         """One decision per phase; see ``CachePolicy.decide``."""
         decisions: list[CacheDecision] = []
         trained: set[str] = set()
         for number, stage in enumerate(stages):
             # an existing cache counts only if no earlier phase trains a variable that it was computed from
-            known = not trained & {entry.path for entry in stage.selection.frozen}
+            known = existing and not trained & {entry.path for entry in stage.selection.frozen}
             given = None if saved is None else saved[number]
             decision = self._decide(stage, per_epoch=per_epoch, eval_every=eval_every, known=known, saved=given)
             if look and decision.line is None:
-                line = cut_step(self._step, stage.selection, self._train.at(0))
+                line = self._cut(stage.selection)
                 decision = dataclasses.replace(decision, line=line)
             if self._options.mode == "require" and not decision.used:
                 raise CacheError(
@@ -85,7 +108,7 @@ class Decider:
         if (reason := store.explain_refusal(self._train.augment, self._options.views)) is not None:
             return CacheDecision(False, reason)
         steps = stage.phase.step_count(per_epoch)
-        line = cut_step(self._step, stage.selection, self._train.at(0))
+        line = self._cut(stage.selection)
         if isinstance(line, Refused):
             return CacheDecision(False, line.describe(), line)
         needed = self._bytes(line)
@@ -120,6 +143,12 @@ class Decider:
             return CacheDecision(False, f"a cache would not pay: {estimate}", line)
         self._planned |= {found.key for found in caches}
         return CacheDecision(True, estimate, line, needed, missing > 0)
+
+    def _cut(self, selection: Selection) -> FrostLine | Refused:
+        """Where a step with this selection is cut."""
+        if selection not in self._cuts:
+            self._cuts[selection] = cut_step(self._step, selection, self._train.at(0))
+        return self._cuts[selection]
 
     def open_features(self, line: FrostLine) -> tuple[Features, Features]:
         """Opens the caches of a line: those of the training part and of the evaluation part."""

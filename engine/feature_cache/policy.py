@@ -22,7 +22,7 @@ from engine.distribution.together import PeerFailedError, is_of_kind, work_toget
 from engine.errors import InputError
 from engine.feature_cache.ahead import Ahead, Caches, find_ahead, join_passes
 from engine.feature_cache.batches import EvalFeatureBatches, FeatureBatches
-from engine.feature_cache.decision import CacheDecision, Decider
+from engine.feature_cache.decision import CacheDecision, Cuts, Decider
 from engine.feature_cache.eviction import evict_caches, hold_cache
 from engine.feature_cache.filling import Compute
 from engine.feature_cache.options import CacheOptions
@@ -59,6 +59,7 @@ class CachePolicy:
         data: the fingerprint of the source.
         distribution: the workers, each of which computes a share of what the caches lack, and which decide alike.
         rows_at_once: the number of examples whose features are computed at once; None takes that of a micro-batch.
+        cuts: what other runs with siblings of this step and the same evaluator have cut already.
         say: called with one line of text per event.
         stop: called while a cache is filled; True stops that, and finished shards stay on disk.
 
@@ -77,13 +78,16 @@ class CachePolicy:
         options: CacheOptions,
         distribution: Distribution = ALONE,
         rows_at_once: int | None = None,
+        cuts: Cuts | None = None,
         say: Callable[[str], None] = print,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self._workers = distribution
         self._rows_at_once = rows_at_once or step.micro_batch_size or train.batch_size
         self._step, self._evaluator, self._options = step, evaluator, options
-        self._decider = Decider(step, train=train, evaluation=evaluation, data=data, options=options)
+        self._cuts = cuts or Cuts()
+        given: dict[str, Any] = {"train": train, "evaluation": evaluation, "data": data, "options": options}
+        self._decider = Decider(step, **given, cuts=self._cuts)
         self._train, self._evaluation = train, evaluation
         self._say, self._stop = say, stop
         self.shows: ShowsProgress | None = None
@@ -105,13 +109,15 @@ class CachePolicy:
         eval_every: int,
         saved: Sequence[bool] | None = None,
         look: bool = False,
+        existing: bool = True,
     ) -> list[CacheDecision]:
-        """Decides for every phase, before the first step.
+        """Decides for every phase, before the first step; or for more phases, which follow those before.
 
         Args:
             per_epoch, eval_every: steps in an epoch, and between evaluations.
             saved: the decisions of the run that is resumed; they are repeated.
             look: whether to find the frost line even without a cache, in order to show it.
+            existing: whether caches that are on the disk already count; without them, every process decides alike.
 
         Raises:
             CacheError: a cache is required, but a phase cannot have one, which names the phase and the reason; or there
@@ -119,7 +125,9 @@ class CachePolicy:
         """
 
         def decide(saved: Sequence[bool] | None) -> list[CacheDecision]:
-            return self._decider.decide(stages, per_epoch=per_epoch, eval_every=eval_every, saved=saved, look=look)
+            return self._decider.decide(
+                stages, per_epoch=per_epoch, eval_every=eval_every, saved=saved, look=look, existing=existing
+            )
 
         found, told = work_together(self._workers, lambda: decide(saved), tell=lambda made: [one.used for one in made])
         if any(used != told[0] for used in told):  # the chief may see other rows: it decides
@@ -204,7 +212,10 @@ class CachePolicy:
         """Whether evaluations of a phase that is cut at this line see images, because they cannot be cut there."""
         name = stage.phase.name
         if name not in self._uncut:
-            self._uncut[name] = cut_evaluation(self._evaluator, stage.selection, line, self._first_examples())
+            known, key = self._cuts.evaluations, (stage.selection, line)
+            if key not in known:
+                known[key] = cut_evaluation(self._evaluator, stage.selection, line, self._first_examples())
+            self._uncut[name] = known[key]
         return self._uncut[name] is not None
 
     def _agree_ahead(self, stage: Stage, line: FrostLine, both: Caches) -> list[Ahead]:
@@ -318,6 +329,12 @@ class CachePolicy:
         if self._open is None or "evaluation" not in self._open.caches:
             return self._evaluation, None
         return EvalFeatureBatches(self._evaluation, self._open.caches["evaluation"]), self._first_examples()
+
+    def close(self) -> None:
+        """Lets go of the caches, which stay on disk."""
+        for held in [*self._held.values(), *([] if self._open is None else [self._open.held])]:
+            held.close()
+        self._held, self._open, self._lower = {}, None, {}
 
     def _first_examples(self) -> Mapping[str, Any]:
         """The first examples of the evaluation part."""

@@ -47,6 +47,7 @@ class Surroundings:
     Attributes:
         examples, at_least: how many examples there are to evaluate, and how many are evaluated at once at least.
         images: the bytes of photos that will be decoded and kept.
+        copies: the bytes of copies of variables that the run keeps besides slots and averages.
         step_examples: the examples of a whole step, where the process computes only a share of them.
         may_cache: whether phases may train from caches, which is decided later; the forecast then covers both.
     """
@@ -54,6 +55,7 @@ class Surroundings:
     examples: int
     at_least: int = 0
     images: int = 0
+    copies: int = 0
     may_cache: bool = False
     step_examples: int | None = None
 
@@ -110,7 +112,7 @@ def forecast_phases(
                 base,
                 activations=base.activations + more,
                 device=base.device + max(passes) - passes[0],
-                batches=base.batches + ahead + around.images,
+                batches=base.batches + ahead + around.images + around.copies,
                 graph=graph,
             )
         )

@@ -23,6 +23,7 @@ from engine.selection import filters
 from engine.selection.filters import FilterError
 from engine.text import nearest
 from engine.training import compiling, loss_names, optimizers, phases, precision, remat, schedules
+from engine.training.auto_freeze import parse_auto_freeze
 from engine.training.optimizers import Optimizer
 from engine.training.phases import Monitor, Phase
 from engine.training.rates import parse_rates, read_rates
@@ -98,6 +99,7 @@ class FinetuneConfig:
     loss: str = "softmax"
     label_smoothing: float = 0.0
     train: str | None = None
+    auto_freeze: str | None = None
     phase: tuple[str, ...] = ()
     steps: int | None = None
     epochs: float | None = None
@@ -160,6 +162,7 @@ class FinetuneConfig:
         self._check_ranges()
         self._check_names()
         self._check_contradictions()
+        self._check_auto_freeze()
         self._check_distribution()
         self.make_optimizer()
         self.phases()
@@ -203,6 +206,8 @@ class FinetuneConfig:
             parse_adapters(self.adapt)
         loss_names.check_loss(self.loss, self.label_smoothing)
         schedules.parse(self.schedule)
+        if self.auto_freeze is not None:
+            parse_auto_freeze(self.auto_freeze)
         if self.rates is not None:
             trains = {f"train={{}} in phase {phase.name}": phase.train for phase in self.phases() if self.phase}
             read_rates(self.rates, trains=trains or {"--train={}": self.train or "@all"})
@@ -261,6 +266,22 @@ class FinetuneConfig:
         if self.resume and self.out is None:
             raise InputError("resume: --out=FOLDER must say which run to resume")
 
+    def _check_auto_freeze(self) -> None:
+        if self.auto_freeze is None:
+            return
+        about = f"auto_freeze={self.auto_freeze!r}"
+        if self.phase:
+            raise InputError(
+                f"{about}: it decides the phases itself; leave out --phase, and say by --train what begins"
+            )
+        if self.plan == "depth":
+            raise InputError(f"{about}: --plan=depth decides what trains too; give only one of them")
+        if self.cache == "require":
+            raise InputError(
+                f"{about}: the first phase trains from images, so it cannot have a cache; give --cache=auto, which caches "
+                "the later phases where that pays"
+            )
+
     def _check_distribution(self) -> None:
         if self.logical_devices is not None and self.distribute != "mirrored":
             raise InputError(
@@ -314,12 +335,14 @@ class FinetuneConfig:
     def phases(self) -> list[Phase]:
         """The phases of ``phase``, or ``train`` as the only phase; none where the default phases are meant.
 
-        With ``adapt``, adapters and the head train where nothing else is said.
+        With ``adapt``, adapters and the head train where nothing else is said; with ``auto_freeze``, everything.
 
         Raises InputError if one cannot be read, if a field would go unused, or if two phases have one name.
         """
         length: dict[str, Any] = {"steps": self.steps, "epochs": self.epochs if self.steps or self.epochs else 8.0}
-        train = "@adapters @head" if self.train is None and self.adapt is not None else self.train
+        train = self.train
+        if train is None and (self.adapt is not None or self.auto_freeze is not None):
+            train = "@all" if self.adapt is None else "@adapters @head"
         if train is not None and not self.phase:
             with _naming("train", train):
                 return [Phase(name="train", train=train, **length)]

@@ -20,6 +20,7 @@ from engine.feature_cache.decision import CacheDecision
 from engine.feature_cache.policy import CachePolicy
 from engine.frostline.watch import frozen_output_norms
 from engine.recipes.agreement import check_drift
+from engine.recipes.auto_freezing import AutoFreezing
 from engine.recipes.job import Job
 from engine.recipes.listener import Listener
 from engine.recipes.memory import forecast_job
@@ -66,14 +67,33 @@ class Execution:
             saved=None if job.saved is None else job.saved.cache,
             look=config.dry_run,
         )
+        self.freezing = self._prepare_freezing()
         forecasts = forecast_job(job, self.decisions, self.cache)
         self.job = dataclasses.replace(job, plan=dataclasses.replace(job.plan, forecasts=forecasts))
+
+    def _prepare_freezing(self) -> AutoFreezing | None:
+        """What moves the frost line while the run trains, if anything does."""
+        job = self.job
+        if job.config.auto_freeze is None:
+            return None
+        given: dict[str, Any] = {"decisions": self.decisions, "eval_every": job.eval_every}
+        given |= {"distribution": job.distribution, "say": self.listener.say}
+        if job.saved is not None:
+            given["state"] = job.saved.auto_freeze
+        freezing = AutoFreezing(job.config, job.task, job.stages, self.cache, **given)
+        for line in freezing.describe():
+            self.listener.say(line)
+        return freezing
 
     def train(self) -> RunResult:
         """Runs the loop, and writes the run directory."""
         job, distribution = self.job, self.job.distribution
-        work_together(distribution, self._load_images)
         start = job.start_state([decision.used for decision in self.decisions])
+        if self.freezing is not None:
+            start = dataclasses.replace(start, auto_freeze=self.freezing.state)
+            if job.saved is not None:
+                self.freezing.resume()
+        work_together(distribution, self._load_images)
         directory, _ = work_together(
             distribution, lambda: self._open_directory(start) if distribution.is_chief else None
         )
@@ -91,12 +111,17 @@ class Execution:
         def finish() -> dict[str, Any] | None:
             if directory is None:
                 return None
+            facts = _facts(job) | {"distribution": self._distribution_facts()}
+            if self.freezing is not None:
+                facts["auto_freeze"] = self.freezing.to_json()
+                if self.freezing.state.moves:
+                    self._draw_lines(directory)
             return directory.finish(
                 outcome,
                 stages=job.stages,
                 per_epoch=job.task.per_epoch,
                 forecasts=job.plan.forecasts,
-                facts=_facts(job) | {"distribution": self._distribution_facts()},
+                facts=facts,
                 cache=self.cache.facts(),
                 final=final,
                 until_first_step=self._until_first_step,
@@ -170,14 +195,17 @@ class Execution:
             data=job.data_facts(),
             say=self.listener.say,
         )
-        panels = zip(job.stages, self.decisions, strict=True)
-        directory.draw_lines([Panel(stage.phase.name, stage.selection, made.line) for stage, made in panels])
+        self._draw_lines(directory)
         return directory
+
+    def _draw_lines(self, directory: RunDirectory) -> None:
+        panels = zip(self.job.stages, self.decisions, strict=True)
+        directory.draw_lines([Panel(stage.phase.name, stage.selection, made.line) for stage, made in panels])
 
     def _run_loop(self, directory: RunDirectory | None, start: RunState) -> tuple[Outcome, int, str]:
         """How the loop ended, with the exit code and the reason."""
         job, listener = self.job, self.listener
-        keeping = job.keeping()
+        keeping, freezing = job.keeping(), [self.freezing] if self.freezing is not None else []
 
         def write(event: Event) -> None:
             if keeping.is_due(event):
@@ -194,7 +222,7 @@ class Execution:
             per_epoch=job.task.per_epoch,
             evaluate=self._evaluate,
             eval_every=job.eval_every,
-            actions=(self._note_step, listener.handle, self.cache, write),
+            actions=(*freezing, self._note_step, listener.handle, self.cache, write),
             early_stop=job.config.early_stop,
             monitor=job.config.monitor,
             stop=listener.should_stop,

@@ -22,6 +22,9 @@ from engine.training.optimizers import Optimizer, count_blocks
 from engine.training.remat import MODES, Mode
 from engine.training.step import TrainStep
 
+LEAST_EVALUATED = 64  # examples are evaluated at once, at least
+_COPIES = 2  # of the weights, which --auto_freeze compares: those of the last evaluation and of this one
+
 
 def choose_plan(
     config: FinetuneConfig,
@@ -51,7 +54,7 @@ def choose_plan(
         around=surroundings(config, task),
         kind=kind,
     )
-    size = None if config.micro_batches in (None, 1) else -(-largest // config.micro_batches)
+    size = divide_step(largest, config.micro_batches)
 
     def with_blocks(blocks: int) -> list[Stage]:
         return resolve_stages(config, task, [top_blocks_phase(config, blocks)])
@@ -75,6 +78,11 @@ def choose_plan(
     return plan, planner.build_step(plan), stages, planner.find_forecasters(plan, _pairs(stages))
 
 
+def divide_step(examples: int, parts: int | None) -> int | None:
+    """The number of examples in a micro-batch where a step of so many is computed in ``parts``; None in one piece."""
+    return None if parts in (None, 1) else -(-examples // (parts or 1))
+
+
 def surroundings(config: FinetuneConfig, task: Task, *, decided: bool = False) -> Surroundings:
     """What the run does besides steps; ``decided`` says that it is known which phases train from caches."""
     source = task.source
@@ -83,6 +91,7 @@ def surroundings(config: FinetuneConfig, task: Task, *, decided: bool = False) -
         examples=max(len(part) for part in parts[1:]),
         at_least=least_evaluated(config),
         images=unloaded_bytes(parts),
+        copies=0 if config.auto_freeze is None else _COPIES * sum(entry.bytes for entry in task.variables),
         may_cache=not decided and config.cache != "off",
         step_examples=config.batch_size,
     )
@@ -90,7 +99,7 @@ def surroundings(config: FinetuneConfig, task: Task, *, decided: bool = False) -
 
 def least_evaluated(config: FinetuneConfig) -> int:
     """How many examples are evaluated at once at least; a memory budget may not allow for more than a step has."""
-    return 64 if config.memory_budget is None else 0
+    return LEAST_EVALUATED if config.memory_budget is None else 0
 
 
 def _pairs(stages: Sequence[Stage]) -> list[tuple[Selection, Optimizer]]:

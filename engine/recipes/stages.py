@@ -11,7 +11,7 @@ from engine.selection import filters, selection
 from engine.selection.variables import NamedVariable
 from engine.training import schedules
 from engine.training.loop import Stage
-from engine.training.optimizers import OptimizerError, set_paces
+from engine.training.optimizers import Optimizer, OptimizerError, set_paces
 from engine.training.phases import Phase
 from engine.training.rates import RateError, Rates, parse_rates
 
@@ -43,26 +43,7 @@ def resolve_stages(config: FinetuneConfig, task: Task, phases: Sequence[Phase]) 
     base = config.make_optimizer()
     if config.decay is not None:
         selection.matching_paths(task.variables, base.decay)
-    found = []
-    for phase in phases:
-        given = {name: getattr(phase, name) for name in ("weight_decay", "layer_decay", "clip_norm")}
-        try:
-            selected = selection.select(task.variables, phase.train, statistics=task.model.statistics)
-        except filters.FilterError as error:
-            raise filters.FilterError(f"phase {phase.name!r}, train='{phase.train}': {error}") from None
-        rates, decays = (_rules(config, phase, name) for name in ("rates", "decays"))
-        if decays is not None:
-            decays = decays.for_variables([entry for entry in selected.trained if base.decay(entry)])
-        found.append(
-            Stage(
-                phase=phase,
-                selection=selected,
-                optimizer=dataclasses.replace(base, decays=decays, **{k: v for k, v in given.items() if v is not None}),
-                schedule=schedules.parse(phase.schedule or config.schedule),
-                learning_rate=phase.learning_rate or config.learning_rate,
-                rates=None if rates is None else rates.for_variables(selected.trained),
-            )
-        )
+    found = [resolve_stage(config, task, phase, base=base) for phase in phases]
     if config.adapt is not None and not any("adapters" in e.groups for stage in found for e in stage.selection.trained):
         raise filters.FilterError(
             f"adapt={config.adapt!r}: no phase trains an adapter; add @adapters to the filter, as in --train='@adapters @head'"
@@ -70,6 +51,27 @@ def resolve_stages(config: FinetuneConfig, task: Task, phases: Sequence[Phase]) 
     if config.plan != "depth":  # else the plan still decides which of them train
         check_stages(config, task, found)
     return found
+
+
+def resolve_stage(config: FinetuneConfig, task: Task, phase: Phase, *, base: Optimizer | None = None) -> Stage:
+    """One phase, without what must hold for all phases together; ``base`` is the optimizer of the config."""
+    base = base or config.make_optimizer()
+    given = {name: getattr(phase, name) for name in ("weight_decay", "layer_decay", "clip_norm")}
+    try:
+        selected = selection.select(task.variables, phase.train, statistics=task.model.statistics)
+    except filters.FilterError as error:
+        raise filters.FilterError(f"phase {phase.name!r}, train='{phase.train}': {error}") from None
+    rates, decays = (_rules(config, phase, name) for name in ("rates", "decays"))
+    if decays is not None:
+        decays = decays.for_variables([entry for entry in selected.trained if base.decay(entry)])
+    return Stage(
+        phase=phase,
+        selection=selected,
+        optimizer=dataclasses.replace(base, decays=decays, **{k: v for k, v in given.items() if v is not None}),
+        schedule=schedules.parse(phase.schedule or config.schedule),
+        learning_rate=phase.learning_rate or config.learning_rate,
+        rates=None if rates is None else rates.for_variables(selected.trained),
+    )
 
 
 def check_stages(config: FinetuneConfig, task: Task, stages: Sequence[Stage]) -> None:

@@ -23,6 +23,7 @@ from engine.porting.deltas.record import take_record
 from engine.reading import read_file
 from engine.selection.selection import Selection
 from engine.selection.variables import ModelVariables
+from engine.training.auto_freeze import Move
 from engine.training.loop import Event
 from engine.training.phases import Evaluation
 from engine.writing import append_text, is_full, no_space
@@ -48,7 +49,7 @@ class Metrics:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(_finite(row)) + "\n"
+    return json.dumps(replace_non_finite(row)) + "\n"
 
 
 def _rows(path: pathlib.Path) -> Iterable[dict[str, Any]]:
@@ -89,6 +90,11 @@ def eval_row(evaluation: Evaluation) -> dict[str, Any]:
         "eval_accuracy": evaluation.accuracy,
         "frozen_output_norm": evaluation.frozen_output_norm,
     }
+
+
+def freeze_row(move: Move) -> dict[str, Any]:
+    """The line of kind=freeze for a move of the frost line."""
+    return {"kind": "freeze", **move.to_json()}
 
 
 class TensorBoard:
@@ -190,7 +196,7 @@ def list_changing(selections: Iterable[Selection]) -> set[str]:
 
 def write_run(path: PathLike, value: Mapping[str, Any]) -> None:
     """Writes run.json; numbers that JSON cannot hold become null."""
-    write_json(path, _finite(value))
+    write_json(path, replace_non_finite(value))
 
 
 def phase_row(
@@ -223,11 +229,12 @@ def timing(
     }
 
 
-def _finite(value: Any) -> Any:
+def replace_non_finite(value: Any) -> Any:
+    """A value for JSON, which has no nan: numbers in it that are not finite become None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: replace_non_finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [replace_non_finite(item) for item in value]
     return value

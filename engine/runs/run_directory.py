@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import pathlib
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -165,6 +166,9 @@ class RunDirectory:
         elif event.kind == "evaluation":
             self._watch(event.state)
             self._add(records.eval_row(event.state.evaluations[-1]))
+            if (freezing := self._start.auto_freeze) is not None:
+                for move in [move for move in freezing.moves if move.step == event.state.step]:
+                    self._metrics.add(records.freeze_row(move))
             if self._board is not None:
                 self._board.add_histograms(event.stage.selection, event.state.step)
             if self._keeping.keep_best and self._is_best(event.state):
@@ -212,7 +216,7 @@ class RunDirectory:
             self.out / "checkpoints",
             state.step,
             variables=self._variables,
-            arrays=self._step.arrays,
+            arrays=lambda: itertools.chain(self._step.arrays(), self._start.arrays()),
             state=dataclasses.replace(
                 self._start, loop=state, step=self._step.state(), since_line=self._means.to_json()
             ).to_json(),
@@ -304,6 +308,7 @@ class RunDirectory:
         for number, stage in enumerate(stages[: len(state.proven) + (state.proof is not None)]):
             ended = number < len(state.proven)  # a run that fails at a phase's last step does not end it
             stop, reason = where.ended[number] if ended and number < len(where.ended) else (state.step, outcome.reason)
+            reason = stage.ended_by or reason
             proof = None if ended else state.proof
             changed = state.proven[number] if proof is None else proof.changed(stage.selection)
             found: dict[str, Any] = {"name": stage.phase.name, "reason": reason, "changed": changed}

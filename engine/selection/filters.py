@@ -104,10 +104,7 @@ class Path(Filter):
 
 @dataclass(frozen=True)
 class Group(Filter):
-    """Matches the variables of a named group (``engine.selection.groups.GROUPS``).
-
-    With ``optional`` it need not match anything, such as adapters in a filter of the engine's own that holds for all models.
-    """
+    """Matches the variables of a named group (``engine.selection.groups.GROUPS``); if ``optional``, there need be none."""
 
     name: str
     optional: bool = field(default=False, repr=False)

@@ -1,7 +1,8 @@
 """Checkpoints: the whole state of a run in one file each, written atomically and verified by digests.
 
 ``checkpoints/step-00000120.npz`` holds every variable under its path (so it is also a weights file), optimizer slots
-under ``optimizer/<path>/<slot>``, averages under ``ema/<path>`` and a text member ``state.json``. If the newest
+under ``optimizer/<path>/<slot>``, averages under ``ema/<path>``, weights that ``--auto_freeze`` compares with under
+``auto_freeze/<path>``, and a text member ``state.json``. If the newest
 checkpoint is damaged, a warning names it and the one before it is used.
 """
 
@@ -21,6 +22,7 @@ from engine.digests import digest
 from engine.errors import InputError
 from engine.files import Npz, PathLike, write_npz
 from engine.selection.variables import ModelVariables
+from engine.training.auto_freeze import ARRAYS, AutoFreezeState
 from engine.training.checkpoint_names import list_checkpoints as list_checkpoints
 from engine.training.loop import State
 
@@ -54,6 +56,7 @@ class RunState:
         images: the preprocessing that the run's first weights expect; None for that of the model.
         cache: for each phase, whether it trains from cached features; None if the run did not record it.
         since_line: sums of the metrics since the last line of metrics.jsonl (``engine.runs.step_means``).
+        auto_freeze: what --auto_freeze has measured and decided; None without it.
     """
 
     settings: Mapping[str, Any]
@@ -64,6 +67,7 @@ class RunState:
     cache: Sequence[bool] | None
     since_line: Mapping[str, Any] = field(default_factory=dict)
     computing: Mapping[str, Any] = field(default_factory=dict)
+    auto_freeze: AutoFreezeState | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the content of a checkpoint's ``state``."""
@@ -78,13 +82,20 @@ class RunState:
                 "computing": dict(self.computing),
             },
             "since_line": dict(self.since_line),
+            **({} if self.auto_freeze is None else {"auto_freeze": self.auto_freeze.to_json()}),
         }
+
+    def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Yields the names and values of the arrays that the state has."""
+        if self.auto_freeze is not None:
+            yield from self.auto_freeze.arrays()
 
     @classmethod
     def read(cls, checkpoint: Checkpoint) -> RunState:
         """Reads the state that a run has saved in a checkpoint; raises CheckpointError if no run has saved it."""
         try:
             state, decided = checkpoint.state, checkpoint.state["decided"]
+            freezing = state.get("auto_freeze")
             return cls(
                 settings=state["settings"],
                 loop=State.from_json(state["loop"]),
@@ -94,6 +105,7 @@ class RunState:
                 cache=decided.get("cache"),
                 since_line=state.get("since_line", {}),
                 computing=decided.get("computing", {}),
+                auto_freeze=None if freezing is None else AutoFreezeState.from_json(freezing, checkpoint.arrays),
             )
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{checkpoint.path}: does not hold the state of a run ({error!r})") from None
@@ -194,7 +206,7 @@ def restore(checkpoint: Checkpoint, variables: ModelVariables) -> None:
     """
     wanted = {entry.path: entry.variable for entry in variables}
     wanted |= variables.bookkeeping
-    have = {name for name in checkpoint.arrays if not name.startswith(("optimizer/", "ema/"))}
+    have = {name for name in checkpoint.arrays if not name.startswith(("optimizer/", "ema/", ARRAYS))}
     if have != set(wanted):
         odd = sorted(have ^ set(wanted))
         raise CheckpointError(

@@ -12,7 +12,7 @@ from engine import __version__
 
 from . import cli
 
-_MEASURED = "freezing step first_step accumulation cache memory loading porting v1 graph distribution"
+_MEASURED = "freezing quality step first_step accumulation cache memory loading porting v1 graph distribution"
 COMMANDS = {
     "commands": (
         *("finetune", "predict", "evaluate", "export", "push_delta", "apply_delta", "diff"),

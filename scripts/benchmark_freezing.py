@@ -1,11 +1,13 @@
 """Which variables should I train? Runs freezing strategies side by side, on your model, data and machine.
 
-Each strategy is trained by each runner (the engine, the engine on cached features, Keras' fit, the three ways to freeze
-in TF1) from the same weights on the same steps, each run in a fresh process. OUT receives results.json, results.csv,
+In the mode cost, each strategy is trained by each runner (the engine, the engine on cached features, Keras' fit, the three ways to freeze
+in TF1) from the same weights on the same steps, each run in a fresh process: time and memory. The mode quality finds each
+strategy's best learning rate on the evaluation part and judges it once on the test part, as it is and corrupted. OUT receives results.json, results.csv,
 study.json and report.html, which recommends a strategy and says why. If the study is stopped or killed halfway, the same
 command with the same --out does the missing runs.
 
     python -m scripts.benchmark_freezing --quick
+    python -m scripts.benchmark_freezing --mode=quality --quick
     python -m scripts.benchmark_freezing --data=folder:photos --model=keras:MobileNetV2 --out=runs/which
 """
 
@@ -24,8 +26,11 @@ from . import benchmark_freezing_flags, cli
 from . import benchmark_freezing_text as text
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from engine.study.job import Run
     from engine.study.planning import Plan
+    from engine.study.quality.trial import Trial
 
 _V1 = "compat_v1.training.study_runner"
 _OTHERS = {
@@ -62,12 +67,16 @@ class Screen(StudyListener):
 
     plan: Plan | None = None
     _progress: text.Progress | None = None
+    _search: text.SearchProgress | None = None
 
     def planned(self, plan: Plan) -> None:
         self.plan = plan
         text.print_plan(plan)
 
     def prepared(self, plan: Plan, finished: int) -> None:
+        if not plan.runs:
+            print(f"\n{plan.out}", flush=True)
+            return
         there = f", {finished} of them already finished" if finished else ""
         print(f"\n{len(plan.runs)} runs in {plan.out}{there}", flush=True)
         self._progress = text.Progress(len(plan.runs), done=finished)
@@ -81,11 +90,38 @@ class Screen(StudyListener):
         self._progress.end(text.describe_run(result))
 
     def runs_ended(self) -> None:
-        assert self._progress is not None
-        self._progress.close()
+        if self._progress is not None:
+            self._progress.close()
+
+    def searching(self, strategy: str) -> None:
+        if self._search is None:
+            assert self.plan is not None
+            assert self.plan.quality is not None
+            self._search = text.SearchProgress(self.plan.quality)
+        self._search.search(strategy)
+
+    def trial_started(self, trial: Trial) -> None:
+        self._show().start(trial)
+
+    def trial_step(self, trial: Trial, step: int, steps: int) -> None:
+        self._show().step(trial, step, steps)
+
+    def trial_ended(self, trial: Trial, record: Mapping[str, Any]) -> None:
+        self._show().end(trial, record)
+
+    def judging(self, strategy: str, done: int, passes: int) -> None:
+        self._show().judge(strategy, done, passes)
+
+    def quality_ended(self) -> None:
+        if self._search is not None:
+            self._search.close()
 
     def say(self, line: str) -> None:
         print(line, flush=True)
+
+    def _show(self) -> text.SearchProgress:
+        assert self._search is not None
+        return self._search
 
 
 def _exit_code(done: StudyResult) -> int:
@@ -96,7 +132,8 @@ def _exit_code(done: StudyResult) -> int:
         _complain(f"{row['strategy']}, {row['runner']}: frozen variables changed")
     if done.stopped:
         again = f"the same command with --out={shlex.quote(str(done.out))}"
-        _complain(f"stopped; {done.done} of {done.planned} runs are done, and {again} does the rest")
+        counted = f"{done.done} of {done.planned} runs are done" if done.planned else "trials that have ended are kept"
+        _complain(f"stopped; {counted}, and {again} does the rest")
         return cli.STOPPED
     return cli.FAILED if done.failed or done.broken else cli.DONE
 

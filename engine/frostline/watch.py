@@ -25,7 +25,8 @@ def frozen_output_norms(selection: Selection, images: Any) -> Any | None:
     tensors = [t for t in tensors if t.op in frozen and t.shape.rank and t.shape[0] is None]
     if not tensors:
         return None
-    squares = [tf.reduce_sum(tf.square(tf.cast(t, tf.float64)), axis=list(range(1, t.shape.rank))) for t in tensors]
+    rows = [tf.shape(images)[0], -1]  # a tensor may have those of all positions of an example: [B * T, D]
+    squares = [tf.reduce_sum(tf.reshape(tf.square(tf.cast(t, tf.float64)), rows), axis=1) for t in tensors]
     return tf.sqrt(tf.add_n(squares))
 
 

@@ -10,8 +10,10 @@ rough one. With one seed it holds for the two trained models, and not for the st
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,7 @@ import numpy as np
 from engine.errors import InputError, check_range
 
 _CELLS = 1 << 22  # of the table of draws that is held at once
+_KIND = 100  # draws of an example cost as much as one of a kind, where many pairs share the examples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,25 +86,58 @@ def compare(first: Any, second: Any, *, level: float = 0.95, draws: int = 10_000
         >>> round(found.mean, 2), found.resolved, compare(right, right).resolved
         (0.3, True, False)
     """
+    return compare_all({"first": first, "second": second}, level=level, draws=draws, seed=seed)["first", "second"]
+
+
+def compare_all(
+    values: Mapping[str, Any], *, level: float = 0.95, draws: int = 10_000, seed: int = 0
+) -> dict[tuple[str, str], Difference]:
+    """Compares each pair of several strategies, once: the earlier one minus the later one.
+
+    Gives what ``compare`` gives for each pair, up to rounding where the values are not 0 and 1. All pairs share their
+    draws, so that the time hardly grows with the number of pairs.
+
+    Args:
+        values: strategy -> a value for each example, as in ``compare``.
+        level, draws, seed: as in ``compare``.
+
+    Raises:
+        InputError: as ``compare``; it names the strategies.
+
+    Example:
+        >>> found = compare_all({"a": [1, 1, 0, 1], "b": [1, 0, 0, 1], "c": [0, 0, 0, 1]})
+        >>> [(pair, difference.mean) for pair, difference in found.items()]
+        [(('a', 'b'), 0.25), (('a', 'c'), 0.5), (('b', 'c'), 0.25)]
+    """
     check_range("level", level, above=0, below=1)
     check_range("draws", draws, 100, 1_000_000)
     check_range("seed", seed, 0, 2**31 - 1)
-    one, other = (_read(name, values) for name, values in (("first", first), ("second", second)))
-    if one.shape != other.shape:
-        raise InputError(
-            f"first, second: shapes {list(one.shape)} and {list(other.shape)}; expected the same seeds and examples in both"
-        )
-    table = one - other
+    read = {name: _read(name, found) for name, found in values.items()}
+    pairs = list(itertools.combinations(read, 2))
+    for one, other in pairs:
+        if read[one].shape != read[other].shape:
+            shapes = f"shapes {list(read[one].shape)} and {list(read[other].shape)}"
+            raise InputError(f"{one}, {other}: {shapes}; expected the same seeds and examples in both")
+    tables = [read[one] - read[other] for one, other in pairs]
+    signs = [
+        -1.0 if table.mean() < 0 else 1.0 for table in tables
+    ]  # exchanging the two then exchanges the interval's ends
+    means = _draw_means([sign * table for sign, table in zip(signs, tables, strict=True)], draws=draws, seed=seed)
+    drawn = (sign * mean for sign, mean in zip(signs, means, strict=True))
+    return {
+        pair: _difference(*both, level=level) for pair, both in zip(pairs, zip(tables, drawn, strict=True), strict=True)
+    }
+
+
+def _difference(table: np.ndarray, means: np.ndarray, *, level: float) -> Difference:
+    """What the table [seeds, n] of differences and its means in all draws say."""
     seeds, examples = table.shape
-    mean = float(table.mean())
-    sign = -1.0 if mean < 0 else 1.0  # exchanging the two then just exchanges the ends of the interval
-    means = sign * _draw_means(sign * table, draws=draws, generator=np.random.default_rng(seed))
     low, high = (float(end) for end in np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
     differing = int((table != 0).any(axis=0).sum())
     fewest = 1 - math.log2(1 - level)  # the sign test's probability of k unanimous examples is 2**(1 - k)
     resolved = (low > 0 or high < 0) and differing >= fewest
     return Difference(
-        mean=mean,
+        mean=float(table.mean()),
         low=low,
         high=high,
         level=level,
@@ -126,25 +162,53 @@ def _read(name: str, values: Any) -> np.ndarray:
     return found
 
 
-def _draw_means(table: np.ndarray, *, draws: int, generator: np.random.Generator) -> np.ndarray:
-    """The mean of the table [seeds, n] in each draw, [draws].
+def _draw_means(tables: Sequence[np.ndarray], *, draws: int, seed: int) -> list[np.ndarray]:
+    """The means of tables [seeds, n], all of one shape, in each draw, [draws] each.
 
-    Examples with equal columns are one kind: how often each kind is drawn is multinomial. With values of 0 and 1 there are
-    three kinds at most per seed, so the time does not depend on the number of examples.
+    Examples with equal columns are one kind. Where there are few, as with values of 0 and 1, it is drawn how often each
+    kind comes, which is multinomial and takes the same time for any number of examples. Otherwise the examples are drawn,
+    for all such tables at once; each table has its columns sorted, so that the order of the examples does not matter.
     """
-    seeds, examples = table.shape
-    kinds, counts = np.unique(table, axis=1, return_counts=True)
-    drawn = generator.multinomial(seeds, [1 / seeds] * seeds, size=draws) / seeds
-    of_seeds = table.mean(axis=1)
+    if not tables:
+        return []
+    seeds, examples = tables[0].shape
     wider = math.sqrt(seeds / (seeds - 1)) - 1 if seeds > 1 else 0.0
-    means = drawn @ (wider * (of_seeds - of_seeds.mean()))
-    by_kind = drawn @ kinds if seeds > 1 else kinds
-    rows = max(1, _CELLS // len(counts))
-    for start in range(0, draws, rows):
-        times = generator.multinomial(examples, counts / examples, size=min(rows, draws - start))
-        values = by_kind[start : start + rows] if seeds > 1 else by_kind
-        means[start : start + rows] += (times * values).sum(axis=1) / examples
-    return means
+    found, many = [], []
+    for table in tables:
+        generator, times_of_seeds = _draw_seeds(seeds, draws=draws, seed=seed)  # the same for every table
+        drawn, of_seeds = times_of_seeds / seeds, table.mean(axis=1)
+        found.append(drawn @ (wider * (of_seeds - of_seeds.mean())))
+        kinds, counts = np.unique(table, axis=1, return_counts=True)
+        if _KIND * len(counts) > examples:
+            many.append((found[-1], np.repeat(kinds, counts, axis=1)))
+            continue
+        by_kind = drawn @ kinds if seeds > 1 else kinds
+        for part in _split(draws, len(counts)):
+            times = generator.multinomial(examples, counts / examples, size=part.stop - part.start)
+            found[-1][part] += (times * (by_kind[part] if seeds > 1 else by_kind)).sum(axis=1) / examples
+    if many:
+        generator, times_of_seeds = _draw_seeds(seeds, draws=draws, seed=seed)
+        stacked = np.concatenate([table for _, table in many]).T
+        for part in _split(draws, examples):
+            rows = part.stop - part.start
+            chosen = generator.integers(examples, size=(rows, examples)) + examples * np.arange(rows)[:, None]
+            times = np.bincount(chosen.reshape(-1), minlength=rows * examples).reshape(rows, examples)
+            sums = (times.astype(np.float64) @ stacked).reshape(rows, len(many), seeds)
+            for number, (means, _) in enumerate(many):
+                means[part] += (times_of_seeds[part] * sums[:, number]).sum(axis=1) / (seeds * examples)
+    return found
+
+
+def _draw_seeds(seeds: int, *, draws: int, seed: int) -> tuple[np.random.Generator, np.ndarray]:
+    """How often each seed comes in each draw, [draws, seeds], and the generator for all that follows."""
+    generator = np.random.default_rng(seed)
+    return generator, generator.multinomial(seeds, [1 / seeds] * seeds, size=draws)
+
+
+def _split(draws: int, columns: int) -> list[slice]:
+    """The draws in parts, so that a table with so many columns stays small."""
+    rows = max(1, _CELLS // columns)
+    return [slice(start, min(start + rows, draws)) for start in range(0, draws, rows)]
 
 
 def _count_needed(table: np.ndarray, *, level: float, resolved: bool, share: float, fewest: float) -> int | None:

@@ -9,10 +9,15 @@ from dataclasses import dataclass
 from engine.data import resize, source
 from engine.errors import InputError, check_range
 from engine.models.spec import check_family
-from engine.training import loss_names, precision
+from engine.study.quality.rates import AUTO, parse_learning_rates
+from engine.study.quality.settings import CORRUPT, MODES, SEARCHES, parse_corrupt
+from engine.text import nearest
+from engine.training import loss_names, precision, schedules
 
 _LIMITS = {
     "repeats": (1, 1000),
+    "seeds": (1, 100),
+    "early_stop": (1, 10_000_000),
     "batch_size": (1, 65536),
     "steps": (1, 10_000_000),
     "eval_every": (1, 10_000_000),
@@ -20,6 +25,8 @@ _LIMITS = {
     "eval_examples": (0, 2**31),
     "seed": (0, 2**31 - 1),
 }
+_OF_QUALITY = ("learning_rates", "seeds", "search", "schedule", "early_stop", "corrupt")
+_OF_COST = ("runners", "repeats", "learning_rate", "target_accuracy", "redo_disturbed", "histograms", "check_numerics")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +56,7 @@ class StudyConfig:
     eval_examples: int | None = None
     eval_fraction: float | None = None
     loss: str = "softmax"
+    mode: str = "cost"
     strategies: Sequence[str] = ()
     train: str | None = None
     skip_unmatched: bool = False
@@ -61,6 +69,12 @@ class StudyConfig:
     steps: int | None = None
     epochs: float | None = None
     learning_rate: float = 1e-3
+    learning_rates: str = AUTO
+    seeds: int = 1
+    search: str = "grid"
+    schedule: str = "cosine"
+    early_stop: int | None = None
+    corrupt: str = CORRUPT
     eval_every: int | None = None
     target_accuracy: float | None = None
     seed: int = 0
@@ -90,9 +104,40 @@ class StudyConfig:
             raise InputError(
                 f"steps={self.steps}, epochs={self.epochs}: both set the length of a run; give one of them"
             )
+        self._check_mode()
         for name in self.runners:
             if self.runners.count(name) > 1:
                 raise InputError(f"runners={','.join(self.runners)!r}: {name} appears twice")
+
+    def _check_mode(self) -> None:
+        for name, known in (("mode", MODES), ("search", SEARCHES)):
+            if (value := getattr(self, name)) not in known:
+                listed = f"{', '.join(known[:-1])} or {known[-1]}"
+                raise InputError(f"{name}={value!r}: expected {listed}{nearest(value, known)}")
+        parse_learning_rates(self.learning_rates)
+        parse_corrupt(self.corrupt)
+        schedules.parse(self.schedule)
+        unused = {"cost": _OF_QUALITY, "quality": _OF_COST, "both": ()}[self.mode]
+        for field in dataclasses.fields(self):
+            if field.name in unused and (value := getattr(self, field.name)) != field.default:
+                other = "quality" if self.mode == "cost" else "cost"
+                raise InputError(
+                    f"{field.name}={value!r}: it is not used by --mode={self.mode}; give --mode={other} or --mode=both, or "
+                    "leave it out"
+                )
+        if self.mode != "cost" and self.eval_examples:
+            raise InputError(
+                f"eval_examples={self.eval_examples}: --mode={self.mode} chooses by all evaluation examples, as finetune "
+                "evaluates; leave it out"
+            )
+
+    @property
+    def measures_cost(self) -> bool:
+        return self.mode != "quality"
+
+    @property
+    def measures_quality(self) -> bool:
+        return self.mode != "cost"
 
     @property
     def repeat_count(self) -> int:

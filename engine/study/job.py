@@ -45,6 +45,7 @@ class Job:
         images: the preprocessing that the weights expect (``engine.models.IMAGES``); None uses the model's own.
         steps, eval_every: the number of steps of a run, and between evaluations.
         versions: the versions of Python and the libraries.
+        quality: how a quality study searches and judges; None for a study of cost alone.
 
     The others are as in ``StudyConfig``.
     """
@@ -69,6 +70,7 @@ class Job:
     learning_rate: float
     seed: int
     versions: Mapping[str, str]
+    quality: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return json.loads(json.dumps(dataclasses.asdict(self)))
@@ -91,7 +93,7 @@ class Run:
         repeat: which repeat this is, from 1.
         target: the class of the runner, as ``module:class``.
         phases: the fields of each ``engine.training.phases.Phase``.
-        optimizer: with its options, as for finetune.
+        optimizer, adapt: as in ``Strategy``.
     """
 
     out: str
@@ -101,6 +103,7 @@ class Run:
     target: str
     phases: list[dict[str, Any]]
     optimizer: str = OPTIMIZER
+    adapt: str | None = None
     check_numerics: bool = False
     histograms: bool = False
 
@@ -111,7 +114,8 @@ class Run:
 
     def identity(self) -> dict[str, Any]:
         """The keys with which its file begins."""
-        names = ("strategy", "runner", "repeat", "phases", *(["optimizer"] if self.optimizer != OPTIMIZER else []))
+        names = ["strategy", "runner", "repeat", "phases", *(["optimizer"] if self.optimizer != OPTIMIZER else [])]
+        names += ["adapt"] if self.adapt is not None else []
         return {"format": FORMAT} | {name: getattr(self, name) for name in names}
 
 
@@ -188,7 +192,7 @@ class Setting:
         self.evaluation = task.eval_batches(batch_size=job.micro_batch_size)
 
     @classmethod
-    def open(cls, job: Job, out: pathlib.Path) -> Setting:
+    def open(cls, job: Job, out: pathlib.Path, *, adapt: str | None = None) -> Setting:
         """The setting of the study in a folder, with the weights that all its runs start from; raises as ``Task.open``."""
         task = Task.open(
             data=open_examples(job, out),
@@ -199,13 +203,14 @@ class Setting:
             precision=job.precision,
             seed=job.seed,
             batch_size=job.batch_size,
+            adapt=adapt,
         ).with_images(job.images)
         by_path = task.variables.by_path()
         with Npz(out / "weights.npz") as file:
             for path in file.names():
                 by_path[path].variable.assign(file.read(path))
         task.variables.refresh()
-        return cls(job, task)
+        return cls(job, task if adapt is None else task.with_adapters())
 
     @property
     def is_keras(self) -> bool:

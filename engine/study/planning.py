@@ -13,24 +13,31 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import tensorflow as tf
+
 from engine import host, locks, writing
 from engine.errors import InputError
 from engine.files import write_json, write_npz
 from engine.locks import InUseError
+from engine.models.adapters.language import AdapterError
 from engine.recipes.task import Task
+from engine.seeds import seed_global_generators
 from engine.selection.filters import FilterError
 from engine.selection.proof import weights_sha256
 from engine.selection.variables import is_keras
 from engine.study import registry, results
 from engine.study.config import StudyConfig
 from engine.study.job import Job, Run, Setting, StudyError, choose_examples, keep_examples, read_record
+from engine.study.quality.planning import SHARED, describe_quality, plan_quality
+from engine.study.quality.run import QualityPlan
 from engine.study.registry import ENGINE_RUNNERS
-from engine.study.strategies import ModelStrategies, Strategy, split_items
+from engine.study.strategies import WISE_FT, ModelStrategies, Strategy, split_items
 
 _STEPS, _KERAS_STEPS, _TRAIN_EXAMPLES, _EVAL_EXAMPLES = 21, 12, 512, 192
-_SHARED = ("data", "model", "weights", "head", "loss", "precision", "seed", "eval_fraction", "batch_size")
 _FILES = re.compile(r"(job|machine|results|study)\.json|results\.csv|report\.html|(weights|examples)\.npz")
 _RUN_FILES, _PICTURES = re.compile(r".+\.json"), re.compile(r".+\.png")
+_QUALITY_STEPS, _QUALITY_KERAS_STEPS, _QUALITY_EVALUATIONS = 256, 64, 4
+_QUALITY_STRATEGIES = ("lp_ft", "lora", "wise_ft")  # run by default besides those that are fixed selections
 _EVALUATIONS = 3  # after the first one; as many as `gradual` has phases, each of which ends with one
 
 
@@ -42,7 +49,8 @@ class Plan:
         command: the command, or the Python call, that repeats the study in the folder ``out``.
         setting: the job and its task, with the values that every run starts from.
         strategies, runners: what is compared: the strategies, and the names of the runners.
-        runs: all runs, in the order in which they are done.
+        quality: what is searched and judged; None in a study of cost alone.
+        runs: all runs of cost mode, in the order in which they are done.
         left_out: the strategy, runner and reason of each combination that is not run.
     """
 
@@ -52,6 +60,7 @@ class Plan:
     setting: Setting
     strategies: list[Strategy]
     runners: list[str]
+    quality: QualityPlan | None = None
     runs: list[Run] = field(default_factory=list)
     left_out: list[dict[str, str]] = field(default_factory=list)
     _held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -62,8 +71,10 @@ class Plan:
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """(strategy, runner), strategy by strategy."""
-        return [(strategy.name, runner) for strategy in self.strategies for runner in self.runners]
+        """(strategy, runner) of cost mode, strategy by strategy."""
+        left_out = {(row["strategy"], row["runner"]) for row in self.left_out}
+        every = [(strategy.name, runner) for strategy in self.strategies for runner in self.runners]
+        return [pair for pair in every if pair not in left_out]
 
     def finished(self) -> dict[pathlib.Path, dict[str, Any]]:
         """The results of earlier invocations, by file. Failed runs, and disturbed ones if so configured, are not in it.
@@ -76,7 +87,7 @@ class Plan:
             if kept is None or kept.get("failed") or (self.config.redo_disturbed and results.is_disturbed(kept)):
                 continue
             own = json.loads(json.dumps(run.identity()))
-            if any(kept.get(name) != own.get(name) for name in ("phases", "optimizer")):
+            if any(kept.get(name) != own.get(name) for name in ("phases", "optimizer", "adapt")):
                 raise StudyError(
                     f"out={self.out}: it holds runs of a strategy {run.strategy!r} that trained "
                     f"{[phase['train'] for phase in kept.get('phases', [])]}; give this one another name"
@@ -125,9 +136,10 @@ class Plan:
                 self.out / "job.json", {"format": results.FORMAT, "job": self.job.to_json(), "command": self.command}
             )
         (self.out / "runs").mkdir(exist_ok=True)
-        variables = self.setting.task.variables
-        write_npz(self.out / "weights.npz", ((e.path, e.variable.numpy()) for e in variables))
-        keep_examples(self.out, self.setting.task.source)
+        if self.runs:  # for their processes
+            variables = self.setting.task.variables
+            write_npz(self.out / "weights.npz", ((e.path, e.variable.numpy()) for e in variables))
+            keep_examples(self.out, self.setting.task.source)
 
     def close(self) -> None:
         """Lets other processes use the folder again."""
@@ -153,19 +165,33 @@ def build_plan(config: StudyConfig, *, command: str, say: Callable[[str], None] 
     """
     for name in config.runners:
         registry.runner_target(name)
+    if config.measures_quality:  # as finetune does
+        seed_global_generators(config.seed)
+        tf.config.experimental.enable_op_determinism()
     setting = _open_setting(config, say)
-    known = ModelStrategies(setting.task.variables, setting.task.model.statistics)
+    model = setting.task.model
+    known = ModelStrategies(setting.task.variables, model.statistics, network=model.network)
     strategies, unmatched = _choose_strategies(config, known)
-    runners, unable = _choose_runners(config, setting)
+    runners, unable = _choose_runners(config, setting) if config.measures_cost else ([], {})
     stamp = f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
     name = config.model.replace(":", "-").replace("/", "-").split(",")[0]
     out = pathlib.Path(config.out or f"runs/{stamp}-freezing-{name}")
     plan = Plan(config, command, out, setting, strategies, runners)
-    plan.left_out = [{"strategy": s, "runner": r, "reason": why} for s, why in unmatched.items() for r in runners]
+    plan.left_out = [
+        {"strategy": s, "runner": r, "reason": why} for s, why in unmatched.items() for r in runners or ["quality"]
+    ]
     plan.left_out += [{"strategy": s.name, "runner": r, "reason": why} for r, why in unable.items() for s in strategies]
+    plan.left_out += [
+        {"strategy": s.name, "runner": r, "reason": why} for s in strategies for r in runners if (why := _why_not(s, r))
+    ]
+    if not config.measures_quality and not plan.pairs:
+        left = plan.left_out[-1]
+        raise StudyError(f"strategies={left['strategy']}: {left['reason']}")
+    if config.measures_quality:
+        plan.quality = plan_quality(config, setting, strategies, out=out)
     steps, rate = setting.job.steps, setting.job.learning_rate
     phases = {s.name: [dataclasses.asdict(p) for p in s.phases(steps, learning_rate=rate)] for s in strategies}
-    rules = {s.name: s.optimizer for s in strategies}
+    by_name = {s.name: s for s in strategies}
     for repeat in range(config.repeat_count):
         turned = len(plan.pairs) * repeat // config.repeat_count  # a machine that slows down hits other runs each time
         for strategy, runner in plan.pairs[turned:] + plan.pairs[:turned]:
@@ -177,7 +203,8 @@ def build_plan(config: StudyConfig, *, command: str, say: Callable[[str], None] 
                     repeat=repeat + 1,
                     target=registry.runner_target(runner),
                     phases=phases[strategy],
-                    optimizer=rules[strategy],
+                    optimizer=by_name[strategy].optimizer,
+                    adapt=by_name[strategy].adapt,
                     check_numerics=config.check_numerics,
                     histograms=config.histograms and runner in ENGINE_RUNNERS and repeat == 0,
                 )
@@ -189,12 +216,13 @@ def build_plan(config: StudyConfig, *, command: str, say: Callable[[str], None] 
 
 def _open_setting(config: StudyConfig, say: Callable[[str], None] | None) -> Setting:
     """Data, model and weights, and the job that follows from them."""
-    shared = {name: getattr(config, name) for name in _SHARED}
+    shared = {name: getattr(config, name) for name in SHARED}
     task = Task.open(**shared, image_size=config.image_size, say=say)
     if say is not None and task.weights is not None:
         say(f"weights: {task.weights.text}")
-    train = _count(config.train_examples, _TRAIN_EXAMPLES, len(task.source.train))
-    evaluation = _count(config.eval_examples, _EVAL_EXAMPLES, len(task.source.eval))
+    whole = config.measures_quality  # as finetune trains and evaluates
+    train = _count(config.train_examples, None if whole else _TRAIN_EXAMPLES, len(task.source.train))
+    evaluation = _count(config.eval_examples, None if whole else _EVAL_EXAMPLES, len(task.source.eval))
     chosen = choose_examples(task.source, train=train, evaluation=evaluation)
     resized = config.image_size is not None or config.data.startswith("folder:")
     sha256 = task.source.fingerprint()
@@ -210,17 +238,29 @@ def _open_setting(config: StudyConfig, say: Callable[[str], None] | None) -> Set
         images=task.images,
         micro_batches=config.micro_batches,
         steps=steps,
-        eval_every=config.eval_every or -(-steps // _EVALUATIONS),
+        eval_every=config.eval_every or -(-steps // (_QUALITY_EVALUATIONS if whole else _EVALUATIONS)),
         learning_rate=config.learning_rate,
         versions=host.versions(),
+        quality=describe_quality(config) if whole else None,
     )
     return Setting(job, task)
 
 
-def _count(asked: int | None, usual: int, count: int) -> int | None:
+def _why_not(strategy: Strategy, runner: str) -> str | None:
+    """Why cost mode does not run a strategy by a runner; None if it does."""
+    if strategy.interpolated is not None:
+        return f"it averages weights after training, which costs what {strategy.interpolated} costs"
+    if strategy.auto_freeze is not None:
+        return "it decides its phases while it trains, by evaluations; `frostline finetune --auto_freeze=on` does that"
+    if strategy.adapt is not None and runner not in ENGINE_RUNNERS:
+        return "it has no adapters"
+    return None
+
+
+def _count(asked: int | None, usual: int | None, count: int) -> int | None:
     """How many examples are used: as many as asked, else as many as usual; None for all."""
     if asked is None:
-        return usual if count > usual else None
+        return usual if usual is not None and count > usual else None
     return asked or None
 
 
@@ -229,7 +269,11 @@ def _count_steps(config: StudyConfig, task: Task) -> int:
         return config.steps
     if config.epochs is not None:
         return max(1, round(config.epochs * task.per_epoch))
-    steps = _KERAS_STEPS if is_keras(task.model.network) else _STEPS
+    keras = is_keras(task.model.network)
+    if config.measures_quality:
+        steps = _QUALITY_KERAS_STEPS if keras else _QUALITY_STEPS
+        return steps // 4 if config.quick else steps
+    steps = _KERAS_STEPS if keras else _STEPS
     return steps // 2 if config.quick else steps
 
 
@@ -245,15 +289,19 @@ def _choose_strategies(config: StudyConfig, known: ModelStrategies) -> tuple[lis
     elif config.quick:
         quick = ("head", *(f"last_{n}" for n in known.ladder[:2][-1:]), "bias", "full")
         own = [name for name in known.names() if name in quick] + own
+    elif config.measures_quality:
+        found = [strategy for strategy in known.defaults() if not strategy.name.startswith("gradual")]
+        own = [name for name in _QUALITY_STRATEGIES if name in known.names()] + own
     else:
         found = known.defaults()
     unmatched: dict[str, str] = {}
     for text in own:
         try:
-            found.append(known.strategy(text))
-        except FilterError as error:
+            base = next((one for one in found if "=" not in text and text == f"{one.name}+{WISE_FT}"), None)
+            found.append(known.strategy(text) if base is None else base.averaged(text))
+        except (FilterError, AdapterError) as error:
             if not config.skip_unmatched:
-                raise FilterError(f"{error}\n(skip_unmatched leaves such strategies out)") from None
+                raise type(error)(f"{error}\n(skip_unmatched leaves such strategies out)") from None
             unmatched[text.partition("=")[0]] = str(error)
     if not found:
         raise StudyError(f"strategies={','.join(config.strategies)!r}: none of them matches anything on this model")

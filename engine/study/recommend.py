@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.study.formatting import count, duration, percent, quality
+from engine.study.quality.rows import leave_out_quality
 from engine.text import join_words
 
 ENOUGH = 0.95  # of the largest gain
@@ -124,7 +125,8 @@ def _candidate(study: Mapping[str, Any], row: Mapping[str, Any]) -> Candidate:
 
 
 def recommend(study: Mapping[str, Any]) -> Recommendation:
-    """Recommends a strategy of a study, if there is a good one."""
+    """Recommends a strategy of a study by its cost runs, if there is a good one; quality mode has a verdict of its own."""
+    study = leave_out_quality(study)
     found = find_candidates(study)
     accuracy = by_accuracy(study)
     what = "accuracy" if accuracy else "loss"

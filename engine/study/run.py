@@ -5,6 +5,7 @@ Importing this module imports no TensorFlow: the processes of the runs begin to 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -17,16 +18,18 @@ from engine.errors import InputError
 from engine.study import registry
 from engine.study.child import ChildError
 from engine.study.config import StudyConfig
+from engine.study.quality.listener import QualityListener
 from engine.study.server import ForkServer
 
 if TYPE_CHECKING:
     from engine.study.job import Run
     from engine.study.planning import Plan
+    from engine.study.quality.run import QualityPlan, QualityResult
 
 RunResult = Mapping[str, Any]  # what a run's file holds
 
 
-class StudyListener:
+class StudyListener(QualityListener):
     """Receives the events of a study; subclass it and override what you need. This one ignores them all."""
 
     def planned(self, plan: Plan) -> None:
@@ -43,6 +46,9 @@ class StudyListener:
 
     def runs_ended(self) -> None:
         """No further run starts; also called when the study is stopped or the disk is full."""
+
+    def quality_ended(self) -> None:
+        """The search and the judging have ended, or were stopped."""
 
     def say(self, line: str) -> None:
         """A line about files that are left out, or about slow progress."""
@@ -99,7 +105,10 @@ def run_study(config: StudyConfig, *, listener: StudyListener | None = None, com
         except locks.InUseError as error:
             reason = f"another study is running in this folder: {error.holder} is using it"
             raise InputError(f"out={config.out}: {reason}") from None
-    with ForkServer(["engine.study.worker", *registry.runner_modules()]) as server:
+    processes: Any = contextlib.nullcontext()  # quality mode needs none
+    if config.measures_cost:
+        processes = ForkServer(["engine.study.worker", *registry.runner_modules()])
+    with processes as server:
         from engine.host import import_tensorflow
 
         import_tensorflow()
@@ -109,13 +118,16 @@ def run_study(config: StudyConfig, *, listener: StudyListener | None = None, com
         listener.planned(plan)
         try:
             plan.prepare()
-            runs = plan.finished()
+            runs, quality = plan.finished(), None
             listener.prepared(plan, len(runs))
             try:
-                stopped = _do_runs(plan, runs, server, listener)
+                stopped = server is not None and _do_runs(plan, runs, server, listener)
             finally:
                 listener.runs_ended()
-            study = _write(plan, list(runs.values()))
+            if plan.quality is not None and not stopped:
+                quality = _do_quality(plan, plan.quality, listener)
+                stopped = quality.stopped
+            study = _write(plan, list(runs.values()), quality)
         finally:
             plan.close()
     return StudyResult(out=plan.out, study=study, planned=len(plan.runs), done=len(runs), stopped=stopped)
@@ -156,16 +168,27 @@ def _do_run(run: Run, runs: Mapping[pathlib.Path, dict[str, Any]], server: ForkS
     return found
 
 
-def _write(plan: Plan, runs: list[dict[str, Any]]) -> dict[str, Any]:
+def _do_quality(plan: Plan, quality: QualityPlan, listener: StudyListener) -> QualityResult:
+    """Searches and judges, in this process."""
+    from engine.study.quality.run import run_quality
+
+    try:
+        return run_quality(quality, plan.out, listener)
+    finally:
+        listener.quality_ended()
+
+
+def _write(plan: Plan, runs: list[dict[str, Any]], quality: QualityResult | None) -> dict[str, Any]:
     """Writes the files of a study from the runs that there are, and returns the content of study.json."""
     from engine.files import write_json
     from engine.study import results
     from engine.study.html import report
+    from engine.study.quality.build_rows import flatten_row
     from engine.study.summary import summarize
 
-    found = summarize(plan, runs)
+    found = summarize(plan, runs, quality)
     write_json(plan.out / "results.json", found["results"])
-    results.write_csv(plan.out / "results.csv", found["results"])
+    results.write_csv(plan.out / "results.csv", [flatten_row(row) for row in found["results"]])
     write_json(plan.out / "study.json", found)
     report.write_report(plan.out / "report.html", found)
     return found

@@ -1,12 +1,13 @@
 """Freezing strategies as data: a name, and the phases (filter text, share of the steps, rates) that it stands for.
 
-A strategy refers to the parts of a model (engine.selection.layer_groups), from the input to the head: the blocks of a ViT;
+A strategy refers to the parts of a model (engine.selection.levels), from the input to the head: the blocks of a ViT;
 groups of layers of a Keras model (``block_16_expand`` ... ``block_16_project_BN`` are one); otherwise what lies at the top
 of a tf.Module.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import re
@@ -15,43 +16,35 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import InputError
+from engine.models.adapters.attach import choose as choose_targets
+from engine.models.adapters.language import parse_adapters
 from engine.selection import filters
-from engine.selection.layer_groups import part_names
+from engine.selection.levels import find_freezable, find_parts
 from engine.selection.selection import Selection, Statistics, select
-from engine.selection.variables import ModelVariables, NamedVariable
+from engine.selection.variables import ModelVariables
 from engine.text import nearest
+from engine.training.auto_freeze import ON
 from engine.training.optimizers import layer_factors
 from engine.training.phases import Phase
 
 PLATEAU_DELTA = 0.02  # a loss that improves by less from one evaluation to the next is on a plateau
 OPTIMIZER = "adam"  # of all strategies that do not say otherwise
 LOWEST_RATE = 1 / 32  # of layer_decay: the factor on the learning rate of the layer nearest to the input
-LOWER_RATE = 0.1  # of lp_ft: the factor on the learning rate once the head is trained
+LOWER_RATE = 0.03  # of lp_ft: the factor on the learning rate once the head is trained
 HEAD_SHARE = 0.5  # of lp_ft: the share of the steps that the head may take
 PULL = 0.1  # of l2_sp: the weight decay toward the start
+ADAPTER_SIZE = 4  # of lora (the rank) and adapter, unless their names say otherwise
+_ADAPTERS = ("lora", "ssf", "adapter")
+_INNER = {"lora": ("attention",), "adapter": ("mlp",)}  # what is adapted, in models that have it; in others all kernels
 _GROUPS = {"norms": "norm", "bias": "bias", "attention": "attention"}
-_ON_REQUEST = ("first_N", "layer_decay", "lp_ft", "l2_sp")  # not among those that are run by default
+_ON_REQUEST = ("first_N", "layer_decay", "lp_ft", "l2_sp", "auto_freeze", *_ADAPTERS, "wise_ft")  # not run by default
+WISE_FT = "wise_ft"  # after a + behind the name of a strategy, or alone for that of full
 _FAMILIES = ("head", "last_N", *_GROUPS, "gradual", "gradual_plateau", "full", *_ON_REQUEST)
 _NAME = r"[A-Za-z][\w.+-]{0,63}"
-_FEWEST_GROUPS, _EQUAL_GROUPS = 3, 12
 
 
 class StrategyError(InputError):
     """A strategy that does not exist or cannot be parsed. One that a model does not have raises a FilterError."""
-
-
-@dataclass(frozen=True)
-class Level:
-    """A part of a model, such as ``blocks/3``.
-
-    Attributes:
-        from_here: the filter text of it and all parts after it, without the head.
-        up_to_here: the filter text of it and all parts before it.
-    """
-
-    name: str
-    from_here: str
-    up_to_here: str
 
 
 @dataclass(frozen=True)
@@ -76,16 +69,34 @@ class PlannedPhase:
 
 @dataclass(frozen=True)
 class Strategy:
-    """A name for a selection, or for several in succession; ``optimizer`` is one, with its options, as for finetune."""
+    """A name for a selection, or for several in succession.
+
+    Attributes:
+        optimizer: with its options, as for finetune.
+        adapt: the adapters that the model has, as for finetune; None if it has none.
+        interpolated: the name of the strategy whose weights are averaged with those that it started from (WiSE-FT,
+            arXiv:2109.01903), after it has trained as this one says; None if they stay as they are.
+        auto_freeze: the text of that flag of finetune: the first phase is planned, and the run decides the others; None if
+            all of them are planned.
+    """
 
     name: str
     planned: tuple[PlannedPhase, ...]
     optimizer: str = OPTIMIZER
+    adapt: str | None = None
+    interpolated: str | None = None
+    auto_freeze: str | None = None
 
     @property
     def budget(self) -> bool:
         """Whether evaluations decide when phases end, so that the steps are counted over all phases together."""
         return any(phase.plateau for phase in self.planned)
+
+    def averaged(self, name: str) -> Strategy:
+        """The strategy of this name that averages the weights of this one; StrategyError if this one does so itself."""
+        if self.interpolated is not None:
+            raise StrategyError(f"strategies={name!r}: {WISE_FT} appears twice")
+        return dataclasses.replace(self, name=name, interpolated=self.name)
 
     def phases(self, steps: int, *, learning_rate: float = 1e-3) -> list[Phase]:
         """The phases of a run of ``steps`` steps in a study with this learning rate.
@@ -106,16 +117,35 @@ class Strategy:
                 for planned, count in zip(self.planned, most, strict=True)
                 if count
             ]
-        ends = [round(steps * share) for share in itertools.accumulate(phase.share for phase in self.planned)]
-        ends[-1] = steps
-        lengths = [end - start for start, end in itertools.pairwise([0, *ends])]
-        if not lengths[-1]:
-            lengths = [0] * (len(lengths) - 1) + [steps]
-        pairs = zip(self.planned, lengths, strict=True)
+        pairs = zip(self.planned, self._divide(steps), strict=True)
         return [phase(planned, steps=length) for planned, length in pairs if length]
 
+    def phases_of_run(self, steps: int, *, learning_rate: float) -> list[Phase]:
+        """The phases of a run of at most ``steps`` steps as finetune takes them: each has a length of its own.
 
-def list_flags(phases: Sequence[Mapping[str, Any]], optimizer: str) -> list[str]:
+        A phase that a plateau may end takes its share of the steps at most; what it leaves is not trained.
+        """
+        plateau = {"until": "plateau", "patience": 1, "min_delta": PLATEAU_DELTA}
+        found = []
+        for planned, count in zip(self.planned, self._divide(steps), strict=True):
+            length = plateau | {"max_steps": count} if planned.plateau else {"steps": count}
+            rate = None if planned.rate == 1.0 else planned.rate * learning_rate
+            given: dict[str, Any] = {"learning_rate": rate, "layer_decay": planned.layer_decay, **length}
+            found += [Phase(name=planned.name, train=planned.train, **given)] if count else []
+        return found
+
+    def _divide(self, steps: int) -> list[int]:
+        """The steps of each phase, by their shares; all go to the last one if it would have none."""
+        shares = [phase.share for phase in self.planned]
+        if (left := 1.0 - sum(shares[:-1])) > 0:
+            shares[-1] = left
+        ends = [round(steps * share / sum(shares)) for share in itertools.accumulate(shares)]
+        ends[-1] = steps
+        lengths = [end - start for start, end in itertools.pairwise([0, *ends])]
+        return lengths if lengths[-1] else [0] * (len(lengths) - 1) + [steps]
+
+
+def list_flags(phases: Sequence[Mapping[str, Any]], optimizer: str, *, auto_freeze: str | None = None) -> list[str]:
     """The flags of finetune that a strategy needs besides --train and --learning_rate, by the fields of its phases.
 
     Example:
@@ -128,6 +158,7 @@ def list_flags(phases: Sequence[Mapping[str, Any]], optimizer: str) -> list[str]
         *([f"--optimizer={name}"] if optimizer != OPTIMIZER else []),
         *(f"--{option}" for option in options),
         *(f"--layer_decay={decay!r}" for decay in decays),
+        *([f"--auto_freeze={auto_freeze}"] if auto_freeze is not None else []),
     ]
 
 
@@ -139,10 +170,12 @@ class ModelStrategies:
         head: the filter text of the head; "" if the model has none.
         ladder: the default values of N in last_N: every N up to 4 parts; 1, 2, 4, 8 ... and all up to 12 parts; otherwise
             1, 4, 16 ... and all.
+
+    ``network`` is the model's, which says whether it has layers for adapters; without it, it has none.
     """
 
-    def __init__(self, variables: ModelVariables, statistics: Statistics) -> None:
-        self.variables, self.statistics = variables, statistics
+    def __init__(self, variables: ModelVariables, statistics: Statistics, *, network: Any = None) -> None:
+        self.variables, self.statistics, self._network = variables, statistics, network
         self.head = "@head" if any("head" in entry.groups for entry in variables) else ""
         self.parts = find_parts(variables)
         count = len(self.parts)
@@ -153,7 +186,10 @@ class ModelStrategies:
     def names(self) -> list[str]:
         """The names of all strategies that this model has; of last_N and first_N, only those on the ladder."""
         firsts = [f"first_{n}" for n in self.ladder if self.head or n < len(self.parts)]
-        return [*self._usual(), *firsts, "layer_decay", *(["lp_ft"] if self.head else []), "l2_sp"]
+        adapters = [] if self._network is None else [name for name in _ADAPTERS if self._can_adapt(name)]
+        freezing = ["auto_freeze"] if self.parts else []
+        own = ["layer_decay", *(["lp_ft"] if self.head else []), "l2_sp", *freezing, *adapters, WISE_FT]
+        return [*self._usual(), *firsts, *own]
 
     def _usual(self) -> list[str]:
         lasts = [f"last_{n}" for n in self.ladder]
@@ -178,9 +214,13 @@ class ModelStrategies:
     def strategy(self, text: str) -> Strategy:
         """Parses the name of a strategy, or ``name=FILTER``.
 
-        Raises StrategyError if the name is unknown or taken or the filter cannot be parsed, and FilterError if the strategy
-        matches or trains nothing on this model.
+        ``NAME+wise_ft`` is a strategy whose weights are averaged after training with those that it started from.
+
+        Raises StrategyError if the name is unknown or taken or the filter cannot be parsed, FilterError if the strategy
+        matches or trains nothing on this model, and AdapterError if it adapts none of its layers.
         """
+        if "=" not in text and (text == WISE_FT or text.endswith(f"+{WISE_FT}")):
+            return self.strategy(text.rpartition("+")[0] or "full").averaged(text)
         name, equals, rule = text.partition("=")
         if equals:
             if not re.fullmatch(_NAME, name):
@@ -188,7 +228,7 @@ class ModelStrategies:
                     f"strategies={text!r}: the name before = must begin with a letter and have at most 64 letters, digits and "
                     "_ . + -"
                 )
-            if name in _FAMILIES or re.fullmatch(r"(last|first)_\d+", name):
+            if name in _FAMILIES or re.fullmatch(rf"(last|first|lora|adapter)_\d+|.*\+{WISE_FT}", name):
                 raise StrategyError(
                     f"strategies={text!r}: {name} is the name of another strategy already; choose another name"
                 )
@@ -198,7 +238,12 @@ class ModelStrategies:
                 raise StrategyError(f"strategies={text!r}: {error}") from None
         else:
             pull = f"adamw,weight_decay={PULL:g},decay_toward=start"
-            found = Strategy(name, tuple(self._plan(name)), pull if name == "l2_sp" else OPTIMIZER)
+            own: dict[str, Any] = {"adapt": self._adapt(name)}
+            own |= {"optimizer": pull} if name == "l2_sp" else {"auto_freeze": ON} if name == "auto_freeze" else {}
+            found = Strategy(name, tuple(self._plan(name)), **own)
+            if found.adapt is not None:
+                choose_targets(self._network, parse_adapters(found.adapt))
+                return found
         for phase in found.planned:
             try:
                 self.select(phase.train)
@@ -210,14 +255,37 @@ class ModelStrategies:
         """Resolves a filter text against the model."""
         return select(self.variables, train, statistics=self.statistics)
 
+    def _adapt(self, name: str) -> str | None:
+        """The adapters that a strategy puts into the model; None if it has none."""
+        match = re.fullmatch(r"(lora|ssf|adapter)(?:_(\d{1,5}))?", name)
+        if match is None or self._network is None or (match[1] == "ssf" and match[2]):
+            return None
+        kind, size = match[1], match[2] or str(ADAPTER_SIZE)
+        if kind == "ssf":
+            return "ssf @kernel @norm"
+        inner = next((g for g in _INNER[kind] if any(g in e.groups for e in self.variables)), "kernel")
+        return f"{kind}:{'rank' if kind == 'lora' else 'size'}={size} @{inner}"
+
+    def _can_adapt(self, name: str) -> bool:
+        adapt = self._adapt(name)
+        try:
+            choose_targets(self._network, parse_adapters(adapt or ""))
+        except InputError:
+            return False
+        return True
+
     def _plan(self, name: str) -> list[PlannedPhase]:
+        if self._adapt(name) is not None:
+            return [PlannedPhase(name, f"@adapters {self.head}".strip(), 1.0)]
         if name in ("full", "head"):
             return [PlannedPhase(name, "@all" if name == "full" else "@head", 1.0)]
         if name in _GROUPS:
             return [PlannedPhase(name, f"@{_GROUPS[name]} {self.head}".strip(), 1.0)]
         if match := re.fullmatch(r"(last|first)_(\d{1,6})", name):
             return [PlannedPhase(name, self._some(name, match[1], int(match[2])), 1.0)]
-        if name == "l2_sp":
+        if name == "auto_freeze" and not find_freezable(self.variables, "@all", self.statistics):
+            raise filters.FilterError("strategy auto_freeze: this model has no part that could be frozen below another")
+        if name in ("l2_sp", "auto_freeze"):
             return [PlannedPhase(name, "@all", 1.0)]
         if name == "layer_decay":
             return [PlannedPhase(name, "@all", 1.0, layer_decay=self._choose_layer_decay())]
@@ -282,53 +350,3 @@ def split_items(texts: Sequence[str]) -> list[str]:
         if names.count(name) > 1:
             raise StrategyError(f"strategies={','.join(texts)!r}: {name} appears twice")
     return found
-
-
-def find_parts(variables: ModelVariables) -> list[Level]:
-    """Finds the parts of a model from the input to the output; each has a weight outside the head."""
-    body = [entry for entry in variables if entry.kind == "weight" and "head" not in entry.groups]
-    if any(entry.block for entry in body):
-        count = max(entry.block[1] for entry in body if entry.block)
-        return [Level(f"blocks/{n}", f"@blocks[{n - count}:]", f"@blocks[:{n + 1}]") for n in range(count)]
-    names = part_names(variables)
-    if any(name == "" for entry in body for name, _, _ in entry.layers):
-        return _layer_groups(body, names)
-    found = list(dict.fromkeys(names[entry.path] for entry in body))
-    texts = [_pattern(name, body) for name in found]
-    return [Level(name, " ".join(texts[number:]), " ".join(texts[: number + 1])) for number, name in enumerate(found)]
-
-
-def _pattern(name: str, body: Sequence[NamedVariable]) -> str:
-    """The filter item for the variables under a name, or for the variable of that name."""
-    under = any(entry.path.startswith(f"{name}/") for entry in body)
-    return re.sub(r"\\?\s", r"\\s", re.escape(name)) + ("/.*" if under else "")
-
-
-def _layer_groups(body: Sequence[NamedVariable], names: Mapping[str, str]) -> list[Level]:
-    """Groups neighbouring layers by part, or into groups of equal size where their names say nothing about parts."""
-    at: dict[int, NamedVariable] = {}  # index in the model's layers -> a weight of that layer
-    count = 0
-    for entry in body:
-        for name, index, length in entry.layers:
-            if name == "":
-                at.setdefault(index, entry)
-                count = length
-    indices = sorted(at)
-    starts: dict[int, str] = {}
-    previous: str | None = ""
-    for index in indices:
-        entry = at[index]
-        part = names[entry.path]
-        stem = None if part == entry.layer else part  # a layer that is a part on its own: such neighbours go together
-        if stem != previous:
-            starts[index] = part.rpartition("/")[2]
-        previous = stem
-    if len(starts) < min(_FEWEST_GROUPS, len(indices)):
-        groups = min(_EQUAL_GROUPS, len(indices))
-        chosen = [indices[len(indices) * number // groups] for number in range(groups)]
-        starts = {index: names[at[index].path].rpartition("/")[2] for index in chosen}
-    ends = [*(f"{index - count}" for index in list(starts)[1:]), ""]
-    return [
-        Level(name, f"@layers[{index - count}:]", f"@layers[:{end}]")
-        for (index, name), end in zip(starts.items(), ends, strict=True)
-    ]

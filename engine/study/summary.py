@@ -13,11 +13,13 @@ from engine.selection.layer_groups import part_names
 from engine.study import results
 from engine.study.job import read_record
 from engine.study.planning import Plan
+from engine.study.quality.build_rows import add_quality
+from engine.study.quality.run import QualityResult
 from engine.study.strategies import OPTIMIZER, list_flags
 
 
-def summarize(plan: Plan, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """study.json of a plan and the runs of it that are finished, failed or left out."""
+def summarize(plan: Plan, runs: Sequence[Mapping[str, Any]], quality: QualityResult | None = None) -> dict[str, Any]:
+    """study.json of a plan, the runs of it that are finished, failed or left out, and what was searched and judged."""
     job, task, source = plan.job, plan.setting.task, plan.setting.task.source
     runs = [*runs, *plan.others()]
     pairs = list(dict.fromkeys([*plan.pairs, *((run["strategy"], run["runner"]) for run in runs)]))
@@ -25,7 +27,7 @@ def summarize(plan: Plan, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     blocks = part_names(task.variables)
     machine = (read_record(plan.out / "machine.json") or {}).get("gemm_gflops", {"median": 0.0, "p10": 0.0, "p90": 0.0})
     target, how = results.choose_target(runs, plan.config.target_accuracy)
-    return {
+    found = {
         "format": results.FORMAT,
         "job": {
             "model": job.model,
@@ -64,6 +66,9 @@ def summarize(plan: Plan, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "left_out": plan.left_out + _left_out(runs),
         "notes": _write_notes(plan, runs, how),
     }
+    if plan.quality is not None and quality is not None:
+        add_quality(found, plan.quality, quality, out=plan.out)
+    return found
 
 
 def _left_out(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -81,7 +86,7 @@ def _write_notes(plan: Plan, runs: Sequence[Mapping[str, Any]], how: str) -> lis
             f"The TF1 runners hold the weights twice ({size / 2**20:.1f} MiB more): in the session, and in the variables "
             "that the freeze proof reads."
         )
-    for strategy in plan.strategies:
+    for strategy in plan.strategies if plan.runs else ():
         asked = strategy.phases(plan.job.steps, learning_rate=plan.job.learning_rate)
         own = list_flags([dataclasses.asdict(phase) for phase in asked], strategy.optimizer)
         own += [f"learning_rate={p.learning_rate:g} in phase {p.name}" for p in asked if p.learning_rate is not None]
@@ -108,7 +113,7 @@ def _describe_strategy(plan: Plan, name: str, runs: Sequence[Mapping[str, Any]])
         phases, trained, start = [], [], 0
         asked = strategy.phases(plan.job.steps, learning_rate=plan.job.learning_rate)
         flags = list_flags([dataclasses.asdict(phase) for phase in asked], strategy.optimizer)
-        for stage in plan.setting.stages(asked, optimizer=strategy.optimizer):
+        for stage in [] if strategy.adapt else plan.setting.stages(asked, optimizer=strategy.optimizer):
             stop = min(plan.job.steps, start + stage.phase.step_count(plan.setting.batches.per_epoch))
             phases.append({"name": stage.phase.name, "train": stage.phase.train, "from_step": start, "to_step": stop})
             trained += [e.path for e in (*stage.selection.trained, *stage.selection.moving) if e.path not in trained]

@@ -42,7 +42,7 @@ def do_run(given: dict[str, Any]) -> None:
     np.random.seed(job.seed)
     tf.random.set_seed(job.seed)
     tf.config.experimental.enable_op_determinism()
-    setting = Setting.open(job, out)
+    setting = Setting.open(job, out, adapt=run.adapt)
     stages = setting.stages((Phase(**phase) for phase in run.phases), optimizer=run.optimizer)
     scratch = out / f".cache-{run.strategy}-{run.repeat}"
     runner = registry.load_runner(run.target)(setting, stages, scratch=scratch)

@@ -187,3 +187,26 @@ def as_probabilities(outputs: np.ndarray, loss: str) -> np.ndarray:
         return positive
     negative = np.where(values >= 0, small, 1.0) / (1.0 + small)
     return np.concatenate([negative, positive], axis=1)
+
+
+def measure_losses(outputs: np.ndarray, labels: np.ndarray, loss: str) -> np.ndarray:
+    """The loss of each example, float64 [n], as ``engine.training.losses.supervised_loss`` computes it, up to rounding.
+
+    Args:
+        outputs: [n, C], as the network gives them.
+        labels: "softmax": classes, int [n] or [n, 1]; "sigmoid": 0 or 1, [n] or [n, C]; "mse": targets, [n] or [n, C].
+
+    Example:
+        >>> measure_losses(np.array([[0.0, 0.0]]), np.array([1]), "softmax").round(3).tolist()
+        [0.693]
+    """
+    values = outputs.astype(np.float64)
+    if loss == "softmax":
+        chosen = values[np.arange(len(values)), labels.reshape(len(values)).astype(np.int64)]
+        top = values.max(axis=1)
+        return np.log(np.exp(values - top[:, None]).sum(axis=1)) + top - chosen
+    targets = labels.reshape(values.shape).astype(np.float64)
+    if loss == "mse":
+        return ((values - targets) ** 2).mean(axis=1)
+    each = np.maximum(values, 0.0) - values * targets + np.log1p(np.exp(-np.abs(values)))
+    return each.mean(axis=1)

@@ -97,7 +97,22 @@ class Phase:
             return max(1, round(self.epochs * per_epoch))
         return self.steps or self.max_steps or 0
 
+    def __str__(self) -> str:
+        """The text that ``parse`` reads.
 
+        Example:
+            >>> str(Phase(name="head", train="@head", steps=20, learning_rate=0.01))
+            'name=head train=@head steps=20 learning_rate=0.01'
+        """
+        given = [(f.name, getattr(self, f.name)) for f in fields(self)]
+        words = [
+            (name, value) for name, value in given if value is not None and (name in _ALWAYS or value != _FIRST[name])
+        ]
+        return " ".join(f"{name}={shlex.quote(str(value))}" for name, value in words)
+
+
+_ALWAYS = ("name", "train")
+_FIRST = {field.name: field.default for field in fields(Phase)}
 _KINDS = {field.name: str(field.type) for field in fields(Phase)}
 
 

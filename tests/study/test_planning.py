@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import shutil
+from typing import Any
 
 import pytest
 
@@ -59,3 +60,18 @@ def test_a_study_goes_on_although_its_data_have_moved_but_not_with_others(
     with pytest.raises(StudyError, match="it is not the folder of a study"):
         prepare(moved, seed=1)
     assert [path.name for path in study.iterdir()] == ["weights.npz"]
+
+
+def test_what_decides_while_it_trains_is_left_out_with_the_reason(
+    small_data: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    given: dict[str, Any] = {"model": "cnn:mini", "weights": "none", "data": f"npz:{small_data}", "eval_fraction": 0.2}
+    given |= {"runners": ["engine"], "steps": 1, "batch_size": 8, "out": str(tmp_path / "study")}
+    plan = build_plan(StudyConfig(**given, strategies=["head", "auto_freeze"]), command="study")
+    assert plan.pairs == [("head", "engine")]
+    assert [run.strategy for run in plan.runs if run.repeat == 1] == ["head"]
+    [row] = plan.left_out
+    assert (row["strategy"], row["runner"]) == ("auto_freeze", "engine")
+    assert "frostline finetune --auto_freeze=on" in row["reason"]
+    with pytest.raises(StudyError, match="strategies=auto_freeze: it decides its phases while it trains"):
+        build_plan(StudyConfig(**given, strategies=["auto_freeze"]), command="study")

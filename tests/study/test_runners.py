@@ -53,7 +53,7 @@ def test_the_head_comes_first_and_everything_follows_at_a_lower_rate(run: Any) -
     assert [phase["name"] for phase in runner.phases] == ["head", "full"]
     assert 1 < runner.phases[0]["to_step"] <= 3  # a plateau, or half of the steps
     assert (runner.phases[1]["from_step"], runner.phases[1]["to_step"]) == (runner.phases[0]["to_step"], 6)
-    assert [stage.learning_rate for stage in runner.stages] == [1e-3, pytest.approx(1e-4)]
+    assert [stage.learning_rate for stage in runner.stages] == [1e-3, pytest.approx(3e-5)]
     assert not any(phase["changed"] for phase in runner.phases)
 
 

@@ -10,7 +10,7 @@ import pytest
 from engine import models
 from engine.selection.filters import FilterError
 from engine.selection.variables import name_variables
-from engine.study.strategies import ModelStrategies, StrategyError, split_items
+from engine.study.strategies import ModelStrategies, StrategyError, list_flags, split_items
 from engine.training.optimizers import layer_factors
 
 
@@ -147,16 +147,19 @@ def test_the_lowest_layer_learns_at_the_same_rate_in_deep_models_and_flat_ones(
 
 
 def test_some_strategies_are_run_on_request_only(vit: ModelStrategies) -> None:
-    extra = {"first_1", "first_6", "layer_decay", "lp_ft", "l2_sp"}
+    extra = {"first_1", "first_6", "layer_decay", "lp_ft", "l2_sp", "auto_freeze"}
     assert extra <= set(vit.names())
     assert not extra & {strategy.name for strategy in vit.defaults()}
     phases = vit.strategy("lp_ft").phases(9, learning_rate=0.01)
     assert [(p.name, p.until, p.max_steps, p.steps, p.learning_rate) for p in phases] == [
         ("head", "plateau", 4, None, None),
-        ("full", None, None, 9, 0.001),
+        ("full", None, None, 9, 0.0003),
     ]
     assert [phase.name for phase in vit.strategy("lp_ft").phases(1)] == ["full"]
     assert vit.strategy("l2_sp").optimizer == "adamw,weight_decay=0.1,decay_toward=start"
+    freezing = vit.strategy("auto_freeze")
+    assert [phase.train for phase in freezing.planned] == ["@all"]
+    assert list_flags([], freezing.optimizer, auto_freeze=freezing.auto_freeze) == ["--auto_freeze=on"]
 
 
 def test_a_strategy_of_ones_own_is_a_filter_with_a_name(vit: ModelStrategies) -> None:
@@ -180,6 +183,7 @@ def test_a_strategy_of_ones_own_is_a_filter_with_a_name(vit: ModelStrategies) ->
         ("last_2=head/.*", StrategyError, "another strategy already"),
         ("first_2=head/.*", StrategyError, "another strategy already"),
         ("l2_sp=head/.*", StrategyError, "another strategy already"),
+        ("auto_freeze=on", StrategyError, "another strategy already"),
         ("first_0", FilterError, "it has first_1 to first_6"),
         ("../x=head/.*", StrategyError, "must begin with a letter"),
     ],

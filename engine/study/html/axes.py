@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+_MOST_POWERS = 8  # ticks of a logarithmic axis
 _LOG_FROM = 30  # the ratio of the largest to the smallest time above which an axis is logarithmic
 
 
@@ -27,7 +28,10 @@ class Axis:
     def text(self, tick: float) -> str:
         """The text of a tick, with as many decimals as distinguish the ticks."""
         if self.log:
-            return f"{tick:g}" if tick < 1e5 else f"{tick:.0e}"
+            if 1e4 <= tick < 1e12:
+                size, letter = next((s, letter) for s, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if tick >= s)
+                return f"{tick / size:g}{letter}"
+            return f"{tick:g}"
         step = self.ticks[1] - self.ticks[0] if len(self.ticks) > 1 else abs(tick) or 1.0
         return f"{tick:,.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
 
@@ -52,11 +56,21 @@ def time_axis(values: Iterable[float]) -> Axis:
     found = [value for value in values if value > 0]
     if not found or max(found) <= _LOG_FROM * min(found):
         return linear_axis(found, zero=True)
+    return log_axis(found)
+
+
+def log_axis(values: Iterable[float]) -> Axis:
+    """Builds a logarithmic axis for values above 0."""
+    found = list(values) or [1.0]
     low, high = min(found) / 1.25, max(found) * 1.25
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     factors = (1, 2, 5) if math.log10(high / low) < 2.5 else (1,)
-    ticks = [factor * 10.0**power for power in powers for factor in factors]
-    return Axis(low, high, tuple(t for t in ticks if low <= t <= high), log=True)
+    ticks = [t for power in powers for factor in factors if low <= (t := factor * 10.0**power) <= high]
+    if len(ticks) < 2:  # nearly a single value
+        ticks = [t for t in linear_axis(found, most=3).ticks if low <= t <= high]
+    if len(ticks) > _MOST_POWERS:
+        ticks = ticks[:: math.ceil(len(ticks) / _MOST_POWERS)]
+    return Axis(low, high, tuple(ticks), log=True)
 
 
 def choose_unit(longest: float) -> tuple[float, str]:

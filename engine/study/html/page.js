@@ -1,8 +1,6 @@
 "use strict";
-// Sorts the table of runs: numbers as numbers, missing values last in both directions.
-(() => {
-  const table = document.getElementById("rows");
-  if (!table) return;
+// Sorts tables whose headings are buttons: numbers as numbers, missing values last in both directions.
+function sortable(table) {
   const body = table.tBodies[0];
   const heads = Array.from(table.tHead.rows[0].cells);
   const original = Array.from(body.rows);
@@ -31,5 +29,6 @@
       sort(column, rising ? 1 : -1);
     });
   });
-  document.documentElement.classList.add("scripted");
-})();
+}
+document.querySelectorAll("table[id]").forEach(sortable);
+document.documentElement.classList.add("scripted");

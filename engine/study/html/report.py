@@ -18,7 +18,11 @@ from engine.files import PathLike, write_bytes
 from engine.sizes import format_bytes
 from engine.study.formatting import count, digits, duration, percent, plural, quality
 from engine.study.html import charts, strip, table
+from engine.study.html import quality as quality_sections
 from engine.study.html.markup import Child, Markup, data, tag
+from engine.study.html.quality import draw_section
+from engine.study.html.quality_view import View, open_view
+from engine.study.quality.rows import leave_out_quality
 from engine.study.recommend import Recommendation, by_accuracy, recommend
 from engine.study.results import FORMAT
 from engine.text import join_words
@@ -45,7 +49,8 @@ def build_page(study: Mapping[str, Any]) -> str:
             f"study['format']={study.get('format')!r}: expected format {FORMAT}; another version of Frostline wrote this study"
         )
     study = _change_floats(study, lambda number: number if math.isfinite(number) else None)
-    advice = recommend(study)
+    view, costs = open_view(study), leave_out_quality(study)
+    advice = recommend(costs)
     style, script = _file("page.css"), _file("page.js")
     policy = (
         f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
@@ -63,9 +68,9 @@ def build_page(study: Mapping[str, Any]) -> str:
     )
     body = tag(
         "body",
-        tag("a", "To the table of all runs", href="#runs", class_="skip"),
-        tag("header", _question(study)),
-        tag("main", _answer(study, advice), *_drawings(study, advice), _runs(study, advice), _notes(study), _machine(study)),
+        tag("a", "To the table of all runs", href="#strategies" if view and view.rows else "#runs", class_="skip"),
+        tag("header", _question(study, view)),
+        tag("main", *_middle(study, costs, advice, view), _notes(study), _machine(study, view)),
         tag("script", data(_change_floats(study, lambda number: float(f"{number:.{_DIGITS}g}"))), type="application/json", id="study"),
         tag("script", Markup(script)),
     )  # fmt: skip
@@ -88,14 +93,24 @@ def _change_floats(value: Any, change: Callable[[float], float | None]) -> Any:
     return [_change_floats(item, change) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _section(key: str, title: str, *inside: Child) -> Markup:
-    return tag("section", tag("h2", title, id=key), *inside, aria_labelledby=key)
+def _middle(
+    study: Mapping[str, Any], costs: Mapping[str, Any], advice: Recommendation, view: View | None
+) -> list[Markup]:
+    """The answer, pictures and tables of the modes that the study has."""
+    if view is None:
+        return [_answer(costs, advice), *_drawings(costs, advice), _runs(costs, advice)]
+    found = [
+        quality_sections.draw_verdict(view, study["parameters"]),
+        *quality_sections.draw_sections(view),
+        *_strips(study),
+    ]
+    return [*found, _runs(costs, advice)] if costs["results"] else found
 
 
 # ---- the question and the answer
 
 
-def _question(study: Mapping[str, Any]) -> list[Child]:
+def _question(study: Mapping[str, Any], view: View | None) -> list[Child]:
     job = study["job"]
     shape = " × ".join(str(size) for size in job["image_shape"])
     much = f"{count(job['steps'])} steps of {count(job['batch_size'])} examples"
@@ -108,9 +123,9 @@ def _question(study: Mapping[str, Any]) -> list[Child]:
             "p", "For ", tag("strong", job["model"]), f" ({count(study['parameters'])} parameters) on ",
             tag("strong", job["data"]),
             f" ({count(job['train_examples'])} images of {shape} in {count(job['classes'])} classes), "
-            f"measured on this machine ({study['machine']['cpu']}, {count(study['machine']['cores'])} cores). "
-            f"Every strategy trained for {much} with {job['optimizer']} at a learning rate of "
-            f"{digits(job['learning_rate'])}, from the same weights and on the same data in the same order.",
+            f"measured on this machine ({study['machine']['cpu']}, {count(study['machine']['cores'])} cores). ",
+            quality_sections.describe_procedure(view) if view else f"Every strategy trained for {much} with {job['optimizer']} at a "
+            f"learning rate of {digits(job['learning_rate'])}, from the same weights and on the same data in the same order.",
         ),
     ]  # fmt: skip
 
@@ -167,18 +182,27 @@ def _drawings(study: Mapping[str, Any], advice: Recommendation) -> list[Markup]:
             "The dashed staircase is the efficient frontier: on it, nothing cheaper is better."
             + (" The ring marks the recommended run." if advice.chosen else "")
         )
-        found.append(_section("costs", f"{what} against time and memory", charts.draw_runner_key(study), tag("div", *costs, class_="pair"), tag("p", text, class_="note")))  # fmt: skip
+        found.append(draw_section("costs", f"{what} against time and memory", charts.draw_runner_key(study), tag("div", *costs, class_="pair"), tag("p", text, class_="note")))  # fmt: skip
     learning = [chart for over in ("seconds", "step") if (chart := charts.draw_curves(study, advice, over))]
     if learning:
         text = "The first repeat of the run that represents each strategy. Here marks and dashes distinguish strategies; thin lines are further strategies."
-        found.append(_section("learning", "Learning curves", tag("div", *learning, class_="pair"), tag("p", text, class_="note")))  # fmt: skip
-    if (drawn := strip.draw_strip(study)) is not None:
-        text = (
-            "The model from the images (left) to the loss (right). Neighbouring parts that all strategies treat alike are "
-            "drawn as one."
+        found.append(draw_section("learning", "Learning curves", tag("div", *learning, class_="pair"), tag("p", text, class_="note")))  # fmt: skip
+    return [*found, *_strips(study)]
+
+
+def _strips(study: Mapping[str, Any]) -> list[Markup]:
+    drawn = strip.draw_strip(study)
+    if drawn is None:
+        return []
+    text = (
+        "The model from the images (left) to the loss (right). Neighbouring parts that all strategies treat alike are "
+        "drawn as one."
+    )
+    return [
+        draw_section(
+            "picture", "What each strategy trains", strip.draw_strip_key(), drawn, tag("p", text, class_="note")
         )
-        found.append(_section("picture", "What each strategy trains", strip.draw_strip_key(), drawn, tag("p", text, class_="note")))  # fmt: skip
-    return found
+    ]
 
 
 # ---- tables and notes
@@ -186,7 +210,8 @@ def _drawings(study: Mapping[str, Any], advice: Recommendation) -> list[Markup]:
 
 def _runs(study: Mapping[str, Any], advice: Recommendation) -> Markup:
     rows = study["results"]
-    return _section("runs", "All runs", table.build_table(rows, advice) if rows else tag("p", "There are no runs."))
+    title = "All runs" if "quality" not in study else "Cost: all runs"
+    return draw_section("runs", title, table.build_table(rows, advice) if rows else tag("p", "There are no runs."))
 
 
 def _notes(study: Mapping[str, Any]) -> list[Child]:
@@ -195,25 +220,32 @@ def _notes(study: Mapping[str, Any]) -> list[Child]:
         inside.append(tag("ul", *(tag("li", note) for note in study["notes"])))
     broken = [row for row in study["results"] if row["freeze_verified"] is False]
     if broken:
-        lines = (tag("li", tag("strong", r["strategy"]), " by ", tag("strong", r["runner"])) for r in broken)
+        lines = (tag("li", tag("strong", r["strategy"]), _by(r)) for r in broken)
         inside += [tag("h3", "Runs that changed frozen variables"), tag("ul", *lines)]
     failed = [row for row in study["results"] if row["failed"]]
     if failed:
         inside.append(tag("h3", "Runs that failed"))
         for row in failed:
-            inside += [tag("p", tag("strong", row["strategy"]), " by ", tag("strong", row["runner"]), "; the last lines of its output:"), tag("pre", row.get("reason") or "none", tabindex=0)]  # fmt: skip
+            inside += [tag("p", tag("strong", row["strategy"]), _by(row), "; the last lines of its output:"), tag("pre", row.get("reason") or "none", tabindex=0)]  # fmt: skip
     if study["left_out"]:
         lines = (tag("li", tag("strong", r["strategy"]), " by ", tag("strong", r["runner"]), f": {r['reason']}") for r in study["left_out"])  # fmt: skip
         inside += [tag("h3", "Left out"), tag("ul", *lines)]
     if not inside:
-        inside.append(tag("p", "None. All runs finished, and they agree."))
-    found: list[Child] = [_section("notes", "Notes", *inside)]
-    if study["results"]:
-        found.append(_section("columns", "How to read the columns", table.explain_columns(study["results"])))
+        inside.append(tag("p", "None." if "quality" in study else "None. All runs finished, and they agree."))
+    found: list[Child] = [draw_section("notes", "Notes", *inside)]
+    rows = leave_out_quality(study)["results"]
+    if rows:
+        found.append(draw_section("columns", "How to read the columns", table.explain_columns(rows)))
     return found
 
 
-def _machine(study: Mapping[str, Any]) -> Markup:
+def _by(row: Mapping[str, Any]) -> list[Child]:
+    """What did a run, after its strategy."""
+    return [" in quality mode"] if row["runner"] == "quality" else [" by ", tag("strong", row["runner"])]
+
+
+def _machine(study: Mapping[str, Any], view: View | None) -> Markup:
+    costs = view is None or leave_out_quality(study)["results"]
     machine, job = study["machine"], study["job"]
     repeats = plural(job["repeats"], "repeat")
     gemm = (machine.get("gemm_gflops") or {}).get("p90")
@@ -223,9 +255,14 @@ def _machine(study: Mapping[str, Any]) -> Markup:
         ("System", machine["system"]),
         ("Matrix product", f"{digits(gemm)} GFLOP/s in float32" if gemm else "not measured"),
         ("Versions", join_words((f"{name} {version}" for name, version in study["versions"].items()), most=20)),
-        ("Seed and repeats", f"{job['seed']}; {repeats} of each run, every one in a separate process"),
+        *(
+            [("Seed and repeats", f"{job['seed']}; {repeats} of each run, every one in a separate process")]
+            if costs
+            else []
+        ),
+        *(quality_sections.list_facts(view) if view else []),
     ]
     fact_list = tag("dl", *(tag("div", tag("dt", a), tag("dd", b)) for a, b in facts), class_="facts")
     again = [tag("h3", "To repeat the study"), tag("pre", tag("code", job["command"]), tabindex=0)]
     where = f"All numbers, rounded to {_DIGITS} digits, are in this file as JSON: in the element with the id study."
-    return _section("machine", "Machine, versions, command", fact_list, *again, tag("p", where, class_="note"))
+    return draw_section("machine", "Machine, versions, command", fact_list, *again, tag("p", where, class_="note"))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import made
+import made_quality
 import pytest
 
 from engine.study.html import report
@@ -41,6 +42,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "hostile": made.hostile(),
         "long": long,
         "wide": differing,
+        "quality": made_quality.study(mode="both", seeds=3),
+        "quality_hostile": made_quality.hostile(),
     }
     for name, study in studies.items():
         report.write_report(folder / f"{name}.html", study)
@@ -137,6 +140,21 @@ def test_every_column_sorts_as_what_it_is_with_missing_values_last(browser: Any,
             assert values == [*order, *missing], (title, direction)
             assert state == [[title, direction]]
     quiet(browser, pages["wide"])
+
+
+def test_each_table_of_a_page_sorts_by_itself(browser: Any, pages: dict[str, str]) -> None:
+    show(browser, pages["quality"])
+    order = "return [...document.querySelectorAll(arguments[0] + ' tbody tr')].map((r) => r.cells[0].textContent)"
+    best, pairs = (browser.execute_script(order, key) for key in ("#best", "#pairs"))
+    titles = browser.execute_script(
+        "return [...document.querySelectorAll('#pairs th button')].map((b) => b.textContent)"
+    )
+    button = browser.find_elements("css selector", "#pairs th button")[titles.index("Examples needed")]
+    button.click()
+    assert sorted_as(browser) == [["Examples needed", "ascending"]]
+    assert browser.execute_script(order, "#best") == best
+    assert sorted(browser.execute_script(order, "#pairs")) == sorted(pairs) != pairs
+    quiet(browser, pages["quality"])
 
 
 @pytest.mark.parametrize("width", [DESKTOP, PHONE])

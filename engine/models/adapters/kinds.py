@@ -3,7 +3,7 @@
 The output of a layer becomes ``(y + lora(x) + adapter(x)) * scale + shift``, each part only if it is attached:
 
 - ``lora`` (arXiv:2106.09685): alpha / rank times x, down, up, where ``down`` takes the place of the layer's kernel with
-  ``rank`` outputs (in a convolution, with its window and stride), and ``up`` is a matrix (a 1x1 convolution);
+  ``rank`` outputs (in a convolution, with its kernel size and stride), and ``up`` is a matrix (a 1x1 convolution);
 - ``adapter``, a bottleneck in parallel (arXiv:2110.04366, arXiv:2205.13535): the same with a bias and a ReLU between;
 - ``ssf`` (arXiv:2210.08823): scale and shift of each output.
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from engine import writing
-from engine.files import Npz, write_json, write_npz
+from engine.files import FileError, Npz, write_json, write_npz
 from engine.recipes.config import FREE, FinetuneConfig
 from engine.runs.records import replace_non_finite
 from engine.study.job import StudyError, read_record
@@ -92,8 +92,13 @@ class Store:
         return found
 
     def read_arrays(self, name: str) -> dict[str, np.ndarray]:
-        with Npz(self.out / "judged" / f"{name}.npz") as file:
-            return {key: file.read(key) for key in file.names()}
+        path = self.out / "judged" / f"{name}.npz"
+        try:
+            with Npz(path) as file:
+                return {key: file.read(key) for key in file.names()}
+        except FileError as error:
+            again = f"remove it and {path.with_suffix('.json').name} beside it, and the strategy is judged again"
+            raise StudyError(f"{error}; {again}") from None
 
     def write_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         write_npz(self.out / "judged" / f"{name}.npz", arrays.items())

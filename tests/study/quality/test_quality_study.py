@@ -187,6 +187,9 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path: pathlib.Path, s
     run_small(tmp_path / "out", small_data, **given)
     with pytest.raises(StudyError, match=r"holds another study, which these settings contradict:\n +quality: "):
         run_small(tmp_path / "out", small_data, **given | {"learning_rates": "1e-2,1e-3"})
+    (tmp_path / "out/quality/judged/head.npz").write_bytes(b"PK")
+    with pytest.raises(StudyError, match=r"head\.npz: .*; remove it and head\.json beside it"):
+        run_small(tmp_path / "out", small_data, **given)
     run_small(tmp_path / "out", small_data, **given | {"strategies": ["mine=@head"]})
     with pytest.raises(StudyError, match="it holds a trial of a strategy 'mine' that trained otherwise"):
         run_small(tmp_path / "out", small_data, **given | {"strategies": ["mine=@bias"]})

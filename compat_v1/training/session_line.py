@@ -85,11 +85,12 @@ class SessionGraph:
         found: list[np.ndarray] = self._session.run(copies)
         return found
 
-    def build_function(self, images: Any, tensors: Sequence[Any], effects: Sequence[Any]) -> Compute:
+    def build_function(self, examples: Sequence[Any], tensors: Sequence[Any], effects: Sequence[Any]) -> Compute:
         fetched = [list(tensors), list(effects)]
 
-        def compute(given: Any) -> Sequence[Any]:
-            found: Sequence[Any] = self._session.run(fetched, {images: np.asarray(given)})[0]
+        def compute(*given: Any) -> Sequence[Any]:
+            feeds = dict(zip(examples, map(np.asarray, given), strict=True))
+            found: Sequence[Any] = self._session.run(fetched, feeds)[0]
             return found
 
         return compute
@@ -118,7 +119,8 @@ class _Above:
         with here.as_default():
             with tf.name_scope("fed"):
                 self.inputs = {t.key: v1.placeholder(t.dtype, [None, *t.shape], name=t.key) for t in crossing}
-                feeds = {id(tensor): tensor for tensor in kept if tensor is not analysis.images}
+                given = {id(placeholder) for placeholder in analysis.examples}
+                feeds = {id(tensor): tensor for tensor in kept if id(tensor) not in given}
                 feeds |= build_feeds(crossing, same, self.inputs)
                 count = tf.shape(self.inputs[crossing[0].key])[0]
                 feeds |= {id(tensor): value for tensor, value in analysis.shape_values(count, None)}
@@ -183,7 +185,9 @@ class SessionLine(Line):
         Raises SessionError as ``feeds`` does, and if the evaluation computes other tensors.
         """
         if isinstance(self._evaluated, Refused):
-            raise SessionError(f"{self._evaluated.describe()}; evaluate on batches with {self.images!r}")
+            raise SessionError(
+                f"{self._evaluated.describe()}; evaluate on batches with {', '.join(map(repr, self.inputs))}"
+            )
         found = tf.nest.pack_sequence_as(self._built.evaluated, self._evaluated.tensors)
         return found, self._evaluated.feeds(arrays)
 
@@ -195,7 +199,7 @@ class SessionLine(Line):
             return found
         other, same = found
         try:
-            return _Above(other, self.tensors, same, wanted=wanted, without={other.images.op})
+            return _Above(other, self.tensors, same, wanted=wanted, without={given.op for given in other.examples})
         except ValueError:
             return self.refuse_without_images("evaluation")
 
@@ -209,7 +213,13 @@ class SessionLine(Line):
             return self.refuse_lower(same)
         wanted = [crossing.tensor for crossing in self._crossing]
         try:
-            above = _Above(self._analysis, lower.tensors, same, wanted=wanted, without={self._analysis.images.op})
+            above = _Above(
+                self._analysis,
+                lower.tensors,
+                same,
+                wanted=wanted,
+                without={given.op for given in self._analysis.examples},
+            )
         except ValueError:
             return self.refuse_without_images("the higher line")
 
@@ -234,5 +244,5 @@ def cut_training_graph(
     effects = [op for op in (runs.clear, runs.add, runs.train_op) if op is not None]
     fetched = [tensor for tensor in (runs.report, runs.weighted, runs.norm) if tensor is not None]
     traced = SessionGraph(built, session, fetched, effects)
-    found = find_cut(Analysis(traced, built.freezing.selection, images), most_bytes=most_bytes)
+    found = find_cut(Analysis(traced, built.freezing.selection, (images,)), most_bytes=most_bytes)
     return found if isinstance(found, Refused) else SessionLine(found, built, session)

@@ -165,11 +165,11 @@ class SessionLoop:
         """Returns what a step runs, or what an evaluation fetches, for a batch; and placeholder -> array."""
         line, names = self._line, list(self.built.inputs)
         feed: dict[Any, Any] = {}
-        if line is None or line.images in arrays:
+        if line is None or all(name in arrays for name in line.inputs):
             fetched = self.built.evaluated if evaluating else self.built.runs
         else:
             fetched, feed = line.evaluated(arrays) if evaluating else (line.runs, line.feeds(arrays))
-            names.remove(line.images)
+            names = [name for name in names if name not in line.inputs]
         if missing := [name for name in names if name not in arrays]:
             raise SessionError(f"batch: expected {missing[0]!r}; it has {', '.join(arrays)}")
         return fetched, feed | {self.built.inputs[name]: arrays[name] for name in names}

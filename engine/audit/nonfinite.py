@@ -12,6 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from engine.data.batch_names import is_cached, list_inputs
 from engine.frostline.analysis import Analysis
 from engine.frostline.traced import TracedFunction
 from engine.graphs import dataflow
@@ -68,8 +69,9 @@ def first_nonfinite(
         The finding; None if the loss, the gradients and everything that they are computed from are finite.
     """
     tensors = {name: tf.convert_to_tensor(batch[name]) for name in micro.inputs}
-    images = "image" if "image" in micro.inputs else next(n for n in micro.inputs if n not in ("label", "seeds"))
-    analysis = Analysis(TracedFunction(micro.function), selection, images)
+    analysis = Analysis(
+        TracedFunction(micro.function), selection, list_inputs(micro.inputs) or tuple(filter(is_cached, micro.inputs))
+    )
     looked = [t for op in analysis.live for t in op.outputs if t.dtype.is_floating]
     look = tf.function(_counter(analysis, looked), autograph=False)
     count = int(next(iter(tensors.values())).shape[0])

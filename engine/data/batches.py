@@ -124,8 +124,12 @@ class TrainBatches:
         return f"{self.normalise} augment={self.augment}" + (f" seed={self.seed}" if self.augment else "")
 
     def prepared(self, index: np.ndarray, epoch: int) -> Any:
-        """Returns the images with these numbers as an epoch sees them: float32 [B, height, width, channels]."""
-        return self._prepare(self.part.images[index], example_seeds(self.seed, epoch, index))
+        """Returns the inputs with these numbers as an epoch sees them: float32 [B, height, width, channels] of images.
+
+        If the data have several inputs, it returns them by name.
+        """
+        found = self._prepare(self.part.read_inputs(index), example_seeds(self.seed, epoch, index))
+        return _alone(found)
 
     def place(self, step: int, count: int = 1) -> tuple[int, np.ndarray]:
         """Returns the epoch of a step, counted over all epochs, and the positions of its examples.
@@ -151,11 +155,11 @@ class TrainBatches:
         return epoch, found
 
     def at(self, step: int) -> Batch:
-        """Returns the batch of a step, counted over all epochs: "image", "label", "seeds" and "index"."""
+        """Returns the batch of a step, counted over all epochs: inputs, labels and weights, "seeds" and "index"."""
         epoch, [(positions, said)] = self.own(step)
         batch: Batch = self.part.read(positions)
         seeds = example_seeds(self.seed, epoch, batch["index"])
-        return batch | {"image": self._prepare(batch["image"], seeds), "seeds": seeds} | said
+        return batch | self._prepare(batch, seeds) | {"seeds": seeds} | said
 
     def between(self, start: int, stop: int) -> Iterator[Batch]:
         """Yields the batches of the steps [start, stop), prepared ahead on another thread."""
@@ -201,8 +205,8 @@ class EvalBatches:
         return f"{self.normalise} augment=()"
 
     def prepared(self, index: np.ndarray, epoch: int = 0) -> Any:
-        """Returns the images with these numbers, the same in every epoch: float32 [B, height, width, channels]."""
-        return self._prepare(self.part.images[index], example_seeds(0, epoch, index))
+        """Returns the inputs with these numbers, the same in every epoch, as ``TrainBatches.prepared`` does."""
+        return _alone(self._prepare(self.part.read_inputs(index), example_seeds(0, epoch, index)))
 
     def __len__(self) -> int:
         return -(-len(self.part) // self.batch_size)
@@ -215,14 +219,29 @@ class EvalBatches:
         for start in range(first * self.batch_size, min(stop * self.batch_size, len(self.part)), self.batch_size):
             batch: Batch = self.part.read(np.arange(start, min(start + self.batch_size, len(self.part))))
             seeds = example_seeds(0, 0, batch["index"])
-            yield batch | {"image": self._prepare(batch["image"], seeds), "seeds": seeds}
+            yield batch | self._prepare(batch, seeds) | {"seeds": seeds}
 
 
 def _preparation(part: Part, kinds: tuple[str, ...], normalise: Normalise) -> Any:
-    """The function from uint8 or float images to augmented, normalised float32."""
+    """The function from a batch to its inputs by name: images become augmented, normalised float32, others tensors."""
     normalise = replace(normalise, mean=tuple(normalise.mean), std=tuple(normalise.std))  # lists have no hash
-    prepare = _compile_preparation(tuple(part.image_shape), tf.as_dtype(part.image_dtype), kinds, normalise)
-    return lambda images, seeds: prepare(tf.constant(images), tf.constant(seeds))
+    specs, made = part.input_specs, {}
+    for name, spec in specs.items():
+        if spec.is_image:
+            made[name] = _compile_preparation(spec.shape, tf.as_dtype(spec.dtype), kinds, normalise)
+    if kinds and not made:
+        raise DataError(f"augment={','.join(kinds)}: the data have no images, only {', '.join(specs)}")
+
+    def prepare(batch: Batch, seeds: Any) -> Batch:
+        found = {name: tf.constant(batch[name]) for name in specs}
+        return found | {name: make(found[name], tf.constant(seeds)) for name, make in made.items()}
+
+    return prepare
+
+
+def _alone(inputs: Batch) -> Any:
+    """The only input itself, or all of them by name."""
+    return next(iter(inputs.values())) if len(inputs) == 1 else inputs
 
 
 @functools.lru_cache(maxsize=16)  # a run reads the same images in several ways

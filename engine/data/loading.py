@@ -25,7 +25,8 @@ def _lazy_images(parts: Iterable[Part]) -> Iterator[tuple[Any, np.ndarray]]:
     """The image files behind the parts, each set once, with the numbers that the parts have of it."""
     found: dict[int, tuple[Any, list[np.ndarray]]] = {}
     for part in parts:
-        if hasattr(part.images, "load"):  # arrays are in memory already
-            found.setdefault(id(part.images), (part.images, []))[1].append(part.index)
+        for images in (part.images, *part.inputs.values()):
+            if hasattr(images, "load"):  # arrays are in memory already
+                found.setdefault(id(images), (images, []))[1].append(part.index)
     for images, numbers in found.values():
         yield images, np.unique(np.concatenate(numbers))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import reprlib
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from engine.data.batch_names import LABEL, WEIGHT, is_input
 from engine.errors import InputError
 
 
@@ -31,16 +33,45 @@ class Images(Protocol):
         """Returns the images [m, height, width, channels] with the int64 ``numbers`` [m]; always the same bits."""
 
 
+class ArraySpec(NamedTuple):
+    """The shape of an input of one example, without the axis of the batch, and its dtype in the data."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it is an image [height, width, channels], which is augmented and normalised; others are passed on."""
+        return len(self.shape) == 3 and self.dtype in (np.uint8, np.float32)
+
+
+class Target(NamedTuple):
+    """What the data say of the labels of one task, where they have several.
+
+    ``classes`` are the names of its classes, in the order of the labels; empty if the labels are numbers. ``columns`` are
+    the names of the columns of [m, C] numbers, where the data name them.
+    """
+
+    name: str
+    classes: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class Part:
     """Examples that are read by position, such as the training part of a data set.
 
-    Labels belong to positions, not to images: ``labels[p]`` is the label of ``images[index[p]]``.
+    Labels belong to positions, not to images: ``labels[p]`` is the label of ``images[index[p]]``. The first input is
+    mostly images, but may have any shape: vectors [n, D], or tokens [n, T].
 
     Attributes:
         images: an array, or another object that implements ``Images``; several parts may share it.
         labels: for each position, a class (int64 [m]) or a target (float32 [m] or [m, C]).
         index: for each of the m positions, the number of its image in ``images``, int64 [m].
+        input_name, label_name: the names of ``images`` and ``labels`` in a batch (engine.data.batch_names).
+        inputs: further inputs of the model by name, each indexed by the same numbers as ``images``.
+        columns: further arrays by position: "weight", and for several tasks "label/TASK" and "weight/TASK". An example whose
+            label is missing has the weight 0.
         hold_out: a number in [0, 1) per position, float64 [m]: an evaluation part of a share f takes the examples below
             f. If None, a fixed permutation decides.
 
@@ -53,12 +84,16 @@ class Part:
     labels: np.ndarray
     index: np.ndarray
     hold_out: np.ndarray | None = None
+    input_name: str = field(default="image", kw_only=True)
+    inputs: Mapping[str, Images] = field(default_factory=dict, kw_only=True)
+    label_name: str = field(default=LABEL, kw_only=True)
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict, kw_only=True)
 
     def __post_init__(self) -> None:
         index, count = self.index, self.images.shape[0]
         if index.ndim != 1 or index.dtype.kind != "i":
             raise DataError(f"index: {index.dtype} {list(index.shape)}; expected int64 [m], the numbers of images")
-        for name, array in (("labels", self.labels), ("hold_out", self.hold_out)):
+        for name, array in (("labels", self.labels), ("hold_out", self.hold_out), *self.columns.items()):
             if array is not None and (array.ndim < 1 or len(array) != len(index)):
                 raise DataError(
                     f"{name}: shape {list(array.shape)} for an index of length {len(index)}; expected one entry per "
@@ -66,32 +101,60 @@ class Part:
                 )
         if len(wrong := np.flatnonzero((index < 0) | (index >= count))):
             raise DataError(f"index[{wrong[0]}]={index[wrong[0]]}: there are {count} images, numbered from 0")
+        self._check_names()
         self._check_images()
-        if self.labels.dtype.kind not in "iuf" or self.labels.ndim > 2:
+        for name, given in self.inputs.items():
+            _check_input(name, given)
+            if given.shape[0] != count:
+                raise DataError(f"{name}: {given.shape[0]} examples, but {self.input_name} has {count}")
+        if self.labels.dtype.kind not in "iuf" or self.labels.ndim > 3:
             raise DataError(
-                f"labels: {self.labels.dtype} {list(self.labels.shape)}; expected int64 [m] (classes), or float32 [m] or [m, C] "
-                "(targets)"
+                f"labels: {self.labels.dtype} {list(self.labels.shape)}; expected int64 [m] (classes), float32 [m] or [m, C] "
+                "(targets), or a label for each pixel, [m, height, width]"
             )
         wide = np.int64 if self.labels.dtype.kind in "iu" else np.float32
-        if self.labels.dtype.itemsize < 4 or self.labels.dtype.kind == "u":
+        if self.labels.ndim < 3 and (self.labels.dtype.itemsize < 4 or self.labels.dtype.kind == "u"):
             object.__setattr__(self, "labels", self.labels.astype(wide))  # losses take no smaller ones
 
     def __len__(self) -> int:
         return len(self.index)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """The shape (height, width, channels) of an image."""
-        _, height, width, channels = self.images.shape
-        return height, width, channels
+    def image_shape(self) -> tuple[int, ...]:
+        """The shape of an example of the first input: (height, width, channels) of an image."""
+        return tuple(self.images.shape[1:])
+
+    @property
+    def input_specs(self) -> dict[str, ArraySpec]:
+        """The shape and dtype of each input, the first one first."""
+        every = {self.input_name: self.images, **self.inputs}
+        return {name: ArraySpec(tuple(given.shape[1:]), np.dtype(given.dtype)) for name, given in every.items()}
 
     @property
     def image_dtype(self) -> np.dtype[Any]:
         return self.images.dtype
 
+    def _check_names(self) -> None:
+        """Raises DataError unless inputs are named like inputs, and columns like labels and weights."""
+        names = [self.input_name, *self.inputs]
+        if wrong := [name for name in names if not name or not is_input(name)]:
+            raise DataError(
+                f"inputs: {wrong[0]!r} is not a valid name of an input; a batch has something else of this name"
+            )
+        if len(set(names)) < len(names):
+            raise DataError(f"inputs: two are called {self.input_name!r}")
+        for name in (self.label_name, *self.columns):
+            if name.partition("/")[0] not in (LABEL, WEIGHT):
+                raise DataError(f"columns: {name!r} is not a valid name; expected weight, label/TASK or weight/TASK")
+        if self.label_name in self.columns:
+            raise DataError(f"columns: {self.label_name!r} is the name of ``labels``")
+
     def _check_images(self) -> None:
         shape, dtype = self.images.shape, np.dtype(self.images.dtype)
         if len(shape) != 4:
+            if self.input_name != "image":
+                _check_input(self.input_name, self.images)
+                return
             raise DataError(f"images: shape {list(shape)}; expected [n, height, width, channels]")
         if dtype not in (np.uint8, np.float32):
             raise DataError(
@@ -126,13 +189,22 @@ class Part:
         return found.astype(np.int64, copy=False)
 
     def read(self, positions: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns "image", "label" and "index" of the examples at these positions, int64 [m].
+        """Returns the inputs, labels, weights and the "index" of the examples at these positions, int64 [m].
 
-        Raises DataError for a position that there is not, or with the name of an unreadable image file.
+        These are "image", "label" and "index" where the data have nothing else. Raises DataError for a position that there is not, or with the name of an unreadable image file.
         """
+        rest = self.read_rest(positions)
+        return self.read_inputs(rest["index"]) | rest
+
+    def read_inputs(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the inputs with these numbers, int64 [m], by name."""
+        return {self.input_name: self.images[numbers]} | {name: each[numbers] for name, each in self.inputs.items()}
+
+    def read_rest(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns what ``read`` does, without the inputs; raises DataError for a position that there is not."""
         positions = self._positions(positions)
-        index = self.index[positions]
-        return {"image": self.images[index], "label": self.labels[positions], "index": index}
+        own = {name: values[positions] for name, values in self.columns.items()}
+        return {self.label_name: self.labels[positions]} | own | {"index": self.index[positions]}
 
     def take(self, positions: np.ndarray) -> Part:
         """Returns a part with the examples at these positions of this one, int64 [m], in this order.
@@ -142,7 +214,9 @@ class Part:
         """
         positions = self._positions(positions)
         shares = None if self.hold_out is None else self.hold_out[positions]
-        return replace(self, labels=self.labels[positions], index=self.index[positions], hold_out=shares)
+        own = {name: values[positions] for name, values in self.columns.items()}
+        given: dict[str, Any] = {"labels": self.labels[positions], "index": self.index[positions]}
+        return replace(self, **given, hold_out=shares, columns=own)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,6 +230,8 @@ class Source:
         skipped: the unreadable image files that were left out.
         named: whether ``classes`` are the data's own names; otherwise they are just numbers.
         columns: the names of the columns of [n, C] targets, where the data name them.
+        tasks: where there are several labels for an example, what each is, by the name of its task; ``classes`` and
+            ``columns`` are then those of the first.
     """
 
     name: str
@@ -166,10 +242,11 @@ class Source:
     skipped: tuple[str, ...] = ()
     named: bool = True
     columns: tuple[str, ...] = ()
+    tasks: tuple[Target, ...] = ()
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """The shape (height, width, channels) of an image."""
+    def image_shape(self) -> tuple[int, ...]:
+        """The shape of an example of the first input: (height, width, channels) of an image."""
         return self.train.image_shape
 
     @property
@@ -226,12 +303,26 @@ class Source:
         for part in (self.train, self.eval):
             hasher.update(repr((part.image_shape, part.image_dtype.str, part.labels.shape)).encode())
             hasher.update(part.index.tobytes() + part.labels.tobytes())
-        for images in {id(part.images): part.images for part in (self.train, self.eval)}.values():
+            for name, values in part.columns.items():
+                hasher.update(repr((name, values.dtype.str, values.shape)).encode() + values.tobytes())
+            for name, each in part.inputs.items():
+                hasher.update(repr((name, np.dtype(each.dtype).str, each.shape)).encode())
+        every = [each for part in (self.train, self.eval) for each in (part.images, *part.inputs.values())]
+        for images in {id(each): each for each in every}.values():
             if isinstance(images, np.ndarray):
                 hasher.update(np.ascontiguousarray(images).data)
             else:
                 hasher.update(images.fingerprint().encode())  # type: ignore[attr-defined]
         return hasher.hexdigest()
+
+
+def _check_input(name: str, given: Images) -> None:
+    """Raises DataError unless an input is an array of numbers with an axis of examples and one or more others."""
+    shape, dtype = given.shape, np.dtype(given.dtype)
+    if len(shape) < 2 or dtype not in (np.uint8, np.float32, np.int32, np.int64, np.bool_):
+        raise DataError(f"{name}: {dtype} {list(shape)}; expected [n, ...], of uint8, float32, int32, int64 or bool")
+    if dtype == np.float32 and isinstance(given, np.ndarray) and given.size and not np.isfinite(given).all():
+        raise DataError(f"{name}: float32 with values that are not finite; expected numbers")
 
 
 def number_classes(count: int) -> tuple[str, ...]:

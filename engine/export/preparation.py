@@ -14,7 +14,7 @@ from engine.export.orientation import read_orientation
 _RATIOS = (1, 2, 4, 8)
 
 
-def prepare_file(encoded: Any, image_shape: tuple[int, int, int]) -> Any:
+def prepare_file(encoded: Any, image_shape: tuple[int, ...]) -> Any:
     """Decodes an encoded JPEG or PNG of any size (a string scalar) to uint8 of ``image_shape`` (1 or 3 channels).
 
     The image is turned upright, resized to cover the shape, and cropped about the centre.

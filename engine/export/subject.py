@@ -42,7 +42,7 @@ class Subject:
     network: Any
     variables: ModelVariables
     normalise: Normalise
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     loss: str
     outputs: int
     class_names: tuple[str, ...] | None

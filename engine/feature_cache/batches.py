@@ -15,7 +15,7 @@ _BLOCK, _STEPS = 16 << 20, 16  # the most bytes and steps read at once
 
 
 class FeatureBatches:
-    """Training steps like those of ``batches``, with tensors of a filled cache of the same part in place of "image".
+    """Training steps like those of ``batches``, with tensors of a filled cache of the same part in place of inputs.
 
     In a cache with K views, epoch e reads view e modulo K: the first K epochs see what they would see without a cache.
     """
@@ -29,7 +29,7 @@ class FeatureBatches:
         return self.batches.per_epoch
 
     def at(self, step: int) -> Batch:
-        """The batch of a step, counted over all epochs: the line's tensors, "label", "seeds" and "index"."""
+        """The batch of a step, counted over all epochs: the line's tensors, labels, weights, "seeds" and "index"."""
         return self._read(step, 1)[0]
 
     def between(self, start: int, stop: int) -> Iterator[Batch]:
@@ -49,8 +49,8 @@ class FeatureBatches:
         epoch, steps = self.batches.own(step, count)
         part = self.batches.part
         positions = np.concatenate([own for own, _ in steps])
-        index = part.index[positions]
-        whole: Batch = {"label": part.labels[positions], "index": index}
+        whole: Batch = part.read_rest(positions)
+        index = whole["index"]
         whole["seeds"] = example_seeds(self.batches.seed, epoch, index)
         whole |= self.features.read(index, view=epoch % self.features.views)
         sizes = [len(own) for own, _ in steps]
@@ -64,7 +64,7 @@ class FeatureBatches:
 
 
 class EvalFeatureBatches:
-    """Evaluation batches like those of ``batches``, with the tensors at the frost line in place of "image"."""
+    """Evaluation batches like those of ``batches``, with the tensors at the frost line in place of inputs."""
 
     def __init__(self, batches: EvalBatches, features: Features) -> None:
         self.batches, self.features = batches, features
@@ -85,6 +85,6 @@ class EvalFeatureBatches:
         part, size = self.batches.part, self.batches.batch_size
         for start in range(first * size, min(stop * size, len(part)), size):
             positions = np.arange(start, min(start + size, len(part)))
-            index = part.index[positions]
-            batch: Batch = {"label": part.labels[positions], "index": index, "seeds": example_seeds(0, 0, index)}
-            yield batch | self.features.read(index)
+            batch: Batch = part.read_rest(positions)
+            index = batch["index"]
+            yield batch | {"seeds": example_seeds(0, 0, index)} | self.features.read(index)

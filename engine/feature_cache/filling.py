@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -88,14 +88,15 @@ class JointPass:
         self._compared: set[int] = set()
         self.exact = True
 
-    def __call__(self, numbers: Sequence[int], images: Any) -> Sequence[Sequence[Any]]:
-        """Computes the tensors of the lines with these numbers."""
+    def __call__(self, numbers: Sequence[int], examples: Any) -> Sequence[Sequence[Any]]:
+        """Computes the tensors of the lines with these numbers, for the model's input, or its inputs by name."""
         if len(numbers) == 1 or not self.exact:
-            return [self._lines[number].prefix(images) for number in numbers]
-        found = self._joint(images)
-        if (size := len(images)) not in self._compared:
+            return [self._lines[number].prefix(examples) for number in numbers]
+        found = self._joint(examples)
+        size = len(next(iter(examples.values())) if isinstance(examples, Mapping) else examples)
+        if size not in self._compared:
             self._compared.add(size)
-            alone = [line.prefix(images) for line in self._lines]
+            alone = [line.prefix(examples) for line in self._lines]
             if not _same_bits(found, alone):
                 self.exact = False
                 self._say("one pass would round otherwise than separate passes; each phase is computed by itself")

@@ -61,36 +61,46 @@ class Analysis:
     Args:
         traced: the graph, with the tensors and operations that a step needs from it.
         selection: the variables that train and move.
-        images: the name of the images in the batch; AnalysisError is raised if it has no such input.
+        inputs: the names of the model's inputs in the batch; AnalysisError is raised if it lacks one.
         shapes: the shapes in the graph, if they have been inferred already.
 
     Attributes:
-        images: the placeholder of the images; ``graph``, ``inputs`` and ``others`` are those of ``traced``.
+        examples: the placeholders of the model's inputs; ``graph``, ``inputs`` and ``others`` are those of ``traced``.
         live: the operations that a run needs, in the order in which they were traced.
         dependence: the varying operations, and why they vary.
-        input_dependent: the invariant operations that depend on the images' values.
+        input_dependent: the invariant operations that depend on the values of the model's inputs.
         tainted: the input-dependent operations whose results mix examples, as far as shapes tell.
         forbidden: tensors, by ``id``, that were found to mix examples when they were run.
     """
 
-    def __init__(self, traced: Traced, selection: Selection, images: str, *, shapes: BatchShapes | None = None) -> None:
-        if images not in traced.inputs:
-            raise AnalysisError(f"images={images!r}: the batch has {', '.join(sorted(traced.inputs))}")
+    def __init__(
+        self, traced: Traced, selection: Selection, inputs: Sequence[str], *, shapes: BatchShapes | None = None
+    ) -> None:
+        if missing := [name for name in inputs if name not in traced.inputs]:
+            raise AnalysisError(f"inputs={missing[0]!r}: the batch has {', '.join(sorted(traced.inputs))}")
+        if not inputs:
+            raise AnalysisError(f"inputs: the batch has no input of a model, only {', '.join(sorted(traced.inputs))}")
         self.traced, self.selection = traced, selection
         self.graph, self.inputs, self.others = traced.graph, traced.inputs, traced.others
-        self.images = self.inputs[images]
+        self.examples = tuple(self.inputs[name] for name in inputs)
+        self._sources = {placeholder.op for placeholder in self.examples}
         needed = dataflow.ancestors(traced.results, ops=traced.effects)
         self.live = [op for op in self.graph.get_operations() if op in needed]
-        self.dependence = Dependence(traced, selection, self.images, self.live)
+        self.dependence = Dependence(traced, selection, self.examples, self.live)
         self.shapes = shapes or BatchShapes(self.graph, list(self.inputs.values()), self.live)
         invariant = [op for op in self.live if op not in self.dependence.varying]
         # only the batch size can change in the shape of an invariant tensor, and it is known above the line too
         self._sizes = {op for op in invariant if op.type in SHAPES and all(self.shapes.certain(t) for t in op.inputs)}
-        reached = dataflow.dependents(self.graph, [self.images], but=self._sizes)
+        reached = dataflow.dependents(self.graph, self.examples, but=self._sizes)
         self.input_dependent = {op for op in invariant if op in reached}
         self.forbidden: dict[int, Any] = {}
         self.tainted = self._mixed()
         self._again: set[Any] = set()
+
+    @property
+    def other_inputs(self) -> dict[str, Any]:
+        """The placeholders of the batch that are not inputs of the model, by name."""
+        return {name: given for name, given in self.inputs.items() if given.op not in self._sources}
 
     # ---- names
 
@@ -153,7 +163,7 @@ class Analysis:
 
     def find_boundary(self) -> list[tuple[Any, Any]]:
         """Pairs of an input-dependent tensor and the varying operation that reads it (None for a result)."""
-        input_dependent = self.input_dependent | {self.images.op}
+        input_dependent = self.input_dependent | self._sources
         read = [
             (t, op) for op in self.live if op in self.dependence.varying for t in op.inputs if t.op in input_dependent
         ]
@@ -162,13 +172,13 @@ class Analysis:
     def min_cut(self, price: float) -> Sequence[Crossing] | None:
         """The tensors that cross most cheaply, where recomputing a multiply-add costs ``price`` bytes; None without a cut."""
         wanted = {id(tensor): tensor for tensor, _ in self.find_boundary()}
-        needed = (dataflow.ancestors(wanted.values()) & self.input_dependent) | {self.images.op}
-        ops = [op for op in self.live if op in needed] + [op for op in [self.images.op] if op not in self.live]
+        needed = (dataflow.ancestors(wanted.values()) & self.input_dependent) | self._sources
+        ops = [op for op in self.live if op in needed] + [t.op for t in self.examples if t.op not in self.live]
         network = Network()
         source, sink = network.add_node(), network.add_node()
         nodes = {op: network.add_node() for op in ops}
         for op in ops:
-            cost = UNBOUNDED if op is self.images.op else round(_UNIT * price * self.shapes.work(op))
+            cost = UNBOUNDED if op in self._sources else round(_UNIT * price * self.shapes.work(op))
             network.add_edge(source, nodes[op], cost)
             for tensor in op.outputs:
                 readers = [nodes[reader] for reader in dict.fromkeys(tensor.consumers()) if reader in nodes]
@@ -197,14 +207,14 @@ class Analysis:
 
     def ops_below(self) -> set[Any]:
         """The input-dependent operations that are not recomputed above the last cut."""
-        return (self.input_dependent | {self.images.op}) - self._again
+        return (self.input_dependent | self._sources) - self._again
 
     # ---- functions
 
     def build_function(self, tensors: Sequence[Any]) -> Compute:
-        """A function from the images to these invariant tensors, with the assertions and prints below the line."""
+        """A function from the model's inputs to these invariant tensors, with the assertions and prints below the line."""
         speaks = [op for op in self.live if op in self.input_dependent and self.dependence.kinds.asserts_or_prints(op)]
-        return self.traced.build_function(self.images, tensors, [end for op in speaks for end in self._fetchable(op)])
+        return self.traced.build_function(self.examples, tensors, [end for op in speaks for end in self._fetchable(op)])
 
     def _fetchable(self, op: Any) -> list[Any]:
         """The operation itself if a run can fetch it, else the first such operation after it."""

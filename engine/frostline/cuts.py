@@ -7,10 +7,11 @@ A step is traced as a whole first and cut afterwards. After a cut, the same ``Tr
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine import part_times
+from engine.data.batch_names import list_inputs
 from engine.frostline.analysis import Analysis
 from engine.frostline.line import FrostLine, Refused
 from engine.frostline.search import find_cut
@@ -29,7 +30,7 @@ def cut_step(
 ) -> FrostLine | Refused:
     """Cuts a step at its frost line for a selection; it then also trains on batches without images.
 
-    ``batch`` is any batch with "image", as the step takes it. ``most_bytes`` limits the bytes that may cross the line per
+    ``batch`` is any batch with the model's inputs (engine.data.batch_names), as the step takes it. ``most_bytes`` limits the bytes that may cross the line per
     example. The step keeps the suffix in addition to the whole step. Returns the line; or the reasons why there is none.
     """
     micro = step.micro_batch(selection, batch)
@@ -44,14 +45,18 @@ def cut_step(
 
 
 def cut_micro_batch(
-    micro: MicroBatch, selection: Selection, *, images: str = "image", most_bytes: int | None = None
+    micro: MicroBatch, selection: Selection, *, inputs: Sequence[str] | None = None, most_bytes: int | None = None
 ) -> FrostLine | Refused:
     """Finds the frost line of a micro-batch that was traced for a selection, and cuts it there.
 
-    All inputs but ``images`` are varying; AnalysisError is raised if there is none of that name. Under a limit on bytes,
+    ``inputs`` are the names of the model's inputs; None means all that are not labels, weights or seeds. What else is in a
+    batch is varying. AnalysisError is raised if there is none of such a name. Under a limit on bytes,
     cheaper cuts are tried, down to the one with the fewest bytes.
     """
-    analysis = Analysis(TracedFunction(micro.function), selection, images, shapes=micro.shapes)
+    traced = TracedFunction(micro.function)
+    analysis = Analysis(
+        traced, selection, list_inputs(traced.inputs) if inputs is None else inputs, shapes=micro.shapes
+    )
     found = find_cut(analysis, most_bytes=most_bytes)
     return found if isinstance(found, Refused) else FrostLine(found, micro)
 

@@ -37,13 +37,13 @@ class Cause:
 class Dependence:
     """The varying operations of a graph, and their causes.
 
-    ``images`` is the one placeholder that is invariant, and ``live`` are the operations that a run needs: writes by others
+    ``examples`` are the placeholders of the model's inputs, which are invariant, and ``live`` are the operations that a run needs: writes by others
     (initialisers, a saver's restores) do not count.
     """
 
-    def __init__(self, traced: Traced, selection: Selection, images: Any, live: Sequence[Any]) -> None:
+    def __init__(self, traced: Traced, selection: Selection, examples: Sequence[Any], live: Sequence[Any]) -> None:
         self.graph = traced.graph
-        self.images = images
+        self._examples = {id(placeholder) for placeholder in examples}
         self._traced = traced
         self.kinds = OpKinds(traced.graph)
         self.causes = list(self._causes(selection, live))
@@ -76,7 +76,7 @@ class Dependence:
             if (found := handle(path, variable)) is not None:
                 names[id(found)] = path
         for name, placeholder in self._traced.inputs.items():
-            if placeholder is not self.images:
+            if id(placeholder) not in self._examples:
                 yield Cause("input", name, (placeholder,))
         for placeholder in self._traced.others:
             yield Cause("input", placeholder.op.name, (placeholder,))

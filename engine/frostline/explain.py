@@ -19,7 +19,8 @@ def explain_refusal(analysis: Analysis, chosen: Sequence[Crossing] | None) -> tu
         reasons = [_explain_mixing(analysis)]
     if not reasons:
         boundary = analysis.find_boundary()
-        reads = [op for tensor, op in boundary if tensor is analysis.images or tensor.op.type in ("Cast", "Reshape")]
+        given = {id(tensor) for tensor in analysis.examples}
+        reads = [op for tensor, op in boundary if id(tensor) in given or tensor.op.type in ("Cast", "Reshape")]
         first = reads[0] if reads else next((op for _, op in boundary), None)
         causes = analysis.dependence.find_causes(first) if first is not None else []
         trained = [cause.name for cause in causes if cause.kind == "trained"]

@@ -14,6 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from engine.data.batch_names import CACHED
 from engine.errors import InputError
 from engine.frostline import explain
 from engine.frostline.analysis import Analysis, Crossing
@@ -55,7 +56,8 @@ class Line(abc.ABC):
         found, forward: the result of ``search.find_cut``, and the operations of the forward pass.
 
     Attributes:
-        tensors, images, selection: the tensors that cross, the name of the images in a batch, the variables that train.
+        tensors, selection: the tensors that cross, and the variables that train.
+        inputs: the names in a batch of the model's inputs, in the place of which the tensors come.
         forward_share, step_share: the share below the line of the multiply-adds of the forward pass, and of all.
         macs: the multiply-adds of the whole step, forward and backward, per example.
         notes: what keeps the line lower than the selection alone would, one sentence each.
@@ -64,8 +66,8 @@ class Line(abc.ABC):
     def __init__(self, found: Cut, forward: Sequence[Any]) -> None:
         analysis = self._analysis = found.analysis
         self._crossing, self._prefix = found.crossing, found.prefix
-        self.images, self.selection = analysis.input_name(analysis.images), analysis.selection
-        stem = "frozen"  # of keys that do not collide with the names in the batch
+        self.inputs, self.selection = tuple(map(analysis.input_name, analysis.examples)), analysis.selection
+        stem = CACHED  # of keys that do not collide with the names in the batch
         while any(name.startswith(stem) for name in analysis.inputs):
             stem += "_"
         self.tensors = tuple(
@@ -84,21 +86,37 @@ class Line(abc.ABC):
         """The bytes that cross the line per example."""
         return sum(tensor.bytes for tensor in self.tensors)
 
-    def prefix(self, images: Any) -> tuple[Any, ...]:
-        """The tensors at the line, [B, *shape], for images [B, ...]; compiled, for any B."""
-        return tuple(reshape_rows(v, c.shape) for v, c in zip(self._prefix(images), self._crossing, strict=True))
+    def prefix(self, examples: Any) -> tuple[Any, ...]:
+        """The tensors at the line, [B, *shape], for examples [B, ...]; compiled, for any B.
+
+        ``examples`` is the input of the model, such as images, or a mapping of its inputs by name if it has several.
+        """
+        found = self._prefix(*self._listed(examples))
+        return tuple(reshape_rows(v, c.shape) for v, c in zip(found, self._crossing, strict=True))
+
+    def _listed(self, examples: Any) -> list[Any]:
+        """The inputs of the model in their order."""
+        return [examples[name] for name in self.inputs] if isinstance(examples, Mapping) else [examples]
 
     def replace_images(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Runs the prefix: the batch with the tensors at the line in place of its images; FrostLineError without images."""
-        if self.images not in batch:
-            raise FrostLineError(f"the batch has no {self.images!r}; it has {', '.join(batch)}")
-        values = dict(zip((tensor.key for tensor in self.tensors), self.prefix(batch[self.images]), strict=True))
-        return {name: value for name, value in batch.items() if name != self.images} | values
+        """Runs the prefix: the batch with the tensors at the line in place of the model's inputs.
+
+        FrostLineError: the batch lacks one of them.
+        """
+        if missing := [name for name in self.inputs if name not in batch]:
+            raise FrostLineError(f"the batch has no {missing[0]!r}; it has {', '.join(batch)}")
+        values = dict(zip((tensor.key for tensor in self.tensors), self.prefix(batch), strict=True))
+        return {name: value for name, value in batch.items() if name not in self.inputs} | values
 
     def specs(self, batch: Mapping[str, Any]) -> dict[str, tf.TensorSpec]:
         """Dtypes and shapes of ``replace_images(batch)``, for any batch size, without computing it."""
-        found = {n: tf.TensorSpec([None, *v.shape[1:]], v.dtype) for n, v in batch.items() if n != self.images}
+        found = {n: tf.TensorSpec([None, *v.shape[1:]], v.dtype) for n, v in batch.items() if n not in self.inputs}
         return found | {t.key: tf.TensorSpec([None, *t.shape], t.dtype) for t in self.tensors}
+
+    @property
+    def _called(self) -> str:
+        """The model's inputs, for messages."""
+        return f"the {'images' if self.inputs == ('image',) else 'inputs'} ({', '.join(self.inputs)})"
 
     def digest(self) -> str:
         """SHA-256 of what the prefix computes: its operations and the current values of the variables that it reads.
@@ -107,9 +125,11 @@ class Line(abc.ABC):
         that could change a feature. Names of nodes and variables do not matter. Raises TracedError if the prefix reads
         something that has no value, and FingerprintError if it has a loop of TF1's control flow.
         """
-        tensors, images = [crossing.tensor for crossing in self._crossing], self._analysis.images
+        tensors, examples = [crossing.tensor for crossing in self._crossing], self._analysis.examples
         named = self._analysis.traced.outside(dataflow.leaf_tensors(tensors), by_value=True)
-        named[id(images)] = f"images {images.dtype.name} {images.shape.as_list()[1:]}"
+        for name, given in zip(self.inputs, examples, strict=True):
+            called = "images" if len(examples) == 1 else f"input {name}"  # the only one has no name of its own
+            named[id(given)] = f"{called} {given.dtype.name} {given.shape.as_list()[1:]}"
         found = Digests(self._analysis.graph, lambda leaf: named.get(id(leaf))).compute(tensors)
         return hashlib.sha256(f"{tf.__version__} {found}".encode()).hexdigest()
 
@@ -136,7 +156,7 @@ class Line(abc.ABC):
 
     def match_evaluation(self, traced: Traced) -> tuple[Analysis, Same] | Refused:
         """Analyses the graph of an evaluation and finds the line's tensors in it."""
-        other = Analysis(traced, self.selection, self.images)
+        other = Analysis(traced, self.selection, self.inputs)
         try:
             same = self.match_tensors(other)
         except FingerprintError as error:
@@ -147,7 +167,7 @@ class Line(abc.ABC):
 
     def refuse_without_images(self, what: str) -> Refused:
         """The refusal of something that cannot be computed from the cached tensors alone."""
-        return Refused((f"{what} needs the images ({self.images}) in addition to the cached tensors",))
+        return Refused((f"{what} needs {self._called} in addition to the cached tensors",))
 
     def refuse_lower(self, tensor: str) -> Refused:
         """The refusal of a lower line for one of its tensors."""
@@ -229,7 +249,9 @@ class FrostLine(Line):
         if isinstance(found, Refused):
             return found
         try:
-            return build_suffix(found[0], self.tensors, found[1], without={found[0].images.op}).function
+            return build_suffix(
+                found[0], self.tensors, found[1], without={given.op for given in found[0].examples}
+            ).function
         except ValueError:
             return self.refuse_without_images("evaluation")
 
@@ -250,8 +272,8 @@ class FrostLine(Line):
             lines.append([(first[number], tensor.shape) for number, tensor in enumerate(other.tensors)])
         compute = self._analysis.build_function([tensor for line in lines for tensor, _ in line])
 
-        def joint(images: Any) -> list[tuple[Any, ...]]:
-            values = iter(compute(images))
+        def joint(examples: Any) -> list[tuple[Any, ...]]:
+            values = iter(compute(*self._listed(examples)))
             return [tuple(reshape_rows(next(values), shape) for _, shape in line) for line in lines]
 
         return joint
@@ -266,7 +288,9 @@ class FrostLine(Line):
             count = tf.shape(values[lower.tensors[0].key])[0]
             feeds |= {id(tensor): value for tensor, value in self._analysis.shape_values(count, None)}
             wanted = [crossing.tensor for crossing in self._crossing]
-            found = dataflow.copy_tensors(wanted, feeds, without={self._analysis.images.op}, name="between")
+            found = dataflow.copy_tensors(
+                wanted, feeds, without={given.op for given in self._analysis.examples}, name="between"
+            )
             return [reshape_rows(value, c.shape) for value, c in zip(found, self._crossing, strict=True)]
 
         specs = {t.key: tf.TensorSpec([None, *t.shape], t.dtype, name=t.key) for t in lower.tensors}

@@ -20,24 +20,24 @@ _ROUNDING = {tf.float64: 1e-9, tf.float32: 1e-5, tf.bfloat16: 5e-2, tf.float16: 
 
 
 class RowIndependenceError(InputError):
-    """The frozen part cannot be run on synthetic images."""
+    """The frozen part cannot be run on synthetic examples."""
 
 
-def find_mixing(compute: Callable[[Any], Sequence[Any]], rows: Sequence[int], images: Any) -> list[int]:
+def find_mixing(compute: Callable[..., Sequence[Any]], rows: Sequence[int], examples: Sequence[Any]) -> list[int]:
     """The positions of the tensors with rows that depend on more than their own example.
 
     Args:
-        compute: a function from images [B, ...] to tensors [k * B, ...], with k for each tensor in ``rows``.
-        images: a tensor, or a spec, with the shape and dtype of the images.
+        compute: a function from examples [B, ...] to tensors [k * B, ...], with k for each tensor in ``rows``.
+        examples: for each argument of ``compute`` a tensor, or a spec, with its shape and dtype.
 
     Raises:
-        RowIndependenceError: the function fails on synthetic images.
+        RowIndependenceError: the function fails on synthetic examples.
     """
     try:
-        results = [[np.asarray(value) for value in compute(probe)] for probe in _probes(images)]
+        results = [[np.asarray(value) for value in compute(*probe)] for probe in _probes(examples)]
     except tf.errors.OpError as error:
         reason = error.message.splitlines()[0] if error.message else type(error).__name__
-        raise RowIndependenceError(f"the frozen part cannot be run on synthetic images: {reason}") from None
+        raise RowIndependenceError(f"the frozen part cannot be run on synthetic examples: {reason}") from None
     return [number for number, (k, *values) in enumerate(zip(rows, *results, strict=True)) if _mixes(k, values)]
 
 
@@ -57,17 +57,21 @@ def _finite(value: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(wide), wide, 0.0)
 
 
-def _probes(images: Any) -> list[Any]:
-    """[a, b], [a, c] and [c, a, b]; b and c are far apart, so that mixing shows."""
+def _probes(examples: Sequence[Any]) -> list[list[Any]]:
+    """[a, b], [a, c] and [c, a, b] of each input; b and c are far apart, so that mixing shows."""
     rng = np.random.default_rng(0)
-    shape = images.shape.as_list()[1:]
+    return [list(arrays) for arrays in zip(*[_probe(rng, given) for given in examples], strict=True)]
+
+
+def _probe(rng: np.random.Generator, given: Any) -> list[np.ndarray]:
+    shape = given.shape.as_list()[1:]
     if None in shape:
         raise RowIndependenceError(
-            f"images of shape {images.shape}: all axes except the batch axis must have a fixed size"
+            f"an input of shape {given.shape}: all axes except the batch axis must have a fixed size"
         )
-    if images.dtype.is_floating:
+    if given.dtype.is_floating:
         a, b, c = rng.standard_normal((3, *shape))
         b, c = b * 2.0 - 1.0, c * 0.5 + 2.0
     else:
-        a, b, c = rng.integers(0, 256 if images.dtype == tf.uint8 else 2, (3, *shape))
-    return [np.stack(rows).astype(images.dtype.as_numpy_dtype) for rows in ([a, b], [a, c], [c, a, b])]
+        a, b, c = rng.integers(0, 256 if given.dtype == tf.uint8 else 2, (3, *shape))
+    return [np.stack(rows).astype(given.dtype.as_numpy_dtype) for rows in ([a, b], [a, c], [c, a, b])]

@@ -59,7 +59,7 @@ def _row_independent_cut(analysis: Analysis, price: float) -> Cut | Refused:
 
 
 def _check(analysis: Analysis, crossing: Sequence[Crossing]) -> tuple[Compute, list[Any]]:
-    """The function from the images to these tensors, and the tensors among them that mix examples."""
+    """The function from the model's inputs to these tensors, and the tensors among them that mix examples."""
     compute = analysis.build_function([c.tensor for c in crossing])
-    bad = row_independence.find_mixing(compute, [c.rows for c in crossing], analysis.images)
+    bad = row_independence.find_mixing(compute, [c.rows for c in crossing], analysis.examples)
     return compute, [crossing[number].tensor for number in bad]

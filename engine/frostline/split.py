@@ -87,7 +87,7 @@ def build_suffix(
         kept.update(zip(weights, found[len(flat) :], strict=True))
         return tf.nest.pack_sequence_as(outputs, found[: len(flat)])
 
-    batch = {n: tf.TensorSpec(p.shape, p.dtype, name=n) for n, p in analysis.inputs.items() if p is not analysis.images}
+    batch = {n: tf.TensorSpec(p.shape, p.dtype, name=n) for n, p in analysis.other_inputs.items()}
     batch |= {t.key: tf.TensorSpec([None, *t.shape], t.dtype, name=t.key) for t in tensors}
     scalars = [tf.TensorSpec(p.shape, p.dtype, name=p.op.name) for p in analysis.others]
     function = tf.function(suffix, autograph=False).get_concrete_function(batch, *scalars)

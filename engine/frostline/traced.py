@@ -12,7 +12,7 @@ from engine.digests import digest
 from engine.errors import InputError
 from engine.graphs import dataflow
 
-Compute = Callable[[Any], Sequence[Any]]
+Compute = Callable[..., Sequence[Any]]
 
 
 class TracedError(InputError):
@@ -55,8 +55,8 @@ class Traced(Protocol):
     def run(self, tensors: Sequence[Any], feeds: Iterable[tuple[Any, Any]]) -> list[np.ndarray]:
         """The values of tensors that need only variables and the tensors that ``feeds`` has values for."""
 
-    def build_function(self, images: Any, tensors: Sequence[Any], effects: Sequence[Any]) -> Compute:
-        """A function from the images to tensors that need no other input; it also runs the effects."""
+    def build_function(self, examples: Sequence[Any], tensors: Sequence[Any], effects: Sequence[Any]) -> Compute:
+        """A function of as many arrays as ``examples``, to tensors that need no other input; it also runs the effects."""
 
 
 class TracedFunction:
@@ -101,15 +101,16 @@ class TracedFunction:
 
         return [value.numpy() for value in tf.function(compute, autograph=False)()]
 
-    def build_function(self, images: Any, tensors: Sequence[Any], effects: Sequence[Any]) -> Compute:
-        def compute(given: Any) -> list[Any]:
-            return dataflow.copy_tensors(tensors, self._outer | {id(images): given}, effects=effects, name="prefix")
+    def build_function(self, examples: Sequence[Any], tensors: Sequence[Any], effects: Sequence[Any]) -> Compute:
+        def compute(*given: Any) -> list[Any]:
+            feeds = {id(placeholder): value for placeholder, value in zip(examples, given, strict=True)}
+            return dataflow.copy_tensors(tensors, self._outer | feeds, effects=effects, name="prefix")
 
-        spec = tf.TensorSpec(images.shape, images.dtype)
-        function = tf.function(compute, autograph=False).get_concrete_function(spec)
+        specs = [tf.TensorSpec(placeholder.shape, placeholder.dtype) for placeholder in examples]
+        function = tf.function(compute, autograph=False).get_concrete_function(*specs)
 
-        def run(given: Any) -> Sequence[Any]:
-            found: Sequence[Any] = function(tf.convert_to_tensor(given))
+        def run(*given: Any) -> Sequence[Any]:
+            found: Sequence[Any] = function(*map(tf.convert_to_tensor, given))
             return found
 
         return run

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -11,21 +11,22 @@ from engine.graphs import dataflow
 from engine.selection.selection import Selection
 
 
-def frozen_output_norms(selection: Selection, images: Any) -> Any | None:
+def frozen_output_norms(selection: Selection, examples: Any) -> Any | None:
     """The L2 norm of each example at the frozen part's output, [B], in the graph that is being traced.
 
-    The tensors are those of ``find_frontier`` that depend on a frozen variable. The cut of engine.frostline.search may lie
+    ``examples`` is the placeholder of the model's input, or those of its inputs by name. The tensors are those of ``find_frontier`` that depend on a frozen variable. The cut of engine.frostline.search may lie
     elsewhere: it also weighs bytes against recomputation, and looks into the functions of a SavedModel. None if no frozen
     operation of this graph itself lies below the trained part.
     """
     traced = tf.compat.v1.get_default_graph()
+    inputs = list(examples.values()) if isinstance(examples, Mapping) else [examples]
     varying = dataflow.captured_handles(traced, [e.variable for e in (*selection.trained, *selection.moving)])
     frozen = dataflow.dependents(traced, dataflow.captured_handles(traced, [e.variable for e in selection.frozen]))
-    tensors = find_frontier(traced, varying=varying, inputs=[images])
+    tensors = find_frontier(traced, varying=varying, inputs=inputs)
     tensors = [t for t in tensors if t.op in frozen and t.shape.rank and t.shape[0] is None]
     if not tensors:
         return None
-    rows = [tf.shape(images)[0], -1]  # a tensor may have those of all positions of an example: [B * T, D]
+    rows = [tf.shape(inputs[0])[0], -1]  # a tensor may have those of all positions of an example: [B * T, D]
     squares = [tf.reduce_sum(tf.reshape(tf.square(tf.cast(t, tf.float64)), rows), axis=1) for t in tensors]
     return tf.sqrt(tf.add_n(squares))
 

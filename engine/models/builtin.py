@@ -8,7 +8,15 @@ from typing import Any
 from engine.data import Normalise
 from engine.models import cnn, vit
 from engine.models.images import IMAGES, images_as
-from engine.models.spec import Model, ModelSpecError, Request, parse_number, parse_vit_size, parse_whole_number
+from engine.models.spec import (
+    Model,
+    ModelSpecError,
+    Request,
+    parse_number,
+    parse_vit_size,
+    parse_whole_number,
+    read_image_shape,
+)
 from engine.text import nearest
 
 _SHIPPED = {"vit:mini": ("vit_mini_fashion5.npz", "grayscale images (one channel) of 28x28 pixels and 6 blocks")}
@@ -29,7 +37,7 @@ def build_cnn(request: Request) -> Model:
 
 def build_vit(request: Request) -> Model:
     """Builds ``vit:mini`` or ``vit:SIZE/PATCH``; ModelSpecError for one unknown, or images not divisible into patches."""
-    spec, image = request.spec, request.image_shape
+    spec, image = request.spec, read_image_shape(request)
     size, patch = parse_vit_size(spec)
     width, depth, heads = vit.SIZES[size]
     if patch < 1 or image[0] % patch or image[1] % patch:

@@ -41,7 +41,7 @@ def put_deltas(
     head: Mapping[str, np.ndarray],
     *,
     classes: Sequence[str] | None,
-    image_shape: tuple[int, int, int] | None,
+    image_shape: tuple[int, ...] | None,
     force: bool,
 ) -> PutDeltas:
     """Puts the deltas of a chain onto the weights that a model has, in their order.

@@ -73,7 +73,7 @@ def compare_classes(
     file: PathLike,
     wanted: Sequence[str],
     *,
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[int, ...],
     own_rules: bool,
 ) -> HeadClasses:
     """Compares the classes in a weights file with those of the data, before the file is loaded into the model.
@@ -141,7 +141,7 @@ def compare_own_classes(model: Model, wanted: Sequence[str]) -> str:
     )
 
 
-def decide_outputs(model: Model, entries: Sequence[NamedVariable], image_shape: tuple[int, int, int]) -> bool:
+def decide_outputs(model: Model, entries: Sequence[NamedVariable], image_shape: tuple[int, ...]) -> bool:
     """Whether the outputs follow the last axis of these variables: with it reversed, they come in reverse.
 
     The variables have their values again afterwards.

@@ -27,7 +27,7 @@ IMAGES = ("tf", "torch", "unit")  # for ViTs
 MODES = ("tf", "torch", "caffe", "unit", "pixels")  # for Keras models and a user's own
 
 
-def images_as(name: str, image_shape: tuple[int, int, int]) -> Normalise:
+def images_as(name: str, image_shape: tuple[int, ...]) -> Normalise:
     """The preprocessing of a ViT's images, by a name in IMAGES; ModelSpecError if it is for other channels than theirs."""
     mean, channels = _SCALES[name][0], image_shape[2]
     if len(mean) not in (1, channels):
@@ -154,7 +154,7 @@ def parse_mode(request: Request) -> str | None:
     return mode
 
 
-def describe_colours(normalise: Normalise, image_shape: tuple[int, int, int]) -> tuple[str, ...]:
+def describe_colours(normalise: Normalise, image_shape: tuple[int, ...]) -> tuple[str, ...]:
     """Notes on how the channels of the images are converted for a model."""
     if normalise.channels == 3 and image_shape[2] == 1:
         return ("grayscale images are repeated to 3 channels",)

@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from engine import part_times
+from engine.data.part import ArraySpec
 from engine.models import outside
 from engine.models import spec as specs
 from engine.models.builtin import build_cnn, build_vit
@@ -21,7 +22,7 @@ ANY_SIZE = (224, 224)
 def build_model(
     spec: str,
     *,
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[int, ...],
     outputs: int,
     head: str | None = None,
     logits: bool = True,
@@ -29,6 +30,8 @@ def build_model(
     dtype: Any = tf.float32,
     compute: Any = None,
     graph: Mapping[str, str] | None = None,
+    inputs: Mapping[str, ArraySpec] | None = None,
+    tasks: Mapping[str, int] | None = None,
 ) -> Model:
     """Builds a model from its name: one of the engine's own, one of keras.applications, a saved one or a user's own.
 
@@ -41,13 +44,16 @@ def build_model(
             ``preprocess=tf|torch|unit``; ``cnn:mini``; ``keras:NAME`` of keras.applications with the options of its
             function; ``file:X.keras`` or ``file:X.h5``; ``py:module:factory``; ``graph:PATH``, a graph of TensorFlow 1 (needs
             ``import compat_v1``). All of them accept ``classes=N``.
-        image_shape: (height, width, channels) of the images.
+        image_shape: (height, width, channels) of the images; or the shape of an example of another input, which only ``py:``
+            models take.
         outputs: the number of outputs, unless ``classes`` sets it.
         head: a new head for a Keras model (engine.models.keras.heads); None keeps its own, or means ``gap``.
         logits: whether the loss expects logits (mse does not); if so, a saved model's final softmax is removed.
         seed: the seed of the initial weights.
         dtype: the dtype of the variables, tf.float32 or tf.float64 (engine.training.precision).
         compute: the dtype of the forward and backward pass; None means ``dtype``.
+        inputs: the inputs of an example by name, where there are several, or one that is not an image; only ``py:`` and saved Keras models take them.
+        tasks: the number of outputs of each task by name, where there are several.
         graph: for ``graph:PATH``, its tags, inputs, outputs, features, graph_inputs and constants, as in the flags of these names.
 
     Raises:
@@ -81,7 +87,15 @@ def build_model(
         dtype=dtype,
         compute=compute,
         graph=dict(graph or {}),
+        inputs=dict(inputs or {}),
+        tasks=dict(tasks or {}),
     )
+    if family != "py":
+        specs.read_image_shape(request)
+        if request.tasks:
+            raise ModelSpecError(
+                f"model={spec!r}: it has one output, but the data have several tasks: {', '.join(request.tasks)}"
+            )
     if family in outside.FAMILIES:
         return outside.find_builder(family).build_model(request)
     if family in ("keras", "file", "py"):

@@ -14,6 +14,7 @@ from engine.text import nearest
 
 if TYPE_CHECKING:  # names can be checked without TensorFlow
     from engine.data import Normalise
+    from engine.data.part import ArraySpec
     from engine.selection.selection import Statistics
 
 NAMES = ("vit:mini", "vit:Ti/16", "vit:S/16", "vit:B/16", "vit:L/16", "cnn:mini")
@@ -32,7 +33,10 @@ class Request:
     Attributes:
         spec, name: the model as given, for messages; and the part of it after the family, without the options.
         options: the text of each option of the spec except ``classes``.
-        image_shape, outputs: (height, width, channels) of the data, and the number of outputs of the head.
+        image_shape, outputs: (height, width, channels) of the data, or the shape of an example of another first input; and
+            the number of outputs of the head.
+        inputs, tasks: the inputs of the data by name, if there are several or one that is not an image; and the number of outputs of each task, if there
+            are several.
         head: a new head for a Keras model (engine.models.keras.heads), or None.
         logits: whether the loss expects logits; if so, a final softmax or sigmoid is removed.
         seed: the seed of the initial weights.
@@ -43,7 +47,7 @@ class Request:
     spec: str
     name: str
     options: Mapping[str, str]
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     outputs: int
     head: str | None
     logits: bool
@@ -51,6 +55,8 @@ class Request:
     dtype: Any
     compute: Any
     graph: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, ArraySpec] = field(default_factory=dict)
+    tasks: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def policy(self) -> str:
@@ -79,6 +85,7 @@ class Model:
         own_loss: makes the loss function of a tensor of the network that has this name, for ``--loss=graph:NAME``.
         own_slots: opens the optimizer slots that a file of weights in the model's own format holds, as
             ``optimizer/<path>/<slot>``, given its name in a flag; None if it holds none.
+        tasks: the number of outputs of each task, where the network returns tensors by the names of tasks.
         adapters: what is attached once its base has been loaded (``engine.models.adapters.attach.Adapters``), or None.
         check_images: raises ModelSpecError if the weights that were loaded expect other images than ``normalise`` makes.
     """
@@ -98,6 +105,7 @@ class Model:
     check_images: Callable[[], None] | None = None
     own_loss: Callable[[str], Any] | None = None
     own_slots: Callable[[str], Any] | None = None
+    tasks: Mapping[str, int] = field(default_factory=dict)
     adapters: Any = None
 
 
@@ -114,12 +122,24 @@ def check_family(spec: str) -> None:
 
 
 def check_arguments(image_shape: Any, outputs: Any) -> None:
-    """Raises ModelSpecError unless the shape of images is (height, width, channels) and there is at least one output."""
+    """Raises ModelSpecError unless the shape is one of images or of another input, and there is at least one output."""
     shape = image_shape if isinstance(image_shape, (tuple, list)) else ()
-    if len(shape) != 3 or not all(_is_count(size) for size in shape):
+    if not 1 <= len(shape) <= 3 or not all(_is_count(size) for size in shape):
         raise ModelSpecError(f"image_shape={image_shape!r}: expected (height, width, channels), whole numbers")
     if not _is_count(outputs):
         raise ModelSpecError(f"outputs={outputs!r}: expected a whole number of at least 1")
+
+
+def read_image_shape(request: Request) -> tuple[int, int, int]:
+    """The shape (height, width, channels) of the images of a request; ModelSpecError if the data have no images."""
+    if request.inputs or len(request.image_shape) != 3:
+        given = ", ".join(f"{name} {list(each.shape)}" for name, each in request.inputs.items())
+        raise ModelSpecError(
+            f"model={request.spec!r}: it takes images, but an example of these data is "
+            f"{given or list(request.image_shape)}; py:module:factory builds a model of your own for them"
+        )
+    height, width, channels = request.image_shape
+    return height, width, channels
 
 
 def _is_count(value: Any) -> bool:

@@ -40,15 +40,16 @@ def build_user_model(request: Request) -> Model:
             "expected a tf.Module with __call__ or a Keras model"
         )
     own = f"those from {name}"
-    if is_keras(network) and getattr(network, "inputs", None):  # a graph of layers knows its shapes before it is called
+    pictures = not request.inputs and len(image_shape) == 3
+    if pictures and is_keras(network) and getattr(network, "inputs", None):  # it knows its shapes before it is called
         return saved.adopt_model(request, network, own=own)
     if request.head is not None:
         raise ModelSpecError(
             f"head={request.head!r}: {name} does not return a graph of Keras layers, so it must build the head itself"
         )
-    _build(spec, network, image_shape)
+    _build(request, network)
     notes = set_precision(request, network)
-    traced = _trace(spec, network, image_shape)
+    traced = _trace(request, network)
     shape = tuple(traced.outputs[0].shape)
     if len(shape) != 2 or shape[1] != outputs:
         raise ModelSpecError(
@@ -60,13 +61,16 @@ def build_user_model(request: Request) -> Model:
             f"model={spec!r}: it ends in {kind.lower()}; expected logits, so leave the {kind.lower()} out"
         )
     notes += check_precision(request, network, traced)
-    variables = name_variables(network)
-    normalise, note, chosen = images.choose_preprocessing(request, traced, variables, image_shape[2])
+    if pictures:
+        found = images.choose_preprocessing(request, traced, name_variables(network), image_shape[2])
+    else:
+        found = _preprocess_others(request)
+    normalise, note, chosen = found
     if normalise.mean == normalise.std == (0.5,):
         normalise = Normalise()  # -1 to 1, for images with any number of channels
 
     def check_images() -> None:
-        images.check_preprocessing(request, normalise, _trace(spec, network, image_shape), name_variables(network))
+        images.check_preprocessing(request, normalise, _trace(request, network), name_variables(network))
 
     return Model(
         spec,
@@ -76,10 +80,22 @@ def build_user_model(request: Request) -> Model:
         images_chosen=chosen,
         upper=heads.choose_upper(network),
         statistics="frozen" if is_keras(network) else "follow",
-        notes=(*notes, *note, *images.describe_colours(normalise, image_shape)),
+        notes=(*notes, *note, *(images.describe_colours(normalise, image_shape) if pictures else ())),
         load=lambda weights: own if weights in ("auto", "none") else None,
-        check_images=None if images.parse_mode(request) else check_images,
+        check_images=check_images if pictures and images.parse_mode(request) is None else None,
     )
+
+
+def _preprocess_others(request: Request) -> tuple[Normalise, tuple[str, ...], bool]:
+    """The preprocessing of the images among several inputs, which is not probed: what the option says, or -1 to 1."""
+    mode = images.parse_mode(request)
+    pictures = [name for name, each in request.inputs.items() if each.is_image]
+    if mode is not None and not pictures:
+        raise ModelSpecError(f"model={request.spec!r}: preprocess={mode} is about images, of which the data have none")
+    if mode is not None:
+        return images.build_preprocessing(mode, request.inputs[pictures[0]].shape[2]), (), True
+    where = f"images ({', '.join(pictures)}) are scaled to -1 to 1 (the option preprocess changes this)"
+    return Normalise(), (where,) if pictures else (), True
 
 
 def native_size(spec: str, name: str) -> tuple[int, int] | None:
@@ -163,28 +179,45 @@ def _factory(spec: str, name: str) -> Any:
     return factory
 
 
-def _build(spec: str, network: Any, image_shape: tuple[int, int, int]) -> None:
+def _specs(request: Request) -> Any:
+    """What the network is called with: the spec of its input, or those of its inputs by name."""
+    if not request.inputs:
+        return tf.TensorSpec([None, *request.image_shape], tf.float32)
+    found = {
+        name: tf.TensorSpec([None, *each.shape], tf.float32 if each.is_image else tf.as_dtype(each.dtype))
+        for name, each in request.inputs.items()
+    }
+    return found if len(found) > 1 else next(iter(found.values()))
+
+
+def _build(request: Request, network: Any) -> None:
     """Calls the network once, so that its variables exist even if the first call creates them."""
     try:
-        network(tf.zeros([1, *image_shape]), **_training(network))
+        zeros = tf.nest.map_structure(lambda spec: tf.zeros([1, *spec.shape[1:]], spec.dtype), _specs(request))
+        network(zeros, **_training(network))
         name_variables(network)
     except (Exception, SystemExit) as error:
-        raise _cannot_call(spec, image_shape, error) from None
+        raise _cannot_call(request, error) from None
 
 
-def _trace(spec: str, network: Any, image_shape: tuple[int, int, int]) -> Any:
-    """The network in inference mode, as a concrete function of images."""
+def _trace(request: Request, network: Any) -> Any:
+    """The network in inference mode, as a concrete function of its input, or of its inputs by name."""
+    spec = request.spec
     try:
-        traced = tf.function(lambda image: network(image, **_training(network)), autograph=False)
-        concrete = traced.get_concrete_function(tf.TensorSpec([None, *image_shape], tf.float32))
+        traced = tf.function(lambda given: network(given, **_training(network)), autograph=False)
+        concrete = traced.get_concrete_function(_specs(request))
     except (Exception, SystemExit) as error:
-        raise _cannot_call(spec, image_shape, error) from None
+        raise _cannot_call(request, error) from None
     if len(concrete.outputs) != 1:
         raise ModelSpecError(f"model={spec!r}: it returns {len(concrete.outputs)} tensors; expected one, [B, outputs]")
     return concrete
 
 
-def _cannot_call(spec: str, image_shape: tuple[int, int, int], error: BaseException) -> ModelSpecError:
+def _cannot_call(request: Request, error: BaseException) -> ModelSpecError:
+    spec, image_shape = request.spec, request.image_shape
+    if request.inputs or len(image_shape) != 3:
+        given = {name: list(each.shape) for name, each in request.inputs.items()} or list(image_shape)
+        return ModelSpecError(f"model={spec!r}: calling it on examples of {given} raised {_text(error)}")
     return ModelSpecError(
         f"model={spec!r}: calling it on images {list(image_shape)} raised {_text(error)}. If it was made for another size than "
         f"{image_shape[0]}x{image_shape[1]}, --image_size=HEIGHTxWIDTH resizes the images"

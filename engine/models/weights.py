@@ -53,7 +53,7 @@ def load_weights(
     weights: PathLike = "auto",
     *,
     rules: PathLike | None = None,
-    image_shape: tuple[int, int, int] | None = None,
+    image_shape: tuple[int, ...] | None = None,
     classes: Sequence[str] | None = None,
     force_base: bool = False,
 ) -> LoadedWeights:
@@ -104,7 +104,7 @@ def load_weights(
     return replace(loaded, text=f"{loaded.text}; {said}")
 
 
-def _input_shape(network: Any) -> tuple[int, int, int] | None:
+def _input_shape(network: Any) -> tuple[int, ...] | None:
     """(height, width, channels) of the images of a Keras model, if it says them."""
     inputs = getattr(network, "inputs", None) or [] if is_keras(network) else []
     shape = tuple(inputs[0].shape[1:]) if len(inputs) == 1 else ()
@@ -116,7 +116,7 @@ def load_as_it_is(
     weights: PathLike,
     *,
     rules: PathLike | None,
-    image_shape: tuple[int, int, int] | None,
+    image_shape: tuple[int, ...] | None,
     force_base: bool = False,
 ) -> LoadedWeights:
     """Does what ``load_weights`` does, without a look at the classes of a head: what the outputs of a regression need."""
@@ -130,7 +130,7 @@ def _load_chain(
     load_base: Callable[[str], LoadedWeights],
     *,
     classes: Sequence[str] | None,
-    image_shape: tuple[int, int, int] | None,
+    image_shape: tuple[int, ...] | None,
     force_base: bool,
 ) -> LoadedWeights:
     """Loads a base, and puts deltas onto it if there are any."""
@@ -155,7 +155,7 @@ def _load_chain(
 
 
 def _load_base(
-    model: Model, weights: str, *, rules: PathLike | None, image_shape: tuple[int, int, int] | None
+    model: Model, weights: str, *, rules: PathLike | None, image_shape: tuple[int, ...] | None
 ) -> LoadedWeights:
     name = weights
     if rules is None and model.load is not None and (text := model.load(name)) is not None:
@@ -220,7 +220,7 @@ def load_for_classes(
     classes: Sequence[str],
     *,
     rules: PathLike | None,
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[int, ...],
     force_base: bool = False,
 ) -> LoadedWeights:
     """Does what ``load_weights`` does, but matches the head by the names of its classes (empty if the data have none).
@@ -239,7 +239,7 @@ def _load_base_for_classes(
     *,
     classes: Sequence[str],
     rules: PathLike | None,
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[int, ...],
 ) -> LoadedWeights:
     if weights in WORDS:
         loaded = _load_base(model, weights, rules=rules, image_shape=image_shape)
@@ -257,7 +257,7 @@ def _load_base_for_classes(
     return replace(loaded, text=loaded.text + (f"; {said}" if said else ""), classes=found)
 
 
-def _does_not_fit(model: Model, image_shape: tuple[int, int, int] | None) -> str:
+def _does_not_fit(model: Model, image_shape: tuple[int, ...] | None) -> str:
     images = ""
     if image_shape is not None:
         height, width, channels = image_shape

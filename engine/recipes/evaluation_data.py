@@ -169,7 +169,7 @@ def _fit_labels(opened: OpenedRun, source: Source, part: Part, say: Callable[[st
 
 def _fit_channels(opened: OpenedRun, part: Part) -> Part:
     """The part with images in colour or grey, as the model takes them."""
-    if part.image_shape[2] == opened.image_shape[2]:
+    if len(part.image_shape) != 3 or part.image_shape[2] == opened.image_shape[2]:
         return part
     return dataclasses.replace(part, images=_Recoloured(part.images, opened.image_shape[2]))
 

@@ -51,5 +51,5 @@ def _forecast_above(job: Job, stage: Stage, line: FrostLine) -> Forecaster:
     given = job.step.tensors(job.train_batches().at(0))
     first, stop = job.distribution.share.bounds(1)  # of a step of one example: only shapes matter
     features = {tensor.key: tf.zeros([stop - first, *tensor.shape], tensor.dtype) for tensor in line.tensors}
-    batch = {name: value[: stop - first] for name, value in given.items() if name != line.images} | features
+    batch = {name: value[: stop - first] for name, value in given.items() if name not in line.inputs} | features
     return Forecaster(job.step, stage.selection, stage.optimizer, batch | {COUNT: 1})

@@ -138,7 +138,7 @@ def _count_outputs(model: str, head: str | None, names: tuple[str, ...] | int | 
 
 def _build(
     config: FinetuneConfig, size: tuple[int, int], outputs: int
-) -> tuple[Model, tuple[LoadedWeights, dict[str, str]], tuple[int, int, int]]:
+) -> tuple[Model, tuple[LoadedWeights, dict[str, str]], tuple[int, ...]]:
     """The model with its weights, the digests of its first values, and the shape of images: in colour, or else grey."""
     numbers = precisions.parse(config.precision)
     family, first = config.model.partition(":")[0], None

@@ -61,7 +61,7 @@ class Predictor:
 
     network: Any
     normalise: Normalise
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     loss: str
     class_names: tuple[str, ...] | None
     batch_size: int = 64

@@ -78,7 +78,7 @@ class OpenedRun:
         return self.data.class_names
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> tuple[int, ...]:
         """(height, width, channels) of the images that ``normalise`` takes."""
         return self.data.image_shape
 

@@ -122,11 +122,7 @@ class Task:
         kind = output_kind(loss, classes=bool(source.classes))
         if kind == "softmax":
             source = source.with_classes()
-        shape, outputs, logits = source.image_shape, source.outputs(kind), kind != "mse"
-        dtypes = {"dtype": numbers.variables, "compute": numbers.compute}
-        built = models.build_model(
-            model, image_shape=shape, outputs=outputs, head=head, logits=logits, seed=seed, graph=graph, **dtypes
-        )
+        built = _build(source, model, kind, numbers, head=head, seed=seed, graph=graph)
         request_adapters(built, adapt, seed=seed)
         task = cls(
             source=source,
@@ -235,6 +231,22 @@ class Task:
             raise DataError(
                 f"model={self.model.name!r}: it has {outputs} outputs; loss {self.loss} on {source.name} needs {needed}"
             )
+
+
+def _build(source: sources.Source, model: str, kind: str, numbers: Precision, **given: Any) -> models.Model:
+    """The model for these data, with what their labels need as outputs; ``given`` are further arguments of build_model."""
+    specs = source.train.input_specs
+    others = len(specs) > 1 or not next(iter(specs.values())).is_image
+    return models.build_model(
+        model,
+        image_shape=source.image_shape,
+        outputs=source.outputs(kind),
+        logits=kind != "mse",
+        dtype=numbers.variables,
+        compute=numbers.compute,
+        inputs=specs if others else None,
+        **given,
+    )
 
 
 def _image_size(size: str | int | tuple[int, int] | None, data: str, model: str) -> tuple[int, int] | None:

@@ -38,14 +38,21 @@ def write_card(
     write_bytes(out / NAME, ("\n\n".join(parts) + "\n").encode(errors="replace"))
 
 
+def _describe_input(shape: Sequence[int]) -> tuple[str, str]:
+    """A row on what an example is."""
+    if len(shape) != 3:
+        return "inputs", f"shape {list(shape)}"
+    height, width, channels = shape
+    return "images", f"{height}x{width} pixels, {channels} channel{'s'[: channels - 1]}"
+
+
 def _describe(run: Mapping[str, Any]) -> str:
     model, data, flags = run["model"], run["data"], run["flags"]
-    height, width, channels = data["image_shape"]
     rows = [
         ("model", f"`{model['name']}`, {model['parameters']:,} parameters"),
         ("started from", f"`--weights={flags['weights']}`"),
         ("data", f"{_plain(data['name'])}: {data['train_examples']:,} training and {data['eval_examples']:,} evaluation examples"),
-        ("images", f"{height}x{width} pixels, {channels} channel{'s'[: channels - 1]}"),
+        _describe_input(data["image_shape"]),
     ]  # fmt: skip
     if data["class_names"]:
         rows.append((f"{data['classes']} classes", _plain(join_words(data["class_names"], most=30))))

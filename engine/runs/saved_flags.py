@@ -30,7 +30,8 @@ class DataFacts:
     """What the data of a run decide about its model.
 
     Attributes:
-        image_shape: (height, width, channels) of the images, before they are normalised.
+        image_shape: (height, width, channels) of the images, before they are normalised; the shape of an example of another
+            first input.
         outputs: the number of outputs of the network.
         class_names: the names of the classes, in the order of the outputs; None if there are none.
         columns: the names of the columns of targets, for the loss mse; None if there are none.
@@ -39,7 +40,7 @@ class DataFacts:
         fingerprint: the digest of the training and evaluation data; None if the run did not record it.
     """
 
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     outputs: int
     class_names: tuple[str, ...] | None
     columns: tuple[str, ...] | None
@@ -50,7 +51,9 @@ class DataFacts:
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> DataFacts:
         """The facts from JSON values; raises ValueError or TypeError if they are anything else."""
-        height, width, channels = map(int, given["image_shape"])
+        shape = tuple(map(int, given["image_shape"]))
+        if not 1 <= len(shape) <= 4:
+            raise ValueError("expected the shape of an example")
         names, columns = (None if given[key] is None else tuple(given[key]) for key in ("class_names", "columns"))
         images, fingerprint = given["images"], given["fingerprint"]
         if not all(
@@ -58,7 +61,7 @@ class DataFacts:
         ):
             raise TypeError("names and digests must be texts")
         return cls(
-            image_shape=(height, width, channels),
+            image_shape=shape,
             outputs=int(given["outputs"]),
             class_names=names,
             columns=columns,

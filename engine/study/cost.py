@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from engine.data.batch_names import list_inputs
 from engine.graphs import dataflow, tracing
 from engine.graphs.batch_shapes import BatchShapes
 from engine.host import quantiles
@@ -55,7 +56,7 @@ def step_cost(step: TrainStep, selection: Selection, batch: Any) -> Cost:
     """
     micro = step.micro_batch(selection, batch)
     counted = micro
-    if tracing.calls_functions(micro.graph) and "image" in micro.inputs:
+    if tracing.calls_functions(micro.graph) and list_inputs(micro.inputs):
         specs = micro.function.structured_input_signature[0][0]
         whole = step.micro_batch_size is None
         counted = microbatch.trace_micro_batch(

@@ -218,6 +218,7 @@ def _open_setting(config: StudyConfig, say: Callable[[str], None] | None) -> Set
     """Data, model and weights, and the job that follows from them."""
     shared = {name: getattr(config, name) for name in SHARED}
     task = Task.open(**shared, image_size=config.image_size, say=say)
+    _check_comparable(config, task)
     if say is not None and task.weights is not None:
         say(f"weights: {task.weights.text}")
     whole = config.measures_quality  # as finetune trains and evaluates
@@ -233,7 +234,7 @@ def _open_setting(config: StudyConfig, say: Callable[[str], None] | None) -> Set
         data_sha256=sha256,
         train_examples=train,
         eval_examples=evaluation,
-        image_size=chosen.image_shape[:2] if resized else None,
+        image_size=(chosen.image_shape[0], chosen.image_shape[1]) if resized else None,
         weights_sha256=weights_sha256((e.path, e.variable.numpy()) for e in task.variables),
         images=task.images,
         micro_batches=config.micro_batches,
@@ -342,3 +343,21 @@ def summarize_left_out(left_out: Sequence[Mapping[str, str]]) -> list[str]:
         strategies, runners = found.setdefault(row["reason"], ({}, {}))
         strategies[row["strategy"]] = runners[row["runner"]] = None
     return [f"{', '.join(runners)} on {', '.join(strategies)}: {why}" for why, (strategies, runners) in found.items()]
+
+
+def _check_comparable(config: StudyConfig, task: Task) -> None:
+    """Raises InputError unless the study can compare strategies on these data."""
+    part, name = task.source.train, task.source.name
+    if task.source.tasks or part.columns or part.labels.ndim > 2:
+        what = "a label for each pixel or several boxes" if part.labels.ndim > 2 else "weights"
+        what = "several labels for an example" if task.source.tasks else what
+        raise InputError(
+            f"data={name}: a study compares strategies by one label for an example, each of which counts the same, and these data have {what}; compare "
+            "runs of finetune, whose figures are in run.json"
+        )
+    specs = part.input_specs
+    if config.measures_cost and (len(specs) > 1 or not next(iter(specs.values())).is_image):
+        raise InputError(
+            f"data={name}, mode={config.mode}: the runners of cost mode take an image, and an example of these data has "
+            f"{', '.join(specs)}; give --mode=quality"
+        )

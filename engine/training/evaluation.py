@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from engine import part_times, tensorflow_private
+from engine.data.batch_names import join_inputs
 from engine.distribution.distribution import ALONE, Distribution
 from engine.distribution.replicas import Replicas, by_handle
 from engine.distribution.together import work_together
@@ -98,7 +99,7 @@ class TracedEvaluation(NamedTuple):
         return (out["norms"] if self.norms is None else self.norms(tensors)).numpy()
 
 
-# From a selection and images, computes the norm of each example [B] at the frost line in the graph being traced, or None.
+# From a selection and the model's input (or its inputs by name), computes the norm of each example [B] at the frost line in the graph being traced, or None.
 Watch = Callable[[Selection, Any], Any | None]
 
 
@@ -237,7 +238,7 @@ class Evaluator:
         def evaluate(batch: Mapping[str, Any]) -> dict[str, Any]:
             inputs = {name: value for name, value in batch.items() if name != "seeds"}
             loss = self.loss_fn(inputs, training=False, seeds=batch.get("seeds"))
-            norms = None if self.watch is None else self.watch(selection, batch["image"])
+            norms = None if self.watch is None else self.watch(selection, join_inputs(batch))
             below.append(norms is not None)
             return {
                 "terms": losses.weighted_sums(loss.terms),
@@ -260,7 +261,7 @@ class Evaluator:
         graph = inline_calls(traced).function.graph
         inputs = dict(zip(sorted(specs), graph.inputs, strict=False))
         with graph.as_default():
-            norms = self.watch(selection, inputs["image"])
+            norms = self.watch(selection, join_inputs(inputs))
         if norms is None:
             return None
 

@@ -16,7 +16,9 @@ from typing import Any, NamedTuple, Protocol
 import tensorflow as tf
 
 from engine import keras_private
+from engine.data.batch_names import LABEL, WEIGHT, join_inputs
 from engine.selection.variables import is_keras, name_variables
+from engine.training import loss_kinds
 from engine.training.loss_names import LOSSES, LossError, check_loss
 from engine.training.precision import widen
 
@@ -127,11 +129,12 @@ def sum_regulariser(loss: Loss, trained: frozenset[str], dtype: Any) -> Any:
 
 
 def supervised_loss(model: Any, kind: str = "softmax", *, label_smoothing: float = 0.0) -> LossFunction:
-    """Makes the loss function of a classifier or regressor, for batches of "image", "label" and optionally "weight".
+    """Makes the loss function of a classifier or regressor, for batches of inputs, "label" and optionally "weight".
 
     Args:
-        model: a model of this project, a Keras 3 model, or any callable that takes images; "training" and "seeds" are
-            passed to it as keyword arguments if it accepts them.
+        model: a model of this project, a Keras 3 model, or any callable that takes images (or another input; or, where
+            a batch has several, all of them by name); "training" and "seeds" are passed to it as keyword arguments if it
+            accepts them.
         kind: "softmax" (labels int [B], logits [B, C]), "sigmoid" (labels 0 or 1, int or float, [B] for logits [B, 1],
             or multi-label [B, C]) or "mse" (targets [B] or [B, C]).
         label_smoothing: the share of the target that is spread over all classes, at least 0 and below 1; not for "mse".
@@ -149,24 +152,23 @@ def supervised_loss(model: Any, kind: str = "softmax", *, label_smoothing: float
         (['0.693', '0.018'], None)
     """
     check_loss(kind, label_smoothing)
-    compute: Callable[..., tuple[Any, dict[str, Any]]] = {"softmax": _softmax, "sigmoid": _sigmoid, "mse": _mse}[kind]
+    compute = loss_kinds.KINDS[kind]
     penalties = _keras_penalties(model) if is_keras(model) else {}
     taken = accepted_keywords(model)
 
     def loss_fn(batch: Mapping[str, Any], *, training: bool, seeds: Any) -> Loss:
         given = {"training": training, "seeds": seeds}
-        outputs = widen(model(batch["image"], **{name: given[name] for name in taken}))
-        weights = batch.get("weight")
-        values, metrics = compute(outputs, _present(batch["label"], weights), label_smoothing)
+        outputs = widen(model(join_inputs(batch), **{name: given[name] for name in taken}))
+        found = compute(outputs, batch[LABEL], batch.get(WEIGHT), label_smoothing=label_smoothing)
         regulariser = {path: penalty() for path, penalty in penalties.items()}
         if is_keras(model):
             layers = keras_private.flatten_layers(model)
             added = [tf.reduce_sum(value) for layer in layers for value in keras_private.own_losses(layer)]
             regulariser |= {"": tf.add_n(added)} if added else {}
         return Loss(
-            terms={kind: (values, weights)},
+            terms={kind: (found.values, found.weights)},
             regulariser=regulariser or None,
-            metrics={name: (metric, weights) for name, metric in metrics.items()},
+            metrics=found.metrics,
         )
 
     return loss_fn
@@ -194,54 +196,3 @@ def _keras_penalties(model: Any) -> dict[str, Callable[[], Any]]:
             penalty = functools.partial(lambda rule, weight: rule(weight.value), regularizer, weight)
             found[by_id[id(weight.value)]] = penalty
     return found
-
-
-def _present(labels: Any, weights: Any) -> Any:
-    """Replaces labels of weight 0 by 0: a missing label may be NaN, which would make the gradient NaN."""
-    labels = tf.convert_to_tensor(labels)
-    if weights is None or not labels.dtype.is_floating or len(weights.shape) != 1:
-        return labels
-    present = tf.reshape(tf.convert_to_tensor(weights) != 0, [-1] + [1] * (labels.shape.rank - 1))
-    return tf.where(present, labels, tf.zeros([], labels.dtype))
-
-
-def _softmax(logits: Any, labels: Any, smoothing: float) -> tuple[Any, dict[str, Any]]:
-    classes = logits.shape[-1]
-    if logits.shape.rank != 2 or classes < 2:
-        raise LossError(f"loss=softmax: the model's outputs have shape {logits.shape}; expected [B, classes >= 2]")
-    if labels.shape.rank not in (1, None):
-        raise LossError(
-            f"loss=softmax: labels have shape {labels.shape}; expected [B], the number of a class for each example "
-            "(tf.argmax of one-hot labels, axis=-1)"
-        )
-    labels = tf.cast(labels, tf.int32)
-    values = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
-    if smoothing:
-        spread = -tf.reduce_mean(tf.nn.log_softmax(logits), axis=-1)
-        values = (1.0 - smoothing) * values + smoothing * spread
-    hits = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), labels)
-    return values, {"accuracy": tf.cast(hits, logits.dtype)}
-
-
-def _sigmoid(logits: Any, labels: Any, smoothing: float) -> tuple[Any, dict[str, Any]]:
-    targets = _as_columns(tf.cast(labels, logits.dtype), logits, "sigmoid")
-    smooth = targets * (1.0 - smoothing) + 0.5 * smoothing
-    values = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=smooth, logits=logits), axis=-1)
-    hits = tf.equal(logits > 0, targets > 0.5)
-    return values, {"accuracy": tf.reduce_mean(tf.cast(hits, logits.dtype), axis=-1)}
-
-
-def _mse(outputs: Any, labels: Any, smoothing: float) -> tuple[Any, dict[str, Any]]:
-    targets = _as_columns(tf.cast(labels, outputs.dtype), outputs, "mse")
-    return tf.reduce_mean(tf.square(outputs - targets), axis=-1), {}
-
-
-def _as_columns(targets: Any, outputs: Any, kind: str) -> Any:
-    if targets.shape.rank == 1:
-        targets = targets[:, None]
-    if outputs.shape.rank != 2 or targets.shape.rank != 2 or targets.shape[1] != outputs.shape[1]:
-        raise LossError(
-            f"loss={kind}: labels have shape {targets.shape}, but the model's outputs have {outputs.shape}; "
-            "expected one output per label column"
-        )
-    return targets

@@ -431,8 +431,8 @@ def test_images_without_a_fixed_shape_are_refused() -> None:
 def test_an_unknown_name_of_the_images_is_an_error() -> None:
     model = Model()
     step, selection = step_of(model), select(model, "head")
-    with pytest.raises(Exception, match="images='pixels': the batch has image, label, seeds"):
-        cut_micro_batch(step.micro_batch(selection, batch()), selection, images="pixels")
+    with pytest.raises(Exception, match="inputs='pixels': the batch has image, label, seeds"):
+        cut_micro_batch(step.micro_batch(selection, batch()), selection, inputs=("pixels",))
     with pytest.raises(line.FrostLineError, match="the batch has no 'image'"):
         line_of(model).replace_images({"label": 1})
 

@@ -21,7 +21,7 @@ from engine.models.keras import heads, weights
 from engine.models.keras.safe_loading import import_keras
 from engine.models.keras.scopes import dtype_policy, seeded
 from engine.models.keras.weights import ImagenetFile
-from engine.models.spec import Model, ModelSpecError, Request
+from engine.models.spec import Model, ModelSpecError, Request, read_image_shape
 from engine.text import nearest
 
 # Arguments that the engine sets itself, or that would change what ImageNet weights mean.
@@ -59,7 +59,7 @@ def build_application(request: Request) -> Model:
     The case of the application's name does not matter. Options are the arguments of its function, such as ``alpha=0.35``,
     and ``imagenet_layers=false``, which leaves out layers that only ImageNet weights require (EfficientNet has one). Raises ModelSpecError for an unknown name or option or too small images, and HeadError for a head that is not valid.
     """
-    spec, name, image_shape = request.spec, request.name, request.image_shape
+    spec, name, image_shape = request.spec, request.name, read_image_shape(request)
     known = find_applications()
     right = {each.lower(): each for each in known}.get(name.lower())
     if right is None:

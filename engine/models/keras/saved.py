@@ -12,7 +12,7 @@ from engine.models import images
 from engine.models.keras import heads, scopes, weights
 from engine.models.keras.precision import check_precision, set_precision
 from engine.models.keras.safe_loading import load_model
-from engine.models.spec import Model, ModelSpecError, Request
+from engine.models.spec import Model, ModelSpecError, Request, read_image_shape
 from engine.selection.variables import name_variables
 
 
@@ -48,10 +48,11 @@ def adopt_model(request: Request, model: Any, *, own: str) -> Model:
     ``own`` describes where its weights come from. Raises as ``build_saved_model`` does.
     """
     spec, outputs = request.spec, request.outputs
-    _check_input(spec, model, request.image_shape)
+    shape = read_image_shape(request)
+    _check_input(spec, model, shape)
     model = _plain(model)
     notes = list(set_precision(request, model))
-    traced = heads.trace(model, request.image_shape[:2])
+    traced = heads.trace(model, shape[:2])
     notes += check_precision(request, model, traced)
     variables = name_variables(model) if model.weights else ()
     normalise, note, chosen = images.choose_preprocessing(request, traced, variables, model.input_shape[3])
@@ -76,9 +77,7 @@ def adopt_model(request: Request, model: Any, *, own: str) -> Model:
         notes += [removed] if removed else []
 
     def check_images() -> None:
-        images.check_preprocessing(
-            request, normalise, heads.trace(network, request.image_shape[:2]), name_variables(network)
-        )
+        images.check_preprocessing(request, normalise, heads.trace(network, shape[:2]), name_variables(network))
 
     return Model(
         spec,
@@ -107,7 +106,7 @@ def _plain(model: Any) -> Any:
     return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
 
 
-def _check_input(spec: str, model: Any, image: tuple[int, int, int]) -> None:
+def _check_input(spec: str, model: Any, image: tuple[int, ...]) -> None:
     shapes = [tuple(tensor.shape) for tensor in model.inputs], [tuple(tensor.shape) for tensor in model.outputs]
     if len(shapes[0]) != 1 or len(shapes[1]) != 1:
         raise ModelSpecError(

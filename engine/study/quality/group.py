@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.data.batch_names import list_inputs
 from engine.feature_cache.policy import CachePolicy
 from engine.recipes.auto_freezing import AutoFreezing
 from engine.recipes.config import FinetuneConfig
@@ -99,7 +100,7 @@ class Course:
     @property
     def is_cached(self) -> bool:
         """Whether its next step trains from cached features."""
-        return self.request is not None and "image" not in self.request.batch
+        return self.request is not None and not list_inputs(self.request.batch)
 
     def describe(self) -> dict[str, Any]:
         """What its file says of it."""

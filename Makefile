@@ -44,7 +44,7 @@ format: install ## rewrite with ruff
 lock: install ## compute requirements.lock anew
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/python -m uv pip compile --universal --fork-strategy fewest --python-version 3.11 --no-header --no-annotate \
-	  --extra cpu --extra report --extra weights --extra litert --extra onnx --extra dev --output-file requirements.lock --upgrade pyproject.toml
+	  --extra cpu --extra report --extra weights --extra text --extra images --extra tfds --extra litert --extra onnx --extra dev --output-file requirements.lock --upgrade pyproject.toml
 
 wheel: install ## build a wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

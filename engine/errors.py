@@ -25,6 +25,10 @@ class FileError(InputError):
     """A file is missing, damaged or of the wrong kind. The message names it."""
 
 
+class GraphError(InputError):
+    """A graph from a file lacks something or its values do not fit. The message names the file and the tensor."""
+
+
 def check_range(
     name: str,
     value: float | None,

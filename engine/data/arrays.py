@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from engine.data.decode import as_form
+from engine.data.header import BadImageError
 from engine.data.idx import holds_idx, read_idx_folder
+from engine.data.image_options import DEFAULT, ImageForm, ImageOptions
 from engine.data.part import DataError, Part, Source, check_labels, number_classes
 from engine.data.resize import Size, resize_all
 from engine.files import FileError, Npz
@@ -23,7 +26,13 @@ Pairs = Mapping[str, tuple[np.ndarray, np.ndarray]]  # train, val or test -> ima
 
 
 def load_npz(
-    spec: str, file: pathlib.Path, classes: Sequence[str] | None = None, *, size: Size | None, budget: int
+    spec: str,
+    file: pathlib.Path,
+    classes: Sequence[str] | None = None,
+    *,
+    size: Size | None,
+    budget: int,
+    options: ImageOptions = DEFAULT,
 ) -> Source:
     """Reads the arrays train_*, test_* and val_* of an .npz file, and ``class_names`` if the file has it.
 
@@ -31,6 +40,7 @@ def load_npz(
         spec: the name of the source, for error messages.
         classes: the class names if the file has none.
         size, budget: the (height, width) that images are resized to, or None; the bytes that they may take then.
+        options: how they are resized, and what becomes of NaN.
 
     Raises:
         DataError: the file cannot be read, or its arrays do not fit together.
@@ -50,27 +60,33 @@ def load_npz(
             named = [str(name) for name in npz.read("class_names").ravel()] if "class_names" in names else None
     except FileError as error:
         raise DataError(f"data={spec}: {error}") from None
-    return _source(spec, arrays, named or classes, size=size, budget=budget)
+    return _source(spec, arrays, named or classes, size=size, budget=budget, options=options)
 
 
 def load_idx(
-    spec: str, folder: pathlib.Path, classes: Sequence[str] | None = None, *, size: Size | None, budget: int
+    spec: str,
+    folder: pathlib.Path,
+    classes: Sequence[str] | None = None,
+    *,
+    size: Size | None,
+    budget: int,
+    options: ImageOptions = DEFAULT,
 ) -> Source:
     """Reads the four files of an MNIST-style folder (engine.data.idx). Arguments and errors are those of ``load_npz``."""
     try:
         arrays = read_idx_folder(folder)
     except FileError as error:
         raise DataError(f"data={spec}: {error}") from None
-    return _source(spec, arrays, classes, size=size, budget=budget)
+    return _source(spec, arrays, classes, size=size, budget=budget, options=options)
 
 
-def load_fashion_mnist(spec: str, *, size: Size | None, budget: int) -> Source:
+def load_fashion_mnist(spec: str, *, size: Size | None, budget: int, options: ImageOptions = DEFAULT) -> Source:
     """Loads the full Fashion-MNIST from Debian's files, from Keras' earlier download or by a download of Keras.
 
     Raises DataError if there are no files, and the download fails or is silent for 15 seconds.
     """
     if holds_idx(DEBIAN):
-        return load_idx(spec, DEBIAN, FASHION, size=size, budget=budget)
+        return load_idx(spec, DEBIAN, FASHION, size=size, budget=budget, options=options)
     import keras
 
     before = socket.getdefaulttimeout()
@@ -86,11 +102,19 @@ def load_fashion_mnist(spec: str, *, size: Size | None, budget: int) -> Source:
         ) from None
     finally:
         socket.setdefaulttimeout(before)
-    return _source(spec, {"train": train, "test": test}, FASHION, size=size, budget=budget)
+    return _source(spec, {"train": train, "test": test}, FASHION, size=size, budget=budget, options=options)
 
 
-def _source(spec: str, arrays: Pairs, classes: Sequence[str] | None, *, size: Size | None, budget: int) -> Source:
-    checked = {prefix: _checked(spec, prefix, *pair) for prefix, pair in arrays.items()}
+def _source(
+    spec: str,
+    arrays: Pairs,
+    classes: Sequence[str] | None,
+    *,
+    size: Size | None,
+    budget: int,
+    options: ImageOptions,
+) -> Source:
+    checked = {prefix: _checked(spec, prefix, *pair, options) for prefix, pair in arrays.items()}
     train_images, train_labels = checked["train"]
     given, classes = classes, _class_names(spec, train_labels, classes)
     for prefix, (images, labels) in checked.items():
@@ -107,7 +131,8 @@ def _source(spec: str, arrays: Pairs, classes: Sequence[str] | None, *, size: Si
         check_labels(spec, f"{prefix}_labels", labels, len(classes))
     parts = {}
     for prefix, (images, labels) in checked.items():
-        fitted = images if size is None else resize_all(images, size, budget=budget)
+        pad = options.image_fit == "pad"
+        fitted = images if size is None else resize_all(images, size, budget=budget, pad=pad)
         budget -= fitted.nbytes if isinstance(fitted, np.ndarray) and fitted is not images else 0
         parts[prefix] = Part(fitted, labels, np.arange(len(images), dtype=np.int64))
     columns = given if given and train_labels.ndim == 2 and len(given) == train_labels.shape[1] else ()
@@ -139,22 +164,37 @@ def describe_empty_classes(source: Source) -> str | None:
     return f"data: {len(empty)} of {len(counts)} classes without a training example: {names} (labels count from 0)"
 
 
-def _checked(spec: str, prefix: str, images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Checks images and labels, and converts them to uint8 or float32 [n, height, width, channels] and int64 or float32."""
+def _checked(spec: str, prefix: str, images: Any, labels: Any, options: ImageOptions) -> tuple[np.ndarray, np.ndarray]:
+    """Checks images and labels, and converts them to uint8 or float32 [n, height, width, channels] and int64 or float32.
+
+    Images of 16 bits become float32, the value divided by 65535.
+    """
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or 0 in images.shape:
         raise DataError(
             f"data={spec}: {prefix}_images has shape {list(images.shape)}; expected [n, height, width(, channels)]"
         )
-    if images.shape[3] not in (1, 3):
-        raise DataError(f"data={spec}: {prefix}_images has {images.shape[3]} channels; expected 1 or 3")
-    if images.dtype != np.uint8:
-        if images.dtype.kind != "f":
-            raise DataError(f"data={spec}: {prefix}_images is {images.dtype}; expected uint8, or float in [0, 1]")
-        if not (np.isfinite(images).all() and images.min() >= 0.0 and images.max() <= 1.0):
-            raise DataError(f"data={spec}: {prefix}_images is float, with values outside [0, 1]")
-        images = images.astype(np.float32)
+    if options.image_pixels == "rgb" and images.shape[3] not in (1, 3):
+        raise DataError(
+            f"data={spec}: {prefix}_images has {images.shape[3]} channels; expected 1 or 3 (--image_pixels=stored takes any "
+            "number)"
+        )
+    if images.shape[3] > 4 and images.shape[1] <= 4:
+        raise DataError(
+            f"data={spec}: {prefix}_images has shape {list(images.shape)}, which looks like channels first; expected channels "
+            "last (np.moveaxis(images, 1, -1))"
+        )
+    if images.dtype not in (np.uint8, np.uint16) and images.dtype.kind != "f":
+        raise DataError(
+            f"data={spec}: {prefix}_images is {images.dtype}; expected uint8, or float in [0, 1], or uint16"
+        )
+    try:
+        dtype = np.dtype(np.uint8 if images.dtype == np.uint8 else np.float32)
+        form = ImageForm(size=images.shape[1:3], channels=images.shape[3], dtype=dtype, options=options)
+        images = as_form(images, form)
+    except BadImageError as error:
+        raise DataError(f"data={spec}: {prefix}_images is float, with values outside [0, 1]: {error}") from None
     if labels.ndim not in (1, 2) or len(labels) != len(images) or 0 in labels.shape:
         raise DataError(
             f"data={spec}: {prefix}_labels has shape {list(labels.shape)} for {len(images)} images; expected [n] or [n, C]"

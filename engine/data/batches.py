@@ -13,7 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from engine.data import order
-from engine.data.augment import augment
+from engine.data.augment import augment, augment_masks
+from engine.data.augment_boxes import check_kinds, move_boxes
 from engine.data.part import DataError, Part, check_count
 from engine.distribution.shares import WHOLE, Share
 from engine.seeds import example_seeds
@@ -112,6 +113,7 @@ class TrainBatches:
         self.normalise = normalise or Normalise()
         self.share = share
         self._prepare = _preparation(part, self.augment, self.normalise)
+        self._prepare_labels = _label_preparation(part, self.augment)
 
     @property
     def per_epoch(self) -> int:
@@ -130,6 +132,11 @@ class TrainBatches:
         """
         found = self._prepare(self.part.read_inputs(index), example_seeds(self.seed, epoch, index))
         return _alone(found)
+
+    def prepared_rest(self, positions: np.ndarray, epoch: int) -> Batch:
+        """Returns what examples have besides inputs, as an epoch sees them: labels in an image are moved as its pixels are."""
+        rest: Batch = self.part.read_rest(positions)
+        return rest | self._prepare_labels(rest, example_seeds(self.seed, epoch, rest["index"]))
 
     def place(self, step: int, count: int = 1) -> tuple[int, np.ndarray]:
         """Returns the epoch of a step, counted over all epochs, and the positions of its examples.
@@ -159,7 +166,7 @@ class TrainBatches:
         epoch, [(positions, said)] = self.own(step)
         batch: Batch = self.part.read(positions)
         seeds = example_seeds(self.seed, epoch, batch["index"])
-        return batch | self._prepare(batch, seeds) | {"seeds": seeds} | said
+        return batch | self._prepare(batch, seeds) | self._prepare_labels(batch, seeds) | {"seeds": seeds} | said
 
     def between(self, start: int, stop: int) -> Iterator[Batch]:
         """Yields the batches of the steps [start, stop), prepared ahead on another thread."""
@@ -228,7 +235,7 @@ def _preparation(part: Part, kinds: tuple[str, ...], normalise: Normalise) -> An
     specs, made = part.input_specs, {}
     for name, spec in specs.items():
         if spec.is_image:
-            made[name] = _compile_preparation(spec.shape, tf.as_dtype(spec.dtype), kinds, normalise)
+            made[name] = _compile_preparation(spec.shape, tf.as_dtype(spec.dtype), kinds, normalise, _fill(part))
     if kinds and not made:
         raise DataError(f"augment={','.join(kinds)}: the data have no images, only {', '.join(specs)}")
 
@@ -239,19 +246,44 @@ def _preparation(part: Part, kinds: tuple[str, ...], normalise: Normalise) -> An
     return prepare
 
 
+def _fill(part: Part) -> str:
+    """What augmentation shows of what lies outside of an image: nothing that would look like an object without a box."""
+    return "mean" if part.has_boxes else "reflect"
+
+
+def _label_preparation(part: Part, kinds: tuple[str, ...]) -> Any:
+    """The function from a batch to those of its labels that augmentation moves: labels of pixels, and boxes."""
+    if not kinds or not (part.dense or part.has_boxes):
+        return lambda batch, seeds: {}
+    height, width, *_ = part.input_specs[part.input_name].shape
+    labels, name = tf.TensorSpec([None, *part.labels.shape[1:]], part.labels.dtype), part.label_name
+    if part.has_boxes:
+        check_kinds(kinds)
+
+    @tf.function(autograph=False, input_signature=[labels, tf.TensorSpec([None, 2], tf.int32)])
+    def move(labels: Any, seeds: Any) -> Any:
+        if part.dense:
+            return augment_masks(labels, seeds, kinds)
+        return move_boxes(labels, seeds, kinds, height=height, width=width)
+
+    return lambda batch, seeds: {name: move(tf.constant(batch[name]), tf.constant(seeds))}
+
+
 def _alone(inputs: Batch) -> Any:
     """The only input itself, or all of them by name."""
     return next(iter(inputs.values())) if len(inputs) == 1 else inputs
 
 
 @functools.lru_cache(maxsize=16)  # a run reads the same images in several ways
-def _compile_preparation(shape: tuple[int, ...], dtype: Any, kinds: tuple[str, ...], normalise: Normalise) -> Any:
+def _compile_preparation(
+    shape: tuple[int, ...], dtype: Any, kinds: tuple[str, ...], normalise: Normalise, fill: str
+) -> Any:
     """Builds the function that prepares images, compiled once for all lengths."""
     images = tf.TensorSpec([None, *shape], dtype)
 
     @tf.function(autograph=False, input_signature=[images, tf.TensorSpec([None, 2], tf.int32)])
     def prepare(images: Any, seeds: Any) -> Any:
         images = tf.cast(images, tf.float32) / 255.0 if images.dtype == tf.uint8 else images
-        return normalise(augment(images, seeds, kinds))
+        return normalise(augment(images, seeds, kinds, fill=fill))
 
     return prepare

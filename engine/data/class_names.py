@@ -6,15 +6,19 @@ import json
 import pathlib
 import unicodedata
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from engine.files import FileError, Npz, PathLike
 
 _MEMBER = "class_names.json"
+_OF_TASKS = "task_class_names.json"
+Names = Sequence[str] | Mapping[str, Sequence[str]]  # of one output, or of the outputs of tasks
 
 
-def as_texts(names: Sequence[str] | None) -> dict[str, str]:
-    """The ``texts`` for ``engine.files.write_npz`` that keep the names of the outputs; none for None."""
+def as_texts(names: Names | None) -> dict[str, str]:
+    """The ``texts`` for ``engine.files.write_npz`` that keep the names of outputs; none for None."""
+    if isinstance(names, Mapping):
+        return {_OF_TASKS: json.dumps({task: list(own) for task, own in names.items()}, ensure_ascii=False)}
     return {_MEMBER: json.dumps(list(names), ensure_ascii=False)} if names else {}
 
 
@@ -35,6 +39,20 @@ def read_class_names(path: PathLike) -> tuple[str, ...] | None:
     if not isinstance(found, list) or not found or not all(isinstance(name, str) for name in found):
         raise FileError(f"{path}: {_MEMBER}: damaged; expected a JSON list of names")
     return tuple(found)
+
+
+def read_task_class_names(path: PathLike) -> dict[str, tuple[str, ...]]:
+    """The names that a weights file gives to the outputs of tasks; none if it names none. Raises FileError if they are damaged."""
+    if not pathlib.Path(path).is_file() or not zipfile.is_zipfile(path):
+        return {}
+    with Npz(path) as npz:
+        if _OF_TASKS not in npz.others():
+            return {}
+        try:
+            found = json.loads(npz.text(_OF_TASKS))
+            return {str(task): tuple(map(str, own)) for task, own in found.items()}
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            raise FileError(f"{path}: {_OF_TASKS}: damaged; expected names by task") from None
 
 
 def normal_form(names: Sequence[str]) -> tuple[str, ...]:

@@ -16,8 +16,9 @@ import pathlib
 
 import numpy as np
 
-from engine.data.header import SUFFIXES
+from engine.data.header import describe_left_out, image_suffixes
 from engine.data.image_files import ImageFiles, Say, printable
+from engine.data.image_options import DEFAULT, ImageOptions
 from engine.data.layout import PARTS, Content, Layout, decide_layout
 from engine.data.part import DataError, Part, Source
 from engine.data.resize import Size
@@ -31,18 +32,27 @@ Listing = dict[str, dict[str, list[str]]]  # part -> class -> paths of files in 
 
 
 def open_folder(
-    spec: str, folder: pathlib.Path, *, size: Size, budget: int, skip_bad: bool, say: Say = print
+    spec: str,
+    folder: pathlib.Path,
+    *,
+    size: Size,
+    budget: int,
+    skip_bad: bool,
+    parts: str = "auto",
+    options: ImageOptions = DEFAULT,
+    say: Say = print,
 ) -> Source:
     """Opens an image folder. If it has no val, ``eval`` is ``train``, whose ``hold_out`` says how to divide it.
 
-    ``spec`` is the name of the source, for error messages; for the other arguments see ``ImageFiles``.
+    ``spec`` is the name of the source, for error messages; ``parts="off"`` reads every folder as a class. For the other
+    arguments see ``ImageFiles``.
 
     Raises:
         DataError: the folder does not exist, has no images or fewer than two classes, a class has no training images,
             or images cannot be read.
     """
     ignored: Ignored = collections.Counter()
-    layout = _layout(spec, folder)
+    layout = _layout(spec, folder, parts)
     listing = _list(spec, folder, layout, ignored)
     for line in layout.notes:
         say(printable(line))
@@ -60,30 +70,34 @@ def open_folder(
     shares = np.array([_share(layout.roots[part], classes[number], file) for part, number, file in rows])
     belongs = np.array([PARTS.index(part) for part, _, _ in rows])
     labels = np.array([number for _, number, _ in rows], np.int64)
-    images = ImageFiles(spec, folder, names, size=size, budget=budget, skip_bad=skip_bad, say=say)
+    images = ImageFiles(spec, folder, names, size=size, budget=budget, skip_bad=skip_bad, options=options, say=say)
     belongs[list(images.bad)] = -1
-    parts: dict[str, Part] = {}
+    made: dict[str, Part] = {}
     for part in listing:
         index = np.flatnonzero(belongs == PARTS.index(part)).astype(np.int64)
         if not len(index):
             raise DataError(f"data={spec}: {part} has no readable image")
-        parts[part] = Part(images, labels[index], index, shares[index])
-    train = parts["train"]
+        made[part] = Part(images, labels[index], index, shares[index])
+    train = made["train"]
     for number in np.flatnonzero(np.bincount(train.labels, minlength=len(classes)) == 0):
         raise DataError(f"data={spec}: class {printable(classes[number])!r} has no readable training image")
     return Source(
         spec,
         tuple(printable(name) for name in classes),
         train,
-        parts.get("val", train),
-        parts.get("test"),
+        made.get("val", train),
+        made.get("test"),
         skipped=tuple(printable(names[number]) for number in images.bad),
     )
 
 
 def _share(part: str, name: str, file: str) -> float:
     """A number in [0, 1) that depends only on a file's path inside the folder of its class."""
-    own = file.removeprefix(f"{part}/{name}/").removeprefix(f"{name}/")
+    return share_of_name(file.removeprefix(f"{part}/{name}/").removeprefix(f"{name}/"))
+
+
+def share_of_name(own: str) -> float:
+    """A number in [0, 1) that depends only on the name of a file."""
     return int.from_bytes(hashlib.sha256(os.fsencode(own)).digest()[:6], "big") / 2**48
 
 
@@ -92,7 +106,7 @@ def _check_classes(spec: str, folder: pathlib.Path, listing: Listing, classes: l
         for name in sorted(found):
             if part == "train" and not found[name]:
                 raise DataError(
-                    f"data={spec}: class {printable(name)!r} has no image ({', '.join(SUFFIXES)}) to train on; "
+                    f"data={spec}: class {printable(name)!r} has no image ({', '.join(image_suffixes())}) to train on; "
                     "add some or remove the folder"
                 )
             if name not in classes and found[name]:
@@ -111,8 +125,8 @@ def _check_classes(spec: str, folder: pathlib.Path, listing: Listing, classes: l
         )
 
 
-def _layout(spec: str, folder: pathlib.Path) -> Layout:
-    if not folder.exists():
+def _layout(spec: str, folder: pathlib.Path, parts: str) -> Layout:
+    if not os.path.exists(folder):
         near = _folders(spec, folder.parent) if folder.parent.is_dir() else []
         raise DataError(f"data={spec}: there is no folder {folder}{nearest(folder.name, near)}")
     if not folder.is_dir():
@@ -122,7 +136,7 @@ def _layout(spec: str, folder: pathlib.Path) -> Layout:
     for name in _folders(spec, folder):
         images = sum(_is_image(entry.name) and not _is_folder(entry) for entry in _entries(spec, folder / name))
         top[name] = Content(images, len(_folders(spec, folder / name)))
-    return decide_layout(spec, folder, top)
+    return decide_layout(spec, folder, top, parts=parts)
 
 
 def _list(spec: str, folder: pathlib.Path, layout: Layout, ignored: Ignored) -> Listing:
@@ -141,7 +155,9 @@ def _list(spec: str, folder: pathlib.Path, layout: Layout, ignored: Ignored) -> 
         if not any(listing[part].values()):
             where = printable(f"{folder}/{root}".rstrip("/"))
             how = f"{loose} images lie directly in {where}" if loose else f"there are no images below {where}"
-            raise DataError(f"data={spec}: {how}; expected one folder of images ({', '.join(SUFFIXES)}) per class")
+            raise DataError(
+                f"data={spec}: {how}; expected one folder of images ({', '.join(image_suffixes())}) per class"
+            )
         if loose:
             ignored["images outside of class folders"] += loose
     return listing
@@ -171,7 +187,7 @@ def _images_below(
                 found.append(name)
             else:
                 suffix = os.path.splitext(entry.name)[1].lower()
-                ignored[f"{printable(suffix)} files" if suffix else "files without a suffix"] += 1
+                ignored[describe_left_out(printable(suffix))] += 1
     return sorted(found)
 
 
@@ -196,7 +212,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_image(name: str) -> bool:
-    return not name.startswith(".") and name.lower().endswith(SUFFIXES)
+    return not name.startswith(".") and name.lower().endswith(image_suffixes())
 
 
 def _identity(path: pathlib.Path) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import pathlib
 import re
 from collections.abc import Callable
 
-from engine.data.header import SUFFIXES
+from engine.data.header import describe_left_out, image_suffixes
 from engine.data.image_files import printable
 from engine.errors import InputError
 from engine.text import join_some, nearest
@@ -43,7 +43,7 @@ def list_images(images: str, *, say: Callable[[str], None]) -> list[pathlib.Path
     for what, names in left.items():
         say(f"images: left out {what}: {join_some([printable(name) for name in sorted(names)], most=3)}")
     if not found:
-        raise InputError(f"images={images}: there are no image files ({', '.join(SUFFIXES)})")
+        raise InputError(f"images={images}: there are no image files ({', '.join(image_suffixes())})")
     return sorted(found, key=natural_key)
 
 
@@ -94,7 +94,7 @@ def _match(pattern: str, left: Left) -> list[pathlib.Path]:
 
 def _is_image(path: pathlib.Path, left: Left, name: str) -> bool:
     suffix = path.suffix.lower()
-    if suffix in SUFFIXES:
+    if suffix in image_suffixes():
         return True
-    left.setdefault(f"{printable(suffix)} files" if suffix else "files without a suffix", []).append(name)
+    left.setdefault(describe_left_out(printable(suffix)), []).append(name)
     return False

@@ -17,6 +17,13 @@ _OTHER_NAMES = {
     "test": {"test", "testing"},
 }
 _LOOK_LIKE_PARTS = {"train", "training", *_OTHER_NAMES["val"], *_OTHER_NAMES["test"]}
+FOLDER_PARTS = ("auto", "off")  # whether a folder may be a part by its name
+
+
+def find_part(word: str) -> str | None:
+    """The part that a word names, such as "val" for "validation"; None if it names none."""
+    names = {"train": {"train", "training"}, **_OTHER_NAMES}
+    return next((part for part in PARTS if word.lower() in names[part]), None)
 
 
 @dataclass(frozen=True)
@@ -41,13 +48,16 @@ class Layout:
     notes: tuple[str, ...] = ()
 
 
-def decide_layout(spec: str, folder: pathlib.Path, top: Mapping[str, Content]) -> Layout:
-    """Decides by the names in ``top``, the folders in ``folder``, and by what lies in them.
+def decide_layout(spec: str, folder: pathlib.Path, top: Mapping[str, Content], *, parts: str = "auto") -> Layout:
+    """Decides by the names in ``top``, the folders in ``folder``, and by what lies in them; with ``parts="off"``, all
+    are classes.
 
     Raises:
         DataError: there are parts but no train, two folders could be the evaluation part, or names say that folders are
             parts while their content says that they are classes.
     """
+    if parts == "off":
+        return Layout({"train": ""})
     named = sorted(name for name in top if name.lower() in _LOOK_LIKE_PARTS)
     others = sorted(set(top) - set(named))
     filled = [name for name in others if top[name].images]
@@ -59,15 +69,19 @@ def decide_layout(spec: str, folder: pathlib.Path, top: Mapping[str, Content]) -
         )
         return Layout({"train": ""}, notes=(note,))
     if "train" in top:
-        return _parts(spec, folder, top, others)
+        return _parts(spec, folder, top, others, "train")
+    spelt = [name for name in named if name.lower() == "train" and top[name].folders and not top[name].images]
+    if len(spelt) == 1 and not filled:
+        return _parts(spec, folder, top, others, spelt[0])
     if found := sorted({"val", "test"} & set(top)):
         raise DataError(
-            f"data={spec}: there is a folder {' and '.join(found)}, but no folder train; if it is a class, rename it"
+            f"data={spec}: there is a folder {' and '.join(found)}, but no folder train; if it is a class, give "
+            "--parts=off, which reads every folder as a class, or rename it"
         )
     if top and not others:
         raise DataError(
             f"data={spec}: its folders are {', '.join(sorted(top))}, which look like parts, not classes; the parts must "
-            "be named train, val and test (if they are classes, rename them)"
+            "be named train, val and test (if they are classes, --parts=off says so)"
         )
     notes = [
         f"data: {name} is read as a class, although it has folders and the name of a part; a part needs a folder train "
@@ -77,9 +91,11 @@ def decide_layout(spec: str, folder: pathlib.Path, top: Mapping[str, Content]) -
     return Layout({"train": ""}, notes=tuple(notes))
 
 
-def _parts(spec: str, folder: pathlib.Path, top: Mapping[str, Content], others: list[str]) -> Layout:
-    """The layout with a folder train; ``others`` are the folders without the name of a part."""
-    roots, notes = {"train": "train"}, []
+def _parts(spec: str, folder: pathlib.Path, top: Mapping[str, Content], others: list[str], train: str) -> Layout:
+    """The layout with the training part ``train``; ``others`` are the folders without the name of a part."""
+    roots, notes = {"train": train}, []
+    if train != "train":
+        notes.append(f"data: the folder {train} is the part train")
     for part, names in _OTHER_NAMES.items():
         found = [part] if part in top else sorted(n for n in top if n.lower() in names and top[n] != Content(0, 0))
         if len(found) > 1:
@@ -92,15 +108,15 @@ def _parts(spec: str, folder: pathlib.Path, top: Mapping[str, Content], others: 
                 notes.append(f"data: the folder {found[0]} is the part {part}")
     beside = [printable(name) for name in others if top[name] != Content(0, 0)]
     if beside and len(roots) == 1:
-        if top["train"].images and any(top[name].images for name in others):
+        if top[train].images and any(top[name].images for name in others):
             raise DataError(
                 f"data={spec}: train could be the training part, since it has folders, or a class like "
-                f"{join_words(beside)}, since images lie directly in it; rename it if it is a class, or move "
-                f"{folder / 'train'} elsewhere if it is the training part"
+                f"{join_words(beside)}, since images lie directly in it; if it is a class, give --parts=off, or rename it; "
+                f"if it is the training part, move it elsewhere ({folder / train})"
             )
         notes.append(
             f"data: train is the training part, so {join_words(beside)} beside it {'is' if len(beside) == 1 else 'are'} "
-            "left out; if train is a class, rename it"
+            "left out; if train is a class, rename it or give --parts=off"
         )
     left = sorted(set(top) - set(roots.values()))
     return Layout(roots, tuple(left), tuple(notes))

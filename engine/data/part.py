@@ -11,7 +11,13 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from engine.data.batch_names import LABEL, WEIGHT, is_input
+from engine.data.one_hot import find_not_one_hot
+from engine.data.one_hot import number_classes as number_classes
 from engine.errors import InputError
+
+IGNORED = 255  # in labels for each pixel: a pixel that does not count
+GEOMETRY = 4  # outputs of a centre head besides its classes: size and offset (engine.training.centers)
+_NOT_FOR_BOXES = ("softmax", "sigmoid", "mse", "focal", "dice")
 
 
 class DataError(InputError):
@@ -46,15 +52,12 @@ class ArraySpec(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What the data say of the labels of one task, where they have several.
-
-    ``classes`` are the names of its classes, in the order of the labels; empty if the labels are numbers. ``columns`` are
-    the names of the columns of [m, C] numbers, where the data name them.
-    """
+    """What the data say of the labels of one task, where they have several: the fields of ``Source`` of these names."""
 
     name: str
     classes: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    named: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +69,8 @@ class Part:
 
     Attributes:
         images: an array, or another object that implements ``Images``; several parts may share it.
-        labels: for each position, a class (int64 [m]) or a target (float32 [m] or [m, C]).
+        labels: for each position, a class (int64 [m]), a target (float32 [m] or [m, C]), or a class for each pixel of its
+            image (uint8 [m, height, width], ``IGNORED`` where a pixel does not count).
         index: for each of the m positions, the number of its image in ``images``, int64 [m].
         input_name, label_name: the names of ``images`` and ``labels`` in a batch (engine.data.batch_names).
         inputs: further inputs of the model by name, each indexed by the same numbers as ``images``.
@@ -110,14 +114,26 @@ class Part:
         if self.labels.dtype.kind not in "iuf" or self.labels.ndim > 3:
             raise DataError(
                 f"labels: {self.labels.dtype} {list(self.labels.shape)}; expected int64 [m] (classes), float32 [m] or [m, C] "
-                "(targets), or a label for each pixel, [m, height, width]"
+                "(targets), a label for each pixel, [m, height, width], or boxes, float32 [m, K, 5]"
             )
         wide = np.int64 if self.labels.dtype.kind in "iu" else np.float32
         if self.labels.ndim < 3 and (self.labels.dtype.itemsize < 4 or self.labels.dtype.kind == "u"):
             object.__setattr__(self, "labels", self.labels.astype(wide))  # losses take no smaller ones
+        if self.dense:
+            object.__setattr__(self, "labels", _check_masks(self.labels, self.image_shape))
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @property
+    def dense(self) -> bool:
+        """Whether there is a class for each pixel."""
+        return self.labels.ndim == 3 and self.labels.dtype.kind in "iu"
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether the labels of an example are boxes, float32 [K, 5] (engine.data.boxes)."""
+        return self.labels.ndim == 3 and self.labels.dtype.kind == "f" and self.labels.shape[2] == 5
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -257,7 +273,7 @@ class Source:
     def with_classes(self) -> Source:
         """The source with one-hot labels [n, C] as classes; itself if its labels are anything else."""
         parts = {name: part for name in ("train", "eval", "test") if (part := getattr(self, name)) is not None}
-        if self.classes or any(_not_one_hot(part.labels) is not None for part in parts.values()):
+        if self.classes or any(find_not_one_hot(part.labels) is not None for part in parts.values()):
             return self
         count = self.train.labels.shape[1]
         made = {name: replace(part, labels=part.labels.argmax(axis=1)) for name, part in parts.items()}
@@ -266,6 +282,19 @@ class Source:
     def outputs(self, loss: str) -> int:
         """Returns the number of outputs that a model needs; raises DataError if the labels do not suit the loss."""
         labels = self.train.labels
+        if loss == "centers" and not self.train.has_boxes:
+            raise DataError(
+                f"data={self.name}: the loss centers needs boxes around objects, as boxes:FILE.csv has them"
+            )
+        if self.train.has_boxes:
+            if loss in _NOT_FOR_BOXES:
+                raise DataError(f"data={self.name}: the loss {loss} takes no boxes; expected centers")
+            return len(self.classes) + GEOMETRY
+        if self.train.dense and loss != "softmax":
+            raise DataError(
+                f"data={self.name}: the labels are masks, a class for each pixel, which the loss {loss} does not take; "
+                "expected softmax or dice"
+            )
         if loss == "softmax":
             if not self.classes:
                 raise DataError(f"data={self.name}: {self._misfit()}")
@@ -281,9 +310,11 @@ class Source:
 
     def _misfit(self) -> str:
         """Why targets are not the classes that the loss softmax needs."""
+        if self.train.dense:
+            return "the labels are masks, but the source does not name their classes (Source.classes)"
         for name in ("train", "eval", "test"):
             part = getattr(self, name)
-            row = None if part is None or part.labels.ndim == 1 else _not_one_hot(part.labels)
+            row = None if part is None or part.labels.ndim == 1 else find_not_one_hot(part.labels)
             if row is not None:
                 return (
                     "the loss softmax needs a class for each example, as an integer or one-hot, but the labels of "
@@ -316,6 +347,20 @@ class Source:
         return hasher.hexdigest()
 
 
+def _check_masks(labels: np.ndarray, image: tuple[int, ...]) -> np.ndarray:
+    """Labels of pixels as uint8; raises DataError if they are not the numbers of classes, or have another size than images."""
+    if labels.shape[1:] != image[:2]:
+        raise DataError(
+            f"labels: masks of {list(labels.shape[1:])} for images of {list(image[:2])}; expected a class for each pixel"
+        )
+    if labels.dtype != np.uint8 and labels.size and not (labels.min() >= 0 and labels.max() <= IGNORED):
+        raise DataError(
+            f"labels: masks with numbers from {labels.min()} to {labels.max()}; expected classes from 0 to {IGNORED - 1}, and "
+            f"{IGNORED} for pixels that do not count"
+        )
+    return labels.astype(np.uint8, copy=False)
+
+
 def _check_input(name: str, given: Images) -> None:
     """Raises DataError unless an input is an array of numbers with an axis of examples and one or more others."""
     shape, dtype = given.shape, np.dtype(given.dtype)
@@ -323,19 +368,6 @@ def _check_input(name: str, given: Images) -> None:
         raise DataError(f"{name}: {dtype} {list(shape)}; expected [n, ...], of uint8, float32, int32, int64 or bool")
     if dtype == np.float32 and isinstance(given, np.ndarray) and given.size and not np.isfinite(given).all():
         raise DataError(f"{name}: float32 with values that are not finite; expected numbers")
-
-
-def number_classes(count: int) -> tuple[str, ...]:
-    """The names of classes that have none of their own: their numbers."""
-    return tuple(map(str, range(count)))
-
-
-def _not_one_hot(labels: np.ndarray) -> int | None:
-    """The first row of labels [n, C] that is not one 1 among zeros; 0 if the labels have another shape."""
-    if labels.ndim != 2 or labels.shape[1] < 2:
-        return 0
-    wrong = np.flatnonzero(((labels != 0) & (labels != 1)).any(axis=1) | (labels.sum(axis=1) != 1))
-    return int(wrong[0]) if len(wrong) else None
 
 
 def check_count(name: str, value: Any) -> None:
@@ -347,6 +379,14 @@ def check_count(name: str, value: Any) -> None:
 def check_labels(spec: str, name: str, labels: np.ndarray, classes: int) -> None:
     """Raises DataError unless every class label is at least 0 and below the number of classes."""
     if labels.dtype.kind == "f":
+        return
+    if labels.ndim == 3:
+        for number, mask in enumerate(labels):
+            if (wrong := mask[(mask >= classes) & (mask != IGNORED)]).size:
+                raise DataError(
+                    f"data={spec}: {name}[{number}] has pixels of class {wrong.max()}; the classes are 0 to {classes - 1}, and "
+                    f"{IGNORED} is ignored"
+                )
         return
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(wrong):

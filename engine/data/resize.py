@@ -1,4 +1,5 @@
-"""Resizes images to the size of a model's input: the shorter side is fitted and the longer one centre-cropped.
+"""Resizes images to the size of a model's input: the shorter side is fitted and the longer one centre-cropped, or the
+longer side is fitted and the shorter one padded.
 
 The resampling is antialiased bilinear with half-pixel centres, as in ``tf.image.resize(antialias=True)``, but crops in
 the same pass.
@@ -74,29 +75,50 @@ def resize(images: Any, size: Size) -> np.ndarray:
     return np.clip(floats, 0.0, 1.0)
 
 
+def fit_within(images: Any, size: Size) -> np.ndarray:
+    """Resizes images [n, height, width, channels] until they fit within the size, and pads them with zeros about them.
+
+    Returns [n, *size, channels] of the same dtype: uint8, or float32 in [0, 1].
+    """
+    height, width = images.shape[1:3]
+    scale = min(size[0] / height, size[1] / width)
+    inner = tuple(min(side, max(1, round(own * scale))) for side, own in zip(size, (height, width), strict=True))
+    resized = resize(images, (inner[0], inner[1]))
+    out = np.zeros((len(resized), *size, resized.shape[3]), resized.dtype)
+    top, left = ((side - own) // 2 for side, own in zip(size, inner, strict=True))
+    out[:, top : top + inner[0], left : left + inner[1]] = resized
+    return out
+
+
 class Resized:
     """The images of an array, resized each time they are read, so that no enlarged copy is kept."""
 
-    def __init__(self, images: np.ndarray, size: Size) -> None:
-        self._images, self._size = images, size
+    def __init__(self, images: np.ndarray, size: Size, *, pad: bool = False) -> None:
+        self._images, self._size, self._pad = images, size, pad
         self.shape, self.dtype = (len(images), *size, images.shape[3]), images.dtype
 
-    def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
-        return resize(self._images[numbers], self._size)
+    def __getitem__(self, numbers: np.ndarray | slice) -> np.ndarray:
+        return (fit_within if self._pad else resize)(self._images[numbers], self._size)
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(np.ascontiguousarray(self._images).data).hexdigest()
+        hasher = hashlib.sha256(np.ascontiguousarray(self._images).data)
+        if self._pad:
+            hasher.update(b"pad")
+        return hasher.hexdigest()
 
 
-def resize_all(images: np.ndarray, size: Size, *, budget: int) -> np.ndarray | Resized:
-    """Resizes images in memory if the result takes at most ``budget`` bytes, else each time they are read."""
+def resize_all(images: np.ndarray, size: Size, *, budget: int, pad: bool = False) -> np.ndarray | Resized:
+    """Resizes images in memory if the result takes at most ``budget`` bytes, else each time they are read.
+
+    ``pad`` fits them within the size, instead of cropping what lies beyond.
+    """
     if images.shape[1:3] == size:
         return images
-    late = Resized(images, size)
+    late = Resized(images, size, pad=pad)
     if int(np.prod(late.shape, dtype=object)) * images.dtype.itemsize > budget:
         return late
     out = np.empty(late.shape, images.dtype)
     for start in range(0, len(images), _CHUNK):
         chosen = slice(start, start + _CHUNK)
-        out[chosen] = resize(images[chosen], size)
+        out[chosen] = late[chosen]
     return out

@@ -156,7 +156,7 @@ def test_normalisation_is_by_channel() -> None:
 def test_images_are_prepared_by_one_function_however_many_batches_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorFlow warns of functions that are made again and again, and each takes time to trace."""
     traced: list[Any] = []
-    monkeypatch.setattr(data_batches, "augment", lambda images, seeds, kinds: traced.append(kinds) or images)
+    monkeypatch.setattr(data_batches, "augment", lambda images, seeds, kinds, **fill: traced.append(kinds) or images)
     for mean in ((0.123,), [0.123]):
         normalise = Normalise(mean=mean, std=(3.0,))  # type: ignore[arg-type]
         next(iter(EvalBatches(part(), batch_size=4, normalise=normalise)))

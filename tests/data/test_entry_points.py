@@ -63,7 +63,7 @@ def part(images: Any = PIXELS, labels: Any = None) -> Part:
         (UNIT * 255, None, "images: float32 with values from 0 to 255; expected 0 to 1"),
         (PIXELS[:, :, :, 0], None, r"images: shape \[6, 4, 5\]; expected \[n, height, width, channels\]"),
         (PIXELS, np.array(list("abcdef")), r"labels: <U1 \[6\]; expected int64 \[m\] \(classes\)"),
-        (PIXELS, np.zeros([6, 2, 2]), r"labels: float64 \[6, 2, 2\]"),
+        (PIXELS, np.zeros([6, 2, 2, 2]), r"labels: float64 \[6, 2, 2, 2\]"),
     ],
 )
 def test_a_part_refuses_images_and_labels_of_other_kinds(images: Any, labels: Any, message: str) -> None:

@@ -446,7 +446,37 @@ def test_a_train_folder_that_could_be_a_class_or_a_part_is_refused_and_one_that_
 ) -> None:
     both = make_folder({"train": 3, "train/steam": 5, "train/diesel": 4, "bus": 6})
     assert "train could be the training part, since it has folders, or a class like bus" in refused(both)
-    assert "rename it if it is a class" in refused(both)
+    assert "if it is a class, give --parts=off, or rename it" in refused(both)
     _, said = noted(make_folder({"train/steam": 30, "train/diesel": 30, "bus": 6}, name="part"), eval_fraction=0.3)
     assert "train is the training part, so bus beside it is left out; if train is a class, rename it" in said
     assert "rename it" in refused(make_folder({"test/a": 2, "cat": 3}, name="test part"))
+
+
+def test_parts_off_reads_every_folder_as_a_class_and_the_questions_name_it(make_folder: Any) -> None:
+    for counts in (
+        {"train": 20, "shoes": 20},
+        {"test/old": 20, "cat": 20},
+        {"train/x": 20, "val/x": 20},
+        {"train/x": 20, "shoes": 20},
+    ):
+        folder = make_folder(counts, name="-".join(counts).replace("/", "_"))
+        source, said = noted(folder, parts="off", eval_fraction=0.3)
+        assert source.classes == tuple(sorted({place.split("/")[0] for place in counts}))
+        assert (len(source.train) + len(source.eval), source.test, said) == (40, None, "")
+    assert "give --parts=off" in refused(make_folder({"test/a": 2, "cat": 3}, name="asked"))
+    assert "if they are classes, --parts=off says so" in refused(
+        make_folder({"training/a": 2, "dev/a": 2}, name="asked 2")
+    )
+    with pytest.raises(data.DataError, match=r"parts='of': expected auto or off; nearest: off"):
+        opened(folder, parts="of")
+
+
+@pytest.mark.parametrize("names", [("Train", "Val"), ("TRAIN", "validation"), ("Train", "Test")])
+def test_the_names_of_parts_are_understood_in_upper_case_too(make_folder: Any, names: tuple[str, str]) -> None:
+    counts = {f"{name}/{kind}": 30 for name in names for kind in "ab"}
+    source, said = noted(make_folder(counts), eval_fraction=None if names[1] != "Test" else 0.3)
+    assert source.classes == ("a", "b")
+    assert f"data: the folder {names[0]} is the part train" in said
+    assert (source.test is not None) == (names[1] == "Test")
+    error = refused(make_folder(counts | {"Dev/a": 2, "VALID/b": 1}, name="two"))
+    assert "could each be the part val" in error

@@ -122,7 +122,8 @@ def test_every_truncation_is_refused_with_a_reason(photo: Image.Image, kind: str
         (b"", "the file is empty"),
         (b"<!DOCTYPE html>\n<html><body>404</body></html>", "begins with '<!DOCTYPE html>"),
         (b"version https://git-lfs.github.com/spec/v1\n", "begins with 'version https://git-lfs"),
-        (b"RIFF\x10\0\0\0WEBPVP8 ", "begins with 52 49 46 46"),
+        (b"RIFF\x10\0\0\0WEBPVP8 ", "a truncated WebP"),
+        (b"RIFF\x10\0\0\0WAVEfmt ", "begins with 52 49 46 46"),
         (b"\0\0\0 ftypheic", "not a JPEG, PNG, GIF or BMP"),
         (b"\xff\xd8\xff\xd9", "ends before its image data"),
         (b"GIF89a\x01\0\x01\0\0\0\0;", "without an image"),
@@ -173,7 +174,7 @@ def test_a_jpeg_of_40_megapixels_is_decoded_at_an_eighth(monkeypatch: pytest.Mon
     big = Image.fromarray((127 + 60 * np.sin(x / 900) + 60 * np.cos(y / 700)).astype(np.uint8))
     data = encoded(big.convert("RGB"), "JPEG", quality=80)
     header = read_header(io.BytesIO(data))
-    assert decoding._ratio(header, (224, 224)) == 8
+    assert decoding.find_reduction(header, (224, 224)) == 8
     assert decoding.check_memory(header, (224, 224)) < 2_000_000
     wanted = ImageOps.fit(big, (224, 224), Image.Resampling.BILINEAR)
     np.testing.assert_allclose(decode(data, (224, 224)).astype(int), pixels(wanted), atol=3)
@@ -181,7 +182,7 @@ def test_a_jpeg_of_40_megapixels_is_decoded_at_an_eighth(monkeypatch: pytest.Mon
 
 def test_a_jpeg_is_never_reduced_below_twice_the_wanted_size(photo: Image.Image) -> None:
     header = read_header(io.BytesIO(encoded(photo, "JPEG")))
-    ratios = {side: decoding._ratio(header, (side, side)) for side in (90, 45, 23, 22, 12, 11, 6, 5, 1)}
+    ratios = {side: decoding.find_reduction(header, (side, side)) for side in (90, 45, 23, 22, 12, 11, 6, 5, 1)}
     assert ratios == {90: 1, 45: 1, 23: 1, 22: 2, 12: 2, 11: 4, 6: 4, 5: 8, 1: 8}
 
 

@@ -1,0 +1,90 @@
+"""``table:FILE.npz``: vectors as arrays."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+
+from engine.data import features as vectors
+from engine.data.features import Features
+from engine.data.manifest_options import ManifestOptions
+from engine.data.part import DataError, Part, Source, check_labels, number_classes
+from engine.data.source_request import SourceRequest
+from engine.files import FileError, Npz
+
+_PREFIXES = {"train": "", "val": "val_", "test": "test_"}
+
+
+def open_npz_table(request: SourceRequest, options: ManifestOptions) -> Source:
+    """Opens vectors "x" [n, D] and labels "y" (classes [n], or numbers [n] or [n, C]) of an .npz file.
+
+    "val_x", "val_y", "test_x" and "test_y" are further parts, and "class_names" the names of the classes. Raises DataError
+    if arrays are missing or do not fit together.
+    """
+    about = request.about
+    request.refuse_image_options()
+    given = [
+        name
+        for name in ("features", "labels", "weights", "missing", "split", "delimiter", "encoding")
+        if getattr(options, name)
+    ]
+    if given:
+        raise DataError(f"{about}: {given[0]}: an .npz file has no columns; it takes only standardise")
+    arrays: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    try:
+        with Npz(pathlib.Path(options.file)) as npz:
+            names = npz.names()
+            for part, prefix in _PREFIXES.items():
+                there = [name for name in (f"{prefix}x", f"{prefix}y") if name in names]
+                if len(there) == 1 or (part == "train" and not there):
+                    lacks = f"{prefix}{'y' if there and there[0].endswith('x') else 'x'}"
+                    raise DataError(f"{about}: the file has no {lacks}; it has {', '.join(names) or 'no arrays'}")
+                if there:
+                    arrays[part] = npz.read(f"{prefix}x"), npz.read(f"{prefix}y")
+            named = [str(name) for name in npz.read("class_names").ravel()] if "class_names" in names else None
+    except FileError as error:
+        raise DataError(f"{about}: {error}") from None
+    checked = {part: _check(request, _PREFIXES[part], *pair) for part, pair in arrays.items()}
+    x, y = checked["train"]
+    classes: tuple[str, ...] = ()
+    if y.dtype.kind == "i":
+        largest = int(y.max())
+        if largest >= 100_000:
+            raise DataError(f"{about}: y goes up to {largest}; expected classes from 0 to at most 99,999")
+        classes = tuple(named) if named else number_classes(largest + 1)
+    parts = {}
+    for part, (features, labels) in checked.items():
+        if (features.shape[1], labels.shape[1:], labels.dtype) != (x.shape[1], y.shape[1:], y.dtype):
+            raise DataError(
+                f"{about}: {part} has x {list(features.shape)} and y {labels.dtype} {list(labels.shape)}, but train has "
+                f"{list(x.shape)} and {y.dtype} {list(y.shape)}"
+            )
+        check_labels(request.spec, f"{_PREFIXES[part]}y", labels, len(classes))
+        vector = Features(features, [f"x{number}" for number in range(features.shape[1])])
+        parts[part] = Part(vector, labels, np.arange(len(labels)), input_name=vectors.NAME)
+    train = parts["train"]
+    return Source(
+        request.spec, classes, train, parts.get("val", train), parts.get("test"), named=bool(named and classes)
+    )
+
+
+def _check(request: SourceRequest, prefix: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors as float32 [n, D] and labels as int64 or float32."""
+    about = f"{request.about}: {prefix}"
+    if x.ndim != 2 or 0 in x.shape or x.dtype.kind not in "fiu":
+        raise DataError(f"{about}x is {x.dtype} {list(x.shape)}; expected numbers [n, D]")
+    x = x.astype(np.float32)
+    if np.isinf(x).any() or (np.isnan(x).any() and request.images.nan == "stop"):
+        raise DataError(f"{about}x holds NaN or infinity; --nan=zero reads NaN as missing numbers, which become 0")
+    if y.ndim not in (1, 2) or len(y) != len(x) or 0 in y.shape or y.dtype.kind not in "fiub":
+        raise DataError(
+            f"{about}y is {y.dtype} {list(y.shape)} for {len(x)} vectors; expected classes [n], or numbers [n] or [n, C]"
+        )
+    y = y[:, 0] if y.shape[1:] == (1,) and y.dtype.kind != "f" else y
+    if y.dtype.kind == "f" or y.ndim == 2:
+        y = y.astype(np.float32)
+        if not np.isfinite(y).all():
+            raise DataError(f"{about}y holds NaN or infinity")
+        return x, y
+    return x, y.astype(np.int64)

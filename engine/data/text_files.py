@@ -1,0 +1,291 @@
+"""Reads the rows of text files: tab- or comma-separated values, and JSON Lines. Nothing but one row is kept."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+from engine.data.part import DataError
+from engine.errors import FileError
+from engine.reading import open_file
+from engine.text import cut, join_words, nearest
+
+SEPARATED = {".tsv": "\t", ".tab": "\t", ".csv": ","}
+LINES = (".jsonl", ".ndjson", ".json")
+SUFFIXES = (*SEPARATED, *LINES)
+_MOST = 1 << 24  # characters of a line or a field
+_TEXTS = ("text", "sentence", "message", "review", "content", "document", "comment", "tweet", "email", "body")
+_PAIRS = (("sentence1", "sentence2"), ("text_a", "text_b"), ("premise", "hypothesis"), ("question1", "question2"))
+_LABELS = ("label", "labels", "class", "category", "sentiment", "gold_label")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Which columns hold what: names, or numbers from 1 where a file has no line of names; None where a file must say.
+
+    Attributes:
+        text, text_b: the text, and the second text of a pair.
+        label, target: the class, or the number that is to be predicted; at most one of them.
+        header: whether the first line names the columns; None lets the file decide.
+        quotes: whether fields may stand in double quotes; None means only in comma-separated values.
+        delimiter: what separates fields; None means what the file's name says.
+    """
+
+    text: str | None = None
+    text_b: str | None = None
+    label: str | None = None
+    target: str | None = None
+    header: bool | None = None
+    quotes: bool | None = None
+    delimiter: str | None = None
+
+    @property
+    def given(self) -> dict[str, str]:
+        """The columns by option, as far as they are known."""
+        named = {"text": self.text, "text_b": self.text_b, "label": self.label, "target": self.target}
+        return {option: column for option, column in named.items() if column is not None}
+
+
+@dataclass(frozen=True)
+class Row:
+    """An example, and where it stands; ``first`` says that it is the first line, which was taken for an example."""
+
+    place: str
+    text: str
+    second: str | None
+    label: str
+    first: bool = False
+
+
+def read_rows(path: pathlib.Path, columns: Columns) -> tuple[Columns, Iterator[Row]]:
+    """Opens a file by the suffix of its name; returns the columns as the file decides them, and its rows.
+
+    Raises DataError if it cannot be read, or the columns cannot be decided or found; the rows raise it for a line that
+    is damaged or lacks a column.
+    """
+    lines = _lines(path)
+    if path.suffix.lower() in LINES:
+        return _read_json_lines(path, lines, columns)
+    return _read_separated(path, lines, columns)
+
+
+def _lines(path: pathlib.Path) -> Iterator[str]:
+    """The lines of a UTF-8 file with their ends, none longer than a limit."""
+    try:
+        with open_file(path) as file:
+            if file.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff"):
+                raise DataError(f"{path}: the file is UTF-16 text; save it as UTF-8 (iconv -f utf-16 -t utf-8)")
+            text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n")
+            for number in itertools.count(1):
+                line = text.readline(_MOST)
+                if not line:
+                    return
+                if len(line) >= _MOST:
+                    raise DataError(f"{path}: line {number} is longer than {_MOST:,} characters")
+                yield line
+    except FileError as error:
+        raise DataError(str(error)) from None
+    except UnicodeDecodeError:
+        raise DataError(
+            f"{path}: the file is not UTF-8 text; if it is in the encoding latin-1, as many older files are, "
+            "`iconv -f latin1 -t utf-8` converts it"
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from None
+
+
+# ---- separated values
+
+
+def _read_separated(path: pathlib.Path, lines: Iterator[str], columns: Columns) -> tuple[Columns, Iterator[Row]]:
+    delimiter = columns.delimiter or SEPARATED.get(path.suffix.lower(), "\t")
+    quotes = delimiter != "\t" if columns.quotes is None else columns.quotes
+    records = _split(path, lines, delimiter, quotes=quotes)
+    first = next(records, None)
+    if first is None:
+        raise DataError(f"{path}: the file is empty; expected an example in each line")
+    cells = [cell.strip() for cell in first[1]]
+    columns = _decide(path, cells, columns)
+    places = {option: _find(path, cells, option, column, columns) for option, column in columns.given.items()}
+    rest = records if columns.header else itertools.chain([first], records)
+    return columns, _pick(path, rest, places, len(cells), quotes=quotes, named=bool(columns.header))
+
+
+def _split(
+    path: pathlib.Path, lines: Iterator[str], delimiter: str, *, quotes: bool
+) -> Iterator[tuple[int, list[str]]]:
+    """The fields of each record and the number of its last line, without empty lines."""
+    if not quotes:  # a quote is a character like any other
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield number, line.rstrip("\r\n").split(delimiter)
+        return
+    before = csv.field_size_limit(_MOST)
+    try:
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        while True:
+            csv.field_size_limit(_MOST)
+            record = next(reader, None)
+            csv.field_size_limit(before)
+            if record is None:
+                return
+            if any(map(str.strip, record)):
+                yield reader.line_num, record
+    except csv.Error as error:
+        raise DataError(
+            f"{path}: line {reader.line_num}: {error}; if a double quote is a character like any other in this file, add "
+            "quotes=no to the name of the source"
+        ) from None
+    finally:
+        csv.field_size_limit(before)
+
+
+def _decide(path: pathlib.Path, cells: Sequence[str], columns: Columns) -> Columns:
+    """The columns where some are not given, and whether the first line names them."""
+    lower = [cell.lower() for cell in cells]
+    header = columns.header
+    if header is None:
+        text = bool({*_TEXTS, *itertools.chain(*_PAIRS)} & set(lower))
+        label = bool(set(_LABELS) & set(lower))
+        by_name = any(not column.isdecimal() for column in columns.given.values())
+        header = by_name or (text and label) or (not columns.given and (text or label))
+    found = _known(lower, columns) if header else columns.given
+    if not header and len(cells) == 2 and len(found) == 1 and (column := next(iter(found.values()))) in ("1", "2"):
+        other = "text" if "text" not in found else "label"
+        found = {**found, other: "2" if column == "1" else "1"}
+    if "text" not in found or not {"label", "target"} & found.keys():
+        _ask(path, cells, found, header=header)
+    decided: dict[str, Any] = {"header": header, **found}
+    return replace(columns, **decided)
+
+
+def _known(names: Sequence[str], columns: Columns) -> dict[str, str]:
+    """The columns that are given, and those that usual names give."""
+    found = columns.given
+    if "text" not in found and "text_b" not in found:
+        pairs = [pair for pair in _PAIRS if set(pair) <= set(names)]
+        texts = [name for name in _TEXTS if name in names]
+        if len(pairs) == 1 and not texts:
+            found |= dict(zip(("text", "text_b"), pairs[0], strict=True))
+        elif len(texts) == 1 and not pairs:
+            found["text"] = texts[0]
+    labels = [name for name in _LABELS if name in names]
+    if not {"label", "target"} & found.keys() and len(labels) == 1:
+        found["label"] = labels[0]
+    return found
+
+
+def _ask(path: pathlib.Path, cells: Sequence[str], found: dict[str, str], *, header: bool) -> NoReturn:
+    shown = ", ".join(f"{number}: {cut(cell, 30)!r}" for number, cell in enumerate(cells[:12], 1))
+    wanted = "the text" if "text" not in found else "the label"
+    names = list(cells) if header else [str(number + 1) for number in range(len(cells))]
+    example = f",text={found.get('text', cut(names[-1], 40))},label={cut(names[0], 40)}"
+    alone = "; if fields are separated by something else, add delimiter=semicolon" if len(cells) == 1 else ""
+    raise DataError(
+        f"{path}: which column is {wanted}? The first line has {shown}. Add the columns to the name of the source, such as "
+        f"{example} (label=COLUMN for classes, target=COLUMN for numbers, text_b=COLUMN for the second text of a pair; names "
+        f"of columns, or numbers from 1){alone}"
+    )
+
+
+def _find(path: pathlib.Path, cells: Sequence[str], option: str, column: str, columns: Columns) -> int:
+    """The place of a column in a row."""
+    if columns.header:
+        for names, wanted in ((list(cells), column), ([cell.lower() for cell in cells], column.lower())):
+            if names.count(wanted) == 1:
+                return names.index(wanted)
+            if names.count(wanted) > 1:
+                raise DataError(f"{path}: {names.count(wanted)} columns are called {column!r}; give the number of one")
+    if column.isdecimal() and 1 <= int(column) <= len(cells):
+        return int(column) - 1
+    if columns.header:
+        names = [cut(cell, 40) for cell in cells]
+        raise DataError(
+            f"{path}: {option}={column}: there is no such column; the first line names {join_words(names, most=12)}"
+            f"{nearest(column, names)}"
+        )
+    raise DataError(f"{path}: {option}={column}: expected the number of a column, 1 to {len(cells)}")
+
+
+def _pick(
+    path: pathlib.Path,
+    records: Iterator[tuple[int, list[str]]],
+    places: dict[str, int],
+    count: int,
+    *,
+    quotes: bool,
+    named: bool,
+) -> Iterator[Row]:
+    hint = "" if quotes else "; if its fields stand in double quotes, add quotes=yes to the name of the source"
+    label = places.get("label", places.get("target", 0))
+    for position, (line, cells) in enumerate(records):
+        place = f"{path}: line {line}"
+        if len(cells) != count:
+            raise DataError(f"{place}: {len(cells)} fields, but the first line has {count}{hint}")
+        second = cells[places["text_b"]] if "text_b" in places else None
+        yield Row(place, cells[places["text"]], second, cells[label].strip(), first=not named and position == 0)
+
+
+# ---- JSON Lines
+
+
+def _read_json_lines(path: pathlib.Path, lines: Iterator[str], columns: Columns) -> tuple[Columns, Iterator[Row]]:
+    records = _objects(path, lines)
+    first = next(records, None)
+    if first is None:
+        raise DataError(f"{path}: the file is empty; expected an object in each line")
+    keys = list(first[1])
+    found = _known(keys, columns)
+    if "text" not in found or not {"label", "target"} & found.keys():
+        _ask(path, keys, found, header=True)
+    decided: dict[str, Any] = {"header": True, **found}
+    return replace(columns, **decided), _pick_keys(path, itertools.chain([first], records), found)
+
+
+def _objects(path: pathlib.Path, lines: Iterator[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            hint = "; expected one object a line, not a list over several lines" if line.lstrip()[:1] == "[" else ""
+            raise DataError(f"{path}: line {number} is not valid JSON ({error}){hint}") from None
+        if not isinstance(found, dict):
+            raise DataError(
+                f"{path}: line {number} is {type(found).__name__}; expected an object with a text and a label"
+            )
+        yield number, found
+
+
+def _pick_keys(
+    path: pathlib.Path, records: Iterator[tuple[int, dict[str, Any]]], keys: dict[str, str]
+) -> Iterator[Row]:
+    for number, record in records:
+        place = f"{path}: line {number}"
+        values = {option: _as_text(place, record, key, flags=option == "label") for option, key in keys.items()}
+        label = values.get("label", values.get("target", ""))
+        yield Row(place, values["text"], values.get("text_b"), label.strip())
+
+
+def _as_text(place: str, record: dict[str, Any], key: str, *, flags: bool) -> str:
+    value = record.get(key)
+    if key not in record:
+        raise DataError(
+            f"{place}: it has no {key!r}; it has {join_words(record) or 'no keys'}{nearest(key, list(record))}"
+        )
+    if isinstance(value, bool) and flags:
+        return str(value).lower()
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        shown = json.dumps(value)
+        raise DataError(f"{place}: {key!r} is {cut(shown, 60)}; expected a text or a number")
+    text = str(value)
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise DataError(f"{place}: {key!r} has half of a surrogate pair, which is not a character")
+    return text

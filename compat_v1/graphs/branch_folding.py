@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from compat_v1.graphs.endpoints import producer, tensor_name
-from compat_v1.graphs.node_editing import replace_node
+from engine.graphs.node_editing import replace_node
 
 _FARTHEST = 64  # the most operations between a condition and a known value
 

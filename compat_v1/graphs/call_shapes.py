@@ -12,8 +12,9 @@ from typing import Any
 import tensorflow as tf
 
 from compat_v1.graphs.draft import data_inputs, output_names
-from compat_v1.graphs.endpoints import named_functions, producer, tensor_name, types_of
+from compat_v1.graphs.endpoints import producer, tensor_name, types_of
 from engine import tensorflow_private
+from engine.graphs.op_kinds import called_functions
 from engine.graphs.reach import reach
 
 _LOOPS = frozenset(["While", "StatelessWhile"])
@@ -85,7 +86,7 @@ class _Shapes:
             copy.CopyFrom(node)
             copy.input[:] = data_inputs(node)
             wanted += [f"{node.name}:{index}" for index in range(len(types_of(node, self._library)))]
-        if any(node.op in self._library or any(named_functions(node)) for node in nodes):
+        if any(node.op in self._library or any(called_functions(node)) for node in nodes):
             part.library.CopyFrom(self._whole)
         read = {tensor_name(text) for node in part.node for text in node.input}
         mapped = {name: tensor for name, tensor in known.items() if name in read}
@@ -155,7 +156,7 @@ class _Shapes:
         """Removes the shapes that were found in functions and in those that they call."""
 
         def called(name: str) -> list[str]:
-            return [each for node in self._library[name].node_def for each in named_functions(node)]
+            return [each for node in self._library[name].node_def for each in called_functions(node)]
 
         for name in reach(names, called):
             for node in self._library[name].node_def:

@@ -14,10 +14,10 @@ from typing import Any
 import tensorflow as tf
 
 from compat_v1.errors import GraphError
-from compat_v1.graphs.endpoints import dtype_of, named_functions, producer, tensor_name, types_of
+from compat_v1.graphs.endpoints import dtype_of, producer, tensor_name, types_of
 from engine import tensorflow_private
 from engine.graphs.graph_variables import HOLDERS
-from engine.graphs.op_kinds import READS
+from engine.graphs.op_kinds import READS, called_functions
 from engine.graphs.reach import reach
 
 ARGUMENT = "_Arg"  # the operation of an argument of a function, while the function is a draft
@@ -88,7 +88,7 @@ class Draft:
         """Returns the functions of the library that the nodes call, also through others."""
 
         def inner(nodes: Iterable[Any]) -> list[str]:
-            return [name for node in nodes for name in (node.op, *named_functions(node)) if name in self.library]
+            return [name for node in nodes for name in (node.op, *called_functions(node)) if name in self.library]
 
         return list(reach(inner(self.nodes.values()), lambda name: inner(self.library[name].node_def)))
 

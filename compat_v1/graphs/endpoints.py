@@ -8,14 +8,17 @@ depend on no other source and that no other part of the network reads, and the l
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from compat_v1.errors import GraphError
-from compat_v1.graphs.op_allowlist import VARIABLES
 from engine import tensorflow_private
+from engine.graphs.node_editing import all_nodes as all_nodes
+from engine.graphs.node_editing import producer as producer
+from engine.graphs.node_editing import tensor_name as tensor_name
+from engine.graphs.op_allowlist import VARIABLES
 from engine.graphs.reach import reach
 from engine.text import nearest
 
@@ -28,31 +31,6 @@ _PASSES = frozenset([
     "Cast", "ExpandDims", "Identity", "Reshape", "Slice", "Squeeze", "StridedSlice", "Transpose",
 ])  # fmt: skip
 _ENDS = re.compile(r"^(Assign|Apply|Resource(Apply|Scatter|Sparse)|Scatter(Add|Sub|Update)|Save|Assert|Print|NoOp)")
-
-
-def producer(name: str) -> str:
-    """Returns the node of an input such as ``x``, ``x:1``, ``^x`` or, in functions, ``x:out:0``."""
-    return name.removeprefix("^").partition(":")[0]
-
-
-def all_nodes(definition: Any) -> Iterator[Any]:
-    """The NodeDefs of a GraphDef, including those of its functions."""
-    yield from definition.node
-    for function in definition.library.function:
-        yield from function.node_def
-
-
-def named_functions(node: Any) -> Iterator[str]:
-    """The functions that a node's attributes name."""
-    for value in node.attr.values():
-        if value.HasField("func"):
-            yield value.func.name
-        yield from (function.name for function in value.list.func)
-
-
-def tensor_name(name: str) -> str:
-    """Completes ``scope/op`` to ``scope/op:0``; full names stay."""
-    return name if re.search(r":\d+$", name) else f"{name}:0"
 
 
 def dtype_of(number: int) -> tf.DType:

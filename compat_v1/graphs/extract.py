@@ -16,11 +16,13 @@ import numpy as np
 import tensorflow as tf
 
 from compat_v1.errors import GraphError
-from compat_v1.graphs import branch_folding, safety, saver_keys, subgraph
+from compat_v1.graphs import branch_folding, saver_keys, subgraph
 from compat_v1.graphs.endpoints import PLACEHOLDERS, Graph, all_nodes, dtype_of, producer, shape_of
-from compat_v1.graphs.op_allowlist import FILLS_TABLE, TABLES, VARIABLES
 from compat_v1.graphs.saver_keys import Wanted
 from compat_v1.graphs.unused_results import drop_unused_results
+from engine.graphs import safety
+from engine.graphs.library_names import make_names_unique
+from engine.graphs.op_allowlist import FILLS_TABLE, TABLES, VARIABLES
 from engine.graphs.op_kinds import is_random
 from engine.text import join_some
 
@@ -88,7 +90,7 @@ def extract(
     inputs: Mapping[str, Any] | Sequence[str] | None = None,
     outputs: Sequence[str] | None = None,
 ) -> Extracted:
-    """Extracts from a MetaGraphDef what the outputs need, and checks it (compat_v1.graphs.safety).
+    """Extracts from a MetaGraphDef what the outputs need, and checks it (engine.graphs.safety).
 
     Raises GraphError if there is no such tensor, there are several candidates (the message lists them), or a
     placeholder has no value; UnsafeGraphError if the part does more than compute.
@@ -131,7 +133,7 @@ def extract(
     random = tuple(node.name for node in all_nodes(part) if is_random(node.op))
     for each in (part, tables[0]):
         safety.check_graph(each, where=where)
-        subgraph.make_names_unique(each)
+        make_names_unique(each)
     read = {producer(name) for node in part.node for name in node.input} | {producer(name) for name in wanted}
     return Extracted(
         where,

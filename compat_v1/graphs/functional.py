@@ -18,11 +18,11 @@ from compat_v1.graphs.conds import convert_conds
 from compat_v1.graphs.draft import Draft
 from compat_v1.graphs.endpoints import all_nodes, producer
 from compat_v1.graphs.loops import convert_loops
-from compat_v1.graphs.op_allowlist import SUCCESSORS
-from compat_v1.graphs.subgraph import make_names_unique
 from compat_v1.graphs.tensor_lists import OWN_GRADIENTS, convert_tensor_arrays
 from compat_v1.graphs.variable_reads import hoist_reads
 from engine import tensorflow_private
+from engine.graphs.library_names import make_names_unique
+from engine.graphs.op_allowlist import SUCCESSORS
 
 _OLD = frozenset(["Enter", "Exit", "LoopCond", "Merge", "NextIteration", "Switch"])
 

@@ -18,10 +18,11 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tensorflow.core.framework import variable_pb2
 
-from compat_v1.graphs.endpoints import all_nodes, named_functions, producer
+from compat_v1.graphs.endpoints import all_nodes, producer
 from engine import tensorflow_private
 from engine.audit.graph_collections import GraphFacts
 from engine.graphs.graph_variables import GraphVariable, read_nodes
+from engine.graphs.op_kinds import called_functions
 from engine.graphs.reach import reach
 from engine.porting.readers.graph_file import MetaGraphError as MetaGraphError
 from engine.porting.readers.graph_file import read_graph_file
@@ -199,7 +200,7 @@ def _without_unknown(definition: Any, unknown: Collection[str]) -> tuple[Any, se
     while calling := [  # a function that needs one is unknown itself
         function
         for function in functions
-        if any(node.op in kinds or kinds & set(named_functions(node)) for node in function.node_def)
+        if any(node.op in kinds or kinds & set(called_functions(node)) for node in function.node_def)
     ]:
         kinds |= {function.signature.name for function in calling}
         functions = [function for function in functions if function not in calling]
@@ -207,7 +208,7 @@ def _without_unknown(definition: Any, unknown: Collection[str]) -> tuple[Any, se
     for node in definition.node:
         for name in node.input:
             readers.setdefault(producer(name), []).append(node.name)
-    first = [node.name for node in definition.node if node.op in kinds or kinds & set(named_functions(node))]
+    first = [node.name for node in definition.node if node.op in kinds or kinds & set(called_functions(node))]
     left_out = set(reach(first, lambda name: readers.get(name, ())))
     kept = type(definition)(versions=definition.versions)
     kept.library.CopyFrom(definition.library)

@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from compat_v1.errors import GraphError
-from compat_v1.graphs import safety
 from compat_v1.graphs.extract import Extracted, Input, OldVariable
 from engine import tensorflow_private
+from engine.graphs import safety
 from engine.porting.readers.source import TensorSource
 from engine.text import nearest
 

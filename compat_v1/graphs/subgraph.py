@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import tensorflow as tf
 
-from compat_v1.graphs.endpoints import Graph, all_nodes, named_functions, producer
-from compat_v1.graphs.op_allowlist import SUCCESSORS, VARIABLES
+from compat_v1.graphs.endpoints import Graph, all_nodes, producer
+from engine.graphs.op_allowlist import SUCCESSORS, VARIABLES
+from engine.graphs.op_kinds import called_functions
 from engine.graphs.reach import reach
 
 _HOW = ("config", "config_proto", "executor_type")  # attributes of calls that only concern how they run
@@ -40,7 +40,7 @@ def cut_out(graph: Graph, needed: set[str]) -> Any:
         node.input.extend(kept)
 
     def called(nodes: Iterable[Any]) -> list[str]:
-        return [name for node in nodes for name in (node.op, *named_functions(node)) if name in graph.functions]
+        return [name for node in nodes for name in (node.op, *called_functions(node)) if name in graph.functions]
 
     for name in reach(called(part.node), lambda name: called(graph.functions[name].node_def)):
         function = part.library.function.add()
@@ -54,36 +54,3 @@ def cut_out(graph: Graph, needed: set[str]) -> Any:
         for name in [name for name in node.attr if name.startswith("_") or name in _HOW]:
             del node.attr[name]
     return part
-
-
-def make_names_unique(part: Any) -> None:
-    """Gives library functions, after they were checked, names that are unique in this process, and so to their nodes.
-
-    A call that TensorFlow inlines names what it puts in its place CALL/NODE, which the graph may hold already (a
-    ``tf.cond`` has ``cond`` and ``cond/Identity``). Only its graph optimizer, which does not run here, would notice.
-    """
-    token = uuid.uuid4().hex
-    names = {function.signature.name: f"{function.signature.name}_{token}" for function in part.library.function}
-    for function in part.library.function:
-        function.signature.name = names[function.signature.name]
-        _rename_nodes(function, {node.name: f"{node.name}_{token}" for node in function.node_def})
-    for node in all_nodes(part):
-        node.op = names.get(node.op, node.op)
-        for value in node.attr.values():
-            for call in [value.func] if value.HasField("func") else value.list.func:
-                call.name = names.get(call.name, call.name)
-
-
-def _rename_nodes(function: Any, names: Mapping[str, str]) -> None:
-    """Renames the nodes of a library function, whose tensors are written ``node:output:0`` and ``^node``."""
-
-    def renamed(text: str) -> str:
-        control, name = text[: text.startswith("^")], producer(text)
-        return control + names.get(name, name) + text.removeprefix("^").removeprefix(name)
-
-    for node in function.node_def:
-        node.name = names[node.name]
-        node.input[:] = [renamed(text) for text in node.input]
-    for ends in (function.ret, function.control_ret):
-        for key, text in list(ends.items()):
-            ends[key] = renamed(text)

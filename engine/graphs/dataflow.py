@@ -9,6 +9,8 @@ import tensorflow as tf
 
 from engine.graphs.reach import reach
 
+_READS = ("ReadVariableOp", "ResourceGather", "ResourceGatherNd")  # of a variable, or of rows of one
+
 
 def dependents(graph: Any, sources: Iterable[Any], *, ops: Iterable[Any] = (), but: Set[Any] = frozenset()) -> set[Any]:
     """Returns all operations that depend on the tensors ``sources`` or on ``ops``, by data or by control.
@@ -125,7 +127,7 @@ def _needed(tensors: Sequence[Any], effects: list[Any], feeds: Mapping[int, Any]
 
 def _is_idle(op: Any) -> bool:
     """Whether waiting for an operation has no effect: tf.function makes its results wait for every read."""
-    return bool(op.type == "ReadVariableOp" and not op.control_inputs)
+    return op.type in _READS and not op.control_inputs
 
 
 def captured_handles(graph: Any, variables: Iterable[Any]) -> list[Any]:

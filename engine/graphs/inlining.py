@@ -13,11 +13,13 @@ from typing import Any
 import tensorflow as tf
 
 from engine import tensorflow_private
+from engine.errors import GraphError
 from engine.graphs import dataflow
 from engine.graphs.tracing import CALLS
 
 _PREFIX = "inlined"
 _DEPTH = 64  # a function that calls itself ends there
+_MOST_NODES = 300_000  # of a graph from a file, with one copy of a function per call
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def inline_calls(function: Any) -> Inlined:
     Functions that are to be compiled as a whole, or not to be inlined, are left as calls.
     """
     graph = function.graph
-    definition, origin, renamed = _expand(graph.as_graph_def())
+    definition, origin, renamed = expand_calls(graph.as_graph_def())
     outputs = graph.structured_outputs
     names = [renamed.get(tensor.name, tensor.name) for tensor in tf.nest.flatten(outputs)]
     given = {tensor.op.name for tensor in graph.inputs}
@@ -79,8 +81,11 @@ def _full(text: str) -> str:
     return text if ":" in text else f"{text}:0"
 
 
-def _expand(whole: Any) -> tuple[Any, dict[str, str], dict[str, str]]:
-    """The graph without calls; node -> the node of the graph that it came from; output of a call -> what it became."""
+def expand_calls(whole: Any) -> tuple[Any, dict[str, str], dict[str, str]]:
+    """A GraphDef without calls; node -> the node of the graph that it came from; output of a call -> what it became.
+
+    Raises GraphError if that would take more nodes than any network has.
+    """
     library = {function.signature.name: function for function in whole.library.function}
     nodes = {node.name: node for node in whole.node}
     origin = {name: name for name in nodes}
@@ -88,6 +93,9 @@ def _expand(whole: Any) -> tuple[Any, dict[str, str], dict[str, str]]:
     controls: dict[str, list[str]] = {}
     for _ in range(_DEPTH):
         calls = [node for node in nodes.values() if _can_inline(node, library)]
+        inside = sum(len(library[call.attr["f"].func.name].node_def) for call in calls)
+        if len(nodes) + inside > max(_MOST_NODES, len(whole.node)):
+            raise GraphError(f"the graph has more than {_MOST_NODES:,} operations once its function calls are expanded")
         if not calls:
             break
         for call in calls:

@@ -38,6 +38,8 @@ class Selection:
         frozen: all other variables.
         rules: the rule that decided each variable, by path.
         inference: the layers with statistics that run in inference mode.
+        losses: the names of the terms of the loss that train it; None means all. Others are neither computed nor
+            differentiated in a step, but evaluations show them.
 
     Example:
         >>> import tensorflow as tf
@@ -55,6 +57,7 @@ class Selection:
     frozen: tuple[NamedVariable, ...]
     rules: Mapping[str, str]
     inference: tuple[StatisticsLayer, ...]
+    losses: tuple[str, ...] | None = None
 
     @cached_property
     def key(self) -> tuple[Any, ...]:
@@ -63,6 +66,7 @@ class Selection:
             tuple(entry.path for entry in self.trained),
             tuple(entry.path for entry in self.moving),
             tuple(layer.path for layer in self.inference),
+            self.losses,
         )
 
     def __eq__(self, other: object) -> bool:

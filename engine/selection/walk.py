@@ -164,10 +164,12 @@ class Walk:
 
     def _module(self, module: tf.Module, path: str, layers: tuple[Any, ...]) -> None:
         ignored = tensorflow_private.ignored_module_properties(module)
+        order = tuple(getattr(module, "layer_order", ()))  # a network that is a sequence of layers says which
         for name, value in vars(module).items():
             if name in ignored or name.startswith("_self_"):
                 continue
-            self.value(value, join(path, name), module, name, path, layers)
+            own = ((id(module), order.index(name), len(order)),) if name in order else ()
+            self.value(value, join(path, name), module, name, path, (*layers, *own))
         if getattr(module, "statistics", ()) and hasattr(module, "update_statistics"):
             self.statistics_layers.setdefault(id(module), StatisticsLayer(path, module, "update_statistics"))
 

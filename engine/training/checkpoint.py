@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.data.class_names import as_texts
+from engine.data.class_names import Names, as_texts
 from engine.digests import digest
 from engine.errors import InputError
 from engine.files import Npz, PathLike, write_npz
@@ -119,7 +119,7 @@ def save(
     arrays: Callable[[], Iterable[tuple[str, np.ndarray]]],
     state: Mapping[str, Any],
     name: str | None = None,
-    class_names: Sequence[str] | None = None,
+    class_names: Names | None = None,
 ) -> pathlib.Path:
     """Writes ``step-N.npz`` (or ``name``) into a folder, which is created if necessary, and returns its path.
 

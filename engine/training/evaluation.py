@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import concurrent.futures
 import itertools
+import math
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +23,9 @@ from engine.graphs.inlining import inline_calls
 from engine.graphs.tracing import batch_signature, batch_specs, batch_tensors, calls_functions, inlined
 from engine.selection.selection import Selection
 from engine.training import losses
+from engine.training.gathered import Gathered
 from engine.training.losses import LossFunction
+from engine.training.metric import Figure, Metric
 from engine.training.traces import Traces
 
 WATCHED = 32  # the number of examples, the first of a part, whose frozen output is watched
@@ -37,12 +40,26 @@ class Result:
         per_example: the values of each metric in the order of the part, float64 [n], by name.
         frozen_output_norm: the L2 norm of the frozen part's output, averaged over the first ``WATCHED`` examples; None
             if nothing frozen lies between the images and the lowest trained variable.
+        figures: those of the metrics that were asked for (``Loss.measured``), by name; with several terms, also
+            ``loss/TERM`` and the metrics ``NAME/TERM`` of each. Those without any example that counts are NaN.
+        lower: the names of the figures of which a lower value is better.
     """
 
     loss: float
     metrics: Mapping[str, float]
     per_example: Mapping[str, np.ndarray]
     frozen_output_norm: float | None
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    lower: tuple[str, ...] = ()
+
+    @property
+    def accuracy(self) -> float | None:
+        """The accuracy, as the metric of that name gives it where it was asked for; None if the loss has none."""
+        return self.figures.get("accuracy", self.metrics.get("accuracy"))
+
+
+def _mean(total: float, weight: float) -> float:
+    return float(total / weight) if weight else math.nan
 
 
 class _MeasuredBatch(NamedTuple):
@@ -54,10 +71,11 @@ class _MeasuredBatch(NamedTuple):
 
 
 class _Measured(NamedTuple):
-    """What a worker measures: its batches, and the norms of those of their examples that are watched."""
+    """What a worker measures: its batches, the norms of those of their examples that are watched, and for figures."""
 
     batches: list[_MeasuredBatch]
     norms: list[np.ndarray]
+    gathered: Gathered
 
     def to_json(self) -> Any:
         """As JSON values, with all bits: examples as bytes in base64."""
@@ -65,11 +83,11 @@ class _Measured(NamedTuple):
             (b.terms, b.metrics, {name: b64encode(values.tobytes()).decode() for name, values in b.examples.items()})
             for b in self.batches
         ]
-        return [batches, [norms.astype(np.float64).tolist() for norms in self.norms]]
+        return [batches, [norms.astype(np.float64).tolist() for norms in self.norms], self.gathered.to_json()]
 
     @classmethod
     def read(cls, given: Any) -> _Measured:
-        batches, norms = given
+        batches, norms, gathered = given
         return cls(
             [
                 _MeasuredBatch(
@@ -80,6 +98,7 @@ class _Measured(NamedTuple):
                 for terms, metrics, examples in batches
             ],
             [np.array(each, np.float64) for each in norms],
+            Gathered.read(gathered),
         )
 
 
@@ -124,6 +143,7 @@ class Evaluator:
         self._replicas = replicas
         self.watch = watch
         self._traces = Traces()
+        self._metrics: dict[str, Metric] = {}  # of the loss function, known once it has been traced
 
     @part_times.part("evaluation")
     def __call__(
@@ -153,13 +173,21 @@ class Evaluator:
                     sums[name] = sums.get(name, np.zeros(2)) + np.array(pair)
             for name, values in batch.examples.items():
                 examples.setdefault(name, []).append(values)
+        gathered = [own.gathered for own in every]
+        if any(own.names - set(self._metrics) for own in gathered):  # this worker had no batch, and has traced nothing
+            self._function(selection, batch_tensors(next(iter(batches.between(0, 1)))))  # type: ignore[attr-defined]
         norms = [norms for own in (every if watched is None else every[:1]) for norms in own.norms]
         first = np.concatenate(norms)[:WATCHED] if norms else np.zeros(0)
+        each = {f"loss/{name}": _mean(*pair) for name, pair in terms.items()} if len(terms) > 1 else {}
+        means = {name: _mean(*pair) for name, pair in metrics.items()}
+        own = each | {name: mean for name, mean in means.items() if "/" in name}
         return Result(
             loss=float(sum(total / weight if weight else 0.0 for total, weight in terms.values())),
-            metrics={name: float(total / weight) if weight else 0.0 for name, (total, weight) in metrics.items()},
+            metrics=means,
             per_example={name: np.concatenate(parts) for name, parts in examples.items()},
             frozen_output_norm=float(np.mean(first)) if len(first) else None,
+            figures=own | Gathered.finalise(gathered, self._metrics),
+            lower=(*each, *(n for n, metric in self._metrics.items() if not getattr(metric, "higher_is_better", True))),
         )
 
     def _measure(
@@ -170,7 +198,7 @@ class Evaluator:
         if self._distribution.workers > 1:
             first, stop = self._distribution.share.bounds(len(batches))  # type: ignore[arg-type]
             before, own = first * batches.batch_size, batches.between(first, stop)  # type: ignore[attr-defined]
-        found = _Measured([], [])
+        found = _Measured([], [], Gathered(alone=self._distribution.workers == 1))
         below = False
         for tensors, traced, out in self._evaluated(selection, own):
             below = traced.watches
@@ -181,6 +209,7 @@ class Evaluator:
             )
             examples = {name: values.numpy().astype(np.float64) for name, values in out["examples"].items()}
             found.batches.append(_MeasuredBatch(terms, metrics, examples))
+            found.gathered.add(out["measured"], self._metrics)
             if watched is None and before + sum(map(len, found.norms)) < WATCHED:
                 found.norms.append(traced.watch(tensors, out))
         if watched is not None:
@@ -240,10 +269,12 @@ class Evaluator:
             loss = self.loss_fn(inputs, training=False, seeds=batch.get("seeds"))
             norms = None if self.watch is None else self.watch(selection, join_inputs(batch))
             below.append(norms is not None)
+            self._metrics |= {name: metric for name, (metric, _) in loss.measured.items()}
             return {
                 "terms": losses.weighted_sums(loss.terms),
                 "metrics": losses.weighted_sums(loss.metrics),
                 "examples": {name: values for name, (values, _) in loss.metrics.items()},
+                "measured": {name: dict(tensors) for name, (_, tensors) in loss.measured.items()},
                 "norms": tf.zeros([0], tf.float64) if norms is None else norms,
             }
 

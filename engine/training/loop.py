@@ -79,7 +79,8 @@ class State:
     def to_json(self) -> dict[str, Any]:
         return {
             "step": self.step,
-            "evaluations": [list(e) for e in self.evaluations],
+            "evaluations": [e.without_tables().to_json() for e in self.evaluations[:-1]]
+            + [e.to_json() for e in self.evaluations[-1:]],  # tables of classes are in metrics.jsonl, and may be large
             "proof": dict(self.proof.before) if self.proof else None,
             "proven": self.proven,
         }
@@ -88,7 +89,7 @@ class State:
     def from_json(cls, value: Mapping[str, Any]) -> State:
         return cls(
             step=int(value["step"]),
-            evaluations=[Evaluation(*e) for e in value["evaluations"]],
+            evaluations=[Evaluation.from_json(e) for e in value["evaluations"]],
             proof=FreezeProof(value["proof"]) if value["proof"] is not None else None,
             proven=[list(changed) for changed in value["proven"]],
         )

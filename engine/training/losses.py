@@ -10,17 +10,18 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
 
 from engine import keras_private
-from engine.data.batch_names import LABEL, WEIGHT, join_inputs
+from engine.data.batch_names import join_inputs
 from engine.selection.variables import is_keras, name_variables
-from engine.training import loss_kinds
-from engine.training.loss_names import LOSSES, LossError, check_loss
+from engine.training.loss_names import LOSSES, LossError, parse_losses
+from engine.training.metric import Metric, measure_outputs
 from engine.training.precision import widen
+from engine.training.task_terms import TaskTerms
 
 __all__ = ["LOSSES", "Loss", "LossError", "LossFunction", "supervised_loss"]
 
@@ -34,6 +35,8 @@ class Loss(NamedTuple):
         regulariser: a scalar that enters once per step; or a mapping from variable paths to scalars, of which only those
             of trained variables enter (and that of the path ""); or None.
         metrics: by name, pairs of values [B] and weights [B] or None; averaged like terms, but without gradient.
+        measured: for evaluations (``training`` is False) alone: by the name of a figure, its metric and what that measured
+            (``engine.training.metric.measure_metrics``).
 
     Example:
         >>> import tensorflow as tf
@@ -48,6 +51,7 @@ class Loss(NamedTuple):
     terms: Mapping[str, tuple[Any, Any]]
     regulariser: Any = None
     metrics: Mapping[str, tuple[Any, Any]] = {}
+    measured: Mapping[str, tuple[Metric, Mapping[str, Any]]] = {}
 
 
 class LossFunction(Protocol):
@@ -128,19 +132,49 @@ def sum_regulariser(loss: Loss, trained: frozenset[str], dtype: Any) -> Any:
     return tf.cast(loss.regulariser, dtype)
 
 
-def supervised_loss(model: Any, kind: str = "softmax", *, label_smoothing: float = 0.0) -> LossFunction:
+def choose_terms(loss: Loss, names: Sequence[str] | None) -> Loss:
+    """The loss with the terms of these names alone, and without the metrics ``NAME/TERM`` of others; itself for None."""
+    if names is None:
+        return loss
+    if missing := [name for name in names if name not in loss.terms]:
+        raise LossError(
+            f"losses={','.join(names)}: the loss has no term {missing[0]!r}; it has {', '.join(loss.terms)}"
+        )
+    others = {name for name in loss.terms if name not in names}
+    return loss._replace(
+        terms={name: pair for name, pair in loss.terms.items() if name not in others},
+        metrics={name: pair for name, pair in loss.metrics.items() if name.partition("/")[2] not in others},
+    )
+
+
+def supervised_loss(
+    model: Any,
+    kind: str = "softmax",
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: Mapping[str, Sequence[float]] | None = None,
+    metrics: Sequence[Metric] | Mapping[str, Sequence[Metric]] = (),
+    inputs: Sequence[str] | None = None,
+) -> LossFunction:
     """Makes the loss function of a classifier or regressor, for batches of inputs, "label" and optionally "weight".
 
     Args:
+        inputs: the names of the model's inputs in a batch. None means "image", whatever else a batch has; or, where it has
+            none, all that is not a label, a weight or seeds.
         model: a model of this project, a Keras 3 model, or any callable that takes images (or another input; or, where
             a batch has several, all of them by name); "training" and "seeds" are passed to it as keyword arguments if it
-            accepts them.
-        kind: "softmax" (labels int [B], logits [B, C]), "sigmoid" (labels 0 or 1, int or float, [B] for logits [B, 1],
-            or multi-label [B, C]) or "mse" (targets [B] or [B, C]).
+            accepts them. It returns a tensor, or a dict of tensors by the names of the losses.
+        kind: as ``--loss``: "softmax" (labels int [B], logits [B, C]), "sigmoid" (labels 0 or 1, int or float, [B] for
+            logits [B, 1], or multi-label [B, C]), "mse" (targets [B] or [B, C]), "focal", ``py:module:name``; for several
+            outputs the loss of each, as in "species=softmax, age=mse weight=0.3", whose labels are "label/species" and
+            "label/age", with weights "weight/species" and "weight/age" where labels are missing.
         label_smoothing: the share of the target that is spread over all classes, at least 0 and below 1; not for "mse".
+        class_weights: the weights of classes, by output ("" for the only one), where the loss has that option.
+        metrics: figures that evaluations compute beside the loss (``engine.training.metric``), of the only output or of
+            each, by its name.
 
     Raises:
-        LossError: the kind is unknown, or the label smoothing is out of range.
+        LossError: the kind is unknown, or an option is not valid.
 
     Example:
         >>> import tensorflow as tf
@@ -151,27 +185,33 @@ def supervised_loss(model: Any, kind: str = "softmax", *, label_smoothing: float
         >>> [f"{value:.3f}" for value in values], weights
         (['0.693', '0.018'], None)
     """
-    check_loss(kind, label_smoothing)
-    compute = loss_kinds.KINDS[kind]
+    terms = TaskTerms(parse_losses(kind, label_smoothing=label_smoothing), class_weights)
     penalties = _keras_penalties(model) if is_keras(model) else {}
     taken = accepted_keywords(model)
+    figures = metrics if isinstance(metrics, Mapping) else {"": metrics}
 
     def loss_fn(batch: Mapping[str, Any], *, training: bool, seeds: Any) -> Loss:
         given = {"training": training, "seeds": seeds}
-        outputs = widen(model(join_inputs(batch), **{name: given[name] for name in taken}))
-        found = compute(outputs, batch[LABEL], batch.get(WEIGHT), label_smoothing=label_smoothing)
+        outputs = tf.nest.map_structure(
+            widen, model(_select_inputs(batch, inputs), **{name: given[name] for name in taken})
+        )
+        found, means = terms(outputs, batch)
         regulariser = {path: penalty() for path, penalty in penalties.items()}
         if is_keras(model):
             layers = keras_private.flatten_layers(model)
             added = [tf.reduce_sum(value) for layer in layers for value in keras_private.own_losses(layer)]
             regulariser |= {"": tf.add_n(added)} if added else {}
-        return Loss(
-            terms={kind: (found.values, found.weights)},
-            regulariser=regulariser or None,
-            metrics=found.metrics,
-        )
+        measured = {} if training else measure_outputs(figures, outputs, batch)
+        return Loss(terms=found, regulariser=regulariser or None, metrics=means, measured=measured)
 
     return loss_fn
+
+
+def _select_inputs(batch: Mapping[str, Any], inputs: Sequence[str] | None) -> Any:
+    """What a model is called with."""
+    if inputs is None:
+        return batch["image"] if "image" in batch else join_inputs(batch)
+    return batch[inputs[0]] if len(inputs) == 1 else {name: batch[name] for name in inputs}
 
 
 def accepted_keywords(model: Any) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -19,14 +20,14 @@ class ClassFigures:
     """How well one class is recognised.
 
     Attributes:
-        examples, predicted: how many examples are of the class, and how many are taken for it.
+        examples, predicted: how many examples are of the class, and how many are taken for it; or their weights.
         precision: the share of those that are taken for the class that are of it; 0 if none is taken for it.
         recall: the share of the examples of the class that are taken for it; None without examples.
         f1: the harmonic mean of precision and recall; None without examples.
     """
 
-    examples: int
-    predicted: int
+    examples: float
+    predicted: float
     precision: float
     recall: float | None
     f1: float | None
@@ -45,17 +46,21 @@ def count_confusions(labels: np.ndarray, predicted: np.ndarray, classes: int) ->
 
 def rate_classes(confusions: np.ndarray) -> list[ClassFigures]:
     """Precision, recall and F1 of each class, from a confusion matrix."""
-    hits, examples, predicted = np.diagonal(confusions), confusions.sum(axis=1), confusions.sum(axis=0)
-    return [_rate(int(hit), int(own), int(taken)) for hit, own, taken in zip(hits, examples, predicted, strict=True)]
+    return rate_counts(np.diagonal(confusions), confusions.sum(axis=1), confusions.sum(axis=0))
 
 
 def rate_labels(targets: np.ndarray, chosen: np.ndarray) -> list[ClassFigures]:
     """Precision, recall and F1 of each label, where an example may have several: both arrays are bool [n, labels]."""
-    hits, examples, predicted = (targets & chosen).sum(axis=0), targets.sum(axis=0), chosen.sum(axis=0)
-    return [_rate(int(hit), int(own), int(taken)) for hit, own, taken in zip(hits, examples, predicted, strict=True)]
+    return rate_counts((targets & chosen).sum(axis=0), targets.sum(axis=0), chosen.sum(axis=0))
 
 
-def _rate(hits: int, examples: int, predicted: int) -> ClassFigures:
+def rate_counts(hits: np.ndarray, examples: np.ndarray, predicted: np.ndarray) -> list[ClassFigures]:
+    """Precision, recall and F1 of each class, from how many of its examples are taken for it, are of it, and are taken
+    for it: [classes] each, which may be sums of weights."""
+    return [_rate(*(each.item() for each in row)) for row in zip(hits, examples, predicted, strict=True)]
+
+
+def _rate(hits: float, examples: float, predicted: float) -> ClassFigures:
     return ClassFigures(
         examples=examples,
         predicted=predicted,
@@ -65,12 +70,26 @@ def _rate(hits: int, examples: int, predicted: int) -> ClassFigures:
     )
 
 
-def average_classes(figures: Sequence[ClassFigures]) -> dict[str, float | None]:
-    """Macro averages: the means of precision, recall and F1 over the classes that have examples; None if none has."""
-    present = [each for each in figures if each.examples]
-    if not present:
+def average_classes(
+    figures: Sequence[ClassFigures], *, counting: Literal["present", "occurring", "all"] = "present"
+) -> dict[str, float | None]:
+    """Macro averages: the means of precision, recall and F1 over classes; None where there are none.
+
+    Args:
+        counting: over which classes: those that have examples ("present"), those that have examples or are predicted
+            ("occurring", as scikit-learn for classes), or all (as scikit-learn for several labels of an example). A
+            recall or F1 that is not defined then counts 0.
+    """
+    chosen = {
+        "present": [each for each in figures if each.examples],
+        "occurring": [each for each in figures if each.examples or each.predicted],
+        "all": list(figures),
+    }[counting]
+    if not chosen:
         return {"precision": None, "recall": None, "f1": None}
-    return {name: float(np.mean([getattr(each, name) for each in present])) for name in ("precision", "recall", "f1")}
+    return {
+        name: float(np.mean([getattr(each, name) or 0.0 for each in chosen])) for name in ("precision", "recall", "f1")
+    }
 
 
 def find_top(outputs: np.ndarray, count: int) -> np.ndarray:
@@ -95,7 +114,13 @@ def measure_top_accuracy(outputs: np.ndarray, labels: np.ndarray, count: int) ->
     return float(np.mean((find_top(outputs, count) == labels[:, None]).any(axis=1)))
 
 
-def measure_auc(scores: np.ndarray, positive: np.ndarray) -> float | None:
+def score_positive(outputs: np.ndarray) -> np.ndarray:
+    """How much outputs [n, 2] of two classes, or [n, 1] of a label, speak for class 1: float64 [n]."""
+    values = outputs.astype(np.float64)
+    return values[:, 0] if values.shape[1] == 1 else values[:, 1] - values[:, 0]
+
+
+def measure_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray | None = None) -> float | None:
     """The area under the ROC curve: the chance that a positive example has a higher score than a negative one.
 
     It is exact: with the ranks of all scores, equal ones sharing the mean of their ranks, it is
@@ -106,6 +131,7 @@ def measure_auc(scores: np.ndarray, positive: np.ndarray) -> float | None:
     Args:
         scores: any numbers, [n]; a higher one speaks for the positive class.
         positive: which examples are positive, bool [n].
+        weights: how much each example counts, at least 0, [n]; None where all count 1. A pair counts the product.
 
     Returns None if the examples are all positive, or all negative.
 
@@ -113,6 +139,8 @@ def measure_auc(scores: np.ndarray, positive: np.ndarray) -> float | None:
         >>> measure_auc(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, True, False, True]))
         0.875
     """
+    if weights is not None and not (weights == 1).all():
+        return _measure_weighted_auc(scores, positive, weights.astype(np.float64))
     positives = int(positive.sum())
     pairs = positives * (len(positive) - positives)
     if not pairs:
@@ -121,6 +149,14 @@ def measure_auc(scores: np.ndarray, positive: np.ndarray) -> float | None:
     last = np.cumsum(sizes)
     doubled = (2 * last - sizes + 1)[group]  # twice the mean rank of each score: a whole number
     return float((int(doubled[positive].sum()) - positives * (positives + 1)) / (2 * pairs))
+
+
+def _measure_weighted_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> float | None:
+    """The weight of the pairs in which the positive example has the higher score, and half of equal ones, over all pairs."""
+    levels, group = np.unique(scores, return_inverse=True)
+    own, others = (np.bincount(group[at], weights[at], minlength=len(levels)) for at in (positive, ~positive))
+    pairs = own.sum() * others.sum()
+    return float((own * (np.cumsum(others) - others / 2)).sum() / pairs) if pairs else None
 
 
 def measure_calibration(confidence: np.ndarray, right: np.ndarray, *, bins: int = BINS) -> float:
@@ -166,7 +202,7 @@ def rank_mistakes(confidence: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def as_probabilities(outputs: np.ndarray, loss: str) -> np.ndarray:
-    """What outputs [n, C] mean for a model that was trained with a loss, computed in float64.
+    """What outputs [n, C], or [n, height, width, C] of classes, mean for a model that was trained with a loss, in float64.
 
     "softmax": the probabilities of C classes. "sigmoid": that of each of C labels; of a single output, those of the
     classes 0 and 1, [n, 2]. "mse": the values themselves.
@@ -177,8 +213,8 @@ def as_probabilities(outputs: np.ndarray, loss: str) -> np.ndarray:
     """
     values = outputs.astype(np.float64)
     if loss == "softmax":
-        raised = np.exp(values - values.max(axis=1, keepdims=True))
-        return raised / raised.sum(axis=1, keepdims=True)
+        raised = np.exp(values - values.max(axis=-1, keepdims=True))
+        return raised / raised.sum(axis=-1, keepdims=True)
     if loss == "mse":
         return values
     small = np.exp(-np.abs(values))  # never overflows

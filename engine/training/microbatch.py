@@ -24,6 +24,7 @@ from engine.graphs.batch_shapes import BatchShapes
 from engine.graphs.op_kinds import OpKinds
 from engine.graphs.tracing import inlined
 from engine.selection.selection import Selection
+from engine.selection.variables import NamedVariable
 from engine.text import join_some
 from engine.training import losses, pieces, remat
 from engine.training.losses import LossFunction
@@ -136,7 +137,8 @@ def trace_micro_batch(
         with marks, together, tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             with inlined() if inline else contextlib.nullcontext():
-                loss = loss_fn(inputs, training=True, seeds=batch["seeds"])
+                whole_loss = loss_fn(inputs, training=True, seeds=batch["seeds"])
+            loss = losses.choose_terms(whole_loss, selection.losses)
             sums, weights = _sum_terms(loss, together=synchronised is not None, present=share > 0)
             regulariser = losses.sum_regulariser(loss, trained, next(iter(sums.values()))[0].dtype)
             total = losses.build_objective(
@@ -147,7 +149,7 @@ def trace_micro_batch(
         if synchronised is not None:
             metrics = _masked(metrics, share > 0)
         found["forward"] = tf.compat.v1.get_default_graph().get_operations()
-        found["gradients"], found["by_rows"] = _take_gradients(tape, scaled, selection)
+        found["gradients"], found["by_rows"] = _take_gradients(tape, scaled, selection, whole_loss)
         found["weights"] = weights
         found["metrics"] = tuple(metrics)
         return {
@@ -220,19 +222,38 @@ def _masked(sums: Mapping[str, tuple[Any, Any]], present: Any) -> dict[str, Any]
     return {name: tuple(tf.where(present, each, tf.zeros_like(each)) for each in pair) for name, pair in sums.items()}
 
 
-def _take_gradients(tape: Any, loss: Any, selection: Selection) -> tuple[list[Any], tuple[str, ...]]:
-    """The gradients of the trained variables as dense tensors of at least float32, and which of them were of rows."""
+def _take_gradients(
+    tape: Any, loss: Any, selection: Selection, whole: losses.Loss
+) -> tuple[list[Any], tuple[str, ...]]:
+    """The gradients of the trained variables as dense tensors of at least float32, and which of them were of rows.
+
+    ``whole`` has the terms that ``selection.losses`` leaves out too, for messages.
+    """
     gradients = tape.gradient(loss, [entry.variable for entry in selection.trained])
-    missing = [e.path for e, g in zip(selection.trained, gradients, strict=True) if g is None]
+    missing = [e for e, g in zip(selection.trained, gradients, strict=True) if g is None]
     if missing:
+        which, way_out = "the loss does", "leave them out of the filter"
+        if selection.losses is not None:
+            which = f"losses={','.join(selection.losses)}: these do"
+            if needed := _terms_of(missing, whole, but=selection.losses):
+                names = [name for name in whole.terms if name in selection.losses or name in needed]
+                way_out = f"write losses={','.join(names)}, or {way_out}"
         raise StepError(
-            f"the loss does not depend on {len(missing)} trained variable(s): {join_some(missing)}; "
-            "leave them out of the filter"
+            f"{which} not depend on {len(missing)} trained variable(s): {join_some([e.path for e in missing])}; {way_out}"
         )
     pairs = zip(selection.trained, gradients, strict=True)
     by_rows = tuple(entry.path for entry, gradient in pairs if isinstance(gradient, tf.IndexedSlices))
     gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
     return [tf.cast(gradient, wide_type(gradient.dtype)) for gradient in gradients], by_rows
+
+
+def _terms_of(entries: Sequence[NamedVariable], loss: losses.Loss, *, but: Sequence[str]) -> list[str]:
+    """The other terms that depend on variables, in the graph that is being traced."""
+    handles = {id(entry.variable.handle) for entry in entries}
+    captures = tf.compat.v1.get_default_graph().captures
+    own = {inner.op for outer, inner in captures if id(outer) in handles}
+    rest = {name: values for name, (values, _) in loss.terms.items() if name not in but and tf.is_tensor(values)}
+    return [name for name, values in rest.items() if own & dataflow.ancestors([values])]
 
 
 def step_weights(micro: MicroBatch, selection: Selection, batch: Mapping[str, Any], count: Any) -> list[Any]:

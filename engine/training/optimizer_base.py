@@ -114,9 +114,24 @@ class Optimizer:
 
         Args:
             gradient, rate, constants: its gradient, its learning rate and ``constants()``, in its dtype.
-            slots, powers: the resource handles of its slots, by name, and its row of ``powers()``.
+            slots, powers: the resource handles of its slots, by name (``read_slot``, ``write_slot``), and its row of
+                ``powers()``.
         """
         raise TypeError(f"{type(self).__name__} must define update()")
+
+
+def read_slot(slot: Any, variable: Any) -> Any:
+    """The value of a slot, from the handle that ``Optimizer.update`` gets: a tensor like the variable."""
+    import tensorflow as tf
+
+    return tf.ensure_shape(tf.raw_ops.ReadVariableOp(resource=slot, dtype=variable.dtype), variable.shape)
+
+
+def write_slot(slot: Any, value: Any) -> None:
+    """Gives a slot a new value, in ``Optimizer.update``."""
+    import tensorflow as tf
+
+    tf.raw_ops.AssignVariableOp(resource=slot, value=value)
 
 
 def check_hyperparameter(

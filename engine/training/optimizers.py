@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 
 from engine import text
+from engine.outside_names import is_outside
+from engine.training import outside_rules
 from engine.training.optimizer_base import (
     START,
     Optimizer,
@@ -195,19 +197,22 @@ def build_optimizer(spec: str, **hyperparameters: Any) -> Optimizer:
     """Builds an optimizer from its name, with options after commas, and from hyperparameters by name.
 
     The options are the hyperparameters that are numbers, words or switches: ``adagrad``, ``momentum,nesterov`` or
-    ``rmsprop,momentum=0.9,epsilon=1.0,centered``. Raises OptimizerError if the name, an option or a hyperparameter is not
-    valid, or if one is given twice.
+    ``rmsprop,momentum=0.9,epsilon=1.0,centered``. The name may be ``py:module:name``, which is imported. Raises
+    OptimizerError if the name, an option or a hyperparameter is not valid, or if one is given twice.
 
     Example:
         >>> build_optimizer("rmsprop,momentum=0.9,centered", epsilon=1.0).slots
         ('rms', 'mg', 'momentum')
     """
     name, *options = spec.split(",")
-    if name not in OPTIMIZERS:
+    kind: Any = OPTIMIZERS.get(name)
+    if is_outside(name):
+        outside_rules.check_optimizer_name(spec)
+        kind = outside_rules.import_optimizer(spec)
+    if kind is None:
         known = list(OPTIMIZERS)
         close = text.nearest(name.lower(), known)
         raise OptimizerError(f"optimizer={text.cut(spec)!r}: expected one of {', '.join(known)}{close}")
-    kind = OPTIMIZERS[name]
     has = {entry.name: entry.default for entry in fields(kind)}
     given = dict(hyperparameters)
     for option in options:
@@ -226,7 +231,10 @@ def build_optimizer(spec: str, **hyperparameters: Any) -> Optimizer:
             raise OptimizerError(
                 f"{key}: the optimizer {name} has no such hyperparameter; it has {', '.join(has)}{_hint(key, name)}"
             )
-    return kind(**given)
+    if is_outside(name):
+        return outside_rules.make_optimizer(spec, kind, given)
+    made: Optimizer = kind(**given)
+    return made
 
 
 def _read_option(about: str, default: Any, value: str | None) -> Any:

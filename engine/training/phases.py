@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
 
 from engine.errors import InputError, check_range
 from engine.selection import filters
@@ -15,7 +16,8 @@ from engine.text import nearest
 from engine.training import schedules
 from engine.training.rates import read_rates
 
-Monitor = Literal["eval_loss", "eval_accuracy"]
+Monitor = str  # eval_loss, eval_accuracy, or eval_NAME of a figure that evaluations have
+MOST_REPEATS = MOST_PHASES = 1000
 
 
 class PhaseError(InputError):
@@ -23,13 +25,35 @@ class PhaseError(InputError):
 
 
 class Evaluation(NamedTuple):
-    """A recorded evaluation after ``step`` steps; the accuracy is None if the loss has none."""
+    """A recorded evaluation after ``step`` steps; the accuracy is None if the loss has none.
+
+    Attributes:
+        figures: those of the metrics, by name; ``lower`` are the names of which a lower value is better.
+    """
 
     step: int
     phase: str
     loss: float
     accuracy: float | None
     frozen_output_norm: float | None
+    figures: Mapping[str, Any] = {}
+    lower: Sequence[str] = ()
+
+    def without_tables(self) -> Evaluation:
+        """The same without figures that are tables, such as confusion matrices."""
+        return self._replace(
+            figures={name: value for name, value in self.figures.items() if not isinstance(value, list)}
+        )
+
+    def to_json(self) -> list[Any]:
+        """The values in order, figures only where there are some."""
+        return list(self if self.figures else self[:5])
+
+    @classmethod
+    def from_json(cls, values: Sequence[Any]) -> Evaluation:
+        """What ``to_json`` wrote."""
+        found = cls(*values)
+        return found._replace(lower=tuple(found.lower))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +67,8 @@ class Phase:
             more than ``min_delta``, or after ``max_steps`` steps.
         learning_rate, schedule, rates, weight_decay, decays, layer_decay, clip_norm: the values for this phase; None
             takes those of the run.
+        losses: the outputs whose losses count, separated by commas, where a run has several; None means all.
+        group, repeat: phases in a row with the same group take turns, ``repeat`` times (``expand_groups``).
     """
 
     name: str
@@ -60,6 +86,9 @@ class Phase:
     decays: str | None = None
     layer_decay: float | None = None
     clip_norm: float | None = None
+    losses: str | None = None
+    group: str | None = None
+    repeat: int | None = None
 
     def __post_init__(self) -> None:
         lengths = [key for key in ("steps", "epochs", "until") if getattr(self, key) is not None]
@@ -79,6 +108,7 @@ class Phase:
             for key in ("min_delta", "weight_decay"):
                 check_range(key, getattr(self, key), 0)
             check_range("layer_decay", self.layer_decay, most=1, above=0)
+            check_range("repeat", self.repeat, 1, MOST_REPEATS)
         except InputError as error:
             raise PhaseError(f"phase {self.name!r}: {error}") from None
         if self.schedule is not None:
@@ -170,6 +200,53 @@ def _value(text: str, key: str, value: str) -> object:
         raise PhaseError(f"phase {text!r}: {key}={value!r} is not {what}") from None
 
 
+def expand_groups(phases: Sequence[Phase]) -> list[Phase]:
+    """The phases in the order in which they train: those of a group in turns, ``repeat`` times.
+
+    In turn 2 of the group ``turns``, the phase ``age`` is called ``turns.2.age``. A phase that repeats without a group is one
+    by itself: ``NAME.1``, ``NAME.2``, and so on. Each turn is a phase like any other, with its own schedule.
+
+    Raises:
+        PhaseError: a group has no ``repeat``, or two; or its phases do not follow each other.
+
+    Example:
+        >>> texts = "name=a group=turns repeat=2 train=@head steps=3", "name=b group=turns train=@all steps=1"
+        >>> [phase.name for phase in expand_groups([parse(text) for text in texts])]
+        ['turns.1.a', 'turns.1.b', 'turns.2.a', 'turns.2.b']
+    """
+    found: list[Phase] = []
+    seen: set[str] = set()
+    runs = itertools.groupby(enumerate(phases), key=lambda pair: (pair[1].group, pair[1].group or pair[0]))
+    for (group, _), members in runs:
+        turn = [phase for _, phase in members]
+        if group is not None:
+            if group in seen:
+                raise PhaseError(
+                    f"phase {turn[0].name!r}: group={group}: its phases must follow each other; give the later ones another group"
+                )
+            seen.add(group)
+        given = {phase.repeat: phase.name for phase in turn if phase.repeat is not None}
+        if len(given) > 1:
+            (one, first), (other, second) = list(given.items())[:2]
+            raise PhaseError(
+                f"phase {second!r}: repeat={other}, but phase {first!r} of group={group} has repeat={one}; a group repeats as a whole"
+            )
+        if group is not None and not given:
+            raise PhaseError(
+                f"phase {turn[0].name!r}: group={group} has no repeat=N, the number of turns of its phases"
+            )
+        if not given:
+            found += turn
+            continue
+        for number in range(1, next(iter(given)) + 1):
+            for phase in turn:
+                name = f"{phase.name}.{number}" if group is None else f"{group}.{number}.{phase.name}"
+                found.append(replace(phase, name=name, group=None, repeat=None))
+    if len(found) > MOST_PHASES:
+        raise PhaseError(f"phase: with all repeats there are {len(found):,} phases; expected at most {MOST_PHASES:,}")
+    return found
+
+
 class Position(NamedTuple):
     """The current phase of a run, its first step, and when and why the earlier phases ended."""
 
@@ -214,8 +291,13 @@ def find_plateau(
 
 def score(evaluation: Evaluation, monitor: Monitor) -> float:
     """Returns a number for comparing evaluations: higher is better, and NaN is worst."""
-    value = evaluation.accuracy if monitor == "eval_accuracy" else -evaluation.loss
-    return -math.inf if value is None or math.isnan(value) else value
+    name = monitor.removeprefix("eval_")
+    value = evaluation.accuracy if name == "accuracy" else evaluation.figures.get(name)
+    if name == "loss":
+        value = evaluation.loss
+    if value is None or math.isnan(value):
+        return -math.inf
+    return -value if name == "loss" or name in evaluation.lower else value
 
 
 def best_evaluation(evaluations: Sequence[Evaluation], monitor: Monitor) -> Evaluation | None:

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import InputError, check_range
+from engine.outside_names import is_outside
 from engine.text import nearest, parse_number
+from engine.training import outside_schedules
+from engine.training.outside_schedules import ScheduleError as ScheduleError
 
 # The options of each kind, besides warmup=.
 _OPTIONS: dict[str, tuple[str, ...]] = {
@@ -30,10 +33,6 @@ _FORMS = {
     "power": "power=R (R above 0)",
     "warmup": "warmup=N (N >= 0 steps)",
 }
-
-
-class ScheduleError(InputError):
-    """The text of a schedule cannot be read, or a phase cannot follow the schedule."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +127,30 @@ class Schedule:
         return ",".join(words)
 
 
+@dataclass(frozen=True)
+class UserSchedule(Schedule):
+    """A schedule ``py:module:name``: a function of (step, number of steps of the phase) that returns the factor.
+
+    It is imported when it is first asked for a factor. ``text`` is what names it.
+    """
+
+    kind: str = "py"
+    text: str = ""
+
+    def factor_at(self, step: int, total: int, *, learning_rate: float = 1.0) -> float:
+        """The factor at ``step``, from 0; ScheduleError unless it is a finite number of at least 0."""
+        return outside_schedules.read_factor(self.text, outside_schedules.import_schedule(self.text), step, total)
+
+    def check(self, *, learning_rate: float, steps: int) -> None:
+        """Raises ScheduleError if the function raises, returns anything but factors, or others the second time."""
+        outside_schedules.check_pure(self.text, outside_schedules.import_schedule(self.text), steps)
+
+    def __str__(self) -> str:
+        return self.text
+
+
 def parse(text: str) -> Schedule:
-    """Reads ``kind[,option=value]...``; raises ScheduleError if it is anything else.
+    """Reads ``kind[,option=value]...``, or ``py:module:name``; raises ScheduleError if it is anything else.
 
     Example:
         >>> parse("exponential,rate=0.5,steps=10").factor_at(20, 100)
@@ -137,6 +158,9 @@ def parse(text: str) -> Schedule:
         >>> parse("step,at=30:60,factor=0.1").at
         (30, 60)
     """
+    if is_outside(text):
+        outside_schedules.check_schedule_name(text)
+        return UserSchedule(text=text)
     kind, *options = [part.strip() for part in text.split(",")]
     if kind not in KINDS:
         raise ScheduleError(f"schedule={text!r}: expected one of {', '.join(KINDS)}{nearest(kind, KINDS)}")

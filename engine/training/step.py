@@ -226,7 +226,7 @@ class TrainStep(StepState):
         empty = tuple(name for name, weight in result["weights"].items() if not float(weight))
         for name in empty:
             self.left_out[name] = self.left_out.get(name, 0) + 1
-        given = {name: result[name] for name in ("loss", "terms", "metrics", "grad_norm")}
+        given = {name: result[name] for name in ("loss", "terms", "metrics", "grad_norm", "metric_weights")}
         stops = prepared.stopping if self.replicas is None else bool(result["stopping"])
         return StepResult(**given, skipped=not applied, loss_scale=prepared.scale, left_out=empty, stopping=stops)
 

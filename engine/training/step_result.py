@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 NonFinite = Literal["skip", "stop"]
@@ -26,6 +26,7 @@ class StepResult:
         loss_scale: the loss scale used in this step; 1.0 if there is none.
         left_out: the names of terms whose weights were all 0.
         stopping: whether this worker, or any other, wants to stop.
+        metric_weights: the summed weights of each metric: 0 where no example counted, whose mean is then 0.
 
     Example:
         >>> import tensorflow as tf
@@ -45,3 +46,4 @@ class StepResult:
     loss_scale: float = 1.0
     left_out: tuple[str, ...] = ()
     stopping: bool = False
+    metric_weights: Mapping[str, Any] = field(default_factory=dict)

@@ -12,7 +12,7 @@ import tensorflow as tf
 from engine import TrainStep, select
 from engine.selection.variables import name_variables
 from engine.training import optimizers
-from engine.training.losses import Loss, LossError, sum_regulariser, supervised_loss, weighted_sums
+from engine.training.losses import Loss, LossError, choose_terms, sum_regulariser, supervised_loss, weighted_sums
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.standard_normal((5, 4)) * 3
@@ -260,7 +260,11 @@ def test_a_keras_model_without_regularisers_has_none() -> None:
 @pytest.mark.parametrize(
     ("kind", "smoothing", "message"),
     [
-        ("softmx", 0.0, "loss='softmx': expected one of softmax, sigmoid, mse; nearest: softmax"),
+        (
+            "softmx",
+            0.0,
+            "loss='softmx': expected one of softmax, sigmoid, mse, focal, dice, softmax+dice, centers, py:module:name; nearest: softmax",
+        ),
         ("softmax", 1.0, "label_smoothing=1.0: expected a number of at least 0 and below 1"),
         ("softmax", -0.1, "label_smoothing=-0.1: expected a number of at least 0 and below 1"),
         ("sigmoid", float("nan"), "label_smoothing=nan: expected a number of at least 0 and below 1"),
@@ -287,3 +291,175 @@ def test_a_loss_that_does_not_exist_is_refused_with_the_rule(kind: str, smoothin
 def test_outputs_that_do_not_suit_the_labels_are_refused(kind: str, outputs: Any, labels: Any, message: str) -> None:
     with pytest.raises(LossError, match=message):
         run(kind, outputs, labels)
+
+
+# --- focal, class weights, losses of the user's own ---
+
+
+def focal_of(p: np.ndarray, gamma: float) -> np.ndarray:
+    return -((1 - p) ** gamma) * np.log(p)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_is_the_papers_formula_for_classes_and_for_labels(gamma: float) -> None:
+    p = np.exp(log_softmax(LOGITS))[np.arange(5), CLASSES]
+    values, _ = run(f"focal gamma={gamma}", LOGITS, CLASSES).terms["focal"]
+    np.testing.assert_allclose(values, focal_of(p, gamma), atol=1e-12, rtol=1e-12)
+    positive = 1 / (1 + np.exp(-LOGITS))
+    p, alpha = np.where(MULTI == 1, positive, 1 - positive), np.where(MULTI == 1, 0.25, 0.75)
+    values, _ = run(f"focal gamma={gamma} alpha=0.25", LOGITS, MULTI.astype(np.float64)).terms["focal"]
+    np.testing.assert_allclose(values, (alpha * focal_of(p, gamma)).mean(-1), atol=1e-12, rtol=1e-12)
+
+
+def test_focal_of_two_classes_is_that_of_their_one_label() -> None:
+    labels, logits = np.array([0, 1, 1, 0, 1]), LOGITS[:, :2]
+    two = run("focal alpha=0.25", logits, labels)
+    one = run("focal alpha=0.25", logits[:, 1:] - logits[:, :1], labels)
+    np.testing.assert_allclose(two.terms["focal"][0], one.terms["focal"][0], rtol=1e-12)
+    np.testing.assert_array_equal(two.metrics["accuracy"][0], one.metrics["accuracy"][0])
+    with pytest.raises(LossError, match=r"alpha=0.25 is the weight of class 1 of two, but there are 4 classes"):
+        run("focal alpha=0.25", LOGITS, CLASSES)
+
+
+@pytest.mark.parametrize("labels", [CLASSES, MULTI.astype(np.float64)])
+def test_focal_and_its_gradient_stay_finite_for_huge_logits(labels: Any) -> None:
+    logits = tf.constant(np.concatenate([LOGITS[:4] * 1e4, np.zeros([1, 4])]))
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        values, _ = run("focal gamma=0.5", logits, labels).terms["focal"]
+    assert np.isfinite(values.numpy()).all()
+    assert np.isfinite(tape.gradient(values, logits).numpy()).all()
+
+
+def test_class_weights_weigh_the_loss_and_not_the_accuracy() -> None:
+    weight, classes = np.array([1.0, 0.0, 2.0, 0.5, 3.0]), (1.0, 4.0, 0.5, 0.0)
+    batch = {"image": LOGITS, "label": CLASSES, "weight": weight}
+    for kind in ("softmax", "focal"):
+        loss_fn = supervised_loss(Outputs(), kind, class_weights={"": classes})
+        loss = loss_fn(batch, training=True, seeds=None)
+        np.testing.assert_array_equal(loss.terms[kind][1], weight * np.array(classes)[CLASSES])
+        np.testing.assert_array_equal(loss.metrics["accuracy"][1], weight)
+    one = supervised_loss(Outputs(), "sigmoid", class_weights={"": (0.25, 2.0)})
+    loss = one({"image": LOGITS[:, :1], "label": np.array([0, 1, 1, 0, 1])}, training=True, seeds=None)
+    np.testing.assert_array_equal(loss.terms["sigmoid"][1], [0.25, 2.0, 2.0, 0.25, 2.0])
+    with pytest.raises(LossError, match="but there are 4 labels"):
+        one({"image": LOGITS, "label": MULTI}, training=True, seeds=None)
+    with pytest.raises(LossError, match="the loss mse has no such option"):
+        supervised_loss(Outputs(), "mse", class_weights={"": (1.0, 2.0)})
+    with pytest.raises(LossError, match=r"expected their values; Task.open finds them"):
+        supervised_loss(Outputs(), "softmax class_weights=balanced")
+
+
+OWN = """
+import tensorflow as tf
+from engine.training.loss_kinds import Values
+
+def huber(outputs, labels, weights, *, delta=1.0):
+    error = tf.abs(outputs[:, 0] - tf.cast(labels, outputs.dtype))
+    return tf.where(error < delta, error**2 / 2, delta * (error - delta / 2))
+
+def with_metric(outputs, labels, weights):
+    return Values(huber(outputs, labels, weights), weights, {"size": (outputs[:, 0], weights)})
+
+def mean(outputs, labels, weights):
+    return tf.reduce_mean(outputs)
+
+def broken(outputs, labels, weights):
+    return outputs @ outputs
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "own_losses_of_a_test.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "py:own_losses_of_a_test"
+
+
+def test_a_loss_of_the_users_own_gives_values_or_also_weights_and_metrics(own: str) -> None:
+    labels = np.array([0.0, np.nan, 9.0, 1.0, 1.0])
+    weight = np.array([1.0, 0.0, 1.0, 1.0, 1.0])
+    error = np.abs(LOGITS[:, 0] - np.nan_to_num(labels))
+    for name in ("huber delta=1", "with_metric"):
+        loss = run(f"{own}:{name}", LOGITS, labels, weight=weight)
+        values, weights = loss.terms[name.split()[0]]
+        np.testing.assert_allclose(values, np.where(error < 1, error**2 / 2, error - 0.5), rtol=1e-12)
+        np.testing.assert_array_equal(weights, weight)
+    np.testing.assert_array_equal(loss.metrics["size"][0], LOGITS[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hubber", "loss='py:.*hubber': .* has no 'hubber'; nearest: huber"),
+        ("huber gamma=2", r"it cannot be called as function\(outputs, labels, weights, gamma=...\)"),
+        ("mean", r"it returned values of shape \(\); expected one value for each example, \[B\], not their mean"),
+        ("broken", "it raised InvalidArgumentError"),
+    ],
+)
+def test_what_is_wrong_in_a_loss_of_the_users_own_is_told(own: str, name: str, message: str) -> None:
+    with pytest.raises(LossError, match=message):
+        run(f"{own}:{name}", LOGITS, CLASSES)
+
+
+# --- several outputs ---
+
+
+class Two(tf.Module):
+    def __call__(self, images: Any) -> Any:
+        outputs = tf.convert_to_tensor(images)
+        return {"species": outputs, "age": outputs[:, :1]}
+
+
+def two(kind: str = "species=softmax, age=mse weight=0.5", **more: Any) -> Loss:
+    age = np.array([0.5, np.nan, 1.0, 0.0, np.nan])
+    batch = {"image": LOGITS, "label/species": CLASSES, "label/age": age, "weight/age": np.isfinite(age) * 1.0}
+    return supervised_loss(Two(), kind)(batch | more, training=True, seeds=None)
+
+
+def test_each_output_has_a_term_with_its_own_labels_and_weights() -> None:
+    loss = two()
+    assert list(loss.terms) == ["species", "age"]
+    assert list(loss.metrics) == ["accuracy/species"]
+    single = run("softmax", LOGITS, CLASSES)
+    np.testing.assert_array_equal(loss.terms["species"][0], single.terms["softmax"][0])
+    np.testing.assert_array_equal(loss.metrics["accuracy/species"][0], single.metrics["accuracy"][0])
+    values, weights = loss.terms["age"]
+    np.testing.assert_array_equal(weights, [1, 0, 1, 1, 0])
+    np.testing.assert_allclose(values, 0.5 * (LOGITS[:, 0] - [0.5, 0.0, 1.0, 0.0, 0.0]) ** 2, rtol=1e-14)
+
+
+def test_the_weight_of_an_example_weighs_all_its_labels() -> None:
+    loss = two(weight=np.array([2.0, 1.0, 0.0, 1.0, 1.0]))
+    np.testing.assert_array_equal(loss.terms["species"][1], [2, 1, 0, 1, 1])
+    np.testing.assert_array_equal(loss.terms["age"][1], [2, 0, 0, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (
+            "softmax",
+            "the network has several outputs: .*species and age; name the loss of each, as in 'species=softmax, age",
+        ),
+        ("species=softmax", "no loss names the output age; add one, as in '..., age=softmax'"),
+        ("species=softmax, aeg=mse", "the network has no output aeg; it has species and age"),
+    ],
+)
+def test_outputs_and_losses_must_have_the_same_names(kind: str, message: str) -> None:
+    with pytest.raises(LossError, match=message):
+        two(kind)
+
+
+def test_a_network_with_one_output_cannot_have_a_loss_by_name() -> None:
+    with pytest.raises(
+        LossError, match=r"the network returns a tensor .*; expected tensors by name, a dict of species"
+    ):
+        run("species=softmax", LOGITS, CLASSES)
+
+
+def test_terms_that_do_not_count_leave_with_their_metrics() -> None:
+    chosen = choose_terms(two(), ("age",))
+    assert (list(chosen.terms), list(chosen.metrics)) == (["age"], [])
+    with pytest.raises(LossError, match="losses=eye: the loss has no term 'eye'; it has species, age"):
+        choose_terms(two(), ("eye",))

@@ -16,6 +16,7 @@ from engine.training.phases import (
     PhaseError,
     Position,
     best_evaluation,
+    expand_groups,
     find_plateau,
     locate,
     parse,
@@ -274,3 +275,46 @@ def test_a_run_that_asks_at_every_step_visits_what_the_saved_state_says(data: st
         current = where.phase
         if current == len(phases):
             break
+
+
+# --- groups ---
+
+
+def expanded(*texts: str) -> list[Phase]:
+    return expand_groups([parse(text, train="@head", steps=1) for text in texts])
+
+
+def test_the_phases_of_a_group_take_turns() -> None:
+    found = expanded(
+        "name=first", "name=a group=turns repeat=2 losses=species learning_rate=0.1", "name=b group=turns", "name=last"
+    )
+    assert [phase.name for phase in found] == ["first", "turns.1.a", "turns.1.b", "turns.2.a", "turns.2.b", "last"]
+    assert found[1] == Phase(name="turns.1.a", train="@head", steps=1, losses="species", learning_rate=0.1)
+    assert [phase.name for phase in expanded("name=a repeat=3", "name=b")] == ["a.1", "a.2", "a.3", "b"]
+    assert [phase.name for phase in expanded("name=a group=g repeat=1", "name=b group=h repeat=1")] == [
+        "g.1.a",
+        "h.1.b",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (("name=a group=g", "name=b group=g"), "phase 'a': group=g has no repeat=N"),
+        (
+            ("name=a group=g repeat=2", "name=b group=g repeat=3"),
+            "phase 'b': repeat=3, but phase 'a' of group=g has repeat=2",
+        ),
+        (
+            ("name=a group=g repeat=2", "name=b", "name=c group=g"),
+            "phase 'c': group=g: its phases must follow each other",
+        ),
+        (("name=a group=g repeat=0",), "phase 'a': repeat=0: expected a number from 1 to 1000"),
+        (("name=a group=g repeat=1001",), "phase 'a': repeat=1001: expected a number from 1 to 1000"),
+        (("name=a repeat=600", "name=b repeat=600"), "with all repeats there are 1,200 phases; expected at most 1,000"),
+        (("name=a group= repeat=2",), "group= is empty"),
+    ],
+)
+def test_what_is_wrong_in_a_group_is_told(texts: tuple[str, ...], message: str) -> None:
+    with pytest.raises(PhaseError, match=message):
+        expanded(*texts)

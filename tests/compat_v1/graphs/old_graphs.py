@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from compat_v1.graphs import functional, safety
+from compat_v1.graphs import functional
 from compat_v1.graphs.endpoints import Graph, all_nodes
-from compat_v1.graphs.op_allowlist import VARIABLES
 from compat_v1.graphs.subgraph import cut_out, upgrade_ops
 from engine import tensorflow_private
+from engine.graphs import safety
+from engine.graphs.op_allowlist import VARIABLES
 
 v1 = tf.compat.v1
 PLAIN = v1.ConfigProto()  # the graph as it is written

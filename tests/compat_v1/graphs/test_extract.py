@@ -14,7 +14,7 @@ from compat_v1.checkpoints.reader import open_checkpoint
 from compat_v1.errors import GraphError
 from compat_v1.graphs import extract, input_text, metagraph
 from compat_v1.graphs.original import Original
-from compat_v1.graphs.safety import UnsafeGraphError
+from engine.graphs.safety import UnsafeGraphError
 
 v1 = tf.compat.v1
 X = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)

@@ -14,8 +14,9 @@ from old_graphs import PLAIN, Old, assert_same, cond, loss_of, old_control_flow,
 from test_functional_rnn import lstm
 
 from compat_v1.errors import GraphError
-from compat_v1.graphs import extract, functional, metagraph, safety
+from compat_v1.graphs import extract, functional, metagraph
 from engine import tensorflow_private
+from engine.graphs import safety
 
 v1 = tf.compat.v1
 

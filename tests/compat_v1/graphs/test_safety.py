@@ -11,8 +11,9 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.framework import op_def_registry
 
-from compat_v1.graphs import extract, safety
-from compat_v1.graphs.op_allowlist import FAMILIES, FILLS_TABLE, HARMLESS, SUCCESSORS, TABLES, VARIABLES
+from compat_v1.graphs import extract
+from engine.graphs import safety
+from engine.graphs.op_allowlist import FAMILIES, FILLS_TABLE, HARMLESS, SUCCESSORS, TABLES, VARIABLES
 
 PLANTED = [
     ("ReadFile", "files"),

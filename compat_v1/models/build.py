@@ -10,16 +10,16 @@ import tensorflow as tf
 
 from compat_v1.graphs import metagraph
 from compat_v1.graphs.extract import OldVariable
-from compat_v1.graphs.safety import UnsafeGraphError
 from compat_v1.models import weights as old_weights
-from compat_v1.models.head import GraphHead
 from compat_v1.models.losses import make_loss
 from compat_v1.models.network import GraphNetwork
 from compat_v1.models.old_graph import OldGraph
 from compat_v1.models.switches import describe
+from engine.graphs.safety import UnsafeGraphError
 from engine.graphs.tracing import CALLS
 from engine.models import images
 from engine.models.keras.heads import parse_head
+from engine.models.pooled_head import PooledHead
 from engine.models.spec import Model, ModelSpecError, Request
 from engine.porting.readers.graph_file import MetaGraphError
 from engine.selection.variables import name_variables
@@ -137,7 +137,7 @@ def _add_head(request: Request, network: GraphNetwork) -> None:
     features = _trace(request, network).outputs[0].shape
     if features.rank is None:
         raise ModelSpecError(f"features={request.graph['features']}: the graph does not state its shape")
-    head = GraphHead(
+    head = PooledHead(
         parse_head(request.head or "gap"), tuple(features[1:]), request.outputs, seed=request.seed, dtype=request.dtype
     )
     network.add_head(head)

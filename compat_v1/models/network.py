@@ -11,15 +11,17 @@ import numpy as np
 import tensorflow as tf
 
 from compat_v1.errors import GraphError
-from compat_v1.graphs import safety, subgraph
+from compat_v1.graphs.call_shapes import set_call_shapes
 from compat_v1.graphs.endpoints import producer, tensor_name
 from compat_v1.graphs.extract import Extracted, OldVariable
 from compat_v1.graphs.functional import import_functional, make_functional, needs_conversion
-from compat_v1.models import draws as drawing
-from compat_v1.models.draws import Draw
 from compat_v1.models.old_graph import OldGraph, Program
-from compat_v1.models.precision import widen_graph
 from engine import tensorflow_private
+from engine.graphs import draws as drawing
+from engine.graphs import safety
+from engine.graphs.draws import Draw
+from engine.graphs.library_names import make_names_unique
+from engine.graphs.widening import widen_graph
 from engine.selection.statistics import is_statistic, statistic_layer
 from engine.text import join_some
 
@@ -202,13 +204,17 @@ class GraphNetwork(tf.Module):
                 kept = [*part.outputs, *(each.name for each in part.inputs), *part.fixed]
                 definition = make_functional(definition, keep=kept, where=self._old.where)
                 safety.check_graph(definition, where=self._old.where)
-                subgraph.make_names_unique(definition)
+                make_names_unique(definition)
             if self._dtype == tf.float64:
                 widen_graph(definition, where=self._old.where)
             draws: tuple[Draw, ...] = ()
             if drawing.find_random(definition):
                 draws = drawing.find_draws(
-                    definition, self._specs(program, definition), self._old.input, where=self._old.where
+                    definition,
+                    self._specs(program, definition),
+                    self._old.input,
+                    where=self._old.where,
+                    set_call_shapes=set_call_shapes,
                 )
             self._runnables[key] = _Runnable(program, definition, draws)
             self._fill_tables(part)

@@ -21,11 +21,11 @@ from compat_v1.graphs.endpoints import PLACEHOLDERS, Graph, producer, tensor_nam
 from compat_v1.graphs.extract import Extracted, OldVariable
 from compat_v1.graphs.frozen import Thawed, thaw
 from compat_v1.graphs.metagraph import MetaGraph
-from compat_v1.graphs.op_allowlist import VARIABLES
 from compat_v1.models import switches as switching
 from compat_v1.models.statistics_layers import StatisticsLayer, find_statistics_layers
 from compat_v1.models.switches import Switch
 from compat_v1.models.values import use_values
+from engine.graphs.op_allowlist import VARIABLES
 from engine.text import join_some
 
 _FUSED = {"FusedBatchNorm": (1, 2), "FusedBatchNormV2": (1, 2), "FusedBatchNormV3": (1, 2)}

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import tensorflow as tf
 
 from compat_v1.graphs.endpoints import Graph, producer, tensor_name
-from compat_v1.graphs.op_allowlist import VARIABLES
 from compat_v1.models.values import ASSIGNMENTS, find_written, use_values
+from engine.graphs.op_allowlist import VARIABLES
 from engine.graphs.reach import reach
 from engine.selection.statistics import is_statistic, statistic_layer
 

@@ -14,7 +14,7 @@ from compat_v1.errors import GraphError
 from compat_v1.graphs import branch_folding
 from compat_v1.graphs.endpoints import PLACEHOLDERS, Graph, producer, shape_of
 from compat_v1.graphs.input_text import parse_value
-from compat_v1.graphs.node_editing import add_constant
+from engine.graphs.node_editing import add_constant
 from engine.graphs.op_kinds import is_random
 from engine.text import join_some
 

@@ -15,8 +15,8 @@ import tensorflow as tf
 
 from compat_v1.errors import GraphError
 from compat_v1.graphs.endpoints import Graph, dtype_of, producer
-from compat_v1.graphs.node_editing import add_constant, replace_node
-from compat_v1.graphs.op_allowlist import VARIABLES
+from engine.graphs.node_editing import add_constant, replace_node
+from engine.graphs.op_allowlist import VARIABLES
 
 # Assignment -> the operation that computes the new value from the old one and the second input.
 ASSIGNMENTS = {
@@ -52,7 +52,7 @@ def use_values(definition: Any, assigned: Iterable[str], *, where: str) -> None:
     """Changes a GraphDef in place, so that variables are values and the nodes ``assigned`` give new values.
 
     What reads a variable after one of these assignments (by data or control) reads the new value. Other assignments stay
-    as they are, and are refused where they are needed (compat_v1.graphs.safety). Raises GraphError if two of the
+    as they are, and are refused where they are needed (engine.graphs.safety). Raises GraphError if two of the
     assignments change one variable.
     """
     graph = Graph(definition, where=where)

@@ -47,9 +47,9 @@ class FeatureBatches:
     def _read(self, step: int, count: int) -> list[Batch]:
         """The batches of ``count`` steps of one epoch, in one read: its fixed cost is paid once for all of them."""
         epoch, steps = self.batches.own(step, count)
-        part = self.batches.part
         positions = np.concatenate([own for own, _ in steps])
-        whole: Batch = part.read_rest(positions)
+        # of the epoch in which the features of this view were computed: labels are moved as their images were
+        whole: Batch = self.batches.prepared_rest(positions, epoch % self.features.views)
         index = whole["index"]
         whole["seeds"] = example_seeds(self.batches.seed, epoch, index)
         whole |= self.features.read(index, view=epoch % self.features.views)

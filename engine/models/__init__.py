@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from engine.models.registry import build_model as build_model
     from engine.models.registry import build_network as build_network
     from engine.models.registry import default_image_size as default_image_size
+    from engine.models.registry import default_token_shape as default_token_shape
+    from engine.models.registry import find_tokenizer as find_tokenizer
     from engine.models.spec import Model as Model
     from engine.models.spec import ModelSpecError as ModelSpecError
 else:
@@ -19,7 +21,7 @@ else:
         __name__,
         {
             "images": ("IMAGES", "images_as"),
-            "registry": ("build_model", "build_network", "default_image_size"),
+            "registry": ("build_model", "build_network", "default_image_size", "default_token_shape", "find_tokenizer"),
             "spec": ("Model", "ModelSpecError"),
         },
     )

@@ -31,8 +31,9 @@ def build_cnn(request: Request) -> Model:
         )
     if min(height, width) < 8:
         raise ModelSpecError(f"model={spec!r}: images of {height}x{width} are too small; expected at least 8x8")
-    network = cnn.CNN(channels, request.outputs, seed=request.seed, dtype=request.dtype, compute=request.compute)
-    return Model(spec, network, request.outputs, Normalise(), upper="stages/[23]/.*")
+    outputs = request.tasks or request.outputs
+    network = cnn.CNN(channels, outputs, seed=request.seed, dtype=request.dtype, compute=request.compute)
+    return Model(spec, network, request.outputs, Normalise(), upper="stages/[23]/.*", tasks=request.tasks)
 
 
 def build_vit(request: Request) -> Model:
@@ -75,7 +76,14 @@ def build_vit(request: Request) -> Model:
                 f"{nearest(written, known)}"
             )
     config = vit.Config(
-        width=width, depth=depth, heads=heads, patch=patch, image=image, classes=request.outputs, **settings
+        width=width,
+        depth=depth,
+        heads=heads,
+        patch=patch,
+        image=image,
+        classes=request.outputs,
+        tasks=tuple(request.tasks.items()),
+        **settings,
     )
     shipped, made_for = _SHIPPED.get(f"vit:{request.name}", (None, ""))
     return Model(
@@ -87,4 +95,5 @@ def build_vit(request: Request) -> Model:
         upper=f"@blocks[-{min(2, depth)}:]",
         shipped_weights=pathlib.Path(__file__).parent / "weights" / shipped if shipped else None,
         shipped_for=made_for,
+        tasks=request.tasks,
     )

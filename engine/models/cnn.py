@@ -6,13 +6,13 @@ Its variables are stages/N/conv/kernel, stages/N/norm/{gamma,beta,moving_mean,mo
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from engine.models import layers
-from engine.training.precision import widen
 
 WIDTHS = (16, 32, 64, 64)
 
@@ -32,23 +32,31 @@ class Stage(tf.Module):
 class CNN(tf.Module):
     """A CNN from normalised images [B, height, width, channels], of any size, to logits [B, classes].
 
+    With a mapping of tasks to numbers of classes it returns logits by task, from heads ``head/TASK``.
     Variables have ``dtype``; the forward pass is computed in ``compute`` (None: ``dtype``). Logits have at least 32 bits.
     """
 
     def __init__(
-        self, channels: int, classes: int, *, seed: int = 0, dtype: Any = tf.float32, compute: Any = None
+        self,
+        channels: int,
+        classes: int | Mapping[str, int],
+        *,
+        seed: int = 0,
+        dtype: Any = tf.float32,
+        compute: Any = None,
     ) -> None:
         super().__init__()
         self.compute = compute or dtype
+        self.tasks = tuple(classes) if isinstance(classes, Mapping) else ()
         rng = np.random.default_rng(seed)
         self.stages = [
             Stage(inputs, outputs, 1 if index == 0 else 2, rng=rng, dtype=dtype)
             for index, (inputs, outputs) in enumerate(itertools.pairwise((channels, *WIDTHS)))
         ]
-        self.head = layers.Dense(WIDTHS[-1], classes, rng=rng, scale=0.02, dtype=dtype)
+        self.head = layers.make_heads(WIDTHS[-1], classes, rng=rng, dtype=dtype)
 
     def __call__(self, images: Any, *, training: bool = False, seeds: Any = None) -> Any:
         x = tf.cast(images, self.compute)
         for stage in self.stages:
             x = stage(x, training=training)
-        return widen(self.head(tf.reduce_mean(x, axis=[1, 2])))
+        return layers.apply_heads(self.head, tf.reduce_mean(x, axis=[1, 2]), self.tasks)

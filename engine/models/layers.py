@@ -7,7 +7,7 @@ are computed in float32.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,11 @@ from engine import seeds as example_seeds
 from engine import tensorflow_private
 from engine.distribution.moments import moments
 from engine.models.adapters import kinds
+from engine.models.spec import name_heads
 from engine.training import pieces
 from engine.training.precision import widen
+
+_NEVER = -1e9  # a score whose weight in a softmax is 0; where all are masked, weights stay finite
 
 
 class Layer(tf.Module):
@@ -73,6 +76,23 @@ class Dense(Layer):
         ):  # fused with the bias, the product does not use AMX; behind a reshape it is not fused
             return tf.nn.bias_add(tf.reshape(y, shape), bias)
         return tf.reshape(tf.nn.bias_add(y, bias), shape)
+
+
+def make_heads(width: int, outputs: int | Mapping[str, int], *, rng: np.random.Generator, dtype: Any) -> Any:
+    """The last layer of a network; for several tasks a dict of such layers, called as their tasks (``spec.name_heads``)."""
+    if isinstance(outputs, Mapping):
+        names = name_heads(outputs)
+        return {names[task]: make_heads(width, count, rng=rng, dtype=dtype) for task, count in outputs.items()}
+    # small but not zero: a frozen head of zeros would pass no gradient on
+    return Dense(width, outputs, rng=rng, scale=0.02, dtype=dtype)
+
+
+def apply_heads(head: Any, features: Any, tasks: Sequence[str]) -> Any:
+    """The logits of a head in at least float32, [B, outputs]; those of several tasks by their names."""
+    if not tasks:
+        return widen(head(features))
+    names = name_heads(tasks)
+    return {task: widen(head[names[task]](features)) for task in tasks}
 
 
 class Conv(Layer):
@@ -223,8 +243,10 @@ def _compile_gelu(parts: Callable[[Any], tuple[Any, Any]]) -> tuple[pieces.Piece
 _COMPILED_ERF, _COMPILED_TANH = _compile_gelu(_gelu_erf), _compile_gelu(_gelu_tanh)
 
 
-def attend(query: Any, key: Any, value: Any) -> Any:
+def attend(query: Any, key: Any, value: Any, mask: Any = None) -> Any:
     """softmax(query key') value of tensors [B, heads, N, size], as [B, N, heads, size]. Queries are scaled before.
+
+    Keys where ``mask``, bool [B, 1, 1, N], is False get a weight of exactly 0, and so no gradient.
 
     Its gradient needs the sum of weight times its gradient along each row of [N, N]. That is the sum of output times its
     gradient along ``size`` (arXiv:2205.14135, appendix B.2), which is shorter.
@@ -233,6 +255,8 @@ def attend(query: Any, key: Any, value: Any) -> Any:
     @tf.custom_gradient
     def apply(query: Any, key: Any, value: Any) -> Any:
         scores = widen(tf.matmul(query, key, transpose_b=True))
+        if mask is not None:
+            scores = tf.where(mask, scores, tf.constant(_NEVER, scores.dtype))
         weights = tf.cast(tf.nn.softmax(scores, axis=-1), query.dtype)
         mixed = tf.transpose(tf.matmul(weights, value), [0, 2, 1, 3])
 

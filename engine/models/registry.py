@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import tensorflow as tf
 
 from engine import part_times
 from engine.data.part import ArraySpec
+from engine.data.tokens import DEFAULT_TOKENS, TokenizerFiles
 from engine.models import outside
 from engine.models import spec as specs
+from engine.models.bert_folder import build_bert, read_folder
 from engine.models.builtin import build_cnn, build_vit
 from engine.models.spec import KERAS_NAMES, NAMES, Model, ModelSpecError, Request
 from engine.training.precision import PRECISIONS
 
 ANY_SIZE = (224, 224)
+_OF_TASKS = ("keras", "file", "py", "vit", "cnn", "savedmodel", "hub")  # families whose models can have several outputs
 
 
 @part_times.part("model")
@@ -25,7 +28,7 @@ def build_model(
     image_shape: tuple[int, ...],
     outputs: int,
     head: str | None = None,
-    logits: bool = True,
+    logits: bool | Collection[str] = True,
     seed: int = 0,
     dtype: Any = tf.float32,
     compute: Any = None,
@@ -41,19 +44,23 @@ def build_model(
         spec: the name, followed by options: ``vit:SIZE[/PATCH]`` with SIZE one of mini, Ti, S, B, L and the options
             ``pool=token|mean``, ``class_token`` (to add one with pool=mean), ``fc_norm``, ``norm_epsilon=R``,
             ``gelu=exact|tanh``, ``layer_scale[=1e-5]``, ``dropout=R``, ``drop_path=R``, ``depth=N`` and
-            ``preprocess=tf|torch|unit``; ``cnn:mini``; ``keras:NAME`` of keras.applications with the options of its
-            function; ``file:X.keras`` or ``file:X.h5``; ``py:module:factory``; ``graph:PATH``, a graph of TensorFlow 1 (needs
+            ``preprocess=tf|torch|unit``; ``cnn:mini``; ``bert:DIR``, an encoder of texts with the options
+            ``pool=mean|cls|pooler``, ``gelu=exact|tanh`` and ``dropout=R``; ``keras:NAME`` of keras.applications with the options of its
+            function; ``file:X.keras`` or ``file:X.h5``; ``py:module:factory``; ``savedmodel:DIR`` and ``hub:HANDLE``
+            with the options ``signature``, ``output`` and ``preprocess``; ``graph:PATH``, a graph of TensorFlow 1 (needs
             ``import compat_v1``). All of them accept ``classes=N``.
         image_shape: (height, width, channels) of the images; or the shape of an example of another input, which only ``py:``
             models take.
         outputs: the number of outputs, unless ``classes`` sets it.
         head: a new head for a Keras model (engine.models.keras.heads); None keeps its own, or means ``gap``.
-        logits: whether the loss expects logits (mse does not); if so, a saved model's final softmax is removed.
+        logits: whether the loss expects logits (mse does not); if so, a saved model's final softmax is removed. With
+            several tasks, the names of those whose losses do.
         seed: the seed of the initial weights.
         dtype: the dtype of the variables, tf.float32 or tf.float64 (engine.training.precision).
         compute: the dtype of the forward and backward pass; None means ``dtype``.
         inputs: the inputs of an example by name, where there are several, or one that is not an image; only ``py:`` and saved Keras models take them.
-        tasks: the number of outputs of each task by name, where there are several.
+        tasks: the number of outputs of each task by name, where there are several: ``keras:``, ``vit:`` and ``cnn:`` models get
+            a head for each, ``head/TASK/...``; saved ones and ``py:`` models have outputs of these names, or get heads.
         graph: for ``graph:PATH``, its tags, inputs, outputs, features, graph_inputs and constants, as in the flags of these names.
 
     Raises:
@@ -82,7 +89,7 @@ def build_model(
         image_shape=image_shape,
         outputs=outputs,
         head=head,
-        logits=logits,
+        logits=logits if isinstance(logits, bool) else frozenset(logits),
         seed=seed,
         dtype=dtype,
         compute=compute,
@@ -90,23 +97,49 @@ def build_model(
         inputs=dict(inputs or {}),
         tasks=dict(tasks or {}),
     )
-    if family != "py":
+    _check_fits(request, family, counted="classes" in specs.parse_options(spec, options))
+    built = _build_family(request, family)
+    built.inputs = tuple(request.inputs)
+    return built
+
+
+def _check_fits(request: Request, family: str, *, counted: bool) -> None:
+    """Raises ModelSpecError if models of a family cannot have these inputs or tasks; ``counted``: the name says ``classes``."""
+    spec = request.spec
+    if family not in ("py", "file", "bert", *specs.SAVED):
         specs.read_image_shape(request)
-        if request.tasks:
-            raise ModelSpecError(
-                f"model={spec!r}: it has one output, but the data have several tasks: {', '.join(request.tasks)}"
-            )
+    if request.tasks and family not in _OF_TASKS:
+        raise ModelSpecError(
+            f"model={spec!r}: it has one output, but the loss names several: {', '.join(request.tasks)}; models of "
+            f"{', '.join(f'{each}:' for each in _OF_TASKS)} can have several"
+        )
+    if request.tasks and counted:
+        raise ModelSpecError(f"model={spec!r}: the option classes is about one output, but the loss names several")
+
+
+def _build_family(request: Request, family: str) -> Model:
+    """The model of a request, by what builds those of its family."""
     if family in outside.FAMILIES:
         return outside.find_builder(family).build_model(request)
+    if family in specs.SAVED:
+        from engine.models.saved_model.build import build_saved_trunk
+
+        return build_saved_trunk(request)
     if family in ("keras", "file", "py"):
         # imported here, since these modules import Keras, which other models do not need
         from engine.models.keras.applications import build_application
         from engine.models.keras.saved import build_saved_model
-        from engine.models.user import build_user_model
+        from engine.models.user import build_saved_network, build_user_model
 
-        return {"keras": build_application, "file": build_saved_model, "py": build_user_model}[family](request)
-    if head is not None:
-        raise ModelSpecError(f"head={head!r}: {spec} has its own head; --head applies to {', '.join(KERAS_NAMES)}")
+        pictures = not request.inputs and len(request.image_shape) == 3
+        saved = build_saved_model if pictures else build_saved_network
+        return {"keras": build_application, "file": saved, "py": build_user_model}[family](request)
+    if request.head is not None:
+        raise ModelSpecError(
+            f"head={request.head!r}: {request.spec} has its own head; --head applies to {', '.join(KERAS_NAMES)}"
+        )
+    if family == "bert":
+        return build_bert(request)
     return build_vit(request) if family == "vit" else build_cnn(request)
 
 
@@ -147,12 +180,25 @@ def build_network(spec: str, *, image_size: tuple[int, int] | None = None, chann
         from engine.models.keras.safe_loading import load_model
 
         return load_model(rest, "model")
-    if family in outside.FAMILIES:
+    if family in (*outside.FAMILIES, *specs.SAVED):
         raise ModelSpecError(
             f"model={spec!r}: a graph brings its own weights; expected {', '.join(NAMES)} or a Keras model"
         )
-    size = image_size or default_image_size(spec)
-    return build_model(spec, image_shape=(*size, channels), outputs=1000, logits=False, seed=seed).network
+    shape = default_token_shape(spec) or (*(image_size or default_image_size(spec)), channels)
+    return build_model(spec, image_shape=shape, outputs=1000, logits=False, seed=seed).network
+
+
+def find_tokenizer(spec: str) -> TokenizerFiles | None:
+    """What turns texts into the tokens of a model; None for a model without a tokenizer. Raises ModelSpecError."""
+    name = spec.split(",")[0].strip()
+    family, _, rest = name.partition(":")
+    return read_folder(spec, rest).tokenizer if family == "bert" else None
+
+
+def default_token_shape(spec: str) -> tuple[int] | None:
+    """The shape (T,) of an example of a model that reads tokens, as it is read by default; None for other models."""
+    found = find_tokenizer(spec)
+    return None if found is None else (min(DEFAULT_TOKENS, found.positions or DEFAULT_TOKENS),)
 
 
 def default_image_size(spec: str) -> tuple[int, int]:
@@ -177,6 +223,10 @@ def default_image_size(spec: str) -> tuple[int, int]:
         from engine.models import user
 
         return user.native_size(spec, rest) or ANY_SIZE
+    if family in specs.SAVED:
+        from engine.models.saved_model import build
+
+        return build.native_size(spec) or ANY_SIZE
     if family in outside.FAMILIES:
         return outside.find_builder(family).native_size(rest) or ANY_SIZE
     return ANY_SIZE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numbers
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:  # names can be checked without TensorFlow
 
 NAMES = ("vit:mini", "vit:Ti/16", "vit:S/16", "vit:B/16", "vit:L/16", "cnn:mini")
 GRAPH_NAME = "graph:PATH"
+BERT_NAME = "bert:DIR"
+SAVED_NAMES = ("savedmodel:DIR", "hub:HANDLE")
+SAVED = ("savedmodel", "hub")  # families whose networks are read from SavedModels
 KERAS_NAMES = ("keras:NAME", "file:X.keras", "file:X.h5", "py:module:factory")
 
 
@@ -38,7 +41,8 @@ class Request:
         inputs, tasks: the inputs of the data by name, if there are several or one that is not an image; and the number of outputs of each task, if there
             are several.
         head: a new head for a Keras model (engine.models.keras.heads), or None.
-        logits: whether the loss expects logits; if so, a final softmax or sigmoid is removed.
+        logits: whether the loss expects logits; if so, a final softmax or sigmoid is removed. With several tasks, those whose
+            losses do.
         seed: the seed of the initial weights.
         dtype, compute: the dtypes of the variables, and of the forward and backward pass.
         graph: the options of a graph of TensorFlow 1, by the names of the flags: tags, inputs, outputs, features, graph_inputs, constants; and loss, a tensor of it.
@@ -50,13 +54,17 @@ class Request:
     image_shape: tuple[int, ...]
     outputs: int
     head: str | None
-    logits: bool
+    logits: bool | frozenset[str]
     seed: int
     dtype: Any
     compute: Any
     graph: Mapping[str, str] = field(default_factory=dict)
     inputs: Mapping[str, ArraySpec] = field(default_factory=dict)
     tasks: Mapping[str, int] = field(default_factory=dict)
+
+    def expects_logits(self, task: str = "") -> bool:
+        """Whether the loss of the only output, or of a task, expects logits."""
+        return self.logits if isinstance(self.logits, bool) else task in self.logits
 
     @property
     def policy(self) -> str:
@@ -86,7 +94,9 @@ class Model:
         own_slots: opens the optimizer slots that a file of weights in the model's own format holds, as
             ``optimizer/<path>/<slot>``, given its name in a flag; None if it holds none.
         tasks: the number of outputs of each task, where the network returns tensors by the names of tasks.
+        inputs: the names of the inputs that it is called with, where they are not one image.
         adapters: what is attached once its base has been loaded (``engine.models.adapters.attach.Adapters``), or None.
+        draw_inputs: draws the inputs of two examples at random, for a network that does not take images.
         check_images: raises ModelSpecError if the weights that were loaded expect other images than ``normalise`` makes.
     """
 
@@ -103,8 +113,10 @@ class Model:
     own_file: str | None = None
     load: Callable[[str], str | None] | None = None
     check_images: Callable[[], None] | None = None
+    draw_inputs: Callable[[Any], Any] | None = None
     own_loss: Callable[[str], Any] | None = None
     own_slots: Callable[[str], Any] | None = None
+    inputs: tuple[str, ...] = ()
     tasks: Mapping[str, int] = field(default_factory=dict)
     adapters: Any = None
 
@@ -114,8 +126,8 @@ def check_family(spec: str) -> None:
     name = spec.split(",")[0].strip()
     if name.partition(":")[0] == "vit":
         parse_vit_size(spec)
-    elif name != "cnn:mini" and name.partition(":")[0] not in ("keras", "file", "py", "graph"):
-        known = [*NAMES, *KERAS_NAMES, GRAPH_NAME]
+    elif name != "cnn:mini" and name.partition(":")[0] not in ("keras", "file", "py", "graph", "bert", *SAVED):
+        known = [*NAMES, BERT_NAME, *KERAS_NAMES, *SAVED_NAMES, GRAPH_NAME]
         raise ModelSpecError(
             f"model={spec!r} is not a known model; expected one of {', '.join(known)}{nearest(name, known)}"
         )
@@ -140,6 +152,38 @@ def read_image_shape(request: Request) -> tuple[int, int, int]:
         )
     height, width, channels = request.image_shape
     return height, width, channels
+
+
+def fits_outputs(shape: Any, request: Request) -> bool:
+    """Whether outputs of a shape are those of a request: [B, outputs], or [B, height, width, outputs] for each pixel.
+
+    For boxes there may be fewer places, each for a whole number of pixels, the same in height and width.
+    """
+    sizes = tuple(shape)[1:]
+    if len(sizes) == 3:
+        known = [(own, given) for own, given in zip(sizes[:2], request.image_shape[:2], strict=True) if own is not None]
+        whole = all(0 < own <= given and given % own == 0 for own, given in known)
+        return whole and sizes[2] == request.outputs and len({given // own for own, given in known}) < 2
+    return sizes == (request.outputs,)
+
+
+def name_heads(tasks: Iterable[str]) -> dict[str, str]:
+    """The names of the heads of tasks, as in ``head/age/kernel``: what TensorFlow or a filter does not take becomes ``_``.
+
+    Example:
+        >>> name_heads(["age", "kind of bird", "kind/of/bird"])
+        {'age': 'age', 'kind of bird': 'kind_of_bird', 'kind/of/bird': 'kind_of_bird_2'}
+    """
+    found: dict[str, str] = {}
+    for task in tasks:
+        plain = re.sub(r"[^A-Za-z0-9_.-]", "_", task)
+        plain = plain if plain[:1].isalnum() else f"task{plain}"
+        name, number = plain, 1
+        while name in found.values():
+            number += 1
+            name = f"{plain}_{number}"
+        found[task] = name
+    return found
 
 
 def _is_count(value: Any) -> bool:

@@ -1,28 +1,31 @@
 """Builds ``py:module:factory``: a model from the user's own code.
 
 ``factory(image_shape, outputs)``, or ``factory()``, returns a ``tf.Module`` or a Keras model. Its ``__call__`` takes
-images, and optionally ``training`` and ``seeds``.
+images, or inputs by name, and optionally ``training`` and ``seeds``. It returns [B, outputs]; for several tasks, ``outputs``
+is a dict of their numbers of outputs, and the model returns a dict of tensors.
 """
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
-import sys
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
 
 from engine.data import Normalise
+from engine.errors import InputError
 from engine.models import images
 from engine.models.keras import heads, saved
+from engine.models.keras.named_outputs import check_outputs, name_outputs
 from engine.models.keras.precision import check_precision, set_precision
+from engine.models.keras.safe_loading import load_model
 from engine.models.keras.scopes import seeded
-from engine.models.spec import Model, ModelSpecError, Request
+from engine.models.spec import Model, ModelSpecError, Request, fits_outputs
+from engine.outside_names import describe_error, import_function
 from engine.seeds import kept_global_generators
 from engine.selection.variables import is_keras, name_variables
-from engine.text import nearest
+from engine.text import join_words
 from engine.training.losses import accepted_keywords
 
 
@@ -32,8 +35,9 @@ def build_user_model(request: Request) -> Model:
     The request's name is ``module:factory``. Only Keras models can get a new head or lose a final softmax. Raises
     ModelSpecError if the factory cannot be called, or returns something other than a model whose outputs fit.
     """
-    spec, name, image_shape, outputs = request.spec, request.name, request.image_shape, request.outputs
-    network, arguments = call_factory(spec, name, (image_shape, outputs), seed=request.seed)
+    spec, name, image_shape = request.spec, request.name, request.image_shape
+    wanted = dict(request.tasks) or request.outputs
+    network, arguments = call_factory(spec, name, (image_shape, wanted), seed=request.seed)
     if (not isinstance(network, tf.Module) and not is_keras(network)) or not callable(network):
         raise ModelSpecError(
             f"model={spec!r}: {name}{_shown(arguments)} returned {type(network).__name__}; "
@@ -47,19 +51,38 @@ def build_user_model(request: Request) -> Model:
         raise ModelSpecError(
             f"head={request.head!r}: {name} does not return a graph of Keras layers, so it must build the head itself"
         )
+    return _wrap_network(request, network, own=own)
+
+
+def build_saved_network(request: Request) -> Model:
+    """Loads a saved Keras model for other data than one image: several inputs by name, or one of another shape.
+
+    Raises ModelSpecError if the file does not exist, is not a Keras model or is unsafe, or does not take such inputs.
+    """
+    if request.head is not None:
+        raise ModelSpecError(
+            f"head={request.head!r}: a head is put on models with one input, an image; this data have "
+            f"{join_words(request.inputs) or list(request.image_shape)}"
+        )
+    return _wrap_network(request, load_model(request.name, "model"), own=f"those of {request.name}")
+
+
+def _wrap_network(request: Request, network: Any, *, own: str) -> Model:
+    """A network as it is, with what training it requires; ``own`` describes where its weights come from.
+
+    Raises ModelSpecError if it cannot be called on the inputs, or its outputs do not fit.
+    """
+    spec, image_shape, outputs = request.spec, request.image_shape, request.outputs
+    pictures = not request.inputs and len(image_shape) == 3
+    if request.tasks:
+        network = name_outputs(network)
     _build(request, network)
     notes = set_precision(request, network)
     traced = _trace(request, network)
-    shape = tuple(traced.outputs[0].shape)
-    if len(shape) != 2 or shape[1] != outputs:
-        raise ModelSpecError(
-            f"model={spec!r}: its outputs have shape {list(shape)}; expected [None, {outputs}] for these data"
-        )
-    kind = heads.output_operation(traced)
-    if request.logits and kind in ("Softmax", "Sigmoid"):
-        raise ModelSpecError(
-            f"model={spec!r}: it ends in {kind.lower()}; expected logits, so leave the {kind.lower()} out"
-        )
+    if request.tasks:
+        check_outputs(request, traced)
+    else:
+        _check_output(request, traced)
     notes += check_precision(request, network, traced)
     if pictures:
         found = images.choose_preprocessing(request, traced, name_variables(network), image_shape[2])
@@ -83,7 +106,31 @@ def build_user_model(request: Request) -> Model:
         notes=(*notes, *note, *(images.describe_colours(normalise, image_shape) if pictures else ())),
         load=lambda weights: own if weights in ("auto", "none") else None,
         check_images=check_images if pictures and images.parse_mode(request) is None else None,
+        tasks=request.tasks,
     )
+
+
+def _check_output(request: Request, traced: Any) -> None:
+    """Raises ModelSpecError unless a traced network returns one tensor [B, outputs], of logits where the loss expects them."""
+    spec, structure = request.spec, traced.structured_outputs
+    if len(traced.outputs) != 1 or isinstance(structure, Mapping):
+        names = list(structure) if isinstance(structure, Mapping) else []
+        example = ", ".join(f"{name}=softmax" for name in names)
+        hint = f"; the loss of each output is named as in --loss='{example}'" if names else ""
+        raise ModelSpecError(
+            f"model={spec!r}: it returns {len(traced.outputs)} tensors; expected one, [B, outputs]{hint}"
+        )
+    shape = tuple(traced.outputs[0].shape)
+    if not fits_outputs(shape, request):
+        raise ModelSpecError(
+            f"model={spec!r}: its outputs have shape {list(shape)}; expected [None, {request.outputs}] for these data, or, for a "
+            f"class for each pixel, [None, height, width, {request.outputs}] of the images"
+        )
+    kind = heads.output_operation(traced)
+    if request.logits and kind in ("Softmax", "Sigmoid"):
+        raise ModelSpecError(
+            f"model={spec!r}: it ends in {kind.lower()}; expected logits, so leave the {kind.lower()} out"
+        )
 
 
 def _preprocess_others(request: Request) -> tuple[Normalise, tuple[str, ...], bool]:
@@ -159,24 +206,14 @@ def call_factory(spec: str, name: str, arguments: tuple[Any, ...], *, seed: int)
         try:
             return factory(*arguments), arguments
         except (Exception, SystemExit) as error:
-            raise ModelSpecError(f"model={spec!r}: {name}{_shown(arguments)} raised {_text(error)}") from None
+            raise ModelSpecError(f"model={spec!r}: {name}{_shown(arguments)} raised {describe_error(error)}") from None
 
 
 def _factory(spec: str, name: str) -> Any:
-    module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
-        raise ModelSpecError(f"model={spec!r} is not a valid factory; expected py:module:factory")
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())  # an installed program does not search the working directory by default
     try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # the user's code may raise anything, even SystemExit
-        raise ModelSpecError(f"model={spec!r}: importing {module_name} raised {_text(error)}") from None
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        known = [each for each, value in vars(module).items() if callable(value) and not each.startswith("_")]
-        raise ModelSpecError(f"model={spec!r}: {module_name} has no function {attribute!r}{nearest(attribute, known)}")
-    return factory
+        return import_function("model", spec, name=name, what="factory")
+    except InputError as error:
+        raise ModelSpecError(str(error)) from None
 
 
 def _specs(request: Request) -> Any:
@@ -202,25 +239,21 @@ def _build(request: Request, network: Any) -> None:
 
 def _trace(request: Request, network: Any) -> Any:
     """The network in inference mode, as a concrete function of its input, or of its inputs by name."""
-    spec = request.spec
     try:
         traced = tf.function(lambda given: network(given, **_training(network)), autograph=False)
-        concrete = traced.get_concrete_function(_specs(request))
+        return traced.get_concrete_function(_specs(request))
     except (Exception, SystemExit) as error:
         raise _cannot_call(request, error) from None
-    if len(concrete.outputs) != 1:
-        raise ModelSpecError(f"model={spec!r}: it returns {len(concrete.outputs)} tensors; expected one, [B, outputs]")
-    return concrete
 
 
 def _cannot_call(request: Request, error: BaseException) -> ModelSpecError:
     spec, image_shape = request.spec, request.image_shape
     if request.inputs or len(image_shape) != 3:
         given = {name: list(each.shape) for name, each in request.inputs.items()} or list(image_shape)
-        return ModelSpecError(f"model={spec!r}: calling it on examples of {given} raised {_text(error)}")
+        return ModelSpecError(f"model={spec!r}: calling it on examples of {given} raised {describe_error(error)}")
     return ModelSpecError(
-        f"model={spec!r}: calling it on images {list(image_shape)} raised {_text(error)}. If it was made for another size than "
-        f"{image_shape[0]}x{image_shape[1]}, --image_size=HEIGHTxWIDTH resizes the images"
+        f"model={spec!r}: calling it on images {list(image_shape)} raised {describe_error(error)}. If it was made for "
+        f"another size than {image_shape[0]}x{image_shape[1]}, --image_size=HEIGHTxWIDTH resizes the images"
     )
 
 
@@ -230,8 +263,3 @@ def _training(network: Any) -> dict[str, bool]:
 
 def _shown(arguments: tuple[Any, ...]) -> str:
     return f"({', '.join(map(str, arguments))})"
-
-
-def _text(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}"

@@ -18,7 +18,6 @@ import tensorflow as tf
 from engine.errors import InputError
 from engine.models import layers
 from engine.training import remat
-from engine.training.precision import widen
 
 # (width, depth, heads): the sizes of the paper; "Ti" and "S" are those of DeiT (arXiv:2012.12877)
 SIZES = {"mini": (96, 6, 3), "Ti": (192, 12, 3), "S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}
@@ -40,6 +39,7 @@ class Config:
         layer_scale: the initial value of LayerScale (arXiv:2103.17239); None for a model without it.
         dropout: the rate after the embedding, the attention output and the MLP layers, in training.
         drop_path: the rate for the last block's branches; it decreases linearly to 0 at the first block.
+        tasks: the numbers of outputs of several tasks, instead of ``classes``; the model then returns logits by task.
     """
 
     width: int
@@ -56,6 +56,7 @@ class Config:
     layer_scale: float | None = None
     dropout: float = 0.0
     drop_path: float = 0.0
+    tasks: tuple[tuple[str, int], ...] = ()
 
     @property
     def has_class_token(self) -> bool:
@@ -100,8 +101,7 @@ class ViT(tf.Module):
         norm = layers.LayerNorm(width, epsilon=config.norm_epsilon, dtype=dtype)
         self.norm: layers.LayerNorm | None = None if config.fc_norm else norm
         self.fc_norm: layers.LayerNorm | None = norm if config.fc_norm else None
-        # small but not zero: a frozen head of zeros would pass no gradient on
-        self.head = layers.Dense(width, config.classes, rng=rng, scale=0.02, dtype=dtype)
+        self.head = layers.make_heads(width, dict(config.tasks) or config.classes, rng=rng, dtype=dtype)
 
     def __call__(self, images: Any, *, training: bool = False, seeds: Any = None) -> Any:
         """Computes logits; in training, dropout and drop path need ``seeds`` (int32 [B, 2]).
@@ -113,7 +113,8 @@ class ViT(tf.Module):
         else:
             x = self.features(images, training=training, seeds=seeds)
             x = tf.reduce_mean(x[:, 1:] if self.config.has_class_token else x, axis=1)
-        return widen(self.head(x if self.fc_norm is None else self.fc_norm(x)))
+        x = x if self.fc_norm is None else self.fc_norm(x)
+        return layers.apply_heads(self.head, x, [task for task, _ in self.config.tasks])
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -203,10 +204,10 @@ class Attention(tf.Module):
         )
         return [query * tf.constant(1.0 / math.sqrt(size), query.dtype), key, value]
 
-    def mix(self, query: Any, key: Any, value: Any) -> Any:
-        """The output of the attention, [B, queries, width]."""
+    def mix(self, query: Any, key: Any, value: Any, mask: Any = None) -> Any:
+        """The output of the attention, [B, queries, width]; ``mask`` is that of ``layers.attend``."""
         _, heads, tokens, size = query.shape
-        return self.out(tf.reshape(layers.attend(query, key, value), [-1, tokens, heads * size]))
+        return self.out(tf.reshape(layers.attend(query, key, value, mask), [-1, tokens, heads * size]))
 
 
 class Mlp(tf.Module):

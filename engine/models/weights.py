@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from engine import porting
 from engine.data import Normalise
-from engine.data.class_names import read_class_names
+from engine.data.class_names import normal_form, read_class_names
 from engine.errors import InputError
 from engine.files import Npz, PathLike
 from engine.models.adapters.attach import attach_requested, holds_requested
@@ -122,6 +122,23 @@ def load_as_it_is(
     """Does what ``load_weights`` does, without a look at the classes of a head: what the outputs of a regression need."""
     load = functools.partial(_load_base, model, rules=rules, image_shape=image_shape)
     return _load_chain(model, weights, load, classes=None, image_shape=image_shape, force_base=force_base)
+
+
+def load_in_order(model: Model, weights: PathLike, classes: Sequence[str], **given: Any) -> LoadedWeights:
+    """Does what ``load_weights`` does for a head with a map for each class, which is loaded only if it has these classes.
+
+    A head for another number of classes starts anew where its shapes differ. ``given`` are the other arguments of
+    ``load_as_it_is``. Raises PortError, besides, if the file has as many classes, but others or in another order.
+    """
+    loaded = load_as_it_is(model, weights, **given)
+    holder = loaded.head_from
+    found = read_class_names(holder) if holder is not None and pathlib.Path(holder).is_file() else None
+    if found is None or not classes or normal_form(found) == normal_form(classes) or len(found) != len(classes):
+        return loaded
+    raise porting.PortError(
+        f"{holder}: its head is for {join_words(found)}, in this order, the data have {join_words(classes)}; its maps cannot be "
+        "matched by name, so rules with the line `fresh head/.*` start the head anew (--rules)"
+    )
 
 
 def _load_chain(
@@ -259,7 +276,7 @@ def _load_base_for_classes(
 
 def _does_not_fit(model: Model, image_shape: tuple[int, ...] | None) -> str:
     images = ""
-    if image_shape is not None:
+    if image_shape is not None and len(image_shape) == 3:
         height, width, channels = image_shape
         images = f" on images of {height}x{width} with {channels} channel{'s'[: channels - 1]}"
     return (

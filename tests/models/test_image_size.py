@@ -94,7 +94,7 @@ def test_asking_for_the_size_leaves_the_random_generators_alone(spec: str) -> No
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"image_shape": (8, 8)}, r"image_shape=\(8, 8\): expected \(height, width, channels\)"),
+        ({"image_shape": (8, 8)}, r"it takes images, but an example of these data is \[8, 8\]"),
         ({"image_shape": 8}, "image_shape=8: expected"),
         ({"image_shape": (8, 8.5, 3)}, "image_shape="),
         ({"image_shape": (8, 0, 3)}, "image_shape="),

@@ -17,7 +17,7 @@ from typing import Any
 
 from engine import keras_private
 from engine.models.images import describe_colours, probe_preprocessing
-from engine.models.keras import heads, weights
+from engine.models.keras import dense_heads, heads, weights
 from engine.models.keras.safe_loading import import_keras
 from engine.models.keras.scopes import dtype_policy, seeded
 from engine.models.keras.weights import ImagenetFile
@@ -73,7 +73,11 @@ def build_application(request: Request) -> Model:
     with seeded(request.seed), dtype_policy(request.policy):
         backbone, file = _backbone(spec, make, image_shape, plain=plain)
         backbone.name = right  # Keras' own name has the width, and the size of the weights that it would load
-        network = heads.add_head(backbone, parsed, request.outputs)
+        if parsed.on_stages:
+            given: dict[str, Any] = {"image": image_shape[:2], "spec": spec}
+            network, said = dense_heads.add_dense_head(backbone, parsed, request.outputs, **given)
+        else:
+            network, said = heads.add_head(backbone, parsed, request.tasks or request.outputs), ()
     normalise = probe_preprocessing(inspect.getmodule(known[right]).preprocess_input)  # type: ignore[union-attr]
     return Model(
         spec,
@@ -82,7 +86,8 @@ def build_application(request: Request) -> Model:
         normalise,
         upper=heads.choose_upper(network),
         statistics="frozen",
-        notes=describe_colours(normalise, image_shape),
+        notes=(*said, *describe_colours(normalise, image_shape)),
+        tasks=request.tasks,
         load=functools.partial(
             weights.load_weights,
             spec=spec,

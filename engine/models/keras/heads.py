@@ -7,16 +7,21 @@ Backbone and head are two sub-models, ``network/{BACKBONE, head}``: all variable
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from engine import keras_private
 from engine.errors import InputError
+from engine.models.spec import name_heads
 from engine.selection import groups
 from engine.selection.variables import name_variables
-from engine.text import nearest
+from engine.text import join_words, nearest
 
 POOLS = ("gap", "gmp", "flatten")
+DENSE = ("unet", "aspp")  # an output for each pixel (engine.models.keras.dense_heads)
+CENTERS = "centers"  # maps of the centres of objects (engine.models.keras.center_head)
+STRIDES = (4, 8, 16)  # of these maps
 _PROBABILITIES = ("Softmax", "Sigmoid")
 _HIDDEN = ("Relu", "Relu6", "LeakyRelu", "Elu", "Selu")  # never the last operation of logits
 _LAYERS = {  # the pooling layers, by the rank of the features
@@ -31,24 +36,43 @@ class HeadError(InputError):
 
 @dataclass(frozen=True)
 class Head:
-    """A head as written in a flag: its pooling (``POOLS``), and the layers before the logits.
+    """A head as written in a flag: its pooling (``POOLS``) or decoder (``DENSE``), and the layers before the logits.
 
-    An integer among the ``parts`` is the number of units of a hidden layer with ReLU, a float the rate of a dropout.
+    An integer among the ``parts`` is the number of units of a hidden layer with ReLU (of filters, in a decoder), a float the
+    rate of a dropout. ``stride`` are the pixels of the image for each cell of a map of centres.
     """
 
     pool: str = "gap"
     parts: tuple[int | float, ...] = ()
+    stride: int = 4
+
+    @property
+    def dense(self) -> bool:
+        """Whether it has outputs for each pixel."""
+        return self.pool in DENSE
+
+    @property
+    def on_stages(self) -> bool:
+        """Whether it makes maps of the feature maps of a trunk."""
+        return self.dense or self.pool == CENTERS
 
 
 def parse_head(text: str) -> Head:
     """Parses a head such as ``gap``, ``gap,256,dropout=0.5`` or ``flatten,512,256``; HeadError if it is not valid."""
     pool, *items = [item.strip() for item in text.split(",")]
-    if pool not in POOLS:
+    if pool not in (known := [*POOLS, *DENSE, CENTERS]):
         raise HeadError(
-            f"head={text!r} is not a valid head; expected it to begin with gap, gmp or flatten{nearest(pool, list(POOLS))}"
+            f"head={text!r} is not a valid head; expected it to begin with gap, gmp or flatten, or, for an output for each "
+            f"pixel, with unet or aspp, or, for boxes around objects, with centers{nearest(pool, known)}"
         )
     parts: list[int | float] = []
+    stride = None
     for item in items:
+        if pool == CENTERS and (match := re.fullmatch(r"stride=(\d{1,4})", item)) is not None:
+            if stride is not None or int(match.group(1)) not in STRIDES:
+                raise HeadError(f"head={text!r}: `{item}` is not valid; expected stride={join_words(STRIDES)}, once")
+            stride = int(match.group(1))
+            continue
         if re.fullmatch(r"\d{1,6}", item) and int(item) > 0:
             parts.append(int(item))
         elif (match := re.fullmatch(r"dropout=(0?\.\d+|0)", item)) is not None:
@@ -58,24 +82,50 @@ def parse_head(text: str) -> Head:
                 f"head={text!r}: `{item}` is not a valid part; expected a hidden layer (a whole number of units) or dropout=R "
                 "with 0 <= R < 1, as in gap,256,dropout=0.5"
             )
-    return Head(pool, tuple(parts))
+    return Head(pool, tuple(parts), **({} if stride is None else {"stride": stride}))
 
 
-def add_head(backbone: Any, head: Head, outputs: int) -> Any:
-    """Builds the Keras model of a backbone and a new head with ``outputs`` logits.
+def add_head(backbone: Any, head: Head, outputs: int | Mapping[str, int]) -> Any:
+    """Builds the Keras model of a backbone and a new head with ``outputs`` logits; for several tasks, one head for each.
 
-    The last layer starts small (truncated normal, 0.02), hidden ones as in He et al. (arXiv:1502.01852). Raises HeadError
-    if the features have a rank that the head cannot pool.
+    The last layer starts small (truncated normal, 0.02), hidden ones as in He et al. (arXiv:1502.01852). The heads of tasks
+    share the pooling; that of the task ``age`` has the variables ``head/age/...``, and the model returns a dict by task.
+    Raises HeadError if the features have a rank that the head cannot pool.
     """
     import keras
 
     image = keras.Input(backbone.input_shape[1:], name="image")
     features = backbone(image)
+    pool = _pooling(features, head)
+    if not isinstance(outputs, Mapping):
+        layers = [*([] if pool is None else [pool]), *_top_layers(head, outputs)]
+        return keras.Model(image, keras.Sequential(layers, name="head")(features), name="network")
+    pooled = features if pool is None else pool(features)
+    shared = keras.Input(pooled.shape[1:], name="shared.features")
+    names = name_heads(outputs)
+    tops = {
+        task: keras.Sequential(_top_layers(head, count), name=names[task])(shared) for task, count in outputs.items()
+    }
+    return keras.Model(image, keras.Model(shared, tops, name="head")(pooled), name="network")
+
+
+def _pooling(features: Any, head: Head) -> Any | None:
+    """The layer that makes a vector of the features of an image; None if they are one."""
+    import keras
+
+    rank = len(features.shape)
+    if rank <= 2:
+        return None
+    if rank not in _LAYERS:
+        raise HeadError(f"head={head.pool!r}: the features have shape {list(features.shape)}; expected rank 2 to 4")
+    return getattr(keras.layers, _LAYERS[rank][head.pool])(name="pool")
+
+
+def _top_layers(head: Head, outputs: int) -> list[Any]:
+    """The hidden layers of a head, and the one with its logits."""
+    import keras
+
     layers: list[Any] = []
-    if len(features.shape) > 2:
-        if len(features.shape) not in _LAYERS:
-            raise HeadError(f"head={head.pool!r}: the features have shape {list(features.shape)}; expected rank 2 to 4")
-        layers.append(getattr(keras.layers, _LAYERS[len(features.shape)][head.pool])(name="pool"))
     for number, part in enumerate(head.parts):
         if isinstance(part, int):
             layers.append(keras.layers.Dense(part, "relu", kernel_initializer="he_normal", name=f"hidden_{number}"))
@@ -83,7 +133,7 @@ def add_head(backbone: Any, head: Head, outputs: int) -> Any:
             layers.append(keras.layers.Dropout(part, name=f"dropout_{number}"))
     small = keras.initializers.TruncatedNormal(stddev=0.02)
     layers.append(keras.layers.Dense(outputs, kernel_initializer=small, name="logits"))
-    return keras.Model(image, keras.Sequential(layers, name="head")(features), name="network")
+    return layers
 
 
 def cut_head(model: Any, spec: str, kind: str) -> tuple[Any, str]:
@@ -119,7 +169,7 @@ def _find_top(model: Any, spec: str, kind: str) -> tuple[Any, list[Any]]:
         return output, []
     tensor, removed = output, []
     while True:
-        layer, inputs = _made_by(tensor)
+        layer, inputs = find_maker(tensor)
         weights = list(getattr(layer, "weights", ()))
         has_kernel = any(len(weight.shape) > 1 for weight in weights)
         if isinstance(layer, keras.layers.InputLayer) or (weights and not has_kernel and not classifies):
@@ -167,7 +217,7 @@ def remove_activation(model: Any, spec: str, kind: str) -> tuple[Any, str]:
     inputs: list[Any] = []
     while layer is None or isinstance(layer, keras.Model):
         owner = layer if layer is not None else model
-        layer, inputs = _made_by(owner.outputs[0])
+        layer, inputs = find_maker(owner.outputs[0])
     if len(keras_private.inbound_nodes(layer)) == 1 and getattr(layer, "activation", None) is not None:
         layer.activation = keras.activations.linear
     elif owner is model and len(inputs) == 1 and not getattr(layer, "weights", ()):
@@ -189,9 +239,9 @@ def trace(model: Any, size: tuple[int, int] = (64, 64)) -> Any:
     return tf.function(lambda image: model(image, training=False), autograph=False).get_concrete_function(spec)
 
 
-def output_operation(concrete: Any) -> str:
-    """The type of the operation that computes a traced function's only output, identities and casts aside."""
-    operation = concrete.outputs[0].op
+def output_operation(concrete: Any, number: int = 0) -> str:
+    """The type of the operation that computes an output of a traced function, identities and casts aside."""
+    operation = concrete.outputs[number].op
     while operation.type in ("Identity", "Cast") and operation.inputs:
         operation = operation.inputs[0].op
     return str(operation.type)
@@ -205,7 +255,7 @@ def choose_upper(network: Any) -> str:
     return "@all" if rest else ""
 
 
-def _made_by(tensor: Any) -> tuple[Any, list[Any]]:
+def find_maker(tensor: Any) -> tuple[Any, list[Any]]:
     """The layer that computed a Keras tensor, and the tensors that it read."""
     history = getattr(tensor, "_keras_history", None)
     if history is None:

@@ -10,9 +10,11 @@ from typing import Any
 
 from engine.models import images
 from engine.models.keras import heads, scopes, weights
+from engine.models.keras.dense_heads import add_dense_head
+from engine.models.keras.named_outputs import check_outputs, name_outputs, remove_activations
 from engine.models.keras.precision import check_precision, set_precision
 from engine.models.keras.safe_loading import load_model
-from engine.models.spec import Model, ModelSpecError, Request, read_image_shape
+from engine.models.spec import Model, ModelSpecError, Request, fits_outputs, read_image_shape
 from engine.selection.variables import name_variables
 
 
@@ -48,9 +50,9 @@ def adopt_model(request: Request, model: Any, *, own: str) -> Model:
     ``own`` describes where its weights come from. Raises as ``build_saved_model`` does.
     """
     spec, outputs = request.spec, request.outputs
-    shape = read_image_shape(request)
-    _check_input(spec, model, shape)
-    model = _plain(model)
+    shape, named = read_image_shape(request), bool(request.tasks) and request.head is None
+    _check_input(spec, model, shape, several=named)
+    model = name_outputs(model) if named else _plain(model)
     notes = list(set_precision(request, model))
     traced = heads.trace(model, shape[:2])
     notes += check_precision(request, model, traced)
@@ -62,15 +64,24 @@ def adopt_model(request: Request, model: Any, *, own: str) -> Model:
         parsed = heads.parse_head(request.head)
         with scopes.seeded(request.seed), scopes.dtype_policy(request.policy):
             backbone, cut = heads.cut_head(model, spec, kind)
-            network = heads.add_head(backbone, parsed, outputs)
-        notes.append(
-            f"a new head with {outputs} outputs on {backbone.name}'s {_size(backbone.output_shape)} features; {cut}"
-        )
+            if parsed.on_stages:
+                network, said = add_dense_head(backbone, parsed, outputs, image=shape[:2], spec=spec)
+            else:
+                network = heads.add_head(backbone, parsed, request.tasks or outputs)
+                features = _size(backbone.output_shape)
+                tasks = "".join(f", {count} for {task}" for task, count in request.tasks.items())
+                said = (f"a new head with {outputs} outputs{tasks} on {backbone.name}'s {features} features",)
+        notes += [f"{line}; {cut}" for line in said]
+    elif named:
+        with scopes.dtype_policy(request.policy):
+            network, removed_all = remove_activations(request, model)
+        check_outputs(request, heads.trace(network, shape[:2]))
+        notes += removed_all
     else:
-        if model.output_shape != (None, outputs):
+        if not fits_outputs(model.output_shape, request):
             raise ModelSpecError(
                 f"model={spec!r}: its outputs have shape {_size(model.output_shape)}, but the data require {outputs}; "
-                "--head=gap replaces its last layer by a new head"
+                "--head=gap replaces its last layer by a new head (--head=unet by one with outputs for each pixel)"
             )
         with scopes.dtype_policy(request.policy):
             network, removed = heads.remove_activation(model, spec, kind) if request.logits else (model, "")
@@ -91,6 +102,7 @@ def adopt_model(request: Request, model: Any, *, own: str) -> Model:
         load=functools.partial(
             weights.load_weights, spec=spec, network=network, backbone=backbone, own=own, images=normalise
         ),
+        tasks=request.tasks,
         check_images=None if images.parse_mode(request) else check_images,
     )
 
@@ -106,11 +118,15 @@ def _plain(model: Any) -> Any:
     return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
 
 
-def _check_input(spec: str, model: Any, image: tuple[int, ...]) -> None:
+def _check_input(spec: str, model: Any, image: tuple[int, ...], *, several: bool) -> None:
+    """Raises ModelSpecError unless a model takes such images, and has one output, or ``several``."""
     shapes = [tuple(tensor.shape) for tensor in model.inputs], [tuple(tensor.shape) for tensor in model.outputs]
-    if len(shapes[0]) != 1 or len(shapes[1]) != 1:
+    if len(shapes[0]) != 1 or (len(shapes[1]) != 1 and not several):
+        names = list(getattr(model, "output_names", None) or ())
+        example = ", ".join(f"{name}=softmax" for name in names)
+        hint = f"; the loss of each output is named as in --loss='{example}'" if len(names) > 1 else ""
         raise ModelSpecError(
-            f"model={spec!r}: it has {len(shapes[0])} inputs and {len(shapes[1])} outputs; expected one of each"
+            f"model={spec!r}: it has {len(shapes[0])} inputs and {len(shapes[1])} outputs; expected one of each{hint}"
         )
     wanted = shapes[0][0]
     if len(wanted) != 4 or wanted[3] not in (1, 3):

@@ -15,11 +15,11 @@ import compat_v1  # noqa: F401 - adds graph: to the engine's models
 from compat_v1.errors import GraphError
 from compat_v1.graphs.metagraph import read_metagraph
 from compat_v1.graphs.original import Original
-from compat_v1.graphs.safety import UnsafeGraphError
 from compat_v1.models.old_graph import OldGraph
 from compat_v1.models.switches import parse_graph_inputs
 from engine import SGD, Adam, AdamW, TrainStep, build_model, load_weights, select
 from engine.errors import InputError
+from engine.graphs.safety import UnsafeGraphError
 from engine.models.spec import ModelSpecError
 from engine.porting import open_tensors
 

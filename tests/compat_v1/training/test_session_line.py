@@ -258,7 +258,7 @@ def test_a_limit_on_bytes_and_one_that_cannot_be_met() -> None:
         found = loop.cut(most_bytes=3)
         assert isinstance(found, Refused)
         assert "bytes per example, but the limit is 3" in found.describe()
-        with pytest.raises(Exception, match="images='pixels': the batch has image, label, seeds"):
+        with pytest.raises(Exception, match="inputs='pixels': the batch has image, label, seeds"):
             loop.cut(images="pixels")
 
 

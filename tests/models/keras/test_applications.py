@@ -372,13 +372,13 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "value": ("keras:MobileNetV2,alpha=x", {}, "alpha='x' is not a number"),
     "option": ("keras:VGG16,alpha=1", {}, "`alpha` is not an option of VGG16; it has none"),
     "reserved": ("keras:MobileNetV2,weights=x", {}, "`weights` is not an option of MobileNetV2; expected one of alpha=1.0"),
-    "pooling": ("keras:VGG16", {"head": "gpa"}, "expected it to begin with gap, gmp or flatten; nearest"),
+    "pooling": ("keras:VGG16", {"head": "gpa"}, "expected it to begin with gap, gmp or flatten, or, .*; nearest"),
     "hidden": ("keras:VGG16", {"head": "gap,x"}, "`x` is not a valid part; expected a hidden layer"),
     "dropout": ("keras:VGG16", {"head": "gap,dropout=1"}, "`dropout=1` is not a valid part; expected a hidden layer"),
     "head of another": ("vit:mini", {"head": "gap"}, "vit:mini has its own head"),
     "module": ("py:nowhere:make", {}, "importing nowhere raised ModuleNotFoundError"),
     "no factory": ("py:os", {}, "is not a valid factory; expected py:module:factory"),
-    "factory": ("py:os:getcwdd", {}, "os has no function 'getcwdd'; nearest: getcwd"),
+    "factory": ("py:os:getcwdd", {}, "os has no 'getcwdd'; nearest: getcwd"),
     "no model": ("py:os:getcwd", {}, r"os:getcwd\(\) returned str; expected a tf.Module with __call__ or a Keras model"),
 }  # fmt: skip
 

@@ -79,6 +79,8 @@ __all__ = sorted([*_HOME, "__version__"])
 
 
 def __getattr__(name: str) -> Any:
+    if name == "testing":  # the test kits of the contracts, a package
+        return importlib.import_module("engine.testing")
     if name not in _HOME:
         from engine.text import nearest
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import stat
 import struct
 import zipfile
 from collections.abc import Iterable
+from typing import Any
 
 from engine import host
 from engine.errors import FileError
@@ -61,6 +63,18 @@ def read_file(path: PathLike, most: int) -> bytes:
     if len(content) > most:
         raise FileError(f"{os.fspath(path)}: the file is larger than {most:,} bytes, the limit for files of its kind")
     return content
+
+
+def read_json(path: PathLike, most: int) -> Any:
+    """Reads a JSON file of at most ``most`` bytes. Raises FileError if it is missing, larger or not valid."""
+    try:
+        return json.loads(read_file(path, most))
+    except OSError as error:
+        raise FileError(f"{os.fspath(path)}: {error.strerror or error}") from None
+    except FileError:
+        raise
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        raise FileError(f"{os.fspath(path)}: the file is not valid JSON ({error})") from None
 
 
 def check_memory(path: PathLike, size: int, what: str = "what it declares") -> None:

@@ -245,10 +245,27 @@ def function_variables(value: Any) -> list[Any] | None:
 
 
 def function_graph(function: Any) -> tuple[Any, Any]:
-    """Returns a library function as a GraphDef, whose placeholders are its arguments; and tensor in it -> tensor there."""
+    """Returns a library function as a GraphDef, whose placeholders are its arguments; and tensor in it -> tensor there.
+
+    TensorFlow wants the functions that it calls to be known to the process, so they are left out meanwhile.
+    """
     from tensorflow.python.framework import function_def_to_graph
 
-    return function_def_to_graph.function_def_to_graph_def(function)
+    plain = type(function)()
+    plain.CopyFrom(function)
+    calls = [
+        (node.name, name) for node in plain.node_def for name, value in node.attr.items() if value.HasField("func")
+    ]
+    for node in plain.node_def:
+        for value in node.attr.values():
+            if value.HasField("func"):
+                value.func.name = ""
+    definition, flat = function_def_to_graph.function_def_to_graph_def(plain)
+    given = {node.name: node for node in function.node_def}
+    made = {node.name: node for node in definition.node}
+    for node, name in calls:
+        made[node].attr[name].CopyFrom(given[node].attr[name])
+    return definition, flat
 
 
 def register_functions(library: Any) -> None:

@@ -96,12 +96,15 @@ def main() -> int:
 
 def _check_flags() -> None:
     from engine.errors import InputError, check_range
+    from engine.outside_names import is_outside
     from engine.training.optimizers import build_optimizer
 
     for name, (least, most) in (_LIMITS | {"micro_batches": (1, F.batch_size)}).items():
         check_range(name, F[name].value, least, most)
     if not 0 < F.learning_rate < float("inf"):
         raise InputError(f"learning_rate={F.learning_rate}: expected a number above 0")
+    if is_outside(F.optimizer):
+        raise InputError(f"optimizer={F.optimizer}: it has no namesake in tf.compat.v1.train; expected one of --help")
     build_optimizer(F.optimizer)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from engine import part_times, sizes
@@ -87,7 +88,10 @@ def _print_job(job: Job) -> None:
         steps = stage.phase.step_count(task.per_epoch)
         last = stage.schedule.factor_at(steps - 1, steps, learning_rate=stage.learning_rate) * stage.learning_rate
         course = "" if str(stage.schedule) == "constant" else f" ({stage.schedule}; {last:.3g} in the last step)"
-        print(f"\nphase {stage.phase.name}: {steps} steps, learning rate {stage.learning_rate:g}{course}")
+        counting = (
+            "" if stage.selection.losses is None else f", by the loss of {', '.join(stage.selection.losses)} alone"
+        )
+        print(f"\nphase {stage.phase.name}: {steps} steps, learning rate {stage.learning_rate:g}{course}{counting}")
         print(stage.selection.table())
         if task.model.adapters is not None:
             print(_describe_share(stage))
@@ -155,11 +159,17 @@ def print_end(result: RunResult) -> None:
         if last.accuracy is not None:
             print(f"evaluation accuracy: {first.accuracy:.4f} before, {last.accuracy:.4f} after {last.step} steps")
         print(f"evaluation loss:     {first.loss:.4f} before, {last.loss:.4f} after")
+        for name, value in last.figures.items():
+            if name != "accuracy" and isinstance(value, float):
+                print(f"{f'evaluation {name}:':<20} {first.figures.get(name, math.nan):.4f} before, {value:.4f} after")
     if final.get("test_accuracy") is not None:
         print(f"test accuracy:       {final['test_accuracy']:.4f}")
         classes = final.get("test_class_accuracy", {})
         if 0 < len(classes) <= 20:
             print("  " + ", ".join(f"{name} {value:.2f}" for name, value in classes.items()))
+    for name, value in final.items():
+        if name.startswith("test_") and name not in ("test_loss", "test_accuracy") and isinstance(value, float):
+            print(f"{f'test {name[5:]}:':<20} {value:.4f}")
     if proof["verified"]:
         print(f"freeze proof:        verified; {proof['variables']} frozen variables kept every bit in their phase")
     else:

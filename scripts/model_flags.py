@@ -84,12 +84,10 @@ def open_model(say: Callable[[str], None], *, features_below: str | None = None)
             rules=given.rules,
             features_below=features_below,
         )
-    height, width, channels = opened.image_shape
     names = opened.class_names
     what = f"{len(names)} classes" if names else f"{opened.data.outputs} outputs"
-    colour = "colour" if channels == 3 else "grey"
     say(
-        f"model:   {opened.config.model}, {opened.variables.parameters:,} parameters; {what}; images {height}x{width}, {colour}"
+        f"model:   {opened.config.model}, {opened.variables.parameters:,} parameters; {what}; {_describe_input(opened)}"
     )
     for note in opened.model.notes:
         say(f"         {note}")
@@ -98,3 +96,10 @@ def open_model(say: Callable[[str], None], *, features_below: str | None = None)
         + ("; --noema takes the last values" if opened.averaged and given.ema is None else "")
     )
     return opened
+
+
+def _describe_input(opened: OpenedRun) -> str:
+    if len(opened.image_shape) != 3:
+        return f"examples of shape {list(opened.image_shape)}"
+    height, width, channels = opened.image_shape
+    return f"images {height}x{width}, {'colour' if channels == 3 else 'grey'}"

@@ -12,6 +12,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any
 
 from absl import flags
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 HELP = {
     "images": "Folder of images (with its sub-folders), one image file, or a pattern such as 'photos/*.jpg'; in natural order, img2 before img10.",
-    "top": "Classes per image, the most probable first (default: 1; of several labels for an image, all of them).",
+    "top": "Classes per image, the most probable first (default: 1; of several labels for an image, all of them). Of a detector, boxes per image, the best first (default: 100).",
     "out": "File to write instead of printing: .csv or .jsonl (JSON Lines).",
     "format": "Of what is printed: csv or jsonl (of --out, its suffix decides).",
     "features": "FILE.npz that gets the features of the images, and their files, instead of predictions.",
@@ -39,6 +40,7 @@ def main() -> int:
     files = _check_flags()
     say = _say_on_stdout if flags.FLAGS.out or flags.FLAGS.features else _say_on_stderr
     from engine.data.image_list import list_images
+    from engine.recipes.one_output import check_images
 
     listed = list_images(flags.FLAGS.images, say=say)
     for name in files:
@@ -46,11 +48,18 @@ def main() -> int:
     cli.import_tensorflow(keras=cli.needs_keras(model_flags.model_name()))
     above = (flags.FLAGS.features_below or "@head") if flags.FLAGS.features else None
     opened = model_flags.open_model(say, features_below=above)
+    check_images(opened, "predict")
     if opened.config.deterministic:
         import tensorflow as tf
 
         tf.config.experimental.enable_op_determinism()
     predictor = opened.predictor(batch_size=flags.FLAGS.batch_size)
+    if above is None and predictor.dense:
+        raise InputError(
+            f"{'model' if opened.path is None else 'run'}={opened.path or opened.config.model}: it gives a class to each pixel, "
+            "which lines of classes cannot hold; in Python, opened.predictor()(images).argmax(-1) are the masks of images "
+            "(docs/segmentation.md), and --features=FILE.npz writes features"
+        )
     if above is not None:
         from engine.recipes.features import build_features
 
@@ -144,12 +153,18 @@ def _check_any(bad: int, listed: Sequence[pathlib.Path]) -> None:
 def _write_predictions(predictor: Predictor, listed: Sequence[pathlib.Path], say: Callable[[str], None]) -> int:
     """Writes or prints the predictions of all files; returns the number of those that cannot be read."""
     from engine.files import write_atomically
+    from engine.training.loss_names import CENTERS
 
-    from .predict_output import Lines
+    from .predict_output import BoxLines, Lines
 
     out = flags.FLAGS.out
     kind = pathlib.Path(out).suffix[1:] if out else flags.FLAGS.format or "csv"
-    lines = Lines(predictor, kind, top=flags.FLAGS.top, outputs=int(predictor.function.outputs[0].shape[-1]))
+    lines: Lines | BoxLines
+    if predictor.loss == CENTERS:
+        predictor = replace(predictor, most_boxes=flags.FLAGS.top or predictor.most_boxes)
+        lines = BoxLines(predictor, kind, top=flags.FLAGS.top)
+    else:
+        lines = Lines(predictor, kind, top=flags.FLAGS.top, outputs=int(predictor.function.outputs[0].shape[-1]))
     bad = 0
 
     def write_all(write: Callable[[str], object]) -> None:

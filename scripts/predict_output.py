@@ -15,6 +15,7 @@ import numpy as np
 
 from engine.data.image_files import printable
 from engine.files import write_npz
+from engine.recipes.detections import restore_boxes
 from engine.recipes.predictor import Predictor
 from engine.training.metrics import find_top
 
@@ -75,6 +76,35 @@ def _json(value: Any) -> str:
     return (
         json.dumps(value, ensure_ascii=True) + "\n"
     )  # names that are not text stay what they are, as \udc80 and the like
+
+
+class BoxLines:
+    """Formats the boxes that a detector finds, in pixels of the image as viewers show it: a line of CSV for each box, or a
+    line of JSON for each image. At most ``top`` boxes of an image are told, the best first.
+    """
+
+    def __init__(self, predictor: Predictor, kind: str, *, top: int | None) -> None:
+        self._kind, self._predictor, self._top = kind, predictor, top
+        self._names = predictor.name_outputs(len(predictor.class_names or ()))
+
+    def heading(self) -> str:
+        return _csv(["file", "class", "score", "x1", "y1", "x2", "y2"]) if self._kind == "csv" else ""
+
+    def format(self, files: Sequence[pathlib.Path], values: np.ndarray) -> str:
+        """The lines of some files; ``values`` are their boxes [n, D, 6]."""
+        return "".join(self._lines(file, boxes) for file, boxes in zip(files, values, strict=True))
+
+    def _lines(self, file: pathlib.Path, boxes: np.ndarray) -> str:
+        boxes = boxes[boxes[:, 0] >= 0][: self._top]
+        edges = restore_boxes(file, boxes[:, 2:], self._predictor)
+        told = [
+            (self._names[int(number)], float(f"{score:.7g}"), [round(float(edge), 2) for edge in own])
+            for (number, score, *_), own in zip(boxes, edges, strict=True)
+        ]
+        if self._kind == "csv":
+            return "".join(_csv([printable(str(file)), name, score, *own]) for name, score, own in told)
+        found = [{"class": name, "score": score, "box": own} for name, score, own in told]
+        return _json({"file": str(file), "boxes": found})
 
 
 class FeatureFile:

@@ -122,7 +122,10 @@ class Side:
         values = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=batch["label"], logits=logits)
         terms = {"label": (values, batch["weight"] if self.case.weighted else None)}
         if self.case.terms == 2:
-            terms["size"] = (tf.reduce_sum(tf.square(logits), -1), batch["other"] if self.case.weighted else None)
+            terms["size"] = (
+                tf.reduce_sum(tf.square(logits), -1),
+                batch["weight/other"] if self.case.weighted else None,
+            )
         trained = {entry.path: 1e-3 * tf.reduce_sum(entry.variable**2) for entry in self.selection.trained[:2]}
         return Loss(terms, regulariser=trained, metrics={"size": (logits[:, 0], batch["weight"])})
 
@@ -184,7 +187,7 @@ def batch(number: int, size: int) -> dict[str, Any]:
 
     found = dict(batches(size).at(number))
     index = np.asarray(found["index"])
-    weights = {"weight": (0.5 + index % 5) * (index % 3 != 1) + 1e-3, "other": 0.25 + index % 7}
+    weights = {"weight": (0.5 + index % 5) * (index % 3 != 1) + 1e-3, "weight/other": 0.25 + index % 7}
     return found | {name: value.astype(np.float64) for name, value in weights.items()}
 
 

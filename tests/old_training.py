@@ -9,12 +9,12 @@ import numpy as np
 import tensorflow as tf
 
 from compat_v1.graphs.metagraph import MetaGraph
-from compat_v1.models.draws import draw
 from compat_v1.models.losses import make_loss
 from compat_v1.models.network import GraphNetwork
 from compat_v1.models.old_graph import OldGraph
 from compat_v1.models.weights import read_values
 from engine import TrainStep
+from engine.graphs.draws import draw
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGES = ("engine", "compat_v1", "scripts")
-GROUND_NAMES = "errors part_times lazy locks reading writing files trial patterns text sizes digests seeds devices host tensorflow_private keras_private"
+GROUND_NAMES = "errors part_times lazy locks reading writing files trial patterns text sizes digests seeds devices host outside_names tensorflow_private keras_private"
 GROUND = GROUND_NAMES.split()
 # Each room may import the rooms to its left. A lazy import is an import.
 ORDER = (
@@ -28,6 +28,7 @@ ORDER = (
     "engine.feature_cache",
     "engine.runs",
     "engine.audit",
+    "engine.testing",
     "engine.recipes",
     "engine.export",
     "engine.study",

@@ -32,6 +32,10 @@ SPECIAL = {
         ("docs/export.md", number): "they need exports: tests/export/test_savedmodel.py, test_tflite.py"
         for number in range(3)
     },
+    **{
+        ("docs/extending.md", number): "they are one module: tests/testing/test_extending_page.py"
+        for number in range(7)
+    },
     ("docs/from_keras.md", 0): "it is also a script: test_the_script_about_keras_statistics_...",
     ("docs/from_tf1.md", 0): "it needs a graph, build() and an optimizer: test_the_tf1_example_...",
 }

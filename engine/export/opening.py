@@ -7,16 +7,20 @@ from typing import Any
 
 import tensorflow as tf
 
+from engine.data.image_options import DEFAULT
+from engine.errors import InputError
 from engine.export.subject import Subject
 from engine.files import PathLike
 from engine.models.adapters.attach import attach_requested
 from engine.recipes.evaluation_data import open_examples
 from engine.recipes.merged import merge_run
+from engine.recipes.one_output import check_images, check_single
 from engine.recipes.reopen import OpenedRun, build_run_model, open_run
 from engine.runs.saved_flags import choose_averages
 from engine.selection.selection import select
 from engine.selection.variables import ModelVariables, name_variables
 from engine.training import precision as precisions
+from engine.training.loss_names import CENTERS
 
 
 def open_subject(
@@ -32,6 +36,13 @@ def open_subject(
     Raises InputError if the run cannot be opened (engine.recipes.reopen), or data are missing or do not fit the model.
     """
     opened = open_run(run, averages=choose_averages(run, ema), checkpoint=checkpoint, say=say)
+    check_single(opened, "an export")
+    check_images(opened, "an export")
+    if opened.loss == CENTERS:
+        raise InputError(
+            f"run={run}: it finds boxes, and its outputs are maps, which no export takes; predict writes the boxes, and "
+            "engine.recipes.reopen.open_run gives the network"
+        )
     say(f"weights: {opened.weights}")
     found = open_examples(opened, data=data, say=say)
     trained = _trained(opened)
@@ -54,6 +65,7 @@ def open_subject(
         rebuild=lambda: _rebuild(opened),
         examples=found.part,
         training=training,
+        reads_files=opened.config.image_options() == DEFAULT and opened.image_shape[-1] in (1, 3),
     )
 
 

@@ -39,7 +39,8 @@ def save_model(subject: Subject, folder: PathLike) -> dict[str, str]:
 
     * ``serving_default``: ``images``, float32 [B, height, width, channels] in [0, 1] -> ``logits`` and ``probabilities``
       [B, outputs], and ``class`` (string [B]) where the outputs are classes; ``outputs`` alone for the loss mse.
-    * ``from_bytes``: ``encoded``, string [B], JPEG or PNG files of any size -> the same.
+    * ``from_bytes``: ``encoded``, string [B], JPEG or PNG files of any size -> the same; not where the run read its images
+      in another way (``Subject.reads_files``).
     * ``features``: ``images`` -> ``features``, what the head reads; only where that is a single tensor.
     * ``load_delta``: the trained variables -> ``updated``, how many it has replaced.
 
@@ -58,8 +59,9 @@ def save_model(subject: Subject, folder: PathLike) -> dict[str, str]:
         "serving_default": tf.function(
             lambda images: predict(_checked(images)), input_signature=[subject.image_spec], autograph=False
         ),
-        "from_bytes": _from_bytes(subject, predict),
     }
+    if subject.reads_files:
+        signatures["from_bytes"] = _from_bytes(subject, predict)
     if (features := find_features(subject)) is not None:
         signatures["features"] = tf.function(
             lambda images: {"features": features(_checked(images))},
@@ -149,6 +151,8 @@ def check_files(folder: PathLike, subject: Subject, *, bound: float) -> None:
 
     Raises ExportError if outputs differ by more than ``bound``, relative to the largest or 1.
     """
+    if not subject.reads_files:
+        return
     positions = spread(len(subject.examples), 4)
     images = subject.examples.read(positions)["image"]
     if images.dtype != np.uint8 or images.shape[-1] not in (1, 3):

@@ -35,6 +35,8 @@ class Subject:
         trained: the paths of the variables that the run trained, statistics that moved included.
         single_precision: whether the variables and the computation are in float32.
         rebuild: builds the network anew, with initial weights, in float32.
+        reads_files: whether images of the run were read from files as ``prepare_file`` reads them: cropped, in 8-bit colour or
+            grey.
         examples, training: the part that exports are checked on, and the one that quantisation is calibrated on.
     """
 
@@ -52,6 +54,7 @@ class Subject:
     rebuild: Callable[[], tuple[Any, ModelVariables]]
     examples: Part
     training: Part
+    reads_files: bool = True
 
     @property
     def image_spec(self) -> tf.TensorSpec:

@@ -46,18 +46,24 @@ def agree_on_job(
     distribution: Distribution,
     computing: Computing,
     source: Source,
-    fingerprint: str,
+    content: tuple[str, Any],
     stages: Sequence[Stage],
     plan: Mapping[str, Any],
 ) -> None:
-    """Raises DisagreementError if workers compute otherwise, or have other data or phases."""
+    """Raises DisagreementError if workers compute otherwise, or have other data or phases.
+
+    ``content`` is the fingerprint of the data, and the weights of their classes.
+    """
+    fingerprint, class_weights = content
     if distribution.workers == 1:
         return
     data = {
         name: None if part is None else {"examples": len(part), "image shape": list(part.image_shape)}
         for name, part in (("train", source.train), ("eval", source.eval), ("test", source.test))
     }
+    data |= {} if class_weights is None else {"class weights": class_weights}
     labels = b"" if source.test is None else source.test.index.tobytes() + source.test.labels.tobytes()
+    labels += b"" if source.test is None else b"".join(values.tobytes() for values in source.test.columns.values())
     data["content (SHA-256)"] = {"train and eval": fingerprint[:16], "test labels": hashlib.sha256(labels).hexdigest()[:16]}  # fmt: skip
     distribution.agree(
         {

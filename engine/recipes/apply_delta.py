@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.data.class_names import as_texts, read_class_names
+from engine.data.class_names import Names, as_texts, read_class_names, read_task_class_names
 from engine.errors import InputError
 from engine.files import Npz, PathLike, write_npz
 from engine.models.adapters.merging import merge_into
@@ -207,12 +207,12 @@ def _merge_adapters(
     return Merged(variables, chosen, (text,), frozenset(variables.by_path()))
 
 
-def find_class_names(files: Sequence[PathLike]) -> tuple[str, ...] | None:
-    """The names of the classes of the last of these files that holds a head."""
+def find_class_names(files: Sequence[PathLike]) -> Names | None:
+    """The names of the classes of the last of these files that holds a head, or those of each task."""
     for file in reversed(files):
         with open_tensors(file) as source:
             if any(in_head(name) for name in source.names()):
-                return read_class_names(file)
+                return read_task_class_names(file) or read_class_names(file)
     return None
 
 
@@ -233,7 +233,7 @@ def _write_model(
         whole = base if str(base).endswith(".keras") else file
         save_model_file(network if whole is None else _with_activation(whole, network, variables), out)
     elif out.name.endswith(".npz"):
-        write_npz(out, ((e.path, e.variable.numpy()) for e in variables), texts=as_texts(opened.class_names))
+        write_npz(out, ((e.path, e.variable.numpy()) for e in variables), texts=as_texts(opened.data.output_names))
     else:
         save_weights_file(network, out)
     changed = tuple(entry.path for entry in variables if entry.path in held)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from engine import sizes
-from engine.data import augment, resize, source
+from engine.data import augment, image_options, layout, resize, source
+from engine.data.image_options import ImageOptions
 from engine.devices import parse_device
 from engine.distribution import start
 from engine.errors import InputError, check_range
@@ -19,20 +20,40 @@ from engine.feature_cache.options import CacheOptions
 from engine.files import PathLike
 from engine.models.adapters.language import parse_adapters
 from engine.models.spec import check_family
+from engine.outside_names import is_outside
+from engine.recipes.flag_checks import (
+    GRAPH_OPTIONS,
+    check_auto_freeze,
+    check_contradictions,
+    check_distribution,
+    check_images,
+)
 from engine.selection import filters
 from engine.selection.filters import FilterError
 from engine.text import nearest
-from engine.training import compiling, loss_names, optimizers, phases, precision, remat, schedules
+from engine.training import (
+    compiling,
+    loss_names,
+    metric_names,
+    optimizers,
+    outside_rules,
+    phases,
+    precision,
+    remat,
+    schedules,
+)
 from engine.training.auto_freeze import parse_auto_freeze
+from engine.training.loss_names import TaskLoss
 from engine.training.optimizers import Optimizer
-from engine.training.phases import Monitor, Phase
+from engine.training.phases import Phase
 from engine.training.rates import parse_rates, read_rates
 
 # Fields that are one of a few words; None is valid where it is the default.
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "slots": ("continue", "fresh"),
     "bad_images": source.BAD_IMAGES,
-    "monitor": ("eval_loss", "eval_accuracy"),
+    "parts": layout.FOLDER_PARTS,
+    **image_options.CHOICES,
     "decay_toward": ("zero", "start"),
     "nonfinite": ("skip", "stop"),
     "remat": remat.MODES,
@@ -43,12 +64,12 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 }
 # A resume may change these; all other fields decide the course of a run.
 FREE = {
-    *("out", "resume", "log_every", "checkpoint_every", "keep", "keep_best", "histograms"),
+    *("out", "resume", "metrics", "log_every", "checkpoint_every", "keep", "keep_best", "histograms"),
     *("image_cache", "cache_budget", "cache_dir", "force_base"),
     *("device", "jit_compile"),  # the last bits may then differ, which the resume says
     *("distribute", "logical_devices", "worker_timeout", "sync_batch_norm"),
 }
-GRAPH_OPTIONS = ("tags", "inputs", "outputs", "features", "graph_inputs", "constants")  # about --model=graph:PATH
+_TOLD = ("softmax", "sigmoid", "mse")  # losses that say what outputs mean, whatever the data are
 _TYPES = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,), "tuple[str, ...]": (tuple,)}
 _HYPERPARAMETERS = (
     *("momentum", "nesterov", "beta1", "beta2", "epsilon"),
@@ -93,18 +114,27 @@ class FinetuneConfig:
     image_size: str | None = None
     bad_images: Literal["stop", "skip"] = "stop"
     image_cache: str = "1GiB"
+    parts: Literal["auto", "off"] = "auto"
+    image_pixels: Literal["rgb", "stored"] = "rgb"
+    image_fit: Literal["cover", "pad"] = "cover"
+    image_mask: bool = False
+    nan: Literal["stop", "zero"] = "stop"
+    masks: str | None = None
+    max_tokens: int | None = None
     eval_fraction: float | None = None
     train_examples: int | None = None
     augment: str = ""
     loss: str = "softmax"
     label_smoothing: float = 0.0
+    class_weights: str | None = None
     train: str | None = None
     auto_freeze: str | None = None
     phase: tuple[str, ...] = ()
     steps: int | None = None
     epochs: float | None = None
     early_stop: int | None = None
-    monitor: Monitor = "eval_loss"
+    metrics: str = ""
+    monitor: str = "eval_loss"
     optimizer: str = "adamw"
     learning_rate: float = 1e-3
     schedule: str = "cosine"
@@ -161,10 +191,13 @@ class FinetuneConfig:
                 )
         self._check_ranges()
         self._check_names()
-        self._check_contradictions()
-        self._check_auto_freeze()
-        self._check_distribution()
-        self.make_optimizer()
+        check_contradictions(self)
+        check_auto_freeze(self)
+        check_distribution(self)
+        if is_outside(self.optimizer):  # what it has is known when it is imported, which needs TensorFlow
+            outside_rules.check_optimizer_name(self.optimizer)
+        else:
+            self.make_optimizer()
         self.phases()
         self.cache_options("")
 
@@ -186,7 +219,7 @@ class FinetuneConfig:
 
     def _check_ranges(self) -> None:
         counts = ("steps", "early_stop", "eval_every", "log_every", "checkpoint_every", "keep", "batch_size")
-        for name in (*counts, "train_examples", "cache_views"):
+        for name in (*counts, "train_examples", "max_tokens", "cache_views"):
             check_range(name, getattr(self, name), 1)
         check_range("logical_devices", self.logical_devices, 1, start.MOST_LOGICAL_DEVICES)
         check_range("worker_timeout", self.worker_timeout, start.LEAST_TIMEOUT)
@@ -198,13 +231,16 @@ class FinetuneConfig:
 
     def _check_names(self) -> None:
         check_family(self.model)
-        source.check_source(self.data, bad_images=self.bad_images)
+        given: dict[str, Any] = {"parts": self.parts, "images": self.image_options(), "masks": self.masks}
+        source.check_source(self.data, bad_images=self.bad_images, **given)
+        check_images(self)
         if self.image_size is not None:
             resize.parse_image_size(self.image_size)
         augment.parse(self.augment)
         if self.adapt is not None:
             parse_adapters(self.adapt)
-        loss_names.check_loss(self.loss, self.label_smoothing)
+        self.losses()
+        self._check_metrics()
         schedules.parse(self.schedule)
         if self.auto_freeze is not None:
             parse_auto_freeze(self.auto_freeze)
@@ -218,102 +254,20 @@ class FinetuneConfig:
             if (size := getattr(self, name)) is not None:
                 sizes.parse_bytes(size, name=name)
 
-    def _check_contradictions(self) -> None:
-        if not self.model.startswith("graph:"):
-            for name in GRAPH_OPTIONS:
-                if getattr(self, name) is not None:
-                    raise InputError(
-                        f"{name}={getattr(self, name)}: it is about a graph, and --model={self.model} is not graph:PATH"
-                    )
-        if self.features is not None and self.outputs is not None:
-            raise InputError(
-                f"features={self.features}, outputs={self.outputs}: a new head replaces the old outputs; give one"
-            )
-        if self.micro_batches is not None and not 1 <= self.micro_batches <= self.batch_size:
-            raise InputError(
-                f"micro_batches={self.micro_batches}: a step of --batch_size={self.batch_size} examples can be computed "
-                f"in 1 to {self.batch_size} parts"
-            )
-        base, *deltas = self.weights.split("+")
-        if self.rules is not None and base in ("auto", "none"):
-            raise InputError(
-                f"rules={self.rules}: rules say how a file is read, but --weights={base} does not name a file"
-            )
-        if self.force_base and not deltas:
-            raise InputError(f"force_base: --weights={self.weights} has no delta; it is used with BASE+DELTA")
-        if self.adapt is not None and self.model.startswith("graph:"):
-            raise InputError(
-                f"adapt={self.adapt!r}: --model={self.model} is a graph of TensorFlow 1, whose operations have no layers to "
-                "adapt; leave out --adapt, or rebuild the network (docs/porting.md)"
-            )
-        if self.plan == "depth":
-            if self.adapt is not None:
-                raise InputError(
-                    f"adapt={self.adapt!r}: --plan=depth decides how many blocks train, and adapters decide it otherwise; "
-                    "give --plan=micro_batches"
-                )
-            if self.memory_budget is None:
-                raise InputError("plan=depth: --memory_budget must say what has to fit")
-            if self.train is not None or self.phase:
-                raise InputError("plan=depth: the plan decides what trains; leave out --train and --phase")
-        elif self.memory_budget is not None and self.micro_batches is not None:
-            raise InputError(
-                f"micro_batches={self.micro_batches}, memory_budget={self.memory_budget}: the budget decides the "
-                "micro-batches; give only one of them"
-            )
-        if self.steps is not None and self.epochs is not None:
-            raise InputError(f"steps={self.steps}, epochs={self.epochs}: give only one of them")
-        if self.resume and self.out is None:
-            raise InputError("resume: --out=FOLDER must say which run to resume")
+    def _check_metrics(self) -> None:
+        asked = metric_names.parse_metrics(self.metrics)
+        if asked and self.loss.startswith(loss_names.OF_GRAPH):
+            raise InputError(f"metrics={self.metrics}: --loss={self.loss} is computed by the graph, and says no more")
+        told = {each.name: each.kind if each.kind in _TOLD else None for each in self.losses()}
+        metric_names.check_fits(asked, told)
+        loss_names.check_accuracy(self.monitor, self.losses())
+        if self.monitor not in loss_names.list_figures(self.losses()):
+            metric_names.check_monitor(self.monitor, asked)
 
-    def _check_auto_freeze(self) -> None:
-        if self.auto_freeze is None:
-            return
-        about = f"auto_freeze={self.auto_freeze!r}"
-        if self.phase:
-            raise InputError(
-                f"{about}: it decides the phases itself; leave out --phase, and say by --train what begins"
-            )
-        if self.plan == "depth":
-            raise InputError(f"{about}: --plan=depth decides what trains too; give only one of them")
-        if self.cache == "require":
-            raise InputError(
-                f"{about}: the first phase trains from images, so it cannot have a cache; give --cache=auto, which caches "
-                "the later phases where that pays"
-            )
-
-    def _check_distribution(self) -> None:
-        if self.logical_devices is not None and self.distribute != "mirrored":
-            raise InputError(
-                f"logical_devices={self.logical_devices}: they are the replicas of --distribute=mirrored; this run has "
-                f"--distribute={self.distribute}"
-            )
-        if self.logical_devices is not None and self.device.startswith("gpu"):
-            raise InputError(
-                f"logical_devices={self.logical_devices}: the processor is divided into them, but --device={self.device} "
-                "is a GPU; give --device=cpu, or leave out --logical_devices"
-            )
-        if self.worker_timeout != start.TIMEOUT and self.distribute != "multiworker":
-            raise InputError(
-                f"worker_timeout={self.worker_timeout:g}: it is about the workers of --distribute=multiworker; this run has "
-                f"--distribute={self.distribute}"
-            )
-        if self.distribute == "none" and self.sync_batch_norm:
-            raise InputError(
-                "sync_batch_norm: it is about several replicas, but --distribute=none has one; give "
-                "--distribute=mirrored or multiworker, or leave it out"
-            )
-        for name in ("micro_batches", "memory_budget"):
-            if self.sync_batch_norm and (value := getattr(self, name)) not in (None, 1):
-                raise InputError(
-                    f"sync_batch_norm, {name}={value}: BatchNorm would normalise a whole step at once, which micro-batches "
-                    "divide; give only one of them"
-                )
-        if self.distribute != "none" and self.model.startswith("graph:"):
-            raise InputError(
-                f"distribute={self.distribute}: --model={self.model} is a graph of TensorFlow 1, which trains on one "
-                "device; give --distribute=none"
-            )
+    def image_options(self) -> ImageOptions:
+        """How images become arrays; raises InputError for a mask that would mark nothing."""
+        asked = ("image_pixels", "image_fit", "image_mask", "nan")
+        return ImageOptions(**{name: getattr(self, name) for name in asked})
 
     def graph_options(self) -> dict[str, str]:
         """What is asked of a model ``graph:PATH``, as ``engine.build_model`` takes it."""
@@ -363,9 +317,25 @@ class FinetuneConfig:
                 raise InputError(
                     f"{name}={getattr(self, name)}: it is not used, because each --phase has its own length"
                 )
+        for phase in found:
+            self.find_losses(phase)
+        found = phases.expand_groups(found)
         if len({phase.name for phase in found}) < len(found):
             raise InputError("phase: two phases have the same name; tell them apart with name=")
         return found
+
+    def losses(self) -> tuple[TaskLoss, ...]:
+        """The loss of the only output, or of each of several; raises LossError."""
+        return loss_names.parse_losses(
+            self.loss, label_smoothing=self.label_smoothing, class_weights=self.class_weights
+        )
+
+    def find_losses(self, phase: Phase) -> tuple[str, ...] | None:
+        """The outputs whose losses count in a phase; None if all do. Raises LossError if there is no such loss."""
+        if phase.losses is None:
+            return None
+        about = f"phase {phase.name!r}: losses={phase.losses}"
+        return loss_names.find_losses(self.losses(), phase.losses, about=about)
 
     def cache_options(self, root: PathLike) -> CacheOptions:
         """What is asked of the feature cache, in this folder; raises CacheError if it contradicts itself."""

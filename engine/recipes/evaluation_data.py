@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,17 +11,20 @@ import numpy as np
 
 from engine import data as sources
 from engine.data import DataError, Part, Source
+from engine.data.batch_names import label_name
 from engine.data.class_names import normal_form
-from engine.data.part import check_labels
-from engine.data.source import open_undivided
+from engine.data.part import IGNORED, check_labels
+from engine.data.source import OF_FILES, find_place, open_undivided, uses_own_moments
+from engine.data.tasks import view_part, view_task
 from engine.errors import InputError
 from engine.recipes.predictor import as_grey
 from engine.recipes.reopen import OpenedRun
+from engine.recipes.task import find_tokenizer
 from engine.sizes import parse_bytes
 from engine.text import join_words, nearest
+from engine.training.loss_names import CENTERS
 
 PARTS = ("eval", "test", "train", "all")
-_FILES = ("npz", "idx", "folder")  # sources at a path
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,15 +67,19 @@ def open_examples(
         raise InputError("data: expected the name of a source, such as folder:DIR; no run says which")
     config = opened.config
     spec = data or config.data
-    kind, _, place = spec.partition(":")
-    if data is None and kind in _FILES and not pathlib.Path(place).exists():
+    kind, place = spec.partition(":")[0], find_place(spec)
+    if data is None and place is not None and not place.exists():
         raise InputError(
             f"run={opened.path}: the data of the run, {spec}, are not there; --data says where they are now, or names others"
         )
     given: dict[str, Any] = {
-        "image_size": opened.image_shape[:2],
-        "bad_images": bad_images or (config.bad_images if kind == "folder" else "stop"),
+        "image_size": opened.image_shape[:2] if len(opened.image_shape) == 3 and kind != "py" else None,
+        "bad_images": bad_images or (config.bad_images if kind in OF_FILES else "stop"),
+        "parts": config.parts if kind == "folder" else "auto",
+        "images": config.image_options(),
         "image_cache": parse_bytes(config.image_cache, name="image_cache"),
+        "tokenizer": find_tokenizer(config.model, spec, opened.image_shape[0]) if kind == "text" else None,
+        "masks": config.masks if spec.partition(":")[0] == config.data.partition(":")[0] else None,
         "say": say,
     }
     said: list[str] = []
@@ -82,21 +88,32 @@ def open_examples(
         if data is None:
             say(f"data:    {spec} has changed since the run, so its own figures are not comparable")
         own = False
+    if not own and data is None and uses_own_moments(spec):
+        raise InputError(
+            f"data={spec}: the file has changed since the run, so its features would be standardised by another mean than those "
+            "that the model was trained on; standardise=FILE names the data of the run"
+        )
     if own or data is None:
         assert source is not None
         for line in said:
             say(line)
         name, chosen = part or "eval", _part(source, part or "eval", divided=True)
     else:
+        if uses_own_moments(spec):
+            raise InputError(
+                f"data={spec}: its features would be standardised by its own mean, not by that of the data that the model was "
+                "trained on; standardise=FILE names these"
+            )
         source = open_undivided(spec, **given)
         divided = source.eval is not source.train
         decided = "eval" if divided else "test" if source.test is not None else "all"
         name, chosen = part or decided, _part(source, part or decided, divided=divided)
-    if opened.loss == "softmax" and not source.classes:
+    if opened.loss == "softmax" and not opened.tasks and not source.classes:
         whole = source.with_classes()
         chosen, source = _part(whole, name, divided=name != "all"), whole
     say(f"data:    {source.name}, {len(chosen):,} examples ({_describe(name, own=own)})")
-    fitted = _fit_labels(opened, source, _fit_channels(opened, chosen), say)
+    fit = _fit_tasks if opened.tasks else _fit_labels
+    fitted = fit(opened, source, _fit_channels(opened, chosen), say)
     return Examples(source=source, part=fitted, name=name, own=own)
 
 
@@ -120,7 +137,7 @@ def _open_own(opened: OpenedRun, spec: str, given: Mapping[str, Any]) -> Source 
         if spec == config.data:
             raise
         return None
-    return source.with_classes() if opened.loss == "softmax" else source
+    return source.with_classes() if opened.loss == "softmax" and not opened.tasks else source
 
 
 def _part(source: Source, name: str, *, divided: bool) -> Part:
@@ -140,10 +157,24 @@ def _part(source: Source, name: str, *, divided: bool) -> Part:
     return found
 
 
+def _fit_tasks(opened: OpenedRun, source: Source, part: Part, say: Callable[[str], None]) -> Part:
+    """The part with the labels of each task in the order of the model's classes."""
+    labels, columns = part.labels, dict(part.columns)
+    for task in opened.tasks:
+        own = _fit_labels(opened.for_task(task), view_task(source, task), view_part(part, task), say).labels
+        if part.label_name == label_name(task):
+            labels = own
+        else:
+            columns[label_name(task)] = own
+    return dataclasses.replace(part, labels=labels, columns=columns)
+
+
 def _fit_labels(opened: OpenedRun, source: Source, part: Part, say: Callable[[str], None]) -> Part:
     """The part with labels in the order of the model's classes."""
     loss, outputs = opened.loss, opened.data.outputs
-    if part.labels.ndim != 1 or part.labels.dtype.kind == "f" or loss == "mse":
+    if loss == CENTERS:
+        return _fit_boxes(opened, source, part, say)
+    if (part.labels.ndim != 1 and not part.dense) or part.labels.dtype.kind == "f" or loss == "mse":
         if loss == "softmax":
             source.outputs(loss)  # which says what is wrong with the labels
         if (needed := source.outputs(loss)) != outputs:
@@ -164,13 +195,46 @@ def _fit_labels(opened: OpenedRun, source: Source, part: Part, say: Callable[[st
             f"data={source.name}: the model knows no class {join_words(unknown)}; its classes are {join_words(own, most=20)}"
         )
     say("data:    the classes are matched with those of the model by their names")
-    return dataclasses.replace(part, labels=np.array([known.index(name) for name in given])[part.labels])
+    order = np.array([known.index(name) for name in given])
+    if part.dense:
+        table = np.full(256, IGNORED, np.uint8)
+        table[: len(order)] = order
+        return dataclasses.replace(part, labels=table[part.labels])
+    return dataclasses.replace(part, labels=order[part.labels])
+
+
+def _fit_boxes(opened: OpenedRun, source: Source, part: Part, say: Callable[[str], None]) -> Part:
+    """The part with the classes of its boxes in the order of the model's."""
+    source.outputs(opened.loss)  # which says what is wrong with labels that are no boxes
+    known, given = normal_form(opened.class_names or ()), normal_form(source.classes)
+    if given == known:
+        return part
+    if unknown := [name for name in given if name not in known]:
+        raise InputError(
+            f"data={source.name}: the model finds no {join_words(unknown)}; its classes are {join_words(known, most=20)}"
+        )
+    say("data:    the classes are matched with those of the model by their names")
+    order = np.array([*(known.index(name) for name in given), -1], np.float32)  # the last one is no box
+    labels = part.labels.copy()
+    labels[..., 0] = order[part.labels[..., 0].astype(np.int64)]
+    return dataclasses.replace(part, labels=labels)
 
 
 def _fit_channels(opened: OpenedRun, part: Part) -> Part:
-    """The part with images in colour or grey, as the model takes them."""
+    """The part with images in colour or grey, as the model takes them; InputError if it has other inputs than the model."""
+    if opened.data.inputs and set(part.input_specs) != set(opened.data.inputs):
+        raise InputError(
+            f"data: an example has {join_words(sorted(part.input_specs))}, but the model takes {join_words(sorted(opened.data.inputs))}"
+        )
+    if min(len(part.image_shape), len(opened.image_shape)) < 3 and part.image_shape != opened.image_shape:
+        raise InputError(
+            f"data: an example has shape {list(part.image_shape)}, but the model takes {list(opened.image_shape)}"
+        )
     if len(part.image_shape) != 3 or part.image_shape[2] == opened.image_shape[2]:
         return part
+    given, taken = part.image_shape[2], opened.image_shape[2]
+    if {given, taken} != {1, 3}:
+        raise InputError(f"data: the images have {given} channels, and the model takes {taken}")
     return dataclasses.replace(part, images=_Recoloured(part.images, opened.image_shape[2]))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from engine import host, part_times
 from engine.data import Part
 from engine.data.loading import load_images
+from engine.data.tasks import has_label
 from engine.distribution.distribution import WorkerLostError
 from engine.distribution.failures import explained
 from engine.distribution.reduction import Communication
@@ -21,10 +22,14 @@ from engine.feature_cache.policy import CachePolicy
 from engine.frostline.watch import frozen_output_norms
 from engine.recipes.agreement import check_drift
 from engine.recipes.auto_freezing import AutoFreezing
+from engine.recipes.detections import draw_some as draw_boxes
 from engine.recipes.job import Job
 from engine.recipes.listener import Listener
 from engine.recipes.memory import forecast_job
+from engine.recipes.outputs import list_class_weights
+from engine.recipes.pixel_evaluation import draw_some, predict_some
 from engine.recipes.run_result import DONE, FAILED, STOPPED, RunResult
+from engine.recipes.task import Task
 from engine.runs.picture import Panel
 from engine.runs.records import list_changing
 from engine.runs.run_directory import RunDirectory
@@ -32,6 +37,7 @@ from engine.runs.saved_flags import FINGERPRINT
 from engine.training.checkpoint import RunState
 from engine.training.evaluation import Evaluator
 from engine.training.loop import Event, Loop, LoopError, Outcome, Stage
+from engine.training.loss_names import CENTERS
 from engine.training.phases import Evaluation
 
 
@@ -116,6 +122,10 @@ class Execution:
                 facts["auto_freeze"] = self.freezing.to_json()
                 if self.freezing.state.moves:
                     self._draw_lines(directory)
+            try:
+                self._draw_predictions(code)
+            except Exception as error:
+                self.listener.say(f"predictions.png was not drawn: {type(error).__name__}: {error}")
             return directory.finish(
                 outcome,
                 stages=job.stages,
@@ -135,6 +145,21 @@ class Execution:
             own, told = work_together(distribution, finish, tell=lambda made: made)
             run = own or told[0]
         return self.result(run, code, reason, outcome.state.evaluations)
+
+    def _draw_predictions(self, code: int) -> None:
+        """Draws some evaluation examples where there is a class for each pixel, or boxes, once the run is done."""
+        task = self.job.task
+        if code != DONE or not (task.source.eval.dense or task.kind == CENTERS):
+            return
+        result = self.result({}, code, "", [])
+        if task.kind == CENTERS:
+            with self.job.step.evaluating(task.variables):
+                draw_boxes(self.job.out, result.predictor(), task.source.eval, self.listener.say)
+            return
+        with self.job.step.evaluating(task.variables):
+            drawn = predict_some(result.predictor(), task.source.eval)
+        if drawn is not None:
+            draw_some(self.job.out, drawn, task.source.classes, self.listener.say)
 
     def _distribution_facts(self) -> dict[str, Any]:
         """The entry ``distribution`` of run.json."""
@@ -275,17 +300,19 @@ class Execution:
 
     def _evaluate(self, stage: Stage, steps: int) -> Evaluation:
         found = self._measure(stage, *self.cache.evaluation())
-        accuracy = found.metrics.get("accuracy")
-        return Evaluation(steps, stage.phase.name, found.loss, accuracy, found.frozen_output_norm)
+        norm, figures = found.frozen_output_norm, found.figures
+        return Evaluation(steps, stage.phase.name, found.loss, found.accuracy, norm, figures, found.lower)
 
     def _test(self, part: Part) -> dict[str, Any]:
         """Results on the test part, for each class too where it has classes."""
         classes = self.job.task.source.classes
         batches = self.job.task.eval_batches(batch_size=self.job.eval_size, part=part)
         found = self._measure(self.job.stages[-1], batches)
-        final: dict[str, Any] = {"test_loss": found.loss, "test_accuracy": found.metrics.get("accuracy")}
+        final: dict[str, Any] = {"test_loss": found.loss, "test_accuracy": found.accuracy}
+        final |= {f"test_{name}": value for name, value in found.figures.items()}
         if classes and part.labels.ndim == 1 and "accuracy" in found.per_example:
-            hits, chosen = found.per_example["accuracy"], [(name, part.labels == n) for n, name in enumerate(classes)]
+            hits, labelled = found.per_example["accuracy"], has_label(part)
+            chosen = [(name, labelled & (part.labels == n)) for n, name in enumerate(classes)]
             final["test_class_accuracy"] = {name: float(np.mean(hits[at])) for name, at in chosen if at.any()}
         return final
 
@@ -311,5 +338,19 @@ def _facts(job: Job) -> dict[str, Any]:
             "image_shape": list(source.image_shape),
             "skipped_images": len(source.skipped),
             "skipped": list(source.skipped[:20]),
+            **_describe_tasks(job.task),
         },
     }
+
+
+def _describe_tasks(task: Task) -> dict[str, Any]:
+    """What run.json says of the labels of several outputs, and of the weights of classes, where there are some."""
+    found: dict[str, Any] = {}
+    if task.several:
+        found["tasks"] = [
+            {"name": o.name, "loss": o.loss.kind, "outputs": o.count, "class_names": list(o.classes)}
+            for o in task.outputs
+        ]
+    if weights := list_class_weights(task.outputs):
+        found["class_weights"] = {name: list(values) for name, values in weights.items()}
+    return found

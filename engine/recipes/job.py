@@ -13,10 +13,11 @@ from engine.memory.planner import Plan
 from engine.memory.run_forecast import evaluation_size
 from engine.recipes.computing import Computing
 from engine.recipes.config import FinetuneConfig
+from engine.recipes.outputs import list_class_weights
 from engine.recipes.plan import least_evaluated
-from engine.recipes.task import Task
+from engine.recipes.task import Task, other_inputs
 from engine.runs.run_directory import Keeping
-from engine.runs.saved_flags import FINGERPRINT, DataFacts
+from engine.runs.saved_flags import FINGERPRINT, DataFacts, TaskFacts
 from engine.sizes import format_bytes
 from engine.training.checkpoint import RunState
 from engine.training.loop import Stage, State
@@ -97,14 +98,24 @@ class Job:
 
     def data_facts(self) -> DataFacts:
         """What the data decided about the model, for those who use it without them."""
+        task, outputs = self.task, self.task.outputs
+        several = [
+            TaskFacts(name=o.name, kind=o.kind, outputs=o.count, class_names=o.class_names, columns=o.columns)
+            for o in (outputs if task.several else ())
+        ]
         return DataFacts(
-            image_shape=self.task.source.image_shape,
-            outputs=self.task.model.outputs,
-            class_names=self.task.class_names,
-            columns=(self.task.source.columns or None) if self.task.kind == "mse" else None,
-            images=self.task.images,
+            image_shape=task.source.image_shape,
+            outputs=task.model.outputs,
+            class_names=task.class_names,
+            columns=None if several else outputs[0].columns,
+            images=task.images,
             eval_size=self.eval_size,
             fingerprint=self.settings[FINGERPRINT],
+            image_dtype=self.task.source.train.image_dtype.name,
+            kind=None if several else task.kind,
+            tasks=tuple(several),
+            class_weights=list_class_weights(outputs),
+            inputs={name: (spec.shape, spec.dtype.name) for name, spec in (other_inputs(task.source) or {}).items()},
         )
 
     def repeating_flags(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from engine.digests import digest
 from engine.errors import InputError
 from engine.files import PathLike
 from engine.models.adapters.attach import request_adapters
-from engine.models.spec import Model
+from engine.models.spec import SAVED, Model
 from engine.models.weights import LoadedWeights, load_as_it_is
 from engine.porting import PortError
 from engine.porting.deltas import adapters
@@ -28,6 +28,7 @@ from engine.selection.selection import matching_paths
 from engine.selection.variables import name_variables
 from engine.text import join_some, join_words
 from engine.training import precision as precisions
+from engine.training.loss_names import CENTERS
 
 _EVALUATED = 64  # examples at once, as a run evaluates at least
 
@@ -63,6 +64,12 @@ def open_model(
         model=model, weights=str(weights), head=head, rules=None if rules is None else str(rules), loss=loss,
         precision=precision, **options,
     )  # fmt: skip
+    if config.losses()[0].name:
+        raise InputError(f"loss={loss!r}: it names outputs, but a model that no run has trained is used for one output")
+    if config.losses()[0].kind == CENTERS:
+        raise InputError(
+            f"loss={loss}: the boxes of a detector need what its run recorded; --run=RUN names the run that trained it"
+        )
     size = sources.check_image_size(image_size) or models.default_image_size(model)
     outputs = _count_outputs(model, head, names)
     built, loaded, shape = _build(config, size, outputs)
@@ -142,8 +149,9 @@ def _build(
     """The model with its weights, the digests of its first values, and the shape of images: in colour, or else grey."""
     numbers = precisions.parse(config.precision)
     family, first = config.model.partition(":")[0], None
-    for channels in (3,) if family in ("keras", "file") else (3, 1):
-        shape = (*size, channels)
+    tokens = models.default_token_shape(config.model)
+    for channels in (3,) if family in ("keras", "file") or tokens else (3, 1):
+        shape: tuple[int, ...] = tokens or (*size, channels)
         try:
             model = models.build_model(
                 config.model,
@@ -173,8 +181,10 @@ def _check_random(config: FinetuneConfig, model: Model, before: dict[str, str], 
     family, kept = config.model.partition(":")[0], []
     if family == "py" and config.weights == "none":
         return  # the factory's own values are what is asked for
+    has_own = family in ("file", *SAVED) and parse_chain(config.weights).base == "auto"
+    new_head = config.head is not None or getattr(model.network, "has_new_head", False)
     for entry in name_variables(model.network):
-        if family == "file" and config.weights == "auto" and (config.head is None or "head" not in entry.groups):
+        if has_own and not (new_head and "head" in entry.groups):
             continue  # these came with the file
         value: Any = entry.variable.numpy()
         random = value.dtype.kind == "f" and value.size > 1 and float(np.ptp(value)) > 0

@@ -6,8 +6,8 @@ import concurrent.futures
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,9 +18,12 @@ from engine.data import DataError, Normalise
 from engine.data.batches import prefetch
 from engine.data.header import BadImageError
 from engine.data.image_files import read_image
-from engine.data.part import number_classes
+from engine.data.image_options import ImageForm
+from engine.data.part import ArraySpec, number_classes
 from engine.errors import InputError, check_range
 from engine.memory.buffers import Buffers
+from engine.training.centers import find_boxes
+from engine.training.loss_names import CENTERS
 from engine.training.losses import accepted_keywords
 from engine.training.metrics import as_probabilities
 from engine.training.precision import widen
@@ -57,6 +60,9 @@ class Predictor:
         loss: what the outputs mean (``engine.training.metrics.as_probabilities``).
         class_names: the names of the classes or labels; for "mse", those of the columns. None if they have none.
         batch_size: the most images that are computed at once; fewer where memory is short.
+        form: how image files are read, where that is not in the usual way, cropped and as 8-bit colour.
+        inputs: the inputs by name where they are not one image; the network is then called with batches of them.
+        most_boxes: the most boxes that are found in an image.
     """
 
     network: Any
@@ -65,9 +71,16 @@ class Predictor:
     loss: str
     class_names: tuple[str, ...] | None
     batch_size: int = 64
+    form: ImageForm | None = None
+    inputs: Mapping[str, ArraySpec] = field(default_factory=dict)
+    most_boxes: int = 100
 
     def __call__(self, images: Any) -> np.ndarray:
         """Probabilities of images, float64 [n, classes]; for the loss "mse", the values themselves.
+
+        Of a model with a class for each pixel, they are [n, height, width, classes].
+        For the loss "centers", boxes, float64 [n, most, 6]: class (-1 is no box), score, x1, y1, x2, y2, the best first, with
+        edges as shares of the width and height of ``image_shape``.
 
         Args:
             images: uint8, or float in [0, 1], [n, height, width, channels] of ``image_shape``.
@@ -77,13 +90,18 @@ class Predictor:
             PredictionError: an output is not finite.
         """
         images = np.asarray(images)
+        if len(self.image_shape) != 3 or len(self.inputs) > 1:
+            raise DataError(
+                "predictor: the model does not take images alone, so it cannot predict from an array of them; evaluate takes its "
+                "data, and its network can be called (OpenedRun.network)"
+            )
         if images.ndim != 4 or tuple(images.shape[1:]) != self.image_shape:
             raise DataError(
                 f"images: shape {list(images.shape)}; expected [n, {', '.join(map(str, self.image_shape))}]"
             )
         size = self.fit_batch_size()
         parts = [self.outputs(self.prepare(images[at : at + size])) for at in range(0, len(images), size)]
-        outputs = np.concatenate(parts) if parts else np.zeros([0, int(self.function.outputs[0].shape[-1])], np.float32)
+        outputs = np.concatenate(parts) if parts else np.zeros([0, *self.function.outputs[0].shape[1:]], np.float32)
         return self.probabilities(outputs)
 
     def prepare(self, images: np.ndarray) -> Any:
@@ -114,20 +132,20 @@ class Predictor:
                 yield FileBatch(read, outputs, bad)
 
     def probabilities(self, outputs: np.ndarray) -> np.ndarray:
-        """Outputs [n, C] as probabilities, or as values; raises PredictionError if one is not finite."""
-        if len(wrong := np.flatnonzero(~np.isfinite(outputs).all(axis=1))):
+        """Outputs [n, C], or [n, height, width, C], as probabilities, or as values or boxes; PredictionError if one is not finite."""
+        if len(wrong := np.flatnonzero(~np.isfinite(outputs).all(axis=tuple(range(1, outputs.ndim))))):
             raise PredictionError(
                 f"the model computes outputs that are not finite for {len(wrong)} of {len(outputs)} images, such as number "
                 f"{wrong[0] + 1} of a batch; its weights are damaged, or its precision is too low"
             )
-        return as_probabilities(outputs, self.loss)
+        return outputs.astype(np.float64) if self.loss == CENTERS else as_probabilities(outputs, self.loss)
 
     def name_outputs(self, count: int) -> tuple[str, ...]:
         """The names of ``count`` classes, labels or columns; their numbers where the data named none.
 
         A model may have more classes than its data (the option ``classes``); the last ones are then numbers.
         """
-        if self.class_names is not None and self.loss == "softmax":
+        if self.class_names is not None and self.loss in ("softmax", CENTERS):
             return self.class_names[:count] + number_classes(count)[len(self.class_names) :]
         if self.class_names is not None and len(self.class_names) == count:
             return self.class_names
@@ -138,14 +156,24 @@ class Predictor:
         return number_classes(count)
 
     def outputs(self, prepared: Any) -> np.ndarray:
-        """The outputs of the network, in at least float32 [B, C], for a batch that ``normalise`` has prepared."""
+        """The outputs of the network, in at least float32 [B, C], for a batch that ``normalise`` has prepared.
+
+        Those of a detector are boxes [B, n, 6] (``engine.training.centers.find_boxes``).
+        """
         found: np.ndarray = self.function(prepared)[0].numpy()
         return found
 
     @functools.cached_property
     def function(self) -> Any:
-        """The network in inference mode, compiled: prepared images -> [outputs]."""
+        """The network in inference mode, compiled: prepared images -> [outputs], or, of a detector, [boxes]."""
+        if self.loss == CENTERS:
+            return self.compile(lambda images: [_find_finite_boxes(widen(self.call(images)), self.most_boxes)])
         return self.compile(lambda images: [widen(self.call(images))])
+
+    @property
+    def dense(self) -> bool:
+        """Whether the outputs are those of each pixel, [B, height, width, C]."""
+        return self.function.outputs[0].shape.rank == 4
 
     def call(self, images: Any) -> Any:
         """The network in inference mode, for a trace."""
@@ -154,9 +182,17 @@ class Predictor:
 
     def compile(self, compute: Callable[[Any], Any]) -> Any:
         """A concrete function of prepared images, of any batch size."""
-        shape = self.normalise(np.zeros([1, *self.image_shape], np.uint8)).shape[1:]
-        spec = tf.TensorSpec([None, *shape], tf.float32, name="image")
+        specs = {name: self._spec(name, each) for name, each in self.inputs.items()}
+        spec = specs or self._spec("image", ArraySpec(self.image_shape, np.dtype(np.uint8)))
+        spec = next(iter(specs.values())) if len(specs) == 1 else spec
         return tf.function(compute, autograph=False).get_concrete_function(spec)
+
+    def _spec(self, name: str, given: ArraySpec) -> Any:
+        """The spec of batches of an input as the network takes it."""
+        if not given.is_image:
+            return tf.TensorSpec([None, *given.shape], tf.as_dtype(given.dtype), name=name)
+        shape = self.normalise(np.zeros([1, *given.shape], np.uint8)).shape[1:]
+        return tf.TensorSpec([None, *shape], tf.float32, name=name)
 
     def fit_batch_size(self, function: Any = None) -> int:
         """The largest batch size, ``batch_size`` or that halved as often as necessary, that fits the free memory.
@@ -206,9 +242,17 @@ class Predictor:
 
         Raises BadImageError if the file is not an image, or is damaged.
         """
+        if self.form is not None:
+            return read_image(file, self.form)
         height, width, channels = self.image_shape
         image = read_image(file, (height, width))
         return image if channels == 3 else as_grey(image)
+
+
+def _find_finite_boxes(outputs: Any, most: int) -> Any:
+    """The boxes in maps [B, h, w, C + 4]; not a number for an example of which one is not."""
+    finite = tf.reduce_all(tf.math.is_finite(outputs), axis=[1, 2, 3])
+    return tf.where(finite[:, None, None], find_boxes(outputs, most), float("nan"))
 
 
 def as_grey(images: np.ndarray) -> np.ndarray:

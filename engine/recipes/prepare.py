@@ -21,15 +21,19 @@ from engine.recipes.computing import Computing, decide_computing, read_choice
 from engine.recipes.config import FREE, FinetuneConfig
 from engine.recipes.job import REPLICAS, Job
 from engine.recipes.listener import Listener
+from engine.recipes.outputs import list_class_weights
 from engine.recipes.plan import choose_plan
 from engine.recipes.stages import requested_phases, resolve_stages
 from engine.recipes.task import Task
 from engine.runs import run_directory
-from engine.runs.saved_flags import FINGERPRINT, read_flags
+from engine.runs.saved_flags import CLASS_WEIGHTS, FINGERPRINT, read_flags
 from engine.seeds import seed_global_generators
 from engine.training import checkpoint
 from engine.training.checkpoint import Checkpoint, RunState
 from engine.training.loop import Stage
+from engine.training.loss_names import list_figures
+from engine.training.metric import name_figures
+from engine.training.metric_names import check_monitored
 from engine.training.microbatch import list_caveats
 from engine.training.optimizers import Optimizer
 from engine.training.precision import AUTO
@@ -81,7 +85,8 @@ def prepare_job(
         return choose_plan(config, task, stages, **given, share=distribution.share)
 
     plan, step, stages, forecasters = _choose_together(config, distribution, saved, choose)
-    agree_on_job(distribution, computing, task.source, settings[FINGERPRINT], stages, plan.to_json())
+    data = settings[FINGERPRINT], settings.get(CLASS_WEIGHTS)
+    agree_on_job(distribution, computing, task.source, data, stages, plan.to_json())
 
     def restore() -> None:
         if found is not None:
@@ -147,6 +152,8 @@ def _build(
 ) -> tuple[Task, list[Stage], Callable[[int | None, Mode], TrainStep]]:
     """The data and the model with its weights, the phases, and what makes their steps; ``settings`` get the data's digest."""
     task = _open_task(config, computing.precision.used, listener)
+    own = [name.removeprefix("eval_") for name in list_figures(config.losses())]
+    check_monitored(config.monitor, (*own, *name_figures(task.metrics)), accuracy=task.has_accuracy)
     if config.adapt is not None:  # they belong to the weights, and phases name them
         task = task.with_adapters() if found is not None else _load(config, task, listener)
         for line in task.model.adapters.lines:
@@ -155,6 +162,8 @@ def _build(
     make_step = functools.partial(_make_step, config, task, stages[0].optimizer, computing, distribution)
     make_step(None, config.remat or "none")  # its complaints come before the weights are read
     settings[FINGERPRINT] = task.source.fingerprint()
+    if weights := list_class_weights(task.outputs):  # those of a file may have changed
+        settings[CLASS_WEIGHTS] = {name: list(values) for name, values in weights.items()}
     if found is not None:
         run_directory.check_settings(found, settings, warn=listener.say)
         checkpoint.restore(found[0], task.variables)
@@ -213,11 +222,12 @@ def _choose_together(
 
 def _open_task(config: FinetuneConfig, precision: str, listener: Listener) -> Task:
     fields = (
-        "data model head loss image_size seed eval_fraction train_examples bad_images image_cache label_smoothing "
-        "batch_size augment adapt"
+        "data model head loss image_size seed eval_fraction train_examples bad_images image_cache parts masks max_tokens "
+        "label_smoothing class_weights metrics batch_size augment adapt"
     )
     given = {name: getattr(config, name) for name in fields.split()}
-    return Task.open(weights=None, precision=precision, graph=config.graph_options(), say=listener.say, **given)
+    given |= {"graph": config.graph_options(), "image_options": config.image_options()}
+    return Task.open(weights=None, precision=precision, say=listener.say, **given)
 
 
 def _make_step(

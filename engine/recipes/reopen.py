@@ -9,17 +9,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from engine import models
 from engine.data import Normalise
 from engine.data.class_names import normal_form, read_class_names
+from engine.data.image_options import make_form
+from engine.data.part import ArraySpec
 from engine.errors import InputError
 from engine.files import PathLike
 from engine.models.adapters.attach import attach_requested, request_adapters
 from engine.models.spec import Model
-from engine.models.weights import LoadedWeights, load_as_it_is, load_for_classes
+from engine.models.weights import LoadedWeights, load_as_it_is, load_for_classes, load_in_order
 from engine.porting.deltas.onto import FORCE
 from engine.reading import read_file
 from engine.recipes.config import FinetuneConfig
+from engine.recipes.end_of_run import choose_checkpoint
+from engine.recipes.one_output import check_single, view_output
 from engine.recipes.predictor import Predictor
 from engine.runs.records import RUN_FORMAT
 from engine.runs.saved_flags import DataFacts, read_data_facts, read_flags
@@ -28,8 +34,7 @@ from engine.text import join_words, nearest
 from engine.training import checkpoint as checkpoints
 from engine.training import precision as precisions
 from engine.training.checkpoint import CheckpointError, RunState
-from engine.training.checkpoint_names import list_checkpoints
-from engine.training.loss_names import output_kind
+from engine.training.loss_names import CENTERS, output_kind
 from engine.training.precision import Precision
 
 _LARGEST = 1 << 28  # bytes of run.json
@@ -69,8 +74,18 @@ class OpenedRun:
 
     @property
     def loss(self) -> str:
-        """The loss that it was trained with, which says what the outputs are: "softmax", "sigmoid" or "mse"."""
-        return output_kind(self.config.loss, classes=self.data.class_names is not None)
+        """What the outputs are, by the loss that it was trained with: "softmax", "sigmoid" or "mse"."""
+        return self.data.kind or output_kind(self.config.loss, classes=self.data.class_names is not None)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of its outputs; none if it has one, which needs no name."""
+        return tuple(task.name for task in self.data.tasks)
+
+    def for_task(self, task: str) -> OpenedRun:
+        """The model with one of its outputs alone, as one that was trained for it; InputError if it has none of this name."""
+        found: OpenedRun = view_output(self, task)
+        return found
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -91,8 +106,14 @@ class OpenedRun:
         images = self.data.images
         return self.model.normalise if images is None else models.images_as(images, self.image_shape)
 
-    def predictor(self, *, batch_size: int | None = None) -> Predictor:
-        """The model as a function of images, in batches of at most ``batch_size`` (default: as the run evaluated)."""
+    def predictor(self, *, batch_size: int | None = None, inputs: Mapping[str, ArraySpec] | None = None) -> Predictor:
+        """The model as a function of images, in batches of at most ``batch_size`` (default: as the run evaluated).
+
+        ``inputs`` are those of data that are not one image (``Part.input_specs``).
+
+        Raises InputError if it has several outputs.
+        """
+        check_single(self, "predict")
         return Predictor(
             network=self.network,
             normalise=self.normalise,
@@ -100,6 +121,8 @@ class OpenedRun:
             loss=self.loss,
             class_names=self.class_names or self.data.columns,
             batch_size=self.data.eval_size if batch_size is None else batch_size,
+            form=make_form(self.image_shape, self.data.image_dtype, self.config.image_options()),
+            inputs=inputs or {},
         )
 
 
@@ -141,7 +164,7 @@ def open_run(
     _check_folder(folder)
     run = _read_run(folder, tolerant=checkpoint is not None)
     config, data = _read_config(folder, run), _read_data(folder)
-    file = _choose_checkpoint(folder, run, checkpoint)
+    file = choose_checkpoint(folder, run, checkpoint)
     numbers = precisions.parse(config.precision)
     model = build_run_model(config, data, numbers)
     opened = OpenedRun(
@@ -163,12 +186,15 @@ def build_run_model(config: FinetuneConfig, data: DataFacts, numbers: Precision)
 
     Its adapters are attached once weights are loaded (``engine.load_weights``), or by ``attach_requested``.
     """
+    kind = data.kind or output_kind(config.loss, classes=data.class_names is not None)
     model = models.build_model(
         config.model,
         image_shape=data.image_shape,
         outputs=data.outputs,
         head=config.head,
-        logits=output_kind(config.loss, classes=data.class_names is not None) != "mse",
+        logits=[task.name for task in data.tasks if task.kind != "mse"] if data.tasks else kind != "mse",
+        tasks={task.name: task.outputs for task in data.tasks},
+        inputs={name: ArraySpec(shape, np.dtype(dtype)) for name, (shape, dtype) in data.inputs.items()},
         graph=config.graph_options(),
         seed=config.seed,
         dtype=numbers.variables,
@@ -265,41 +291,6 @@ def _read_data(folder: pathlib.Path) -> DataFacts:
     return found
 
 
-def _choose_checkpoint(folder: pathlib.Path, run: Mapping[str, Any], asked: PathLike | None) -> pathlib.Path | None:
-    """The checkpoint to read; None if the run is done and its last one is gone.
-
-    Raises InputError if the run has not finished and no checkpoint is asked for, or the one that is asked for is missing.
-    """
-    found = list_checkpoints(folder / "checkpoints")
-    if asked is None:
-        _check_finished(folder, run, found)
-        ends = [path for path in found if path.name == f"step-{run['steps']:08d}.npz"]
-        return ends[0] if ends else None
-    if str(asked) == "last":
-        if not found:
-            raise InputError(f"checkpoint=last: {folder}/checkpoints holds none")
-        return found[0]
-    path = folder / "checkpoints/best.npz" if str(asked) == "best" else pathlib.Path(asked)
-    if not path.is_file() and (folder / "checkpoints" / path).is_file():
-        path = folder / "checkpoints" / path
-    if not path.is_file():
-        reason = "the run kept none (--keep_best of finetune)" if str(asked) == "best" else "there is no such file"
-        known = join_words([each.name for each in found]) or "none"
-        raise InputError(f"checkpoint={asked}: {reason}; the checkpoints of {folder}: {known}")
-    return path
-
-
-def _check_finished(folder: pathlib.Path, run: Mapping[str, Any], found: list[pathlib.Path]) -> None:
-    """Raises InputError, which offers the last checkpoint, unless a run is done."""
-    if run and run["exit"]["code"] == 0:
-        return
-    state = f"it ended with exit code {run['exit']['code']} ({run['exit']['reason']})" if run else "it has no run.json"
-    offer = f"--checkpoint=last takes its last checkpoint, {found[0]}" if found else "it has no checkpoint yet"
-    raise InputError(
-        f"run={folder}: the run has not finished: {state}. {offer}; --resume --out={folder} goes on with it"
-    )
-
-
 def _load_checkpoint(opened: OpenedRun, file: pathlib.Path) -> OpenedRun:
     """Assigns the values of a checkpoint to all variables."""
     read = checkpoints.read(file, keep=lambda name: not name.startswith("optimizer/"))
@@ -336,8 +327,10 @@ def load_run_weights(opened: OpenedRun, weights: str) -> LoadedWeights:
     given: dict[str, Any] = {
         "rules": config.rules, "image_shape": opened.image_shape, "force_base": config.force_base
     }  # fmt: skip
-    if opened.loss == "mse":
+    if opened.tasks or opened.loss == "mse":
         return load_as_it_is(opened.model, weights, **given)
+    if opened.loss == CENTERS:
+        return load_in_order(opened.model, weights, opened.class_names or (), **given)
     return load_for_classes(opened.model, weights, opened.class_names or (), **given)
 
 

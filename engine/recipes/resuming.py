@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine import writing
+from engine.data.source import find_place
 from engine.errors import InputError
 from engine.files import PathLike
 from engine.recipes.config import FREE, FinetuneConfig
@@ -21,7 +22,6 @@ _OF_DISTRIBUTION = {
     "sync_batch_norm": ("mirrored", "multiworker"),
     "worker_timeout": ("multiworker",),
 }
-_FILES = ("npz", "idx", "folder")  # sources at a path
 
 
 def resume_config(out: PathLike, given: Mapping[str, Any]) -> FinetuneConfig:
@@ -75,8 +75,8 @@ def resume_config(out: PathLike, given: Mapping[str, Any]) -> FinetuneConfig:
         left = [name for name, kinds in _OF_DISTRIBUTION.items() if kind not in kinds]
         saved = {name: value for name, value in saved.items() if name not in left}
     config = FinetuneConfig(**(saved | given | here))
-    family, _, place = config.data.partition(":")
-    if "data" not in given and family in _FILES and not pathlib.Path(place).exists():
+    place = find_place(config.data)
+    if "data" not in given and place is not None and not place.exists():
         raise InputError(
             f"resume={folder}: the data of the run, {config.data}, are not there; --data says where they are now"
         )

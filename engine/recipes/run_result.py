@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from engine.data.image_options import make_form
 from engine.distribution.distribution import ALONE, Distribution
+from engine.errors import InputError
 from engine.recipes.predictor import Predictor
 from engine.recipes.task import Task
 from engine.selection.selection import Selection
+from engine.text import join_words
 from engine.training.loop import Stage
 from engine.training.phases import Evaluation
 
@@ -68,11 +71,17 @@ class RunResult:
             ((3, 10), ('T-shirt', 'Trouser'))
         """
         task = self.task
+        if task.several:
+            raise InputError(
+                f"the network has several outputs ({join_words(output.name for output in task.outputs)}); "
+                "open_run(result.out).for_task(NAME).predictor() predicts one"
+            )
         return Predictor(
             network=self.network,
             normalise=task.normalise,
             image_shape=task.source.image_shape,
-            loss=task.loss,
+            loss=task.kind,
             class_names=task.class_names or task.source.columns or None,
             batch_size=batch_size,
+            form=make_form(task.source.image_shape, task.source.train.image_dtype, task.image_options),
         )

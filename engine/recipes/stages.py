@@ -61,6 +61,8 @@ def resolve_stage(config: FinetuneConfig, task: Task, phase: Phase, *, base: Opt
         selected = selection.select(task.variables, phase.train, statistics=task.model.statistics)
     except filters.FilterError as error:
         raise filters.FilterError(f"phase {phase.name!r}, train='{phase.train}': {error}") from None
+    if (losses := config.find_losses(phase)) is not None:
+        selected = dataclasses.replace(selected, losses=losses)
     rates, decays = (_rules(config, phase, name) for name in ("rates", "decays"))
     if decays is not None:
         decays = decays.for_variables([entry for entry in selected.trained if base.decay(entry)])

@@ -5,25 +5,41 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from engine import data as sources
 from engine import models, part_times
 from engine.audit.forget_bias import check_forget_biases
 from engine.data import augment as augmentation
-from engine.data.part import DataError, check_labels
+from engine.data.image_options import DEFAULT, ImageOptions
+from engine.data.part import ArraySpec, DataError, check_labels
+from engine.data.tasks import view_task
+from engine.data.tokens import TokenizerFiles
 from engine.distribution.shares import WHOLE, Share
 from engine.errors import InputError
 from engine.files import PathLike
 from engine.models.adapters.attach import attach_requested, request_adapters
-from engine.models.weights import LoadedWeights, load_as_it_is, load_for_classes
+from engine.models.weights import LoadedWeights, load_as_it_is, load_for_classes, load_in_order
+from engine.recipes.dense_task import check_head, choose_pixel_metrics
+from engine.recipes.outputs import (
+    Output,
+    check_task_classes,
+    describe_outputs,
+    fit_source,
+    list_class_weights,
+    plan_outputs,
+)
 from engine.selection.variables import ModelVariables, name_variables
 from engine.sizes import parse_bytes
 from engine.training import losses
 from engine.training import precision as precisions
-from engine.training.loss_names import OF_GRAPH, output_kind
+from engine.training.figures import build_metrics
+from engine.training.loss_names import CENTERS, OF_GRAPH, parse_losses
 from engine.training.losses import LossFunction
+from engine.training.metric import Metric
+from engine.training.metric_names import check_fits, parse_metrics
 from engine.training.precision import LossScale, Precision
 
 
@@ -38,7 +54,10 @@ class Task:
         numbers: the dtypes of variables and computation.
         seed: decides the initial weights, and the order and augmentation of train batches.
         images: the preprocessing that loaded weights expect (``engine.models.IMAGES``); None uses the model's own.
+        image_options: how image files and float images became arrays.
         weights: what was loaded; None when the weights have not been loaded yet.
+        outputs: what each output of the network is trained on, and what it means.
+        metrics: what evaluations compute beside the loss, by the name of the output ("" for the only one).
 
     Example:
         >>> from engine import Task
@@ -60,6 +79,9 @@ class Task:
     augment: tuple[str, ...] = ()
     images: str | None = None
     weights: LoadedWeights | None = None
+    image_options: ImageOptions = DEFAULT
+    outputs: tuple[Output, ...] = ()
+    metrics: Mapping[str, tuple[Metric, ...]] = field(default_factory=dict)
 
     @classmethod
     def open(
@@ -81,7 +103,13 @@ class Task:
         train_examples: int | None = None,
         bad_images: str = "stop",
         image_cache: str | int = sources.IMAGE_CACHE,
+        parts: str = "auto",
+        image_options: ImageOptions = DEFAULT,
+        masks: str | None = None,
+        max_tokens: int | None = None,
         label_smoothing: float = 0.0,
+        class_weights: str | None = None,
+        metrics: str = "",
         batch_size: int = 64,
         augment: str | Sequence[str] = (),
         say: Callable[[str], None] | None = None,
@@ -92,48 +120,46 @@ class Task:
             data, model: a source or its name (``engine.open_data``), and the name of a model (``engine.build_model``).
             weights: as in ``engine.load_weights``; None loads nothing yet (``with_weights`` does so later).
             adapt: adapters such as ``lora:rank=8 @attention``, which loading weights attaches; graph: for ``graph:PATH``, as in ``engine.build_model``.
-            head, loss, precision, seed, rules, force_base, label_smoothing: as the flags of ``finetune``.
+            head, loss, precision, seed, rules, force_base, label_smoothing, class_weights: as the flags of ``finetune``.
             image_size: pixels: N, (height, width), or a text such as ``192x256``. By default image files are resized to the
                 size that the model is made for, and other data are left as they are.
-            eval_fraction, train_examples, bad_images, image_cache: as in ``engine.open_data``; only with a name.
+            eval_fraction, train_examples, bad_images, image_cache, parts, masks: as in ``engine.open_data``; only with a name.
+            image_options: how image files and float images become arrays, ``images`` of ``engine.open_data``.
+            max_tokens: the tokens of an example of ``text:PATH``; None means 128, or all that the model takes if that is less.
+            metrics: figures that evaluations compute beside the loss, as the flag of ``finetune``.
             batch_size, augment: the defaults of ``train_batches``.
-            say: is called with a line about files that are left out and slow progress; None tells nobody.
+            say: is called with a line on what was left out or decided, and on slow progress; None tells nobody.
 
         Raises:
             InputError: a name or value is not valid, files cannot be read, or data, model and loss do not fit together.
         """
-        numbers = precisions.parse(precision)
-        source = data
-        if isinstance(source, str):
-            cache = parse_bytes(image_cache, name="image_cache") if isinstance(image_cache, str) else image_cache
-            source = sources.open_data(
-                source,
-                eval_fraction=eval_fraction,
-                train_examples=train_examples,
-                image_size=_image_size(image_size, source, model),
-                bad_images=bad_images,
-                image_cache=cache,
-                say=say or (lambda line: None),
-            )
-        elif (eval_fraction, train_examples, image_size) != (None, None, None):
-            raise InputError(
-                "eval_fraction, train_examples, image_size: they need the name of a source; this one is open already"
-            )
-        kind = output_kind(loss, classes=bool(source.classes))
-        if kind == "softmax":
-            source = source.with_classes()
-        built = _build(source, model, kind, numbers, head=head, seed=seed, graph=graph)
+        numbers, say = precisions.parse(precision), say or (lambda line: None)
+        asked = parse_losses(loss, label_smoothing=label_smoothing, class_weights=class_weights)
+        given: dict[str, Any] = {"eval_fraction": eval_fraction, "train_examples": train_examples}
+        given |= {"image_size": image_size, "masks": masks, "max_tokens": max_tokens}
+        opening: dict[str, Any] = {"bad_images": bad_images, "image_cache": image_cache, "parts": parts}
+        source = _open_source(data, model, given, **opening, images=image_options, say=say)
+        source = fit_source(source, asked)
+        check_head(source, model, head, loss)
+        planned = plan_outputs(source, asked, say=say)
+        built = _build(source, model, planned, numbers, head=head, seed=seed, graph=graph)
         request_adapters(built, adapt, seed=seed)
+        outputs = {o.name: (o.kind, built.tasks.get(o.name, built.outputs)) for o in planned}
+        figures = choose_metrics(metrics, outputs, dense=source.train.dense)
+        beside: dict[str, Any] = {"class_weights": list_class_weights(planned), "metrics": figures}
         task = cls(
             source=source,
             model=built,
             variables=name_variables(built.network),
             loss=loss,
-            loss_fn=make_loss(built, loss, label_smoothing=label_smoothing),
+            loss_fn=make_loss(built, loss, label_smoothing=label_smoothing, **beside),
+            outputs=planned,
+            metrics=figures,
             numbers=numbers,
             seed=seed,
             batch_size=batch_size,
             augment=augmentation.parse(augment) if isinstance(augment, str) else tuple(augment),
+            image_options=image_options,
         )
         task._check_outputs()
         task.train_batches()  # its complaints come before the weights are read
@@ -147,8 +173,12 @@ class Task:
         model or the data.
         """
         given: dict[str, Any] = {"rules": rules, "image_shape": self.source.image_shape, "force_base": force_base}
-        if self.kind == "mse":
+        if self.several and (rules is None or str(rules) == "frostline"):
+            check_task_classes(weights, self.outputs)
+        if self.several or self.kind == "mse":
             loaded = load_as_it_is(self.model, weights, **given)
+        elif self.kind == CENTERS:
+            loaded = load_in_order(self.model, weights, self.class_names or (), **given)
         else:
             loaded = load_for_classes(self.model, weights, self.class_names or (), **given)
         self.variables.refresh()
@@ -172,14 +202,27 @@ class Task:
         return dataclasses.replace(self, images=images)
 
     @property
+    def several(self) -> bool:
+        """Whether the network has outputs by name, of which each has a loss."""
+        return self.outputs[0].name != ""
+
+    @property
     def kind(self) -> str:
-        """What the outputs mean: "softmax", "sigmoid" or "mse"."""
-        return output_kind(self.loss, classes=bool(self.source.classes))
+        """What the outputs mean: "softmax", "sigmoid" or "mse"; if there are several, the first."""
+        return self.outputs[0].kind
+
+    @property
+    def has_accuracy(self) -> bool:
+        """Whether evaluations may have an accuracy; a loss of the user's own, or of a graph, tells only when it is computed."""
+        if len(self.outputs) != 1 or self.outputs[0].name:
+            return False
+        only = self.outputs[0]
+        return only.kind not in ("mse", CENTERS) or only.loss.kind not in losses.LOSSES
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """The names of the classes that the outputs stand for; None if the data name none, or the loss has none."""
-        return None if self.kind == "mse" else self.source.class_names
+        """The names of the classes that the only output stands for; None if the data name none, or the loss has none."""
+        return None if self.several else self.outputs[0].class_names
 
     @property
     def normalise(self) -> sources.Normalise:
@@ -221,47 +264,114 @@ class Task:
 
     def _check_outputs(self) -> None:
         """Raises DataError unless the labels are classes, or columns, that the model has."""
-        source, outputs = self.source, self.model.outputs
-        if self.kind == "softmax":
-            for name in ("train", "eval", "test"):
-                part = getattr(source, name)
-                if part is not None:
-                    check_labels(source.name, f"{name}_labels", part.labels, outputs)
-        elif outputs != (needed := source.outputs(self.kind)):
+        if self.outputs[0].kind == "mse" and self.source.classes and self.source.name.startswith("text:"):
             raise DataError(
-                f"model={self.model.name!r}: it has {outputs} outputs; loss {self.loss} on {source.name} needs {needed}"
+                f"data={self.source.name}: the labels are {len(self.source.classes)} classes; target=COLUMN instead of "
+                "label=COLUMN reads them as the numbers that the loss mse needs"
             )
+        for output in self.outputs:
+            view = view_task(self.source, output.name) if output.name else self.source
+            outputs = self.model.tasks[output.name] if output.name else self.model.outputs
+            if output.kind == "softmax":
+                for name in ("train", "eval", "test"):
+                    part = getattr(view, name)
+                    if part is not None:
+                        check_labels(view.name, f"{name}_labels{_of(output)}", part.labels, outputs)
+            elif outputs != output.count:
+                raise DataError(
+                    f"model={self.model.name!r}: it has {outputs} outputs{_of(output)}; loss {output.loss.kind} on "
+                    f"{view.name} needs {output.count}"
+                )
 
 
-def _build(source: sources.Source, model: str, kind: str, numbers: Precision, **given: Any) -> models.Model:
-    """The model for these data, with what their labels need as outputs; ``given`` are further arguments of build_model."""
+def _of(output: Output) -> str:
+    return f" of {output.name}" if output.name else ""
+
+
+def other_inputs(source: sources.Source) -> dict[str, ArraySpec] | None:
+    """The inputs of an example by name, where there are several, or one that is not an image."""
     specs = source.train.input_specs
-    others = len(specs) > 1 or not next(iter(specs.values())).is_image
+    return specs if len(specs) > 1 or not next(iter(specs.values())).is_image else None
+
+
+def _build(
+    source: sources.Source, model: str, planned: Sequence[Output], numbers: Precision, **given: Any
+) -> models.Model:
+    """The model for these data, with what their labels need as outputs; ``given`` are further arguments of build_model."""
     return models.build_model(
         model,
         image_shape=source.image_shape,
-        outputs=source.outputs(kind),
-        logits=kind != "mse",
         dtype=numbers.variables,
         compute=numbers.compute,
-        inputs=specs if others else None,
+        inputs=other_inputs(source),
+        **describe_outputs(planned),
         **given,
     )
 
 
-def _image_size(size: str | int | tuple[int, int] | None, data: str, model: str) -> tuple[int, int] | None:
-    """What images are resized to; None leaves them as they are."""
-    if size is not None:
-        return sources.check_image_size(size)
-    if data.startswith("folder:"):
-        return models.default_image_size(model)
-    return None
+def _open_source(
+    data: str | sources.Source, model: str, asked: Mapping[str, Any], *, image_cache: str | int, **given: Any
+) -> sources.Source:
+    """The source of a name, or the one that is given; ``asked`` are what only a name can have, each or None."""
+    if not isinstance(data, str):
+        if any(value is not None for value in asked.values()):
+            raise InputError(f"{', '.join(asked)}: they need the name of a source; this one is open already")
+        return data
+    named = ("eval_fraction", "train_examples", "masks")
+    return sources.open_data(
+        data,
+        **{name: asked[name] for name in named},
+        image_size=sources.check_image_size(asked["image_size"]),
+        image_cache=parse_bytes(image_cache, name="image_cache") if isinstance(image_cache, str) else image_cache,
+        file_size=lambda: models.default_image_size(model),
+        tokenizer=find_tokenizer(model, data, asked["max_tokens"]),
+        **given,
+    )
 
 
-def make_loss(model: models.Model, loss: str, *, label_smoothing: float = 0.0) -> LossFunction:
-    """The loss function of a model, by its name; InputError if it is ``graph:NAME`` and the model is not a graph."""
+def find_tokenizer(model: str, data: str, max_tokens: int | None) -> TokenizerFiles | None:
+    """The tokenizer for these data: the model's own, if it brings one; None for data that are not texts."""
+    if not data.startswith("text:"):
+        if max_tokens is not None:
+            raise InputError(f"max_tokens={max_tokens}: it is about texts, and data={data} is not text:PATH")
+        return None
+    found = models.find_tokenizer(model)
+    return None if found is None else dataclasses.replace(found, max_tokens=max_tokens)
+
+
+def choose_metrics(
+    metrics: str, outputs: Mapping[str, tuple[str, int]], *, dense: bool = False
+) -> dict[str, tuple[Metric, ...]]:
+    """The metrics that a text names, by output; MetricError if one does not suit any.
+
+    ``outputs`` are the kind ("softmax", "sigmoid" or "mse") and the width of each output, by its name ("" for the only one).
+    With ``dense`` labels, a class for each pixel, they are those of pixels, all of them where the text names none.
+    """
+    only = outputs.get("", ("", 0))[0]
+    metrics = choose_pixel_metrics(metrics) if dense else metrics or ("ap50" if only == CENTERS else "")
+    kinds = {name: kind for name, (kind, _) in outputs.items()}
+    counts = {name: count for name, (_, count) in outputs.items()}
+    return build_metrics(check_fits(parse_metrics(metrics), kinds), kinds=kinds, outputs=counts)
+
+
+def make_loss(
+    model: models.Model,
+    loss: str,
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: Mapping[str, Sequence[float]] | None = None,
+    metrics: Mapping[str, Sequence[Metric]] = MappingProxyType({}),
+) -> LossFunction:
+    """The loss function of a model, by its name; InputError if it is ``graph:NAME`` and the model is not a graph.
+
+    ``class_weights`` are the values that were found for the option of this name, and ``metrics`` what evaluations compute
+    beside the loss, by output.
+    """
     if not loss.startswith(OF_GRAPH):
-        return losses.supervised_loss(model.network, loss, label_smoothing=label_smoothing)
+        given: dict[str, Any] = {"label_smoothing": label_smoothing, "class_weights": class_weights}
+        return losses.supervised_loss(model.network, loss, **given, metrics=metrics, inputs=model.inputs or None)
+    if any(metrics.values()):
+        raise InputError(f"metrics: --loss={loss} is computed by the graph, and says no more")
     if model.own_loss is None:
         raise InputError(
             f"loss={loss}: model={model.name} is not a graph that has a loss; expected {', '.join(losses.LOSSES)}"

@@ -78,7 +78,11 @@ def choose_ratio(
     tuned = {entry.path: entry.variable.numpy() for entry in opened.variables if entry.path in record.began}
     base = _read_base(opened, record)
     own = opened.variables.by_path()
-    loss_fn = make_loss(opened.model, opened.config.loss, label_smoothing=opened.config.label_smoothing)
+    given: dict[str, Any] = {
+        "label_smoothing": opened.config.label_smoothing,
+        "class_weights": opened.data.class_weights,
+    }
+    loss_fn = make_loss(opened.model, opened.config.loss, **given)
     evaluator, selection = Evaluator(loss_fn), find_last_selection(opened)
     size = batch_size or opened.data.eval_size
     batches = EvalBatches(examples.part, batch_size=size, normalise=opened.normalise)
@@ -94,7 +98,7 @@ def choose_ratio(
     for number, ratio in enumerate(ratios):
         put(ratio)
         result = evaluator(selection, batches)
-        each.append({"ratio": ratio, "loss": result.loss, "accuracy": result.metrics.get("accuracy")})
+        each.append({"ratio": ratio, "loss": result.loss, "accuracy": result.accuracy})
         progress((number + 1) * len(examples.part))
     best = float(max(each, key=_rank)["ratio"])
     values = put(best)
@@ -105,7 +109,7 @@ def choose_ratio(
 
 def write_interpolated(path: PathLike, opened: OpenedRun, found: Interpolation) -> None:
     """Writes the interpolated values as a delta, which goes onto the base of the run as its trained.npz does."""
-    write_npz(path, found.values.items(), texts=as_class_texts(opened.class_names), packed=as_texts(found.record))
+    write_npz(path, found.values.items(), texts=as_class_texts(opened.data.output_names), packed=as_texts(found.record))
 
 
 def _rank(row: Mapping[str, Any]) -> tuple[float, float]:

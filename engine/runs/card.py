@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.files import write_bytes
+from engine.runs import records
 from engine.sizes import format_bytes
 from engine.text import join_words
 from engine.training.loop import Stage
@@ -46,6 +47,12 @@ def _describe_input(shape: Sequence[int]) -> tuple[str, str]:
     return "images", f"{height}x{width} pixels, {channels} channel{'s'[: channels - 1]}"
 
 
+def _describe_task(task: Mapping[str, Any]) -> str:
+    """What one of several outputs stands for."""
+    names = task["class_names"]
+    return f"{len(names)} classes: {join_words(names, most=30)}" if names else f"{task['outputs']} numbers"
+
+
 def _describe(run: Mapping[str, Any]) -> str:
     model, data, flags = run["model"], run["data"], run["flags"]
     rows = [
@@ -54,7 +61,9 @@ def _describe(run: Mapping[str, Any]) -> str:
         ("data", f"{_plain(data['name'])}: {data['train_examples']:,} training and {data['eval_examples']:,} evaluation examples"),
         _describe_input(data["image_shape"]),
     ]  # fmt: skip
-    if data["class_names"]:
+    for task in data.get("tasks", ()):
+        rows.append((f"output {_plain(task['name'])}", _plain(f"{task['loss']}, {_describe_task(task)}")))
+    if data["class_names"] and "tasks" not in data:
         rows.append((f"{data['classes']} classes", _plain(join_words(data["class_names"], most=30))))
     if data["skipped_images"]:
         rows.append(("skipped", f"{data['skipped_images']:,} images that could not be read"))
@@ -97,9 +106,12 @@ def _describe_figures(run: Mapping[str, Any], evaluations: Sequence[Evaluation])
         if final["eval_accuracy"] is not None:
             rows.append((f"evaluation accuracy, {start}", _number(first.accuracy)))
             rows.append(("evaluation accuracy, at the end", _number(final["eval_accuracy"])))
-    for key in ("test_loss", "test_accuracy"):
-        if final.get(key) is not None:
-            rows.append((key.replace("_", " "), _number(final[key])))
+        for name in records.name_figures(evaluations[-1]):
+            if not isinstance(final[name], list):
+                rows.append((_plain(f"evaluation {name.removeprefix('eval_')}, at the end"), _number(final[name])))
+    for key, value in final.items():
+        if key.startswith("test_") and not isinstance(value, (dict, list)) and value is not None:
+            rows.append((_plain(key.replace("_", " ")), _number(value)))
     for name, accuracy in final.get("test_class_accuracy", {}).items():
         rows.append((f"test accuracy of {_plain(name)}", _number(accuracy)))
     averages = "\n\nEvaluations used the averages (`--ema`), which `ema.npz` has." if run["flags"]["ema"] else ""
@@ -148,6 +160,8 @@ def _describe_use(out: pathlib.Path, run: Mapping[str, Any]) -> str:
         ("train on from here", f"frostline finetune {model} --weights={shlex.quote(base)}+{folder}/trained.npz --data=DATA"),
         ("repeat this run, to the same bits", f"frostline finetune --flagfile={folder}/flags.cfg --out=FOLDER"),
     ]  # fmt: skip
+    if "tasks" in run["data"]:  # both are for models with one output
+        lines = [line for line in lines if line[0] not in ("classify images", "export")]
     shown = "\n\n".join(f"{what[0].upper()}{what[1:]}:\n\n    {command}" for what, command in lines)
     return (
         f"## How to use it\n\n`trained.npz` holds what trained, and belongs to `{base}` alone; a checkpoint in `checkpoints/` "

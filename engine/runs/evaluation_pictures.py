@@ -42,16 +42,21 @@ def draw_confusions(path: PathLike, confusions: np.ndarray, names: Sequence[str]
 
 
 def draw_mistakes(path: PathLike, images: np.ndarray, titles: Sequence[tuple[str, str]]) -> None:
-    """Draws images, uint8 or float in [0, 1] [n, height, width, 1 or 3], each under two lines of text."""
+    """Draws images, uint8 or float in [0, 1] [n, height, width, channels], each under two lines of text.
+
+    Of other than 1 or 3 channels, the first one is drawn, or the first three.
+    """
     from matplotlib.figure import Figure
 
     rows = math.ceil(len(images) / _ACROSS)
     figure = Figure(figsize=(_ACROSS * 1.9, rows * 2.3), facecolor="white", layout="constrained")
     for number, (image, (first, second)) in enumerate(zip(images, titles, strict=True)):
         axes = figure.add_subplot(rows, _ACROSS, number + 1)
-        grey = image.shape[-1] == 1
+        grey = image.shape[-1] < 3
         limits = (0, 255) if image.dtype == np.uint8 else (0.0, 1.0)
-        axes.imshow(image[..., 0] if grey else image, cmap="gray" if grey else None, vmin=limits[0], vmax=limits[1])
+        axes.imshow(
+            image[..., 0] if grey else image[..., :3], cmap="gray" if grey else None, vmin=limits[0], vmax=limits[1]
+        )
         text = f"{elide_middle(first, 30)}\n{elide_middle(second, 30)}"
         axes.set_title(text, fontsize=7, color="#1b2733", parse_math=False)
         axes.axis("off")

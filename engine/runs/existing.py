@@ -19,7 +19,7 @@ from engine.text import join_words
 from engine.training.checkpoint_names import is_checkpoint
 
 _FOLDERS = ("checkpoints", "tensorboard")
-_FILES = ("run.json", "flags.json", "flags.cfg", "start.json", "card.md", "metrics.jsonl", "trained.npz", "ledger.json", "ema.npz", "curves.png", "frostline.png")  # fmt: skip
+_FILES = ("run.json", "flags.json", "flags.cfg", "start.json", "card.md", "metrics.jsonl", "trained.npz", "ledger.json", "ema.npz", "curves.png", "frostline.png", "predictions.png")  # fmt: skip
 
 
 class RunDirectoryError(InputError):

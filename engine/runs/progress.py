@@ -48,7 +48,9 @@ class Progress:
         elif event.kind == "evaluation":
             last = event.state.evaluations[-1]
             accuracy = "" if last.accuracy is None else f" | accuracy: {last.accuracy:.4f}"
-            self._say(f"eval   | step: {step:>6}/{self._total} | loss: {last.loss:.4f}{accuracy}")
+            others = [(name, value) for name, value in last.figures.items() if name != "accuracy"]
+            figures = "".join(f" | {name}: {value:.4f}" for name, value in others if isinstance(value, float))
+            self._say(f"eval   | step: {step:>6}/{self._total} | loss: {last.loss:.4f}{accuracy}{figures}")
 
     @contextlib.contextmanager
     def show_progress(self, total: int, what: str) -> Iterator[Callable[..., None]]:

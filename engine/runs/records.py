@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from engine.data.class_names import as_texts
+from engine.data.class_names import Names, as_texts
 from engine.files import PathLike, write_bytes, write_json, write_npz
 from engine.host import quantiles
 from engine.porting.deltas.adapters import AdaptersRecord
@@ -88,8 +88,14 @@ def eval_row(evaluation: Evaluation) -> dict[str, Any]:
         "phase": evaluation.phase,
         "eval_loss": evaluation.loss,
         "eval_accuracy": evaluation.accuracy,
+        **name_figures(evaluation),
         "frozen_output_norm": evaluation.frozen_output_norm,
     }
+
+
+def name_figures(evaluation: Evaluation | None) -> dict[str, Any]:
+    """The figures of the metrics as files call them: ``eval_f1`` and so on; none without an evaluation."""
+    return {} if evaluation is None else {f"eval_{name}": value for name, value in evaluation.figures.items()}
 
 
 def freeze_row(move: Move) -> dict[str, Any]:
@@ -148,13 +154,16 @@ def draw_curves(path: PathLike, rows: Sequence[Mapping[str, Any]], phases: Seque
     try:
         place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
         for panel, title in zip(panels, ("loss", "accuracy"), strict=True):
-            for kind, key, style, label in (
+            for kind, first, style, label in (
                 ("train", title, "-", "train (step)"),
                 ("eval", f"eval_{title}", "o-", "evaluation"),
             ):
-                points = [(r["step"], r[key]) for r in rows if r["kind"] == kind and r.get(key) is not None]
-                if points:
-                    panel.plot(*zip(*points, strict=True), style, markersize=4, linewidth=1.2, label=label)
+                own = [row for row in rows if row["kind"] == kind]
+                for key in sorted({key for row in own for key in row if key == first or key.startswith(f"{first}/")}):
+                    points = [(row["step"], row[key]) for row in own if row.get(key) is not None]
+                    if points:  # with several outputs also those of each
+                        shown = " ".join([label, *key.split("/")[1:]])
+                        panel.plot(*zip(*points, strict=True), style, markersize=4, linewidth=1.2, label=shown)
             for name, start in phases:
                 panel.axvline(start, color="grey", linewidth=0.8, linestyle=":")
                 panel.annotate(name, (start, 1.0), xytext=(3, -12), color="grey", fontsize=8, **place)
@@ -174,7 +183,7 @@ def write_trained(
     variables: ModelVariables,
     selections: Iterable[Selection],
     *,
-    class_names: Sequence[str] | None = None,
+    class_names: Names | None = None,
     adapters: AdaptersRecord | None = None,
     began: Mapping[str, str] | None = None,
 ) -> None:
@@ -209,6 +218,7 @@ def phase_row(
         "to_step": to_step,
         "trained": [entry.path for entry in selection.trained],
         "moving": [entry.path for entry in selection.moving],
+        **({} if selection.losses is None else {"losses": list(selection.losses)}),
         "trained_parameters": selection.trained_parameters,
         "frozen_parameters": selection.frozen_parameters,
         "reason": reason,

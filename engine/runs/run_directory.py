@@ -16,7 +16,7 @@ from engine.porting.deltas.adapters import AdaptersRecord
 from engine.runs import card, picture, records, started
 from engine.runs.existing import RunDirectoryError, check_out
 from engine.runs.flag_file import write_flag_file
-from engine.runs.saved_flags import FINGERPRINT, DataFacts, list_contradictions, write_flags
+from engine.runs.saved_flags import CLASS_WEIGHTS, FINGERPRINT, DataFacts, list_contradictions, write_flags
 from engine.runs.step_means import StepMeans
 from engine.selection.variables import ModelVariables
 from engine.training import checkpoint, phases
@@ -74,7 +74,7 @@ def check_settings(
 
     Data are compared by their fingerprint: before ``settings`` hold it, they are not. ``warn`` hears about data that moved.
     """
-    (read, state), data = found, ("data", FINGERPRINT)
+    (read, state), data = found, ("data", FINGERPRINT, CLASS_WEIGHTS)
     saved: Mapping[str, Any] = state.settings
     if FINGERPRINT not in settings:
         saved, settings = ({k: v for k, v in each.items() if k not in data} for each in (saved, settings))
@@ -141,7 +141,7 @@ class RunDirectory:
         self._keeping = keeping
         self._monitor = monitor
         self._say = say
-        self._class_names = data.class_names
+        self._class_names = data.output_names
         self._adapters = None if flags.get("adapt") is None else AdaptersRecord(str(flags["adapt"]), int(flags["seed"]))
         self._began = time.perf_counter()
         self._metrics = records.Metrics(out / "metrics.jsonl", keep_to_step=start.loop.step if resumed else -1)
@@ -281,6 +281,7 @@ class RunDirectory:
                 "train_loss": train[-1]["loss"] if train else None,
                 "eval_loss": last.loss if last else None,
                 "eval_accuracy": last.accuracy if last else None,
+                **records.name_figures(last),
                 **final,
             },
             "freeze_proof": {

@@ -10,9 +10,10 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from engine.data.class_names import Names
 from engine.errors import InputError
 from engine.files import FileError, Npz, PathLike, write_json
 from engine.reading import read_file
@@ -20,9 +21,36 @@ from engine.training.checkpoint_names import list_checkpoints
 
 NAME = "flags.json"
 FINGERPRINT = "data (SHA-256)"  # among the settings of a run: the digest of its data
+CLASS_WEIGHTS = "class_weights (values)"  # among them: those that the loss uses, where it uses some
 _FORMAT = 1
 _LARGEST = 1 << 24  # bytes
 _HERE_ONLY = ("out", "resume")  # about a call, not about the run
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskFacts:
+    """What the data decide about one of several outputs of a model.
+
+    Attributes:
+        name: the task.
+        kind: what the output means: "softmax", "sigmoid" or "mse".
+        outputs, class_names, columns: as those of ``DataFacts``.
+    """
+
+    name: str
+    kind: str
+    outputs: int
+    class_names: tuple[str, ...] | None
+    columns: tuple[str, ...] | None
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> TaskFacts:
+        """The facts from JSON values; raises ValueError, LookupError or TypeError if they are anything else."""
+        name, kind = given["name"], given["kind"]
+        if not isinstance(kind, str) or not isinstance(name, str):
+            raise TypeError("the name and the kind of a task must be texts")
+        names, columns = _read_names(given, "class_names"), _read_names(given, "columns")
+        return cls(name=name, kind=kind, outputs=int(given["outputs"]), class_names=names, columns=columns)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +66,11 @@ class DataFacts:
         images: the preprocessing that the run's first weights expect; None for that of the model.
         eval_size: the number of examples that the run evaluates at once.
         fingerprint: the digest of the training and evaluation data; None if the run did not record it.
+        image_dtype: the dtype of the images in the data.
+        kind: what the only output means, "softmax", "sigmoid" or "mse"; None if the run did not record it.
+        tasks: where the network has outputs by name, what each is; ``outputs`` is then the number of all.
+        class_weights: the weights of classes in the loss, by output ("" for the only one).
+        inputs: the shape of an example and the dtype of each input, where there are several, or one that is not an image.
     """
 
     image_shape: tuple[int, ...]
@@ -47,6 +80,17 @@ class DataFacts:
     images: str | None
     eval_size: int
     fingerprint: str | None
+    image_dtype: str = "uint8"
+    kind: str | None = None
+    tasks: tuple[TaskFacts, ...] = ()
+    class_weights: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    inputs: Mapping[str, tuple[tuple[int, ...], str]] = field(default_factory=dict)
+
+    @property
+    def output_names(self) -> Names | None:
+        """The names of the classes, by task where there are several outputs; what weights files keep."""
+        named = {task.name: task.class_names for task in self.tasks if task.class_names}
+        return named or self.class_names
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> DataFacts:
@@ -54,12 +98,11 @@ class DataFacts:
         shape = tuple(map(int, given["image_shape"]))
         if not 1 <= len(shape) <= 4:
             raise ValueError("expected the shape of an example")
-        names, columns = (None if given[key] is None else tuple(given[key]) for key in ("class_names", "columns"))
-        images, fingerprint = given["images"], given["fingerprint"]
-        if not all(
-            text is None or isinstance(text, str) for text in (images, fingerprint, *(names or ()), *(columns or ()))
-        ):
+        names, columns = _read_names(given, "class_names"), _read_names(given, "columns")
+        images, fingerprint, kind = given["images"], given["fingerprint"], given.get("kind")
+        if not all(text is None or isinstance(text, str) for text in (images, fingerprint, kind)):
             raise TypeError("names and digests must be texts")
+        weights = {str(name): tuple(map(float, each)) for name, each in given.get("class_weights", {}).items()}
         return cls(
             image_shape=shape,
             outputs=int(given["outputs"]),
@@ -68,7 +111,23 @@ class DataFacts:
             images=images,
             eval_size=int(given["eval_size"]),
             fingerprint=fingerprint,
+            image_dtype=str(given.get("image_dtype", "uint8")),
+            kind=kind,
+            tasks=tuple(map(TaskFacts.read, given.get("tasks", ()))),
+            class_weights=weights,
+            inputs={
+                str(name): (tuple(map(int, shape)), str(dtype))
+                for name, (shape, dtype) in given.get("inputs", {}).items()
+            },
         )
+
+
+def _read_names(given: Mapping[str, Any], key: str) -> tuple[str, ...] | None:
+    """The names under a key; raises TypeError if they are not texts."""
+    names = None if given[key] is None else tuple(given[key])
+    if not all(isinstance(name, str) for name in names or ()):
+        raise TypeError(f"{key} must be texts")
+    return names
 
 
 def write_flags(
@@ -112,7 +171,11 @@ def read_flags(out: pathlib.Path, *, decided: bool = False) -> dict[str, Any] | 
         try:
             with Npz(each) as npz:
                 body = json.loads(json.loads(npz.text("state.json"))["body"])
-            return {name: value for name, value in body["state"]["settings"].items() if name != FINGERPRINT}
+            return {
+                name: value
+                for name, value in body["state"]["settings"].items()
+                if name not in (FINGERPRINT, CLASS_WEIGHTS)
+            }
         except (FileError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             continue  # the resume itself says of a damaged checkpoint that it is
     return None

@@ -7,25 +7,27 @@ from collections.abc import Mapping
 
 from engine.training.loop import Event
 
-Sums = dict[str, tuple[float, int]]
+Sums = dict[str, tuple[float, float]]
 
 
 class StepMeans:
-    """The mean of each metric over the examples of the steps that were added since the last ``clear``.
+    """The mean of each metric over the examples that count in the steps that were added since the last ``clear``.
 
     ``sums`` are those of another one (``to_json``), with which this one goes on.
     """
 
-    def __init__(self, sums: Mapping[str, tuple[float, int]] | None = None) -> None:
-        self._sums: Sums = {name: (float(total), int(count)) for name, (total, count) in (sums or {}).items()}
+    def __init__(self, sums: Mapping[str, tuple[float, float]] | None = None) -> None:
+        self._sums: Sums = {name: (float(total), count) for name, (total, count) in (sums or {}).items()}
 
     def add(self, event: Event) -> None:
         """Adds a step; a metric that is not finite, as that of a skipped step may be, is left out."""
         assert event.result is not None
         for name, value in event.result.metrics.items():
-            if math.isfinite(number := float(value)):
+            weight = float(event.result.metric_weights.get(name, event.examples))
+            weight = int(weight) if weight.is_integer() else weight  # as counts are kept
+            if math.isfinite(number := float(value)) and weight:
                 total, count = self._sums.get(name, (0.0, 0))
-                self._sums[name] = (total + number * event.examples, count + event.examples)
+                self._sums[name] = (total + number * weight, count + weight)
 
     def means(self) -> dict[str, float]:
         """Returns the mean of each metric."""

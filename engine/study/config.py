@@ -25,6 +25,7 @@ _LIMITS = {
     "eval_examples": (0, 2**31),
     "seed": (0, 2**31 - 1),
 }
+_LOSSES = ("softmax", "sigmoid", "mse")  # those of all runners
 _OF_QUALITY = ("learning_rates", "seeds", "search", "schedule", "early_stop", "corrupt")
 _OF_COST = ("runners", "repeats", "learning_rate", "target_accuracy", "redo_disturbed", "histograms", "check_numerics")
 
@@ -98,7 +99,11 @@ class StudyConfig:
         source.check_source(self.data)
         if isinstance(self.image_size, str):
             resize.parse_image_size(self.image_size)
-        loss_names.check_loss(self.loss)
+        if self.loss not in _LOSSES:
+            raise loss_names.LossError(
+                f"loss={self.loss!r}: expected {', '.join(_LOSSES[:-1])} or {_LOSSES[-1]}, which all runners have"
+                f"{nearest(self.loss, list(_LOSSES))}"
+            )
         precision.parse(self.precision)
         if self.steps is not None and self.epochs is not None:
             raise InputError(

@@ -17,7 +17,7 @@ from engine.data import order
 from engine.errors import InputError
 from engine.files import Npz, write_npz
 from engine.reading import read_file
-from engine.recipes.task import Task
+from engine.recipes.task import Task, find_tokenizer
 from engine.selection.selection import select
 from engine.selection.variables import is_keras
 from engine.study.results import FORMAT
@@ -158,8 +158,10 @@ def choose_examples(source: data.Source, *, train: int | None, evaluation: int |
 def keep_examples(out: pathlib.Path, source: data.Source) -> None:
     """Keeps a study's examples in its folder, so that its runs need not read and decode all the others.
 
-    Examples with more bytes than a source keeps in memory are not kept: runs open the source itself.
+    Examples with more bytes than a source keeps in memory are not kept, nor others than images: runs open the source itself.
     """
+    if len(source.train.input_specs) > 1 or len(source.image_shape) != 3:
+        return
     parts = {"train": source.train, "val": source.eval}
     each = math.prod(source.image_shape) * source.train.image_dtype.itemsize
     if sum(map(len, parts.values())) * each > data.IMAGE_CACHE:
@@ -178,7 +180,12 @@ def open_examples(job: Job, out: pathlib.Path) -> data.Source:
     if (out / _EXAMPLES).exists():
         source = data.open_data(f"npz:{out / _EXAMPLES}", say=lambda line: None)  # the study has told them
         return dataclasses.replace(source, name=job.data)
-    source = data.open_data(job.data, eval_fraction=job.eval_fraction, image_size=job.image_size)
+    source = data.open_data(
+        job.data,
+        eval_fraction=job.eval_fraction,
+        image_size=job.image_size,
+        tokenizer=find_tokenizer(job.model, job.data, None),
+    )
     return choose_examples(source, train=job.train_examples, evaluation=job.eval_examples)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import tensorflow as tf
 
 from engine import host, locks, writing
+from engine.data.source import OF_FILES
 from engine.errors import InputError
 from engine.files import write_json, write_npz
 from engine.locks import InUseError
@@ -218,14 +219,15 @@ def _open_setting(config: StudyConfig, say: Callable[[str], None] | None) -> Set
     """Data, model and weights, and the job that follows from them."""
     shared = {name: getattr(config, name) for name in SHARED}
     task = Task.open(**shared, image_size=config.image_size, say=say)
-    _check_comparable(config, task)
+    check_comparable(config, task)
     if say is not None and task.weights is not None:
         say(f"weights: {task.weights.text}")
     whole = config.measures_quality  # as finetune trains and evaluates
     train = _count(config.train_examples, None if whole else _TRAIN_EXAMPLES, len(task.source.train))
     evaluation = _count(config.eval_examples, None if whole else _EVAL_EXAMPLES, len(task.source.eval))
     chosen = choose_examples(task.source, train=train, evaluation=evaluation)
-    resized = config.image_size is not None or config.data.startswith("folder:")
+    resized = config.image_size is not None or config.data.partition(":")[0] in (*OF_FILES, "tfds")
+    resized &= len(chosen.image_shape) == 3
     sha256 = task.source.fingerprint()
     task = dataclasses.replace(task, source=chosen)
     steps = _count_steps(config, task)
@@ -345,7 +347,7 @@ def summarize_left_out(left_out: Sequence[Mapping[str, str]]) -> list[str]:
     return [f"{', '.join(runners)} on {', '.join(strategies)}: {why}" for why, (strategies, runners) in found.items()]
 
 
-def _check_comparable(config: StudyConfig, task: Task) -> None:
+def check_comparable(config: StudyConfig, task: Task) -> None:
     """Raises InputError unless the study can compare strategies on these data."""
     part, name = task.source.train, task.source.name
     if task.source.tasks or part.columns or part.labels.ndim > 2:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from compat_v1.graphs import safety
 from compat_v1.graphs.endpoints import Graph, producer, tensor_name
 from compat_v1.graphs.extract import list_variables
 from compat_v1.graphs.metagraph import MetaGraph, read_metagraph
@@ -17,9 +16,10 @@ from compat_v1.graphs.original import read_value
 from compat_v1.models.losses import make_loss
 from compat_v1.models.network import GraphNetwork
 from compat_v1.models.old_graph import OldGraph
-from compat_v1.models.precision import widen_graph
 from compat_v1.models.weights import read_values
 from engine import porting
+from engine.graphs import safety
+from engine.graphs.widening import widen_graph
 from engine.selection.selection import select
 from engine.training.optimizers import build_optimizer
 from engine.training.step import TrainStep

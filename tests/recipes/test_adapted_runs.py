@@ -211,7 +211,7 @@ def test_a_bottleneck_is_exported_as_it_is_and_not_written_as_whole_weights(runs
 
 
 BAD = {
-    "graph": ({"model": "graph:old.pb", "loss": "softmax"}, "whose operations have no layers to adapt"),
+    "graph": ({"model": "graph:old.pb", "loss": "softmax"}, "which has no layers to adapt"),
     "depth": ({"plan": "depth", "memory_budget": "4GB"}, "give --plan=micro_batches"),
     "syntax": ({"adapt": "lora @mlp"}, "lora needs its rank"),
 }

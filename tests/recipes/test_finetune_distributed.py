@@ -21,7 +21,7 @@ Call = Callable[..., tuple[int, str, str]]
 MODEL = ("--model=vit:mini,depth=2", "--weights=none", "--precision=float64", "--batch_size=5", "--seed=4")
 PHASES = ("--phase=name=all steps=2 train=@all", "--phase=name=head steps=4 train=@head", "--clip_norm=1", "--ema=0.9")
 VIEWS = ("--augment=flip,crop", "--cache_views=2")
-OFTEN = ("--checkpoint_every=1", "--keep=9", "--eval_every=2", "--log_every=1")
+OFTEN = ("--checkpoint_every=1", "--keep=9", "--eval_every=2", "--log_every=1", "--metrics=f1,auc,confusion")
 
 # The program, with a cache wherever there is a frost line, and a change before it begins
 PROGRAM = """
@@ -123,7 +123,8 @@ def test_two_workers_make_the_run_of_one_device_and_one_device_goes_on_with_thei
     assert ours["freeze_proof"] == one["freeze_proof"]
     for mine, theirs in zip(evaluations(out), evaluations(alone), strict=True):
         assert mine["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=1e-10)
-        assert mine["eval_accuracy"] == theirs["eval_accuracy"]
+        for name in ("eval_accuracy", "eval_f1", "eval_auc", "eval_confusion"):
+            assert mine[name] == theirs[name]
     assert evaluations(out)[0]["eval_loss"] == evaluations(alone)[0]["eval_loss"]  # of the same weights: the same bits
     assert ours["final"]["test_accuracy"] == one["final"]["test_accuracy"]
     assert [(row["name"], row["used"], row["computed_rows"]) for row in ours["cache"]["phases"]] == [

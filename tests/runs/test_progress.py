@@ -16,7 +16,7 @@ from engine.runs.step_means import StepMeans
 
 def event(kind: str, step: int, *, seconds: float = 0.0, accuracy: float = 0.0, examples: int = 1) -> Any:
     stage = SimpleNamespace(phase=SimpleNamespace(name="p"), selection=SimpleNamespace(trained_parameters=1))
-    result = SimpleNamespace(loss=1.0, metrics={"accuracy": accuracy})
+    result = SimpleNamespace(loss=1.0, metrics={"accuracy": accuracy}, metric_weights={})
     return SimpleNamespace(
         kind=kind, state=SimpleNamespace(step=step), stage=stage, result=result, seconds=seconds, examples=examples
     )

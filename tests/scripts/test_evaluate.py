@@ -24,7 +24,7 @@ def test_a_run_is_evaluated_and_what_it_confuses_is_written(
     weights = f"--weights={photo_run.out}/checkpoints/step-00000012.npz"
     asked = [
         [run, f"--out={out}", "--corrupt=noise:3,jpeg:1"],
-        [run, "--part=test"],
+        [run, "--part=test", "--metrics=f1,confusion"],
         [run, "--part=test", "--interpolate=0.5,1", f"--out={tmp_path / 'between'}"],
         ["--model=cnn:mini", weights, "--image_size=16", f"--data=folder:{photos}"],
         [run, f"--data=folder:{photos}/nowhere"],
@@ -33,6 +33,7 @@ def test_a_run_is_evaluated_and_what_it_confuses_is_written(
         ["--model=cnn:mini", weights],
         [run, "--data=photos"],
         [run, "--corrupt=blur:9"],
+        [run, "--metrics=f1,acc"],
         [run, "--interpolate=2"],
         ["--model=cnn:mini", weights, f"--data=folder:{photos}", "--interpolate=auto"],
     ]
@@ -71,6 +72,8 @@ def test_a_run_is_evaluated_and_what_it_confuses_is_written(
 
     assert test[0] == 0
     assert f"loss:              {final['test_loss']:.6f} (the run's own, to the bit)" in test[1]
+    assert "\nf1:                0." in test[1]
+    assert "\nconfusion:         in evaluation.json" in test[1]
     assert between[0] == 0, between[2]
     chosen = json.loads((tmp_path / "between/evaluation.json").read_text())["interpolation"]
     assert f"ratio:   {chosen['ratio']:g}, the best on the 21 examples of the evaluation part\n" in between[1]
@@ -89,6 +92,7 @@ def test_a_run_is_evaluated_and_what_it_confuses_is_written(
             "only a --run has data of its own",
             "data='photos'",
             "`blur:9`: expected a strength from 1 to 3",
+            "`acc` is not a metric; expected some of accuracy",
             "interpolate='2': `2`: expected auto, or numbers from 0 to 1",
             "only a --run says from which weights it began",
         ),

@@ -60,7 +60,7 @@ def here(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Pat
         ),
         (["--model=py:bad_factories:raises"], "bad_factories:raises((28, 28, 1), 10) raised RuntimeError: boom"),
         (["--model=py:bad_factories:ends"], "bad_factories:ends((28, 28, 1), 10) raised SystemExit: 0"),
-        (["--model=py:bad_factories:nothin"], "bad_factories has no function 'nothin'; nearest: nothing"),
+        (["--model=py:bad_factories:nothin"], "bad_factories has no 'nothin'; nearest: nothing"),
         (["--model=py:no_such_module:f"], "importing no_such_module raised ModuleNotFoundError"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",

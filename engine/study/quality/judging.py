@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from engine.data import Part, corruptions
+from engine.data.batch_names import join_inputs
 from engine.data.corruptions import Corruption
 from engine.porting.deltas.interpolation import RATIOS, interpolate
 from engine.recipes.config import FinetuneConfig
@@ -241,13 +242,16 @@ def _predictor(stand: Stand) -> Predictor:
             image_shape=task.source.image_shape,
             loss=task.kind,
             class_names=task.class_names,
+            inputs=task.source.train.input_specs,
         )
     return stand.predictor
 
 
 def _outputs(predictor: Predictor, part: Part) -> np.ndarray:
     """The outputs for all examples of a part, [n, C]."""
-    found = [predictor.outputs(predictor.prepare(part.read(some)["image"])) for some in _pieces(len(part))]
+    each = (join_inputs(part.read(some)) for some in _pieces(len(part)))
+    prepare = predictor.prepare if len(part.image_shape) == 3 and not part.inputs else lambda inputs: inputs
+    found = [predictor.outputs(prepare(inputs)) for inputs in each]
     outputs = np.concatenate(found)
     predictor.probabilities(outputs)  # its complaint about values that are not finite
     return outputs

@@ -1,0 +1,93 @@
+"""Draws images with the outlines of their masks, the true and the predicted ones. Needs matplotlib (the extra ``report``)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+
+from engine.data.part import IGNORED
+from engine.files import PathLike, write_bytes
+from engine.selection.layer_groups import elide_middle
+
+NAME = "predictions.png"
+MOST = 6  # images
+_NAMED = 12  # classes up to which a legend names them
+_COLOURS = 9  # that are told apart
+_SCALE = 3  # a pixel of an image becomes so many, so that outlines are thin
+
+
+def choose_examples(count: int) -> np.ndarray:
+    """The positions of the examples that are drawn: at most ``MOST``, evenly spread over all.
+
+    Example:
+        >>> choose_examples(3).tolist(), choose_examples(12).tolist()
+        ([0, 1, 2], [0, 2, 4, 6, 8, 10])
+    """
+    return np.arange(count)[:: max(1, count // MOST)][:MOST]
+
+
+def find_outlines(labels: np.ndarray) -> np.ndarray:
+    """Which pixels of labels [height, width] have a neighbour to the left, right, above or below of another class.
+
+    Those of the class 0, the background, are left out, and so are ignored ones.
+    """
+    padded = np.pad(labels, 1, mode="edge")
+    other = np.zeros(labels.shape, bool)
+    for rows, columns in ((slice(0, -2), slice(1, -1)), (slice(2, None), slice(1, -1)), (slice(1, -1), slice(0, -2)), (slice(1, -1), slice(2, None))):  # fmt: skip
+        other |= padded[rows, columns] != labels
+    return other & (labels != 0) & (labels != IGNORED)
+
+
+def draw_masks(
+    path: PathLike, images: np.ndarray, truths: np.ndarray, predictions: np.ndarray, names: Sequence[str]
+) -> None:
+    """Draws each image twice, with the outlines of its true and of its predicted classes; ignored pixels are greyed.
+
+    Args:
+        images: uint8 or float in [0, 1], [n, height, width, 1 or 3].
+        truths, predictions: classes [n, height, width], ``IGNORED`` where a pixel does not count.
+        names: the names of the classes.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    colours = matplotlib.colormaps["Set1"]  # red first, which is seen on dark and on bright images
+    height, width = images.shape[1:3]
+    across = 5.0
+    figure = Figure(
+        figsize=(across, len(images) * across / 2 * height / width + 1.0), facecolor="white", layout="constrained"
+    )
+    for row, (image, truth, prediction) in enumerate(zip(images, truths, predictions, strict=True)):
+        for column, (labels, title) in enumerate(((truth, "truth"), (prediction, "prediction"))):
+            axes = figure.add_subplot(len(images), 2, 2 * row + column + 1)
+            axes.imshow(_outlined(image, labels, truth == IGNORED, colours))
+            axes.axis("off")
+            if row == 0:
+                axes.set_title(title, fontsize=9, color="#1b2733")
+    used = [number for number in np.unique([truths, predictions]).tolist() if 0 < number < len(names)]
+    if len(used) <= _NAMED:
+        shown = [
+            Patch(color=colours((number - 1) % _COLOURS), label=elide_middle(names[number], 24)) for number in used
+        ]
+        legend = figure.legend(handles=shown, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # names come from users: a $ in them does not begin a formula
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150)
+    write_bytes(path, picture.getvalue())
+
+
+def _outlined(image: np.ndarray, labels: np.ndarray, ignored: np.ndarray, colours: object) -> np.ndarray:
+    """An image as float RGB, ``_SCALE`` times as large, with the outlines of its classes in their colours."""
+    image = image[..., :3] if image.shape[-1] >= 3 else image[..., :1]  # of other channels there is no picture
+    shown = image.astype(np.float64) / (255.0 if image.dtype == np.uint8 else 1.0)
+    shown = np.repeat(shown, 3, axis=-1) if shown.shape[-1] == 1 else shown.copy()
+    shown[ignored] = 0.5 * shown[ignored] + 0.4
+    shown, large = (each.repeat(_SCALE, axis=0).repeat(_SCALE, axis=1) for each in (shown, labels))
+    edges = find_outlines(large)
+    for number in np.unique(large[edges]):
+        shown[edges & (large == number)] = colours((int(number) - 1) % _COLOURS)[:3]  # type: ignore[operator]
+    return shown

@@ -2,7 +2,7 @@
 
 The labels of an example are its boxes, float32 [K, 5]: class, x1, y1, x2, y2, where the edges are shares of the width and
 height of the input (0 is its left or upper edge, 1 its right or lower one). K is the most boxes that an image has; a row of
-class -1 is no box.
+class -1 is not a box.
 """
 
 from __future__ import annotations

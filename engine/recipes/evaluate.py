@@ -60,7 +60,7 @@ def evaluate(
         InputError: the examples that are to be corrupted are not images.
     """
     if corrupt and not all(each.is_image for each in examples.part.input_specs.values()):
-        raise InputError(f"corrupt: {examples.source.name} has inputs that are no images; leave it out")
+        raise InputError(f"corrupt: {examples.source.name} has inputs that are not images; leave it out")
     if opened.tasks and corrupt:
         raise InputError(f"corrupt: the model has several outputs, {join_words(opened.tasks)}; leave it out")
     specs, dense = examples.part.input_specs, examples.part.dense

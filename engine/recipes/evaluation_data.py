@@ -214,7 +214,7 @@ def _fit_boxes(opened: OpenedRun, source: Source, part: Part, say: Callable[[str
             f"data={source.name}: the model finds no {join_words(unknown)}; its classes are {join_words(known, most=20)}"
         )
     say("data:    the classes are matched with those of the model by their names")
-    order = np.array([*(known.index(name) for name in given), -1], np.float32)  # the last one is no box
+    order = np.array([*(known.index(name) for name in given), -1], np.float32)  # the last one is not a box
     labels = part.labels.copy()
     labels[..., 0] = order[part.labels[..., 0].astype(np.int64)]
     return dataclasses.replace(part, labels=labels)

@@ -124,7 +124,7 @@ class Execution:
                     self._draw_lines(directory)
             try:
                 self._draw_predictions(code)
-            except Exception as error:
+            except Exception as error:  # a picture must not cost a trained run its record
                 self.listener.say(f"predictions.png was not drawn: {type(error).__name__}: {error}")
             return directory.finish(
                 outcome,

@@ -79,7 +79,7 @@ class Predictor:
         """Probabilities of images, float64 [n, classes]; for the loss "mse", the values themselves.
 
         Of a model with a class for each pixel, they are [n, height, width, classes].
-        For the loss "centers", boxes, float64 [n, most, 6]: class (-1 is no box), score, x1, y1, x2, y2, the best first, with
+        For the loss "centers", boxes, float64 [n, most, 6]: class (-1 is not a box), score, x1, y1, x2, y2, the best first, with
         edges as shares of the width and height of ``image_shape``.
 
         Args:

@@ -2,7 +2,7 @@
 
 Outputs are maps [B, h, w, C + 4]: for each of C classes the logit of an object's centre lying in a cell, then width and
 height of the object, and the place of its centre within the cell (x, y), all four in cells. Boxes are [B, K, 5]: class, x1,
-y1, x2, y2 with edges as shares of the image's width and height; class -1 is no box.
+y1, x2, y2 with edges as shares of the image's width and height; class -1 is not a box.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def find_boxes(outputs: Any, most: int = 100) -> Any:
 
     They are the ``most`` cells with the highest scores among those that none of the 8 cells around exceeds (of the same
     class), or all cells and classes if there are fewer. Edges are shares of the image's width and height, and are cut at
-    its border; a row of class -1 and score 0 is no box.
+    its border; a row of class -1 and score 0 is not a box.
     """
     height, width, channels = outputs.shape[1:]
     classes = channels - GEOMETRY

@@ -16,7 +16,7 @@ SIZE = (40, 60)
 
 
 def make_part(count: int = 24) -> Part:
-    """Images with one white box each on grey, away from the middle, and a row that is no box."""
+    """Images with one white box each on grey, away from the middle, and a row that is not a box."""
     rng = np.random.default_rng(0)
     images = np.full([count, *SIZE, 3], 64, np.uint8)
     labels = np.zeros([count, 2, 5], np.float32)

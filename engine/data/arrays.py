@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import pathlib
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from engine.data.batch_names import WEIGHT
 from engine.data.decode import as_form
 from engine.data.header import BadImageError
 from engine.data.idx import holds_idx, read_idx_folder
+from engine.data.image_files import Say, printable
 from engine.data.image_options import DEFAULT, ImageForm, ImageOptions
+from engine.data.named_weights import check_weights
 from engine.data.part import DataError, Part, Source, check_labels, number_classes
 from engine.data.resize import Size, resize_all
 from engine.files import FileError, Npz
-from engine.text import join_words
+from engine.text import join_some, join_words
 
 FASHION = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 DEBIAN = pathlib.Path("/usr/share/datasets/fashion-mnist")  # from the package dataset-fashion-mnist
@@ -33,14 +37,18 @@ def load_npz(
     size: Size | None,
     budget: int,
     options: ImageOptions = DEFAULT,
+    say: Say = lambda line: None,
 ) -> Source:
     """Reads the arrays train_*, test_* and val_* of an .npz file, and ``class_names`` if the file has it.
+
+    They are images, labels, and optionally weights [n], which say how much each example counts.
 
     Args:
         spec: the name of the source, for error messages.
         classes: the class names if the file has none.
         size, budget: the (height, width) that images are resized to, or None; the bytes that they may take then.
         options: how they are resized, and what becomes of NaN.
+        say: is called with a line on arrays of the file that are not read.
 
     Raises:
         DataError: the file cannot be read, or its arrays do not fit together.
@@ -58,9 +66,18 @@ def load_npz(
                 if f"{prefix}_images" in names or f"{prefix}_labels" in names
             }
             named = [str(name) for name in npz.read("class_names").ravel()] if "class_names" in names else None
+            weights = {prefix: npz.read(name) for prefix in arrays if (name := f"{prefix}_weights") in names}
     except FileError as error:
         raise DataError(f"data={spec}: {error}") from None
-    return _source(spec, arrays, named or classes, size=size, budget=budget, options=options)
+    read = {"class_names", *(f"{prefix}_{what}" for prefix in arrays for what in ("images", "labels", "weights"))}
+    tell_unread(spec, set(names) - read, say=say)
+    return _source(spec, arrays, named or classes, size=size, budget=budget, options=options, weights=weights)
+
+
+def tell_unread(spec: str, names: Collection[str], *, say: Say) -> None:
+    """Tells ``say`` which arrays of an .npz file were not read, if there are any."""
+    if names:
+        say(f"data: {spec}: not read: {printable(join_some(sorted(names)))}")
 
 
 def load_idx(
@@ -113,6 +130,7 @@ def _source(
     size: Size | None,
     budget: int,
     options: ImageOptions,
+    weights: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> Source:
     checked = {prefix: _checked(spec, prefix, *pair, options) for prefix, pair in arrays.items()}
     train_images, train_labels = checked["train"]
@@ -134,8 +152,11 @@ def _source(
         pad = options.image_fit == "pad"
         fitted = images if size is None else resize_all(images, size, budget=budget, pad=pad)
         budget -= fitted.nbytes if isinstance(fitted, np.ndarray) and fitted is not images else 0
-        parts[prefix] = Part(fitted, labels, np.arange(len(images), dtype=np.int64))
-    columns = given if given and train_labels.ndim == 2 and len(given) == train_labels.shape[1] else ()
+        columns = {}
+        if prefix in weights:
+            columns[WEIGHT] = check_weights(f"data={spec}: {prefix}_weights", weights[prefix], len(images))
+        parts[prefix] = Part(fitted, labels, np.arange(len(images), dtype=np.int64), columns=columns)
+    named_columns = given if given and train_labels.ndim == 2 and len(given) == train_labels.shape[1] else ()
     return Source(
         spec,
         tuple(classes),
@@ -143,7 +164,7 @@ def _source(
         parts.get("val", parts["train"]),
         parts.get("test"),
         named=given is not None,
-        columns=tuple(columns),
+        columns=tuple(named_columns),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from engine.data.batch_names import LABEL, WEIGHT, is_input
+from engine.data.named_weights import check_weights
 from engine.data.part import IGNORED, DataError, Part, Source, Target, number_classes
 from engine.text import join_words, nearest
 
@@ -277,9 +278,7 @@ def _as_column(about: str, name: str, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind not in "iufb":
         raise DataError(f"{about} is {array.dtype}; expected classes as whole numbers from 0, or targets as floats")
     if name.partition("/")[0] == WEIGHT:
-        if array.ndim != 1 or not np.isfinite(array).all() or (array < 0).any():
-            raise DataError(f"{about}: expected [m] finite numbers of at least 0")
-        return array.astype(np.float32)
+        return check_weights(about, array, len(array))
     if array.ndim == 3 and array.dtype.kind in "iu":
         return array  # a class for each pixel, of which there are many
     return array.astype(np.float32 if array.dtype.kind == "f" else np.int64)

@@ -93,6 +93,11 @@ class ImageFiles:
         """The number of images in memory."""
         return len(self._kept)
 
+    @property
+    def paths(self) -> Sequence[str]:
+        """The paths of all images in the folder, as the data name them."""
+        return self._names
+
     def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
         out = np.empty((len(numbers), *self.shape[1:]), self.dtype)
         held = self._held(numbers)

@@ -201,10 +201,11 @@ def _open_arrays(request: SourceRequest) -> Source:
     if spec == EMBEDDED:
         file = pathlib.Path(__file__).with_name("fashion_mnist_mini.npz")
         return arrays.load_npz(spec, file, arrays.FASHION, **given)
+    if spec.startswith("npz:"):
+        return arrays.load_npz(spec, rest, **given, say=request.say)
     if spec == "fashion_mnist":
         return arrays.load_fashion_mnist(spec, **given)
-    load = arrays.load_npz if spec.startswith("npz:") else arrays.load_idx
-    return load(spec, rest, **given)
+    return arrays.load_idx(spec, rest, **given)
 
 
 def uses_own_moments(spec: str) -> bool:

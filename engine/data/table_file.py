@@ -7,8 +7,11 @@ import pathlib
 import numpy as np
 
 from engine.data import features as vectors
+from engine.data.arrays import tell_unread
+from engine.data.batch_names import WEIGHT
 from engine.data.features import Features
 from engine.data.manifest_options import ManifestOptions
+from engine.data.named_weights import check_weights
 from engine.data.part import DataError, Part, Source, check_labels, number_classes
 from engine.data.source_request import SourceRequest
 from engine.files import FileError, Npz
@@ -19,8 +22,8 @@ _PREFIXES = {"train": "", "val": "val_", "test": "test_"}
 def open_npz_table(request: SourceRequest, options: ManifestOptions) -> Source:
     """Opens vectors "x" [n, D] and labels "y" (classes [n], or numbers [n] or [n, C]) of an .npz file.
 
-    "val_x", "val_y", "test_x" and "test_y" are further parts, and "class_names" the names of the classes. Raises DataError
-    if arrays are missing or do not fit together.
+    "weight" [n] may say how much each example counts. "val_x", "val_y" and so on, and "test_x", are further parts, and
+    "class_names" the names of the classes. Raises DataError if arrays are missing or do not fit together.
     """
     about = request.about
     request.refuse_image_options()
@@ -32,6 +35,7 @@ def open_npz_table(request: SourceRequest, options: ManifestOptions) -> Source:
     if given:
         raise DataError(f"{about}: {given[0]}: an .npz file has no columns; it takes only standardise")
     arrays: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    weights: dict[str, np.ndarray] = {}
     try:
         with Npz(pathlib.Path(options.file)) as npz:
             names = npz.names()
@@ -42,9 +46,13 @@ def open_npz_table(request: SourceRequest, options: ManifestOptions) -> Source:
                     raise DataError(f"{about}: the file has no {lacks}; it has {', '.join(names) or 'no arrays'}")
                 if there:
                     arrays[part] = npz.read(f"{prefix}x"), npz.read(f"{prefix}y")
+                if there and f"{prefix}{WEIGHT}" in names:
+                    weights[part] = npz.read(f"{prefix}{WEIGHT}")
             named = [str(name) for name in npz.read("class_names").ravel()] if "class_names" in names else None
     except FileError as error:
         raise DataError(f"{about}: {error}") from None
+    read = {"class_names", *(f"{_PREFIXES[part]}{name}" for part in arrays for name in ("x", "y", WEIGHT))}
+    tell_unread(request.spec, set(names) - read, say=request.say)
     checked = {part: _check(request, _PREFIXES[part], *pair) for part, pair in arrays.items()}
     x, y = checked["train"]
     classes: tuple[str, ...] = ()
@@ -62,7 +70,10 @@ def open_npz_table(request: SourceRequest, options: ManifestOptions) -> Source:
             )
         check_labels(request.spec, f"{_PREFIXES[part]}y", labels, len(classes))
         vector = Features(features, [f"x{number}" for number in range(features.shape[1])])
-        parts[part] = Part(vector, labels, np.arange(len(labels)), input_name=vectors.NAME)
+        columns = {}
+        if part in weights:
+            columns[WEIGHT] = check_weights(f"{about}: {_PREFIXES[part]}{WEIGHT}", weights[part], len(labels))
+        parts[part] = Part(vector, labels, np.arange(len(labels)), input_name=vectors.NAME, columns=columns)
     train = parts["train"]
     return Source(
         request.spec, classes, train, parts.get("val", train), parts.get("test"), named=bool(named and classes)

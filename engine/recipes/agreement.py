@@ -46,15 +46,15 @@ def agree_on_job(
     distribution: Distribution,
     computing: Computing,
     source: Source,
-    content: tuple[str, Any],
+    content: tuple[str, Any, str | None],
     stages: Sequence[Stage],
     plan: Mapping[str, Any],
 ) -> None:
     """Raises DisagreementError if workers compute otherwise, or have other data or phases.
 
-    ``content`` is the fingerprint of the data, and the weights of their classes.
+    ``content`` is the fingerprint of the data, the weights of their classes, and the digest of those of their examples.
     """
-    fingerprint, class_weights = content
+    fingerprint, class_weights, sample_weights = content
     if distribution.workers == 1:
         return
     data = {
@@ -62,6 +62,7 @@ def agree_on_job(
         for name, part in (("train", source.train), ("eval", source.eval), ("test", source.test))
     }
     data |= {} if class_weights is None else {"class weights": class_weights}
+    data |= {} if sample_weights is None else {"sample weights": {"SHA-256": sample_weights[:16]}}
     labels = b"" if source.test is None else source.test.index.tobytes() + source.test.labels.tobytes()
     labels += b"" if source.test is None else b"".join(values.tobytes() for values in source.test.columns.values())
     data["content (SHA-256)"] = {"train and eval": fingerprint[:16], "test labels": hashlib.sha256(labels).hexdigest()[:16]}  # fmt: skip

@@ -127,6 +127,7 @@ class FinetuneConfig:
     loss: str = "softmax"
     label_smoothing: float = 0.0
     class_weights: str | None = None
+    sample_weights: str | None = None
     train: str | None = None
     auto_freeze: str | None = None
     phase: tuple[str, ...] = ()

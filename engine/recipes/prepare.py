@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -26,7 +27,7 @@ from engine.recipes.plan import choose_plan
 from engine.recipes.stages import requested_phases, resolve_stages
 from engine.recipes.task import Task
 from engine.runs import run_directory
-from engine.runs.saved_flags import CLASS_WEIGHTS, FINGERPRINT, read_flags
+from engine.runs.saved_flags import CLASS_WEIGHTS, FINGERPRINT, SAMPLE_WEIGHTS, read_flags
 from engine.seeds import seed_global_generators
 from engine.training import checkpoint
 from engine.training.checkpoint import Checkpoint, RunState
@@ -85,7 +86,7 @@ def prepare_job(
         return choose_plan(config, task, stages, **given, share=distribution.share)
 
     plan, step, stages, forecasters = _choose_together(config, distribution, saved, choose)
-    data = settings[FINGERPRINT], settings.get(CLASS_WEIGHTS)
+    data = settings[FINGERPRINT], settings.get(CLASS_WEIGHTS), settings.get(SAMPLE_WEIGHTS)
     agree_on_job(distribution, computing, task.source, data, stages, plan.to_json())
 
     def restore() -> None:
@@ -164,6 +165,8 @@ def _build(
     settings[FINGERPRINT] = task.source.fingerprint()
     if weights := list_class_weights(task.outputs):  # those of a file may have changed
         settings[CLASS_WEIGHTS] = {name: list(values) for name, values in weights.items()}
+    if task.sample_weights is not None:
+        settings[SAMPLE_WEIGHTS] = hashlib.sha256(task.sample_weights.tobytes()).hexdigest()
     if found is not None:
         run_directory.check_settings(found, settings, warn=listener.say)
         checkpoint.restore(found[0], task.variables)
@@ -223,7 +226,7 @@ def _choose_together(
 def _open_task(config: FinetuneConfig, precision: str, listener: Listener) -> Task:
     fields = (
         "data model head loss image_size seed eval_fraction train_examples bad_images image_cache parts masks max_tokens "
-        "label_smoothing class_weights metrics batch_size augment adapt"
+        "label_smoothing class_weights sample_weights metrics batch_size augment adapt"
     )
     given = {name: getattr(config, name) for name in fields.split()}
     given |= {"graph": config.graph_options(), "image_options": config.image_options()}

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from engine import data as sources
 from engine import models, part_times
 from engine.audit.forget_bias import check_forget_biases
@@ -31,6 +33,7 @@ from engine.recipes.outputs import (
     list_class_weights,
     plan_outputs,
 )
+from engine.recipes.sample_weights import find_weights, weigh_part
 from engine.selection.variables import ModelVariables, name_variables
 from engine.sizes import parse_bytes
 from engine.training import losses
@@ -57,6 +60,7 @@ class Task:
         image_options: how image files and float images became arrays.
         weights: what was loaded; None when the weights have not been loaded yet.
         outputs: what each output of the network is trained on, and what it means.
+        sample_weights: how much each training example counts in the loss, float32 [m] by position; None if all count alike.
         metrics: what evaluations compute beside the loss, by the name of the output ("" for the only one).
 
     Example:
@@ -81,6 +85,7 @@ class Task:
     weights: LoadedWeights | None = None
     image_options: ImageOptions = DEFAULT
     outputs: tuple[Output, ...] = ()
+    sample_weights: np.ndarray | None = None
     metrics: Mapping[str, tuple[Metric, ...]] = field(default_factory=dict)
 
     @classmethod
@@ -109,6 +114,7 @@ class Task:
         max_tokens: int | None = None,
         label_smoothing: float = 0.0,
         class_weights: str | None = None,
+        sample_weights: PathLike | None = None,
         metrics: str = "",
         batch_size: int = 64,
         augment: str | Sequence[str] = (),
@@ -120,13 +126,12 @@ class Task:
             data, model: a source or its name (``engine.open_data``), and the name of a model (``engine.build_model``).
             weights: as in ``engine.load_weights``; None loads nothing yet (``with_weights`` does so later).
             adapt: adapters such as ``lora:rank=8 @attention``, which loading weights attaches; graph: for ``graph:PATH``, as in ``engine.build_model``.
-            head, loss, precision, seed, rules, force_base, label_smoothing, class_weights: as the flags of ``finetune``.
+            head, loss, precision, seed, rules, force_base, label_smoothing, class_weights, sample_weights, metrics: flags of ``finetune``.
             image_size: pixels: N, (height, width), or a text such as ``192x256``. By default image files are resized to the
                 size that the model is made for, and other data are left as they are.
             eval_fraction, train_examples, bad_images, image_cache, parts, masks: as in ``engine.open_data``; only with a name.
             image_options: how image files and float images become arrays, ``images`` of ``engine.open_data``.
             max_tokens: the tokens of an example of ``text:PATH``; None means 128, or all that the model takes if that is less.
-            metrics: figures that evaluations compute beside the loss, as the flag of ``finetune``.
             batch_size, augment: the defaults of ``train_batches``.
             say: is called with a line on what was left out or decided, and on slow progress; None tells nobody.
 
@@ -137,24 +142,25 @@ class Task:
         asked = parse_losses(loss, label_smoothing=label_smoothing, class_weights=class_weights)
         given: dict[str, Any] = {"eval_fraction": eval_fraction, "train_examples": train_examples}
         given |= {"image_size": image_size, "masks": masks, "max_tokens": max_tokens}
-        opening: dict[str, Any] = {"bad_images": bad_images, "image_cache": image_cache, "parts": parts}
-        source = _open_source(data, model, given, **opening, images=image_options, say=say)
-        source = fit_source(source, asked)
+        opening: dict[str, Any] = {"bad_images": bad_images, "image_cache": image_cache, "parts": parts, "say": say}
+        source = fit_source(_open_source(data, model, given, **opening, images=image_options), asked)
+        weighed = find_weights(sample_weights, source.train, loss, say)
         check_head(source, model, head, loss)
         planned = plan_outputs(source, asked, say=say)
         built = _build(source, model, planned, numbers, head=head, seed=seed, graph=graph)
         request_adapters(built, adapt, seed=seed)
-        outputs = {o.name: (o.kind, built.tasks.get(o.name, built.outputs)) for o in planned}
-        figures = choose_metrics(metrics, outputs, dense=source.train.dense)
-        beside: dict[str, Any] = {"class_weights": list_class_weights(planned), "metrics": figures}
+        kinds = {o.name: (o.kind, built.tasks.get(o.name, built.outputs)) for o in planned}
+        beside: dict[str, Any] = {"metrics": choose_metrics(metrics, kinds, dense=source.train.dense)}
+        own = beside | {"class_weights": list_class_weights(planned), "label_smoothing": label_smoothing}
         task = cls(
             source=source,
             model=built,
             variables=name_variables(built.network),
             loss=loss,
-            loss_fn=make_loss(built, loss, label_smoothing=label_smoothing, **beside),
+            loss_fn=make_loss(built, loss, **own),
             outputs=planned,
-            metrics=figures,
+            sample_weights=weighed,
+            **beside,
             numbers=numbers,
             seed=seed,
             batch_size=batch_size,
@@ -162,7 +168,6 @@ class Task:
             image_options=image_options,
         )
         task._check_outputs()
-        task.train_batches()  # its complaints come before the weights are read
         return task if weights is None else task.with_weights(weights, rules=rules, force_base=force_base)
 
     @part_times.part("weights")
@@ -231,6 +236,11 @@ class Task:
         return own if self.images is None else models.images_as(self.images, self.source.image_shape)
 
     @property
+    def train_part(self) -> sources.Part:
+        """The training part of the data, whose examples also have the weights that were given for them."""
+        return weigh_part(self.source.train, self.sample_weights)
+
+    @property
     def per_epoch(self) -> int:
         """The number of steps in an epoch."""
         return -(-len(self.source.train) // self.batch_size)
@@ -247,7 +257,7 @@ class Task:
         Errors are those of ``TrainBatches``.
         """
         return sources.TrainBatches(
-            self.source.train,
+            self.train_part,
             batch_size=self.batch_size if batch_size is None else batch_size,
             seed=self.seed,
             augment=self.augment if augment is None else augment,
@@ -263,7 +273,7 @@ class Task:
         )
 
     def _check_outputs(self) -> None:
-        """Raises DataError unless the labels are classes, or columns, that the model has."""
+        """Raises DataError unless the labels are classes, or columns, that the model has, and batches can be made."""
         if self.outputs[0].kind == "mse" and self.source.classes and self.source.name.startswith("text:"):
             raise DataError(
                 f"data={self.source.name}: the labels are {len(self.source.classes)} classes; target=COLUMN instead of "
@@ -282,6 +292,7 @@ class Task:
                     f"model={self.model.name!r}: it has {outputs} outputs{_of(output)}; loss {output.loss.kind} on "
                     f"{view.name} needs {output.count}"
                 )
+        self.train_batches()  # its complaints come before the weights are read
 
 
 def _of(output: Output) -> str:

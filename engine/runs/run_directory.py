@@ -16,7 +16,7 @@ from engine.porting.deltas.adapters import AdaptersRecord
 from engine.runs import card, picture, records, started
 from engine.runs.existing import RunDirectoryError, check_out
 from engine.runs.flag_file import write_flag_file
-from engine.runs.saved_flags import CLASS_WEIGHTS, FINGERPRINT, DataFacts, list_contradictions, write_flags
+from engine.runs.saved_flags import FINGERPRINT, OF_DATA, DataFacts, list_contradictions, write_flags
 from engine.runs.step_means import StepMeans
 from engine.selection.variables import ModelVariables
 from engine.training import checkpoint, phases
@@ -74,7 +74,7 @@ def check_settings(
 
     Data are compared by their fingerprint: before ``settings`` hold it, they are not. ``warn`` hears about data that moved.
     """
-    (read, state), data = found, ("data", FINGERPRINT, CLASS_WEIGHTS)
+    (read, state), data = found, ("data", *OF_DATA)
     saved: Mapping[str, Any] = state.settings
     if FINGERPRINT not in settings:
         saved, settings = ({k: v for k, v in each.items() if k not in data} for each in (saved, settings))

@@ -22,6 +22,10 @@ from engine.training.checkpoint_names import list_checkpoints
 NAME = "flags.json"
 FINGERPRINT = "data (SHA-256)"  # among the settings of a run: the digest of its data
 CLASS_WEIGHTS = "class_weights (values)"  # among them: those that the loss uses, where it uses some
+SAMPLE_WEIGHTS = (
+    "sample_weights (SHA-256)"  # among them: the digest of the weights of training examples, where there are some
+)
+OF_DATA = (FINGERPRINT, CLASS_WEIGHTS, SAMPLE_WEIGHTS)  # settings that are found when the data are opened
 _FORMAT = 1
 _LARGEST = 1 << 24  # bytes
 _HERE_ONLY = ("out", "resume")  # about a call, not about the run
@@ -171,11 +175,7 @@ def read_flags(out: pathlib.Path, *, decided: bool = False) -> dict[str, Any] | 
         try:
             with Npz(each) as npz:
                 body = json.loads(json.loads(npz.text("state.json"))["body"])
-            return {
-                name: value
-                for name, value in body["state"]["settings"].items()
-                if name not in (FINGERPRINT, CLASS_WEIGHTS)
-            }
+            return {name: value for name, value in body["state"]["settings"].items() if name not in OF_DATA}
         except (FileError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             continue  # the resume itself says of a damaged checkpoint that it is
     return None

@@ -14,6 +14,7 @@ import numpy as np
 
 from engine import data
 from engine.data import order
+from engine.data.batch_names import WEIGHT
 from engine.errors import InputError
 from engine.files import Npz, write_npz
 from engine.reading import read_file
@@ -160,9 +161,11 @@ def keep_examples(out: pathlib.Path, source: data.Source) -> None:
 
     Examples with more bytes than a source keeps in memory are not kept, nor others than images: runs open the source itself.
     """
-    if len(source.train.input_specs) > 1 or len(source.image_shape) != 3:
+    if len(source.train.input_specs) > 1 or len(source.image_shape) != 3 or source.train.labels.ndim > 2:
         return
     parts = {"train": source.train, "val": source.eval}
+    if source.tasks or any(part.columns.keys() - {WEIGHT} for part in parts.values()):
+        return
     each = math.prod(source.image_shape) * source.train.image_dtype.itemsize
     if sum(map(len, parts.values())) * each > data.IMAGE_CACHE:
         return
@@ -170,6 +173,8 @@ def keep_examples(out: pathlib.Path, source: data.Source) -> None:
     for name, part in parts.items():
         read = part.read(np.arange(len(part)))
         arrays |= {f"{name}_images": read["image"], f"{name}_labels": read["label"]}
+        if WEIGHT in read:
+            arrays[f"{name}_weights"] = read[WEIGHT]
     if source.classes:
         arrays["class_names"] = np.array(source.classes)
     write_npz(out / _EXAMPLES, arrays.items())

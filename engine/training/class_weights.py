@@ -5,23 +5,17 @@ The weight of a class multiplies the weight of its examples in the loss; accurac
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import math
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from engine.data.class_names import normal_form
-from engine.errors import FileError, InputError
+from engine.data.named_weights import read_named_weights
+from engine.errors import InputError
 from engine.files import PathLike
-from engine.reading import read_file
-from engine.text import cut, join_some, nearest, parse_number
+from engine.text import join_some, nearest
 from engine.training.loss_names import BALANCED
-
-_LARGEST = 1 << 24  # bytes of a file
 
 
 def balance_classes(labels: np.ndarray, classes: Sequence[str], *, about: str = "class_weights") -> tuple[float, ...]:
@@ -67,12 +61,7 @@ def read_class_weights(path: PathLike, classes: Sequence[str], *, about: str = "
     if not pathlib.Path(path).is_file():
         hint = nearest(str(path), [BALANCED]) if pathlib.Path(path).suffix == "" else ""
         raise InputError(f"{name}: there is no such file; expected {BALANCED} or a JSON or CSV file{hint}")
-    try:
-        given = _parse(read_file(path, _LARGEST).decode("utf-8-sig"))
-    except (UnicodeDecodeError, ValueError, RecursionError, csv.Error, FileError) as error:
-        raise InputError(
-            f"{name}: expected a JSON object {{class: weight}} or CSV lines class,weight ({cut(str(error))})"
-        ) from None
+    given = read_named_weights(path, about=name)
     return _match(name, given, classes)
 
 
@@ -89,30 +78,6 @@ def describe_weights(weights: Sequence[float], classes: Sequence[str]) -> str:
     return text
 
 
-def _parse(text: str) -> list[tuple[str, float]]:
-    """The pairs of a class and its weight, in the order of the file; raises ValueError."""
-    if text.lstrip().startswith(("{", "[")):
-        found = json.loads(text, object_pairs_hook=list, parse_constant=float)
-        if not isinstance(found, list) or not all(isinstance(pair, tuple) for pair in found):
-            raise ValueError("it has a list")
-        pairs = [(str(name), value) for name, value in found]
-        for name, value in pairs:
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise ValueError(f"the weight of {name!r} is {value!r}")
-        return [(name, float(value)) for name, value in pairs]
-    rows = [row for row in csv.reader(io.StringIO(text), strict=True) if any(cell.strip() for cell in row)]
-    found = []
-    for number, row in enumerate(rows):
-        if len(row) != 2:
-            raise ValueError(f"line {number + 1} has {len(row)} cells")
-        value = parse_number(row[1].strip())
-        if value is None and number:
-            raise ValueError(f"line {number + 1}: {row[1]!r} is not a number")
-        if value is not None:
-            found.append((row[0].strip(), value))
-    return found
-
-
 def _match(name: str, given: Sequence[tuple[str, float]], classes: Sequence[str]) -> tuple[float, ...]:
     """The weights in the order of the classes."""
     keys, known = normal_form([key for key, _ in given]), normal_form(classes)
@@ -125,8 +90,6 @@ def _match(name: str, given: Sequence[tuple[str, float]], classes: Sequence[str]
                 f"{name}: the data have no class {written!r}; their classes are {join_some(list(classes), most=20)}"
                 f"{nearest(key, known)}"
             )
-        if not (math.isfinite(weight) and weight >= 0):
-            raise InputError(f"{name}: the weight of {written!r} is {weight:g}; expected a number of at least 0")
         weights[key] = weight
     if missing := [each for each, key in zip(classes, known, strict=True) if key not in weights]:
         raise InputError(

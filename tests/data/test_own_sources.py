@@ -107,7 +107,7 @@ def misnamed(positions: np.ndarray) -> Any:
         (Numbers(label=lambda p: p % 3), "train: the label of example 2 is 2; the classes are 0 to 1"),
         (Numbers(label=lambda p: p - 1), "train: the label of example 0 is -1"),
         (Numbers(seeds=lambda p: p), "read()['seeds'] is not a valid name"),
-        (Numbers(weight=lambda p: p - 5.0), "read()['weight']: expected [m] finite numbers of at least 0"),
+        (Numbers(weight=lambda p: p - 5.0), "read()['weight'][0]=-5: a weight is a finite number of at least 0"),
         (Numbers(more=misnamed), "read()['more'] has [3] float32 an example; the first example has [2] float32 an example"),
         ({"train": Numbers(), "val": Numbers(more=lambda p: p[:, None])}, "val has 'more', which train has not"),
         ({"train": Numbers(), "val": Numbers(image=lambda p: np.zeros([len(p), 5, 4, 1], np.uint8))}, "'image' is [5, 4, 1] uint8 in val"),

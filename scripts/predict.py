@@ -2,7 +2,8 @@
 
 --run names the run; preprocessing, image size, classes and precision are the run's own. --images is a folder with its
 sub-folders, a file, or a pattern such as 'photos/*.jpg' (in quotes). The answers are printed, or written to --out. Files that
-cannot be read are named and counted, the others are predicted, and the exit code is then 2.
+cannot be read are named and counted, the others are predicted, and the exit code is then 2. A run with a class for each pixel
+writes label images in the size of each image, and drawings, into the folder FILE_masks beside --out=FILE.csv.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from . import cli, model_flags
 
 if TYPE_CHECKING:
     from engine.recipes.predictor import FileBatch, Predictor
+    from engine.recipes.reopen import OpenedRun
 
 HELP = {
     "images": "Folder of images (with its sub-folders), one image file, or a pattern such as 'photos/*.jpg'; in natural order, img2 before img10.",
-    "top": "Classes per image, the most probable first (default: 1; of several labels for an image, all of them). Of a detector, boxes per image, the best first (default: 100).",
-    "out": "File to write instead of printing: .csv or .jsonl (JSON Lines).",
+    "top": "Classes per image, the most probable first (default: 1; of several labels for an image, all of them). Of a detector, boxes per image, the best first (default: 100). Not for a class for each pixel.",
+    "out": "File to write instead of printing: .csv or .jsonl (JSON Lines). A run with a class for each pixel needs it, and writes label images into the folder FILE_masks beside it, with 255 where its cropping left pixels out.",
     "format": "Of what is printed: csv or jsonl (of --out, its suffix decides).",
     "features": "FILE.npz that gets the features of the images, and their files, instead of predictions.",
     "features_below": "Of --features: the filter of the variables above the features, such as '@blocks[-2:] @head' (default: @head, so that they are the input of the head).",
@@ -41,6 +43,7 @@ def main() -> int:
     say = _say_on_stdout if flags.FLAGS.out or flags.FLAGS.features else _say_on_stderr
     from engine.data.image_list import list_images
     from engine.recipes.one_output import check_images
+    from engine.training.loss_names import CENTERS
 
     listed = list_images(flags.FLAGS.images, say=say)
     for name in files:
@@ -55,16 +58,14 @@ def main() -> int:
         tf.config.experimental.enable_op_determinism()
     predictor = opened.predictor(batch_size=flags.FLAGS.batch_size)
     if above is None and predictor.dense:
-        raise InputError(
-            f"{'model' if opened.path is None else 'run'}={opened.path or opened.config.model}: it gives a class to each pixel, "
-            "which lines of classes cannot hold; in Python, opened.predictor()(images).argmax(-1) are the masks of images "
-            "(docs/segmentation.md), and --features=FILE.npz writes features"
-        )
+        _check_masks(opened)
     if above is not None:
         from engine.recipes.features import build_features
 
         bad = _write_features(predictor, build_features(predictor, opened.variables, above), listed, say)
     else:
+        if predictor.loss == CENTERS and flags.FLAGS.top is not None:
+            predictor = replace(predictor, most_boxes=flags.FLAGS.top)
         bad = _write_predictions(predictor, listed, say)
     if bad:
         print(
@@ -109,6 +110,27 @@ def _check_flags() -> list[str]:
     return found
 
 
+def _check_masks(opened: OpenedRun) -> None:
+    """Raises InputError unless label images have a place, and only they and their shares are asked for."""
+    from engine.export.folder import check_new
+
+    about = f"{'model' if opened.path is None else 'run'}={opened.path or opened.config.model}: it gives a class to each pixel"
+    if flags.FLAGS.out is None:
+        raise InputError(
+            f"out=None: {about}, and label images are files; --out=FILE.csv writes a table, and the folder FILE_masks "
+            "beside it"
+        )
+    if flags.FLAGS.top is not None:
+        raise InputError(f"top={flags.FLAGS.top}: {about}, and the share of every class is told; leave it out")
+    check_new(_mask_folder())
+
+
+def _mask_folder() -> pathlib.Path:
+    """The folder of label images: beside the table, with its name."""
+    out = pathlib.Path(flags.FLAGS.out)
+    return out.with_name(f"{out.stem}_masks")
+
+
 def _check_target(name: str, listed: Sequence[pathlib.Path]) -> None:
     """Raises InputError if a file that will be written is one of those that are read."""
     if os.path.exists(name):
@@ -119,7 +141,12 @@ def _check_target(name: str, listed: Sequence[pathlib.Path]) -> None:
 
 
 def _computed(
-    predictor: Predictor, function: Any, listed: Sequence[pathlib.Path], say: Callable[[str], None]
+    predictor: Predictor,
+    function: Any,
+    listed: Sequence[pathlib.Path],
+    say: Callable[[str], None],
+    *,
+    places: bool = False,
 ) -> Iterator[FileBatch]:
     """The batches of all files, with progress; names the files that cannot be read."""
     from engine.data.image_files import printable
@@ -135,7 +162,7 @@ def _computed(
         shown = show_progress(len(listed), "images")
     done = 0
     with shown as show:
-        for batch in predictor.predict_files(listed, function=function, size=size):
+        for batch in predictor.predict_files(listed, function=function, size=size, places=places):
             for file, reason in batch.bad:
                 print(f"cannot be read: {printable(str(file))}: {reason}", file=sys.stderr)
             done += len(batch.files) + len(batch.bad)
@@ -153,29 +180,20 @@ def _check_any(bad: int, listed: Sequence[pathlib.Path]) -> None:
 def _write_predictions(predictor: Predictor, listed: Sequence[pathlib.Path], say: Callable[[str], None]) -> int:
     """Writes or prints the predictions of all files; returns the number of those that cannot be read."""
     from engine.files import write_atomically
-    from engine.training.loss_names import CENTERS
-
-    from .predict_output import BoxLines, Lines
 
     out = flags.FLAGS.out
     kind = pathlib.Path(out).suffix[1:] if out else flags.FLAGS.format or "csv"
-    lines: Lines | BoxLines
-    if predictor.loss == CENTERS:
-        predictor = replace(predictor, most_boxes=flags.FLAGS.top or predictor.most_boxes)
-        lines = BoxLines(predictor, kind, top=flags.FLAGS.top)
-    else:
-        lines = Lines(predictor, kind, top=flags.FLAGS.top, outputs=int(predictor.function.outputs[0].shape[-1]))
     bad = 0
 
     def write_all(write: Callable[[str], object]) -> None:
         nonlocal bad
-        heading = lines.heading()
-        for batch in _computed(predictor, None, listed, say):
-            bad += len(batch.bad)
-            if batch.files:
-                write(heading + lines.format(batch.files, predictor.probabilities(batch.outputs[0])))
-                heading = ""
-        _check_any(bad, listed)
+        with _open_lines(predictor, kind, listed, say) as (heading, tell, places):
+            for batch in _computed(predictor, None, listed, say, places=places):
+                bad += len(batch.bad)
+                if batch.files:
+                    write(heading + tell(batch))
+                    heading = ""
+            _check_any(bad, listed)
 
     def write_file(file: IO[bytes]) -> None:
         write_all(lambda text: file.write(text.encode()))
@@ -184,8 +202,37 @@ def _write_predictions(predictor: Predictor, listed: Sequence[pathlib.Path], say
         write_all(sys.stdout.write)
         return bad
     write_atomically(out, write_file)
-    say(f"written: {out} ({len(listed) - bad:,} images)")
+    masks = f", and {_mask_folder()} with their label images" if predictor.dense else ""
+    say(f"written: {out} ({len(listed) - bad:,} images){masks}")
     return bad
+
+
+@contextlib.contextmanager
+def _open_lines(
+    predictor: Predictor, kind: str, listed: Sequence[pathlib.Path], say: Callable[[str], None]
+) -> Iterator[tuple[str, Callable[[FileBatch], str], bool]]:
+    """The heading, what gives the lines of a batch, and whether they tell places in images. Label images appear at the end."""
+    from engine.training.loss_names import CENTERS
+
+    from .predict_output import BoxLines, Lines, MaskLines
+
+    top = flags.FLAGS.top
+    if predictor.dense:
+        from engine.export.folder import new_folder
+
+        place = _mask_folder()
+        with new_folder(place) as folder:
+            masks = MaskLines(predictor, kind, folder=folder, told=place.name, files=listed, say=say)
+            yield masks.heading(), lambda batch: masks.format(batch.files, batch.outputs[0]), True
+            masks.write_legend()
+        return
+    boxes = predictor.loss == CENTERS
+    lines: Lines | BoxLines
+    if boxes:
+        lines = BoxLines(predictor, kind, top=top)
+    else:
+        lines = Lines(predictor, kind, top=top, outputs=int(predictor.function.outputs[0].shape[-1]))
+    yield lines.heading(), lambda batch: lines.format(batch.files, predictor.probabilities(batch.outputs[0])), boxes
 
 
 def _write_features(

@@ -7,16 +7,20 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from engine.data.image_files import printable
 from engine.files import write_npz
 from engine.recipes.detections import restore_boxes
 from engine.recipes.predictor import Predictor
+from engine.recipes.restored_masks import draw_mask, measure_shares, name_masks, restore_mask
+from engine.runs.mask_pictures import draw_legend
 from engine.training.metrics import find_top
 
 FORMATS = ("csv", "jsonl")
@@ -105,6 +109,69 @@ class BoxLines:
             return "".join(_csv([printable(str(file)), name, score, *own]) for name, score, own in told)
         found = [{"class": name, "score": score, "box": own} for name, score, own in told]
         return _json({"file": str(file), "boxes": found})
+
+
+class MaskLines:
+    """Writes a label image for each image, and its drawing, and formats the shares of the classes: a line for each image.
+
+    Args:
+        folder: where ``labels`` and ``drawn`` are written.
+        told: the path of that folder as lines tell it, from the folder of the table.
+        files: all files, which decide the names.
+        say: is told once if nothing can be drawn.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        kind: str,
+        *,
+        folder: pathlib.Path,
+        told: str,
+        files: Sequence[pathlib.Path],
+        say: Callable[[str], None],
+    ) -> None:
+        self._kind, self._predictor, self._folder, self._told, self._say = kind, predictor, folder, told, say
+        self._classes = int(predictor.function.outputs[0].shape[-1])
+        self._names, self._draws = predictor.name_outputs(self._classes), True
+        self._masks = dict(zip(files, name_masks(files), strict=True))
+
+    def heading(self) -> str:
+        return _csv(["file", "mask", "lost", *self._names]) if self._kind == "csv" else ""
+
+    def format(self, files: Sequence[pathlib.Path], outputs: np.ndarray) -> str:
+        """The lines of some files, whose label images are then written; ``outputs`` are those of the network [n, h, w, C]."""
+        return "".join(self._line(file, each[None]) for file, each in zip(files, outputs, strict=True))
+
+    def write_legend(self) -> None:
+        """Writes the names of the classes in their colours."""
+        if self._draws:
+            draw_legend(self._folder / "colours.png", self._names)
+
+    def _line(self, file: pathlib.Path, outputs: np.ndarray) -> str:
+        labels, name = restore_mask(file, self._predictor.probabilities(outputs)[0], self._predictor), self._masks[file]
+        place = self._folder / "labels" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(tf.io.encode_png(labels[..., None]).numpy())
+        self._draw(file, name, labels)
+        shares, lost = measure_shares(labels, self._classes)
+        told, numbers = f"{self._told}/labels/{name}", [float(f"{value:.7g}") for value in (lost, *shares)]
+        if self._kind == "csv":
+            return _csv([printable(str(file)), printable(told), *numbers])
+        shown = dict(zip(self._names, numbers[1:], strict=True))
+        return _json({"file": str(file), "mask": told, "lost": numbers[0], "shares": shown})
+
+    def _draw(self, file: pathlib.Path, name: pathlib.Path, labels: np.ndarray) -> None:
+        if not self._draws:
+            return
+        place = self._folder / "drawn" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            draw_mask(place, file, labels, self._predictor)
+        except ImportError:
+            self._draws = False
+            shutil.rmtree(self._folder / "drawn")
+            self._say("masks were not drawn: the package matplotlib is missing (extra `report`)")
 
 
 class FeatureFile:

@@ -47,7 +47,9 @@ def test_padding_has_no_say_and_no_pixel_is_lost() -> None:
 
 
 def test_probabilities_are_mixed_before_a_class_is_chosen() -> None:
-    chances = np.array([[[0.6, 0.4, 0.0], [0.0, 0.4, 0.6]]])  # halfway, the class that is second in both is the likeliest
+    chances = np.array(
+        [[[0.6, 0.4, 0.0], [0.0, 0.4, 0.6]]]
+    )  # halfway, the class that is second in both is the likeliest
     found = restore_labels(chances, of_png(4, 8), ImageForm(size=(1, 2)))
     assert found[0].tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
 
@@ -80,7 +82,9 @@ def test_a_photo_and_its_array_agree_on_every_place(
     if options is PAD:
         assert known.all()
         return
-    whole = restore_boxes(np.array([0.0, 0.0, size[1], size[0]]), header, form)  # what the array shows, by the rule for boxes
+    whole = restore_boxes(
+        np.array([0.0, 0.0, size[1], size[0]]), header, form
+    )  # what the array shows, by the rule for boxes
     y, x = np.nonzero(known)
     x1, y1, x2, y2 = np.clip(whole, 0, np.array([*header.upright[::-1]] * 2))
     shown = [x.min(), y.min(), x.max() + 1, y.max() + 1]

@@ -12,9 +12,9 @@ import contextlib
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
@@ -42,8 +42,8 @@ def main() -> int:
     files = _check_flags()
     say = _say_on_stdout if flags.FLAGS.out or flags.FLAGS.features else _say_on_stderr
     from engine.data.image_list import list_images
+    from engine.recipes.joined import open_predictors, view_whole
     from engine.recipes.one_output import check_images
-    from engine.training.loss_names import CENTERS
 
     listed = list_images(flags.FLAGS.images, say=say)
     for name in files:
@@ -56,17 +56,16 @@ def main() -> int:
         import tensorflow as tf
 
         tf.config.experimental.enable_op_determinism()
-    predictor = opened.predictor(batch_size=flags.FLAGS.batch_size)
-    if above is None and predictor.dense:
-        _check_masks(opened)
+    predictors = open_predictors(opened, batch_size=flags.FLAGS.batch_size)
     if above is not None:
         from engine.recipes.features import build_features
 
-        bad = _write_features(predictor, build_features(predictor, opened.variables, above), listed, say)
+        whole = view_whole(opened, predictors)
+        bad = _write_features(whole, build_features(whole, opened.variables, above), listed, say)
+    elif opened.tasks:
+        bad = _write_predictions(_open_tasks(opened, predictors), listed, say)
     else:
-        if predictor.loss == CENTERS and flags.FLAGS.top is not None:
-            predictor = replace(predictor, most_boxes=flags.FLAGS.top)
-        bad = _write_predictions(predictor, listed, say)
+        bad = _write_predictions(_open_single(opened, predictors[""], listed, say), listed, say)
     if bad:
         print(
             f"predict: {bad:,} of {len(listed):,} files could not be read; the others were predicted", file=sys.stderr
@@ -152,7 +151,6 @@ def _computed(
     from engine.data.image_files import printable
     from engine.runs.progress import show_progress
 
-    function = predictor.function if function is None else function
     size = predictor.fit_batch_size(function)
     if size < predictor.batch_size:
         say(f"batches: {size} images, because memory is short for {predictor.batch_size}")
@@ -177,21 +175,120 @@ def _check_any(bad: int, listed: Sequence[pathlib.Path]) -> None:
         )
 
 
-def _write_predictions(predictor: Predictor, listed: Sequence[pathlib.Path], say: Callable[[str], None]) -> int:
+class _Told(NamedTuple):
+    """What is told of images: by which predictor and function, the heading, the lines of a batch, and whether these are places.
+
+    ``around`` is entered before anything is computed, and left when all of it is; ``also`` is said of what else was written.
+    """
+
+    predictor: Predictor
+    function: Any
+    heading: str
+    format: Callable[[FileBatch], str]
+    places: bool = False
+    around: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    also: str = ""
+
+
+def _kind() -> str:
+    """The format of lines."""
+    out = flags.FLAGS.out
+    return pathlib.Path(out).suffix[1:] if out else flags.FLAGS.format or "csv"
+
+
+def _open_single(
+    opened: OpenedRun, predictor: Predictor, listed: Sequence[pathlib.Path], say: Callable[[str], None]
+) -> _Told:
+    """What is told of the only output of a model."""
+    from engine.training.loss_names import CENTERS
+
+    from .predict_output import BoxLines, Lines
+
+    top = flags.FLAGS.top
+    if predictor.loss == CENTERS:
+        predictor = predictor if top is None else replace(predictor, most_boxes=top)
+        boxes = BoxLines(predictor, _kind(), top=top)
+
+        def tell(batch: FileBatch) -> str:
+            return boxes.format(batch.files, predictor.probabilities(batch.outputs[0]))
+
+        return _Told(predictor, predictor.function, boxes.heading(), tell, places=True)
+    if predictor.dense:
+        _check_masks(opened)
+        return _open_masks(predictor, listed, say)
+    lines = Lines(predictor, _kind(), top=top, outputs=int(predictor.function.outputs[0].shape[-1]))
+    return _Told(
+        predictor,
+        predictor.function,
+        lines.heading(),
+        lambda batch: lines.format(batch.files, predictor.probabilities(batch.outputs[0])),
+    )
+
+
+def _open_masks(predictor: Predictor, listed: Sequence[pathlib.Path], say: Callable[[str], None]) -> _Told:
+    """Label images, which appear in their folder when all are written, and what is told of them."""
+    from engine.export.folder import new_folder
+
+    from .predict_output import MaskLines
+
+    place = _mask_folder()
+    lines = MaskLines(predictor, _kind(), told=place.name, files=listed, say=say)
+
+    @contextlib.contextmanager
+    def writing() -> Iterator[None]:
+        with new_folder(place) as folder:
+            lines.folder = folder
+            yield
+            lines.write_legend()
+
+    return _Told(
+        predictor,
+        predictor.function,
+        lines.heading(),
+        lambda batch: lines.format(batch.files, batch.outputs[0]),
+        places=True,
+        around=writing(),
+        also=f", and {place} with their label images",
+    )
+
+
+def _open_tasks(opened: OpenedRun, predictors: Mapping[str, Predictor]) -> _Told:
+    """What is told of several outputs, which are computed together."""
+    from engine.recipes.joined import join_outputs, view_whole
+
+    from .predict_output import TaskLines
+
+    function = join_outputs(opened, predictors)
+    for name, output in zip(predictors, function.outputs, strict=True):
+        if output.shape.rank != 2:
+            raise InputError(
+                f"run={opened.path}: its output {name} has a value for each of several places, which a line for each image cannot "
+                "hold; open_run(RUN).for_task(NAME).predictor() gives it"
+            )
+    counts = [int(output.shape[-1]) for output in function.outputs]
+    lines = TaskLines(predictors, _kind(), top=flags.FLAGS.top, outputs=counts)
+    return _Told(
+        view_whole(opened, predictors),
+        function,
+        lines.heading(),
+        lambda batch: lines.format(batch.files, batch.outputs),
+    )
+
+
+def _write_predictions(told: _Told, listed: Sequence[pathlib.Path], say: Callable[[str], None]) -> int:
     """Writes or prints the predictions of all files; returns the number of those that cannot be read."""
     from engine.files import write_atomically
 
-    out = flags.FLAGS.out
-    kind = pathlib.Path(out).suffix[1:] if out else flags.FLAGS.format or "csv"
-    bad = 0
+    out, bad = flags.FLAGS.out, 0
 
     def write_all(write: Callable[[str], object]) -> None:
         nonlocal bad
-        with _open_lines(predictor, kind, listed, say) as (heading, tell, places):
-            for batch in _computed(predictor, None, listed, say, places=places):
+        heading = told.heading
+        with told.around:
+            for batch in _computed(told.predictor, told.function, listed, say, places=told.places):
                 bad += len(batch.bad)
                 if batch.files:
-                    write(heading + tell(batch))
+                    write(heading + told.format(batch))
                     heading = ""
             _check_any(bad, listed)
 
@@ -202,37 +299,8 @@ def _write_predictions(predictor: Predictor, listed: Sequence[pathlib.Path], say
         write_all(sys.stdout.write)
         return bad
     write_atomically(out, write_file)
-    masks = f", and {_mask_folder()} with their label images" if predictor.dense else ""
-    say(f"written: {out} ({len(listed) - bad:,} images){masks}")
+    say(f"written: {out} ({len(listed) - bad:,} images){told.also}")
     return bad
-
-
-@contextlib.contextmanager
-def _open_lines(
-    predictor: Predictor, kind: str, listed: Sequence[pathlib.Path], say: Callable[[str], None]
-) -> Iterator[tuple[str, Callable[[FileBatch], str], bool]]:
-    """The heading, what gives the lines of a batch, and whether they tell places in images. Label images appear at the end."""
-    from engine.training.loss_names import CENTERS
-
-    from .predict_output import BoxLines, Lines, MaskLines
-
-    top = flags.FLAGS.top
-    if predictor.dense:
-        from engine.export.folder import new_folder
-
-        place = _mask_folder()
-        with new_folder(place) as folder:
-            masks = MaskLines(predictor, kind, folder=folder, told=place.name, files=listed, say=say)
-            yield masks.heading(), lambda batch: masks.format(batch.files, batch.outputs[0]), True
-            masks.write_legend()
-        return
-    boxes = predictor.loss == CENTERS
-    lines: Lines | BoxLines
-    if boxes:
-        lines = BoxLines(predictor, kind, top=top)
-    else:
-        lines = Lines(predictor, kind, top=top, outputs=int(predictor.function.outputs[0].shape[-1]))
-    yield lines.heading(), lambda batch: lines.format(batch.files, predictor.probabilities(batch.outputs[0])), boxes
 
 
 def _write_features(

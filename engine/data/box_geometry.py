@@ -26,7 +26,7 @@ class Placement(NamedTuple):
     scale: float
     left: float
     top: float
-    area: tuple[int, int, int, int]
+    area: tuple[int, ...]
 
     def place(self, boxes: np.ndarray) -> np.ndarray:
         """Boxes of the image, in pixels of the resized one; they may reach over its edges."""
@@ -47,9 +47,9 @@ def find_placement(height: int, width: int, size: Size, *, ratio: int = 1, pad: 
     if pad:  # as engine.data.resize.fit_within does
         scale = min(size[0] / sides[0], size[1] / sides[1])
         inner = [min(side, max(1, round(own * scale))) for side, own in zip(size, sides, strict=True)]
-        top, left = ((side - own) // 2 for side, own in zip(size, inner, strict=True))
+        first = [(side - own) // 2 for side, own in zip(size, inner, strict=True)]
         found = find_placement(height, width, (inner[0], inner[1]), ratio=ratio)
-        return Placement(found.scale, found.left + left, found.top + top, (top, left, inner[0], inner[1]))
+        return Placement(found.scale, found.left + first[1], found.top + first[0], (*first, *inner))
     scale = max(size[0] / sides[0], size[1] / sides[1])
     left, top = (size[1] - sides[1] * scale) / 2, (size[0] - sides[0] * scale) / 2
     return Placement(scale / ratio, left, top, (0, 0, *size))

@@ -50,13 +50,17 @@ def save_keras(subject: Subject, path: pathlib.Path) -> tuple[Callable[[np.ndarr
         loaded = keras.models.load_model(str(path), compile=False)
     except Exception as error:  # Keras raises whatever a layer's own code raises
         raise ExportError(f"{subject.model}: Keras cannot save it and load it again: {str(error)[:300]}") from error
-    outputs = {
-        each.name: loaded.get_layer(activated[each.task]).input
-        if each.task in activated
-        else (loaded.output[each.task] if subject.several else loaded.output)
-        for each in (subject.outputs if functional else ())
-    }
-    logits = keras.Model(loaded.inputs, outputs) if activated else loaded
+    logits = loaded
+    if activated:
+        logits = keras.Model(
+            loaded.inputs,
+            {
+                each.name: loaded.get_layer(activated[each.task]).input
+                if each.task in activated
+                else loaded.output[each.task]
+                for each in subject.outputs
+            },
+        )
     images = asdict(subject.normalise) | {"of": "images in [0, 1]: (image - mean) / std, per channel"}
     said = subject.by_output(lambda each: "probabilities" if each.task in activated else each.name)
 
@@ -79,8 +83,7 @@ def _activate(subject: Subject, activated: Mapping[str, str]) -> Any:
     import keras
 
     def give(output: Output) -> Any:
-        found = subject.network.output
-        found = found[output.task] if subject.several else subject.network.outputs[0]
+        found = subject.network.output[output.task] if subject.several else subject.network.outputs[0]
         if output.task not in activated:
             return found
         # at least 32 bits, as losses compute them

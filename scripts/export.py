@@ -62,17 +62,23 @@ def _print(result: Any) -> None:
     record, found = result.record, result.comparison
     if found is not None:
         rows = [("", "model", "export"), ("bytes", *(f"{record['bytes'][key]:,}" for key in ("model", "export")))]
-        if found.accuracy is not None:
-            rows.append(("accuracy", f"{found.model_accuracy:.4f}", f"{found.accuracy:.4f}"))
+        for task, each in (found.tasks or {"": found}).items():
+            if each.accuracy is not None:
+                name = f"accuracy of {task}" if task else "accuracy"
+                rows.append((name, f"{each.model_accuracy:.4f}", f"{each.accuracy:.4f}"))
         if found.milliseconds is not None:
             rows.append(("ms per image", f"{found.model_milliseconds:.2f}", f"{found.milliseconds:.2f}"))
         print(table(rows, right={1, 2}))
-        agreement = "" if found.agreement is None else f", the same class for {found.agreement:.2%}"
-        print(
-            f"checked on {found.examples} examples: the largest difference of an output is {found.largest_difference:.3g} "
-            f"(outputs up to {found.scale:.3g}){agreement}"
-        )
+        print(f"checked on {found.examples} examples:{'' if found.tasks else ' ' + _describe(found)}")
+        for task, each in found.tasks.items():
+            print(f"  {task}: {_describe(each)}")
     print(f"written: {result.out}")
+
+
+def _describe(found: Any) -> str:
+    """How far an output of the export is from the model's."""
+    agreement = "" if found.agreement is None else f", the same class for {found.agreement:.2%}"
+    return f"the largest difference of an output is {found.largest_difference:.3g} (outputs up to {found.scale:.3g}){agreement}"
 
 
 def run() -> None:

@@ -2,7 +2,8 @@
 
 --run names the run; preprocessing, image size, classes and precision are the run's own. --images is a folder with its
 sub-folders, a file, or a pattern such as 'photos/*.jpg' (in quotes). The answers are printed, or written to --out. Files that
-cannot be read are named and counted, the others are predicted, and the exit code is then 2.
+cannot be read are named and counted, the others are predicted, and the exit code is then 2. A run with a class for each pixel
+writes label images in the size of each image, and drawings, into the folder FILE_masks beside --out=FILE.csv.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import contextlib
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
@@ -23,11 +24,12 @@ from . import cli, model_flags
 
 if TYPE_CHECKING:
     from engine.recipes.predictor import FileBatch, Predictor
+    from engine.recipes.reopen import OpenedRun
 
 HELP = {
     "images": "Folder of images (with its sub-folders), one image file, or a pattern such as 'photos/*.jpg'; in natural order, img2 before img10.",
-    "top": "Classes per image, the most probable first (default: 1; of several labels for an image, all of them). Of a detector, boxes per image, the best first (default: 100).",
-    "out": "File to write instead of printing: .csv or .jsonl (JSON Lines).",
+    "top": "Classes per image, the most probable first (default: 1; of several labels for an image, all of them). Of a detector, boxes per image, the best first (default: 100). Not for a class for each pixel.",
+    "out": "File to write instead of printing: .csv or .jsonl (JSON Lines). A run with a class for each pixel needs it, and writes label images into the folder FILE_masks beside it, with 255 where its cropping left pixels out.",
     "format": "Of what is printed: csv or jsonl (of --out, its suffix decides).",
     "features": "FILE.npz that gets the features of the images, and their files, instead of predictions.",
     "features_below": "Of --features: the filter of the variables above the features, such as '@blocks[-2:] @head' (default: @head, so that they are the input of the head).",
@@ -40,6 +42,7 @@ def main() -> int:
     files = _check_flags()
     say = _say_on_stdout if flags.FLAGS.out or flags.FLAGS.features else _say_on_stderr
     from engine.data.image_list import list_images
+    from engine.recipes.joined import open_predictors, view_whole
     from engine.recipes.one_output import check_images
 
     listed = list_images(flags.FLAGS.images, say=say)
@@ -53,19 +56,16 @@ def main() -> int:
         import tensorflow as tf
 
         tf.config.experimental.enable_op_determinism()
-    predictor = opened.predictor(batch_size=flags.FLAGS.batch_size)
-    if above is None and predictor.dense:
-        raise InputError(
-            f"{'model' if opened.path is None else 'run'}={opened.path or opened.config.model}: it gives a class to each pixel, "
-            "which lines of classes cannot hold; in Python, opened.predictor()(images).argmax(-1) are the masks of images "
-            "(docs/segmentation.md), and --features=FILE.npz writes features"
-        )
+    predictors = open_predictors(opened, batch_size=flags.FLAGS.batch_size)
     if above is not None:
         from engine.recipes.features import build_features
 
-        bad = _write_features(predictor, build_features(predictor, opened.variables, above), listed, say)
+        whole = view_whole(opened, predictors)
+        bad = _write_features(whole, build_features(whole, opened.variables, above), listed, say)
+    elif opened.tasks:
+        bad = _write_predictions(_open_tasks(opened, predictors), listed, say)
     else:
-        bad = _write_predictions(predictor, listed, say)
+        bad = _write_predictions(_open_single(opened, predictors[""], listed, say), listed, say)
     if bad:
         print(
             f"predict: {bad:,} of {len(listed):,} files could not be read; the others were predicted", file=sys.stderr
@@ -109,6 +109,27 @@ def _check_flags() -> list[str]:
     return found
 
 
+def _check_masks(opened: OpenedRun) -> None:
+    """Raises InputError unless label images have a place, and only they and their shares are asked for."""
+    from engine.export.folder import check_new
+
+    about = f"{'model' if opened.path is None else 'run'}={opened.path or opened.config.model}: it gives a class to each pixel"
+    if flags.FLAGS.out is None:
+        raise InputError(
+            f"out=None: {about}, and label images are files; --out=FILE.csv writes a table, and the folder FILE_masks "
+            "beside it"
+        )
+    if flags.FLAGS.top is not None:
+        raise InputError(f"top={flags.FLAGS.top}: {about}, and the share of every class is told; leave it out")
+    check_new(_mask_folder())
+
+
+def _mask_folder() -> pathlib.Path:
+    """The folder of label images: beside the table, with its name."""
+    out = pathlib.Path(flags.FLAGS.out)
+    return out.with_name(f"{out.stem}_masks")
+
+
 def _check_target(name: str, listed: Sequence[pathlib.Path]) -> None:
     """Raises InputError if a file that will be written is one of those that are read."""
     if os.path.exists(name):
@@ -119,13 +140,17 @@ def _check_target(name: str, listed: Sequence[pathlib.Path]) -> None:
 
 
 def _computed(
-    predictor: Predictor, function: Any, listed: Sequence[pathlib.Path], say: Callable[[str], None]
+    predictor: Predictor,
+    function: Any,
+    listed: Sequence[pathlib.Path],
+    say: Callable[[str], None],
+    *,
+    places: bool = False,
 ) -> Iterator[FileBatch]:
     """The batches of all files, with progress; names the files that cannot be read."""
     from engine.data.image_files import printable
     from engine.runs.progress import show_progress
 
-    function = predictor.function if function is None else function
     size = predictor.fit_batch_size(function)
     if size < predictor.batch_size:
         say(f"batches: {size} images, because memory is short for {predictor.batch_size}")
@@ -135,7 +160,7 @@ def _computed(
         shown = show_progress(len(listed), "images")
     done = 0
     with shown as show:
-        for batch in predictor.predict_files(listed, function=function, size=size):
+        for batch in predictor.predict_files(listed, function=function, size=size, places=places):
             for file, reason in batch.bad:
                 print(f"cannot be read: {printable(str(file))}: {reason}", file=sys.stderr)
             done += len(batch.files) + len(batch.bad)
@@ -150,32 +175,122 @@ def _check_any(bad: int, listed: Sequence[pathlib.Path]) -> None:
         )
 
 
-def _write_predictions(predictor: Predictor, listed: Sequence[pathlib.Path], say: Callable[[str], None]) -> int:
-    """Writes or prints the predictions of all files; returns the number of those that cannot be read."""
-    from engine.files import write_atomically
+class _Told(NamedTuple):
+    """What is told of images: by which predictor and function, the heading, the lines of a batch, and whether these are places.
+
+    ``around`` is entered before anything is computed, and left when all of it is; ``also`` is said of what else was written.
+    """
+
+    predictor: Predictor
+    function: Any
+    heading: str
+    format: Callable[[FileBatch], str]
+    places: bool = False
+    around: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    also: str = ""
+
+
+def _kind() -> str:
+    """The format of lines."""
+    out = flags.FLAGS.out
+    return pathlib.Path(out).suffix[1:] if out else flags.FLAGS.format or "csv"
+
+
+def _open_single(
+    opened: OpenedRun, predictor: Predictor, listed: Sequence[pathlib.Path], say: Callable[[str], None]
+) -> _Told:
+    """What is told of the only output of a model."""
     from engine.training.loss_names import CENTERS
 
     from .predict_output import BoxLines, Lines
 
-    out = flags.FLAGS.out
-    kind = pathlib.Path(out).suffix[1:] if out else flags.FLAGS.format or "csv"
-    lines: Lines | BoxLines
+    top = flags.FLAGS.top
     if predictor.loss == CENTERS:
-        predictor = replace(predictor, most_boxes=flags.FLAGS.top or predictor.most_boxes)
-        lines = BoxLines(predictor, kind, top=flags.FLAGS.top)
-    else:
-        lines = Lines(predictor, kind, top=flags.FLAGS.top, outputs=int(predictor.function.outputs[0].shape[-1]))
-    bad = 0
+        predictor = predictor if top is None else replace(predictor, most_boxes=top)
+        boxes = BoxLines(predictor, _kind(), top=top)
+
+        def tell(batch: FileBatch) -> str:
+            return boxes.format(batch.files, predictor.probabilities(batch.outputs[0]))
+
+        return _Told(predictor, predictor.function, boxes.heading(), tell, places=True)
+    if predictor.dense:
+        _check_masks(opened)
+        return _open_masks(predictor, listed, say)
+    lines = Lines(predictor, _kind(), top=top, outputs=int(predictor.function.outputs[0].shape[-1]))
+    return _Told(
+        predictor,
+        predictor.function,
+        lines.heading(),
+        lambda batch: lines.format(batch.files, predictor.probabilities(batch.outputs[0])),
+    )
+
+
+def _open_masks(predictor: Predictor, listed: Sequence[pathlib.Path], say: Callable[[str], None]) -> _Told:
+    """Label images, which appear in their folder when all are written, and what is told of them."""
+    from engine.export.folder import new_folder
+
+    from .predict_output import MaskLines
+
+    place = _mask_folder()
+    lines = MaskLines(predictor, _kind(), told=place.name, files=listed, say=say)
+
+    @contextlib.contextmanager
+    def writing() -> Iterator[None]:
+        with new_folder(place) as folder:
+            lines.folder = folder
+            yield
+            lines.write_legend()
+
+    return _Told(
+        predictor,
+        predictor.function,
+        lines.heading(),
+        lambda batch: lines.format(batch.files, batch.outputs[0]),
+        places=True,
+        around=writing(),
+        also=f", and {place} with their label images",
+    )
+
+
+def _open_tasks(opened: OpenedRun, predictors: Mapping[str, Predictor]) -> _Told:
+    """What is told of several outputs, which are computed together."""
+    from engine.recipes.joined import join_outputs, view_whole
+
+    from .predict_output import TaskLines
+
+    function = join_outputs(opened, predictors)
+    for name, output in zip(predictors, function.outputs, strict=True):
+        if output.shape.rank != 2:
+            raise InputError(
+                f"run={opened.path}: its output {name} has a value for each of several places, which a line for each image cannot "
+                "hold; open_run(RUN).for_task(NAME).predictor() gives it"
+            )
+    counts = [int(output.shape[-1]) for output in function.outputs]
+    lines = TaskLines(predictors, _kind(), top=flags.FLAGS.top, outputs=counts)
+    return _Told(
+        view_whole(opened, predictors),
+        function,
+        lines.heading(),
+        lambda batch: lines.format(batch.files, batch.outputs),
+    )
+
+
+def _write_predictions(told: _Told, listed: Sequence[pathlib.Path], say: Callable[[str], None]) -> int:
+    """Writes or prints the predictions of all files; returns the number of those that cannot be read."""
+    from engine.files import write_atomically
+
+    out, bad = flags.FLAGS.out, 0
 
     def write_all(write: Callable[[str], object]) -> None:
         nonlocal bad
-        heading = lines.heading()
-        for batch in _computed(predictor, None, listed, say):
-            bad += len(batch.bad)
-            if batch.files:
-                write(heading + lines.format(batch.files, predictor.probabilities(batch.outputs[0])))
-                heading = ""
-        _check_any(bad, listed)
+        heading = told.heading
+        with told.around:
+            for batch in _computed(told.predictor, told.function, listed, say, places=told.places):
+                bad += len(batch.bad)
+                if batch.files:
+                    write(heading + told.format(batch))
+                    heading = ""
+            _check_any(bad, listed)
 
     def write_file(file: IO[bytes]) -> None:
         write_all(lambda text: file.write(text.encode()))
@@ -184,7 +299,7 @@ def _write_predictions(predictor: Predictor, listed: Sequence[pathlib.Path], say
         write_all(sys.stdout.write)
         return bad
     write_atomically(out, write_file)
-    say(f"written: {out} ({len(listed) - bad:,} images)")
+    say(f"written: {out} ({len(listed) - bad:,} images){told.also}")
     return bad
 
 

@@ -9,23 +9,24 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engine.data.decode import find_reduction
+from engine.data.decode import find_reduction, undo_orientation
 from engine.data.header import Header
 from engine.data.image_options import ImageForm, Size
 
-_BACK = {6: 8, 8: 6}  # the orientations that undo others; each other one undoes itself
 KEPT = 0.25  # the least share of a box's area that must remain inside of an image
 
 
 class Placement(NamedTuple):
     """Where ``engine.data.resize`` puts an image: a point p, in pixels from its upper left corner, goes to p * scale + offset.
 
-    ``scale`` is the same for both axes.
+    ``scale`` is the same for both axes. ``area`` is the part of the resized image that the image fills: its first row and
+    column, and its height and width; all around it is padding.
     """
 
     scale: float
     left: float
     top: float
+    area: tuple[int, ...]
 
     def place(self, boxes: np.ndarray) -> np.ndarray:
         """Boxes of the image, in pixels of the resized one; they may reach over its edges."""
@@ -46,11 +47,12 @@ def find_placement(height: int, width: int, size: Size, *, ratio: int = 1, pad: 
     if pad:  # as engine.data.resize.fit_within does
         scale = min(size[0] / sides[0], size[1] / sides[1])
         inner = [min(side, max(1, round(own * scale))) for side, own in zip(size, sides, strict=True)]
-        top, left = ((side - own) // 2 for side, own in zip(size, inner, strict=True))
+        first = [(side - own) // 2 for side, own in zip(size, inner, strict=True)]
         found = find_placement(height, width, (inner[0], inner[1]), ratio=ratio)
-        return Placement(found.scale, found.left + left, found.top + top)
+        return Placement(found.scale, found.left + first[1], found.top + first[0], (*first, *inner))
     scale = max(size[0] / sides[0], size[1] / sides[1])
-    return Placement(scale / ratio, (size[1] - sides[1] * scale) / 2, (size[0] - sides[0] * scale) / 2)
+    left, top = (size[1] - sides[1] * scale) / 2, (size[0] - sides[0] * scale) / 2
+    return Placement(scale / ratio, left, top, (0, 0, *size))
 
 
 def place_boxes(boxes: np.ndarray, header: Header, form: ImageForm, *, stored: bool = False) -> np.ndarray:
@@ -59,17 +61,18 @@ def place_boxes(boxes: np.ndarray, header: Header, form: ImageForm, *, stored: b
     They refer to the image as viewers show it, upright, or with ``stored`` as it is stored.
     """
     if not stored:
-        boxes = turn_upright(boxes, *header.upright, _BACK.get(header.orientation, header.orientation))
-    return turn_upright(_place(header, form).place(boxes), *_stored_size(header, form), header.orientation)
+        boxes = turn_upright(boxes, *header.upright, undo_orientation(header.orientation))
+    return turn_upright(place_file(header, form).place(boxes), *_stored_size(header, form), header.orientation)
 
 
 def restore_boxes(boxes: np.ndarray, header: Header, form: ImageForm) -> np.ndarray:
     """Boxes in pixels of the array that an image file becomes, in pixels of the image as viewers show it."""
-    boxes = turn_upright(boxes, *form.size, _BACK.get(header.orientation, header.orientation))
-    return turn_upright(_place(header, form).restore(boxes), header.height, header.width, header.orientation)
+    boxes = turn_upright(boxes, *form.size, undo_orientation(header.orientation))
+    return turn_upright(place_file(header, form).restore(boxes), header.height, header.width, header.orientation)
 
 
-def _place(header: Header, form: ImageForm) -> Placement:
+def place_file(header: Header, form: ImageForm) -> Placement:
+    """Where an image file, as it is stored, is put in the array that it becomes, before that is turned upright."""
     pad = form.options.image_fit == "pad"
     ratio = find_reduction(header, form.size, pad=pad)
     return find_placement(header.height, header.width, _stored_size(header, form), ratio=ratio, pad=pad)

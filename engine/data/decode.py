@@ -28,6 +28,7 @@ _one_large = threading.Lock()
 
 
 _ORIENTATION = 274  # the tag of Exif and TIFF
+_BACK = {6: 8, 8: 6}  # the orientations that undo others; each other one undoes itself
 
 
 def decode(data: bytes, form: ImageForm | Size) -> np.ndarray:
@@ -78,7 +79,7 @@ def _decode(data: bytes, header: Header, form: ImageForm) -> np.ndarray:
         image = as_form(np.asarray(image), form)
     size = form.size if header.orientation < 5 else form.size[::-1]
     fitted = fit_within if form.options.image_fit == "pad" else resize
-    return np.ascontiguousarray(_upright(fitted(tf.expand_dims(image, 0), size)[0], header.orientation))
+    return np.ascontiguousarray(turn_pixels(fitted(tf.expand_dims(image, 0), size)[0], header.orientation))
 
 
 def as_form(image: np.ndarray, form: ImageForm) -> np.ndarray:
@@ -153,7 +154,7 @@ def _read_by_pillow(data: bytes, header: Header, *, alpha: bool) -> np.ndarray:
             found = np.array(image.convert("RGBA" if alpha else "RGB"))
             if header.orientation != 1 and image.getexif().get(_ORIENTATION, 1) == 1:
                 # Pillow turns a TIFF upright while it reads it; here that is done once, after it was resized
-                found = _upright(found, {6: 8, 8: 6}.get(header.orientation, header.orientation))
+                found = turn_pixels(found, undo_orientation(header.orientation))
             return found
     except BadImageError:
         raise
@@ -173,8 +174,18 @@ def find_reduction(header: Header, size: Size, *, pad: bool = False) -> int:
     return next((ratio for ratio in (8, 4, 2) if larger >= 2 * ratio), 1)
 
 
-def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Undoes the Exif orientation: 2 to 4 mirror or rotate by 180 degrees, 5 to 8 also exchange the axes."""
+def undo_orientation(orientation: int) -> int:
+    """The Exif orientation that turns an upright image back to how it is stored.
+
+    Example:
+        >>> undo_orientation(6), undo_orientation(3)
+        (8, 3)
+    """
+    return _BACK.get(orientation, orientation)
+
+
+def turn_pixels(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Undoes an Exif orientation of [height, width, ...]: 2 to 4 mirror or rotate by 180 degrees, 5 to 8 also exchange the axes."""
     if orientation >= 5:
         image = image.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):

@@ -245,6 +245,14 @@ def read_file_header(path: pathlib.Path) -> Header:
         return read_header(file)
 
 
+def read_whole_header(path: pathlib.Path) -> Header:
+    """As ``read_file_header``, for an image of which places are told; BadImageError too if its array shows only a part of it."""
+    header = read_file_header(path)
+    if not header.whole:
+        raise BadImageError("the first frame of the GIF does not fill it; save it as PNG")
+    return header
+
+
 def _open(path: pathlib.Path) -> BinaryIO:
     """Opens a regular file that is not too large. (A pipe without a writer would block for ever.)"""
     try:

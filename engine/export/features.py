@@ -17,8 +17,8 @@ def find_features(subject: Subject) -> Callable[[Any], Any] | None:
         network=subject.network,
         normalise=subject.normalise,
         image_shape=subject.image_shape,
-        loss=subject.loss,
-        class_names=subject.class_names,
+        loss=subject.outputs[0].loss,
+        class_names=None,
     )
     try:
         found = build_features(predictor, subject.variables)

@@ -24,7 +24,7 @@ _LARGEST = 1 << 26  # bytes of it
 def check_new(path: pathlib.Path, *, name: str = "out") -> None:
     """Raises InputError unless there is nothing at a path, and files can be written into the folder around it."""
     if os.path.lexists(path):
-        raise InputError(f"{name}={path}: it exists, and an export never replaces anything; name another, or remove it")
+        raise InputError(f"{name}={path}: it exists, and is never replaced; name another, or remove it")
     writing.check_folder(path.parent, name=name)
 
 

@@ -36,7 +36,7 @@ def convert(
     """Converts a network in float32 to a TFLite model for a batch of one image.
 
     Its signature ``serving_default`` takes ``images``, float32 [1, height, width, channels] in [0, 1], which it normalises,
-    and gives ``logits`` (or ``outputs``, for the loss mse) [1, outputs]. With ``updatable`` variables there is also ``load_delta``, which takes their
+    and gives ``logits`` (or ``outputs``, for the loss mse) [1, ..., outputs]; of several outputs, ``TASK_logits`` for each. With ``updatable`` variables there is also ``load_delta``, which takes their
     values (``arguments``: path -> name of the argument) and gives ``updated``, their number.
 
     Args:
@@ -47,9 +47,7 @@ def convert(
     """
     holder = _Holder(subject)
     spec = tf.TensorSpec([1, *subject.image_shape], tf.float32, name="images")
-    serve = tf.function(
-        lambda images: {subject.output: subject.forward(images)}, input_signature=[spec], autograph=False
-    )
+    serve = tf.function(lambda images: subject.forward(images), input_signature=[spec], autograph=False)
     with host.stderr_on_failure(), tempfile.TemporaryDirectory() as folder:
         try:
             if updatable:

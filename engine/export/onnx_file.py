@@ -36,8 +36,8 @@ def check_packages() -> None:
             raise InputError(f"format=onnx: {_versions()} do not fit together: {error}") from None
 
 
-def save_onnx(subject: Subject, path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Writes the network with its normalisation as ONNX; returns a function from float images to its outputs.
+def save_onnx(subject: Subject, path: pathlib.Path) -> Callable[[np.ndarray], Any]:
+    """Writes the network with its normalisation as ONNX; returns a function from float images to its outputs, by name if there are several.
 
     Its input ``images`` is float32 [B, height, width, channels] in [0, 1]. Raises ExportError if tf2onnx cannot convert it.
     """
@@ -45,7 +45,7 @@ def save_onnx(subject: Subject, path: pathlib.Path) -> Callable[[np.ndarray], np
     import tf2onnx
 
     serve = tf.function(
-        lambda images: {subject.output: subject.forward(images)},
+        lambda images: subject.forward(images),
         input_signature=[subject.image_spec],
         autograph=False,
     )
@@ -57,10 +57,11 @@ def save_onnx(subject: Subject, path: pathlib.Path) -> Callable[[np.ndarray], np
             session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # tf2onnx raises whatever its handlers raise
         raise ExportError(f"{subject.model}: {_versions()} cannot convert it: {str(error)[:300]}") from error
-    given = session.get_inputs()[0].name
+    given, names = session.get_inputs()[0].name, [each.name for each in session.get_outputs()]
 
     def run(images: np.ndarray) -> Any:
-        return session.run(None, {given: images})[0]
+        found = dict(zip(names, session.run(None, {given: images}), strict=True))
+        return found if subject.several else found[names[0]]
 
     return run
 

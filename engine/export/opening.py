@@ -9,12 +9,13 @@ import tensorflow as tf
 
 from engine.data.image_options import DEFAULT
 from engine.errors import InputError
+from engine.export.outputs import Output, name_arguments
 from engine.export.subject import Subject
 from engine.files import PathLike
 from engine.models.adapters.attach import attach_requested
 from engine.recipes.evaluation_data import open_examples
 from engine.recipes.merged import merge_run
-from engine.recipes.one_output import check_images, check_single
+from engine.recipes.one_output import check_images
 from engine.recipes.reopen import OpenedRun, build_run_model, open_run
 from engine.runs.saved_flags import choose_averages
 from engine.selection.selection import select
@@ -36,9 +37,9 @@ def open_subject(
     Raises InputError if the run cannot be opened (engine.recipes.reopen), or data are missing or do not fit the model.
     """
     opened = open_run(run, averages=choose_averages(run, ema), checkpoint=checkpoint, say=say)
-    check_single(opened, "an export")
     check_images(opened, "an export")
-    if opened.loss == CENTERS:
+    outputs = describe_outputs(opened)
+    if any(output.loss == CENTERS for output in outputs):
         raise InputError(
             f"run={run}: it finds boxes, and its outputs are maps, which no export takes; predict writes the boxes, and "
             "engine.recipes.reopen.open_run gives the network"
@@ -56,9 +57,7 @@ def open_subject(
         variables=opened.variables,
         normalise=opened.normalise,
         image_shape=opened.image_shape,
-        loss=opened.loss,
-        outputs=opened.data.outputs,
-        class_names=opened.data.columns if opened.loss == "mse" else opened.class_names,
+        outputs=outputs,
         averaged=opened.averaged,
         trained=tuple(path for path in dict.fromkeys((*merged, *trained)) if path in own),
         single_precision=(numbers.variables, numbers.compute) == (tf.float32, tf.float32),
@@ -66,6 +65,24 @@ def open_subject(
         examples=found.part,
         training=training,
         reads_files=opened.config.image_options() == DEFAULT and opened.image_shape[-1] in (1, 3),
+    )
+
+
+def describe_outputs(opened: OpenedRun) -> tuple[Output, ...]:
+    """What each output of a run's model means."""
+    if not opened.tasks:
+        names = opened.data.columns if opened.loss == "mse" else opened.class_names
+        return (Output(loss=opened.loss, count=opened.data.outputs, class_names=names),)
+    called = name_arguments(opened.tasks)
+    return tuple(
+        Output(
+            task=task.name,
+            prefix=f"{called[task.name]}_",
+            loss=task.kind,
+            count=task.outputs,
+            class_names=task.columns if task.kind == "mse" else task.class_names,
+        )
+        for task in opened.data.tasks
     )
 
 

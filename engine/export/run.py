@@ -13,7 +13,7 @@ from engine.export.checking import Comparison, ExportError, compare, time_model,
 from engine.export.config import ExportConfig
 from engine.export.folder import check_new, count_bytes, new_folder, write_record
 from engine.export.opening import open_subject
-from engine.export.savedmodel import name_arguments
+from engine.export.outputs import name_arguments
 from engine.export.subject import Subject
 from engine.export.update import describe_base, write_delta
 from engine.files import PathLike, write_bytes
@@ -131,7 +131,7 @@ def export_savedmodel(
 
 
 def _describe(subject: Subject, config: ExportConfig) -> dict[str, Any]:
-    """The entries of export.json that do not depend on the format."""
+    """The entries of export.json that do not depend on the format; of several outputs, some have a value for each task."""
     height, width, channels = subject.image_shape
     return {
         "kind": config.format,
@@ -139,11 +139,11 @@ def _describe(subject: Subject, config: ExportConfig) -> dict[str, Any]:
         "run": config.run,
         "averages": subject.averaged,
         "model": subject.model,
-        "loss": subject.loss,
+        "loss": subject.by_output(lambda output: output.loss),
         "images": {"shape": [height, width, channels], "dtype": "float32", "range": [0.0, 1.0]},
-        "output": subject.output,
-        "class_names": list(subject.labels or subject.class_names or ()),
-        "data_names": None if subject.class_names is None else list(subject.class_names),
+        "output": subject.by_output(lambda output: output.name),
+        "class_names": subject.by_output(lambda output: output.names),
+        "data_names": subject.data_names,
         "versions": versions(),
     }
 
@@ -209,18 +209,20 @@ def _check_loss(found: Comparison, config: ExportConfig) -> None:
     """Raises ExportError if quantisation loses too much accuracy, or nobody can tell, and ``yes`` is not set."""
     if config.yes:
         return
-    if found.accuracy is None or found.model_accuracy is None:
-        raise ExportError(
-            f"quantize={config.quantize}: there is no accuracy to compare; the largest difference of an output is "
-            f"{found.largest_difference:.3g}, of outputs up to {found.scale:.3g}. --yes writes the model; nothing is written"
-        )
-    lost = found.model_accuracy - found.accuracy
-    if lost > config.max_accuracy_loss:
-        raise ExportError(
-            f"quantize={config.quantize}: accuracy {found.accuracy:.4f} in place of {found.model_accuracy:.4f} on "
-            f"{found.examples} examples, a loss of {lost:.4f}; --max_accuracy_loss={config.max_accuracy_loss:g} allows less. "
-            "--yes writes the model all the same, and --quantize=dynamic or float16 lose less; nothing is written"
-        )
+    for task, each in (found.tasks or {"": found}).items():
+        about = f"quantize={config.quantize}: " + (f"output {task!r}: " if task else "")
+        if each.accuracy is None or each.model_accuracy is None:
+            raise ExportError(
+                f"{about}there is no accuracy to compare; the largest difference of an output is "
+                f"{each.largest_difference:.3g}, of outputs up to {each.scale:.3g}. --yes writes the model; nothing is written"
+            )
+        lost = each.model_accuracy - each.accuracy
+        if lost > config.max_accuracy_loss:
+            raise ExportError(
+                f"{about}accuracy {each.accuracy:.4f} in place of {each.model_accuracy:.4f} on {each.examples} examples, a loss of "
+                f"{lost:.4f}; --max_accuracy_loss={config.max_accuracy_loss:g} allows less. --yes writes the model all the same, "
+                "and --quantize=dynamic or float16 lose less; nothing is written"
+            )
 
 
 def _make_keras(subject: Subject, folder: pathlib.Path, config: ExportConfig, say: Say) -> Made:

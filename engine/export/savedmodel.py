@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from engine.export.checking import ExportError
 from engine.export.features import find_features
+from engine.export.outputs import name_arguments
 from engine.export.preparation import prepare_file
 from engine.export.subject import Subject, read_images, spread
 from engine.files import PathLike
@@ -23,13 +23,16 @@ OPTIONS = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
 
 
 class Served(tf.Module):
-    """What is saved: all variables of a network, by path, and the names of its classes, a string variable."""
+    """What is saved: all variables of a network, by path, and the names of its classes, a string variable (for each task)."""
 
     def __init__(self, subject: Subject) -> None:
         super().__init__()
         self.weights = {entry.path: entry.variable for entry in subject.variables}
-        names = list(subject.labels or subject.class_names or ())
-        self.class_names = tf.Variable(tf.constant(names, tf.string), trainable=False, name="class_names")
+        self.class_names = subject.by_output(
+            lambda output: tf.Variable(
+                tf.constant(output.names, tf.string), trainable=False, name=f"{output.prefix}class_names"
+            )
+        )
 
 
 def save_model(subject: Subject, folder: PathLike) -> dict[str, str]:
@@ -38,7 +41,9 @@ def save_model(subject: Subject, folder: PathLike) -> dict[str, str]:
     Its signatures:
 
     * ``serving_default``: ``images``, float32 [B, height, width, channels] in [0, 1] -> ``logits`` and ``probabilities``
-      [B, outputs], and ``class`` (string [B]) where the outputs are classes; ``outputs`` alone for the loss mse.
+      [B, outputs], and ``class`` (string [B]) where the outputs are classes; ``outputs`` alone for the loss mse. With a class
+      for each pixel, logits and probabilities are [B, height, width, outputs], and ``mask`` has the numbers of classes. Of
+      several outputs, these are ``TASK_logits`` and so on.
     * ``from_bytes``: ``encoded``, string [B], JPEG or PNG files of any size -> the same; not where the run read its images
       in another way (``Subject.reads_files``).
     * ``features``: ``images`` -> ``features``, what the head reads; only where that is a single tensor.
@@ -49,10 +54,10 @@ def save_model(subject: Subject, folder: PathLike) -> dict[str, str]:
     served = Served(subject)
 
     def predict(images: Any) -> dict[str, Any]:
-        outputs = subject.forward(images)
-        found = subject.describe(outputs)
-        if subject.labels:
-            found["class"] = tf.gather(served.class_names, subject.choose(outputs))
+        outputs, found = subject.forward(images), dict[str, Any]()
+        for output in subject.outputs:
+            names = served.class_names[output.task] if subject.several else served.class_names
+            found |= output.describe(outputs[output.name], names)
         return found
 
     signatures = {
@@ -109,19 +114,6 @@ def _from_bytes(subject: Subject, predict: Callable[[Any], dict[str, Any]]) -> A
     return tf.function(run, input_signature=[tf.TensorSpec([None], tf.string, name="encoded")], autograph=False)
 
 
-def name_arguments(paths: list[str]) -> dict[str, str]:
-    """A name for each path that an argument can have: letters, digits and underscores, each once."""
-    found: dict[str, str] = {}
-    for path in paths:
-        base = re.sub(r"\W", "_", path, flags=re.ASCII)
-        base = name = base if base[:1].isalpha() else f"v_{base}"
-        count = 2
-        while name in found.values():
-            name, count = f"{base}_{count}", count + 1
-        found[path] = name
-    return found
-
-
 def make_loader(entries: Sequence[NamedVariable], arguments: Mapping[str, str]) -> Any:
     """The function behind a signature ``load_delta``: replaces these variables and says how many they are."""
 
@@ -134,14 +126,15 @@ def make_loader(entries: Sequence[NamedVariable], arguments: Mapping[str, str]) 
     return tf.function(load, input_signature=specs, autograph=False)
 
 
-def open_saved(folder: PathLike, subject: Subject) -> Callable[[np.ndarray], np.ndarray]:
-    """Loads what ``save_model`` wrote, as a function from float images to outputs."""
+def open_saved(folder: PathLike, subject: Subject) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """Loads what ``save_model`` wrote, as a function from float images to outputs by name."""
     loaded = tf.saved_model.load(str(folder))
     signature = loaded.signatures["serving_default"]
 
-    def run(images: np.ndarray) -> np.ndarray:
+    def run(images: np.ndarray) -> dict[str, np.ndarray]:
         assert loaded is not None  # its variables live as long as it does
-        return signature(images=tf.constant(images))[subject.output].numpy()
+        found = signature(images=tf.constant(images))
+        return {output.name: found[output.name].numpy() for output in subject.outputs}
 
     return run
 
@@ -159,10 +152,11 @@ def check_files(folder: PathLike, subject: Subject, *, bound: float) -> None:
         return  # no file can hold them exactly
     loaded = tf.saved_model.load(str(folder))
     files = tf.stack([tf.io.encode_png(image) for image in images])
-    found = loaded.signatures["from_bytes"](encoded=files)[subject.output].numpy()
+    found = loaded.signatures["from_bytes"](encoded=files)
     expected = loaded.signatures["serving_default"](images=tf.constant(read_images(subject.examples, positions)))
-    difference = float(np.abs(found - expected[subject.output].numpy()).max())
-    if not difference <= bound * max(1.0, float(np.abs(found).max())):
-        raise ExportError(
-            f"savedmodel: from_bytes differs from serving_default by {difference:.3g}; nothing is written"
-        )
+    for name in (output.name for output in subject.outputs):
+        difference = float(np.abs(found[name].numpy() - expected[name].numpy()).max())
+        if not difference <= bound * max(1.0, float(np.abs(found[name]).max())):
+            raise ExportError(
+                f"savedmodel: {name} of from_bytes differs from that of serving_default by {difference:.3g}; nothing is written"
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from engine.data import Normalise, Part
-from engine.data.part import number_classes
+from engine.export.outputs import Output
 from engine.selection.variables import ModelVariables
 from engine.training.losses import accepted_keywords
 from engine.training.precision import widen
@@ -28,9 +28,7 @@ class Subject:
         network, variables: the network with its weights, and all its variables, named.
         normalise: prepares images for the network.
         image_shape: (height, width, channels) of the images that ``normalise`` takes.
-        loss: what the outputs are trained with: "softmax", "sigmoid" or "mse".
-        outputs: the number of outputs.
-        class_names: the names of the outputs, or of the two classes of a single output; None if the data name none.
+        outputs: what each output of the network means, by its task ("" for the only one).
         averaged: whether the weights are the averages of the run.
         trained: the paths of the variables that the run trained, statistics that moved included.
         single_precision: whether the variables and the computation are in float32.
@@ -45,9 +43,7 @@ class Subject:
     variables: ModelVariables
     normalise: Normalise
     image_shape: tuple[int, ...]
-    loss: str
-    outputs: int
-    class_names: tuple[str, ...] | None
+    outputs: tuple[Output, ...]
     averaged: bool
     trained: tuple[str, ...]
     single_precision: bool
@@ -62,41 +58,35 @@ class Subject:
         return tf.TensorSpec([None, *self.image_shape], tf.float32, name="images")
 
     @property
-    def output(self) -> str:
-        """What the outputs are called in signatures: "logits", or "outputs" for the loss mse."""
-        return "outputs" if self.loss == "mse" else "logits"
-
-    @property
     def bytes(self) -> int:
         """The memory of all variables."""
         return sum(entry.bytes for entry in self.variables)
 
     @property
-    def labels(self) -> tuple[str, ...]:
-        """The names of the classes that a prediction can be; empty where the outputs are not exclusive classes."""
-        if self.loss == "softmax":
-            return self.class_names or number_classes(self.outputs)
-        if self.loss == "sigmoid" and self.outputs == 1:
-            names = self.class_names or ()
-            return {2: names, 1: (f"not {names[0]}", names[0])}.get(len(names), ("0", "1")) if names else ("0", "1")
-        return ()
+    def several(self) -> bool:
+        """Whether the network returns outputs by name."""
+        return self.outputs[0].task != ""
 
-    def forward(self, images: Any) -> Any:
-        """The outputs [B, outputs] for float images in [0, 1], in inference mode and in at least float32."""
+    @property
+    def data_names(self) -> dict[str, tuple[str, ...]] | tuple[str, ...] | None:
+        """The names that the data give to the outputs: by task, where there are several; None if they name none."""
+        if not self.several:
+            return self.outputs[0].class_names
+        return {each.task: each.class_names for each in self.outputs if each.class_names and each.loss != "mse"} or None
+
+    def by_output(self, value: Callable[[Output], Any]) -> Any:
+        """What a function says of the only output, or of each by its task."""
+        return {each.task: value(each) for each in self.outputs} if self.several else value(self.outputs[0])
+
+    def forward(self, images: Any) -> dict[str, Any]:
+        """Each output by its name [B, count], for float images in [0, 1], in inference mode and in at least float32.
+
+        Of a class for each pixel, it is [B, height, width, count].
+        """
         given = {"training": False, "seeds": None}
         taken = accepted_keywords(self.network)
-        return widen(self.network(self.normalise(images), **{name: given[name] for name in taken}))
-
-    def describe(self, outputs: Any) -> dict[str, Any]:
-        """What a prediction consists of, given the outputs [B, outputs]: probabilities too, unless the loss is mse."""
-        if self.loss == "mse":
-            return {"outputs": outputs}
-        probabilities = tf.nn.softmax(outputs) if self.loss == "softmax" else tf.sigmoid(outputs)
-        return {"logits": outputs, "probabilities": probabilities}
-
-    def choose(self, outputs: Any) -> Any:
-        """The number of the class that each row of outputs stands for; only where there are ``labels``."""
-        return tf.argmax(outputs, axis=-1) if self.outputs > 1 else tf.cast(outputs[:, 0] > 0, tf.int64)
+        found = self.network(self.normalise(images), **{name: given[name] for name in taken})
+        return {each.name: widen(found[each.task] if self.several else found) for each in self.outputs}
 
     def in_float32(self) -> Subject:
         """The same weights in a network that computes in float32, which phones and other formats need."""
@@ -115,11 +105,11 @@ def read_images(part: Part, positions: np.ndarray) -> np.ndarray:
     return images.astype(np.float32) / np.float32(255.0) if images.dtype == np.uint8 else images
 
 
-def batches(part: Part, positions: np.ndarray) -> Iterator[tuple[np.ndarray, Mapping[str, Any]]]:
-    """Yields batches of positions, with their float images and labels."""
+def batches(part: Part, positions: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields batches of positions, with their float images."""
     for start in range(0, len(positions), BATCH):
         chosen = positions[start : start + BATCH]
-        yield chosen, {"images": read_images(part, chosen), "labels": part.labels[chosen]}
+        yield chosen, read_images(part, chosen)
 
 
 def spread(count: int, most: int) -> np.ndarray:

@@ -38,7 +38,7 @@ def check_vit(config: Config, rules: str, *, model: str) -> None:
 
 def timm_config(subject: Subject) -> dict[str, Any]:
     """The file with which ``timm.create_model`` builds the same network, and prepares images as it expects."""
-    return timm_vit(subject.network.config, labels=subject.labels, scale=_scale(subject))
+    return timm_vit(subject.network.config, labels=subject.outputs[0].labels, scale=_scale(subject))
 
 
 def timm_vit(config: Config, *, labels: Sequence[str], scale: Scale | None) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def timm_vit(config: Config, *, labels: Sequence[str], scale: Scale | None) -> d
 
 def hf_config(subject: Subject) -> dict[str, Any]:
     """The file with which ``ViTForImageClassification.from_pretrained`` builds the same network."""
-    return hf_vit(subject.network.config, labels=subject.labels)
+    return hf_vit(subject.network.config, labels=subject.outputs[0].labels)
 
 
 def hf_vit(config: Config, *, labels: Sequence[str]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from engine.porting.rules.language import Rule, Rules
 from engine.porting.rules.transforms import parse_transform
 from engine.porting.safetensors_writer import write_safetensors
 from engine.porting.whole_file import VariablesAsTensors
-from engine.text import join_some
+from engine.text import join_some, join_words
 
 
 def save_tensors(subject: Subject, folder: pathlib.Path, rules: str) -> Callable[[np.ndarray], np.ndarray]:
@@ -33,6 +33,11 @@ def save_tensors(subject: Subject, folder: pathlib.Path, rules: str) -> Callable
     Returns a function from float images to the outputs of that network. Raises InputError if the network is not a ViT, or
     the other library has no such ViT; ExportError if a variable comes back with other bits.
     """
+    if subject.several:
+        raise InputError(
+            f"format=safetensors: the model has several outputs ({join_words(each.task for each in subject.outputs)}), and a ViT "
+            "of timm or Hugging Face has one; --format=savedmodel, tflite and onnx take them all"
+        )
     network = subject.network
     if not isinstance(network, ViT):
         raise InputError(

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from engine.data.class_names import Names, normal_form, read_class_names, read_task_class_names
 from engine.data.class_names import as_texts as class_texts
-from engine.data.class_names import normal_form, read_class_names
 from engine.errors import InputError
 from engine.export.checking import ExportError
 from engine.export.folder import check_new, count_bytes, new_folder, read_record, write_record
@@ -78,7 +78,7 @@ def push_delta(to: PathLike, delta: PathLike, out: PathLike, *, force_base: bool
         arrays, base = {path: npz.read(path) for path in npz.names()}, read_base(npz)
     if not arrays:
         raise InputError(f"delta={delta}: it holds no variable")
-    _check_classes(delta, read_class_names(delta), record)
+    _check_classes(delta, read_task_class_names(delta) or read_class_names(delta), record)
     found: dict[str, Any] = {"sent": delta.stat().st_size, "whole": count_bytes(to), "paths": tuple(arrays)}
     if record["kind"] == "savedmodel":
         variables = read_variables(to, name="to")
@@ -112,7 +112,7 @@ def write_delta(subject: Subject, exported: PathLike, out: pathlib.Path, *, say:
     record = read_record(exported, name="delta_for")
     if record["kind"] != "savedmodel":
         raise InputError(f"delta_for={exported}: it is an export as {record['kind']}; expected a SavedModel")
-    names = subject.class_names
+    names = subject.data_names
     _check_classes(pathlib.Path(record["run"]), names, record)
     variables = read_variables(exported, name="delta_for")
     saved, own = ({entry.path: entry for entry in each} for each in (variables, subject.variables))
@@ -153,14 +153,24 @@ def read_variables(exported: PathLike, *, name: str) -> ModelVariables:
     return ModelVariables(tuple(entries), (), {}, {}, {})
 
 
-def _check_classes(path: pathlib.Path, given: tuple[str, ...] | None, record: Mapping[str, Any]) -> None:
+def _check_classes(path: pathlib.Path, given: Names | None, record: Mapping[str, Any]) -> None:
     """Raises InputError if the classes of a delta are not those of an exported model, in their order."""
     own = record.get("data_names")
-    if given is not None and own is not None and normal_form(given) != normal_form(own):
-        raise InputError(
-            f"{path}: its classes are {join_words(given)}; the exported model's, {join_words(own)}. A delta for other "
-            "classes, or for another order of them, would give wrong names; export the whole model"
-        )
+    if given is None or own is None:
+        return
+    one, other = ({task: normal_form(names) for task, names in _by_task(each).items()} for each in (given, own))
+    for task in dict.fromkeys((*one, *other)):
+        if one.get(task) != other.get(task):
+            of = f" of {task}" if task else ""
+            raise InputError(
+                f"{path}: its classes{of} are {join_words(one.get(task, ())) or 'not named'}; the exported model's, "
+                f"{join_words(other.get(task, ())) or 'not named'}. A delta for other classes, or for another order of them, would "
+                "give wrong names; export the whole model"
+            )
+
+
+def _by_task(names: Names) -> Mapping[str, Sequence[str]]:
+    return names if isinstance(names, Mapping) else {"": names}
 
 
 def _check_fit(path: pathlib.Path, arrays: Mapping[str, np.ndarray], own: Mapping[str, NamedVariable]) -> None:

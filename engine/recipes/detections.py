@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from engine.data import Part, box_geometry
-from engine.data.image_files import read_file_header
-from engine.data.image_options import ImageForm
+from engine.data.header import BadImageError
+from engine.data.image_files import read_whole_header
 from engine.errors import InputError
 from engine.files import PathLike
 from engine.recipes.predictor import Predictor
@@ -44,10 +44,11 @@ def rate_boxes(found: np.ndarray, truth: np.ndarray, names: Sequence[str]) -> di
 
 def restore_boxes(file: pathlib.Path, boxes: np.ndarray, predictor: Predictor) -> np.ndarray:
     """Boxes [n, 4] of an image file as a predictor reads it, as shares of its sides, in pixels of the image, upright."""
-    header = read_file_header(file)
-    if not header.whole:
-        raise InputError(f"{file}: the first frame of the GIF does not fill it; save it as PNG")
-    form = predictor.form or ImageForm(size=(predictor.image_shape[0], predictor.image_shape[1]))
+    try:
+        header = read_whole_header(file)
+    except BadImageError as error:  # predict_files has left out such files
+        raise InputError(f"{file}: {error}") from None
+    form = predictor.file_form
     height, width = header.upright
     found = box_geometry.restore_boxes(boxes * np.tile(form.size[::-1], 2), header, form)
     return np.clip(found, 0.0, np.array([width, height, width, height]))

@@ -17,6 +17,7 @@ from engine.errors import InputError
 from engine.frostline.watch import frozen_output_norms
 from engine.recipes.detections import for_boxes, rate_boxes
 from engine.recipes.evaluation_data import Examples
+from engine.recipes.joined import join_outputs, open_predictors
 from engine.recipes.pixel_evaluation import check_outputs
 from engine.recipes.predictor import Predictor
 from engine.recipes.reopen import OpenedRun
@@ -29,7 +30,6 @@ from engine.training.dense_metrics import PixelConfusions
 from engine.training.evaluation import Evaluator, Result
 from engine.training.loss_names import CENTERS
 from engine.training.losses import LossFunction
-from engine.training.precision import widen
 
 
 def evaluate(
@@ -64,13 +64,12 @@ def evaluate(
     if opened.tasks and corrupt:
         raise InputError(f"corrupt: the model has several outputs, {join_words(opened.tasks)}; leave it out")
     specs, dense = examples.part.input_specs, examples.part.dense
-    views = {name: opened.for_task(name) for name in opened.tasks} or {"": opened}
-    predictors = {name: view.predictor(inputs=specs) for name, view in views.items()}
+    predictors = open_predictors(opened, inputs=specs)
     if opened.loss == CENTERS and not opened.tasks:
         predictors = {"": for_boxes(predictors[""], examples.part)}
     elif not opened.tasks:
         check_outputs(predictors[""], examples.source.name, dense=dense)
-    selection, compute = find_last_selection(opened), _join(opened, predictors)
+    selection, compute = find_last_selection(opened), join_outputs(opened, predictors)
     loss_fn = _make_loss(opened, named, dense=dense)
     evaluator = Evaluator(loss_fn, watch=frozen_output_norms)  # the same graph: another may round otherwise
     done = 0
@@ -97,7 +96,7 @@ def evaluate(
 
     result, outputs = measure(examples.part)
     if opened.tasks:
-        return _report_tasks(opened, examples, views, predictors, result=result, outputs=outputs)
+        return _report_tasks(opened, examples, predictors, result=result, outputs=outputs)
     predictor, present = predictors[""], np.flatnonzero(has_label(examples.part))
     if not len(present):
         raise InputError(f"data={examples.source.name}: no example of the {examples.name} part has a weight above 0")
@@ -126,23 +125,9 @@ def _make_loss(opened: OpenedRun, named: str | None, *, dense: bool) -> LossFunc
     return make_loss(opened.model, config.loss, **given, metrics=chosen)
 
 
-def _join(opened: OpenedRun, predictors: Mapping[str, Predictor]) -> Callable[[Any], Sequence[Any]]:
-    """A compiled function from prepared images to each output of the network, which is run once."""
-    if not opened.tasks:
-        return lambda images: predictors[""].function(images)  # type: ignore[no-any-return]
-    whole = dataclasses.replace(next(iter(predictors.values())), network=opened.network)
-
-    def compute(images: Any) -> list[Any]:
-        found = whole.call(images)
-        return [widen(found[name]) for name in predictors]
-
-    return whole.compile(compute)  # type: ignore[no-any-return]
-
-
 def _report_tasks(
     opened: OpenedRun,
     examples: Examples,
-    views: Mapping[str, OpenedRun],
     predictors: Mapping[str, Predictor],
     *,
     result: Result,
@@ -150,13 +135,13 @@ def _report_tasks(
 ) -> Report:
     """The report on all outputs of a model: each on the examples that have a label of it."""
     reports: dict[str, Report] = {}
-    for (name, view), found in zip(views.items(), outputs, strict=True):
+    for (name, predictor), found in zip(predictors.items(), outputs, strict=True):
         part = view_part(examples.part, name)
         present = np.flatnonzero(has_label(part))
         if not len(present):
             continue
         own = {key.removesuffix(f"/{name}"): value for key, value in result.figures.items() if key.endswith(f"/{name}")}
-        alone = len(views) == 1
+        alone = len(predictors) == 1
         part_result = Result(
             loss=result.loss if alone else float(own.pop("loss")),  # type: ignore[arg-type]
             metrics={"accuracy": float(own.pop("accuracy"))} if "accuracy" in own else {},  # type: ignore[arg-type]
@@ -165,8 +150,8 @@ def _report_tasks(
             figures=own,
         )
         seen = dataclasses.replace(examples, source=view_task(examples.source, name), part=part.take(present))
-        view = dataclasses.replace(view, run={})  # whose own figures are those of all outputs together
-        reports[name] = make_report(view, seen, predictors[name], part_result, found[present])
+        view = dataclasses.replace(opened.for_task(name), run={})  # whose own figures are those of all outputs together
+        reports[name] = make_report(view, seen, predictor, part_result, found[present])
     none = np.zeros(0, np.int64)
     figures = describe_evaluation(opened, examples, result)
     figures["tasks"] = {name: _without_origin(report.figures, figures) for name, report in reports.items()}

@@ -53,16 +53,24 @@ def check_single(opened: Any, what: str) -> None:
     """Raises InputError if an ``OpenedRun`` has several outputs, which ``what`` does not take."""
     if opened.data.tasks:
         raise InputError(
-            f"run={opened.path}: its model has several outputs ({join_words(opened.tasks)}), but {what} is for models with one. "
-            "evaluate measures each; from Python, open_run(RUN).for_task(NAME).predictor() predicts one"
+            f"run={opened.path}: its model has several outputs ({join_words(opened.tasks)}), but {what} is for models with one; "
+            "open_run(RUN).for_task(NAME) is the model with one of them, and `frostline predict` tells all"
         )
 
 
 def check_images(opened: Any, what: str) -> None:
     """Raises InputError if an ``OpenedRun`` does not take one image, which ``what`` gives it."""
-    if len(opened.image_shape) != 3 or len(opened.data.inputs) > 1:
+    about = f"{'model' if opened.path is None else 'run'}={opened.path or opened.config.model}"
+    if len(opened.data.inputs) > 1:
+        names = join_words(opened.data.inputs)
+        raise InputError(
+            f"{about}: it takes several inputs for an example ({names}), and {what} gives it one image alone, since files do not "
+            "say which belong together; evaluate takes such data, by --data=..., and in Python open_run(RUN).network takes a "
+            "batch of each by its name"
+        )
+    if len(opened.image_shape) != 3:
         inputs = {name: list(shape) for name, (shape, _) in opened.data.inputs.items()} or list(opened.image_shape)
         raise InputError(
-            f"{'model' if opened.path is None else 'run'}={opened.path or opened.config.model}: it does not take an image but "
-            f"examples of {inputs}, and {what} is for images; evaluate takes such data, by --data=..."
+            f"{about}: it does not take an image but examples of {inputs}, and {what} is for images; evaluate takes such data, by "
+            "--data=..."
         )

@@ -16,8 +16,9 @@ import tensorflow as tf
 from engine import host
 from engine.data import DataError, Normalise
 from engine.data.batches import prefetch
+from engine.data.decode import LARGEST_DECODED
 from engine.data.header import BadImageError
-from engine.data.image_files import read_image
+from engine.data.image_files import read_image, read_whole_header
 from engine.data.image_options import ImageForm
 from engine.data.part import ArraySpec, number_classes
 from engine.errors import InputError, check_range
@@ -116,18 +117,24 @@ class Predictor:
         return self._prepare(tf.constant(images))
 
     def predict_files(
-        self, files: Sequence[pathlib.Path], *, function: Any = None, size: int | None = None
+        self,
+        files: Sequence[pathlib.Path],
+        *,
+        function: Any = None,
+        size: int | None = None,
+        places: bool = False,
     ) -> Iterator[FileBatch]:
         """Computes image files batch by batch, in order, while other threads decode the next batches.
 
         Memory does not grow with the number of files. ``function`` computes something other than the outputs from prepared
         images, such as features (engine.recipes.features), and ``size`` is the size of a batch, if not ``fit_batch_size``.
+        ``places`` says that places in the images will be told, so that files that do not show where they are count as bad.
         """
         function = self.function if function is None else function
         size = size or self.fit_batch_size(function)
         pieces = [files[at : at + size] for at in range(0, len(files), size)]
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode") as pool:
-            for read, bad, images in prefetch(functools.partial(self._prepare_files, pool), pieces):
+            for read, bad, images in prefetch(functools.partial(self._prepare_files, pool, places), pieces):
                 outputs = [] if images is None else [value.numpy() for value in function(images)]
                 yield FileBatch(read, outputs, bad)
 
@@ -210,10 +217,10 @@ class Predictor:
         return size
 
     def _prepare_files(
-        self, pool: concurrent.futures.Executor, files: Sequence[pathlib.Path]
+        self, pool: concurrent.futures.Executor, places: bool, files: Sequence[pathlib.Path]
     ) -> tuple[list[pathlib.Path], list[tuple[pathlib.Path, str]], Any]:
         """The files that can be read, those that cannot, and the prepared images of the former (None if there are none)."""
-        tried = list(pool.map(self._try_to_read, files))
+        tried = list(pool.map(functools.partial(self._try_to_read, places=places), files))
         read = [file for file, image in zip(files, tried, strict=True) if not isinstance(image, str)]
         bad = [(file, image) for file, image in zip(files, tried, strict=True) if isinstance(image, str)]
         images = [image for image in tried if not isinstance(image, str)]
@@ -228,25 +235,38 @@ class Predictor:
         }
         return lambda images: made[images.dtype](images)
 
-    def _try_to_read(self, file: pathlib.Path) -> np.ndarray | str:
+    def _try_to_read(self, file: pathlib.Path, *, places: bool) -> np.ndarray | str:
         """The image in a file, or why it cannot be read."""
         try:
+            if places:
+                self._check_places(file)
             return self.read_file(file)
         except (BadImageError, InputError) as error:
             return str(error)
         except OSError as error:  # a disk, or a network, that fails while it is read
             return f"cannot be read ({error.strerror or error})"
 
+    def _check_places(self, file: pathlib.Path) -> None:
+        """Raises BadImageError unless what is found in the array of an image file can be told for the file."""
+        header = read_whole_header(file)
+        if self.dense and header.height * header.width > LARGEST_DECODED:
+            raise BadImageError(
+                f"{header.width}x{header.height} pixels, of which a JPEG is read at a fraction, but a label image would have "
+                f"each; the limit is {LARGEST_DECODED:,} pixels; make it smaller"
+            )
+
     def read_file(self, file: pathlib.Path) -> np.ndarray:
         """An image file as uint8 of ``image_shape``, read as the run read its own: its middle, upright, in colour or grey.
 
         Raises BadImageError if the file is not an image, or is damaged.
         """
-        if self.form is not None:
-            return read_image(file, self.form)
-        height, width, channels = self.image_shape
-        image = read_image(file, (height, width))
-        return image if channels == 3 else as_grey(image)
+        image = read_image(file, self.file_form)
+        return image if self.form is not None or self.image_shape[-1] == 3 else as_grey(image)
+
+    @property
+    def file_form(self) -> ImageForm:
+        """How image files are read, before colour becomes grey where the run's images are grey."""
+        return self.form or ImageForm(size=(self.image_shape[0], self.image_shape[1]))
 
 
 def _find_finite_boxes(outputs: Any, most: int) -> Any:

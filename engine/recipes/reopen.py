@@ -113,7 +113,7 @@ class OpenedRun:
 
         Raises InputError if it has several outputs.
         """
-        check_single(self, "predict")
+        check_single(self, "a predictor")
         return Predictor(
             network=self.network,
             normalise=self.normalise,

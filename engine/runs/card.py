@@ -153,15 +153,13 @@ def _describe_use(out: pathlib.Path, run: Mapping[str, Any]) -> str:
         f"--{name}={shlex.quote(flags[name])}" for name in ("model", "head", "adapt") if flags.get(name) is not None
     )
     lines = [
-        ("classify images", f"frostline predict --run={folder} --images=FOLDER"),
+        ("predict images", f"frostline predict --run={folder} --images=FOLDER --out=found.csv"),
         ("evaluate again", f"frostline evaluate --run={folder}"),
         ("export", f"frostline export --run={folder} --format=savedmodel --out=FOLDER"),
         ("whole weights, in the format of the base", f"frostline apply-delta --base={shlex.quote(base)} --delta={folder}/trained.npz --out=FILE"),
         ("train on from here", f"frostline finetune {model} --weights={shlex.quote(base)}+{folder}/trained.npz --data=DATA"),
         ("repeat this run, to the same bits", f"frostline finetune --flagfile={folder}/flags.cfg --out=FOLDER"),
     ]  # fmt: skip
-    if "tasks" in run["data"]:  # both are for models with one output
-        lines = [line for line in lines if line[0] not in ("classify images", "export")]
     shown = "\n\n".join(f"{what[0].upper()}{what[1:]}:\n\n    {command}" for what, command in lines)
     return (
         f"## How to use it\n\n`trained.npz` holds what trained, and belongs to `{base}` alone; a checkpoint in `checkpoints/` "

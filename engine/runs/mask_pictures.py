@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from engine.data.part import IGNORED
 from engine.files import PathLike, write_bytes
@@ -16,6 +18,7 @@ MOST = 6  # images
 _NAMED = 12  # classes up to which a legend names them
 _COLOURS = 9  # that are told apart
 _SCALE = 3  # a pixel of an image becomes so many, so that outlines are thin
+MOST_PIXELS = 1024  # of the longer side of an image that is drawn alone
 
 
 def choose_examples(count: int) -> np.ndarray:
@@ -28,7 +31,7 @@ def choose_examples(count: int) -> np.ndarray:
     return np.arange(count)[:: max(1, count // MOST)][:MOST]
 
 
-def find_outlines(labels: np.ndarray) -> np.ndarray:
+def find_outlines(labels: np.ndarray, *, ignored: int = IGNORED) -> np.ndarray:
     """Which pixels of labels [height, width] have a neighbour to the left, right, above or below of another class.
 
     Those of the class 0, the background, are left out, and so are ignored ones.
@@ -37,7 +40,7 @@ def find_outlines(labels: np.ndarray) -> np.ndarray:
     other = np.zeros(labels.shape, bool)
     for rows, columns in ((slice(0, -2), slice(1, -1)), (slice(2, None), slice(1, -1)), (slice(1, -1), slice(0, -2)), (slice(1, -1), slice(2, None))):  # fmt: skip
         other |= padded[rows, columns] != labels
-    return other & (labels != 0) & (labels != IGNORED)
+    return other & (labels != 0) & (labels != ignored)
 
 
 def draw_masks(
@@ -50,11 +53,9 @@ def draw_masks(
         truths, predictions: classes [n, height, width], ``IGNORED`` where a pixel does not count.
         names: the names of the classes.
     """
-    import matplotlib
     from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
 
-    colours = matplotlib.colormaps["Set1"]  # red first, which is seen on dark and on bright images
+    colours = _choose_colours()
     height, width = images.shape[1:3]
     across = 5.0
     figure = Figure(
@@ -63,31 +64,74 @@ def draw_masks(
     for row, (image, truth, prediction) in enumerate(zip(images, truths, predictions, strict=True)):
         for column, (labels, title) in enumerate(((truth, "truth"), (prediction, "prediction"))):
             axes = figure.add_subplot(len(images), 2, 2 * row + column + 1)
-            axes.imshow(_outlined(image, labels, truth == IGNORED, colours))
+            axes.imshow(_outlined(image, labels, truth == IGNORED, colours, scale=_SCALE))
             axes.axis("off")
             if row == 0:
                 axes.set_title(title, fontsize=9, color="#1b2733")
-    used = [number for number in np.unique([truths, predictions]).tolist() if 0 < number < len(names)]
-    if len(used) <= _NAMED:
-        shown = [
-            Patch(color=colours((number - 1) % _COLOURS), label=elide_middle(names[number], 24)) for number in used
-        ]
-        legend = figure.legend(handles=shown, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
-        for text in legend.get_texts():
-            text.set_parse_math(False)  # names come from users: a $ in them does not begin a formula
+    _name_classes(figure, np.unique([truths, predictions]), names, colours)
+    _save(path, figure)
+
+
+def draw_outlines(path: PathLike, image: np.ndarray, labels: np.ndarray, *, lost: int) -> None:
+    """Draws an image alone, with the outlines of its classes as ``draw_masks`` draws them; those of ``lost`` are greyed.
+
+    Args:
+        image: uint8 or float in [0, 1], [height, width, channels].
+        labels: classes [height, width], and ``lost`` where a pixel has none.
+
+    Raises ImportError without matplotlib, which has the colours.
+    """
+    scale = max(1, min(_SCALE, MOST_PIXELS // max(labels.shape)))
+    drawn = _outlined(image, labels, labels == lost, _choose_colours(), scale=scale, lost=lost)
+    write_bytes(path, tf.io.encode_png(np.rint(255 * drawn).astype(np.uint8)).numpy())
+
+
+def draw_legend(path: PathLike, names: Sequence[str]) -> None:
+    """Draws the names of the classes beside the colours of their outlines; those of many classes repeat."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.0, 0.4 + 0.2 * -(-min(len(names), _NAMED + 1) // 4)), facecolor="white")
+    _name_classes(figure, np.arange(min(len(names), _NAMED + 1)), names, _choose_colours(), place="center")
+    _save(path, figure)
+
+
+def _choose_colours() -> Any:
+    import matplotlib
+
+    return matplotlib.colormaps["Set1"]  # red first, which is seen on dark and on bright images
+
+
+def _name_classes(
+    figure: Any, numbers: np.ndarray, names: Sequence[str], colours: Any, *, place: str = "outside lower center"
+) -> None:
+    """Adds the names of these classes in their colours, if they are few."""
+    from matplotlib.patches import Patch
+
+    used = [number for number in numbers.tolist() if 0 < number < len(names)]
+    if len(used) > _NAMED:
+        return
+    shown = [Patch(color=colours((number - 1) % _COLOURS), label=elide_middle(names[number], 24)) for number in used]
+    legend = figure.legend(handles=shown, loc=place, ncols=4, fontsize=8, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # names come from users: a $ in them does not begin a formula
+
+
+def _save(path: PathLike, figure: Any) -> None:
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=150)
     write_bytes(path, picture.getvalue())
 
 
-def _outlined(image: np.ndarray, labels: np.ndarray, ignored: np.ndarray, colours: object) -> np.ndarray:
-    """An image as float RGB, ``_SCALE`` times as large, with the outlines of its classes in their colours."""
+def _outlined(
+    image: np.ndarray, labels: np.ndarray, ignored: np.ndarray, colours: Any, *, scale: int, lost: int = IGNORED
+) -> np.ndarray:
+    """An image as float RGB, ``scale`` times as large, with the outlines of its classes in their colours."""
     image = image[..., :3] if image.shape[-1] >= 3 else image[..., :1]  # of other channels there is no picture
     shown = image.astype(np.float64) / (255.0 if image.dtype == np.uint8 else 1.0)
     shown = np.repeat(shown, 3, axis=-1) if shown.shape[-1] == 1 else shown.copy()
     shown[ignored] = 0.5 * shown[ignored] + 0.4
-    shown, large = (each.repeat(_SCALE, axis=0).repeat(_SCALE, axis=1) for each in (shown, labels))
-    edges = find_outlines(large)
+    shown, large = (each.repeat(scale, axis=0).repeat(scale, axis=1) for each in (shown, labels))
+    edges = find_outlines(large, ignored=lost)
     for number in np.unique(large[edges]):
-        shown[edges & (large == number)] = colours((int(number) - 1) % _COLOURS)[:3]  # type: ignore[operator]
+        shown[edges & (large == number)] = colours((int(number) - 1) % _COLOURS)[:3]
     return shown

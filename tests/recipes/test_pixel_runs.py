@@ -6,10 +6,10 @@ import json
 import pathlib
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 from PIL import Image
+from pixel_scenes import SIZE, write_scenes
 
 from engine.data.corruptions import parse
 from engine.data.part import IGNORED
@@ -25,14 +25,6 @@ from engine.recipes.task import Task
 from engine.runs import picture, records
 from engine.runs.mask_pictures import find_outlines
 
-SIZE = 16
-
-
-def trunk(image_shape: Any = (SIZE, SIZE, 3), outputs: int = 2) -> Any:
-    image = keras.Input(image_shape)
-    x = keras.layers.Conv2D(4, 3, 2, padding="same", activation="relu", name="first")(image)
-    return keras.Model(image, keras.layers.Conv2D(6, 3, 2, padding="same", name="second")(x), name="trunk")
-
 
 class Hearing(Listener):
     def __init__(self) -> None:
@@ -40,20 +32,6 @@ class Hearing(Listener):
 
     def say(self, line: str) -> None:
         self.lines.append(line)
-
-
-def write_scenes(folder: pathlib.Path, order: tuple[int, ...] = (0, 1, 2), names: str = "ground\ndisc\nsea\n") -> None:
-    y, x = np.mgrid[:SIZE, :SIZE]
-    for number in range(10):
-        labels = ((y - 4 - number % 4) ** 2 + (x - 5) ** 2 < 12).astype(np.uint8)
-        labels[y > 11] = 2
-        image = np.array([[30, 60, 90], [200, 90, 20], [20, 160, 200]], np.uint8)[labels]
-        labels = np.array(order, np.uint8)[labels]
-        labels[:, :2] = IGNORED
-        for name, array in (("images", image), ("masks", labels)):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(array).save(folder / name / f"{number}.png")
-    (folder / "classes.txt").write_text(names)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +49,7 @@ def made(scenes: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
         patch.setattr(records, "draw_curves", lambda *_: None)
         patch.setattr(picture, "draw", lambda *_: None)
         config = FinetuneConfig(
-            model="py:test_pixel_runs:trunk,preprocess=tf", head="unet,6,4", data=f"folder:{scenes}", image_size="16",
+            model="py:pixel_scenes:trunk,preprocess=tf", head="unet,6,4", data=f"folder:{scenes}", image_size="16",
             eval_fraction=0.4, loss="dice", train="@head", steps=4, batch_size=4, learning_rate=0.02, cache="off",
             metrics="miou", monitor="eval_miou", eval_every=2, out=str(tmp_path_factory.mktemp("runs") / "run"),
         )  # fmt: skip
@@ -127,8 +105,8 @@ def test_what_does_not_fit_masks_is_refused_with_the_way_out(scenes: pathlib.Pat
     assert "--head=unet is a decoder" in refusal(model="keras:MobileNetV2,alpha=0.35")
     assert "which need outputs for each" in refusal(model="keras:MobileNetV2,alpha=0.35", head="gap")
     assert "it has outputs for each image" in refusal(model="cnn:mini")
-    assert "expected softmax, dice" in refusal(model="py:test_pixel_runs:trunk,preprocess=tf", head="unet", loss="mse")
-    said = refusal(model="py:test_pixel_runs:trunk,preprocess=tf", head="unet", metrics="f1")
+    assert "expected softmax, dice" in refusal(model="py:pixel_scenes:trunk,preprocess=tf", head="unet", loss="mse")
+    said = refusal(model="py:pixel_scenes:trunk,preprocess=tf", head="unet", metrics="f1")
     assert "expected miou and dice or py:module:name" in said
     assert "has no masks" in refusal(data="fashion_mnist_mini", model="keras:MobileNetV2", head="unet", image_size=None)
 

@@ -16,7 +16,6 @@ from engine import InputError, finetune, select
 from engine.data import open_data
 from engine.data.part import Source, Target
 from engine.data.source import open_undivided
-from engine.export.opening import open_subject
 from engine.files import Npz
 from engine.porting import PortError
 from engine.recipes import evaluation_data
@@ -25,7 +24,7 @@ from engine.recipes.evaluate import evaluate
 from engine.recipes.evaluation_data import open_examples
 from engine.recipes.finetune import DONE, STOPPED
 from engine.recipes.listener import Listener
-from engine.recipes.reopen import OpenedRun, open_run
+from engine.recipes.reopen import open_run
 from engine.recipes.task import Task
 from engine.training.evaluation import Evaluator
 from engine.training.loss_names import LossError
@@ -110,7 +109,8 @@ def test_evaluations_show_each_output_in_files_and_on_the_screen(run: pathlib.Pa
     assert "train: 16 of 24 examples have a label of 'species'" in printed
     card = (run / "card.md").read_text()
     assert "softmax, 3 classes: ant, bee and cat" in card
-    assert "frostline predict" not in card
+    assert f"frostline predict --run={run} --images=FOLDER --out=found.csv" in card
+    assert f"frostline export --run={run}" in card
 
 
 @pytest.mark.slow
@@ -185,10 +185,9 @@ def test_one_output_is_used_alone(run: pathlib.Path) -> None:
         opened.for_task("ages")
 
 
-@pytest.mark.parametrize("use", [OpenedRun.predictor, lambda opened: open_subject(opened.path)])
-def test_what_takes_one_output_says_so(run: pathlib.Path, use: Any) -> None:
+def test_what_takes_one_output_says_so(run: pathlib.Path) -> None:
     with pytest.raises(InputError, match=r"its model has several outputs \(species and age\), but .*for_task"):
-        use(open_run(run))
+        open_run(run).predictor()
 
 
 # ---- what fits together

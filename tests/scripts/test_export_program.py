@@ -61,7 +61,7 @@ def test_export_and_push_delta_from_the_command_line(
     assert [code for code, _, _ in found] == [0, 2, 0, 0, 0, 2, 2, 2, 2, 0, 0, 2, 2], found
     assert "written: " in found[0][1]
     assert "checked on 6 examples" in found[0][1]
-    assert "it exists, and an export never replaces anything" in found[1][2]
+    assert "it exists, and is never replaced" in found[1][2]
     assert "ms per image" in found[2][1]
     record = json.loads((runs / "a/export/tflite-int8/export.json").read_text())
     assert {"bytes", "checked", "class_names", "images", "run"} <= set(record)
@@ -91,7 +91,7 @@ def test_mistakes_end_with_exit_code_2_and_leave_nothing(run_each: RunEach, tmp_
     run, out = f"--run={tmp_path / 'no'}", f"--out={place / 'new'}"
     asked = [
         ([run, out], "there is no such folder"),
-        ([run, f"--out={place}"], "it exists, and an export never replaces anything"),
+        ([run, f"--out={place}"], "it exists, and is never replaced"),
         ([run, out, "--quantize=int8"], "it applies to --format=tflite"),
         ([run, out, "--format=tflite", "--updatable=@head", "--quantize=int8"], "an int8 model has no variables"),
         ([run, out, "--max_accuracy_loss=2"], "max_accuracy_loss=2.0"),

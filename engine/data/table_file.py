@@ -61,7 +61,7 @@ def open_npz_table(request: SourceRequest, options: ManifestOptions) -> Source:
                 f"{list(x.shape)} and {y.dtype} {list(y.shape)}"
             )
         check_labels(request.spec, f"{_PREFIXES[part]}y", labels, len(classes))
-        vector = Features(features, [f"x{number}" for number in range(features.shape[1])])
+        vector = Features(features, [f"x{number}" for number in range(features.shape[1])], named=False)
         parts[part] = Part(vector, labels, np.arange(len(labels)), input_name=vectors.NAME)
     train = parts["train"]
     return Source(

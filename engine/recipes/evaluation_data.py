@@ -13,6 +13,7 @@ from engine import data as sources
 from engine.data import DataError, Part, Source
 from engine.data.batch_names import label_name
 from engine.data.class_names import normal_form
+from engine.data.features import name_columns, order_columns
 from engine.data.part import IGNORED, check_labels
 from engine.data.source import OF_FILES, find_place, open_undivided, uses_own_moments
 from engine.data.tasks import view_part, view_task
@@ -104,7 +105,12 @@ def open_examples(
                 f"data={spec}: its features would be standardised by its own mean, not by that of the data that the model was "
                 "trained on; standardise=FILE names these"
             )
-        source = open_undivided(spec, **given)
+        source = order_columns(open_undivided(spec, **given), opened.data.features, say=say)
+        if opened.data.features is None and (columns := name_columns(source)):
+            say(
+                "data:    the names of the features that the model was trained on are not recorded, so these are taken in their "
+                f"order: {join_words(columns)}"
+            )
         divided = source.eval is not source.train
         decided = "eval" if divided else "test" if source.test is not None else "all"
         name, chosen = part or decided, _part(source, part or decided, divided=divided)
@@ -133,6 +139,7 @@ def _open_own(opened: OpenedRun, spec: str, given: Mapping[str, Any]) -> Source 
         source = sources.open_data(
             spec, eval_fraction=config.eval_fraction, train_examples=config.train_examples, **given
         )
+        source = order_columns(source, opened.data.features, say=given["say"])
     except DataError:
         if spec == config.data:
             raise
@@ -179,7 +186,7 @@ def _fit_labels(opened: OpenedRun, source: Source, part: Part, say: Callable[[st
             source.outputs(loss)  # which says what is wrong with the labels
         if (needed := source.outputs(loss)) != outputs:
             raise InputError(f"data={source.name}: its labels need {needed} outputs, but the model has {outputs}")
-        return part
+        return _fit_columns(opened, source, part, say) if part.labels.ndim == 2 else part
     classes = 2 if loss == "sigmoid" and outputs == 1 else outputs
     own = opened.class_names
     if own is None or not source.named:
@@ -201,6 +208,21 @@ def _fit_labels(opened: OpenedRun, source: Source, part: Part, say: Callable[[st
         table[: len(order)] = order
         return dataclasses.replace(part, labels=table[part.labels])
     return dataclasses.replace(part, labels=order[part.labels])
+
+
+def _fit_columns(opened: OpenedRun, source: Source, part: Part, say: Callable[[str], None]) -> Part:
+    """The part with the columns of its labels [m, C] in the order of the model's outputs, where both are named."""
+    own, given = opened.class_names or opened.data.columns, source.columns
+    if not own or not given or normal_form(given) == normal_form(own):
+        return part
+    known, named = normal_form(own), normal_form(given)
+    if sorted(known) != sorted(named):
+        raise InputError(
+            f"data={source.name}: its columns of labels are {join_words(given, most=20)}, but the outputs of the model are "
+            f"{join_words(own, most=20)}"
+        )
+    say("data:    the columns of labels are matched with the outputs of the model by their names")
+    return dataclasses.replace(part, labels=part.labels[:, [named.index(name) for name in known]])
 
 
 def _fit_boxes(opened: OpenedRun, source: Source, part: Part, say: Callable[[str], None]) -> Part:

@@ -17,6 +17,7 @@ import numpy as np
 
 from engine.data import box_geometry
 from engine.data.box_table import COORDINATES, Listed, Table, read_boxes
+from engine.data.divided import make_divided
 from engine.data.folder import share_of_name
 from engine.data.header import SUFFIXES
 from engine.data.image_files import ImageFiles, Say, printable, read_file_header
@@ -108,7 +109,7 @@ def open_boxes(request: SourceRequest) -> Source:
     part_of = np.array(
         [-1 if number in images.bad else PARTS.index(row.split or "train") for number, row in enumerate(rows)]
     )
-    classes = _find_classes(spec, rows, part_of)
+    classes = _find_classes(spec, rows, part_of, to_train=request.to_train)
     good = np.flatnonzero(part_of >= 0)
     placed, counts = _place(spec, file, folder, names, rows, good, images.form, options)
     labels = _as_labels(placed, classes, len(names), images.form.size)
@@ -119,17 +120,11 @@ def open_boxes(request: SourceRequest) -> Source:
         index = np.flatnonzero(part_of == number).astype(np.int64)
         if len(index):
             parts[part] = Part(images, labels[index], index, shares[index])
-    if "train" not in parts:
+    if not parts or ("train" not in parts and request.to_train):
         raise DataError(f"data={spec}: {file} has no image of the part train that can be read")
-    check_trained(spec, parts["train"].labels, classes)
-    return Source(
-        spec,
-        classes,
-        parts["train"],
-        parts.get("val", parts["train"]),
-        parts.get("test"),
-        skipped=tuple(printable(names[number]) for number in images.bad),
-    )
+    if request.to_train:
+        check_trained(spec, parts["train"].labels, classes)
+    return make_divided(spec, classes, parts, skipped=tuple(printable(names[number]) for number in images.bad))
 
 
 def check_trained(spec: str, labels: np.ndarray, classes: Sequence[str]) -> None:
@@ -193,15 +188,21 @@ def _images_below(folder: pathlib.Path) -> list[str]:
     return sorted(found)
 
 
-def _find_classes(spec: str, rows: Sequence[Listed], part_of: np.ndarray) -> tuple[str, ...]:
-    """The names of the classes of the training part, in order; DataError if another part has others."""
+def _find_classes(spec: str, rows: Sequence[Listed], part_of: np.ndarray, *, to_train: bool) -> tuple[str, ...]:
+    """The names of the classes of the training part, in order; DataError if another part has others.
+
+    Of data that are only evaluated, they are those of all parts.
+    """
     found: dict[int, dict[str, int]] = {number: {} for number in range(-1, len(PARTS))}
     for part, row in zip(part_of, rows, strict=True):
         for box, line in zip(row.boxes, row.lines, strict=True):
             found[int(part)].setdefault(box[0], line)
-    known = found[0]
+    known = found[0] if to_train else {name: line for own in found.values() for name, line in own.items()}
     if not known:
-        raise DataError(f"data={spec}: the images of the part train have no box; there is nothing to learn from")
+        what = "of the part train have no box; there is nothing to learn from"
+        raise DataError(
+            f"data={spec}: the images {what if to_train else 'have no box; there is nothing to evaluate by'}"
+        )
     for number, part in enumerate(PARTS):
         for name, line in found[number].items():
             if name not in known:

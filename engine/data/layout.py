@@ -48,9 +48,11 @@ class Layout:
     notes: tuple[str, ...] = ()
 
 
-def decide_layout(spec: str, folder: pathlib.Path, top: Mapping[str, Content], *, parts: str = "auto") -> Layout:
+def decide_layout(
+    spec: str, folder: pathlib.Path, top: Mapping[str, Content], *, parts: str = "auto", to_train: bool = True
+) -> Layout:
     """Decides by the names in ``top``, the folders in ``folder``, and by what lies in them; with ``parts="off"``, all
-    are classes.
+    are classes. Unless ``to_train``, there may be other parts without a train.
 
     Raises:
         DataError: there are parts but no train, two folders could be the evaluation part, or names say that folders are
@@ -73,7 +75,10 @@ def decide_layout(spec: str, folder: pathlib.Path, top: Mapping[str, Content], *
     spelt = [name for name in named if name.lower() == "train" and top[name].folders and not top[name].images]
     if len(spelt) == 1 and not filled:
         return _parts(spec, folder, top, others, spelt[0])
-    if found := sorted({"val", "test"} & set(top)):
+    found = sorted({"val", "test"} & set(top))
+    if found and not to_train and not filled and not flat:
+        return _parts(spec, folder, top, others, None)
+    if found:
         raise DataError(
             f"data={spec}: there is a folder {' and '.join(found)}, but no folder train; if it is a class, give "
             "--parts=off, which reads every folder as a class, or rename it"
@@ -91,10 +96,10 @@ def decide_layout(spec: str, folder: pathlib.Path, top: Mapping[str, Content], *
     return Layout({"train": ""}, notes=tuple(notes))
 
 
-def _parts(spec: str, folder: pathlib.Path, top: Mapping[str, Content], others: list[str], train: str) -> Layout:
+def _parts(spec: str, folder: pathlib.Path, top: Mapping[str, Content], others: list[str], train: str | None) -> Layout:
     """The layout with the training part ``train``; ``others`` are the folders without the name of a part."""
-    roots, notes = {"train": train}, []
-    if train != "train":
+    roots, notes = {} if train is None else {"train": train}, []
+    if train not in (None, "train"):
         notes.append(f"data: the folder {train} is the part train")
     for part, names in _OTHER_NAMES.items():
         found = [part] if part in top else sorted(n for n in top if n.lower() in names and top[n] != Content(0, 0))
@@ -107,7 +112,7 @@ def _parts(spec: str, folder: pathlib.Path, top: Mapping[str, Content], others: 
             if found[0] != part:
                 notes.append(f"data: the folder {found[0]} is the part {part}")
     beside = [printable(name) for name in others if top[name] != Content(0, 0)]
-    if beside and len(roots) == 1:
+    if beside and train is not None and len(roots) == 1:
         if top[train].images and any(top[name].images for name in others):
             raise DataError(
                 f"data={spec}: train could be the training part, since it has folders, or a class like "

@@ -14,6 +14,7 @@ import numpy as np
 from engine.data import features as vectors
 from engine.data.batch_names import label_name, weight_name
 from engine.data.csv_file import CsvFile
+from engine.data.divided import make_divided
 from engine.data.features import Features
 from engine.data.image_files import ImageFiles, printable
 from engine.data.manifest_labels import Labels, read_labels, read_weights
@@ -51,10 +52,10 @@ def _open_rows(request: SourceRequest, options: ManifestOptions, path: pathlib.P
     if options.standardise is not None and not roles.features:
         raise DataError(f"{about}: standardise: there are no features; features=COLUMN names columns of numbers")
     rows = read_rows(about, file, roles, missing=options.missing)
-    if not (rows.part == 0).any():
+    if request.to_train and not (rows.part == 0).any():
         raise DataError(f"{about}: no row is of the part train, by the column {file.columns[roles.split or 0]}")
     request.say(printable(roles.describe(file.columns)))
-    labels = _read_labels(about, file.columns, roles, rows, options)
+    labels = _read_labels(request, file.columns, roles, rows, options)
     inputs: dict[str, Any] = _open_images(request, path.parent, file.columns, roles, rows)
     bad: set[int] = set()
     for images in inputs.values():
@@ -80,16 +81,17 @@ def _open_rows(request: SourceRequest, options: ManifestOptions, path: pathlib.P
 
 
 def _read_labels(
-    about: str, columns: Sequence[str], roles: Roles, rows: Rows, options: ManifestOptions
+    request: SourceRequest, columns: Sequence[str], roles: Roles, rows: Rows, options: ManifestOptions
 ) -> list[Labels]:
-    found = []
+    about, found = request.about, []
     for label in roles.labels:
         weights = [
             read_weights(about, weight.number, columns[weight.number], rows)
             for weight in roles.weights
             if weight.label in (None, label.name)
         ]
-        found.append(read_labels(about, label, rows, weights=weights, missing=options.missing))
+        given: dict[str, Any] = {"weights": weights, "missing": options.missing, "to_train": request.to_train}
+        found.append(read_labels(about, label, rows, **given))
     return found
 
 
@@ -176,18 +178,8 @@ def make_labelled(
     spec: str, parts: Mapping[str, Part], labels: Sequence[Labels], *, skipped: tuple[str, ...] = ()
 ) -> Source:
     """The source of these parts ("train" and perhaps "val" and "test"), with what is known of their labels."""
-    train = parts["train"]
     tasks = tuple(Target(found.name, found.classes) for found in labels) if len(labels) > 1 else ()
-    return Source(
-        spec,
-        labels[0].classes,
-        train,
-        parts.get("val", train),
-        parts.get("test"),
-        skipped=skipped,
-        named=bool(labels[0].classes),
-        tasks=tasks,
-    )
+    return make_divided(spec, labels[0].classes, parts, skipped=skipped, named=bool(labels[0].classes), tasks=tasks)
 
 
 def _share(paths: Sequence[str]) -> np.ndarray:

@@ -139,10 +139,12 @@ def open_undivided(
     file_size: Size | Callable[[], Size] = FOLDER_SIZE,
     masks: str | None = None,
     tokenizer: TokenizerFiles | None = None,
+    to_train: bool = True,
     say: Say = print,
 ) -> Source:
     """Opens a data set as ``open_data`` does, without holding anything out: ``eval is train`` if it has no such part.
 
+    ``to_train=False`` is for data that are only evaluated (``SourceRequest.to_train``).
     Features are not yet standardised where their own training part says how (``uses_own_moments``).
     """
     check_source(spec, bad_images=bad_images, parts=parts, images=images, masks=masks)
@@ -153,6 +155,7 @@ def open_undivided(
         budget=image_cache,
         skip_bad=bad_images == "skip",
         images=images,
+        to_train=to_train,
         say=say,
     )
     kind, _, rest = spec.partition(":")
@@ -164,7 +167,7 @@ def open_undivided(
         return open_manifest(request)
     if kind == "text":
         request.refuse_image_options("texts have no images; --max_tokens sets their length")
-        return open_text(spec, tokenizer=tokenizer, say=say)
+        return open_text(spec, tokenizer=tokenizer, to_train=to_train, say=say)
     if kind == "tfds":
         from engine.data.tfds import open_tfds  # only where it is asked for, since the package is an extra
 
@@ -172,9 +175,10 @@ def open_undivided(
     if kind == "py":
         request.refuse_image_options("a source of your own makes its images itself")
         named = outside_names.import_named("data", spec, name=rest, what="source")
-        return make_source(spec, outside_names.call_named("data", spec, named) if callable(named) else named)
+        given = outside_names.call_named("data", spec, named) if callable(named) else named
+        return make_source(spec, given, to_train=to_train)
     source = _open_arrays(request)
-    if (line := arrays.describe_empty_classes(source)) is not None:
+    if to_train and (line := arrays.describe_empty_classes(source)) is not None:
         say(line)
     return source
 
@@ -183,21 +187,23 @@ def _open_folder(request: SourceRequest, parts: str, masks: str | None) -> Sourc
     """An image folder: one with masks if it has folders images and masks, else one with a folder per class."""
     folder = pathlib.Path(request.rest)
     given: dict[str, Any] = {"size": request.choose_size(), "budget": request.budget, "skip_bad": request.skip_bad}
+    given |= {"to_train": request.to_train, "say": request.say}
     if parts == "auto" and has_masks(folder):
         alone = replace(request, size=None, skip_bad=False)
         alone.refuse_image_options("images with masks are read as 8-bit colour, and resized to cover --image_size")
-        return open_mask_folder(request.spec, folder, rule=parse_masks(masks), **given, say=request.say)
+        return open_mask_folder(request.spec, folder, rule=parse_masks(masks), **given)
     if masks is not None:
         raise DataError(
             f"masks={masks}: {folder} has no folders images and masks, and its folders train, val and test have none either"
         )
-    return open_folder(request.spec, folder, parts=parts, options=request.images, **given, say=request.say)
+    return open_folder(request.spec, folder, parts=parts, options=request.images, **given)
 
 
 def _open_arrays(request: SourceRequest) -> Source:
     """The sources that are arrays in memory."""
     spec, rest = request.spec, pathlib.Path(request.rest)
     given: dict[str, Any] = {"size": request.size, "budget": request.budget, "options": request.images}
+    given["to_train"] = request.to_train
     if spec == EMBEDDED:
         file = pathlib.Path(__file__).with_name("fashion_mnist_mini.npz")
         return arrays.load_npz(spec, file, arrays.FASHION, **given)

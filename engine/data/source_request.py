@@ -21,6 +21,8 @@ class SourceRequest:
         budget: the bytes of memory for decoded or resized images.
         skip_bad: whether unreadable image files are left out; otherwise they are an error.
         images: how images become arrays.
+        to_train: whether a model is to be trained on the data. Of data that are only evaluated, no part needs to be one to
+            train on, and classes may be missing: the model knows them.
         say: is called with messages.
     """
 
@@ -30,6 +32,7 @@ class SourceRequest:
     budget: int = 1 << 30
     skip_bad: bool = False
     images: ImageOptions = DEFAULT
+    to_train: bool = True
     say: Callable[[str], None] = print
 
     def choose_size(self) -> Size:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
 from engine.data import features as vectors
+from engine.data.divided import make_divided
 from engine.data.features import Features
 from engine.data.manifest_options import ManifestOptions
 from engine.data.part import DataError, Part, Source, check_labels, number_classes
@@ -37,7 +39,7 @@ def open_npz_table(request: SourceRequest, options: ManifestOptions) -> Source:
             names = npz.names()
             for part, prefix in _PREFIXES.items():
                 there = [name for name in (f"{prefix}x", f"{prefix}y") if name in names]
-                if len(there) == 1 or (part == "train" and not there):
+                if len(there) == 1 or (part == "train" and not there and not _may_lack_train(request, names)):
                     lacks = f"{prefix}{'y' if there and there[0].endswith('x') else 'x'}"
                     raise DataError(f"{about}: the file has no {lacks}; it has {', '.join(names) or 'no arrays'}")
                 if there:
@@ -46,10 +48,11 @@ def open_npz_table(request: SourceRequest, options: ManifestOptions) -> Source:
     except FileError as error:
         raise DataError(f"{about}: {error}") from None
     checked = {part: _check(request, _PREFIXES[part], *pair) for part, pair in arrays.items()}
-    x, y = checked["train"]
+    first, (x, y) = next(iter(checked.items()))
     classes: tuple[str, ...] = ()
     if y.dtype.kind == "i":
-        largest = int(y.max())
+        seen = [y] if request.to_train else [labels for _, labels in checked.values()]
+        largest = max(int(labels.max()) for labels in seen)
         if largest >= 100_000:
             raise DataError(f"{about}: y goes up to {largest}; expected classes from 0 to at most 99,999")
         classes = tuple(named) if named else number_classes(largest + 1)
@@ -57,16 +60,18 @@ def open_npz_table(request: SourceRequest, options: ManifestOptions) -> Source:
     for part, (features, labels) in checked.items():
         if (features.shape[1], labels.shape[1:], labels.dtype) != (x.shape[1], y.shape[1:], y.dtype):
             raise DataError(
-                f"{about}: {part} has x {list(features.shape)} and y {labels.dtype} {list(labels.shape)}, but train has "
+                f"{about}: {part} has x {list(features.shape)} and y {labels.dtype} {list(labels.shape)}, but {first} has "
                 f"{list(x.shape)} and {y.dtype} {list(y.shape)}"
             )
         check_labels(request.spec, f"{_PREFIXES[part]}y", labels, len(classes))
         vector = Features(features, [f"x{number}" for number in range(features.shape[1])], named=False)
         parts[part] = Part(vector, labels, np.arange(len(labels)), input_name=vectors.NAME)
-    train = parts["train"]
-    return Source(
-        request.spec, classes, train, parts.get("val", train), parts.get("test"), named=bool(named and classes)
-    )
+    return make_divided(request.spec, classes, parts, named=bool(named and classes))
+
+
+def _may_lack_train(request: SourceRequest, names: Sequence[str]) -> bool:
+    """Whether a file without x and y is whole: its data are only evaluated, and it has another part."""
+    return not request.to_train and any(f"{prefix}x" in names for prefix in _PREFIXES.values())
 
 
 def _check(request: SourceRequest, prefix: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

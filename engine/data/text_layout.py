@@ -34,7 +34,8 @@ class Rows:
     guessed: bool = False  # that there is no line of names was not said
 
 
-def find_parts(spec: str, name: TextName, say: Say) -> dict[str, Rows]:
+def find_parts(spec: str, name: TextName, say: Say, *, to_train: bool = True) -> dict[str, Rows]:
+    """The rows of each part; a part train may be missing unless ``to_train``. Raises DataError where parts are not clear."""
     if not name.path.is_dir():
         return {"train": _open_file(spec, name.path, name.columns, say)}
     entries = sorted(entry for entry in name.path.iterdir() if not entry.name.startswith("."))
@@ -42,7 +43,7 @@ def find_parts(spec: str, name: TextName, say: Say) -> dict[str, Rows]:
     folders = [entry for entry in entries if entry.is_dir()]
     by_part = {part: [e for e in files if e.stem.lower() in names] for part, names in _NAMES.items()}
     if any(by_part.values()):
-        chosen = _choose(spec, by_part, "file")
+        chosen = _choose(spec, by_part, "file", to_train=to_train)
         left = [entry.name for entry in files if entry not in chosen.values()]
         if left:
             say(f"text: left out beside the parts: {join_some(left)}")
@@ -53,13 +54,14 @@ def find_parts(spec: str, name: TextName, say: Say) -> dict[str, Rows]:
         )
     named = {part: [e for e in folders if e.name.lower() in names] for part, names in _NAMES.items()}
     others = [entry.name for entry in folders if not any(entry in found for found in named.values())]
-    if named["train"]:
+    if named["train"] or (not to_train and not others and any(named.values())):
         if others:
             raise DataError(
                 f"data={spec}: {named['train'][0].name} is the training part, so {join_words(others)} beside it cannot be "
                 "a class; move it elsewhere, or rename the folder of the part if it is a class"
             )
-        return {part: Rows(each, _texts(spec, each)) for part, each in _choose(spec, named, "folder").items()}
+        found = _choose(spec, named, "folder", to_train=to_train)
+        return {part: Rows(each, _texts(spec, each)) for part, each in found.items()}
     if not others:
         raise DataError(
             f"data={spec}: expected train with one of {', '.join(SUFFIXES)}, a folder train, or a folder of .txt files for each "
@@ -73,7 +75,9 @@ def find_parts(spec: str, name: TextName, say: Say) -> dict[str, Rows]:
     return {"train": Rows(name.path, _texts(spec, name.path))}
 
 
-def _choose(spec: str, by_part: Mapping[str, list[pathlib.Path]], kind: str) -> dict[str, pathlib.Path]:
+def _choose(
+    spec: str, by_part: Mapping[str, list[pathlib.Path]], kind: str, *, to_train: bool
+) -> dict[str, pathlib.Path]:
     """The one file or folder of each part."""
     for part, found in by_part.items():
         if len(found) > 1:
@@ -81,7 +85,7 @@ def _choose(spec: str, by_part: Mapping[str, list[pathlib.Path]], kind: str) -> 
                 f"data={spec}: {join_words(each.name for each in found)} could each be the part {part}; rename or remove "
                 "all but one"
             )
-    if not by_part["train"]:
+    if not by_part["train"] and to_train:
         others = join_words(each.name for found in by_part.values() for each in found)
         raise DataError(f"data={spec}: there is {others}, but no {kind} train")
     return {part: by_part[part][0] for part in PARTS if by_part[part]}

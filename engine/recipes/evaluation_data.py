@@ -14,7 +14,7 @@ from engine.data import DataError, Part, Source
 from engine.data.batch_names import label_name
 from engine.data.class_names import normal_form
 from engine.data.features import name_columns, order_columns
-from engine.data.part import IGNORED, check_labels
+from engine.data.part import IGNORED, check_labels, number_classes
 from engine.data.source import OF_FILES, find_place, open_undivided, uses_own_moments
 from engine.data.tasks import view_part, view_task
 from engine.errors import InputError
@@ -105,7 +105,7 @@ def open_examples(
                 f"data={spec}: its features would be standardised by its own mean, not by that of the data that the model was "
                 "trained on; standardise=FILE names these"
             )
-        source = order_columns(open_undivided(spec, **given), opened.data.features, say=say)
+        source = order_columns(open_undivided(spec, **given, to_train=False), opened.data.features, say=say)
         if opened.data.features is None and (columns := name_columns(source)):
             say(
                 "data:    the names of the features that the model was trained on are not recorded, so these are taken in their "
@@ -151,16 +151,17 @@ def _part(source: Source, name: str, *, divided: bool) -> Part:
     """The part of this name; InputError if the source has none. ``divided`` says whether it has an evaluation part."""
     if name not in PARTS:
         raise InputError(f"part={name!r}: expected one of {', '.join(PARTS)}{nearest(name, list(PARTS))}")
+    has = {"train": source.train, "eval": source.eval if divided else None, "test": source.test}
+    there = [each for each, part in has.items() if part is not None and len(part)]
     if name == "all":
-        if divided or source.test is not None:
-            has = ["train", *(["eval"] if divided else []), *(["test"] if source.test is not None else [])]
-            raise InputError(f"part=all: {source.name} is divided; expected one of {', '.join(has)}")
+        if there != ["train"]:
+            raise InputError(f"part=all: {source.name} is divided; expected one of {', '.join(there)}")
         return source.train
-    if name == "eval" and not divided:
-        raise InputError(f"part=eval: {source.name} has no evaluation part; --part=all takes all of its examples")
-    found: Part | None = getattr(source, name)
-    if found is None:
-        raise InputError(f"part={name}: {source.name} has no such part")
+    found = has[name]
+    if found is None or not len(found):
+        rest = "--part=all takes all of its examples" if there == ["train"] else f"it has {join_words(there)}"
+        what = "evaluation part" if name == "eval" else f"part {name}"
+        raise InputError(f"part={name}: {source.name} has no {what}; {rest}")
     return found
 
 
@@ -189,7 +190,14 @@ def _fit_labels(opened: OpenedRun, source: Source, part: Part, say: Callable[[st
         return _fit_columns(opened, source, part, say) if part.labels.ndim == 2 else part
     classes = 2 if loss == "sigmoid" and outputs == 1 else outputs
     own = opened.class_names
+    if own is None and source.named and set(source.classes) <= set(number_classes(classes)):
+        own = number_classes(classes)  # the data call classes by their numbers
     if own is None or not source.named:
+        if source.named and len(source.classes) != classes:
+            raise InputError(
+                f"data={source.name}: it has the classes {join_words(source.classes, most=20)}, but the {classes} classes of the "
+                "model have no names, so which of them these are is not known; call them by their numbers, from 0"
+            )
         if own is not None or source.named:
             say("data:    only the model or the data name their classes, so these are taken in their order")
         check_labels(source.name, "labels", part.labels, classes)
@@ -199,7 +207,7 @@ def _fit_labels(opened: OpenedRun, source: Source, part: Part, say: Callable[[st
         return part
     if unknown := [name for name in given if name not in known]:
         raise InputError(
-            f"data={source.name}: the model knows no class {join_words(unknown)}; its classes are {join_words(own, most=20)}"
+            f"data={source.name}: the model knows no class {join_words(unknown, most=20)}; its classes are {join_words(own, most=20)}"
         )
     say("data:    the classes are matched with those of the model by their names")
     order = np.array([known.index(name) for name in given])
@@ -233,7 +241,7 @@ def _fit_boxes(opened: OpenedRun, source: Source, part: Part, say: Callable[[str
         return part
     if unknown := [name for name in given if name not in known]:
         raise InputError(
-            f"data={source.name}: the model finds no {join_words(unknown)}; its classes are {join_words(known, most=20)}"
+            f"data={source.name}: the model finds no {join_words(unknown, most=20)}; its classes are {join_words(known, most=20)}"
         )
     say("data:    the classes are matched with those of the model by their names")
     order = np.array([*(known.index(name) for name in given), -1], np.float32)  # the last one is not a box

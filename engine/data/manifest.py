@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -22,9 +21,10 @@ from engine.data.manifest_options import ManifestOptions, parse_manifest
 from engine.data.manifest_roles import Roles, find_roles
 from engine.data.manifest_rows import PARTS, Rows, read_rows
 from engine.data.part import DataError, Part, Source, Target
+from engine.data.shared_images import find_shares, warn_of_shared
 from engine.data.source_request import SourceRequest
 from engine.data.table_file import open_npz_table
-from engine.text import join_some, join_words
+from engine.text import join_some
 
 
 def open_manifest(request: SourceRequest) -> Source:
@@ -68,7 +68,8 @@ def _open_rows(request: SourceRequest, options: ManifestOptions, path: pathlib.P
         request.say(printable(found.describe()))
     belongs = rows.part.copy()
     belongs[sorted(bad)] = -1
-    shares = _share(rows.texts[roles.images[0]]) if roles.images else None
+    paths = [rows.texts[number] for number in roles.images]
+    shares = find_shares(paths, say=None if (rows.part == 1).any() else request.say) if paths else None
     parts: dict[str, Part] = {}
     for number, name in enumerate(PARTS):
         index = np.flatnonzero(belongs == number).astype(np.int64)
@@ -76,7 +77,7 @@ def _open_rows(request: SourceRequest, options: ManifestOptions, path: pathlib.P
             parts[name] = _make_part(inputs, labels, index, shares)
         elif (rows.part == number).any():
             raise DataError(f"{about}: no row of the part {name} has a readable image")
-    _warn_of_repeated(request, roles, rows)
+    warn_of_shared(paths, rows.part, request.say)
     return make_labelled(request.spec, parts, labels, skipped=_name_bad(inputs, bad))
 
 
@@ -182,31 +183,9 @@ def make_labelled(
     return make_divided(spec, labels[0].classes, parts, skipped=skipped, named=bool(labels[0].classes), tasks=tasks)
 
 
-def _share(paths: Sequence[str]) -> np.ndarray:
-    """A number in [0, 1) for each path, which depends on nothing else."""
-    numbers = [
-        int.from_bytes(hashlib.sha256(path.encode("utf-8", "surrogateescape")).digest()[:6], "big") for path in paths
-    ]
-    return np.array(numbers) / 2**48
-
-
 def _name_bad(inputs: Mapping[str, Any], bad: set[int]) -> tuple[str, ...]:
     files = [images for images in inputs.values() if isinstance(images, ImageFiles)]
     return tuple(images.name(number) for number in sorted(bad) for images in files if number in images.bad)
-
-
-def _warn_of_repeated(request: SourceRequest, roles: Roles, rows: Rows) -> None:
-    """Says where an image of the training part is in another part too."""
-    for number in roles.images:
-        paths = [set() for _ in PARTS]  # type: ignore[var-annotated]
-        for path, part in zip(rows.texts[number], rows.part, strict=True):
-            paths[part].add(path)
-        for part in (1, 2):
-            if both := sorted(paths[0] & paths[part]):
-                request.say(
-                    f"data: {len(both):,} images are in the training part and in {PARTS[part]}, so its figures are too good: "
-                    f"{printable(join_words(both, most=3))}"
-                )
 
 
 def _read_moments(request: SourceRequest, options: ManifestOptions, source: Source) -> np.ndarray:

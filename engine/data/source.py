@@ -313,6 +313,20 @@ def _hold_out_by_name(source: Source, shares: np.ndarray, fraction: float) -> So
     ways = {"folder": "add a folder val", "text": "add a part val"}
     way_out = ways.get(kind, "mark rows as val in a column split")
     what, by = ("text", "their content") if kind == "text" else ("image", "their file names")
+    inputs = list(source.train.input_specs.values())
+    together = kind in KINDS and any(spec.is_image for spec in inputs[1:])  # rows that share an image have one share
+    if len(held) > 1 and len(np.unique(shares)) == 1:
+        why = "through the images that they share" if together else f"since {by} decide, and these are equal"
+        raise DataError(
+            f"eval_fraction={fraction}: all {len(held)} {what}s of {source.name} belong together, {why}, so none can be held out "
+            f"by itself; {way_out}"
+        )
+    _, groups = np.unique(shares[held], return_counts=True)
+    if together and fraction < 0.5 < groups.max(initial=0) / len(held):
+        raise DataError(
+            f"eval_fraction={fraction}: this holds out {int(held.sum())} of the {len(held)} rows of {source.name}, because so many belong "
+            f"together through the images that they share; {way_out}"
+        )
     if not held.any() or held.all():
         enough = math.floor(shares.min() * 1000 + 1) / 1000
         raise DataError(

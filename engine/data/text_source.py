@@ -64,6 +64,8 @@ def open_text(spec: str, *, tokenizer: TokenizerFiles | None = None, to_train: b
     pieces = Tokenizer(files, say=say)
     found = {part: _encode(spec, given, pieces) for part, given in rows.items()}
     _describe(found, pieces, say)
+    if "val" not in found:
+        _tell_shared(found["train"], say)
     return _build_source(spec, found, to_train=to_train)
 
 
@@ -78,6 +80,7 @@ class _Encoded:
     places: list[str] = field(repr=False)
     shares: np.ndarray
     numbers: bool
+    alone: np.ndarray  # of pairs, a digest of each text, int64 [n, 2]
     cut: int = 0
     longest: int = 0
     empty: int = 0
@@ -88,7 +91,7 @@ def _encode(spec: str, given: Rows, pieces: Tokenizer) -> _Encoded:
     tokens, types = array.array("i"), array.array("i")
     labels: list[str] = []
     places: list[str] = []
-    shares = array.array("d")
+    shares, alone = array.array("d"), array.array("q")
     known: dict[str, str] = {}  # one text for each label, however many examples have it
     pairs, too_long, longest, empty, doubtful = False, 0, 0, 0, False
     length = pieces.max_tokens
@@ -101,6 +104,7 @@ def _encode(spec: str, given: Rows, pieces: Tokenizer) -> _Encoded:
         if row.second is not None:
             pairs = True
             types.extend(encoded.types + [0] * padding)
+            alone.extend((_digest(row.text), _digest(row.second)))
         labels.append(known.setdefault(row.label, row.label))
         places.append(row.place)
         shares.append(_share(row))
@@ -128,10 +132,28 @@ def _encode(spec: str, given: Rows, pieces: Tokenizer) -> _Encoded:
         places,
         np.frombuffer(shares, np.float64).copy(),
         given.numbers,
+        np.array(alone, np.int64).reshape(-1, 2),
         too_long,
         longest,
         empty,
     )
+
+
+def _tell_shared(part: _Encoded, say: Say) -> None:
+    """Says that pairs which have one text in common may be divided: they are held out by both of their texts."""
+    if not len(part.alone):
+        return
+    texts, numbers = np.unique(part.alone, return_inverse=True)
+    of = np.repeat(part.shares.view(np.int64), 2)  # the same for pairs that are equal
+    pairs_of = np.unique(np.stack([numbers.ravel(), of]), axis=1)[0]
+    if shared := int((np.bincount(pairs_of, minlength=len(texts)) > 1).sum()):
+        say(
+            f"text: {shared:,} texts are in several pairs, which may be held out apart; a file for each part keeps them together"
+        )
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)
 
 
 def _share(row: Row) -> float:

@@ -16,6 +16,7 @@ from engine.data.idx import holds_idx, read_idx_folder
 from engine.data.image_options import DEFAULT, ImageForm, ImageOptions
 from engine.data.part import DataError, Part, Source, check_labels, number_classes
 from engine.data.resize import Size, resize_all
+from engine.data.source_request import check_nan
 from engine.files import FileError, Npz
 from engine.text import join_words
 
@@ -130,6 +131,8 @@ def _source(
     to_train: bool,
 ) -> Source:
     checked = {prefix: _checked(spec, prefix, *pair, options) for prefix, pair in arrays.items()}
+    if to_train and all(images.dtype.kind != "f" for images, _ in arrays.values()):
+        check_nan(spec, options, f"its images are {arrays['train'][0].dtype}")
     first, (train_images, train_labels) = next(iter(checked.items()))  # another part than train may lack classes
     seen = [train_labels] if to_train else [labels for _, labels in checked.values()]
     given, classes = classes, _class_names(spec, seen, classes)

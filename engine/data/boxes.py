@@ -105,6 +105,7 @@ def open_boxes(request: SourceRequest) -> Source:
     names = list(listed)
     given = {"size": request.choose_size(), "budget": request.budget, "skip_bad": request.skip_bad, "say": say}
     images = ImageFiles(spec, folder, names, options=request.images, **given)  # type: ignore[arg-type]
+    request.check_nan(images.holds_floats, "no image stores floats")
     rows = [listed[name] for name in names]
     part_of = np.array(
         [-1 if number in images.bad else PARTS.index(row.split or "train") for number, row in enumerate(rows)]

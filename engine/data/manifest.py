@@ -62,6 +62,8 @@ def _open_rows(request: SourceRequest, options: ManifestOptions, path: pathlib.P
         bad |= set(images.bad)
     if roles.features:
         inputs[vectors.NAME] = _make_features(request, file.columns, roles, rows)
+    floats = any(images.holds_floats for images in inputs.values() if isinstance(images, ImageFiles))
+    request.check_nan(floats or bool(roles.features), "no image stores floats, and no column is one of features")
     if not roles.images:
         request.refuse_image_options()
     for found in labels:

@@ -26,7 +26,7 @@ from engine.data.mask_folder import has_masks, open_mask_folder
 from engine.data.mask_rule import parse_masks
 from engine.data.part import DataError, Images, Part, Source, check_count, check_labels
 from engine.data.resize import Size, check_image_size
-from engine.data.source_request import SourceRequest
+from engine.data.source_request import SourceRequest, check_nan
 from engine.data.text_name import parse_text_name
 from engine.data.text_source import open_text
 from engine.data.tfds_options import parse_tfds
@@ -196,7 +196,9 @@ def _open_folder(request: SourceRequest, parts: str, masks: str | None) -> Sourc
         raise DataError(
             f"masks={masks}: {folder} has no folders images and masks, and its folders train, val and test have none either"
         )
-    return open_folder(request.spec, folder, parts=parts, options=request.images, **given)
+    source = open_folder(request.spec, folder, parts=parts, options=request.images, **given)
+    request.check_nan(source.train.images.holds_floats, "no image stores floats")  # type: ignore[attr-defined]
+    return source
 
 
 def _open_arrays(request: SourceRequest) -> Source:
@@ -283,10 +285,24 @@ def check_image_options(spec: str, images: ImageOptions, *, resized: bool) -> No
         )
     if images.image_pixels == "stored" and in_arrays and kind != "npz":
         raise DataError(f"image_pixels=stored: the images of {spec} are grey and of 8 bits anyway; leave it out")
-    floats = kind in ("npz", *KINDS) or (kind == "folder" and images.image_pixels == "stored")
-    if images.nan == "zero" and not floats:
-        more = "; --image_pixels=stored reads floats of TIFF files" if kind == "folder" else ""
-        raise DataError(f"nan=zero: {spec} has no numbers that could be NaN; leave it out{more}")
+    if images.nan == "zero":
+        _check_nan(spec, images)
+
+
+def _check_nan(spec: str, images: ImageOptions) -> None:
+    """Raises DataError if the name of a source says that it holds no floats. Whether its files do is seen when they are opened."""
+    kind = spec.partition(":")[0]
+    features = kind in KINDS and (kind == "table" or bool(parse_manifest(spec).features))
+    if kind in OF_FILES and images.image_pixels == "rgb" and not features:
+        more = "; --image_pixels=stored reads floats of TIFF files"
+        check_nan(spec, images, "its images are read as 8-bit colour", more)
+    reasons = {
+        "tfds": "its images are whole numbers",
+        "py": "a source of your own fills in missing numbers itself",
+        "text": "texts become whole numbers",
+    }
+    if kind not in ("npz", *KINDS, *OF_FILES):
+        check_nan(spec, images, reasons.get(kind, "its images are grey and of 8 bits"))
 
 
 def _hold_out(source: Source, fraction: float) -> Source:

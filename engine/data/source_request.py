@@ -51,6 +51,11 @@ class SourceRequest:
         """The beginning of messages."""
         return f"data={self.spec}"
 
+    def check_nan(self, possible: bool, why: str) -> None:
+        """Raises DataError if NaN is to become 0 where there cannot be any; other data that a run evaluates may have none."""
+        if self.to_train and not possible:
+            check_nan(self.spec, self.images, why)
+
     def refuse_image_options(self, why: str = "these data have no images") -> None:
         """Raises DataError if something is asked of images, for a source that does not read image files."""
         asked = [
@@ -64,3 +69,9 @@ class SourceRequest:
             asked.append("bad_images=skip")
         if asked:
             raise DataError(f"{self.about}: {why}; leave out --{asked[0]}")
+
+
+def check_nan(spec: str, images: ImageOptions, why: str, way_out: str = "") -> None:
+    """Raises DataError if NaN is to become 0 in data that hold none, which ``why`` says."""
+    if images.nan == "zero":
+        raise DataError(f"nan=zero: {spec} has no numbers that could be NaN; leave it out{way_out} ({why})")

@@ -48,6 +48,7 @@ def open_npz_table(request: SourceRequest, options: ManifestOptions) -> Source:
     except FileError as error:
         raise DataError(f"{about}: {error}") from None
     checked = {part: _check(request, _PREFIXES[part], *pair) for part, pair in arrays.items()}
+    request.check_nan(any(x.dtype.kind == "f" for x, _ in arrays.values()), "x holds whole numbers")
     first, (x, y) = next(iter(checked.items()))
     classes: tuple[str, ...] = ()
     if y.dtype.kind == "i":

@@ -15,6 +15,7 @@ from engine.data.header import BadImageError
 from engine.data.idx import holds_idx, read_idx_folder
 from engine.data.image_options import DEFAULT, ImageForm, ImageOptions
 from engine.data.part import DataError, Part, Source, check_labels, number_classes
+from engine.data.part_names import PARTS
 from engine.data.resize import Size, resize_all
 from engine.data.source_request import check_nan
 from engine.files import FileError, Npz
@@ -22,7 +23,6 @@ from engine.text import join_words
 
 FASHION = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 DEBIAN = pathlib.Path("/usr/share/datasets/fashion-mnist")  # from the package dataset-fashion-mnist
-_PARTS = ("train", "val", "test")
 _SECONDS = 15.0  # how long a download may be silent before it is given up
 
 Pairs = Mapping[str, tuple[np.ndarray, np.ndarray]]  # train, val or test -> images, labels
@@ -69,7 +69,7 @@ def load_npz(
 
 def _list_parts(names: Sequence[str], to_train: bool) -> list[str]:
     """The parts of a file with these arrays; train is one of them anyway, unless its data are only evaluated."""
-    found = [prefix for prefix in _PARTS if f"{prefix}_images" in names or f"{prefix}_labels" in names]
+    found = [prefix for prefix in PARTS if f"{prefix}_images" in names or f"{prefix}_labels" in names]
     return found if "train" in found or (found and not to_train) else ["train", *found]
 
 

@@ -22,8 +22,8 @@ from engine.data.folder import share_of_name
 from engine.data.header import SUFFIXES
 from engine.data.image_files import ImageFiles, Say, printable, read_file_header
 from engine.data.image_options import ImageForm, Size
-from engine.data.layout import PARTS
 from engine.data.part import DataError, Part, Source
+from engine.data.part_names import PARTS
 from engine.data.source_request import SourceRequest
 from engine.text import join_some, join_words, nearest
 

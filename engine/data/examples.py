@@ -11,11 +11,11 @@ import numpy as np
 from engine.data.batch_names import LABEL, WEIGHT, is_input
 from engine.data.divided import make_divided
 from engine.data.part import IGNORED, DataError, Part, Source, Target, number_classes
+from engine.data.part_names import PARTS
 from engine.text import join_words, nearest
 
 _CHUNK = 256  # examples that are read at once, for their labels
 _DTYPES = ("uint8", "float32", "int32", "int64", "bool")
-_PARTS = ("train", "val", "test")
 
 
 @runtime_checkable
@@ -183,13 +183,13 @@ def make_source(spec: str, given: Any, *, to_train: bool = True) -> Source:
     if isinstance(given, Source):
         return given
     sets = dict(given) if isinstance(given, Mapping) else {"train": given}
-    if unknown := [name for name in sets if name not in _PARTS]:
+    if unknown := [name for name in sets if name not in PARTS]:
         raise DataError(
-            f"data={spec}: {unknown[0]!r} is not a part; expected {', '.join(_PARTS)}{nearest(str(unknown[0]), _PARTS)}"
+            f"data={spec}: {unknown[0]!r} is not a part; expected {', '.join(PARTS)}{nearest(str(unknown[0]), PARTS)}"
         )
     if "train" not in sets and (to_train or not sets):
         raise DataError(f"data={spec}: there is no part train, only {join_words(sets) or 'nothing'}")
-    readers = {name: Reader(spec, name, sets[name]) for name in _PARTS if sets.get(name) is not None}
+    readers = {name: Reader(spec, name, sets[name]) for name in PARTS if sets.get(name) is not None}
     _check_alike(spec, readers)
     columns = {name: reader.read_columns() for name, reader in readers.items()}
     first = next(iter(readers))

@@ -20,8 +20,9 @@ from engine.data.divided import make_divided
 from engine.data.header import describe_left_out, image_suffixes
 from engine.data.image_files import ImageFiles, Say, printable
 from engine.data.image_options import DEFAULT, ImageOptions
-from engine.data.layout import PARTS, Content, Layout, decide_layout
+from engine.data.layout import Content, Layout, decide_layout
 from engine.data.part import DataError, Part, Source
+from engine.data.part_names import PARTS
 from engine.data.resize import Size
 from engine.reading import describe_kind
 from engine.text import nearest

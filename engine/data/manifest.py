@@ -19,8 +19,9 @@ from engine.data.image_files import ImageFiles, printable
 from engine.data.manifest_labels import Labels, read_labels, read_weights
 from engine.data.manifest_options import ManifestOptions, parse_manifest
 from engine.data.manifest_roles import Roles, find_roles
-from engine.data.manifest_rows import PARTS, Rows, read_rows
+from engine.data.manifest_rows import Rows, read_rows
 from engine.data.part import DataError, Part, Source, Target
+from engine.data.part_names import PARTS
 from engine.data.shared_images import find_shares, warn_of_shared
 from engine.data.source_request import SourceRequest
 from engine.data.table_file import open_npz_table

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.data.manifest_roles import LabelColumn
-from engine.data.manifest_rows import PARTS, Rows, is_unsure, read_number
+from engine.data.manifest_rows import Rows, is_unsure, read_number
 from engine.data.part import DataError
+from engine.data.part_names import PARTS
 from engine.text import join_words, nearest, parse_number
 
 _WHOLE = re.compile(r"[+-]?[0-9]+")

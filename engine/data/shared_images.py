@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from engine.data.image_files import printable
-from engine.data.manifest_rows import PARTS
+from engine.data.part_names import PARTS
 from engine.text import join_words
 
 

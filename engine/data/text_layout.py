@@ -7,18 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from engine.data.part import DataError
+from engine.data.part_names import PART_NAMES, PARTS
 from engine.data.text_files import LINES, SUFFIXES, Columns, Row, read_rows
 from engine.data.text_name import TextName
 from engine.errors import FileError
 from engine.reading import read_file
 from engine.text import join_some, join_words
 
-PARTS = ("train", "val", "test")
-_NAMES = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev", "eval", "evaluation"),
-    "test": ("test", "testing"),
-}
 _LARGEST_TEXT = 1 << 24  # bytes of a .txt file
 
 Say = Callable[[str], None]
@@ -41,7 +36,7 @@ def find_parts(spec: str, name: TextName, say: Say, *, to_train: bool = True) ->
     entries = sorted(entry for entry in name.path.iterdir() if not entry.name.startswith("."))
     files = [entry for entry in entries if entry.suffix.lower() in SUFFIXES and not entry.is_dir()]
     folders = [entry for entry in entries if entry.is_dir()]
-    by_part = {part: [e for e in files if e.stem.lower() in names] for part, names in _NAMES.items()}
+    by_part = {part: [e for e in files if e.stem.lower() in names] for part, names in PART_NAMES.items()}
     if any(by_part.values()):
         chosen = _choose(spec, by_part, "file", to_train=to_train)
         left = [entry.name for entry in files if entry not in chosen.values()]
@@ -52,7 +47,7 @@ def find_parts(spec: str, name: TextName, say: Say, *, to_train: bool = True) ->
         raise DataError(
             f"data={spec}: columns are for files of rows; a folder of texts takes its classes from its folders"
         )
-    named = {part: [e for e in folders if e.name.lower() in names] for part, names in _NAMES.items()}
+    named = {part: [e for e in folders if e.name.lower() in names] for part, names in PART_NAMES.items()}
     others = [entry.name for entry in folders if not any(entry in found for found in named.values())]
     if named["train"] or (not to_train and not others and any(named.values())):
         if others:

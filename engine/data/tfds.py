@@ -26,7 +26,6 @@ from engine.data.tfds_options import TfdsOptions, parse_tfds
 from engine.reading import check_memory, read_file
 from engine.text import join_some, join_words, nearest
 
-_PARTS = ("train", "val", "test")
 _VALIDATION = ("validation", "valid", "val", "dev")
 _OWN = "tensorflow_datasets."  # the package of the features that a prepared data set may name
 
@@ -284,7 +283,12 @@ def _choose_splits(about: str, options: TfdsOptions, names: Sequence[str], *, to
     """The split or slice of each part."""
     asked = set(re.findall(r"\w+", " ".join(filter(None, (options.split, options.evaluation, options.test)))))
     usual = [name for name in names if name not in asked]  # a split that is named belongs to what names it
-    val = options.evaluation or next((name for name in _VALIDATION if name in usual), None)
+    several = [name for name in _VALIDATION if name in usual]
+    if options.evaluation is None and len(several) > 1:
+        raise DataError(
+            f"{about}: {join_words(several)} could each be the evaluation part; eval= says which: eval={several[0]}"
+        )
+    val = options.evaluation or next(iter(several), None)
     test = options.test or ("test" if "test" in usual else None)
     given = {"train": options.split or ("train" if "train" in names else None), "val": val, "test": test}
     found = {part: text for part, text in given.items() if text is not None}

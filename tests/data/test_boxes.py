@@ -242,6 +242,10 @@ SPLITS = [
         "line 3: class 'y' has boxes in the part val, but none in the part train",
     ),
     (["a.png,1,1,9,9,x,train", "a.png,2,2,9,9,x,val"], "line 3: a.png belongs to the part val, but line 2 says train"),
+    (
+        ["a.png,1,1,9,9,x,train", "b.png,1,1,9,9,x,val", "b.png,1,1,9,9,y,dev"],
+        r"line 4: split: 'dev' and 'val' \(line 3\) both mean the part val",
+    ),
     (["a.png,1,1,9,9,x,trian"], "split='trian': expected one of train, val, test"),
     (["a.png,1,1,9,9,x,"], "split='': expected one of train, val, test"),
     (["a.png,1,1,9,9,x,val"], "the images of the part train have no box"),

@@ -25,6 +25,8 @@ from engine.data.image_options import ImageForm, Size
 from engine.data.part import DataError, Part, Source
 from engine.data.part_names import PARTS
 from engine.data.source_request import SourceRequest
+from engine.errors import FileError
+from engine.reading import check_memory
 from engine.text import join_some, join_words, nearest
 
 NO_BOX = -1.0  # in the place of a class
@@ -113,7 +115,7 @@ def open_boxes(request: SourceRequest) -> Source:
     classes = _find_classes(spec, rows, part_of, to_train=request.to_train)
     good = np.flatnonzero(part_of >= 0)
     placed, counts = _place(spec, file, folder, names, rows, good, images.form, options)
-    labels = _as_labels(placed, classes, len(names), images.form.size)
+    labels = _as_labels(spec, file, placed, classes, len(names), images.form.size)
     _describe(rows, good, labels, counts, table, images.form.size, say)
     shares = np.array([share_of_name(name) for name in names])
     parts = {}
@@ -282,12 +284,22 @@ def _place(
 
 
 def _as_labels(
-    placed: Mapping[int, tuple[list[str], np.ndarray]], classes: Sequence[str], count: int, size: Size
+    spec: str,
+    file: pathlib.Path,
+    placed: Mapping[int, tuple[list[str], np.ndarray]],
+    classes: Sequence[str],
+    count: int,
+    size: Size,
 ) -> np.ndarray:
-    """The labels of all images, float32 [count, K, 5]."""
+    """The labels of all images, float32 [count, K, 5]; DataError before they take more memory than there is."""
     numbers = {name: number for number, name in enumerate(classes)}
-    most = max((len(boxes) for _, boxes in placed.values()), default=0)
-    labels = np.zeros([count, max(most, 1), 5], np.float32)
+    most = max(1, max((len(boxes) for _, boxes in placed.values()), default=0))
+    what = f"an array of {most:,} boxes, the most of an image, for each of {count:,} images"
+    try:
+        check_memory(file, 2 * count * most * 5 * 4, what)  # twice: the parts have copies of their own
+    except FileError as error:
+        raise DataError(f"data={spec}: {error}, or leave out or divide the images with the most boxes") from None
+    labels = np.zeros([count, most, 5], np.float32)
     labels[..., 0] = NO_BOX
     for number, (named, boxes) in placed.items():
         labels[number, : len(boxes), 0] = [numbers[name] for name in named]

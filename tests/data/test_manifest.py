@@ -402,6 +402,18 @@ def test_what_is_no_table_of_numbers_is_refused(write: Write, text: str, options
     assert message in refused_vectors(write(text, kind="table") + options)
 
 
+def test_the_numbers_of_a_table_are_held_against_the_memory_while_they_are_read(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = 200
+    heading = ",".join([*(f"x{number}" for number in range(columns)), "label"])
+    rows = [",".join([*["1"] * columns, "ab"[number % 2]]) for number in range(500)]
+    spec = write("\n".join([heading, *rows, "no row"]), "wide.csv", "table")
+    monkeypatch.setenv("FROSTLINE_MEMORY_LIMIT", "100000")
+    monkeypatch.setattr("engine.data.manifest_rows._CHECKED", 20_000)
+    assert "its numbers takes 156 KiB, more than the 97.7 KiB that may be used; --memory_limit" in refused_vectors(spec)
+
+
 def test_options_about_images_are_refused_for_vectors(write: Write) -> None:
     from engine.data.image_options import ImageOptions
 

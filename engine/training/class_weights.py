@@ -5,16 +5,16 @@ The weight of a class multiplies the weight of its examples in the loss; accurac
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from engine.data.class_names import normal_form
+from engine.data.delimited import Delimited, Row
+from engine.data.part import DataError
 from engine.errors import FileError, InputError
 from engine.files import PathLike
 from engine.reading import read_file
@@ -68,8 +68,10 @@ def read_class_weights(path: PathLike, classes: Sequence[str], *, about: str = "
         hint = nearest(str(path), [BALANCED]) if pathlib.Path(path).suffix == "" else ""
         raise InputError(f"{name}: there is no such file; expected {BALANCED} or a JSON or CSV file{hint}")
     try:
-        given = _parse(read_file(path, _LARGEST).decode("utf-8-sig"))
-    except (UnicodeDecodeError, ValueError, RecursionError, csv.Error, FileError) as error:
+        text = read_file(path, _LARGEST).decode("utf-8-sig")
+        rows = Delimited(about="CSV", path=pathlib.Path(path)).rows()
+        given = _parse_json(text) if text.lstrip().startswith(("{", "[")) else _parse_rows(rows)
+    except (ValueError, RecursionError, FileError, DataError) as error:  # UnicodeDecodeError is a ValueError
         raise InputError(
             f"{name}: expected a JSON object {{class: weight}} or CSV lines class,weight ({cut(str(error))})"
         ) from None
@@ -89,27 +91,29 @@ def describe_weights(weights: Sequence[float], classes: Sequence[str]) -> str:
     return text
 
 
-def _parse(text: str) -> list[tuple[str, float]]:
+def _parse_json(text: str) -> list[tuple[str, float]]:
     """The pairs of a class and its weight, in the order of the file; raises ValueError."""
-    if text.lstrip().startswith(("{", "[")):
-        found = json.loads(text, object_pairs_hook=list, parse_constant=float)
-        if not isinstance(found, list) or not all(isinstance(pair, tuple) for pair in found):
-            raise ValueError("it has a list")
-        pairs = [(str(name), value) for name, value in found]
-        for name, value in pairs:
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise ValueError(f"the weight of {name!r} is {value!r}")
-        return [(name, float(value)) for name, value in pairs]
-    rows = [row for row in csv.reader(io.StringIO(text), strict=True) if any(cell.strip() for cell in row)]
+    found = json.loads(text, object_pairs_hook=list, parse_constant=float)
+    if not isinstance(found, list) or not all(isinstance(pair, tuple) for pair in found):
+        raise ValueError("it has a list")
+    pairs = [(str(name), value) for name, value in found]
+    for name, value in pairs:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"the weight of {name!r} is {value!r}")
+    return [(name, float(value)) for name, value in pairs]
+
+
+def _parse_rows(rows: Iterable[Row]) -> list[tuple[str, float]]:
+    """The same of CSV lines; raises ValueError."""
     found = []
     for number, row in enumerate(rows):
-        if len(row) != 2:
-            raise ValueError(f"line {number + 1} has {len(row)} cells")
-        value = parse_number(row[1].strip())
+        if len(row.cells) != 2:
+            raise ValueError(f"line {row.line} has {len(row.cells)} cells")
+        value = parse_number(row.cells[1].strip())
         if value is None and number:
-            raise ValueError(f"line {number + 1}: {row[1]!r} is not a number")
+            raise ValueError(f"line {row.line}: {row.cells[1]!r} is not a number")
         if value is not None:
-            found.append((row[0].strip(), value))
+            found.append((row.cells[0].strip(), value))
     return found
 
 

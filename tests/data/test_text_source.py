@@ -186,7 +186,7 @@ def test_parts_that_are_not_clear_are_refused(tmp_path: pathlib.Path, tokenizer:
     write(tmp_path / "notes.txt", "good\tx", "bad\ty")
     refuse("notes.txt", r"notes\.txt has none of the suffixes .*; delimiter=tab")
     (tmp_path / "latin.tsv").write_bytes(b"text\tlabel\ncaf\xe9\tx\n")
-    refuse("latin.tsv", "not UTF-8 text")
+    refuse("latin.tsv", "line 2 is not UTF-8; if it is in the encoding latin-1")
 
 
 def test_the_name_of_a_source_is_checked_without_reading_files() -> None:

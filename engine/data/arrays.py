@@ -15,7 +15,7 @@ from engine.data.header import BadImageError
 from engine.data.idx import holds_idx, read_idx_folder
 from engine.data.image_options import DEFAULT, ImageForm, ImageOptions
 from engine.data.part import DataError, Part, Source, check_labels, number_classes
-from engine.data.part_names import PARTS
+from engine.data.part_names import PARTS, find_misnamed
 from engine.data.resize import Size, resize_all
 from engine.data.source_request import check_nan
 from engine.files import FileError, Npz
@@ -52,6 +52,10 @@ def load_npz(
     try:
         with Npz(file) as npz:
             names = npz.names()
+            whats = ("images", "labels")
+            own = [f"{prefix}_{what}" for prefix in PARTS for what in whats]
+            if (wrong := find_misnamed(names, whats, own)) is not None:
+                raise DataError(f"data={spec}: the array {wrong[0]} would not be read; expected {wrong[1]}")
             needed = [f"{prefix}_{what}" for prefix in _list_parts(names, to_train) for what in ("images", "labels")]
             if missing := [name for name in needed if name not in names]:
                 raise DataError(
@@ -154,6 +158,10 @@ def _source(
         fitted = images if size is None else resize_all(images, size, budget=budget, pad=pad)
         budget -= fitted.nbytes if isinstance(fitted, np.ndarray) and fitted is not images else 0
         parts[prefix] = Part(fitted, labels, np.arange(len(images), dtype=np.int64))
+    if given is not None and train_labels.ndim == 2 and len(given) != train_labels.shape[1]:
+        raise DataError(
+            f"data={spec}: class_names has {len(given)} names for labels of {train_labels.shape[1]} columns; expected one for each"
+        )
     columns = given if given and train_labels.ndim == 2 and len(given) == train_labels.shape[1] else ()
     return make_divided(spec, classes, parts, named=given is not None, columns=tuple(columns))
 

@@ -47,3 +47,16 @@ class PartWords:
 def list_named(names: Sequence[str], part: str) -> list[str]:
     """Those of these names that could name a part, sorted."""
     return sorted(name for name in names if find_part(name) == part)
+
+
+def find_misnamed(names: Sequence[str], whats: Sequence[str], own: Sequence[str]) -> tuple[str, str] | None:
+    """Of arrays such as "valid_images", the first that names a part by a word that is not read, and the name that is.
+
+    ``whats`` are what arrays hold, such as "images", and ``own`` the names that are read.
+    """
+    for name in names:
+        word, _, what = name.rpartition("_")
+        part = find_part(word)
+        if part is not None and what in whats and name not in own:
+            return name, f"{part}_{what}" if f"{part}_{what}" in own else what
+    return None

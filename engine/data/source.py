@@ -285,6 +285,8 @@ def check_image_options(spec: str, images: ImageOptions, *, resized: bool) -> No
         )
     if images.image_pixels == "stored" and in_arrays and kind != "npz":
         raise DataError(f"image_pixels=stored: the images of {spec} are grey and of 8 bits anyway; leave it out")
+    if images.image_pixels == "stored" and kind == "tfds":
+        raise DataError(f"image_pixels=stored: the images of {spec} are read as they are stored anyway; leave it out")
     if images.nan == "zero":
         _check_nan(spec, images)
 

@@ -12,6 +12,7 @@ from engine.data.divided import make_divided
 from engine.data.features import Features
 from engine.data.manifest_options import ManifestOptions
 from engine.data.part import DataError, Part, Source, check_labels, number_classes
+from engine.data.part_names import find_misnamed
 from engine.data.source_request import SourceRequest
 from engine.files import FileError, Npz
 
@@ -37,6 +38,9 @@ def open_npz_table(request: SourceRequest, options: ManifestOptions) -> Source:
     try:
         with Npz(pathlib.Path(options.file)) as npz:
             names = npz.names()
+            own = [f"{prefix}{what}" for prefix in _PREFIXES.values() for what in ("x", "y")]
+            if (wrong := find_misnamed(names, ("x", "y"), own)) is not None:
+                raise DataError(f"{about}: the array {wrong[0]} would not be read; expected {wrong[1]}")
             for part, prefix in _PREFIXES.items():
                 there = [name for name in (f"{prefix}x", f"{prefix}y") if name in names]
                 if len(there) == 1 or (part == "train" and not there and not _may_lack_train(request, names)):

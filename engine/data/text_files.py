@@ -18,6 +18,7 @@ from engine.text import cut, join_words, nearest
 
 SEPARATED = {".tsv": DELIMITERS["tab"], ".tab": DELIMITERS["tab"], ".csv": DELIMITERS["comma"]}
 LINES = (".jsonl", ".ndjson", ".json")
+OF_SEPARATED = ("header", "quotes", "delimiter")  # options that JSON Lines have no use for
 SUFFIXES = (*SEPARATED, *LINES)
 _MOST = 1 << 24  # characters of a line or a cell
 _TEXTS = ("text", "sentence", "message", "review", "content", "document", "comment", "tweet", "email", "body")
@@ -70,6 +71,9 @@ def read_rows(path: pathlib.Path, columns: Columns) -> tuple[Columns, Iterator[R
     is damaged or lacks a column.
     """
     if path.suffix.lower() in LINES:
+        given = [f"{name}=" for name in OF_SEPARATED if getattr(columns, name) is not None]
+        if given:
+            raise DataError(f"{path}: {given[0]} is about separated values, and the file has JSON Lines; leave it out")
         return _read_json_lines(path, _open(path).lines(), columns)
     return _read_separated(path, columns)
 

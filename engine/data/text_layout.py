@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.data.part import DataError
 from engine.data.part_names import PART_NAMES, PARTS
-from engine.data.text_files import LINES, SUFFIXES, Columns, Row, read_rows
+from engine.data.text_files import LINES, OF_SEPARATED, SUFFIXES, Columns, Row, read_rows
 from engine.data.text_name import TextName
 from engine.errors import FileError
 from engine.reading import read_file
@@ -42,7 +42,10 @@ def find_parts(spec: str, name: TextName, say: Say, *, to_train: bool = True) ->
         left = [entry.name for entry in files if entry not in chosen.values()]
         if left:
             say(f"text: left out beside the parts: {join_some(left)}")
-        return {part: _open_file(spec, file, name.columns, say) for part, file in chosen.items()}
+        mixed = any(file.suffix.lower() not in LINES for file in chosen.values())
+        return {
+            part: _open_file(spec, file, _options_for(file, name.columns, mixed), say) for part, file in chosen.items()
+        }
     if name.columns != Columns():
         raise DataError(
             f"data={spec}: columns are for files of rows; a folder of texts takes its classes from its folders"
@@ -68,6 +71,13 @@ def find_parts(spec: str, name: TextName, say: Say, *, to_train: bool = True) ->
             "train beside it, and a class another name"
         )
     return {"train": Rows(name.path, _texts(spec, name.path))}
+
+
+def _options_for(file: pathlib.Path, columns: Columns, mixed: bool) -> Columns:
+    """The options for a file of a part: those about separated values are for the others, if there are some."""
+    if not mixed or file.suffix.lower() not in LINES:
+        return columns
+    return replace(columns, **dict.fromkeys(OF_SEPARATED))
 
 
 def _choose(

@@ -86,6 +86,11 @@ class EncodedImages(ImageFiles):
         names = [f"{part} {at}" for part, split in zip(parts, splits, strict=True) for at in range(len(split))]
         height, width = shape[:2]
         native = (height, width) if height and width and request.size is None else request.choose_size()
+        if height and width and request.size is None and request.to_train and request.images.image_fit == "pad":
+            raise DataError(
+                f"image_fit=pad: the images of {request.spec} all have {height}x{width} pixels and keep them unless --image_size "
+                "gives another size; give it"
+            )
         options = ImageOptions(
             image_pixels="stored",
             image_fit=request.images.image_fit,
@@ -320,6 +325,8 @@ def _name_classes(
     about: str, label: str, feature: Any, kind: str | None, labels: Mapping[str, np.ndarray]
 ) -> tuple[tuple[str, ...], bool]:
     """The names of the classes, and whether they are the data's own; none for numbers."""
+    if kind == "class" and next(iter(labels.values())).dtype.kind == "f":
+        raise DataError(f"{about}: label={label}:class: its values are not whole numbers; expected {label}:number")
     if next(iter(labels.values())).dtype.kind == "f" or kind == "number":
         return (), True
     names = getattr(feature, "names", None)

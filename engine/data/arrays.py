@@ -12,13 +12,16 @@ import numpy as np
 
 from engine.data.batch_names import WEIGHT
 from engine.data.decode import as_form
+from engine.data.divided import make_divided
 from engine.data.header import BadImageError
 from engine.data.idx import holds_idx, read_idx_folder
 from engine.data.image_files import Say, printable
 from engine.data.image_options import DEFAULT, ImageForm, ImageOptions
 from engine.data.named_weights import check_weights
 from engine.data.part import DataError, Part, Source, check_labels, number_classes
+from engine.data.part_names import PARTS, find_misnamed
 from engine.data.resize import Size, resize_all
+from engine.data.source_request import check_nan
 from engine.files import FileError, Npz
 from engine.text import join_some, join_words
 
@@ -38,6 +41,7 @@ def load_npz(
     budget: int,
     options: ImageOptions = DEFAULT,
     say: Say = lambda line: None,
+    to_train: bool = True,
 ) -> Source:
     """Reads the arrays train_*, test_* and val_* of an .npz file, and ``class_names`` if the file has it.
 
@@ -56,14 +60,18 @@ def load_npz(
     try:
         with Npz(file) as npz:
             names = npz.names()
-            if missing := [n for n in ("train_images", "train_labels") if n not in names]:
+            whats = ("images", "labels", "weights")
+            own = [f"{prefix}_{what}" for prefix in PARTS for what in whats]
+            if (wrong := find_misnamed(names, whats, own)) is not None:
+                raise DataError(f"data={spec}: the array {wrong[0]} would not be read; expected {wrong[1]}")
+            needed = [f"{prefix}_{what}" for prefix in _list_parts(names, to_train) for what in ("images", "labels")]
+            if missing := [name for name in needed if name not in names]:
                 raise DataError(
                     f"data={spec}: the file has no {' and no '.join(missing)}; it has {', '.join(names) or 'no arrays'}"
                 )
             arrays = {
                 prefix: (npz.read(f"{prefix}_images"), npz.read(f"{prefix}_labels"))
-                for prefix in ("train", "val", "test")
-                if f"{prefix}_images" in names or f"{prefix}_labels" in names
+                for prefix in _list_parts(names, to_train)
             }
             named = [str(name) for name in npz.read("class_names").ravel()] if "class_names" in names else None
             weights = {prefix: npz.read(name) for prefix in arrays if (name := f"{prefix}_weights") in names}
@@ -71,13 +79,26 @@ def load_npz(
         raise DataError(f"data={spec}: {error}") from None
     read = {"class_names", *(f"{prefix}_{what}" for prefix in arrays for what in ("images", "labels", "weights"))}
     tell_unread(spec, set(names) - read, say=say)
-    return _source(spec, arrays, named or classes, size=size, budget=budget, options=options, weights=weights)
+    given: dict[str, Any] = {
+        "size": size,
+        "budget": budget,
+        "options": options,
+        "to_train": to_train,
+        "weights": weights,
+    }
+    return _source(spec, arrays, named or classes, **given)
 
 
 def tell_unread(spec: str, names: Collection[str], *, say: Say) -> None:
     """Tells ``say`` which arrays of an .npz file were not read, if there are any."""
     if names:
         say(f"data: {spec}: not read: {printable(join_some(sorted(names)))}")
+
+
+def _list_parts(names: Sequence[str], to_train: bool) -> list[str]:
+    """The parts of a file with these arrays; train is one of them anyway, unless its data are only evaluated."""
+    found = [prefix for prefix in PARTS if f"{prefix}_images" in names or f"{prefix}_labels" in names]
+    return found if "train" in found or (found and not to_train) else ["train", *found]
 
 
 def load_idx(
@@ -88,22 +109,25 @@ def load_idx(
     size: Size | None,
     budget: int,
     options: ImageOptions = DEFAULT,
+    to_train: bool = True,
 ) -> Source:
     """Reads the four files of an MNIST-style folder (engine.data.idx). Arguments and errors are those of ``load_npz``."""
     try:
-        arrays = read_idx_folder(folder)
+        arrays = read_idx_folder(folder, to_train=to_train)
     except FileError as error:
         raise DataError(f"data={spec}: {error}") from None
-    return _source(spec, arrays, classes, size=size, budget=budget, options=options)
+    return _source(spec, arrays, classes, size=size, budget=budget, options=options, to_train=to_train)
 
 
-def load_fashion_mnist(spec: str, *, size: Size | None, budget: int, options: ImageOptions = DEFAULT) -> Source:
+def load_fashion_mnist(
+    spec: str, *, size: Size | None, budget: int, options: ImageOptions = DEFAULT, to_train: bool = True
+) -> Source:
     """Loads the full Fashion-MNIST from Debian's files, from Keras' earlier download or by a download of Keras.
 
     Raises DataError if there are no files, and the download fails or is silent for 15 seconds.
     """
     if holds_idx(DEBIAN):
-        return load_idx(spec, DEBIAN, FASHION, size=size, budget=budget, options=options)
+        return load_idx(spec, DEBIAN, FASHION, size=size, budget=budget, options=options, to_train=to_train)
     import keras
 
     before = socket.getdefaulttimeout()
@@ -119,7 +143,9 @@ def load_fashion_mnist(spec: str, *, size: Size | None, budget: int, options: Im
         ) from None
     finally:
         socket.setdefaulttimeout(before)
-    return _source(spec, {"train": train, "test": test}, FASHION, size=size, budget=budget, options=options)
+    return _source(
+        spec, {"train": train, "test": test}, FASHION, size=size, budget=budget, options=options, to_train=to_train
+    )
 
 
 def _source(
@@ -130,21 +156,25 @@ def _source(
     size: Size | None,
     budget: int,
     options: ImageOptions,
+    to_train: bool,
     weights: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> Source:
     checked = {prefix: _checked(spec, prefix, *pair, options) for prefix, pair in arrays.items()}
-    train_images, train_labels = checked["train"]
-    given, classes = classes, _class_names(spec, train_labels, classes)
+    if to_train and all(images.dtype.kind != "f" for images, _ in arrays.values()):
+        check_nan(spec, options, f"its images are {arrays['train'][0].dtype}")
+    first, (train_images, train_labels) = next(iter(checked.items()))  # another part than train may lack classes
+    seen = [train_labels] if to_train else [labels for _, labels in checked.values()]
+    given, classes = classes, _class_names(spec, seen, classes)
     for prefix, (images, labels) in checked.items():
         if images.shape[1:] != train_images.shape[1:] or labels.shape[1:] != train_labels.shape[1:]:
             raise DataError(
-                f"data={spec}: {prefix} has images {list(images.shape)} and labels {list(labels.shape)}, but train has "
+                f"data={spec}: {prefix} has images {list(images.shape)} and labels {list(labels.shape)}, but {first} has "
                 f"{list(train_images.shape)} and {list(train_labels.shape)}"
             )
         if labels.dtype != train_labels.dtype:
             raise DataError(
-                f"data={spec}: {prefix}_labels is {arrays[prefix][1].dtype} but train_labels is "
-                f"{arrays['train'][1].dtype}; both must be classes (integers) or both targets (floats)"
+                f"data={spec}: {prefix}_labels is {arrays[prefix][1].dtype} but {first}_labels is "
+                f"{arrays[first][1].dtype}; both must be classes (integers) or both targets (floats)"
             )
         check_labels(spec, f"{prefix}_labels", labels, len(classes))
     parts = {}
@@ -152,20 +182,16 @@ def _source(
         pad = options.image_fit == "pad"
         fitted = images if size is None else resize_all(images, size, budget=budget, pad=pad)
         budget -= fitted.nbytes if isinstance(fitted, np.ndarray) and fitted is not images else 0
-        columns = {}
+        own = {}
         if prefix in weights:
-            columns[WEIGHT] = check_weights(f"data={spec}: {prefix}_weights", weights[prefix], len(images))
-        parts[prefix] = Part(fitted, labels, np.arange(len(images), dtype=np.int64), columns=columns)
-    named_columns = given if given and train_labels.ndim == 2 and len(given) == train_labels.shape[1] else ()
-    return Source(
-        spec,
-        tuple(classes),
-        parts["train"],
-        parts.get("val", parts["train"]),
-        parts.get("test"),
-        named=given is not None,
-        columns=tuple(named_columns),
-    )
+            own[WEIGHT] = check_weights(f"data={spec}: {prefix}_weights", weights[prefix], len(images))
+        parts[prefix] = Part(fitted, labels, np.arange(len(images), dtype=np.int64), columns=own)
+    if given is not None and train_labels.ndim == 2 and len(given) != train_labels.shape[1]:
+        raise DataError(
+            f"data={spec}: class_names has {len(given)} names for labels of {train_labels.shape[1]} columns; expected one for each"
+        )
+    columns = given if given and train_labels.ndim == 2 and len(given) == train_labels.shape[1] else ()
+    return make_divided(spec, classes, parts, named=given is not None, columns=tuple(columns))
 
 
 def describe_empty_classes(source: Source) -> str | None:
@@ -235,12 +261,12 @@ def _checked(spec: str, prefix: str, images: Any, labels: Any, options: ImageOpt
     return images, labels
 
 
-def _class_names(spec: str, labels: np.ndarray, given: Sequence[str] | None) -> Sequence[str]:
-    if labels.dtype.kind == "f":
+def _class_names(spec: str, labels: Sequence[np.ndarray], given: Sequence[str] | None) -> Sequence[str]:
+    if labels[0].dtype.kind == "f":
         return ()
     if given is not None:
         return given
-    largest = int(labels.max())
+    largest = max(int(each.max()) for each in labels)
     if largest >= 100_000:
         raise DataError(f"data={spec}: train_labels go up to {largest}; expected classes from 0 to at most 99,999")
     return number_classes(largest + 1)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from engine.data.csv_file import CsvFile
 from engine.data.image_files import printable
-from engine.data.layout import PARTS, find_part
 from engine.data.part import DataError
+from engine.data.part_names import PARTS, PartWords
 from engine.text import cut, join_some, join_words, nearest
 
 CORNERS, SIZES = ("x1", "y1", "x2", "y2"), ("x", "y", "w", "h")
@@ -90,6 +90,7 @@ class _Reader:
         self.repeated = 0
         self._seen: set[tuple[str, Box]] = set()
         self._faults: list[str] = []
+        self._words = PartWords()
 
     def read(self, line: int, cells: Sequence[str]) -> None:
         row = dict(zip(self._heading, cells, strict=True))
@@ -109,7 +110,7 @@ class _Reader:
         if not row["image"]:
             raise _BadRowError("the cell image is empty")
         image = os.path.normpath(row["image"])
-        split = self._read_split(row)
+        split = self._read_split(line, row)
         listed = self.images.setdefault(image, Listed(split, line))
         if listed.split != split:
             raise _BadRowError(
@@ -133,10 +134,13 @@ class _Reader:
         listed.boxes.append(box)
         listed.lines.append(line)
 
-    def _read_split(self, row: Mapping[str, str]) -> str:
+    def _read_split(self, line: int, row: Mapping[str, str]) -> str:
         if "split" not in self._heading:
             return ""
-        found = find_part(row["split"])
+        try:
+            found = self._words.read(row["split"], line)
+        except ValueError as error:
+            raise _BadRowError(f"split: {error}") from None
         if found is None:
             raise _BadRowError(f"split={cut(row['split'], 40)!r}: expected one of {', '.join(PARTS)}")
         return found

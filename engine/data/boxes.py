@@ -17,13 +17,16 @@ import numpy as np
 
 from engine.data import box_geometry
 from engine.data.box_table import COORDINATES, Listed, Table, read_boxes
+from engine.data.divided import make_divided
 from engine.data.folder import share_of_name
 from engine.data.header import SUFFIXES
 from engine.data.image_files import ImageFiles, Say, printable, read_file_header
 from engine.data.image_options import ImageForm, Size
-from engine.data.layout import PARTS
 from engine.data.part import DataError, Part, Source
+from engine.data.part_names import PARTS
 from engine.data.source_request import SourceRequest
+from engine.errors import FileError
+from engine.reading import check_memory
 from engine.text import join_some, join_words, nearest
 
 NO_BOX = -1.0  # in the place of a class
@@ -104,14 +107,15 @@ def open_boxes(request: SourceRequest) -> Source:
     names = list(listed)
     given = {"size": request.choose_size(), "budget": request.budget, "skip_bad": request.skip_bad, "say": say}
     images = ImageFiles(spec, folder, names, options=request.images, **given)  # type: ignore[arg-type]
+    request.check_nan(images.holds_floats, "no image stores floats")
     rows = [listed[name] for name in names]
     part_of = np.array(
         [-1 if number in images.bad else PARTS.index(row.split or "train") for number, row in enumerate(rows)]
     )
-    classes = _find_classes(spec, rows, part_of)
+    classes = _find_classes(spec, rows, part_of, to_train=request.to_train)
     good = np.flatnonzero(part_of >= 0)
     placed, counts = _place(spec, file, folder, names, rows, good, images.form, options)
-    labels = _as_labels(placed, classes, len(names), images.form.size)
+    labels = _as_labels(spec, file, placed, classes, len(names), images.form.size)
     _describe(rows, good, labels, counts, table, images.form.size, say)
     shares = np.array([share_of_name(name) for name in names])
     parts = {}
@@ -119,17 +123,11 @@ def open_boxes(request: SourceRequest) -> Source:
         index = np.flatnonzero(part_of == number).astype(np.int64)
         if len(index):
             parts[part] = Part(images, labels[index], index, shares[index])
-    if "train" not in parts:
+    if not parts or ("train" not in parts and request.to_train):
         raise DataError(f"data={spec}: {file} has no image of the part train that can be read")
-    check_trained(spec, parts["train"].labels, classes)
-    return Source(
-        spec,
-        classes,
-        parts["train"],
-        parts.get("val", parts["train"]),
-        parts.get("test"),
-        skipped=tuple(printable(names[number]) for number in images.bad),
-    )
+    if request.to_train:
+        check_trained(spec, parts["train"].labels, classes)
+    return make_divided(spec, classes, parts, skipped=tuple(printable(names[number]) for number in images.bad))
 
 
 def check_trained(spec: str, labels: np.ndarray, classes: Sequence[str]) -> None:
@@ -193,15 +191,21 @@ def _images_below(folder: pathlib.Path) -> list[str]:
     return sorted(found)
 
 
-def _find_classes(spec: str, rows: Sequence[Listed], part_of: np.ndarray) -> tuple[str, ...]:
-    """The names of the classes of the training part, in order; DataError if another part has others."""
+def _find_classes(spec: str, rows: Sequence[Listed], part_of: np.ndarray, *, to_train: bool) -> tuple[str, ...]:
+    """The names of the classes of the training part, in order; DataError if another part has others.
+
+    Of data that are only evaluated, they are those of all parts.
+    """
     found: dict[int, dict[str, int]] = {number: {} for number in range(-1, len(PARTS))}
     for part, row in zip(part_of, rows, strict=True):
         for box, line in zip(row.boxes, row.lines, strict=True):
             found[int(part)].setdefault(box[0], line)
-    known = found[0]
+    known = found[0] if to_train else {name: line for own in found.values() for name, line in own.items()}
     if not known:
-        raise DataError(f"data={spec}: the images of the part train have no box; there is nothing to learn from")
+        what = "of the part train have no box; there is nothing to learn from"
+        raise DataError(
+            f"data={spec}: the images {what if to_train else 'have no box; there is nothing to evaluate by'}"
+        )
     for number, part in enumerate(PARTS):
         for name, line in found[number].items():
             if name not in known:
@@ -280,12 +284,22 @@ def _place(
 
 
 def _as_labels(
-    placed: Mapping[int, tuple[list[str], np.ndarray]], classes: Sequence[str], count: int, size: Size
+    spec: str,
+    file: pathlib.Path,
+    placed: Mapping[int, tuple[list[str], np.ndarray]],
+    classes: Sequence[str],
+    count: int,
+    size: Size,
 ) -> np.ndarray:
-    """The labels of all images, float32 [count, K, 5]."""
+    """The labels of all images, float32 [count, K, 5]; DataError before they take more memory than there is."""
     numbers = {name: number for number, name in enumerate(classes)}
-    most = max((len(boxes) for _, boxes in placed.values()), default=0)
-    labels = np.zeros([count, max(most, 1), 5], np.float32)
+    most = max(1, max((len(boxes) for _, boxes in placed.values()), default=0))
+    what = f"an array of {most:,} boxes, the most of an image, for each of {count:,} images"
+    try:
+        check_memory(file, 2 * count * most * 5 * 4, what)  # twice: the parts have copies of their own
+    except FileError as error:
+        raise DataError(f"data={spec}: {error}, or leave out or divide the images with the most boxes") from None
+    labels = np.zeros([count, most, 5], np.float32)
     labels[..., 0] = NO_BOX
     for number, (named, boxes) in placed.items():
         labels[number, : len(boxes), 0] = [numbers[name] for name in named]

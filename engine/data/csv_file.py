@@ -1,15 +1,14 @@
-"""Reads CSV files row by row: bounded, and every complaint with its line."""
+"""CSV files with a header: the columns at once, the rows one after the other."""
 
 from __future__ import annotations
 
 import codecs
-import csv
-import io
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import replace
 
+from engine.data.delimited import DELIMITERS, UTF8, Delimited, Row, find_encoding
 from engine.data.part import DataError
 from engine.errors import FileError
 from engine.reading import check_memory, check_regular, open_file
@@ -18,16 +17,7 @@ from engine.text import join_some, join_words, nearest
 
 LARGEST = 1 << 32  # bytes of a file
 _MOST_COLUMNS, _LONGEST_LINE = 20_000, 1 << 23
-_DELIMITERS = (",", ";", "\t", "|")
-_LOOKED_AT = 1 << 16  # bytes from which the encoding and the delimiter are found
-_BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
-
-
-class Row(NamedTuple):
-    """The cells of a row, without white space around them, and the line on which it begins."""
-
-    line: int
-    cells: list[str]
+_LOOKED_AT = 1 << 16  # bytes from which the encoding is found
 
 
 class CsvFile:
@@ -56,10 +46,14 @@ class CsvFile:
             raise DataError(f"{about}: {error}") from None
         if size > LARGEST:
             raise DataError(f"{about}: a file of {format_bytes(size)}; the limit is {format_bytes(LARGEST)}")
-        self._encoding = self._find_encoding(start, encoding)
-        self._delimiter = delimiter or ","
-        if delimiter is None:
-            self._delimiter = self._find_delimiter()
+        self._file = Delimited(
+            about=about,
+            path=path,
+            encoding=self._find_encoding(start, encoding),
+            longest_line=_LONGEST_LINE,
+            other_encoding="save the file as UTF-8, or say what it is, such as encoding=latin-1",
+        )
+        self._file = replace(self._file, delimiter=self._find_delimiter() if delimiter is None else delimiter)
         header = next(self._read_rows(), None)
         if header is None:
             raise DataError(f"{about}: the file is empty; expected a header with the names of the columns")
@@ -79,65 +73,23 @@ class CsvFile:
         rows = self._read_rows()
         next(rows)
         for row in rows:
-            if len(row.cells) != len(self.columns):
-                raise DataError(
-                    f"{self._about}: line {row.line} has {len(row.cells)} cells, but the header has {len(self.columns)}"
-                    + (
-                        "; a cell with the delimiter in it must be in double quotes"
-                        if len(row.cells) > len(self.columns)
-                        else ""
-                    )
-                )
+            self._file.check_width(
+                row, len(self.columns), "the header", "; a cell with the delimiter in it must be in double quotes"
+            )
             yield row
 
     def _read_rows(self) -> Iterator[Row]:
-        with open_file(self.path) as raw, io.TextIOWrapper(raw, encoding=self._encoding, newline="") as text:
-            reader = csv.reader(self._lines(text), delimiter=self._delimiter, strict=True)
-            line, held = 1, 0
-            while True:
-                try:
-                    cells = next(reader)
-                except StopIteration:
-                    return
-                except csv.Error as error:
-                    raise DataError(f"{self._about}: line {line} is not valid CSV ({error})") from None
-                except UnicodeError:
-                    raise DataError(
-                        f"{self._about}: line {self._find_bad_line() or line} is not {self._encoding.removesuffix('-sig').upper()}; save the file "
-                        "as UTF-8, or say what it is, such as encoding=latin-1"
-                    ) from None
-                except OSError as error:
-                    raise DataError(f"{self._about}: cannot be read ({error.strerror or error})") from None
-                begins, line = line, reader.line_num + 1
-                if any(cell.strip() for cell in cells):
-                    held += 1
-                    if held % 100_000 == 0:
-                        check_memory(self.path, held * 200, "its rows")
-                    yield Row(begins, [cell.strip() for cell in cells])
+        """The rows, with the header, without white space around cells."""
+        for held, row in enumerate(self._file.rows(), 1):
+            if held % 100_000 == 0:
+                self._check_memory(held)
+            yield Row(row.line, [cell.strip() for cell in row.cells])
 
-    def _lines(self, text: io.TextIOWrapper) -> Iterator[str]:
-        number = 0
-        while line := text.readline(_LONGEST_LINE):
-            number += 1
-            if len(line) == _LONGEST_LINE:
-                raise DataError(
-                    f"{self._about}: line {number} has {_LONGEST_LINE:,} characters or more; is it a CSV file?"
-                )
-            yield line
-
-    def _find_bad_line(self) -> int:
-        """The first line that is not UTF-8; 0 in another encoding, whose lines are not known without decoding them."""
-        if self._encoding != "utf-8-sig":
-            return 0
-        with open_file(self.path) as file:
-            number = 1
-            while line := file.readline(_LONGEST_LINE):
-                try:
-                    line.decode("utf-8")
-                except UnicodeError:
-                    return number
-                number += 1
-        return 0
+    def _check_memory(self, held: int) -> None:
+        try:
+            check_memory(self.path, held * 200, "its rows")
+        except FileError as error:
+            raise DataError(f"{self._about}: {error}") from None
 
     def _find_encoding(self, start: bytes, given: str | None) -> str:
         if given is not None:
@@ -148,23 +100,21 @@ class CsvFile:
                 raise DataError(
                     f"{self._about}: encoding={given!r} is not the name of an encoding, such as latin-1"
                 ) from None
-            return "utf-8-sig" if codecs.lookup(given).name == "utf-8" else given
-        for mark, name in _BOMS:
-            if start.startswith(mark):
-                return name
-        if b"\0" in start:
+            return UTF8 if codecs.lookup(given).name == "utf-8" else given
+        found = find_encoding(start)
+        if found is None:
             raise DataError(
                 f"{self._about}: not a text file; if it is UTF-16 without a byte order mark, give encoding=utf-16-le"
             )
-        return "utf-8-sig"
+        return found
 
     def _find_delimiter(self) -> str:
         """The delimiter that divides the header; where several could, the one that gives all first rows as many cells."""
         lengths: dict[str, list[int]] = {}
-        for candidate in _DELIMITERS:
-            self._delimiter, found = candidate, []
+        for candidate in DELIMITERS.values():
+            found: list[int] = []
             try:
-                for row, _ in zip(self._read_rows(), range(20), strict=False):
+                for row, _ in zip(replace(self._file, delimiter=candidate).rows(), range(20), strict=False):
                     found.append(len(row.cells))
             except DataError:
                 if not found:
@@ -176,7 +126,7 @@ class CsvFile:
         even = [candidate for candidate, found in lengths.items() if len(set(found)) == 1]
         if len(lengths) == 1 or len(even) == 1:
             return (even or list(lengths))[0]
-        names = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
+        names = {character: name for name, character in DELIMITERS.items()}
         raise DataError(
             f"{self._about}: the header could be divided by {join_words(names[each] for each in lengths)}; say which, as in "
             f"delimiter={names[next(iter(lengths))]}"

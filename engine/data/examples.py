@@ -9,13 +9,14 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from engine.data.batch_names import LABEL, WEIGHT, is_input
+from engine.data.divided import make_divided
 from engine.data.named_weights import check_weights
 from engine.data.part import IGNORED, DataError, Part, Source, Target, number_classes
+from engine.data.part_names import PARTS
 from engine.text import join_words, nearest
 
 _CHUNK = 256  # examples that are read at once, for their labels
 _DTYPES = ("uint8", "float32", "int32", "int64", "bool")
-_PARTS = ("train", "val", "test")
 
 
 @runtime_checkable
@@ -168,13 +169,14 @@ class Reader:
         return found
 
 
-def make_source(spec: str, given: Any) -> Source:
+def make_source(spec: str, given: Any, *, to_train: bool = True) -> Source:
     """A source made of what a user's function returns.
 
     Args:
         spec: the name of the source, for error messages.
         given: a Source; an ExampleSet, of which an evaluation part is held out; or ExampleSets by part: "train", and
             perhaps "val" and "test".
+        to_train: whether there must be a part "train"; data that are only evaluated need none.
 
     Raises:
         DataError: it is something else, or its examples do not fit together.
@@ -182,32 +184,24 @@ def make_source(spec: str, given: Any) -> Source:
     if isinstance(given, Source):
         return given
     sets = dict(given) if isinstance(given, Mapping) else {"train": given}
-    if unknown := [name for name in sets if name not in _PARTS]:
+    if unknown := [name for name in sets if name not in PARTS]:
         raise DataError(
-            f"data={spec}: {unknown[0]!r} is not a part; expected {', '.join(_PARTS)}{nearest(str(unknown[0]), _PARTS)}"
+            f"data={spec}: {unknown[0]!r} is not a part; expected {', '.join(PARTS)}{nearest(str(unknown[0]), PARTS)}"
         )
-    if "train" not in sets:
+    if "train" not in sets and (to_train or not sets):
         raise DataError(f"data={spec}: there is no part train, only {join_words(sets) or 'nothing'}")
-    readers = {name: Reader(spec, name, examples) for name, examples in sets.items() if examples is not None}
+    readers = {name: Reader(spec, name, sets[name]) for name in PARTS if sets.get(name) is not None}
     _check_alike(spec, readers)
     columns = {name: reader.read_columns() for name, reader in readers.items()}
-    labels = sorted(name for name in columns["train"] if name.partition("/")[0] == LABEL)
+    first = next(iter(readers))
+    labels = sorted(name for name in columns[first] if name.partition("/")[0] == LABEL)
     if len(labels) > 1 and LABEL in labels:
         raise DataError(f"data={spec}: there are {join_words(labels)}; with several labels, each is called label/NAME")
-    classes = {name: _name_classes(spec, name, sets["train"], columns) for name in labels}
+    classes = {name: _name_classes(spec, name, sets[first], columns) for name in labels}
     targets = [Target(name.partition("/")[2], classes[name][0], named=classes[name][1]) for name in labels]
     made = {name: _make_part(reader, columns[name], labels) for name, reader in readers.items()}
     names, named = classes[labels[0]]
-    train = made["train"]
-    return Source(
-        spec,
-        names,
-        train,
-        made.get("val", train),
-        made.get("test"),
-        named=named,
-        tasks=tuple(targets) if labels != [LABEL] else (),
-    )
+    return make_divided(spec, names, made, named=named, tasks=tuple(targets) if labels != [LABEL] else ())
 
 
 def _make_part(reader: Reader, columns: dict[str, np.ndarray], labels: Sequence[str]) -> Part:
@@ -230,15 +224,16 @@ def _check_alike(spec: str, readers: Mapping[str, Reader]) -> None:
         part: {name: (array.shape[1:], array.dtype) for name, array in reader.first.items()}
         for part, reader in readers.items()
     }
+    first = next(iter(kinds))
     for part, found in kinds.items():
-        for name in sorted(set(found) ^ set(kinds["train"])):
+        for name in sorted(set(found) ^ set(kinds[first])):
             if not name.startswith(WEIGHT):
-                has, lacks = (part, "train") if name in found else ("train", part)
+                has, lacks = (part, first) if name in found else (first, part)
                 raise DataError(f"data={spec}: {has} has {name!r}, which {lacks} has not")
-        for name in set(found) & set(kinds["train"]):
-            if found[name] != kinds["train"][name]:
-                shapes = [f"{list(kinds[each][name][0])} {kinds[each][name][1]}" for each in (part, "train")]
-                raise DataError(f"data={spec}: {name!r} is {shapes[0]} in {part}, but {shapes[1]} in train")
+        for name in set(found) & set(kinds[first]):
+            if found[name] != kinds[first][name]:
+                shapes = [f"{list(kinds[each][name][0])} {kinds[each][name][1]}" for each in (part, first)]
+                raise DataError(f"data={spec}: {name!r} is {shapes[0]} in {part}, but {shapes[1]} in {first}")
 
 
 def _name_classes(
@@ -249,9 +244,10 @@ def _name_classes(
     given = getattr(examples, "classes", None)
     if isinstance(given, Mapping):
         given = given.get(label.partition("/")[2])
-    if values["train"].dtype.kind == "f":
+    first = next(iter(values.values()))
+    if first.dtype.kind == "f":
         return (), False
-    if values["train"].ndim == 3:
+    if first.ndim == 3:
         values = {part: found[found != IGNORED] for part, found in values.items()}
     largest = max((int(found.max()) for found in values.values() if found.size), default=0)
     names = number_classes(largest + 1) if given is None else tuple(map(str, given))

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from engine.data.part import Part, Source
-from engine.text import join_words
+from engine.data.class_names import normal_form
+from engine.data.part import DataError, Part, Source
+from engine.text import join_words, nearest
 
 NAME = "features"  # the name of the input
 
@@ -19,11 +20,14 @@ class Features:
     """Vectors float32 [n, D], by number; implements ``engine.data.part.Images``.
 
     Missing values are NaN in ``raw`` and 0 where they are read. With ``moments``, the mean and the deviation of each
-    column, float64 [2, D], rows are (raw - mean) / deviation, computed in float64.
+    column, float64 [2, D], rows are (raw - mean) / deviation, computed in float64. ``named`` says whether ``columns`` are
+    the data's own names, by which the columns of other data are found.
     """
 
-    def __init__(self, raw: np.ndarray, columns: Sequence[str], moments: np.ndarray | None = None) -> None:
-        self.raw, self.columns, self.moments = raw, tuple(columns), moments
+    def __init__(
+        self, raw: np.ndarray, columns: Sequence[str], moments: np.ndarray | None = None, *, named: bool = True
+    ) -> None:
+        self.raw, self.columns, self.moments, self.named = raw, tuple(columns), moments, named
         self.shape, self.dtype = raw.shape, np.dtype(np.float32)
         scaled = raw if moments is None else ((raw.astype(np.float64) - moments[0]) / moments[1]).astype(np.float32)
         self._read = np.where(np.isnan(scaled), np.float32(0), scaled)
@@ -33,6 +37,15 @@ class Features:
 
     def fingerprint(self) -> str:
         return hashlib.sha256(np.ascontiguousarray(self._read).data).hexdigest()
+
+    def with_moments(self, moments: np.ndarray) -> Features:
+        """The same vectors, standardised by other moments."""
+        return Features(self.raw, self.columns, moments, named=self.named)
+
+    def take_columns(self, order: Sequence[int]) -> Features:
+        """The vectors with their columns in another order."""
+        moments = None if self.moments is None else self.moments[:, order]
+        return Features(self.raw[:, order], [self.columns[at] for at in order], moments, named=self.named)
 
 
 def find_moments(rows: np.ndarray) -> np.ndarray:
@@ -55,15 +68,65 @@ def standardise(source: Source, *, say: Callable[[str], None], moments: np.ndarr
     if moments is None:
         moments = find_moments(features.raw[np.unique(source.train.index)])
     say(describe_moments(features.columns, moments))
-    scaled: dict[int, Features] = {}
+    found = moments
+    return _replace(source, lambda own: own.with_moments(found))
+
+
+def order_columns(source: Source, names: tuple[str, ...] | None, *, say: Callable[[str], None]) -> Source:
+    """The source with its features in the order in which a model was trained on them.
+
+    Args:
+        names: the names of the columns in that order (``name_columns``); None if they are not known, and () if they had
+            none. Columns of which only one side is named are taken in their order.
+
+    Raises DataError, which lists them, if the columns have other names.
+    """
+    own = find_features(source.train)
+    if own is None or names is None or not (names or own.named):
+        return source
+    given, wanted = normal_form(own.columns), normal_form(names)
+    if not names or not own.named:
+        say(
+            f"data:    only {'the run names' if names else 'the data name'} the columns of features, so those of {source.name} are "
+            "taken in their order"
+        )
+        return source
+    if given == wanted:
+        return source
+    missing, other = [n for n in wanted if n not in given], [n for n in given if n not in wanted]
+    if missing or other:
+        told = [
+            f"{what} {join_words(some, most=20)}" for what, some in (("lack", missing), ("also have", other)) if some
+        ]
+        raise DataError(
+            f"data={source.name}: the model was trained on the features {join_words(names, most=20)}; these data "
+            f"{' and '.join(told)}{nearest(missing[0], other) if missing else ''}. Rename the columns of the file, or name "
+            "those to read, each by features=COLUMN"
+        )
+    say(
+        f"data:    the columns of features stand in another order; they are put into that of the run: {join_words(names)}"
+    )
+    order = [given.index(name) for name in wanted]
+    return _replace(source, lambda features: features.take_columns(order))
+
+
+def name_columns(source: Source) -> tuple[str, ...]:
+    """The names of the columns of features, in their order; none if there are no features, or they have no names."""
+    own = find_features(source.train)
+    return own.columns if own is not None and own.named else ()
+
+
+def _replace(source: Source, make: Callable[[Features], Features]) -> Source:
+    """The source with other features in all parts."""
+    made: dict[int, Features] = {}
 
     def fit(part: Part) -> Part:
         own = find_features(part)
         assert own is not None
-        made = scaled.setdefault(id(own), Features(own.raw, own.columns, moments))
+        new = made.setdefault(id(own), make(own))
         if part.input_name == NAME:
-            return replace(part, images=made)
-        return replace(part, inputs={**part.inputs, NAME: made})
+            return replace(part, images=new)
+        return replace(part, inputs={**part.inputs, NAME: new})
 
     train = fit(source.train)
     return replace(

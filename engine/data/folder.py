@@ -16,11 +16,13 @@ import pathlib
 
 import numpy as np
 
+from engine.data.divided import make_divided
 from engine.data.header import describe_left_out, image_suffixes
 from engine.data.image_files import ImageFiles, Say, printable
 from engine.data.image_options import DEFAULT, ImageOptions
-from engine.data.layout import PARTS, Content, Layout, decide_layout
+from engine.data.layout import Content, Layout, decide_layout
 from engine.data.part import DataError, Part, Source
+from engine.data.part_names import PARTS
 from engine.data.resize import Size
 from engine.reading import describe_kind
 from engine.text import nearest
@@ -40,26 +42,28 @@ def open_folder(
     skip_bad: bool,
     parts: str = "auto",
     options: ImageOptions = DEFAULT,
+    to_train: bool = True,
     say: Say = print,
 ) -> Source:
     """Opens an image folder. If it has no val, ``eval`` is ``train``, whose ``hold_out`` says how to divide it.
 
-    ``spec`` is the name of the source, for error messages; ``parts="off"`` reads every folder as a class. For the other
-    arguments see ``ImageFiles``.
+    ``spec`` is the name of the source, for error messages; ``parts="off"`` reads every folder as a class. ``to_train``
+    is that of ``SourceRequest``; for the other arguments see ``ImageFiles``.
 
     Raises:
         DataError: the folder does not exist, has no images or fewer than two classes, a class has no training images,
             or images cannot be read.
     """
     ignored: Ignored = collections.Counter()
-    layout = _layout(spec, folder, parts)
+    layout = _layout(spec, folder, parts, to_train=to_train)
     listing = _list(spec, folder, layout, ignored)
     for line in layout.notes:
         say(printable(line))
     if ignored:
         say("data: left out: " + ", ".join(f"{what} ({count:,})" for what, count in sorted(ignored.items())))
-    classes = sorted(listing["train"])
-    _check_classes(spec, folder, listing, classes)
+    classes = sorted(listing["train"] if to_train else {name for found in listing.values() for name in found})
+    if to_train:
+        _check_classes(spec, folder, listing, classes)
     rows = [
         (part, number, file)
         for part in PARTS
@@ -78,17 +82,11 @@ def open_folder(
         if not len(index):
             raise DataError(f"data={spec}: {part} has no readable image")
         made[part] = Part(images, labels[index], index, shares[index])
-    train = made["train"]
-    for number in np.flatnonzero(np.bincount(train.labels, minlength=len(classes)) == 0):
+    counts = np.bincount(made["train"].labels, minlength=len(classes)) if to_train else np.ones(1)
+    for number in np.flatnonzero(counts == 0):
         raise DataError(f"data={spec}: class {printable(classes[number])!r} has no readable training image")
-    return Source(
-        spec,
-        tuple(printable(name) for name in classes),
-        train,
-        made.get("val", train),
-        made.get("test"),
-        skipped=tuple(printable(names[number]) for number in images.bad),
-    )
+    skipped = tuple(printable(names[number]) for number in images.bad)
+    return make_divided(spec, [printable(name) for name in classes], made, skipped=skipped)
 
 
 def _share(part: str, name: str, file: str) -> float:
@@ -125,7 +123,7 @@ def _check_classes(spec: str, folder: pathlib.Path, listing: Listing, classes: l
         )
 
 
-def _layout(spec: str, folder: pathlib.Path, parts: str) -> Layout:
+def _layout(spec: str, folder: pathlib.Path, parts: str, *, to_train: bool) -> Layout:
     if not os.path.exists(folder):
         near = _folders(spec, folder.parent) if folder.parent.is_dir() else []
         raise DataError(f"data={spec}: there is no folder {folder}{nearest(folder.name, near)}")
@@ -136,7 +134,7 @@ def _layout(spec: str, folder: pathlib.Path, parts: str) -> Layout:
     for name in _folders(spec, folder):
         images = sum(_is_image(entry.name) and not _is_folder(entry) for entry in _entries(spec, folder / name))
         top[name] = Content(images, len(_folders(spec, folder / name)))
-    return decide_layout(spec, folder, top, parts=parts)
+    return decide_layout(spec, folder, top, parts=parts, to_train=to_train)
 
 
 def _list(spec: str, folder: pathlib.Path, layout: Layout, ignored: Ignored) -> Listing:

@@ -11,7 +11,9 @@ import functools
 import importlib.util
 import struct
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import numpy as np
 
 from engine.data import tiff
 
@@ -254,10 +256,10 @@ def _tiff(file: BinaryIO) -> Header:
     )
 
 
-def check_stored_tiff(file: BinaryIO) -> None:
-    """Raises BadImageError unless the values of a TIFF can be read as they are stored."""
+def check_stored_tiff(file: BinaryIO) -> np.dtype[Any]:
+    """The dtype of the values of a TIFF; raises BadImageError unless they can be read as they are stored."""
     try:
-        tiff.check_stored(tiff.read_pages(file))
+        return tiff.check_stored(tiff.read_pages(file))[1]
     except tiff.TiffError as error:
         raise BadImageError(str(error)) from None
 

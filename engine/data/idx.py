@@ -53,11 +53,12 @@ def holds_idx(folder: PathLike) -> bool:
     return all(_find(pathlib.Path(folder), stem) is not None for stem in _FILES.values())
 
 
-def read_idx_folder(folder: PathLike) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def read_idx_folder(folder: PathLike, *, to_train: bool = True) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Reads the four files of an MNIST-style data set, named ``train-images-idx3-ubyte`` or
     ``train-images.idx3-ubyte``, with or without ``.gz`` (and ``train-labels``, ``t10k-images``, ``t10k-labels``).
 
-    Returns, for "train" and "test", the images uint8 [n, height, width] and the labels uint8 [n]. Raises FileError if
+    Returns, for "train" and "test", the images uint8 [n, height, width] and the labels uint8 [n]; "test" alone may be there
+    unless ``to_train``. Raises FileError if
     the folder does not exist, or a file is missing, damaged or of the wrong rank.
     """
     folder = pathlib.Path(folder)
@@ -66,6 +67,8 @@ def read_idx_folder(folder: PathLike) -> dict[str, tuple[np.ndarray, np.ndarray]
     if not folder.is_dir():
         raise FileError(f"{folder}: it is {describe_kind(folder.stat().st_mode)}; expected a folder")
     found = {key: _find(folder, stem) for key, stem in _FILES.items()}
+    if not to_train and not any(file for (part, _), file in found.items() if part == "train"):
+        found = {key: file for key, file in found.items() if key[0] == "test"}
     missing = [_names(stem)[0] for key, stem in _FILES.items() if found[key] is None]
     if missing:
         raise FileError(f"{folder}: the folder has no {' and no '.join(missing)} (with or without .gz)")
@@ -76,7 +79,7 @@ def read_idx_folder(folder: PathLike) -> dict[str, tuple[np.ndarray, np.ndarray]
         wanted = (3, 4) if what == "images" else (1,)
         if read[part, what].ndim not in wanted:
             raise FileError(f"{file}: shape {list(read[part, what].shape)} cannot be {what}")
-    return {part: (read[part, "images"], read[part, "labels"]) for part in ("train", "test")}
+    return {part: (read[part, "images"], read[part, "labels"]) for part in dict.fromkeys(key[0] for key in read)}
 
 
 def _names(stem: str) -> list[str]:

@@ -71,6 +71,7 @@ class ImageFiles:
         self._pool = concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 16), thread_name_prefix="decode")
         self._skip_bad, self._say = skip_bad, say
         self._decoded = np.zeros(0, bool)
+        self.holds_floats = False  # whether a file stores floats, and so may hold NaN
         self.form = ImageForm(size=size, options=options)
         if options.image_pixels == "stored":
             self.form = self._settle(size, options)
@@ -143,8 +144,8 @@ class ImageFiles:
         def look(number: Any) -> None:
             with self._open(number) as file:
                 header = read_header(file)
-                if header.kind == "TIFF":
-                    check_stored_tiff(file)
+                if header.kind == "TIFF" and check_stored_tiff(file).kind == "f":
+                    self.holds_floats = True
             found.setdefault((header.channels, header.bits > 8), []).append(int(number))
 
         bad = self._look(look, range(len(self._names)), "looked at")

@@ -8,22 +8,10 @@ from dataclasses import dataclass
 
 from engine.data.image_files import printable
 from engine.data.part import DataError
+from engine.data.part_names import PARTS, find_part, list_named
 from engine.text import join_words
 
-PARTS = ("train", "val", "test")
-# Besides these very names, beside a folder train.
-_OTHER_NAMES = {
-    "val": {"val", "valid", "validation", "dev", "eval", "evaluation"},
-    "test": {"test", "testing"},
-}
-_LOOK_LIKE_PARTS = {"train", "training", *_OTHER_NAMES["val"], *_OTHER_NAMES["test"]}
 FOLDER_PARTS = ("auto", "off")  # whether a folder may be a part by its name
-
-
-def find_part(word: str) -> str | None:
-    """The part that a word names, such as "val" for "validation"; None if it names none."""
-    names = {"train": {"train", "training"}, **_OTHER_NAMES}
-    return next((part for part in PARTS if word.lower() in names[part]), None)
 
 
 @dataclass(frozen=True)
@@ -48,9 +36,11 @@ class Layout:
     notes: tuple[str, ...] = ()
 
 
-def decide_layout(spec: str, folder: pathlib.Path, top: Mapping[str, Content], *, parts: str = "auto") -> Layout:
+def decide_layout(
+    spec: str, folder: pathlib.Path, top: Mapping[str, Content], *, parts: str = "auto", to_train: bool = True
+) -> Layout:
     """Decides by the names in ``top``, the folders in ``folder``, and by what lies in them; with ``parts="off"``, all
-    are classes.
+    are classes. Unless ``to_train``, there may be other parts without a train.
 
     Raises:
         DataError: there are parts but no train, two folders could be the evaluation part, or names say that folders are
@@ -58,7 +48,7 @@ def decide_layout(spec: str, folder: pathlib.Path, top: Mapping[str, Content], *
     """
     if parts == "off":
         return Layout({"train": ""})
-    named = sorted(name for name in top if name.lower() in _LOOK_LIKE_PARTS)
+    named = sorted(name for name in top if find_part(name) is not None)
     others = sorted(set(top) - set(named))
     filled = [name for name in others if top[name].images]
     flat = [name for name in named if top[name].holds_a_class]
@@ -73,7 +63,10 @@ def decide_layout(spec: str, folder: pathlib.Path, top: Mapping[str, Content], *
     spelt = [name for name in named if name.lower() == "train" and top[name].folders and not top[name].images]
     if len(spelt) == 1 and not filled:
         return _parts(spec, folder, top, others, spelt[0])
-    if found := sorted({"val", "test"} & set(top)):
+    found = sorted({"val", "test"} & set(top))
+    if found and not to_train and not filled and not flat:
+        return _parts(spec, folder, top, others, None)
+    if found:
         raise DataError(
             f"data={spec}: there is a folder {' and '.join(found)}, but no folder train; if it is a class, give "
             "--parts=off, which reads every folder as a class, or rename it"
@@ -91,28 +84,32 @@ def decide_layout(spec: str, folder: pathlib.Path, top: Mapping[str, Content], *
     return Layout({"train": ""}, notes=tuple(notes))
 
 
-def _parts(spec: str, folder: pathlib.Path, top: Mapping[str, Content], others: list[str], train: str) -> Layout:
+def _parts(spec: str, folder: pathlib.Path, top: Mapping[str, Content], others: list[str], train: str | None) -> Layout:
     """The layout with the training part ``train``; ``others`` are the folders without the name of a part."""
-    roots, notes = {"train": train}, []
-    if train != "train":
+    roots, notes = {} if train is None else {"train": train}, []
+    if train not in (None, "train"):
         notes.append(f"data: the folder {train} is the part train")
-    for part, names in _OTHER_NAMES.items():
-        found = [part] if part in top else sorted(n for n in top if n.lower() in names and top[n] != Content(0, 0))
+    filled = [name for name in top if top[name] != Content(0, 0)]
+    for part in PARTS:
+        found = list_named(filled, part) or [name for name in top if name == part]
         if len(found) > 1:
+            which = "keep" if part in found else "rename"
             raise DataError(
-                f"data={spec}: {join_words(found)} could each be the part {part}; rename the one that is meant to {part}"
+                f"data={spec}: {join_words(map(printable, found))} could each be the part {part}; {which} the one that is meant "
+                f"{'as' if part in found else 'to'} {part}, and move the others out of {folder}"
             )
-        if found:
+        if found and part != "train":
             roots[part] = found[0]
             if found[0] != part:
                 notes.append(f"data: the folder {found[0]} is the part {part}")
     beside = [printable(name) for name in others if top[name] != Content(0, 0)]
-    if beside and len(roots) == 1:
-        if top[train].images and any(top[name].images for name in others):
+    if beside and train is not None and len(roots) == 1:
+        if classes := [printable(name) for name in others if top[name].images]:
+            directly = "since images lie directly in it" if top[train].images else "in which images lie directly"
             raise DataError(
-                f"data={spec}: train could be the training part, since it has folders, or a class like "
-                f"{join_words(beside)}, since images lie directly in it; if it is a class, give --parts=off, or rename it; "
-                f"if it is the training part, move it elsewhere ({folder / train})"
+                f"data={spec}: {train} could be the training part, since it has folders, or a class like "
+                f"{join_words(classes)}, {directly}; if it is a class, give --parts=off, or rename it; if it is the training part, "
+                f"--data=folder:{folder / train} reads it alone"
             )
         notes.append(
             f"data: train is the training part, so {join_words(beside)} beside it {'is' if len(beside) == 1 else 'are'} "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -14,16 +13,19 @@ import numpy as np
 from engine.data import features as vectors
 from engine.data.batch_names import label_name, weight_name
 from engine.data.csv_file import CsvFile
+from engine.data.divided import make_divided
 from engine.data.features import Features
 from engine.data.image_files import ImageFiles, printable
 from engine.data.manifest_labels import Labels, read_labels, read_weights
 from engine.data.manifest_options import ManifestOptions, parse_manifest
 from engine.data.manifest_roles import Roles, find_roles
-from engine.data.manifest_rows import PARTS, Rows, read_rows
+from engine.data.manifest_rows import Rows, read_rows
 from engine.data.part import DataError, Part, Source, Target
+from engine.data.part_names import PARTS
+from engine.data.shared_images import find_shares, warn_of_shared
 from engine.data.source_request import SourceRequest
 from engine.data.table_file import open_npz_table
-from engine.text import join_some, join_words
+from engine.text import join_some
 
 
 def open_manifest(request: SourceRequest) -> Source:
@@ -51,23 +53,26 @@ def _open_rows(request: SourceRequest, options: ManifestOptions, path: pathlib.P
     if options.standardise is not None and not roles.features:
         raise DataError(f"{about}: standardise: there are no features; features=COLUMN names columns of numbers")
     rows = read_rows(about, file, roles, missing=options.missing)
-    if not (rows.part == 0).any():
+    if request.to_train and not (rows.part == 0).any():
         raise DataError(f"{about}: no row is of the part train, by the column {file.columns[roles.split or 0]}")
     request.say(printable(roles.describe(file.columns)))
-    labels = _read_labels(about, file.columns, roles, rows, options)
+    labels = _read_labels(request, file.columns, roles, rows, options)
     inputs: dict[str, Any] = _open_images(request, path.parent, file.columns, roles, rows)
     bad: set[int] = set()
     for images in inputs.values():
         bad |= set(images.bad)
     if roles.features:
         inputs[vectors.NAME] = _make_features(request, file.columns, roles, rows)
+    floats = any(images.holds_floats for images in inputs.values() if isinstance(images, ImageFiles))
+    request.check_nan(floats or bool(roles.features), "no image stores floats, and no column is one of features")
     if not roles.images:
         request.refuse_image_options()
     for found in labels:
         request.say(printable(found.describe()))
     belongs = rows.part.copy()
     belongs[sorted(bad)] = -1
-    shares = _share(rows.texts[roles.images[0]]) if roles.images else None
+    paths = [rows.texts[number] for number in roles.images]
+    shares = find_shares(paths, say=None if (rows.part == 1).any() else request.say) if paths else None
     parts: dict[str, Part] = {}
     for number, name in enumerate(PARTS):
         index = np.flatnonzero(belongs == number).astype(np.int64)
@@ -75,21 +80,22 @@ def _open_rows(request: SourceRequest, options: ManifestOptions, path: pathlib.P
             parts[name] = _make_part(inputs, labels, index, shares)
         elif (rows.part == number).any():
             raise DataError(f"{about}: no row of the part {name} has a readable image")
-    _warn_of_repeated(request, roles, rows)
+    warn_of_shared(paths, rows.part, request.say)
     return make_labelled(request.spec, parts, labels, skipped=_name_bad(inputs, bad))
 
 
 def _read_labels(
-    about: str, columns: Sequence[str], roles: Roles, rows: Rows, options: ManifestOptions
+    request: SourceRequest, columns: Sequence[str], roles: Roles, rows: Rows, options: ManifestOptions
 ) -> list[Labels]:
-    found = []
+    about, found = request.about, []
     for label in roles.labels:
         weights = [
             read_weights(about, weight.number, columns[weight.number], rows)
             for weight in roles.weights
             if weight.label in (None, label.name)
         ]
-        found.append(read_labels(about, label, rows, weights=weights, missing=options.missing))
+        given: dict[str, Any] = {"weights": weights, "missing": options.missing, "to_train": request.to_train}
+        found.append(read_labels(about, label, rows, **given))
     return found
 
 
@@ -176,45 +182,13 @@ def make_labelled(
     spec: str, parts: Mapping[str, Part], labels: Sequence[Labels], *, skipped: tuple[str, ...] = ()
 ) -> Source:
     """The source of these parts ("train" and perhaps "val" and "test"), with what is known of their labels."""
-    train = parts["train"]
     tasks = tuple(Target(found.name, found.classes) for found in labels) if len(labels) > 1 else ()
-    return Source(
-        spec,
-        labels[0].classes,
-        train,
-        parts.get("val", train),
-        parts.get("test"),
-        skipped=skipped,
-        named=bool(labels[0].classes),
-        tasks=tasks,
-    )
-
-
-def _share(paths: Sequence[str]) -> np.ndarray:
-    """A number in [0, 1) for each path, which depends on nothing else."""
-    numbers = [
-        int.from_bytes(hashlib.sha256(path.encode("utf-8", "surrogateescape")).digest()[:6], "big") for path in paths
-    ]
-    return np.array(numbers) / 2**48
+    return make_divided(spec, labels[0].classes, parts, skipped=skipped, named=bool(labels[0].classes), tasks=tasks)
 
 
 def _name_bad(inputs: Mapping[str, Any], bad: set[int]) -> tuple[str, ...]:
     files = [images for images in inputs.values() if isinstance(images, ImageFiles)]
     return tuple(images.name(number) for number in sorted(bad) for images in files if number in images.bad)
-
-
-def _warn_of_repeated(request: SourceRequest, roles: Roles, rows: Rows) -> None:
-    """Says where an image of the training part is in another part too."""
-    for number in roles.images:
-        paths = [set() for _ in PARTS]  # type: ignore[var-annotated]
-        for path, part in zip(rows.texts[number], rows.part, strict=True):
-            paths[part].add(path)
-        for part in (1, 2):
-            if both := sorted(paths[0] & paths[part]):
-                request.say(
-                    f"data: {len(both):,} images are in the training part and in {PARTS[part]}, so its figures are too good: "
-                    f"{printable(join_words(both, most=3))}"
-                )
 
 
 def _read_moments(request: SourceRequest, options: ManifestOptions, source: Source) -> np.ndarray:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.data.manifest_roles import LabelColumn
-from engine.data.manifest_rows import PARTS, Rows, is_unsure, read_number
+from engine.data.manifest_rows import Rows, is_unsure, read_number
 from engine.data.part import DataError
+from engine.data.part_names import PARTS
 from engine.text import join_words, nearest, parse_number
 
 _WHOLE = re.compile(r"[+-]?[0-9]+")
@@ -40,12 +41,18 @@ class Labels:
 
 
 def read_labels(
-    about: str, column: LabelColumn, rows: Rows, *, weights: Sequence[np.ndarray] = (), missing: Sequence[str] = ()
+    about: str,
+    column: LabelColumn,
+    rows: Rows,
+    *,
+    weights: Sequence[np.ndarray] = (),
+    missing: Sequence[str] = (),
+    to_train: bool = True,
 ) -> Labels:
     """Reads a column of labels.
 
     Texts are classes, and numbers of which one has a point or an exponent are numbers; ``column.kind`` decides anything
-    else. The ``weights`` [n] are multiplied.
+    else. The ``weights`` [n] are multiplied. ``to_train=False`` takes whatever classes there are (``SourceRequest.to_train``).
 
     Raises:
         DataError: it is not clear what the labels are; one is not a number; a class is not in the training part; or no
@@ -63,7 +70,8 @@ def read_labels(
         values = np.fromiter(numbers, np.float32, len(texts))
     else:
         classes = tuple(sorted({text for text in texts if text}, key=_class_order))
-        _check_classes(about, column.name, texts, rows)
+        if to_train:
+            _check_classes(about, column.name, texts, rows)
         number: dict[str, int] = {name: at for at, name in enumerate(classes)}
         values = np.fromiter((number.get(text, 0) for text in texts), np.int64, len(texts))
     found = None
@@ -71,7 +79,7 @@ def read_labels(
         found = present.astype(np.float32)
         for each in weights:
             found = found * each
-        if not found[rows.part == 0].any():
+        if not found[rows.part == 0].any() and to_train:
             raise DataError(f"{about}: no row of the training part has a {column.name} that counts (weight above 0)")
     return Labels(name=column.name, classes=classes, values=values, weights=found)
 
@@ -94,7 +102,7 @@ def _decide(about: str, column: LabelColumn, texts: Sequence[str], rows: Rows) -
         return column.kind
     given = [(text, int(line)) for text, line in zip(texts, rows.lines, strict=True) if text]
     if not given:
-        raise DataError(f"{about}: the column {column.name} is empty, so there is nothing to learn")
+        raise DataError(f"{about}: the column {column.name} is empty, so there is nothing to learn or to evaluate by")
     numbers = [pair for pair in given if parse_number(pair[0]) is not None]
     if not numbers:
         return "class"

@@ -6,11 +6,12 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from engine.data.delimited import DELIMITERS
 from engine.data.part import DataError
 from engine.text import nearest
 
 KINDS = ("csv", "table")
-_DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|", "space": " "}
+_DELIMITERS = DELIMITERS | {"space": " "}
 _REPEATED = {"image": "images", "features": "features", "label": "labels", "weight": "weights", "missing": "missing"}
 _ONCE = ("split", "delimiter", "encoding", "standardise")
 _KEYS = (*_REPEATED, *_ONCE)

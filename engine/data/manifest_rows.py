@@ -13,15 +13,12 @@ import numpy as np
 from engine.data.csv_file import CsvFile
 from engine.data.manifest_roles import Roles
 from engine.data.part import DataError
-from engine.text import join_words, nearest, parse_number
+from engine.data.part_names import PARTS, PartWords, suggest_part
+from engine.errors import FileError
+from engine.reading import check_memory
+from engine.text import join_words, parse_number
 
-PARTS = ("train", "val", "test")
-_PART_NAMES = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev", "eval", "evaluation"),
-    "test": ("test", "testing"),
-}
-_PART_OF = {name: part for part, names in _PART_NAMES.items() for name in names}
+_CHECKED = 1 << 22  # numbers between two looks at the memory
 _UNSURE = ("na", "n/a", "nan", "null", "none", "?", "-", "missing", "unknown")  # often written for a missing cell
 
 
@@ -51,17 +48,21 @@ def read_rows(about: str, file: CsvFile, roles: Roles, *, missing: Sequence[str]
     kept = [*roles.images, *labels, *(weight.number for weight in roles.weights)]
     texts: dict[int, list[str]] = {number: [] for number in kept}
     lines, parts, features = array.array("q"), array.array("b"), array.array("f")
-    nothing = {"", *missing}
+    checked = max(1, _CHECKED // max(1, len(roles.features)))
+    nothing, words = {"", *missing}, PartWords()
     for line, cells in file.rows():
         lines.append(line)
         parts.append(
-            0 if roles.split is None else _find_part(about, line, file.columns[roles.split], cells[roles.split])
+            0 if roles.split is None else _find_part(about, words, line, file.columns[roles.split], cells[roles.split])
         )
         for number, column in texts.items():
             column.append("" if cells[number] in nothing else cells[number])
         for number in roles.features:
             text = cells[number]
             features.append(math.nan if text in nothing else read_number(about, line, file.columns[number], text))
+        if len(lines) % checked == 0:
+            _check_features(about, file, len(features))
+    _check_features(about, file, len(features))
     if not lines:
         raise DataError(f"{about}: there are no rows below the header")
     for number in roles.images:  # a file has one name, by which it is held out
@@ -74,6 +75,14 @@ def read_rows(about: str, file: CsvFile, roles: Roles, *, missing: Sequence[str]
         else np.zeros([len(lines), 0], np.float32),
         part=np.array(parts, np.int64),
     )
+
+
+def _check_features(about: str, file: CsvFile, count: int) -> None:
+    """Raises DataError if there is no memory to hold so many numbers twice more: in order, and as they are read."""
+    try:
+        check_memory(file.path, 2 * 4 * count, "its numbers")
+    except FileError as error:
+        raise DataError(f"{about}: {error}") from None
 
 
 def read_number(about: str, line: int, column: str, text: str) -> float:
@@ -96,10 +105,13 @@ def is_unsure(text: str) -> bool:
     return text.lower() in _UNSURE
 
 
-def _find_part(about: str, line: int, column: str, text: str) -> int:
-    part = _PART_OF.get(text.lower())
+def _find_part(about: str, words: PartWords, line: int, column: str, text: str) -> int:
+    try:
+        part = words.read(text, line)
+    except ValueError as error:
+        raise DataError(f"{about}: line {line}: {column}: {error}") from None
     if part is None:
         raise DataError(
-            f"{about}: line {line}: {column} is {text[:60]!r}; expected {join_words(PARTS)}{nearest(text.lower(), list(_PART_OF))}"
+            f"{about}: line {line}: {column} is {text[:60]!r}; expected {join_words(PARTS)}{suggest_part(text)}"
         )
     return PARTS.index(part)

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from engine.data.class_pixels import count_pixels
+from engine.data.divided import make_divided
 from engine.data.header import SUFFIXES, BadImageError, read_header
 from engine.data.image_files import ImageFiles, Say, printable
 from engine.data.label_images import SUFFIX, read_label_image, resize_labels
@@ -55,20 +56,28 @@ def has_masks(folder: pathlib.Path) -> bool:
 
 
 def open_mask_folder(
-    spec: str, folder: pathlib.Path, *, rule: MaskRule, size: Size, budget: int, skip_bad: bool, say: Say = print
+    spec: str,
+    folder: pathlib.Path,
+    *,
+    rule: MaskRule,
+    size: Size,
+    budget: int,
+    skip_bad: bool,
+    to_train: bool = True,
+    say: Say = print,
 ) -> Source:
     """Opens images with their masks: labels uint8 [m, height, width], a class for each pixel or ``IGNORED``.
 
     Masks are resized as their images are, by the nearest pixel, and kept in memory. If there is no val, ``eval`` is
-    ``train``, whose ``hold_out`` says how to divide it. ``rule`` says what the numbers in masks mean; for the other
-    arguments see ``ImageFiles``, with a ``budget`` for masks and images together.
+    ``train``, whose ``hold_out`` says how to divide it. ``rule`` says what the numbers in masks mean; ``to_train`` is that of
+    ``SourceRequest``; for the other arguments see ``ImageFiles``, with a ``budget`` for masks and images together.
 
     Raises:
         DataError: an image has no mask or one of another size, files cannot be read, the numbers in masks cannot be those
             of classes or occur only in another part than train, or masks do not fit the budget.
     """
     names = _read_names(spec, folder)
-    listing = _list(spec, folder, say)
+    listing = _list(spec, folder, say, to_train=to_train)
     pairs = [pair for part in listing.values() for pair in part]
     needed = len(pairs) * size[0] * size[1]
     if needed > budget:
@@ -99,18 +108,16 @@ def open_mask_folder(
     for part, (_, index, _) in parts.items():
         if not len(index):
             raise DataError(f"data={spec}: {part} has no readable image with a mask")
-    count = check_numbers(spec, numbers, rule, names)
+    count = check_numbers(spec, numbers, rule, names, to_train=to_train)
     made = {part: Part(images, labels, index, shares) for part, (labels, index, shares) in parts.items()}
-    if names is None and rule.kind != "instances":
+    if to_train and names is None and rule.kind != "instances":
         _check_last_classes(spec, made, count)
     chosen = names or (OBJECT_NAMES if rule.kind == "instances" else number_classes(count))
     say(_describe(rule, chosen, named=names is not None))
-    return Source(
+    return make_divided(
         spec,
-        tuple(chosen),
-        made["train"],
-        made.get("val", made["train"]),
-        made.get("test"),
+        chosen,
+        made,
         skipped=tuple(printable(files[number]) for number in sorted({*images.bad, *bad})),
         named=names is not None or rule.kind == "instances",
     )
@@ -137,7 +144,7 @@ def _read_names(spec: str, folder: pathlib.Path) -> tuple[str, ...] | None:
     return names
 
 
-def _list(spec: str, folder: pathlib.Path, say: Say) -> dict[str, Pairs]:
+def _list(spec: str, folder: pathlib.Path, say: Say, *, to_train: bool) -> dict[str, Pairs]:
     """The pairs of image and mask in each part; says what was left out."""
     ignored: collections.Counter[str] = collections.Counter()
     inside = _folders(folder)
@@ -150,11 +157,11 @@ def _list(spec: str, folder: pathlib.Path, say: Say) -> dict[str, Pairs]:
         roots = {"train": ""}
     else:
         top = {name: Content(0, len(_folders(folder / name))) for name in inside}
-        layout = decide_layout(spec, folder, top)
+        layout = decide_layout(spec, folder, top, to_train=to_train)
         for line in layout.notes:
             say(printable(line))
         roots = {part: f"{name}/" if name else "" for part, name in layout.roots.items()}
-        if roots["train"] == "":
+        if roots.get("train") == "":
             raise DataError(
                 f"data={spec}: {join_words(map(printable, inside))} have folders {IMAGES} and {MASKS}; expected train, val and "
                 f"test above them, or {IMAGES} and {MASKS} in {folder} itself"

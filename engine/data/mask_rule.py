@@ -98,10 +98,12 @@ def apply_rule(labels: np.ndarray, rule: MaskRule) -> np.ndarray:
     return classes
 
 
-def check_numbers(spec: str, numbers: Numbers, rule: MaskRule, names: Sequence[str] | None) -> int:
+def check_numbers(
+    spec: str, numbers: Numbers, rule: MaskRule, names: Sequence[str] | None, *, to_train: bool = True
+) -> int:
     """Returns the number of classes; raises DataError, with the way out, if the numbers in label images cannot be theirs.
 
-    ``names`` are those of ``classes.txt``, if there are any.
+    ``names`` are those of ``classes.txt``, if there are any. Masks of one class alone are nothing to train on.
     """
     used = np.flatnonzero(numbers.counts)
     if not len(used):
@@ -133,7 +135,7 @@ def check_numbers(spec: str, numbers: Numbers, rule: MaskRule, names: Sequence[s
             "--masks=instances is for masks that number objects"
         )
     count = largest + 1 if names is None else len(names)
-    if count < 2:
+    if count < 2 and to_train:
         ignored = "" if rule.ignore is None else f" (pixels of {rule.ignore} are ignored)"
         raise DataError(
             f"data={spec}: the masks have only class 0{ignored}; expected two classes or more. If any other number is the "

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import pathlib
+from collections.abc import Iterable
 
 import numpy as np
 
+from engine.data.delimited import Delimited, Row
 from engine.data.image_files import ImageFiles, printable
 from engine.data.part import DataError, Part
 from engine.errors import FileError, InputError
@@ -54,8 +54,10 @@ def read_named_weights(path: PathLike, *, about: str, named: str = "class") -> l
         InputError: the file cannot be read, or a weight is not a number of at least 0.
     """
     try:
-        found = _parse(read_file(path, _LARGEST).decode("utf-8-sig"))
-    except (UnicodeDecodeError, ValueError, RecursionError, csv.Error, FileError) as error:
+        text = read_file(path, _LARGEST).decode("utf-8-sig")
+        rows = Delimited(about="CSV", path=pathlib.Path(path)).rows()
+        found = _parse_json(text) if text.lstrip().startswith(("{", "[")) else _parse_rows(rows)
+    except (ValueError, RecursionError, FileError, DataError) as error:  # UnicodeDecodeError is a ValueError
         raise InputError(
             f"{about}: expected a JSON object {{{named}: weight}} or CSV lines {named},weight ({cut(str(error))})"
         ) from None
@@ -65,27 +67,29 @@ def read_named_weights(path: PathLike, *, about: str, named: str = "class") -> l
     return found
 
 
-def _parse(text: str) -> list[tuple[str, float]]:
+def _parse_json(text: str) -> list[tuple[str, float]]:
     """The pairs of a name and its weight, in the order of the file; raises ValueError."""
-    if text.lstrip().startswith(("{", "[")):
-        found = json.loads(text, object_pairs_hook=list, parse_constant=float)
-        if not isinstance(found, list) or not all(isinstance(pair, tuple) for pair in found):
-            raise ValueError("it has a list")
-        pairs = [(str(name), value) for name, value in found]
-        for name, value in pairs:
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise ValueError(f"the weight of {name!r} is {value!r}")
-        return [(name, float(value)) for name, value in pairs]
-    rows = [row for row in csv.reader(io.StringIO(text), strict=True) if any(cell.strip() for cell in row)]
+    found = json.loads(text, object_pairs_hook=list, parse_constant=float)
+    if not isinstance(found, list) or not all(isinstance(pair, tuple) for pair in found):
+        raise ValueError("it has a list")
+    pairs = [(str(name), value) for name, value in found]
+    for name, value in pairs:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"the weight of {name!r} is {value!r}")
+    return [(name, float(value)) for name, value in pairs]
+
+
+def _parse_rows(rows: Iterable[Row]) -> list[tuple[str, float]]:
+    """The same of CSV lines; raises ValueError."""
     found = []
     for number, row in enumerate(rows):
-        if len(row) != 2:
-            raise ValueError(f"line {number + 1} has {len(row)} cells")
-        value = parse_number(row[1].strip())
+        if len(row.cells) != 2:
+            raise ValueError(f"line {row.line} has {len(row.cells)} cells")
+        value = parse_number(row.cells[1].strip())
         if value is None and number:
-            raise ValueError(f"line {number + 1}: {row[1]!r} is not a number")
+            raise ValueError(f"line {row.line}: {row.cells[1]!r} is not a number")
         if value is not None:
-            found.append((row[0].strip(), value))
+            found.append((row.cells[0].strip(), value))
     return found
 
 

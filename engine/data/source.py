@@ -26,7 +26,7 @@ from engine.data.mask_folder import has_masks, open_mask_folder
 from engine.data.mask_rule import parse_masks
 from engine.data.part import DataError, Images, Part, Source, check_count, check_labels
 from engine.data.resize import Size, check_image_size
-from engine.data.source_request import SourceRequest
+from engine.data.source_request import SourceRequest, check_nan
 from engine.data.text_name import parse_text_name
 from engine.data.text_source import open_text
 from engine.data.tfds_options import parse_tfds
@@ -139,10 +139,12 @@ def open_undivided(
     file_size: Size | Callable[[], Size] = FOLDER_SIZE,
     masks: str | None = None,
     tokenizer: TokenizerFiles | None = None,
+    to_train: bool = True,
     say: Say = print,
 ) -> Source:
     """Opens a data set as ``open_data`` does, without holding anything out: ``eval is train`` if it has no such part.
 
+    ``to_train=False`` is for data that are only evaluated (``SourceRequest.to_train``).
     Features are not yet standardised where their own training part says how (``uses_own_moments``).
     """
     check_source(spec, bad_images=bad_images, parts=parts, images=images, masks=masks)
@@ -153,6 +155,7 @@ def open_undivided(
         budget=image_cache,
         skip_bad=bad_images == "skip",
         images=images,
+        to_train=to_train,
         say=say,
     )
     kind, _, rest = spec.partition(":")
@@ -164,7 +167,7 @@ def open_undivided(
         return open_manifest(request)
     if kind == "text":
         request.refuse_image_options("texts have no images; --max_tokens sets their length")
-        return open_text(spec, tokenizer=tokenizer, say=say)
+        return open_text(spec, tokenizer=tokenizer, to_train=to_train, say=say)
     if kind == "tfds":
         from engine.data.tfds import open_tfds  # only where it is asked for, since the package is an extra
 
@@ -172,9 +175,10 @@ def open_undivided(
     if kind == "py":
         request.refuse_image_options("a source of your own makes its images itself")
         named = outside_names.import_named("data", spec, name=rest, what="source")
-        return make_source(spec, outside_names.call_named("data", spec, named) if callable(named) else named)
+        given = outside_names.call_named("data", spec, named) if callable(named) else named
+        return make_source(spec, given, to_train=to_train)
     source = _open_arrays(request)
-    if (line := arrays.describe_empty_classes(source)) is not None:
+    if to_train and (line := arrays.describe_empty_classes(source)) is not None:
         say(line)
     return source
 
@@ -183,21 +187,25 @@ def _open_folder(request: SourceRequest, parts: str, masks: str | None) -> Sourc
     """An image folder: one with masks if it has folders images and masks, else one with a folder per class."""
     folder = pathlib.Path(request.rest)
     given: dict[str, Any] = {"size": request.choose_size(), "budget": request.budget, "skip_bad": request.skip_bad}
+    given |= {"to_train": request.to_train, "say": request.say}
     if parts == "auto" and has_masks(folder):
         alone = replace(request, size=None, skip_bad=False)
         alone.refuse_image_options("images with masks are read as 8-bit colour, and resized to cover --image_size")
-        return open_mask_folder(request.spec, folder, rule=parse_masks(masks), **given, say=request.say)
+        return open_mask_folder(request.spec, folder, rule=parse_masks(masks), **given)
     if masks is not None:
         raise DataError(
             f"masks={masks}: {folder} has no folders images and masks, and its folders train, val and test have none either"
         )
-    return open_folder(request.spec, folder, parts=parts, options=request.images, **given, say=request.say)
+    source = open_folder(request.spec, folder, parts=parts, options=request.images, **given)
+    request.check_nan(source.train.images.holds_floats, "no image stores floats")  # type: ignore[attr-defined]
+    return source
 
 
 def _open_arrays(request: SourceRequest) -> Source:
     """The sources that are arrays in memory."""
     spec, rest = request.spec, pathlib.Path(request.rest)
     given: dict[str, Any] = {"size": request.size, "budget": request.budget, "options": request.images}
+    given["to_train"] = request.to_train
     if spec == EMBEDDED:
         file = pathlib.Path(__file__).with_name("fashion_mnist_mini.npz")
         return arrays.load_npz(spec, file, arrays.FASHION, **given)
@@ -278,10 +286,26 @@ def check_image_options(spec: str, images: ImageOptions, *, resized: bool) -> No
         )
     if images.image_pixels == "stored" and in_arrays and kind != "npz":
         raise DataError(f"image_pixels=stored: the images of {spec} are grey and of 8 bits anyway; leave it out")
-    floats = kind in ("npz", *KINDS) or (kind == "folder" and images.image_pixels == "stored")
-    if images.nan == "zero" and not floats:
-        more = "; --image_pixels=stored reads floats of TIFF files" if kind == "folder" else ""
-        raise DataError(f"nan=zero: {spec} has no numbers that could be NaN; leave it out{more}")
+    if images.image_pixels == "stored" and kind == "tfds":
+        raise DataError(f"image_pixels=stored: the images of {spec} are read as they are stored anyway; leave it out")
+    if images.nan == "zero":
+        _check_nan(spec, images)
+
+
+def _check_nan(spec: str, images: ImageOptions) -> None:
+    """Raises DataError if the name of a source says that it holds no floats. Whether its files do is seen when they are opened."""
+    kind = spec.partition(":")[0]
+    features = kind in KINDS and (kind == "table" or bool(parse_manifest(spec).features))
+    if kind in OF_FILES and images.image_pixels == "rgb" and not features:
+        more = "; --image_pixels=stored reads floats of TIFF files"
+        check_nan(spec, images, "its images are read as 8-bit colour", more)
+    reasons = {
+        "tfds": "its images are whole numbers",
+        "py": "a source of your own fills in missing numbers itself",
+        "text": "texts become whole numbers",
+    }
+    if kind not in ("npz", *KINDS, *OF_FILES):
+        check_nan(spec, images, reasons.get(kind, "its images are grey and of 8 bits"))
 
 
 def _hold_out(source: Source, fraction: float) -> Source:
@@ -308,6 +332,20 @@ def _hold_out_by_name(source: Source, shares: np.ndarray, fraction: float) -> So
     ways = {"folder": "add a folder val", "text": "add a part val"}
     way_out = ways.get(kind, "mark rows as val in a column split")
     what, by = ("text", "their content") if kind == "text" else ("image", "their file names")
+    inputs = list(source.train.input_specs.values())
+    together = kind in KINDS and any(spec.is_image for spec in inputs[1:])  # rows that share an image have one share
+    if len(held) > 1 and len(np.unique(shares)) == 1:
+        why = "through the images that they share" if together else f"since {by} decide, and these are equal"
+        raise DataError(
+            f"eval_fraction={fraction}: all {len(held)} {what}s of {source.name} belong together, {why}, so none can be held out "
+            f"by itself; {way_out}"
+        )
+    _, groups = np.unique(shares[held], return_counts=True)
+    if together and fraction < 0.5 < groups.max(initial=0) / len(held):
+        raise DataError(
+            f"eval_fraction={fraction}: this holds out {int(held.sum())} of the {len(held)} rows of {source.name}, because so many belong "
+            f"together through the images that they share; {way_out}"
+        )
     if not held.any() or held.all():
         enough = math.floor(shares.min() * 1000 + 1) / 1000
         raise DataError(

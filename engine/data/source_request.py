@@ -21,6 +21,8 @@ class SourceRequest:
         budget: the bytes of memory for decoded or resized images.
         skip_bad: whether unreadable image files are left out; otherwise they are an error.
         images: how images become arrays.
+        to_train: whether a model is to be trained on the data. Of data that are only evaluated, no part needs to be one to
+            train on, and classes may be missing: the model knows them.
         say: is called with messages.
     """
 
@@ -30,6 +32,7 @@ class SourceRequest:
     budget: int = 1 << 30
     skip_bad: bool = False
     images: ImageOptions = DEFAULT
+    to_train: bool = True
     say: Callable[[str], None] = print
 
     def choose_size(self) -> Size:
@@ -48,6 +51,11 @@ class SourceRequest:
         """The beginning of messages."""
         return f"data={self.spec}"
 
+    def check_nan(self, possible: bool, why: str) -> None:
+        """Raises DataError if NaN is to become 0 where there cannot be any; other data that a run evaluates may have none."""
+        if self.to_train and not possible:
+            check_nan(self.spec, self.images, why)
+
     def refuse_image_options(self, why: str = "these data have no images") -> None:
         """Raises DataError if something is asked of images, for a source that does not read image files."""
         asked = [
@@ -61,3 +69,9 @@ class SourceRequest:
             asked.append("bad_images=skip")
         if asked:
             raise DataError(f"{self.about}: {why}; leave out --{asked[0]}")
+
+
+def check_nan(spec: str, images: ImageOptions, why: str, way_out: str = "") -> None:
+    """Raises DataError if NaN is to become 0 in data that hold none, which ``why`` says."""
+    if images.nan == "zero":
+        raise DataError(f"nan=zero: {spec} has no numbers that could be NaN; leave it out{way_out} ({why})")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
 from engine.data import features as vectors
 from engine.data.arrays import tell_unread
 from engine.data.batch_names import WEIGHT
+from engine.data.divided import make_divided
 from engine.data.features import Features
 from engine.data.manifest_options import ManifestOptions
 from engine.data.named_weights import check_weights
 from engine.data.part import DataError, Part, Source, check_labels, number_classes
+from engine.data.part_names import find_misnamed
 from engine.data.source_request import SourceRequest
 from engine.files import FileError, Npz
 
@@ -39,9 +42,12 @@ def open_npz_table(request: SourceRequest, options: ManifestOptions) -> Source:
     try:
         with Npz(pathlib.Path(options.file)) as npz:
             names = npz.names()
+            own = [f"{prefix}{what}" for prefix in _PREFIXES.values() for what in ("x", "y", WEIGHT)]
+            if (wrong := find_misnamed(names, ("x", "y", WEIGHT), own)) is not None:
+                raise DataError(f"{about}: the array {wrong[0]} would not be read; expected {wrong[1]}")
             for part, prefix in _PREFIXES.items():
                 there = [name for name in (f"{prefix}x", f"{prefix}y") if name in names]
-                if len(there) == 1 or (part == "train" and not there):
+                if len(there) == 1 or (part == "train" and not there and not _may_lack_train(request, names)):
                     lacks = f"{prefix}{'y' if there and there[0].endswith('x') else 'x'}"
                     raise DataError(f"{about}: the file has no {lacks}; it has {', '.join(names) or 'no arrays'}")
                 if there:
@@ -54,10 +60,12 @@ def open_npz_table(request: SourceRequest, options: ManifestOptions) -> Source:
     read = {"class_names", *(f"{_PREFIXES[part]}{name}" for part in arrays for name in ("x", "y", WEIGHT))}
     tell_unread(request.spec, set(names) - read, say=request.say)
     checked = {part: _check(request, _PREFIXES[part], *pair) for part, pair in arrays.items()}
-    x, y = checked["train"]
+    request.check_nan(any(x.dtype.kind == "f" for x, _ in arrays.values()), "x holds whole numbers")
+    first, (x, y) = next(iter(checked.items()))
     classes: tuple[str, ...] = ()
     if y.dtype.kind == "i":
-        largest = int(y.max())
+        seen = [y] if request.to_train else [labels for _, labels in checked.values()]
+        largest = max(int(labels.max()) for labels in seen)
         if largest >= 100_000:
             raise DataError(f"{about}: y goes up to {largest}; expected classes from 0 to at most 99,999")
         classes = tuple(named) if named else number_classes(largest + 1)
@@ -65,19 +73,21 @@ def open_npz_table(request: SourceRequest, options: ManifestOptions) -> Source:
     for part, (features, labels) in checked.items():
         if (features.shape[1], labels.shape[1:], labels.dtype) != (x.shape[1], y.shape[1:], y.dtype):
             raise DataError(
-                f"{about}: {part} has x {list(features.shape)} and y {labels.dtype} {list(labels.shape)}, but train has "
+                f"{about}: {part} has x {list(features.shape)} and y {labels.dtype} {list(labels.shape)}, but {first} has "
                 f"{list(x.shape)} and {y.dtype} {list(y.shape)}"
             )
         check_labels(request.spec, f"{_PREFIXES[part]}y", labels, len(classes))
-        vector = Features(features, [f"x{number}" for number in range(features.shape[1])])
+        vector = Features(features, [f"x{number}" for number in range(features.shape[1])], named=False)
         columns = {}
         if part in weights:
             columns[WEIGHT] = check_weights(f"{about}: {_PREFIXES[part]}{WEIGHT}", weights[part], len(labels))
         parts[part] = Part(vector, labels, np.arange(len(labels)), input_name=vectors.NAME, columns=columns)
-    train = parts["train"]
-    return Source(
-        request.spec, classes, train, parts.get("val", train), parts.get("test"), named=bool(named and classes)
-    )
+    return make_divided(request.spec, classes, parts, named=bool(named and classes))
+
+
+def _may_lack_train(request: SourceRequest, names: Sequence[str]) -> bool:
+    """Whether a file without x and y is whole: its data are only evaluated, and it has another part."""
+    return not request.to_train and any(f"{prefix}x" in names for prefix in _PREFIXES.values())
 
 
 def _check(request: SourceRequest, prefix: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

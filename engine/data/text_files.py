@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import json
 import pathlib
@@ -11,15 +9,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
+from engine.data.delimited import DELIMITERS, Delimited, find_encoding
+from engine.data.delimited import Row as Record
 from engine.data.part import DataError
 from engine.errors import FileError
 from engine.reading import open_file
 from engine.text import cut, join_words, nearest
 
-SEPARATED = {".tsv": "\t", ".tab": "\t", ".csv": ","}
+SEPARATED = {".tsv": DELIMITERS["tab"], ".tab": DELIMITERS["tab"], ".csv": DELIMITERS["comma"]}
 LINES = (".jsonl", ".ndjson", ".json")
+OF_SEPARATED = ("header", "quotes", "delimiter")  # options that JSON Lines have no use for
 SUFFIXES = (*SEPARATED, *LINES)
-_MOST = 1 << 24  # characters of a line or a field
+_MOST = 1 << 24  # characters of a line or a cell
 _TEXTS = ("text", "sentence", "message", "review", "content", "document", "comment", "tweet", "email", "body")
 _PAIRS = (("sentence1", "sentence2"), ("text_a", "text_b"), ("premise", "hypothesis"), ("question1", "question2"))
 _LABELS = ("label", "labels", "class", "category", "sentiment", "gold_label")
@@ -69,81 +70,52 @@ def read_rows(path: pathlib.Path, columns: Columns) -> tuple[Columns, Iterator[R
     Raises DataError if it cannot be read, or the columns cannot be decided or found; the rows raise it for a line that
     is damaged or lacks a column.
     """
-    lines = _lines(path)
     if path.suffix.lower() in LINES:
-        return _read_json_lines(path, lines, columns)
-    return _read_separated(path, lines, columns)
+        given = [f"{name}=" for name in OF_SEPARATED if getattr(columns, name) is not None]
+        if given:
+            raise DataError(f"{path}: {given[0]} is about separated values, and the file has JSON Lines; leave it out")
+        return _read_json_lines(path, _open(path).lines(), columns)
+    return _read_separated(path, columns)
 
 
-def _lines(path: pathlib.Path) -> Iterator[str]:
-    """The lines of a UTF-8 file with their ends, none longer than a limit."""
+def _open(path: pathlib.Path) -> Delimited:
+    """A UTF-8 file, none of whose lines is longer than a limit; the end of a line alone ends one."""
     try:
         with open_file(path) as file:
-            if file.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff"):
-                raise DataError(f"{path}: the file is UTF-16 text; save it as UTF-8 (iconv -f utf-16 -t utf-8)")
-            text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n")
-            for number in itertools.count(1):
-                line = text.readline(_MOST)
-                if not line:
-                    return
-                if len(line) >= _MOST:
-                    raise DataError(f"{path}: line {number} is longer than {_MOST:,} characters")
-                yield line
+            encoding = find_encoding(file.read(2))
     except FileError as error:
         raise DataError(str(error)) from None
-    except UnicodeDecodeError:
-        raise DataError(
-            f"{path}: the file is not UTF-8 text; if it is in the encoding latin-1, as many older files are, "
-            "`iconv -f latin1 -t utf-8` converts it"
-        ) from None
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from None
+    if encoding == "utf-16":
+        raise DataError(f"{path}: the file is UTF-16 text; save it as UTF-8 (iconv -f utf-16 -t utf-8)")
+    return Delimited(
+        about=str(path),
+        path=path,
+        newline="\n",
+        longest_line=_MOST,
+        longest_cell=_MOST,
+        other_encoding="if it is in the encoding latin-1, as many older files are, `iconv -f latin1 -t utf-8` converts it",
+        other_quotes="; if a double quote is a character like any other in this file, add quotes=no to the name of the source",
+    )
 
 
 # ---- separated values
 
 
-def _read_separated(path: pathlib.Path, lines: Iterator[str], columns: Columns) -> tuple[Columns, Iterator[Row]]:
+def _read_separated(path: pathlib.Path, columns: Columns) -> tuple[Columns, Iterator[Row]]:
     delimiter = columns.delimiter or SEPARATED.get(path.suffix.lower(), "\t")
     quotes = delimiter != "\t" if columns.quotes is None else columns.quotes
-    records = _split(path, lines, delimiter, quotes=quotes)
+    file = replace(_open(path), delimiter=delimiter, quotes=quotes)
+    records = file.rows()
     first = next(records, None)
     if first is None:
         raise DataError(f"{path}: the file is empty; expected an example in each line")
-    cells = [cell.strip() for cell in first[1]]
+    cells = [cell.strip() for cell in first.cells]
     columns = _decide(path, cells, columns)
     places = {option: _find(path, cells, option, column, columns) for option, column in columns.given.items()}
     rest = records if columns.header else itertools.chain([first], records)
-    return columns, _pick(path, rest, places, len(cells), quotes=quotes, named=bool(columns.header))
-
-
-def _split(
-    path: pathlib.Path, lines: Iterator[str], delimiter: str, *, quotes: bool
-) -> Iterator[tuple[int, list[str]]]:
-    """The fields of each record and the number of its last line, without empty lines."""
-    if not quotes:  # a quote is a character like any other
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield number, line.rstrip("\r\n").split(delimiter)
-        return
-    before = csv.field_size_limit(_MOST)
-    try:
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
-        while True:
-            csv.field_size_limit(_MOST)
-            record = next(reader, None)
-            csv.field_size_limit(before)
-            if record is None:
-                return
-            if any(map(str.strip, record)):
-                yield reader.line_num, record
-    except csv.Error as error:
-        raise DataError(
-            f"{path}: line {reader.line_num}: {error}; if a double quote is a character like any other in this file, add "
-            "quotes=no to the name of the source"
-        ) from None
-    finally:
-        csv.field_size_limit(before)
+    return columns, _pick(file, rest, places, len(cells), named=bool(columns.header))
 
 
 def _decide(path: pathlib.Path, cells: Sequence[str], columns: Columns) -> Columns:
@@ -214,22 +186,16 @@ def _find(path: pathlib.Path, cells: Sequence[str], option: str, column: str, co
 
 
 def _pick(
-    path: pathlib.Path,
-    records: Iterator[tuple[int, list[str]]],
-    places: dict[str, int],
-    count: int,
-    *,
-    quotes: bool,
-    named: bool,
+    file: Delimited, records: Iterator[Record], places: dict[str, int], count: int, *, named: bool
 ) -> Iterator[Row]:
-    hint = "" if quotes else "; if its fields stand in double quotes, add quotes=yes to the name of the source"
+    hint = "" if file.quotes else "; if its cells stand in double quotes, add quotes=yes to the name of the source"
     label = places.get("label", places.get("target", 0))
-    for position, (line, cells) in enumerate(records):
-        place = f"{path}: line {line}"
-        if len(cells) != count:
-            raise DataError(f"{place}: {len(cells)} fields, but the first line has {count}{hint}")
+    for position, record in enumerate(records):
+        file.check_width(record, count, "the first line", hint)
+        cells = record.cells
         second = cells[places["text_b"]] if "text_b" in places else None
-        yield Row(place, cells[places["text"]], second, cells[label].strip(), first=not named and position == 0)
+        first = not named and position == 0
+        yield Row(f"{file.path}: line {record.line}", cells[places["text"]], second, cells[label].strip(), first=first)
 
 
 # ---- JSON Lines

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.data.part import DataError
-from engine.data.text_files import LINES, SUFFIXES, Columns, Row, read_rows
+from engine.data.part_names import PART_NAMES, PARTS
+from engine.data.text_files import LINES, OF_SEPARATED, SUFFIXES, Columns, Row, read_rows
 from engine.data.text_name import TextName
 from engine.errors import FileError
 from engine.reading import read_file
 from engine.text import join_some, join_words
 
-PARTS = ("train", "val", "test")
-_NAMES = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev", "eval", "evaluation"),
-    "test": ("test", "testing"),
-}
 _LARGEST_TEXT = 1 << 24  # bytes of a .txt file
 
 Say = Callable[[str], None]
@@ -34,32 +29,37 @@ class Rows:
     guessed: bool = False  # that there is no line of names was not said
 
 
-def find_parts(spec: str, name: TextName, say: Say) -> dict[str, Rows]:
+def find_parts(spec: str, name: TextName, say: Say, *, to_train: bool = True) -> dict[str, Rows]:
+    """The rows of each part; a part train may be missing unless ``to_train``. Raises DataError where parts are not clear."""
     if not name.path.is_dir():
         return {"train": _open_file(spec, name.path, name.columns, say)}
     entries = sorted(entry for entry in name.path.iterdir() if not entry.name.startswith("."))
     files = [entry for entry in entries if entry.suffix.lower() in SUFFIXES and not entry.is_dir()]
     folders = [entry for entry in entries if entry.is_dir()]
-    by_part = {part: [e for e in files if e.stem.lower() in names] for part, names in _NAMES.items()}
+    by_part = {part: [e for e in files if e.stem.lower() in names] for part, names in PART_NAMES.items()}
     if any(by_part.values()):
-        chosen = _choose(spec, by_part, "file")
+        chosen = _choose(spec, by_part, "file", to_train=to_train)
         left = [entry.name for entry in files if entry not in chosen.values()]
         if left:
             say(f"text: left out beside the parts: {join_some(left)}")
-        return {part: _open_file(spec, file, name.columns, say) for part, file in chosen.items()}
+        mixed = any(file.suffix.lower() not in LINES for file in chosen.values())
+        return {
+            part: _open_file(spec, file, _options_for(file, name.columns, mixed), say) for part, file in chosen.items()
+        }
     if name.columns != Columns():
         raise DataError(
             f"data={spec}: columns are for files of rows; a folder of texts takes its classes from its folders"
         )
-    named = {part: [e for e in folders if e.name.lower() in names] for part, names in _NAMES.items()}
+    named = {part: [e for e in folders if e.name.lower() in names] for part, names in PART_NAMES.items()}
     others = [entry.name for entry in folders if not any(entry in found for found in named.values())]
-    if named["train"]:
+    if named["train"] or (not to_train and not others and any(named.values())):
         if others:
             raise DataError(
                 f"data={spec}: {named['train'][0].name} is the training part, so {join_words(others)} beside it cannot be "
                 "a class; move it elsewhere, or rename the folder of the part if it is a class"
             )
-        return {part: Rows(each, _texts(spec, each)) for part, each in _choose(spec, named, "folder").items()}
+        found = _choose(spec, named, "folder", to_train=to_train)
+        return {part: Rows(each, _texts(spec, each)) for part, each in found.items()}
     if not others:
         raise DataError(
             f"data={spec}: expected train with one of {', '.join(SUFFIXES)}, a folder train, or a folder of .txt files for each "
@@ -73,7 +73,16 @@ def find_parts(spec: str, name: TextName, say: Say) -> dict[str, Rows]:
     return {"train": Rows(name.path, _texts(spec, name.path))}
 
 
-def _choose(spec: str, by_part: Mapping[str, list[pathlib.Path]], kind: str) -> dict[str, pathlib.Path]:
+def _options_for(file: pathlib.Path, columns: Columns, mixed: bool) -> Columns:
+    """The options for a file of a part: those about separated values are for the others, if there are some."""
+    if not mixed or file.suffix.lower() not in LINES:
+        return columns
+    return replace(columns, **dict.fromkeys(OF_SEPARATED))
+
+
+def _choose(
+    spec: str, by_part: Mapping[str, list[pathlib.Path]], kind: str, *, to_train: bool
+) -> dict[str, pathlib.Path]:
     """The one file or folder of each part."""
     for part, found in by_part.items():
         if len(found) > 1:
@@ -81,7 +90,7 @@ def _choose(spec: str, by_part: Mapping[str, list[pathlib.Path]], kind: str) -> 
                 f"data={spec}: {join_words(each.name for each in found)} could each be the part {part}; rename or remove "
                 "all but one"
             )
-    if not by_part["train"]:
+    if not by_part["train"] and to_train:
         others = join_words(each.name for found in by_part.values() for each in found)
         raise DataError(f"data={spec}: there is {others}, but no {kind} train")
     return {part: by_part[part][0] for part in PARTS if by_part[part]}

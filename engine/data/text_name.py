@@ -6,12 +6,12 @@ import pathlib
 from dataclasses import dataclass
 from typing import Any
 
+from engine.data.delimited import DELIMITERS
 from engine.data.part import DataError
 from engine.data.text_files import Columns
 from engine.text import nearest
 
 _OPTIONS = ("text", "text_b", "label", "target", "header", "quotes", "delimiter", "tokenizer")
-_DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ def parse_text_name(spec: str) -> TextName:
     for option in ("header", "quotes"):
         if options.get(option, "yes") not in ("yes", "no"):
             raise DataError(f"data={spec}: {option}={options[option]}: expected yes or no")
-    if (delimiter := options.get("delimiter")) is not None and delimiter not in _DELIMITERS:
-        raise DataError(f"data={spec}: delimiter={delimiter}: expected one of {', '.join(_DELIMITERS)}")
+    if (delimiter := options.get("delimiter")) is not None and delimiter not in DELIMITERS:
+        raise DataError(f"data={spec}: delimiter={delimiter}: expected one of {', '.join(DELIMITERS)}")
     given: dict[str, Any] = {name: options[name] for name in ("text", "text_b", "label", "target") if name in options}
     given |= {name: options[name] == "yes" for name in ("header", "quotes") if name in options}
-    given |= {} if delimiter is None else {"delimiter": _DELIMITERS[delimiter]}
+    given |= {} if delimiter is None else {"delimiter": DELIMITERS[delimiter]}
     folder = options.get("tokenizer")
     return TextName(pathlib.Path(path), Columns(**given), None if folder is None else pathlib.Path(folder))

@@ -15,12 +15,13 @@ import hashlib
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from engine.data.divided import make_divided
 from engine.data.part import DataError, Part, Source
 from engine.data.text_files import Row
 from engine.data.text_layout import Rows, Say, find_parts
@@ -33,12 +34,14 @@ from engine.text import cut, join_words, nearest, parse_number
 _CHECKED = 1 << 14  # examples between two looks at the memory
 
 
-def open_text(spec: str, *, tokenizer: TokenizerFiles | None = None, say: Say = print) -> Source:
+def open_text(spec: str, *, tokenizer: TokenizerFiles | None = None, to_train: bool = True, say: Say = print) -> Source:
     """Opens a source of texts. If it has no evaluation part, ``eval`` is ``train``, whose ``hold_out`` says how to divide it.
 
     Args:
         spec: ``text:PATH[,OPTION=VALUE]...`` (docs/text.md).
         tokenizer: that of the model; the option ``tokenizer=DIR`` names one for a model that brings none.
+
+    ``to_train`` is that of ``SourceRequest``.
 
     Its input is "tokens", int32 [n, T], filled up with the id of ``[PAD]``; with pairs there are "types" too, for a model
     that has token types. Raises DataError, with the place in a file.
@@ -57,11 +60,13 @@ def open_text(spec: str, *, tokenizer: TokenizerFiles | None = None, say: Say = 
     if not os.path.lexists(name.path):
         near = [entry.name for entry in name.path.parent.iterdir()] if name.path.parent.is_dir() else []
         raise DataError(f"data={spec}: there is no file or folder {name.path}{nearest(name.path.name, near)}")
-    rows = find_parts(spec, name, say)
+    rows = find_parts(spec, name, say, to_train=to_train)
     pieces = Tokenizer(files, say=say)
     found = {part: _encode(spec, given, pieces) for part, given in rows.items()}
     _describe(found, pieces, say)
-    return _build_source(spec, found)
+    if "val" not in found:
+        _tell_shared(found["train"], say)
+    return _build_source(spec, found, to_train=to_train)
 
 
 @dataclass
@@ -75,6 +80,7 @@ class _Encoded:
     places: list[str] = field(repr=False)
     shares: np.ndarray
     numbers: bool
+    alone: np.ndarray  # of pairs, a digest of each text, int64 [n, 2]
     cut: int = 0
     longest: int = 0
     empty: int = 0
@@ -85,7 +91,7 @@ def _encode(spec: str, given: Rows, pieces: Tokenizer) -> _Encoded:
     tokens, types = array.array("i"), array.array("i")
     labels: list[str] = []
     places: list[str] = []
-    shares = array.array("d")
+    shares, alone = array.array("d"), array.array("q")
     known: dict[str, str] = {}  # one text for each label, however many examples have it
     pairs, too_long, longest, empty, doubtful = False, 0, 0, 0, False
     length = pieces.max_tokens
@@ -98,6 +104,7 @@ def _encode(spec: str, given: Rows, pieces: Tokenizer) -> _Encoded:
         if row.second is not None:
             pairs = True
             types.extend(encoded.types + [0] * padding)
+            alone.extend((_digest(row.text), _digest(row.second)))
         labels.append(known.setdefault(row.label, row.label))
         places.append(row.place)
         shares.append(_share(row))
@@ -125,10 +132,28 @@ def _encode(spec: str, given: Rows, pieces: Tokenizer) -> _Encoded:
         places,
         np.frombuffer(shares, np.float64).copy(),
         given.numbers,
+        np.array(alone, np.int64).reshape(-1, 2),
         too_long,
         longest,
         empty,
     )
+
+
+def _tell_shared(part: _Encoded, say: Say) -> None:
+    """Says that pairs which have one text in common may be divided: they are held out by both of their texts."""
+    if not len(part.alone):
+        return
+    texts, numbers = np.unique(part.alone, return_inverse=True)
+    of = np.repeat(part.shares.view(np.int64), 2)  # the same for pairs that are equal
+    pairs_of = np.unique(np.stack([numbers.ravel(), of]), axis=1)[0]
+    if shared := int((np.bincount(pairs_of, minlength=len(texts)) > 1).sum()):
+        say(
+            f"text: {shared:,} texts are in several pairs, which may be held out apart; a file for each part keeps them together"
+        )
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)
 
 
 def _share(row: Row) -> float:
@@ -156,19 +181,20 @@ def _describe(found: Mapping[str, _Encoded], pieces: Tokenizer, say: Say) -> Non
         say(f"text: {unknown / max(read, 1):.0%} of the tokens are unknown to the vocabulary; is it for this language?")
 
 
-def _build_source(spec: str, found: Mapping[str, _Encoded]) -> Source:
-    train = found["train"]
+def _build_source(spec: str, found: Mapping[str, _Encoded], *, to_train: bool) -> Source:
+    train = next(iter(found.values()))
     if len({part.numbers for part in found.values()}) > 1 or len({part.types is None for part in found.values()}) > 1:
         raise DataError(f"data={spec}: the parts differ in their columns; expected the same in every file")
     if train.numbers:
         classes: tuple[str, ...] = ()
         labels: dict[str, np.ndarray] = {name: _as_numbers(part) for name, part in found.items()}
     else:
-        classes = _sort_classes(spec, train)
+        names = train.labels if to_train else [label for part in found.values() for label in part.labels]
+        classes = _sort_classes(spec, train.place, names, to_train=to_train)
         numbers = {name: number for number, name in enumerate(classes)}
         labels = {name: _as_classes(part, numbers) for name, part in found.items()}
     parts = {name: _build_part(part, labels[name]) for name, part in found.items()}
-    return Source(spec, classes, parts["train"], parts.get("val", parts["train"]), parts.get("test"))
+    return make_divided(spec, classes, parts)
 
 
 def _build_part(part: _Encoded, labels: np.ndarray) -> Part:
@@ -177,12 +203,12 @@ def _build_part(part: _Encoded, labels: np.ndarray) -> Part:
     return Part(part.tokens, labels, index, part.shares, input_name="tokens", inputs=inputs)
 
 
-def _sort_classes(spec: str, train: _Encoded) -> tuple[str, ...]:
-    """The classes of the training part, numbers by their value and everything else by name."""
-    names = sorted(set(train.labels))
+def _sort_classes(spec: str, place: pathlib.Path, labels: Sequence[str], *, to_train: bool) -> tuple[str, ...]:
+    """The classes of these labels, numbers by their value and everything else by name."""
+    names = sorted(set(labels))
     values = [parse_number(name) for name in names]
-    if len(names) < 2:
-        raise DataError(f"data={spec}: {train.place} has only one class, {names[0]!r}; a classifier needs two or more")
+    if len(names) < 2 and to_train:
+        raise DataError(f"data={spec}: {place} has only one class, {names[0]!r}; a classifier needs two or more")
     if all(value is not None and math.isfinite(value) for value in values):
         fractions = [name for name in names if not name.lstrip("+-").isdecimal()]
         if len(fractions) > 2 and len(names) > 10:
@@ -191,9 +217,9 @@ def _sort_classes(spec: str, train: _Encoded) -> tuple[str, ...]:
                 "trains on them as numbers"
             )
         return tuple(sorted(names, key=lambda name: (float(name), name)))
-    if 2 * len(names) > len(train.labels) and len(names) > 20:
+    if to_train and 2 * len(names) > len(labels) and len(names) > 20:
         raise DataError(
-            f"data={spec}: {len(train.labels)} examples have {len(names)} different labels, such as {cut(train.labels[0], 60)!r}; is "
+            f"data={spec}: {len(labels)} examples have {len(names)} different labels, such as {cut(labels[0], 60)!r}; is "
             "this the column of the classes? label=COLUMN says which it is"
         )
     return tuple(names)

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from engine.data.divided import make_divided
 from engine.data.image_files import ImageFiles
 from engine.data.image_options import ImageForm, ImageOptions
 from engine.data.part import DataError, Part, Source, number_classes
@@ -25,7 +26,6 @@ from engine.data.tfds_options import TfdsOptions, parse_tfds
 from engine.reading import check_memory, read_file
 from engine.text import join_some, join_words, nearest
 
-_PARTS = ("train", "val", "test")
 _VALIDATION = ("validation", "valid", "val", "dev")
 _OWN = "tensorflow_datasets."  # the package of the features that a prepared data set may name
 
@@ -48,7 +48,7 @@ def open_tfds(request: SourceRequest) -> Source:
     image = _find_image(about, builder.info.features, options, tfds)
     _check_dtype(about, image, builder.info.features[image])
     label = _find_label(about, builder.info.features, options)
-    chosen = _choose_splits(about, options, list(splits))
+    chosen = _choose_splits(about, options, list(splits), to_train=request.to_train)
     _check_apart(about, tfds, splits, chosen)
     read = {part: _Split(about, tfds, builder, folder, text, image) for part, text in chosen.items()}
     labels = {part: each.read_labels(label) for part, each in read.items()}
@@ -66,8 +66,7 @@ def open_tfds(request: SourceRequest) -> Source:
         part: Part(images, found, np.arange(start, start + len(found)))
         for (part, found), start in zip(labels.items(), starts, strict=False)
     }
-    train = parts["train"]
-    return Source(request.spec, classes, train, parts.get("val", train), parts.get("test"), named=named)
+    return make_divided(request.spec, classes, parts, named=named)
 
 
 class EncodedImages(ImageFiles):
@@ -87,6 +86,11 @@ class EncodedImages(ImageFiles):
         names = [f"{part} {at}" for part, split in zip(parts, splits, strict=True) for at in range(len(split))]
         height, width = shape[:2]
         native = (height, width) if height and width and request.size is None else request.choose_size()
+        if height and width and request.size is None and request.to_train and request.images.image_fit == "pad":
+            raise DataError(
+                f"image_fit=pad: the images of {request.spec} all have {height}x{width} pixels and keep them unless --image_size "
+                "gives another size; give it"
+            )
         options = ImageOptions(
             image_pixels="stored",
             image_fit=request.images.image_fit,
@@ -280,16 +284,22 @@ def _find_label(about: str, features: Any, options: TfdsOptions) -> str:
     return wanted
 
 
-def _choose_splits(about: str, options: TfdsOptions, names: Sequence[str]) -> dict[str, str]:
+def _choose_splits(about: str, options: TfdsOptions, names: Sequence[str], *, to_train: bool) -> dict[str, str]:
     """The split or slice of each part."""
-    if options.split is None and "train" not in names:
-        raise DataError(f"{about}: there is no split train; split= says what to train on: {join_words(names)}")
     asked = set(re.findall(r"\w+", " ".join(filter(None, (options.split, options.evaluation, options.test)))))
     usual = [name for name in names if name not in asked]  # a split that is named belongs to what names it
-    val = options.evaluation or next((name for name in _VALIDATION if name in usual), None)
+    several = [name for name in _VALIDATION if name in usual]
+    if options.evaluation is None and len(several) > 1:
+        raise DataError(
+            f"{about}: {join_words(several)} could each be the evaluation part; eval= says which: eval={several[0]}"
+        )
+    val = options.evaluation or next(iter(several), None)
     test = options.test or ("test" if "test" in usual else None)
-    given = {"train": options.split or "train", "val": val, "test": test}
-    return {part: text for part, text in given.items() if text is not None}
+    given = {"train": options.split or ("train" if "train" in names else None), "val": val, "test": test}
+    found = {part: text for part, text in given.items() if text is not None}
+    if "train" not in found and (to_train or not found):
+        raise DataError(f"{about}: there is no split train; split= says what to train on: {join_words(names)}")
+    return found
 
 
 def _check_apart(about: str, tfds: Any, splits: Any, chosen: Mapping[str, str]) -> None:
@@ -315,7 +325,9 @@ def _name_classes(
     about: str, label: str, feature: Any, kind: str | None, labels: Mapping[str, np.ndarray]
 ) -> tuple[tuple[str, ...], bool]:
     """The names of the classes, and whether they are the data's own; none for numbers."""
-    if labels["train"].dtype.kind == "f" or kind == "number":
+    if kind == "class" and next(iter(labels.values())).dtype.kind == "f":
+        raise DataError(f"{about}: label={label}:class: its values are not whole numbers; expected {label}:number")
+    if next(iter(labels.values())).dtype.kind == "f" or kind == "number":
         return (), True
     names = getattr(feature, "names", None)
     if kind is None and not hasattr(feature, "names") and feature.np_dtype != np.bool_:

@@ -13,7 +13,8 @@ from engine import data as sources
 from engine.data import DataError, Part, Source
 from engine.data.batch_names import label_name
 from engine.data.class_names import normal_form
-from engine.data.part import IGNORED, check_labels
+from engine.data.features import name_columns, order_columns
+from engine.data.part import IGNORED, check_labels, number_classes
 from engine.data.source import OF_FILES, find_place, open_undivided, uses_own_moments
 from engine.data.tasks import view_part, view_task
 from engine.errors import InputError
@@ -104,7 +105,12 @@ def open_examples(
                 f"data={spec}: its features would be standardised by its own mean, not by that of the data that the model was "
                 "trained on; standardise=FILE names these"
             )
-        source = open_undivided(spec, **given)
+        source = order_columns(open_undivided(spec, **given, to_train=False), opened.data.features, say=say)
+        if opened.data.features is None and (columns := name_columns(source)):
+            say(
+                "data:    the names of the features that the model was trained on are not recorded, so these are taken in their "
+                f"order: {join_words(columns)}"
+            )
         divided = source.eval is not source.train
         decided = "eval" if divided else "test" if source.test is not None else "all"
         name, chosen = part or decided, _part(source, part or decided, divided=divided)
@@ -133,6 +139,7 @@ def _open_own(opened: OpenedRun, spec: str, given: Mapping[str, Any]) -> Source 
         source = sources.open_data(
             spec, eval_fraction=config.eval_fraction, train_examples=config.train_examples, **given
         )
+        source = order_columns(source, opened.data.features, say=given["say"])
     except DataError:
         if spec == config.data:
             raise
@@ -144,16 +151,17 @@ def _part(source: Source, name: str, *, divided: bool) -> Part:
     """The part of this name; InputError if the source has none. ``divided`` says whether it has an evaluation part."""
     if name not in PARTS:
         raise InputError(f"part={name!r}: expected one of {', '.join(PARTS)}{nearest(name, list(PARTS))}")
+    has = {"train": source.train, "eval": source.eval if divided else None, "test": source.test}
+    there = [each for each, part in has.items() if part is not None and len(part)]
     if name == "all":
-        if divided or source.test is not None:
-            has = ["train", *(["eval"] if divided else []), *(["test"] if source.test is not None else [])]
-            raise InputError(f"part=all: {source.name} is divided; expected one of {', '.join(has)}")
+        if there != ["train"]:
+            raise InputError(f"part=all: {source.name} is divided; expected one of {', '.join(there)}")
         return source.train
-    if name == "eval" and not divided:
-        raise InputError(f"part=eval: {source.name} has no evaluation part; --part=all takes all of its examples")
-    found: Part | None = getattr(source, name)
-    if found is None:
-        raise InputError(f"part={name}: {source.name} has no such part")
+    found = has[name]
+    if found is None or not len(found):
+        rest = "--part=all takes all of its examples" if there == ["train"] else f"it has {join_words(there)}"
+        what = "evaluation part" if name == "eval" else f"part {name}"
+        raise InputError(f"part={name}: {source.name} has no {what}; {rest}")
     return found
 
 
@@ -179,10 +187,17 @@ def _fit_labels(opened: OpenedRun, source: Source, part: Part, say: Callable[[st
             source.outputs(loss)  # which says what is wrong with the labels
         if (needed := source.outputs(loss)) != outputs:
             raise InputError(f"data={source.name}: its labels need {needed} outputs, but the model has {outputs}")
-        return part
+        return _fit_columns(opened, source, part, say) if part.labels.ndim == 2 else part
     classes = 2 if loss == "sigmoid" and outputs == 1 else outputs
     own = opened.class_names
+    if own is None and source.named and set(source.classes) <= set(number_classes(classes)):
+        own = number_classes(classes)  # the data call classes by their numbers
     if own is None or not source.named:
+        if source.named and len(source.classes) != classes:
+            raise InputError(
+                f"data={source.name}: it has the classes {join_words(source.classes, most=20)}, but the {classes} classes of the "
+                "model have no names, so which of them these are is not known; call them by their numbers, from 0"
+            )
         if own is not None or source.named:
             say("data:    only the model or the data name their classes, so these are taken in their order")
         check_labels(source.name, "labels", part.labels, classes)
@@ -192,7 +207,7 @@ def _fit_labels(opened: OpenedRun, source: Source, part: Part, say: Callable[[st
         return part
     if unknown := [name for name in given if name not in known]:
         raise InputError(
-            f"data={source.name}: the model knows no class {join_words(unknown)}; its classes are {join_words(own, most=20)}"
+            f"data={source.name}: the model knows no class {join_words(unknown, most=20)}; its classes are {join_words(own, most=20)}"
         )
     say("data:    the classes are matched with those of the model by their names")
     order = np.array([known.index(name) for name in given])
@@ -203,6 +218,21 @@ def _fit_labels(opened: OpenedRun, source: Source, part: Part, say: Callable[[st
     return dataclasses.replace(part, labels=order[part.labels])
 
 
+def _fit_columns(opened: OpenedRun, source: Source, part: Part, say: Callable[[str], None]) -> Part:
+    """The part with the columns of its labels [m, C] in the order of the model's outputs, where both are named."""
+    own, given = opened.class_names or opened.data.columns, source.columns
+    if not own or not given or normal_form(given) == normal_form(own):
+        return part
+    known, named = normal_form(own), normal_form(given)
+    if sorted(known) != sorted(named):
+        raise InputError(
+            f"data={source.name}: its columns of labels are {join_words(given, most=20)}, but the outputs of the model are "
+            f"{join_words(own, most=20)}"
+        )
+    say("data:    the columns of labels are matched with the outputs of the model by their names")
+    return dataclasses.replace(part, labels=part.labels[:, [named.index(name) for name in known]])
+
+
 def _fit_boxes(opened: OpenedRun, source: Source, part: Part, say: Callable[[str], None]) -> Part:
     """The part with the classes of its boxes in the order of the model's."""
     source.outputs(opened.loss)  # which says what is wrong with labels that are no boxes
@@ -211,7 +241,7 @@ def _fit_boxes(opened: OpenedRun, source: Source, part: Part, say: Callable[[str
         return part
     if unknown := [name for name in given if name not in known]:
         raise InputError(
-            f"data={source.name}: the model finds no {join_words(unknown)}; its classes are {join_words(known, most=20)}"
+            f"data={source.name}: the model finds no {join_words(unknown, most=20)}; its classes are {join_words(known, most=20)}"
         )
     say("data:    the classes are matched with those of the model by their names")
     order = np.array([*(known.index(name) for name in given), -1], np.float32)  # the last one is not a box

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.data import TrainBatches
+from engine.data.features import name_columns
 from engine.distribution.distribution import Distribution
 from engine.memory.forecast import Forecast, Forecaster
 from engine.memory.planner import Plan
@@ -116,6 +117,7 @@ class Job:
             tasks=tuple(several),
             class_weights=list_class_weights(outputs),
             inputs={name: (spec.shape, spec.dtype.name) for name, spec in (other_inputs(task.source) or {}).items()},
+            features=name_columns(task.source),
         )
 
     def repeating_flags(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from engine import porting
+from engine.data.features import order_columns
 from engine.devices import Device
 from engine.distribution.distribution import ALONE, Distribution
 from engine.distribution.shares import Share
@@ -27,7 +28,7 @@ from engine.recipes.plan import choose_plan
 from engine.recipes.stages import requested_phases, resolve_stages
 from engine.recipes.task import Task
 from engine.runs import run_directory
-from engine.runs.saved_flags import CLASS_WEIGHTS, FINGERPRINT, SAMPLE_WEIGHTS, read_flags
+from engine.runs.saved_flags import CLASS_WEIGHTS, FINGERPRINT, SAMPLE_WEIGHTS, read_data_facts, read_flags
 from engine.seeds import seed_global_generators
 from engine.training import checkpoint
 from engine.training.checkpoint import Checkpoint, RunState
@@ -153,6 +154,9 @@ def _build(
 ) -> tuple[Task, list[Stage], Callable[[int | None, Mode], TrainStep]]:
     """The data and the model with its weights, the phases, and what makes their steps; ``settings`` get the data's digest."""
     task = _open_task(config, computing.precision.used, listener)
+    if found is not None and (facts := read_data_facts(out)) is not None:
+        source = order_columns(task.source, facts.features, say=listener.say)
+        task = dataclasses.replace(task, source=source)
     own = [name.removeprefix("eval_") for name in list_figures(config.losses())]
     check_monitored(config.monitor, (*own, *name_figures(task.metrics)), accuracy=task.has_accuracy)
     if config.adapt is not None:  # they belong to the weights, and phases name them

@@ -75,6 +75,8 @@ class DataFacts:
         tasks: where the network has outputs by name, what each is; ``outputs`` is then the number of all.
         class_weights: the weights of classes in the loss, by output ("" for the only one).
         inputs: the shape of an example and the dtype of each input, where there are several, or one that is not an image.
+        features: the names of the columns of features, in the order of the input; () if there are none, or they have no
+            names, and None if the run did not record it.
     """
 
     image_shape: tuple[int, ...]
@@ -89,6 +91,7 @@ class DataFacts:
     tasks: tuple[TaskFacts, ...] = ()
     class_weights: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     inputs: Mapping[str, tuple[tuple[int, ...], str]] = field(default_factory=dict)
+    features: tuple[str, ...] | None = None
 
     @property
     def output_names(self) -> Names | None:
@@ -123,6 +126,7 @@ class DataFacts:
                 str(name): (tuple(map(int, shape)), str(dtype))
                 for name, (shape, dtype) in given.get("inputs", {}).items()
             },
+            features=_read_names({"features": None} | dict(given), "features"),
         )
 
 

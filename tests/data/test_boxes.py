@@ -242,10 +242,38 @@ SPLITS = [
         "line 3: class 'y' has boxes in the part val, but none in the part train",
     ),
     (["a.png,1,1,9,9,x,train", "a.png,2,2,9,9,x,val"], "line 3: a.png belongs to the part val, but line 2 says train"),
+    (
+        ["a.png,1,1,9,9,x,train", "b.png,1,1,9,9,x,val", "b.png,1,1,9,9,y,dev"],
+        r"line 4: split: 'dev' and 'val' \(line 3\) both mean the part val",
+    ),
     (["a.png,1,1,9,9,x,trian"], "split='trian': expected one of train, val, test"),
     (["a.png,1,1,9,9,x,"], "split='': expected one of train, val, test"),
     (["a.png,1,1,9,9,x,val"], "the images of the part train have no box"),
 ]
+
+
+def test_padded_boxes_are_held_against_the_memory_before_they_are_made(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{number}.png" for number in range(40)]
+    rows = [f"{name},1,1,9,9,x" for name in names[1:]]
+    rows += [f"0.png,{at % 10},{at // 10},{at % 10 + 5},{at // 10 + 5},x" for at in range(100)]
+    file = write(dict.fromkeys(names, (20, 20)), rows)
+    monkeypatch.setenv("FROSTLINE_MEMORY_LIMIT", "100000")
+    made: list[object] = []
+    monkeypatch.setattr(np, "zeros", lambda shape, *rest, zeros=np.zeros: made.append(shape) or zeros(shape, *rest))
+    with pytest.raises(DataError) as caught:
+        open_boxes(file)
+    assert (
+        "an array of 100 boxes, the most of an image, for each of 40 images takes 156 KiB, more than the 97.7 KiB"
+        in str(caught.value)
+    )
+    assert "--memory_limit sets another limit, or leave out or divide the images with the most boxes" in str(
+        caught.value
+    )
+    assert [40, 100, 5] not in made
+    monkeypatch.setenv("FROSTLINE_MEMORY_LIMIT", "200000")
+    assert open_boxes(file)[0].train.labels.shape[1:] == (100, 5)
 
 
 @pytest.mark.parametrize(("rows", "words"), SPLITS)

@@ -423,14 +423,28 @@ def test_a_folder_with_another_name_of_the_evaluation_part_is_that_part_and_told
     assert said == f"data: the folder {name} is the part val\ndata: the folder testing is the part test"
 
 
-def test_two_folders_that_could_be_the_evaluation_part_are_refused_unless_one_is_val(make_folder: Any) -> None:
+def test_two_folders_that_could_be_the_same_part_are_refused_also_where_one_has_its_very_name(make_folder: Any) -> None:
     counts = {"train/a": 2, "train/b": 2, "valid/a": 1, "dev/b": 2}
-    assert "dev and valid could each be the part val; rename the one that is meant to val" in refused(
-        make_folder(counts)
+    two = make_folder(counts)
+    assert (
+        "dev and valid could each be the part val; rename the one that is meant to val, and move the others out of "
+        f"{two}" in refused(two)
     )
-    source, said = noted(make_folder(counts | {"val/a": 3}, name="three"))
-    assert len(source.eval) == 3
-    assert "left out: folder dev next to train (1), folder valid next to train (1)" in said
+    three = make_folder(counts | {"val/a": 3}, name="three")
+    assert (
+        "dev, val and valid could each be the part val; keep the one that is meant as val, and move the others out of "
+        f"{three}" in refused(three)
+    )
+    assert "test and testing could each be the part test" in refused(
+        make_folder({"train/a": 2, "train/b": 2, "test/a": 1, "testing/b": 1}, name="tests")
+    )
+    assert "train and training could each be the part train" in refused(
+        make_folder({"train/a": 2, "train/b": 2, "training/a": 1}, name="trains")
+    )
+    for name in ("valid", "dev"):
+        shutil.rmtree(three / name)
+    (three / "valid").mkdir()
+    assert len(opened(three).eval) == 3, "an empty folder is no part"
 
 
 @pytest.mark.parametrize("name", ["train", "test", "val", "dev", "Train"])
@@ -441,14 +455,27 @@ def test_a_class_with_the_name_of_a_part_is_a_class_and_told(make_folder: Any, n
     assert f"data: {name} is read as a class, because images lie directly in it" in said
 
 
-def test_a_train_folder_that_could_be_a_class_or_a_part_is_refused_and_one_that_is_a_part_is_told(
+def test_a_train_folder_that_could_be_a_class_or_a_part_is_refused_and_folders_without_images_are_told(
     make_folder: Any,
 ) -> None:
     both = make_folder({"train": 3, "train/steam": 5, "train/diesel": 4, "bus": 6})
     assert "train could be the training part, since it has folders, or a class like bus" in refused(both)
     assert "if it is a class, give --parts=off, or rename it" in refused(both)
-    _, said = noted(make_folder({"train/steam": 30, "train/diesel": 30, "bus": 6}, name="part"), eval_fraction=0.3)
-    assert "train is the training part, so bus beside it is left out; if train is a class, rename it" in said
+    beside = make_folder({"train/steam": 30, "train/diesel": 30, "bus": 6}, name="part")
+    error = refused(beside, eval_fraction=0.3)
+    assert (
+        "train could be the training part, since it has folders, or a class like bus, in which images lie directly"
+        in error
+    )
+    assert "if it is a class, give --parts=off, or rename it" in error
+    assert f"if it is the training part, --data=folder:{beside}/train reads it alone" in error
+    alone = opened(beside / "train", eval_fraction=0.3)
+    shutil.move(beside / "bus", beside.parent / "bus")
+    np.testing.assert_array_equal(opened(beside, eval_fraction=0.3).train.index, alone.train.index)
+    _, said = noted(
+        make_folder({"train/steam": 30, "train/diesel": 30, "notes/old": 6}, name="told"), eval_fraction=0.3
+    )
+    assert "train is the training part, so notes beside it is left out; if train is a class, rename it" in said
     assert "rename it" in refused(make_folder({"test/a": 2, "cat": 3}, name="test part"))
 
 

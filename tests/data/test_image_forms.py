@@ -18,6 +18,7 @@ from engine.data import tiff
 from engine.data.decode import decode
 from engine.data.header import BadImageError
 from engine.data.image_options import ImageForm, ImageOptions
+from engine.data.loading import load_images
 from engine.data.resize import fit_within, resize
 from engine.errors import InputError
 
@@ -364,3 +365,69 @@ def test_a_folder_of_16_bits_says_that_8_are_read(make_folder: Any) -> None:
     assert said == [
         "data: some images have 16 bits a channel, of which the upper 8 are read; --image_pixels=stored reads all"
     ]
+
+
+def write_scans(folder: pathlib.Path, value: np.ndarray) -> None:
+    """Six float TIFFs in two folders of classes, a manifest of them and a table of boxes; the first one holds a NaN."""
+    rows, boxes = ["path,label"], ["image,x1,y1,x2,y2,class"]
+    for number in range(6):
+        name = f"{'ab'[number % 2]}/{number}.tif"
+        (folder / "d" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(value if number == 0 else np.nan_to_num(value, nan=0.5)).save(folder / "d" / name)
+        rows.append(f"d/{name},{'ab'[number % 2]}")
+        boxes.append(f"d/{name},1,1,5,5,{'ab'[number % 2]}")
+    (folder / "m.csv").write_text("\n".join(rows))
+    (folder / "b.csv").write_text("\n".join(boxes))
+
+
+SCANS = ("folder:d", "csv:m.csv", "boxes:b.csv")
+
+
+@pytest.mark.parametrize("spec", SCANS)
+def test_missing_pixels_become_zero_in_every_source_of_stored_floats(
+    spec: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = np.full((6, 6), 0.5, np.float32)
+    value[0, 0] = np.nan
+    write_scans(tmp_path, value)
+    monkeypatch.chdir(tmp_path)
+    given: dict[str, Any] = {"image_size": 6, "eval_fraction": 0.5, "say": lambda line: None}
+    stored = data.open_data(spec, images=ImageOptions(image_pixels="stored"), **given)
+    with pytest.raises(InputError, match="--nan=zero reads them as missing pixels"):
+        load_images([stored.train, stored.eval])
+    filled = data.open_data(spec, images=ImageOptions(image_pixels="stored", nan="zero"), **given)
+    found = np.concatenate([part.read(np.arange(len(part)))["image"] for part in (filled.train, filled.eval)])
+    assert np.sort(found.ravel())[:2].tolist() == [0.0, 0.5]
+
+
+@pytest.mark.parametrize("spec", SCANS)
+def test_missing_pixels_are_refused_where_no_image_can_have_some(
+    spec: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_scans(tmp_path, np.full((6, 6), 500, np.uint16))
+    monkeypatch.chdir(tmp_path)
+    for pixels, reason in (
+        ("rgb", "--image_pixels=stored reads floats of TIFF files (its images are read as 8-bit colour)"),
+        ("stored", "(no image stores floats"),
+    ):
+        with pytest.raises(InputError) as caught:
+            data.open_data(spec, image_size=6, eval_fraction=0.5, images=ImageOptions(image_pixels=pixels, nan="zero"))
+        assert f"nan=zero: {spec} has no numbers that could be NaN; leave it out" in str(caught.value)
+        assert reason in str(caught.value)
+
+
+def test_arrays_and_sources_that_hold_no_floats_say_why_nothing_can_be_missing(tmp_path: pathlib.Path) -> None:
+    labels = np.arange(8) % 2
+    np.savez(tmp_path / "i.npz", train_images=np.zeros([8, 6, 6], np.uint16), train_labels=labels)
+    np.savez(tmp_path / "t.npz", x=np.ones([8, 2], np.int64), y=labels)
+    for spec, reason in (
+        (f"npz:{tmp_path}/i.npz", "its images are uint16"),
+        (f"table:{tmp_path}/t.npz", "x holds whole numbers"),
+        ("tfds:mnist", "its images are whole numbers"),
+        ("text:a.tsv", "texts become whole numbers"),
+        ("py:a:b", "a source of your own fills in missing numbers itself"),
+        ("idx:d", "its images are grey and of 8 bits"),
+    ):
+        with pytest.raises(InputError) as caught:
+            data.open_data(spec, images=ImageOptions(nan="zero"))
+        assert f"nan=zero: {spec} has no numbers that could be NaN; leave it out ({reason})" in str(caught.value)

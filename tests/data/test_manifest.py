@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from engine import data
+from engine.data.folder import share_of_name
 from engine.errors import InputError
 
 Write = Callable[..., str]
@@ -123,14 +124,14 @@ def test_several_labels_are_tasks_with_missing_ones_and_weights(write: Write) ->
 
 def test_several_columns_of_images_are_inputs_by_their_names(write: Write) -> None:
     text = "left,right,same\n" + "".join(
-        f"p/{n}.png,p/{(n + 1) % 12}.png,{'yes' if n % 2 else 'no'}\n" for n in range(12)
+        f"p/{n}.png,p/{(n + 1) % 12}.png,{'yes' if n % 4 else 'no'}\n" for n in range(0, 12, 2)
     )
-    source = opened(write(text) + ",image=left,image=right,label=same", eval_fraction=0.3)
+    source = opened(write(text) + ",image=left,image=right,label=same", eval_fraction=0.4)
     batch = source.train.read(np.arange(len(source.train)))
     assert {"left", "right"} < set(batch)
     number = batch["left"][:, 0, 0, 0] // 20
     np.testing.assert_array_equal(batch["right"][:, 0, 0, 0] // 20, (number + 1) % 12)
-    np.testing.assert_array_equal(batch["label"], number % 2)
+    np.testing.assert_array_equal(batch["label"], number % 4 // 2)
 
 
 def test_numbers_beside_images_are_a_second_input(write: Write) -> None:
@@ -188,6 +189,7 @@ BAD: dict[str, tuple[str, str, str]] = {
     "missing files": (PARTS.replace("p/3", "q/3").replace("p/8", "q/8"), "", "2 of 12 files in the column path do not exist: q/3.png (line 5), q/8.png (line 10); paths are relative to"),
     "backslashes": (PARTS.replace("p/3", "p\\3"), "", "their names have \\ where / is expected"),
     "part": (PARTS.replace("val", "vall"), "", "line 8: split is 'vall'; expected train, val and test; nearest: val"),
+    "two words for a part": (PARTS.replace("val", "dev").replace("8.png,ant,dev", "8.png,ant,Val"), "", "line 10: split: 'Val' and 'dev' (line 8) both mean the part val; whether they are one part is not known"),
     "no train": (PARTS.replace("train", "test"), "", "no row is of the part train, by the column split"),
     "class of the test part": (PARTS + "p/0.png,fox,test\n", "", "line 14: label 'fox' appears only in the part test"),
     "one class": ("path,label\np/0.png,a\np/1.png,a\n", "", "label has only one class, 'a'"),
@@ -260,6 +262,77 @@ def test_an_image_in_two_parts_is_told(write: Write) -> None:
     assert "data: 1 images are in the training part and in val, so its figures are too good: p/0.png" in said
 
 
+def pairs(*rows: tuple[int, int]) -> str:
+    """A manifest of pairs of pictures; the label is whether the left one's number is even."""
+    lines = [f"p/{left}.png,p/{right}.png,{'ab'[left % 2]}.\n" for left, right in rows]
+    return "left,right,label\n" + "".join(lines)
+
+
+PAIRED = ",image=left,image=right"
+
+
+def numbers(part: data.Part) -> list[tuple[int, int]]:
+    batch = part.read(np.arange(len(part)))
+    return [
+        (int(a), int(b)) for a, b in zip(batch["left"][:, 0, 0, 0] // 20, batch["right"][:, 0, 0, 0] // 20, strict=True)
+    ]
+
+
+def test_pairs_that_share_any_image_are_held_out_together(write: Write) -> None:
+    rows = [(0, 1), (2, 0), (3, 2), (4, 5), (6, 5), (7, 8), (9, 7), (10, 11), (1, 3)]
+    groups = [{0, 1, 2, 3}, {4, 5, 6}, {7, 8, 9}, {10, 11}]
+    said: list[str] = []
+    source = opened(write(pairs(*rows)) + PAIRED, eval_fraction=0.6, say=said.append)
+    trained, held = ({each for pair in numbers(part) for each in pair} for part in (source.train, source.eval))
+    assert trained & held == set()
+    assert all(group <= trained or group <= held for group in groups)
+    assert trained | held == set(range(12))
+    line = "data: rows that share an image stay together when some are held out: 9 rows are 4 groups, the largest of 4 rows"
+    assert line in said
+    back = opened(write(pairs(*rows[::-1])) + PAIRED, eval_fraction=0.6)
+    assert sorted(numbers(back.eval)) == sorted(numbers(source.eval)), "the order of rows does not matter"
+
+
+def test_pairs_that_share_nothing_are_held_out_as_a_single_image_is(write: Write) -> None:
+    rows = [(number, number + 6) for number in range(6)] * 2
+    said: list[str] = []
+    paired = opened(write(pairs(*rows)) + PAIRED, eval_fraction=0.4, say=said.append)
+    alone = opened(write(pairs(*rows)) + ",image=left", eval_fraction=0.4)
+    np.testing.assert_array_equal(paired.train.index, alone.train.index)
+    assert not any("stay together" in line for line in said)
+
+
+def test_pairs_of_which_too_many_belong_together_are_not_divided(write: Write) -> None:
+    chain = [(number, (number + 1) % 12) for number in range(12)]
+    found = refused(write(pairs(*chain)) + PAIRED, eval_fraction=0.3)
+    assert "all 12 images of csv:" in found
+    assert (
+        "belong together, through the images that they share, so none can be held out by itself; mark rows as val"
+        in found
+    )
+    shares = {number: share_of_name(f"p/{number}.png") for number in range(12)}
+    low, high = min(shares, key=shares.__getitem__), max(shares, key=shares.__getitem__)
+    found = refused(
+        write(pairs(*((low, number) for number in range(12) if number != high), (high, high))) + PAIRED,
+        eval_fraction=0.4,
+    )
+    assert "this holds out 11 of the 12 rows" in found
+    assert "because so many belong together through the images that they share" in found
+
+
+def test_an_image_in_two_parts_as_another_input_is_told(write: Write) -> None:
+    text = pairs((0, 1), (2, 3), (4, 0)).replace("label\n", "label,split\n").replace(".\n", ".,train\n")
+    lines = text.splitlines()
+    lines[3] = lines[3].replace("train", "val")
+    lines += ["p/1.png,p/5.png,b.,train", "p/3.png,p/7.png,b.,val"]
+    said: list[str] = []
+    opened(write("\n".join(lines)) + PAIRED, say=said.append)
+    assert (
+        "data: 2 images are in the training part and in val, so its figures are too good: p/0.png and p/3.png" in said
+    )
+    assert not any("stay together" in line for line in said)
+
+
 def test_holding_out_leaves_every_class_of_every_task(write: Write) -> None:
     text = "path,label,age\n" + "".join(f"p/{n}.png,{'b' if n == 5 else 'a'},{n}.5\n" for n in range(12))
     error = refused(write(text) + ",label=label,label=age", eval_fraction=0.99)
@@ -327,6 +400,18 @@ def refused_vectors(spec: str, **options: Any) -> str:
 )
 def test_what_is_no_table_of_numbers_is_refused(write: Write, text: str, options: str, message: str) -> None:
     assert message in refused_vectors(write(text, kind="table") + options)
+
+
+def test_the_numbers_of_a_table_are_held_against_the_memory_while_they_are_read(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = 200
+    heading = ",".join([*(f"x{number}" for number in range(columns)), "label"])
+    rows = [",".join([*["1"] * columns, "ab"[number % 2]]) for number in range(500)]
+    spec = write("\n".join([heading, *rows, "no row"]), "wide.csv", "table")
+    monkeypatch.setenv("FROSTLINE_MEMORY_LIMIT", "100000")
+    monkeypatch.setattr("engine.data.manifest_rows._CHECKED", 20_000)
+    assert "its numbers takes 156 KiB, more than the 97.7 KiB that may be used; --memory_limit" in refused_vectors(spec)
 
 
 def test_options_about_images_are_refused_for_vectors(write: Write) -> None:

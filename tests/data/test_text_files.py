@@ -43,10 +43,12 @@ def test_quotes_are_read_in_comma_separated_values_alone(tmp_path: pathlib.Path)
     tab = write(tmp_path, "a.tsv", 'text\tlabel\n"so" he said\tx\n "open\ty\n')
     assert rows(tab) == [('"so" he said', None, "x"), (' "open', None, "y")]
     quoted = write(tmp_path, "b.tsv", 'text\tlabel\n"one\ttwo"\tx\n')
-    with pytest.raises(DataError, match=r"b\.tsv: line 2: 3 fields, but the first line has 2; .* quotes=yes"):
+    with pytest.raises(DataError, match=r"b\.tsv: line 2 has 3 cells, but the first line has 2; .* quotes=yes"):
         rows(quoted)
     assert rows(quoted, quotes=True) == [("one\ttwo", None, "x")]
-    with pytest.raises(DataError, match=r"a\.csv: line 2: .*; if a double quote is a character.* quotes=no"):
+    with pytest.raises(
+        DataError, match=r"a\.csv: line 2 is not valid CSV .*; if a double quote is a character.* quotes=no"
+    ):
         rows(write(tmp_path, "a.csv", 'text,label\n"so" he said,x\n'))
 
 
@@ -87,7 +89,7 @@ def test_json_lines_have_an_object_each(tmp_path: pathlib.Path) -> None:
         ("a.csv", "x,y\n", {"text": "0", "label": "1"}, "text=0: expected the number of a column, 1 to 2"),
         ("a.csv", "", {}, "the file is empty"),
         ("a.jsonl", "\n", {}, "the file is empty"),
-        ("a.csv", b"text,label\ncaf\xe9,x\n", {}, "not UTF-8 text; .*latin-1"),
+        ("a.csv", b"text,label\ncaf\xe9,x\n", {}, "line 2 is not UTF-8; .*latin-1"),
         ("a.csv", "text,label\nx,y\n".encode("utf-16"), {}, "UTF-16 text; save it as UTF-8"),
     ],
 )
@@ -100,7 +102,7 @@ def test_what_is_not_clear_or_not_valid_is_refused(
 
 def test_a_line_without_end_is_not_read_into_memory(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_files, "_MOST", 1000)
-    with pytest.raises(DataError, match="line 1 is longer than 1,000 characters"):
+    with pytest.raises(DataError, match="line 1 has 1,000 characters or more"):
         rows(write(tmp_path, "a.tsv", "x" * 1000))
     with pytest.raises(DataError, match="field larger than field limit"):
         rows(write(tmp_path, "a.csv", '"' + "xxxx\n" * 1000))

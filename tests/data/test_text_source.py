@@ -74,6 +74,19 @@ def test_equal_texts_are_never_divided_between_the_parts(tmp_path: pathlib.Path,
     assert len(source.train) + len(source.eval) == 120
 
 
+def test_a_text_in_several_pairs_is_told(tmp_path: pathlib.Path, tokenizer: TokenizerFiles) -> None:
+    rows = [f"good {n}\tbad {n}\t{n % 2}" for n in range(20)]
+    for more, told in ((rows, False), ([*rows, "good 3\tfilm\t1", "film\tbad 5\t0"], True)):
+        write(tmp_path / "a.tsv", "sentence1\tsentence2\tlabel", *more)
+        said: list[str] = []
+        open_data(f"text:{tmp_path}/a.tsv", tokenizer=tokenizer, eval_fraction=0.6, say=said.append)
+        line = (
+            "text: 3 texts are in several pairs, which may be held out apart; a file for each part keeps them together"
+        )
+        assert (line in said) == told
+        assert any("several pairs" in each for each in said) == told
+
+
 def test_a_folder_for_each_class_has_a_file_for_each_text(tmp_path: pathlib.Path, tokenizer: TokenizerFiles) -> None:
     for number, (text, label) in enumerate(made_bert.make_reviews(40)):
         write(tmp_path / f"plain/{label}/{number}.txt", text)
@@ -173,7 +186,7 @@ def test_parts_that_are_not_clear_are_refused(tmp_path: pathlib.Path, tokenizer:
     write(tmp_path / "notes.txt", "good\tx", "bad\ty")
     refuse("notes.txt", r"notes\.txt has none of the suffixes .*; delimiter=tab")
     (tmp_path / "latin.tsv").write_bytes(b"text\tlabel\ncaf\xe9\tx\n")
-    refuse("latin.tsv", "not UTF-8 text")
+    refuse("latin.tsv", "line 2 is not UTF-8; if it is in the encoding latin-1")
 
 
 def test_the_name_of_a_source_is_checked_without_reading_files() -> None:

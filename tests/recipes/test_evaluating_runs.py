@@ -188,3 +188,23 @@ def test_other_data_are_matched_by_the_names_of_their_classes(
     head.assign([np.nan, 0.0, 0.0])
     with pytest.raises(PredictionError, match="not finite for 21 of 21 images"):
         evaluate(opened, examples)
+
+
+@pytest.mark.parametrize("name", ["several", "values"])
+def test_columns_of_labels_in_another_order_are_matched_by_their_names(
+    name: str, made: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    names = ("dark", "long", "shoe") if name == "several" else ("low", "high")
+    opened = untrained("sigmoid" if name == "several" else "mse", len(names), names if name == "several" else None)
+    if name == "values":
+        opened = dataclasses.replace(opened, data=dataclasses.replace(opened.data, columns=names))
+    with np.load(made / f"{name}.npz") as npz:
+        arrays = {each: npz[each] for each in npz.files}
+    turned = {each: array[:, ::-1] for each, array in arrays.items() if "labels" in each}
+    np.savez(tmp_path / "a.npz", **arrays | {"class_names": np.array(names)})
+    np.savez(tmp_path / "b.npz", **arrays | turned | {"class_names": np.array(names[::-1])})
+    np.savez(tmp_path / "c.npz", **arrays | {"class_names": np.array(["other", *names[1:]])})
+    one = open_examples(opened, data=f"npz:{tmp_path}/a.npz").part.labels
+    np.testing.assert_array_equal(open_examples(opened, data=f"npz:{tmp_path}/b.npz").part.labels, one)
+    with pytest.raises(InputError, match=r"its columns of labels are other.* but the outputs of the model are"):
+        open_examples(opened, data=f"npz:{tmp_path}/c.npz")

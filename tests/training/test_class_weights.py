@@ -59,6 +59,8 @@ def test_a_class_that_weighs_nothing_is_told() -> None:
         ('{"cat": {"dog": 1}}', "expected a JSON object"),
         ("cat,1\ndog\nemu,1", "line 2 has 1 cells"),
         ("cat,1\ndog,x\nemu,1", "line 2: 'x' is not a number"),
+        ("cat,1\n\n\ndog,x\nemu,1", "line 4: 'x' is not a number"),
+        ('cat,1\n"dog,1\nemu,1', "line 2 is not valid CSV"),
         ("cat,0\ndog,0\nemu,0", "all weights are 0"),
         ("", "it has no weight for cat, dog, emu"),
         ("{", "expected a JSON object"),

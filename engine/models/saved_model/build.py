@@ -237,7 +237,11 @@ def _check_outputs(request: Request, traced: Any) -> int:
         raise ModelSpecError(
             f"model={request.spec!r}: its outputs have shape {shown_shape(None if shape.rank is None else shape.as_list())}; "
             f"expected {shape_outputs(request)} for these data. "
-            + ("--head=gap adds a new head" if request.outputs_of == "example" else "output= names another of its results")
+            + (
+                "--head=gap adds a new head"
+                if request.outputs_of == "example"
+                else "output= names another of its results"
+            )
         )
     return request.outputs
 

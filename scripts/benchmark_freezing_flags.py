@@ -41,7 +41,7 @@ HELP = {
     "search": "Of quality mode: grid trains each rate to the end; halving drops the worse half of the rates after a fourth and after a half of the steps.",
     "schedule": "Of quality mode: the schedule of the learning rate, as in finetune.",
     "early_stop": "Of quality mode: end a trial after this many evaluations without improvement.",
-    "corrupt": "Of quality mode: the corruptions through which the test part is seen as well, as in evaluate: all, KIND:STRENGTH, ..., or none. By default all (with --quick those of strength 2).",
+    "corrupt": "Of quality mode: the corruptions through which the test part is seen as well, as in evaluate: all, KIND:STRENGTH, ..., or none. By default all (with --quick those of strength 2), and none of data that are not images.",
     # ---- steps
     "eval_every": "The number of steps between evaluations (by default a third of the steps, of quality mode a fourth).",
     "target_accuracy": "The accuracy, above 0 and at most 1, for which the time to reach it is reported (by default 95% of the best final accuracy).",

@@ -15,6 +15,7 @@ from engine.models import spec as specs
 from engine.models.bert_folder import build_bert, read_folder
 from engine.models.builtin import build_cnn, build_vit
 from engine.models.spec import KERAS_NAMES, NAMES, Model, ModelSpecError, Request
+from engine.training.loss_names import OutputsOf
 from engine.training.precision import PRECISIONS
 
 ANY_SIZE = (224, 224)
@@ -27,6 +28,7 @@ def build_model(
     *,
     image_shape: tuple[int, ...],
     outputs: int,
+    outputs_of: OutputsOf | None = "example",
     head: str | None = None,
     logits: bool | Collection[str] = True,
     seed: int = 0,
@@ -49,14 +51,13 @@ def build_model(
             function; ``file:X.keras`` or ``file:X.h5``; ``py:module:factory``; ``savedmodel:DIR`` and ``hub:HANDLE``
             with the options ``signature``, ``output`` and ``preprocess``; ``graph:PATH``, a graph of TensorFlow 1 (needs
             ``import compat_v1``). All of them accept ``classes=N``.
-        image_shape: (height, width, channels) of the images; or the shape of an example of another input, which only ``py:``
-            models take.
+        image_shape: (height, width, channels) of the images; or the shape of an example of another input.
         outputs: the number of outputs, unless ``classes`` sets it.
+        outputs_of: what has so many: each "example", each "pixel" (for masks), or each "place" of a map (for boxes); None: any.
         head: a new head for a Keras model (engine.models.keras.heads); None keeps its own, or means ``gap``.
         logits: whether the loss expects logits (mse does not); if so, a saved model's final softmax is removed. With
             several tasks, the names of those whose losses do.
-        seed: the seed of the initial weights.
-        dtype: the dtype of the variables, tf.float32 or tf.float64 (engine.training.precision).
+        seed, dtype: of the initial weights; tf.float32 or tf.float64 (engine.training.precision).
         compute: the dtype of the forward and backward pass; None means ``dtype``.
         inputs: the inputs of an example by name, where there are several, or one that is not an image; only ``py:`` and saved Keras models take them.
         tasks: the number of outputs of each task by name, where there are several: ``keras:``, ``vit:`` and ``cnn:`` models get
@@ -88,6 +89,7 @@ def build_model(
         options=chosen,
         image_shape=image_shape,
         outputs=outputs,
+        outputs_of=outputs_of,
         head=head,
         logits=logits if isinstance(logits, bool) else frozenset(logits),
         seed=seed,

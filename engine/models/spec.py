@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.errors import InputError
 from engine.text import nearest
+from engine.training.loss_names import OutputsOf
 
 if TYPE_CHECKING:  # names can be checked without TensorFlow
     from engine.data import Normalise
@@ -38,6 +39,8 @@ class Request:
         options: the text of each option of the spec except ``classes``.
         image_shape, outputs: (height, width, channels) of the data, or the shape of an example of another first input; and
             the number of outputs of the head.
+        outputs_of: what has these outputs: each "example", as [B, outputs]; each "pixel", [B, height, width, outputs]; or each
+            "place" of a map, for boxes. None where it is not known.
         inputs, tasks: the inputs of the data by name, if there are several or one that is not an image; and the number of outputs of each task, if there
             are several.
         head: a new head for a Keras model (engine.models.keras.heads), or None.
@@ -58,6 +61,7 @@ class Request:
     seed: int
     dtype: Any
     compute: Any
+    outputs_of: OutputsOf | None = "example"
     graph: Mapping[str, str] = field(default_factory=dict)
     inputs: Mapping[str, ArraySpec] = field(default_factory=dict)
     tasks: Mapping[str, int] = field(default_factory=dict)
@@ -155,16 +159,28 @@ def read_image_shape(request: Request) -> tuple[int, int, int]:
 
 
 def fits_outputs(shape: Any, request: Request) -> bool:
-    """Whether outputs of a shape are those of a request: [B, outputs], or [B, height, width, outputs] for each pixel.
+    """Whether outputs of a shape are those of a request (``Request.outputs_of``).
 
-    For boxes there may be fewer places, each for a whole number of pixels, the same in height and width.
+    A place is a whole number of pixels, the same in height and width.
     """
-    sizes = tuple(shape)[1:]
-    if len(sizes) == 3:
+    sizes, of = tuple(shape)[1:], request.outputs_of
+    if len(sizes) == 3 and len(request.image_shape) == 3 and of != "example":
         known = [(own, given) for own, given in zip(sizes[:2], request.image_shape[:2], strict=True) if own is not None]
         whole = all(0 < own <= given and given % own == 0 for own, given in known)
-        return whole and sizes[2] == request.outputs and len({given // own for own, given in known}) < 2
-    return sizes == (request.outputs,)
+        scales = {given // own for own, given in known}
+        return whole and sizes[2] == request.outputs and (scales <= {1} if of == "pixel" else len(scales) < 2)
+    return of in ("example", None) and sizes == (request.outputs,)
+
+
+def shape_outputs(request: Request) -> str:
+    """The outputs that a request expects, for messages."""
+    count = request.outputs
+    shapes = {
+        "example": f"[None, {count}]",
+        "pixel": f"[None, height, width, {count}] of the images, for a class for each pixel,",
+        "place": f"[None, h, w, {count}], for the places of a map,",
+    }
+    return shapes[request.outputs_of or "example"]
 
 
 def name_heads(tasks: Iterable[str]) -> dict[str, str]:

@@ -21,7 +21,7 @@ from engine.models.keras.named_outputs import check_outputs, name_outputs
 from engine.models.keras.precision import check_precision, set_precision
 from engine.models.keras.safe_loading import load_model
 from engine.models.keras.scopes import seeded
-from engine.models.spec import Model, ModelSpecError, Request, fits_outputs
+from engine.models.spec import Model, ModelSpecError, Request, fits_outputs, shape_outputs
 from engine.outside_names import describe_error, import_function
 from engine.seeds import kept_global_generators
 from engine.selection.variables import is_keras, name_variables
@@ -123,8 +123,7 @@ def _check_output(request: Request, traced: Any) -> None:
     shape = tuple(traced.outputs[0].shape)
     if not fits_outputs(shape, request):
         raise ModelSpecError(
-            f"model={spec!r}: its outputs have shape {list(shape)}; expected [None, {request.outputs}] for these data, or, for a "
-            f"class for each pixel, [None, height, width, {request.outputs}] of the images"
+            f"model={spec!r}: its outputs have shape {list(shape)}; expected {shape_outputs(request)} for these data"
         )
     kind = heads.output_operation(traced)
     if request.logits and kind in ("Softmax", "Sigmoid"):

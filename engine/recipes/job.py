@@ -14,7 +14,7 @@ from engine.memory.planner import Plan
 from engine.memory.run_forecast import evaluation_size
 from engine.recipes.computing import Computing
 from engine.recipes.config import FinetuneConfig
-from engine.recipes.outputs import list_class_weights
+from engine.recipes.outputs import find_outputs_of, list_class_weights
 from engine.recipes.plan import least_evaluated
 from engine.recipes.task import Task, other_inputs
 from engine.runs.run_directory import Keeping
@@ -114,6 +114,7 @@ class Job:
             fingerprint=self.settings[FINGERPRINT],
             image_dtype=self.task.source.train.image_dtype.name,
             kind=None if several else task.kind,
+            outputs_of=find_outputs_of(task.source, outputs),
             tasks=tuple(several),
             class_weights=list_class_weights(outputs),
             inputs={name: (spec.shape, spec.dtype.name) for name, spec in (other_inputs(task.source) or {}).items()},

@@ -157,6 +157,7 @@ def _build(
                 config.model,
                 image_shape=shape,
                 outputs=outputs,
+                outputs_of=None,
                 head=config.head,
                 logits=config.loss != "mse",
                 seed=config.seed,

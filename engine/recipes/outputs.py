@@ -19,7 +19,7 @@ from engine.porting import PortError
 from engine.porting.deltas.chain import WORDS, parse_chain
 from engine.text import join_words
 from engine.training.class_weights import balance_classes, balance_counts, describe_weights, read_class_weights
-from engine.training.loss_names import BALANCED, OF_PIXELS, LossError, TaskLoss, output_kind
+from engine.training.loss_names import BALANCED, CENTERS, OF_PIXELS, LossError, OutputsOf, TaskLoss, output_kind
 
 _PARTS = ("train", "eval", "test")
 
@@ -122,13 +122,22 @@ def plan_outputs(
     return tuple(found)
 
 
-def describe_outputs(outputs: Sequence[Output]) -> dict[str, Any]:
+def describe_outputs(source: Source, outputs: Sequence[Output]) -> dict[str, Any]:
     """The arguments of ``engine.build_model`` that say which outputs a network needs."""
     logits = frozenset(output.name for output in outputs if output.kind != "mse")
     if outputs[0].name:
         tasks = {output.name: output.count for output in outputs}
         return {"outputs": sum(tasks.values()), "tasks": tasks, "logits": logits}
-    return {"outputs": outputs[0].count, "logits": bool(logits)}
+    return {"outputs": outputs[0].count, "logits": bool(logits), "outputs_of": find_outputs_of(source, outputs)}
+
+
+def find_outputs_of(source: Source, outputs: Sequence[Output]) -> OutputsOf | None:
+    """What has outputs of its own (``engine.build_model``): only a loss of the user's own may take any."""
+    if source.train.dense:
+        return "pixel"
+    if outputs[0].kind == CENTERS:
+        return "place"
+    return None if outputs[0].loss.kind.startswith(PREFIX) else "example"
 
 
 def list_class_weights(outputs: Sequence[Output]) -> dict[str, tuple[float, ...]]:

@@ -191,6 +191,7 @@ def build_run_model(config: FinetuneConfig, data: DataFacts, numbers: Precision)
         config.model,
         image_shape=data.image_shape,
         outputs=data.outputs,
+        outputs_of=data.outputs_of,
         head=config.head,
         logits=[task.name for task in data.tasks if task.kind != "mse"] if data.tasks else kind != "mse",
         tasks={task.name: task.outputs for task in data.tasks},

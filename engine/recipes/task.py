@@ -315,7 +315,7 @@ def _build(
         dtype=numbers.variables,
         compute=numbers.compute,
         inputs=other_inputs(source),
-        **describe_outputs(planned),
+        **describe_outputs(source, planned),
         **given,
     )
 

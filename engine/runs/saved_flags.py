@@ -11,13 +11,14 @@ import json
 import pathlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from engine.data.class_names import Names
 from engine.errors import InputError
 from engine.files import FileError, Npz, PathLike, write_json
 from engine.reading import read_file
 from engine.training.checkpoint_names import list_checkpoints
+from engine.training.loss_names import OutputsOf
 
 NAME = "flags.json"
 FINGERPRINT = "data (SHA-256)"  # among the settings of a run: the digest of its data
@@ -72,6 +73,7 @@ class DataFacts:
         fingerprint: the digest of the training and evaluation data; None if the run did not record it.
         image_dtype: the dtype of the images in the data.
         kind: what the only output means, "softmax", "sigmoid" or "mse"; None if the run did not record it.
+        outputs_of: what has outputs of its own (``engine.build_model``); None for any, or if the run did not record it.
         tasks: where the network has outputs by name, what each is; ``outputs`` is then the number of all.
         class_weights: the weights of classes in the loss, by output ("" for the only one).
         inputs: the shape of an example and the dtype of each input, where there are several, or one that is not an image.
@@ -88,6 +90,7 @@ class DataFacts:
     fingerprint: str | None
     image_dtype: str = "uint8"
     kind: str | None = None
+    outputs_of: OutputsOf | None = None
     tasks: tuple[TaskFacts, ...] = ()
     class_weights: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     inputs: Mapping[str, tuple[tuple[int, ...], str]] = field(default_factory=dict)
@@ -109,6 +112,9 @@ class DataFacts:
         images, fingerprint, kind = given["images"], given["fingerprint"], given.get("kind")
         if not all(text is None or isinstance(text, str) for text in (images, fingerprint, kind)):
             raise TypeError("names and digests must be texts")
+        found = given.get("outputs_of")
+        if found not in (None, *get_args(OutputsOf)):
+            raise ValueError(f"outputs_of is {found!r}")
         weights = {str(name): tuple(map(float, each)) for name, each in given.get("class_weights", {}).items()}
         return cls(
             image_shape=shape,
@@ -120,6 +126,7 @@ class DataFacts:
             fingerprint=fingerprint,
             image_dtype=str(given.get("image_dtype", "uint8")),
             kind=kind,
+            outputs_of=found,
             tasks=tuple(map(TaskFacts.read, given.get("tasks", ()))),
             class_weights=weights,
             inputs={

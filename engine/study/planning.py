@@ -244,7 +244,7 @@ def _open_setting(config: StudyConfig, say: Callable[[str], None] | None) -> Set
         eval_every=config.eval_every or -(-steps // (_QUALITY_EVALUATIONS if whole else _EVALUATIONS)),
         learning_rate=config.learning_rate,
         versions=host.versions(),
-        quality=describe_quality(config) if whole else None,
+        quality=describe_quality(config, chosen) if whole else None,
     )
     return Setting(job, task)
 

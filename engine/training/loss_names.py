@@ -11,6 +11,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from engine.errors import InputError, check_range
 from engine.outside_names import PREFIX
@@ -18,6 +19,7 @@ from engine.text import cut, join_words, nearest, parse_number
 
 OF_GRAPH = "graph:"  # followed by the name of a tensor: the loss of the model's own graph
 CENTERS = "centers"  # of objects, as boxes (engine.training.centers)
+OutputsOf = Literal["example", "pixel", "place"]  # what has outputs of its own; a place is one of a map, for boxes
 BALANCED = "balanced"  # class weights that make up for the numbers of examples
 
 

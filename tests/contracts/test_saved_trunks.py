@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -26,6 +27,7 @@ from engine.training.optimizer_state import Slots
 
 CLASSES = 4
 KINDS = {"plain": {}, "fused": {"fused": True}, "dropout": {"dropout": 0.3}}
+SHARED = pathlib.Path(os.environ.get("FROSTLINE_SHARED") or pathlib.Path(__file__).resolve().parents[3] / "shared")
 ADAMW = optimizers.AdamW(weight_decay=0.1, clip_norm=0.5, decay=filters.group("all"))
 
 
@@ -155,6 +157,48 @@ def test_e4_cached_features_of_a_saved_trunk_train_as_its_images_do(
             results.append([*found, *np.concatenate([e.variable.numpy().ravel() for e in selection.trained])])
         one, other = map(np.asarray, results)
         assert np.linalg.norm(other - one) <= bound * np.linalg.norm(one)
+
+
+@pytest.mark.slow
+def test_e4_a_real_saved_network_trains_its_head_from_the_cache_as_the_same_weights_in_keras_do() -> None:
+    folder = SHARED / "models/savedmodel_mobilenetv2/module"
+    if not folder.exists():
+        pytest.skip("models/savedmodel_mobilenetv2 is neither in $FROSTLINE_SHARED nor in ../shared")
+    given: dict[str, Any] = {"image_shape": (160, 160, 3), "outputs": CLASSES, "head": "gap", "seed": 3}
+    images = np.random.default_rng(0).integers(0, 256, (5, 160, 160, 3), np.uint8)
+    labelled = {name: array[:5] for name, array in batch(0).items() if name != "image"}
+    values: dict[str, np.ndarray] = {}  # of the SavedModel, by their paths in the Keras model
+    found = {}
+    for spec, cached in (
+        (f"savedmodel:{folder},preprocess=tf", False),
+        (f"savedmodel:{folder},preprocess=tf", True),
+        ("keras:MobileNetV2", False),
+    ):
+        model = build_model(spec, **given)
+        selection = select(model.network, "@head", statistics="frozen")
+        own = {entry.path.removeprefix("MobileNetV2/"): entry.variable for entry in selection.variables}
+        if "keras" in spec:
+            assert own.keys() == values.keys()
+            assert len(own) == 262
+            for path, variable in own.items():
+                variable.assign(values[path])
+        else:
+            values = {path: variable.numpy() for path, variable in own.items()}
+        step = TrainStep(losses.supervised_loss(model.network), optimizers.Momentum())
+        fed: Any = labelled | {"image": model.normalise(images)}
+        if cached:
+            line = cut_step(step, selection, fed)
+            assert isinstance(line, FrostLine), line
+            assert [tuple(tensor.shape) for tensor in line.tensors] == [(1280,)]
+            fed = line.replace_images(fed)
+        loss = float(step(selection, fed, learning_rate=0.01).loss)
+        gradient = [next(iter(step.slots.values[entry.path].values())).numpy().ravel() for entry in selection.trained]
+        found[spec.partition(":")[0], cached] = loss, np.concatenate(gradient)
+    loss, gradient = found.pop(("keras", False))
+    assert np.linalg.norm(gradient) > 0.1
+    for other, of in found.values():
+        assert other == pytest.approx(loss, rel=1e-5)
+        assert np.linalg.norm(of - gradient) <= 1e-5 * np.linalg.norm(gradient)
 
 
 class StopAfter(Listener):

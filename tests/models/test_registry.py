@@ -16,6 +16,7 @@ from engine.models.spec import NAMES
 from engine.models.vit import SIZES, ViT
 from engine.selection import filters
 from engine.selection.variables import name_variables
+from engine.training.loss_names import OutputsOf
 
 SHAPE = (32, 32, 3)
 
@@ -191,3 +192,50 @@ def test_images_that_a_model_cannot_take_are_refused(spec: str, shape: tuple[int
 )
 def test_image_files_get_the_size_that_a_model_is_made_for(spec: str, side: int) -> None:
     assert default_image_size(spec) == (side, side)
+
+
+class Maps(tf.Module):
+    """Outputs for each place of 2x2 pixels, or each pixel, or each example."""
+
+    def __init__(self, of: str) -> None:
+        super().__init__()
+        self.of = of
+        self.kernel = tf.Variable(tf.ones([3, 3, 1, 3]))
+
+    def __call__(self, images: Any) -> Any:
+        maps = tf.nn.conv2d(images, self.kernel, 1 if self.of == "pixel" else 2, "SAME")
+        return tf.reduce_mean(maps, [1, 2]) if self.of == "example" else maps
+
+
+def example() -> Maps:
+    return Maps("example")
+
+
+def pixel() -> Maps:
+    return Maps("pixel")
+
+
+def place() -> Maps:
+    return Maps("place")
+
+
+@pytest.mark.parametrize("made", ["example", "pixel", "place"])
+@pytest.mark.parametrize("needed", ["example", "pixel", "place", None])
+def test_maps_of_as_many_channels_as_classes_are_outputs_only_where_maps_are_needed(
+    made: str, needed: OutputsOf | None
+) -> None:
+    """Or the features of a trunk that happen to be as many would go without a head."""
+    spec, fits = (
+        f"py:test_registry:{made},preprocess=tf",
+        needed in (made, None) or (made, needed) == ("pixel", "place"),
+    )
+    if fits:
+        assert build_model(spec, image_shape=(8, 8, 1), outputs=3, outputs_of=needed).outputs == 3
+        return
+    shape = {
+        "example": r"\[None, 3\]",
+        "pixel": r"\[None, height, width, 3\] of the images",
+        "place": r"\[None, h, w, 3\]",
+    }
+    with pytest.raises(ModelSpecError, match=f"its outputs have shape .*; expected {shape[str(needed)]}"):
+        build_model(spec, image_shape=(8, 8, 1), outputs=3, outputs_of=needed)

@@ -45,6 +45,18 @@ class Reversed(saved.Trunk):
         return found, tf.reduce_mean(found, [1, 2]) @ self.dense
 
 
+class Gathering(saved.Trunk):
+    """It looks up rows of a variable, by an operation with an axis that only the look-up in a value has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = tf.Variable(tf.reshape(tf.range(8.0), [4, 2]), name="table/rows")
+
+    def compute(self, x: Any, training: bool) -> tuple[Any, Any]:
+        found, pooled = super().compute(x, training)
+        return found, tf.concat([pooled, tf.gather(self.table, tf.argmax(pooled[:, :4], 1))], 1)
+
+
 class Rounded(saved.Trunk):
     """Its features say nothing of how its variables should move."""
 
@@ -100,6 +112,7 @@ KINDS: dict[str, Callable[[], tf.Module]] = {
     "reversed": Reversed,
     "rounded": Rounded,
     "apart": Apart,
+    "gathering": Gathering,
     "calling": Calling,
     "reading": Reading,
 }
@@ -164,7 +177,7 @@ def test_variables_without_names_have_the_paths_of_attributes(made: Save) -> Non
 
 
 @pytest.mark.parametrize(
-    "kind", ["plain", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("fused", "switched"))]
+    "kind", ["plain", "gathering", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("fused", "switched"))]
 )
 def test_it_computes_what_tensorflow_computes_in_both_modes(made: Save, kind: str) -> None:
     model, loaded = build(made(kind)), tf.saved_model.load(made(kind))

@@ -13,6 +13,7 @@ from engine.data.part import Target
 from engine.errors import InputError
 from engine.study.config import StudyConfig
 from engine.study.planning import check_comparable
+from engine.study.quality.planning import choose_corruptions, describe_quality
 
 IMAGES = np.zeros((4, 8, 8, 1), np.uint8)
 LABELS = np.array([0, 1, 0, 1], np.int64)
@@ -47,3 +48,15 @@ def test_other_inputs_than_an_image_are_for_quality_mode() -> None:
     check_comparable(StudyConfig(mode="quality"), vectors)
     with pytest.raises(InputError, match="has features; give --mode=quality"):
         check_comparable(StudyConfig(mode="cost"), vectors)
+
+
+def test_only_images_are_seen_through_corruptions() -> None:
+    images, vectors = task().source, task(images=np.zeros((4, 3), np.float32), input_name="features").source
+    assert len(choose_corruptions(StudyConfig(mode="quality"), images)) == 15
+    for corrupt in ("auto", "none"):
+        assert choose_corruptions(StudyConfig(mode="quality", corrupt=corrupt), vectors) == ()
+    assert describe_quality(StudyConfig(mode="quality"), vectors)["corrupt"] == []
+    with pytest.raises(
+        InputError, match=r"corrupt=noise:1: corruptions are of an image, .* has features; expected none"
+    ):
+        choose_corruptions(StudyConfig(mode="quality", corrupt="noise:1"), vectors)

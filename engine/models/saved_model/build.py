@@ -22,7 +22,15 @@ from engine.models.saved_model.of_tf1 import build_old_model
 from engine.models.saved_model.reading import SavedFile, read_saved_model
 from engine.models.saved_model.traces import choose_traces, shown_shape
 from engine.models.saved_model.trunk import Trunk
-from engine.models.spec import Model, ModelSpecError, Request, fits_outputs, parse_options, read_image_shape
+from engine.models.spec import (
+    Model,
+    ModelSpecError,
+    Request,
+    fits_outputs,
+    parse_options,
+    read_image_shape,
+    shape_outputs,
+)
 from engine.selection import groups
 from engine.selection.variables import name_variables
 from engine.text import join_words, nearest
@@ -67,7 +75,7 @@ def build_saved_trunk(request: Request) -> Model:
     logits = request.expects_logits()
     if head is None and request.tasks:
         head = "gap"
-    elif head is None and not _fits(trunk, request):
+    elif head is None and request.outputs_of in ("example", None) and not _fits(trunk, request):
         if activation:
             raise ModelSpecError(
                 f"model={request.spec!r}: its outputs have shape {shown_shape(trunk.features.shape)}, but the data require "
@@ -228,7 +236,12 @@ def _check_outputs(request: Request, traced: Any) -> int:
     if shape.rank not in (2, 4) or not fits_outputs(shape.as_list(), request):
         raise ModelSpecError(
             f"model={request.spec!r}: its outputs have shape {shown_shape(None if shape.rank is None else shape.as_list())}; "
-            f"expected [?, {request.outputs}] for these data. --head=gap adds a new head"
+            f"expected {shape_outputs(request)} for these data. "
+            + (
+                "--head=gap adds a new head"
+                if request.outputs_of == "example"
+                else "output= names another of its results"
+            )
         )
     return request.outputs
 

@@ -6,8 +6,9 @@ new value, which later reads take. The caller feeds the values, and assigns thos
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -51,20 +52,26 @@ def make_program(flat: Flat, dtypes: Mapping[int, tf.DType], *, where: str) -> P
 
     Raises GraphError if the order of writes is not clear, or a loop or an open branch uses a variable itself.
     """
+    axis = _free_name({node.name for node in flat.definition.node})
+    if any(node.op == "ResourceGather" for node in flat.definition.node):
+        add_constant(flat.definition, axis, np.int32(0))
     nodes = {node.name: node for node in flat.definition.node}
     order = _sort(nodes, where)
     values: dict[int, str] = {}
     for name, number in flat.handles.items():
         values.setdefault(number, name)
-    editor = _Editor(nodes, dict(flat.handles), values, dtypes, where)
+    editor = _Editor(nodes, dict(flat.handles), values, dtypes, where, axis=axis)
     editor.note_checks(flat.definition.library.function)
     for name in order:
         editor.visit(nodes[name])
     for name, number in flat.handles.items():
         replace_node(nodes[name], "Placeholder", (), {"dtype": dtypes[number]})
-    if any(producer(source) == _AXIS for node in flat.definition.node for source in node.input):
-        add_constant(flat.definition, _AXIS, np.int32(0))
     return Program(flat.definition, flat.data, flat.output, values, editor.writes(), flat.custom, order)
+
+
+def _free_name(names: Collection[str]) -> str:
+    """A name for the constant axis of what gathers rows of a variable; an export of such a trunk has the first one already."""
+    return next(name for number in count() if (name := f"{_AXIS}_{number}" if number else _AXIS) not in names)
 
 
 def _sort(nodes: Mapping[str, Any], where: str) -> list[str]:
@@ -91,8 +98,16 @@ class _Editor:
     """Changes nodes in order. A bit of a mask stands for an assignment: ``_seen`` says which ones a node comes after."""
 
     def __init__(
-        self, nodes: dict[str, Any], handles: dict[str, int], values: Mapping[int, str], dtypes: Any, where: str
+        self,
+        nodes: dict[str, Any],
+        handles: dict[str, int],
+        values: Mapping[int, str],
+        dtypes: Any,
+        where: str,
+        *,
+        axis: str,
     ) -> None:
+        self._axis = axis
         self._nodes, self._handles, self._values, self._dtypes, self._where = nodes, handles, values, dtypes, where
         self._seen: dict[str, int] = {}
         self._assigned: dict[int, list[tuple[str, int]]] = {}  # number -> assignments, each with its bit
@@ -164,7 +179,7 @@ class _Editor:
         elif node.op == "ResourceGather":
             types = {"Tparams": dtype, "Tindices": kept["Tindices"], "Taxis": tf.int32}
             batch = {"batch_dims": kept["batch_dims"]} if "batch_dims" in kept else {}
-            replace_node(node, "GatherV2", [now, data[1], _AXIS, *controls], types | batch)
+            replace_node(node, "GatherV2", [now, data[1], self._axis, *controls], types | batch)
         elif node.op == "ResourceGatherNd":
             replace_node(node, "GatherNd", [now, data[1], *controls], {"Tparams": dtype, "Tindices": kept["Tindices"]})
         elif node.op == "VariableShape":

@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from engine.data import Source
+from engine.data.corruptions import Corruption
 from engine.errors import InputError
 from engine.recipes.config import FinetuneConfig
 from engine.recipes.stages import requested_phases, resolve_stages
@@ -14,9 +16,10 @@ from engine.study.job import Setting
 from engine.study.quality.rates import parse_learning_rates
 from engine.study.quality.run import QualityPlan
 from engine.study.quality.search import Search
-from engine.study.quality.settings import parse_corrupt
+from engine.study.quality.settings import CORRUPT, parse_corrupt
 from engine.study.quality.trial import Setup, Trial
 from engine.study.strategies import OPTIMIZER, Strategy
+from engine.text import join_words
 from engine.training.phases import Monitor
 
 SHARED = (
@@ -32,10 +35,26 @@ SHARED = (
 )  # fields of the study that are fields of finetune
 
 
-def describe_quality(config: StudyConfig) -> dict[str, Any]:
-    """What decides a quality study besides its strategies."""
+def choose_corruptions(config: StudyConfig, source: Source) -> tuple[Corruption, ...]:
+    """The corruptions through which the test part is seen as well: of data that are not images, none.
+
+    Raises InputError if the study names some for such data.
+    """
+    specs = source.train.input_specs
+    if len(specs) == 1 and next(iter(specs.values())).is_image:
+        return parse_corrupt(config.corrupt, quick=config.quick)
+    if config.corrupt.strip() not in (CORRUPT, "none"):
+        raise InputError(
+            f"corrupt={config.corrupt}: corruptions are of an image, and an example of {source.name} has {join_words(specs)}; "
+            "expected none, or leave it out"
+        )
+    return ()
+
+
+def describe_quality(config: StudyConfig, source: Source) -> dict[str, Any]:
+    """What decides a quality study of these data besides its strategies; raises as ``choose_corruptions``."""
     names = ("learning_rates", "seeds", "search", "schedule", "early_stop")
-    chosen = [str(each) for each in parse_corrupt(config.corrupt, quick=config.quick)]
+    chosen = [str(each) for each in choose_corruptions(config, source)]
     return {name: getattr(config, name) for name in names} | {"corrupt": chosen, "extend": not config.quick}
 
 
@@ -74,7 +93,7 @@ def plan_quality(
         strategies=strategies,
         task=task,
         data=task.source.fingerprint(),
-        corrupt=parse_corrupt(config.corrupt, quick=config.quick),
+        corrupt=choose_corruptions(config, task.source),
         caches=(out / "feature_cache").absolute(),
     )
     _check(plan, config)

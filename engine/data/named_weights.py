@@ -134,11 +134,13 @@ def read_sample_weights(path: PathLike, part: Part, *, about: str = "sample_weig
     weights = np.where(missing, np.float32(1), chosen)
     if not weights.any():
         raise InputError(f"{name}: all training examples have the weight 0, so nothing would train")
-    text = f"{len(part) - missing.sum():,} of {len(part):,} training examples have one, {chosen[~missing].min():g} to {chosen[~missing].max():g}"
+    low, high = chosen[~missing].min(), chosen[~missing].max()
+    text = f"of {len(part):,} training examples, {len(part) - missing.sum():,} weigh {low:g}"
+    text += f" to {high:g}" if high > low else ""
     if missing.any():
-        text += "; the others weigh 1"
+        text += ", the others 1"
     if zeros := int((weights == 0).sum()):
-        text += f"; {zeros:,} weigh 0 and do not count in the loss"
+        text += f"; {zeros:,} of weight 0 do not count in the loss"
     return weights, text
 
 
@@ -155,9 +157,10 @@ def _find(about: str, example: str, count: int, numbers: dict[str, list[int]] | 
     """The numbers of the examples of this name; InputError if there are none."""
     if numbers is not None:
         if example not in numbers:
+            close = nearest(example, list(numbers)) or f", such as {next(iter(numbers))}"
             raise InputError(
-                f"{about}: the data have no image {printable(example)!r}; an image is named by its path as the data have it, "
-                f"such as {printable(next(iter(numbers)))}{printable(nearest(example, list(numbers)))}"
+                f"{about}: the data have no image {printable(example)!r}; an image is named by its path as the data have it"
+                f"{printable(close)}"
             )
         return numbers[example]
     if not (example.isascii() and example.isdecimal()) or len(example) > 18 or int(example) >= count:

@@ -87,10 +87,7 @@ def test_images_are_named_by_their_paths(photos: pathlib.Path, tmp_path: pathlib
     text = "file,weight\ntrain/b/3.png,0\ntrain/a/0.png,2.5\nval/a/8.png,7\n"  # one of another part changes nothing
     weights, said = read(tmp_path, f"folder:{photos}", text)
     np.testing.assert_array_equal(weights, np.float32([2.5, 1, 1, 1, 1, 0, 1, 1]))
-    assert (
-        said
-        == "2 of 8 training examples have one, 0 to 2.5; the others weigh 1; 1 weigh 0 and do not count in the loss"
-    )
+    assert said == "of 8 training examples, 2 weigh 0 to 2.5, the others 1; 1 of weight 0 do not count in the loss"
 
 
 def test_a_manifest_that_names_an_image_twice_weighs_both_rows(photos: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -240,9 +240,9 @@ def test_figures_that_one_class_cannot_have_are_missing_and_not_wrong(photos: pa
 def test_an_export_is_calibrated_and_checked_on_what_there_is(
     photos: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from engine import finetune
     from tensorflow.python.framework import config  # there is no public way to switch determinism off again
 
+    from engine import finetune
     from engine.export.opening import open_subject
     from engine.runs import picture, records
 

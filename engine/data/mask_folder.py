@@ -35,7 +35,7 @@ from engine.data.mask_rule import (
 from engine.data.part import IGNORED, DataError, Part, Source, number_classes
 from engine.data.resize import Size
 from engine.files import FileError
-from engine.reading import open_file, read_file
+from engine.reading import check_memory, open_file, read_file
 from engine.sizes import format_bytes
 from engine.text import join_some, join_words
 
@@ -86,6 +86,10 @@ def open_mask_folder(
             f"stay, but --image_cache allows {format_bytes(budget)}; give --image_cache={needed} or more, or a smaller "
             "--image_size"
         )
+    try:
+        check_memory(folder, needed, f"an array of {len(pairs):,} masks of {size[0]}x{size[1]}")
+    except FileError as error:
+        raise DataError(f"data={spec}: {error}, or give a smaller --image_size") from None
     files = [image for image, _ in pairs]
     images = ImageFiles(spec, folder, files, size=size, budget=budget - needed, skip_bad=skip_bad, say=say)
     numbers, start = Numbers.empty(), 0

@@ -50,7 +50,8 @@ def open_subject(
     opened, merged = merge_run(opened, say=say)
     own = set(opened.variables.by_path())
     numbers = opened.numbers
-    training = found.source.train if found.source.image_shape == opened.image_shape else found.part
+    training = found.source.train  # which other data than the run's may lack
+    training = training if len(training) and training.image_shape == opened.image_shape else found.part
     return Subject(
         model=opened.config.model,
         network=opened.network,

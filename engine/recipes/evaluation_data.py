@@ -84,7 +84,7 @@ def open_examples(
         "say": say,
     }
     said: list[str] = []
-    source, own = _open_own(opened, spec, given | {"say": said.append}), True
+    source, own = _open_own(opened, data, given | {"say": said.append}), True
     if source is None or (opened.data.fingerprint is not None and source.fingerprint() != opened.data.fingerprint):
         if data is None:
             say(f"data:    {spec} has changed since the run, so its own figures are not comparable")
@@ -128,9 +128,10 @@ def _describe(name: str, *, own: bool) -> str:
     return f"{what}, of the run's own data" if own else what
 
 
-def _open_own(opened: OpenedRun, spec: str, given: Mapping[str, Any]) -> Source | None:
-    """The data divided as the run divided its own; None if they cannot be the run's."""
+def _open_own(opened: OpenedRun, asked: str | None, given: Mapping[str, Any]) -> Source | None:
+    """The data divided as the run divided its own; None if those that are ``asked`` for cannot be the run's."""
     config = opened.config
+    spec = asked or config.data
     if opened.path is None or opened.data.fingerprint is None:
         return None
     if spec.partition(":")[0] != config.data.partition(":")[0]:
@@ -141,7 +142,7 @@ def _open_own(opened: OpenedRun, spec: str, given: Mapping[str, Any]) -> Source 
         )
         source = order_columns(source, opened.data.features, say=given["say"])
     except DataError:
-        if spec == config.data:
+        if asked is None:
             raise
         return None
     return source.with_classes() if opened.loss == "softmax" and not opened.tasks else source

@@ -232,12 +232,19 @@ def test_a_photo_that_is_turned_is_asked_about(make: Make) -> None:
     assert len(source.train) + len(source.eval) == 5
 
 
-def test_masks_that_memory_does_not_hold_are_refused_before_they_are_read(make: Make) -> None:
+def test_masks_that_memory_does_not_hold_are_refused_before_they_are_read(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said = refusal(make(), image_cache=6 * 16 * 16 - 1)
     assert "6 masks of 16x16 take 1.5 KiB of memory" in said
     assert "--image_cache=1536 or more" in said
     source, _ = opened(make(), image_cache=6 * 16 * 16)
     assert source.train.images.kept == 0  # type: ignore[attr-defined]
+    monkeypatch.setenv("FROSTLINE_MEMORY_LIMIT", "100000")  # which --image_cache does not raise
+    said = refusal(make(), image_size=200, image_cache=1 << 30)
+    assert (
+        "an array of 6 masks of 200x200 takes 234 KiB, more than the 97.7 KiB that may be used; --memory_limit" in said
+    )
 
 
 @pytest.mark.parametrize(

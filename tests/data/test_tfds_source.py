@@ -145,3 +145,20 @@ def test_names_that_are_not_valid_are_refused_without_the_package(spec: str, mes
         data.open_data(spec)
     assert message in str(caught.value)
     assert parse_tfds("tfds:coco/2017:1.1.0,split=train[:1%],label=objects").name == "coco/2017"
+
+
+def test_two_splits_that_could_be_the_evaluation_part_are_asked_about() -> None:
+    from engine.data.tfds import _choose_splits
+
+    def choose(options: str, *names: str, to_train: bool = True) -> dict[str, str]:
+        return _choose_splits("data=tfds:a", parse_tfds(f"tfds:a{options}"), names, to_train=to_train)
+
+    with pytest.raises(
+        InputError, match=r"validation and dev could each be the evaluation part; eval= says which: eval=validation"
+    ):
+        choose("", "train", "validation", "dev")
+    assert choose(",eval=dev", "train", "validation", "dev")["val"] == "dev"
+    assert choose("", "train", "dev", "test") == {"train": "train", "val": "dev", "test": "test"}
+    with pytest.raises(InputError, match="there is no split train; split= says what to train on: test"):
+        choose("", "test")
+    assert choose("", "test", to_train=False) == {"test": "test"}

@@ -235,3 +235,23 @@ def test_figures_that_one_class_cannot_have_are_missing_and_not_wrong(photos: pa
     figures = evaluate(opened, examples, named="accuracy,f1,auc").figures
     assert figures["accuracy"] in (0.0, 0.5, 1.0)
     assert not np.isfinite(figures.get("auc") or np.nan)
+
+
+def test_an_export_is_calibrated_and_checked_on_what_there_is(
+    photos: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorflow.python.framework import config  # there is no public way to switch determinism off again
+
+    from engine import finetune
+    from engine.export.opening import open_subject
+    from engine.runs import picture, records
+
+    monkeypatch.setattr(records, "draw_curves", lambda *_: None)
+    monkeypatch.setattr(picture, "draw", lambda *_: None)
+    own = csv(("cat", "train"), ("ant", "train"), ("cat", "val"))
+    fields = {"model": "cnn:mini", "weights": "none", "train": "@head", "steps": 1, "batch_size": 2, "image_size": "8"}
+    assert finetune(FinetuneConfig(**fields, data=own, out="run", cache="off")).code == 0  # type: ignore[arg-type]
+    config.disable_op_determinism()
+    pathlib.Path("other.csv").write_text("path,label,split\n3.png,cat,test\n4.png,cat,test\n")
+    subject = open_subject("run", data="csv:other.csv")
+    assert (len(subject.training), len(subject.examples)) == (2, 2)

@@ -204,3 +204,14 @@ def test_numbers_beside_images_are_found_by_their_names_too(own: pathlib.Path) -
     said: list[str] = []
     assert order_columns(other, ("x", "z"), say=said.append).fingerprint() == one.fingerprint()
     assert len(said) == 1
+
+
+def test_the_runs_own_file_may_have_become_one_that_is_only_evaluated() -> None:
+    write("a.csv")
+    opened = trained("table:a.csv")
+    text = pathlib.Path("a.csv").read_text()
+    pathlib.Path("a.csv").write_text(text.replace(",train", ",test").replace(",val", ",test"))
+    examples, _ = opened_examples(opened, "table:a.csv")
+    assert (examples.own, examples.name, len(examples.part)) == (False, "test", 16)
+    with pytest.raises(InputError, match="no row is of the part train"):
+        open_examples(opened)

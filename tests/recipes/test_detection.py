@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from run_figures import check_run_figures
 
 from engine import FinetuneConfig, finetune
 from engine.errors import InputError
@@ -108,7 +109,7 @@ def test_a_run_from_cached_views_of_augmented_images_leaves_a_picture(trained: R
 
 def test_an_evaluation_has_the_runs_own_loss_and_the_precision_of_each_class(opened: OpenedRun) -> None:
     report = evaluate(opened, open_examples(opened))
-    assert report.figures["run_figures"]["same"]
+    check_run_figures(opened, report)
     assert [each["name"] for each in report.figures["classes"]] == ["blue", "red"]
     assert sum(each["objects"] for each in report.figures["classes"]) > 4
     assert 0 <= report.figures["ap50"] <= 1

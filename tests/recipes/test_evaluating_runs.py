@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from run_figures import check_run_figures
 
 from engine.data.corruptions import corrupted, parse
 from engine.data.source import open_data
@@ -56,13 +57,13 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.slow  # tests/scripts/test_evaluate.py has a quick member
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_figures_of_a_run_come_back_to_the_bit(
+def test_the_figures_of_a_run_come_back_to_the_bit_or_from_a_cache_up_to_rounding(
     kind: str, small_data: pathlib.Path, tmp_path: pathlib.Path, deterministic_ops: None
 ) -> None:
     opened = opened_run(tmp_path, data=f"npz:{small_data}", eval_fraction=0.3, **KINDS[kind])
     for part, name, count in (("eval", "evaluation", 18), ("test", "test", 21)):
         report, said = figures(opened, part=part)
-        assert report.figures["run_figures"]["same"], (part, report.figures["loss"], report.figures["run_figures"])
+        check_run_figures(opened, report)
         assert report.figures["loss"] == opened.run["final"][f"{part}_loss"]
         assert said == [f"data:    npz:{small_data}, {count} examples ({name} part, of the run's own data)"]
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import saved_trunks as saved
 import tensorflow as tf
+from run_figures import check_equal, check_run_figures
 
 from engine.errors import InputError
 from engine.export.config import ExportConfig
@@ -80,7 +81,8 @@ def test_a_cached_run_freezes_what_it_should_and_evaluates_as_it_did(folder: pat
     assert phase["moving"] == []
     opened = open_run(folder / "run")
     report = evaluate(opened, open_examples(opened, say=lambda _: None))
-    assert report.figures["loss"] == run.run["final"]["eval_loss"]
+    check_run_figures(opened, report)
+    check_equal(opened, report.figures["loss"], run.run["final"]["eval_loss"])
 
 
 HIGH = ["high/bn/beta", "high/bn/gamma", "high/conv/kernel"]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import two_tasks
+from run_figures import check_equal
 
 from engine.errors import InputError
 from engine.recipes.config import FinetuneConfig
@@ -99,7 +100,7 @@ def run(given: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunR
     return finetune(config)
 
 
-def test_the_figures_of_a_run_are_in_all_its_files_and_evaluate_has_the_same_bits(run: RunResult) -> None:
+def test_the_figures_of_a_run_are_in_all_its_files_and_evaluate_has_them_too(run: RunResult) -> None:
     final = run.run["final"]
     assert {"eval_f1", "eval_recall", "eval_auc", "eval_confusion", "eval_top2", "test_f1", "test_confusion"} <= set(
         final
@@ -114,7 +115,8 @@ def test_the_figures_of_a_run_are_in_all_its_files_and_evaluate_has_the_same_bit
     opened = open_run(run.out)
     examples = open_examples(opened)
     report = evaluate(opened, examples)
-    assert report.figures["metrics"] == {name.removeprefix("eval_"): final[name] for name in final if name in last and name != "eval_loss"}  # fmt: skip
+    recorded = {name.removeprefix("eval_"): final[name] for name in final if name in last and name != "eval_loss"}
+    check_equal(opened, report.figures["metrics"], recorded)
     labels = examples.part.labels
     outputs = opened.predictor().outputs(next(iter_images(opened, examples)))
     assert report.figures["metrics"]["confusion"] == count_confusions(labels, outputs.argmax(axis=1), 3).tolist()

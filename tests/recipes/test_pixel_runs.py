@@ -8,13 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 from pixel_scenes import SIZE, write_scenes
+from run_figures import check_run_figures
 
 from engine.data.corruptions import parse
 from engine.data.part import IGNORED
 from engine.data.source import open_undivided
 from engine.errors import InputError
+from engine.export.checking import ExportError
+from engine.export.config import ExportConfig
+from engine.export.run import export_run
 from engine.recipes.config import FinetuneConfig
 from engine.recipes.evaluate import evaluate
 from engine.recipes.evaluation_data import open_examples
@@ -75,7 +80,7 @@ def test_an_evaluation_has_the_figures_of_the_run_and_those_of_each_class(
     examples = open_examples(opened)
     report = evaluate(opened, examples, corrupt=parse("blur:1"))
     final, figures = result.run["final"], report.figures
-    assert figures["run_figures"]["same"]
+    check_run_figures(opened, report)
     assert figures["metrics"]["miou"] == final["eval_miou"] == figures["miou"]
     read = examples.part.read(np.arange(len(examples.part)))
     chances = opened.predictor()(read["image"])
@@ -94,6 +99,26 @@ def test_an_evaluation_has_the_figures_of_the_run_and_those_of_each_class(
     matched = open_examples(opened, data=f"folder:{tmp_path / 'other'}", part="all").part
     plain = open_undivided(f"folder:{scenes}", image_size=(SIZE, SIZE), bad_images="stop", image_cache=1 << 20)
     assert (matched.labels == plain.train.labels).all()  # by the names of the classes
+
+
+@pytest.mark.slow
+def test_an_export_gives_the_classes_of_pixels(
+    made: tuple[RunResult, list[str]], scenes: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    result, _ = made
+    images = np.stack([np.asarray(Image.open(scenes / f"images/{number}.png")) for number in range(3)])
+    chances = open_run(result.out).predictor()(images)
+    export_run(ExportConfig(run=str(result.out), out=str(tmp_path / "saved")))
+    serve = tf.saved_model.load(str(tmp_path / "saved")).signatures["serving_default"]
+    found = serve(images=tf.constant(images / 255, tf.float32))
+    np.testing.assert_allclose(found["probabilities"], chances, atol=1e-5)
+    assert (found["class"].numpy() == np.array([b"ground", b"disc", b"sea"])[chances.argmax(-1)]).all()
+    tflite = ExportConfig(run=str(result.out), format="tflite", quantize="float16", out=str(tmp_path / "small"))
+    with pytest.raises(
+        ExportError, match=r"there is no accuracy to compare; the largest difference of an output is .* --yes"
+    ):
+        export_run(tflite)
+    assert not (tmp_path / "small").exists()
 
 
 def test_what_does_not_fit_masks_is_refused_with_the_way_out(scenes: pathlib.Path) -> None:

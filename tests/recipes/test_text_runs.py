@@ -10,9 +10,12 @@ from typing import Any
 import made_bert
 import numpy as np
 import pytest
+from run_figures import check_run_figures
 
 from engine.errors import InputError
+from engine.export.config import ExportConfig
 from engine.export.opening import open_subject
+from engine.export.run import export_run
 from engine.recipes.evaluate import evaluate
 from engine.recipes.evaluation_data import open_examples
 from engine.recipes.opening import open_model
@@ -53,13 +56,17 @@ def test_a_run_on_texts_is_cached_and_evaluated_to_the_bit(
     assert run["data"]["class_names"] == ["bad", "good"]
     opened = open_run(out)
     report = evaluate(opened, open_examples(opened))
-    assert report.figures["run_figures"]["same"]
+    check_run_figures(opened, report)
     moved = made_bert.write_reviews(tmp_path / "moved.tsv", 12, seed=2)
     other = evaluate(opened, open_examples(opened, data=f"text:{moved}"))
     assert other.figures["data"]["part"] == "all"
     assert len(other.figures["confusions"]) == 2
     with pytest.raises(InputError, match=r"it does not take an image but examples of .*, and an export is for images"):
         open_subject(out)
+    for form in ("savedmodel", "tflite", "keras", "safetensors"):
+        with pytest.raises(InputError, match=r"an export is for images; evaluate takes such data, by --data"):
+            export_run(ExportConfig(run=str(out), format=form))
+    assert not (out / "export").exists()
     with pytest.raises(InputError, match=r"an example has image, but the model takes tokens"):
         open_examples(opened, data="fashion_mnist_mini")
     last = str(out / "checkpoints/step-00000032.npz")

@@ -76,7 +76,7 @@ def test_the_default_models_grey_weights_are_refused_for_photos_with_the_ways_ou
     assert "they do not fit --model=vit:mini on images of 28x28 with 3 channels. --weights=none starts from" in error
     assert "patch/kernel: [16, 96] in the file, [48, 96] in the model" in error
     assert not (tmp_path / "run").exists()
-    assert call(*flags, "--weights=none", "--train=@head")[0] == 0
+    assert call(*flags, "--weights=none", "--train=@head", "--dry_run")[0] == 0
 
 
 def test_two_classes_train_with_one_sigmoid_output(call: Call, photos: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -101,13 +101,14 @@ def test_more_than_two_classes_are_refused_by_sigmoid(call: Call, photos: pathli
 
 
 def test_image_size_reaches_the_model(call: Call, photos: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    sized = (*SMALL, "--steps=1", f"--data=folder:{photos}")
+    small = (*SMALL, "--train=@head", "--steps=1")
+    sized = (*small, f"--data=folder:{photos}")
     assert call(*sized, "--image_size=16x24", f"--out={tmp_path / 'a'}")[0] == 0
     assert result(tmp_path / "a")["data"]["image_shape"] == [16, 24, 3]
     vit = ("--model=vit:Ti/32,depth=1", "--weights=none", "--train=@head", "--steps=1", "--batch_size=2")
     assert call(*vit, "--train_examples=2", f"--data=folder:{photos}", f"--out={tmp_path / 'b'}")[0] == 0
     assert result(tmp_path / "b")["data"]["image_shape"] == [224, 224, 3], "what a ViT of this size is made for"
-    assert call(*SMALL, "--steps=1", "--image_size=20", f"--out={tmp_path / 'c'}")[0] == 0
+    assert call(*small, "--train_examples=64", "--image_size=20", f"--out={tmp_path / 'c'}")[0] == 0
     assert result(tmp_path / "c")["data"]["image_shape"] == [20, 20, 1], "the embedded set is resized too"
 
 
@@ -288,6 +289,7 @@ def test_the_instructions_for_own_images_work_to_the_letter(
     assert {"curves.png", "trained.npz"} <= {path.name for path in (tmp_path / "runs/photos").iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not CIFAR.is_file(),
     reason="shared/data/cifar10_test_jpeg.tar is not beside the checkout; FROSTLINE_SHARED names another folder",

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-EXTRAS ?= cpu,report,weights,litert,dev
+EXTRAS ?= cpu,report,weights,tfds,litert,dev
 # for tests of TF1's own layers; by its dependencies it would install TensorFlow a second time, under another name
 TF_KERAS = tf-keras==2.21.0
 

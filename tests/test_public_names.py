@@ -94,9 +94,7 @@ def test_a_public_name_has_an_example(name: str) -> None:
 LONG = {"engine.export.run", "engine.export.update", "engine.recipes.apply_delta"}
 
 
-@pytest.mark.parametrize(
-    "module", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in MODULES]
-)
+@pytest.mark.parametrize("module", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in MODULES])
 def test_the_examples_of_a_module_are_true(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "draw_curves", lambda *_: None)  # half the time of a short run
     monkeypatch.setattr(picture, "draw", lambda *_: None)

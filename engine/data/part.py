@@ -283,9 +283,7 @@ class Source:
         """Returns the number of outputs that a model needs; raises DataError if the labels do not suit the loss."""
         labels = self.train.labels
         if loss == "centers" and not self.train.has_boxes:
-            raise DataError(
-                f"data={self.name}: the loss centers needs boxes around objects, as boxes:FILE.csv has them"
-            )
+            raise DataError(f"data={self.name}: the loss centers needs boxes, as boxes:FILE.csv has them")
         if self.train.has_boxes:
             if loss in _NOT_FOR_BOXES:
                 raise DataError(f"data={self.name}: the loss {loss} takes no boxes; expected centers")
@@ -301,6 +299,11 @@ class Source:
             return len(self.classes)
         if labels.ndim == 2:
             return int(labels.shape[1])
+        if loss == "mse" and self.classes and self.named:
+            raise DataError(
+                f"data={self.name}: the loss mse needs numbers, but the labels are the classes {reprlib.repr(self.classes)}; "
+                "expected softmax, or labels that are read as numbers (label=COLUMN:number; of texts target=COLUMN)"
+            )
         if loss == "sigmoid" and self.classes and len(self.classes) > 2:
             raise DataError(
                 f"data={self.name}: the loss sigmoid needs labels 0 and 1, [n] or [n, C], but these are "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -114,6 +114,7 @@ def _read_separated(path: pathlib.Path, columns: Columns) -> tuple[Columns, Iter
     cells = [cell.strip() for cell in first.cells]
     columns = _decide(path, cells, columns)
     places = {option: _find(path, cells, option, column, columns) for option, column in columns.given.items()}
+    _check_apart(path, places, columns.given)
     rest = records if columns.header else itertools.chain([first], records)
     return columns, _pick(file, rest, places, len(cells), named=bool(columns.header))
 
@@ -185,6 +186,16 @@ def _find(path: pathlib.Path, cells: Sequence[str], option: str, column: str, co
     raise DataError(f"{path}: {option}={column}: expected the number of a column, 1 to {len(cells)}")
 
 
+def _check_apart(path: pathlib.Path, places: Mapping[str, int | str], named: Mapping[str, str]) -> None:
+    """Raises DataError if one column is asked for as two things, such as a text that is its own label."""
+    taken: dict[int | str, str] = {}
+    for option, place in places.items():
+        if (other := taken.setdefault(place, option)) != option:
+            raise DataError(
+                f"{path}: {other}={named[other]}, {option}={named[option]}: they are the same column; expected two columns"
+            )
+
+
 def _pick(
     file: Delimited, records: Iterator[Record], places: dict[str, int], count: int, *, named: bool
 ) -> Iterator[Row]:
@@ -210,6 +221,7 @@ def _read_json_lines(path: pathlib.Path, lines: Iterator[str], columns: Columns)
     found = _known(keys, columns)
     if "text" not in found or not {"label", "target"} & found.keys():
         _ask(path, keys, found, header=True)
+    _check_apart(path, found, found)
     decided: dict[str, Any] = {"header": True, **found}
     return replace(columns, **decided), _pick_keys(path, itertools.chain([first], records), found)
 

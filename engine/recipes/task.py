@@ -274,11 +274,6 @@ class Task:
 
     def _check_outputs(self) -> None:
         """Raises DataError unless the labels are classes, or columns, that the model has, and batches can be made."""
-        if self.outputs[0].kind == "mse" and self.source.classes and self.source.name.startswith("text:"):
-            raise DataError(
-                f"data={self.source.name}: the labels are {len(self.source.classes)} classes; target=COLUMN instead of "
-                "label=COLUMN reads them as the numbers that the loss mse needs"
-            )
         for output in self.outputs:
             view = view_task(self.source, output.name) if output.name else self.source
             outputs = self.model.tasks[output.name] if output.name else self.model.outputs

@@ -37,6 +37,20 @@ def test_columns_go_by_usual_names_by_given_names_or_by_numbers(tmp_path: pathli
     assert rows(pairs) == [("a", "b", "1")]
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "asked"),
+    [
+        ("a.tsv", "id\tlabel\ttext\n1\tham\thello\n", {"text": "text", "label": "text"}),
+        ("a.tsv", "id\tlabel\ttext\n1\tham\thello\n", {"text": "3", "label": "text"}),
+        ("a.csv", "first,second,label\na,b,1\n", {"text": "first", "text_b": "first", "label": "label"}),
+        ("a.jsonl", '{"text": "hello", "label": "ham"}\n', {"text": "text", "label": "text"}),
+    ],
+)
+def test_one_column_is_not_two_things(tmp_path: pathlib.Path, name: str, text: str, asked: dict[str, str]) -> None:
+    with pytest.raises(DataError, match=rf"{name}: text=\w+, \w+=\w+: they are the same column; expected two columns"):
+        read_rows(write(tmp_path, name, text), Columns(**asked))  # type: ignore[arg-type]
+
+
 def test_quotes_are_read_in_comma_separated_values_alone(tmp_path: pathlib.Path) -> None:
     comma = write(tmp_path, "a.csv", 'text,label\r\n"one, ""two""\nthree",x\r\n')
     assert rows(comma) == [('one, "two"\nthree', None, "x")]

@@ -185,7 +185,7 @@ def test_micro_batches_of_images_with_and_without_objects_are_one_batch(table: p
 
 REFUSED = [
     ({"loss": "softmax"}, "the loss softmax takes no boxes; expected centers"),
-    ({"data": "fashion_mnist_mini"}, "the loss centers needs boxes around objects, as boxes:FILE.csv has them"),
+    ({"data": "fashion_mnist_mini"}, "the loss centers needs boxes, as boxes:FILE.csv has them"),
     ({"model": "keras:MobileNetV2"}, "head=None: the loss centers needs --head=centers"),
     ({"model": "keras:MobileNetV2", "head": "gap"}, "head=gap: the loss centers needs --head=centers"),
     ({"model": "keras:MobileNetV2", "head": "centers", "loss": "softmax"}, "its outputs are for --loss=centers"),

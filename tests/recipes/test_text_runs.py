@@ -136,7 +136,9 @@ def test_classes_are_not_taken_for_numbers(place: pathlib.Path, tmp_path: pathli
     rows = [f"{text}\t{1 + n % 3}" for n, (text, _) in enumerate(made_bert.make_reviews(40))]
     (tmp_path / "stars.tsv").write_text("\n".join(["text\tlabel", *rows]))
     given: dict[str, Any] = {"model": f"bert:{place}/tiny", "weights": None, "loss": "mse", "batch_size": 8}
-    with pytest.raises(InputError, match="the labels are 3 classes; target=COLUMN instead of label=COLUMN"):
+    with pytest.raises(
+        InputError, match=r"the loss mse needs numbers, but the labels are the classes .*of texts target=COLUMN"
+    ):
         Task.open(data=f"text:{tmp_path}/stars.tsv", **given)
     task = Task.open(data=f"text:{tmp_path}/stars.tsv,target=label", **given)
     assert set(task.source.train.labels) == {1.0, 2.0, 3.0}

@@ -36,6 +36,15 @@ def libraries() -> None:
     gc.set_threshold(50_000, 20, 20)  # functions that are traced make very many objects, few of them garbage
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _determinism_off_again() -> Iterator[None]:
+    """Op determinism off after each file: a run in this process switches it on, and later files draw without seeds."""
+    from engine.tensorflow_private import disable_op_determinism
+
+    yield
+    disable_op_determinism()
+
+
 @pytest.fixture(scope="session")
 def programs() -> Iterator[forked.Programs]:
     """Runs Python programs without the time that their start takes."""

@@ -115,7 +115,7 @@ def check_graph(definition: Any, *, where: str, changes: bool = False) -> None:
                 held += size
                 if wrong:
                     problems.append(f"{body.place(node)}: {wrong}")
-            if wrong := _too_large(node, constants):
+            if wrong := _contradiction(node) or _too_large(node, constants):
                 problems.append(f"{body.place(node)}: {wrong}")
     if held > MOST_BYTES:
         problems.append(f"its constants declare {held:,} bytes; at most {MOST_BYTES:,} are allowed")
@@ -171,6 +171,21 @@ def _tensors(node: Any) -> Iterator[Any]:
         if value.HasField("tensor"):
             yield value.tensor
         yield from value.list.tensor
+
+
+def _contradiction(node: Any) -> str:
+    """Says that a constant's value has another dtype than its result, or "": TensorFlow would end the process at it."""
+    if node.op != "Const":
+        return ""
+    says, has = node.attr["dtype"].type, node.attr["value"].tensor.dtype
+    return "" if says == has else f"its value is {_name(has)}, but its result is {_name(says)}; the file is damaged"
+
+
+def _name(dtype: int) -> str:
+    try:
+        return str(tf.as_dtype(dtype).name)
+    except TypeError:
+        return f"of the unknown dtype {dtype}"
 
 
 def _too_large(node: Any, constants: dict[str, Any]) -> str:

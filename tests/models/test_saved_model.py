@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import saved_trunks as saved
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 import compat_v1  # noqa: F401 - builds SavedModels of TensorFlow 1
 from engine import select
@@ -405,6 +406,39 @@ def test_any_damage_of_the_graph_is_an_error_in_words_or_changes_nothing(
     file.write_bytes(content)
     with contextlib.suppress(InputError, tf.errors.OpError):  # the latter where a changed shape or constant is run
         run(build(str(tmp_path / "model")), "high/.* @head @stats")
+
+
+def damage_node(folder: pathlib.Path, name: str, change: Callable[[Any], Any]) -> None:
+    """Changes the nodes of some name in the functions of a SavedModel."""
+    file = folder / "saved_model.pb"
+    model = saved_model_pb2.SavedModel()
+    model.ParseFromString(file.read_bytes())
+    for function in model.meta_graphs[0].graph_def.library.function:
+        for node in function.node_def:
+            if node.name.endswith(name):
+                change(node)
+    file.write_bytes(model.SerializeToString())
+
+
+def test_a_constant_of_another_dtype_than_its_node_is_refused_before_anything_runs(
+    made: Save, tmp_path: pathlib.Path
+) -> None:
+    """TensorFlow ends the process at such a file."""
+    shutil.copytree(made("plain"), tmp_path / "model")
+
+    def change(node: Any) -> None:
+        node.attr["value"].tensor.dtype = tf.int32.as_datatype_enum
+
+    damage_node(tmp_path / "model", "batchnorm/add/y", change)
+    with pytest.raises(UnsafeGraphError, match="its value is int32, but its result is float32; the file is damaged"):
+        build(str(tmp_path / "model"))
+
+
+def test_a_statistic_that_would_get_another_shape_is_an_error_in_words(made: Save, tmp_path: pathlib.Path) -> None:
+    shutil.copytree(made("plain"), tmp_path / "model")
+    damage_node(tmp_path / "model", "moments/Squeeze", lambda node: node.attr["squeeze_dims"].list.i.pop())
+    with pytest.raises(GraphError, match=r"of shape \(4,\) a value of shape .*; the file is damaged"):
+        run(build(str(tmp_path / "model")), "@all @stats")
 
 
 # ---- handles

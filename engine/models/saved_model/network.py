@@ -250,7 +250,13 @@ class SavedNetwork(tf.Module):
         custom = [op for op in here.get_operations() if op not in before and _local(op.name) in program.custom]
         self._record(found[program.output], sources, custom)
         for number, name in program.writes.items():
-            self._held[number].assign(found[name])
+            held, value = self._held[number], found[name]
+            if not held.shape.is_compatible_with(value.shape):
+                raise GraphError(
+                    f"{self._trunk.where}: {name} would give the variable {held.name.partition(':')[0]} of shape "
+                    f"{held.shape} a value of shape {value.shape}; the file is damaged"
+                )
+            held.assign(value)
         return tf.identity(found[program.output])
 
     def _record(self, output: Any, sources: Sequence[Any], custom: Sequence[Any]) -> None:

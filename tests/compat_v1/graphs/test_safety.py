@@ -209,6 +209,13 @@ def constant(dtype: tf.DType, dims: list[int], content: bytes = b"") -> Any:
     return definition
 
 
+def contradicting(dtype: Any) -> Any:
+    """A constant whose value is of another dtype than what reads it expects, at which TensorFlow ends the process."""
+    definition = constant(tf.float32, [])
+    definition.node[-1].attr["value"].tensor.dtype = getattr(dtype, "as_datatype_enum", dtype)
+    return definition
+
+
 @pytest.mark.parametrize(
     ("definition", "reason"),
     [
@@ -216,6 +223,8 @@ def constant(dtype: tf.DType, dims: list[int], content: bytes = b"") -> Any:
         (constant(tf.float32, [1 << 62, 1 << 62]), "bytes are allowed"),
         (constant(tf.float32, [-1]), r"shape \[-1\]"),
         (constant(tf.float32, [4], b"12"), "with 2 bytes, not 16"),
+        (contradicting(tf.int32), "its value is int32, but its result is float32; the file is damaged"),
+        (contradicting(0), "a constant of the unknown dtype 0"),
         (constant(tf.resource, []), "reaches objects of this process"),
         (constant(tf.variant, []), "reaches objects of this process"),
     ],

@@ -13,6 +13,7 @@ import pytest
 
 import engine
 from engine import tensorflow_private
+from engine.runs import picture, records
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 _DECAY = "'Filter' = Not(inner=Or(left=Or(left=Or(left=Group(name='bias'), right=Group(name='norm')), right=Group(name='embedding')), right=Group(name='ssf')))"
@@ -89,8 +90,14 @@ def test_a_public_name_has_an_example(name: str) -> None:
     assert test.examples
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_the_examples_of_a_module_are_true(module: str) -> None:
+# Examples that train and then write a model or a file: in `make test`, tests of these functions do the same.
+LONG = {"engine.export.run", "engine.export.update", "engine.recipes.apply_delta"}
+
+
+@pytest.mark.parametrize("module", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in MODULES])
+def test_the_examples_of_a_module_are_true(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "draw_curves", lambda *_: None)  # half the time of a short run
+    monkeypatch.setattr(picture, "draw", lambda *_: None)
     try:
         found = doctest.testmod(importlib.import_module(module), optionflags=OPTIONS)
     finally:

@@ -190,6 +190,7 @@ def test_processes_that_a_program_starts_are_the_installed_ones(
     assert not (folder / "scripts/imported").exists()
 
 
+@pytest.mark.slow
 def test_mypy_sees_the_types_of_public_names(environment: pathlib.Path, tmp_path: pathlib.Path) -> None:
     user = tmp_path / "user.py"
     more = USER_OF_CONFIG if "FinetuneConfig" in engine.__all__ else ""

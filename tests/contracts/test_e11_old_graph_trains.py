@@ -301,6 +301,7 @@ def test_pnet_trains_as_in_a_session() -> None:
     assert max(found.gradient, found.losses, found.weights) <= TRAJECTORY, found
 
 
+@pytest.mark.slow
 @needs_shared
 def test_pnet_in_float32() -> None:
     found = train_both(PNET, "@all", Momentum(), faces(20, np.float32), dtype=tf.float32)

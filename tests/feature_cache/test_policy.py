@@ -146,6 +146,7 @@ def test_one_pass_fills_the_caches_of_a_later_lower_line_with_the_bits_of_two(
     assert shards_of(tmp_path / "one") == shards_of(tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_a_pass_that_rounds_otherwise_is_not_shared(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filling, "_same_bits", lambda *_: False)
     job = Job(tmp_path)

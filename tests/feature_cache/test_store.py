@@ -7,8 +7,6 @@ import json
 import os
 import pathlib
 import signal
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -177,11 +175,11 @@ run.features(pathlib.Path(sys.argv[1])).fill(batch_size=5)
 """
 
 
-def test_killed_while_writing_only_the_unfinished_shard_is_computed_again(tmp_path: pathlib.Path, run: Run) -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", KILLED, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=200, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+def test_killed_while_writing_only_the_unfinished_shard_is_computed_again(
+    tmp_path: pathlib.Path, programs: Any
+) -> None:
+    done = programs.run(["-c", KILLED, str(tmp_path)], seconds=200)
+    assert done.returncode == -signal.SIGKILL, done.stderr
     run = Run()
     made = run.features(tmp_path)
     assert (made.missing_rows, made.damaged) == (16, [])  # of 12, 12, 12 and 4 rows

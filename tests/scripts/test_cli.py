@@ -174,7 +174,7 @@ def test_keras_is_not_imported_before_a_keras_model_is_asked_for() -> None:
     code = """
 import sys
 from scripts import cli, finetune
-sys.argv = ["finetune", "--dry_run", "--train=@head", "--train_examples=64", "--cache=off"]
+sys.argv = ["finetune", "--dry_run", "--model=vit:mini,depth=1", "--weights=none", "--train=@head", "--train_examples=64", "--cache=off"]
 try:
     finetune.run()
 except SystemExit as end:

@@ -180,6 +180,7 @@ def test_an_index_that_is_written_again_is_valid_with_other_values() -> None:
     assert aware.edit_index(content, random.Random(2)) != content
 
 
+@pytest.mark.slow
 def test_a_selection_for_each_call_leaves_a_step_of_constant_size() -> None:
     from scripts.endurance.long import Long
     from scripts.endurance.outcomes import Case

@@ -76,7 +76,7 @@ def test_the_default_models_grey_weights_are_refused_for_photos_with_the_ways_ou
     assert "they do not fit --model=vit:mini on images of 28x28 with 3 channels. --weights=none starts from" in error
     assert "patch/kernel: [16, 96] in the file, [48, 96] in the model" in error
     assert not (tmp_path / "run").exists()
-    assert call(*flags, "--weights=none", "--train=@head")[0] == 0
+    assert call(*flags, "--weights=none", "--train=@head", "--dry_run")[0] == 0
 
 
 def test_two_classes_train_with_one_sigmoid_output(call: Call, photos: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -101,13 +101,14 @@ def test_more_than_two_classes_are_refused_by_sigmoid(call: Call, photos: pathli
 
 
 def test_image_size_reaches_the_model(call: Call, photos: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    sized = (*SMALL, "--steps=1", f"--data=folder:{photos}")
+    small = (*SMALL, "--train=@head", "--steps=1")
+    sized = (*small, f"--data=folder:{photos}")
     assert call(*sized, "--image_size=16x24", f"--out={tmp_path / 'a'}")[0] == 0
     assert result(tmp_path / "a")["data"]["image_shape"] == [16, 24, 3]
     vit = ("--model=vit:Ti/32,depth=1", "--weights=none", "--train=@head", "--steps=1", "--batch_size=2")
     assert call(*vit, "--train_examples=2", f"--data=folder:{photos}", f"--out={tmp_path / 'b'}")[0] == 0
     assert result(tmp_path / "b")["data"]["image_shape"] == [224, 224, 3], "what a ViT of this size is made for"
-    assert call(*SMALL, "--steps=1", "--image_size=20", f"--out={tmp_path / 'c'}")[0] == 0
+    assert call(*small, "--train_examples=64", "--image_size=20", f"--out={tmp_path / 'c'}")[0] == 0
     assert result(tmp_path / "c")["data"]["image_shape"] == [20, 20, 1], "the embedded set is resized too"
 
 
@@ -149,7 +150,7 @@ def test_a_bad_image_stops_the_run_by_name_or_is_skipped_and_counted(
             (folder / name / file.name).symlink_to(file)
     for number in range(25):
         (folder / f"bags/page{number:02}.jpg").write_bytes(b"<html>moved</html>")
-    with_bad = (*SMALL, f"--data=folder:{folder}", "--eval_fraction=0.2")
+    with_bad = (*SMALL, "--train=@head", f"--data=folder:{folder}", "--eval_fraction=0.2")
     code, _, error = call(*with_bad)
     assert code == 2
     assert "25 of 85 images cannot be read (--bad_images=skip leaves them out)" in error
@@ -184,7 +185,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_may_have_another_cache(
 
 def test_a_resume_on_changed_images_is_refused(call: Call, photos: pathlib.Path, tmp_path: pathlib.Path) -> None:
     folder = two_classes(photos, tmp_path / "two")
-    own = (*SMALL, "--steps=2", f"--data=folder:{folder}", f"--out={tmp_path / 'run'}")
+    own = (*SMALL, "--train=@head", "--steps=2", f"--data=folder:{folder}", f"--out={tmp_path / 'run'}")
     assert call(*own)[0] == 0
     (folder / "boots").unlink()
     (folder / "boots").symlink_to(photos / "bags")
@@ -203,7 +204,7 @@ def test_a_folder_in_use_and_contradictions_are_refused_before_anything_is_opene
     from engine.recipes import task
     from scripts import cli
 
-    own = (*SMALL, "--steps=1", f"--data=folder:{photos}", f"--out={tmp_path / 'run'}")
+    own = (*SMALL, "--train=@head", "--steps=1", f"--data=folder:{photos}", f"--out={tmp_path / 'run'}")
     assert call(*own)[0] == 0
     with monkeypatch.context() as patch:
         patch.setattr(task.sources, "open_data", forbidden)
@@ -264,7 +265,7 @@ def test_damaged_photos_are_named_together_before_the_run_begins(
             content = bytearray(path.read_bytes())
             content[200:240] = bytes(40)  # neither the header nor the end
             path.write_bytes(content)
-    own = (*SMALL, f"--data=folder:{folder}", "--eval_fraction=0.2", "--cache=off")
+    own = (*SMALL, "--train=@head", f"--data=folder:{folder}", "--eval_fraction=0.2", "--cache=off")
     code, _, error = call(*own, f"--out={tmp_path / 'run'}")
     assert code == 2
     assert "4 of 60 images cannot be read (--bad_images=skip leaves them out)" in error
@@ -288,6 +289,7 @@ def test_the_instructions_for_own_images_work_to_the_letter(
     assert {"curves.png", "trained.npz"} <= {path.name for path in (tmp_path / "runs/photos").iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not CIFAR.is_file(),
     reason="shared/data/cifar10_test_jpeg.tar is not beside the checkout; FROSTLINE_SHARED names another folder",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,12 @@ def batch(size: int = 5) -> dict[str, Any]:
 def traced(model: Any, text: str, mode: str) -> MicroBatch:
     step = TrainStep(losses.supervised_loss(model), optimizers.SGD(), micro_batch_size=2, remat=mode)
     return step.micro_batch(select(model, text), batch())
+
+
+@functools.cache
+def trace_of(depth: int, text: str, mode: str) -> MicroBatch:
+    """A ViT of so many blocks, traced once for all tests."""
+    return traced(vit(f"depth={depth}"), text, mode)
 
 
 def gradients(mode: str, text: str, *, options: str, dtype: Any, micro_batch_size: int | None) -> np.ndarray:
@@ -76,24 +83,22 @@ def peak(micro: MicroBatch, examples: int = 256) -> int:
 
 
 def test_each_mode_keeps_less_than_the_one_before() -> None:
-    model = vit("depth=3")
-    found = [traced(model, "@all", mode) for mode in MODES]
+    found = [trace_of(3, "@all", mode) for mode in MODES]
     for measure in (kept, peak):
         none, elementwise, blocks = map(measure, found)
         assert none > elementwise > blocks, measure
 
 
 def test_blocks_keep_their_inputs_alone() -> None:
-    model, another = vit("depth=2"), vit("depth=3")
-    more = kept(traced(another, "@all", "blocks")) - kept(traced(model, "@all", "blocks"))
+    more = kept(trace_of(3, "@all", "blocks")) - kept(trace_of(2, "@all", "blocks"))
     inputs = 16 * 5 * 96 * 4  # 5 tokens of 96 float32 numbers
-    inside = kept(traced(another, "@all", "none")) - kept(traced(model, "@all", "none"))
+    inside = kept(trace_of(3, "@all", "none")) - kept(trace_of(2, "@all", "none"))
     # the recomputed x of a block stands in the graph as a tensor of its own; what is inside is not kept
     assert more <= 2 * inputs < inside / 5
 
 
 def test_inside_a_block_that_is_recomputed_element_wise_work_is_recomputed_again() -> None:
-    one = {mode: traced(vit("depth=1"), "@all", mode) for mode in MODES}
+    one = {mode: trace_of(1, "@all", mode) for mode in MODES}
     # of the only block, all is alive while its gradient is taken: with elementwise marks no more than with these alone
     assert peak(one["blocks"]) <= peak(one["elementwise"]) < peak(one["none"])
 
@@ -105,21 +110,23 @@ def count(micro: MicroBatch, kind: str) -> int:
     return [op.type for op in micro.backward].count(kind)
 
 
-@pytest.mark.parametrize("mode", MODES)
+ENDS = ["none", pytest.param("elementwise", marks=pytest.mark.slow), "blocks"]
+
+
+@pytest.mark.parametrize("mode", ENDS)
 def test_frozen_blocks_below_the_lowest_trained_variable_cost_nothing_in_the_backward_pass(mode: str) -> None:
-    below, none_below = traced(vit("depth=2"), "@blocks[1:] @head", mode), traced(vit("depth=1"), "@blocks @head", mode)
+    below, none_below = trace_of(2, "@blocks[1:] @head", mode), trace_of(1, "@blocks @head", mode)
     assert kept(below) == kept(none_below)
     for kind in HEAVY:
         assert count(below, kind) == count(none_below, kind), kind
-    head = traced(vit("depth=1"), "@head", mode)
+    head = trace_of(1, "@head", mode)
     assert HEAVY & {op.type for op in head.backward} == {"MatMul"}
     assert count(head, "MatMul") == 1
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ENDS)
 def test_no_gradient_of_a_variable_outside_the_selection_is_computed(mode: str) -> None:
-    model = vit("depth=1")
-    everything, one = traced(model, "@all", mode), traced(model, "blocks/0/attention/query/kernel", mode)
+    everything, one = trace_of(1, "@all", mode), trace_of(1, "blocks/0/attention/query/kernel", mode)
     # the gradient of a bias is one such op, and every bias is outside the selection; what nothing needs is pruned
     assert count(everything, "BiasAddGrad") == 8  # patch, query, key, value, out, up, down, head
     assert count(one, "BiasAddGrad") == 0

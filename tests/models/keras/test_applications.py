@@ -40,9 +40,7 @@ def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray], under: str = 
 # ---- names and preprocessing
 
 
-@pytest.mark.parametrize(
-    "name", ["ResNet50", "MobileNetV2", "VGG16", *(pytest.param(n, marks=pytest.mark.slow) for n in ALL)]
-)
+@pytest.mark.parametrize("name", ["MobileNetV2", "VGG16", *(pytest.param(n, marks=pytest.mark.slow) for n in ALL)])
 def test_an_application_is_built_with_a_head_and_runs(name: str) -> None:
     side = 75 if name in ("InceptionV3", "Xception") else 32
     model = build_model(f"keras:{name}", image_shape=(side, side, 3), outputs=3, head="gap,8,dropout=0.5")
@@ -218,7 +216,13 @@ ENDS = {
 CASES = [(e, suffix) for e in ENDS for suffix in (".keras", ".h5") if (e, suffix) != ("an operation", ".h5")]
 
 
-@pytest.mark.parametrize(("end", "suffix"), CASES)
+@pytest.mark.parametrize(
+    ("end", "suffix"),
+    [
+        pytest.param(end, suffix, marks=[pytest.mark.slow] * (suffix == ".h5" and end != "dense with softmax"))
+        for end, suffix in CASES
+    ],
+)
 def test_a_saved_model_returns_the_logits_of_its_probabilities(end: str, suffix: str, tmp_path: pathlib.Path) -> None:
     make, activation = ENDS[end]
     saved, path = make(), tmp_path / f"m{suffix}"

@@ -86,7 +86,9 @@ def test_uneven_micro_batches_are_one_batch(case: str) -> None:
         assert steps == 1 or relative(parts, whole) < TRAJECTORY
 
 
-@pytest.mark.parametrize("case", ["both heads", pytest.param("one head by its loss", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow) for case in ("both heads", "one head by its loss")]
+)
 @pytest.mark.usefixtures("deterministic_ops")
 def test_a_step_from_features_is_one_from_images(case: str) -> None:
     for dtype, steps in ((tf.float32, 1), (tf.float64, 50)):

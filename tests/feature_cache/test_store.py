@@ -315,6 +315,7 @@ def test_view_j_is_what_epoch_j_sees(tmp_path: pathlib.Path) -> None:
 # --- steps
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("deterministic_ops")
 def test_steps_of_features_are_the_steps_of_images(tmp_path: pathlib.Path) -> None:
     """Three epochs of 3 steps, the last of 8 examples; losses, weights and evaluation."""

@@ -159,7 +159,7 @@ def test_slots_exist_for_what_trains_alone() -> None:
 
 
 def test_freezing_drops_slots_and_frees_their_memory() -> None:
-    model = vit()
+    model = vit("depth=1")
     step = TrainStep(losses.supervised_loss(model), optimizers.Adam())
     step(select(model, "@all"), batch(), learning_rate=1e-3)
     slot = weakref.ref(step.slots.values["blocks/0/mlp/up/kernel"]["m"])
@@ -219,7 +219,7 @@ def test_clipping_scales_by_the_selections_global_norm_alone() -> None:
 def test_a_gradient_below_the_clipping_norm_keeps_its_bits() -> None:
     results = []
     for clip in (None, 1e6):
-        model = vit()
+        model = vit("depth=1")
         step = TrainStep(losses.supervised_loss(model), optimizers.SGD(clip_norm=clip))
         step(select(model, "@all"), batch(), learning_rate=0.1)
         results.append(model.blocks[0].mlp.up.kernel.numpy())
@@ -227,7 +227,7 @@ def test_a_gradient_below_the_clipping_norm_keeps_its_bits() -> None:
 
 
 def test_another_optimizer_setting_keeps_the_slots() -> None:
-    model = vit()
+    model = vit("depth=1")
     base = optimizers.AdamW()
     step = TrainStep(losses.supervised_loss(model), base)
     selection = select(model, "@head")

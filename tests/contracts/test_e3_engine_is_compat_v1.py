@@ -173,6 +173,7 @@ def test_fifty_steps_of_the_engine_are_those_of_each_tf1_method(case: Case) -> N
     fifty_steps(case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [pytest.param(Case("vit", "below", "momentum", 4), marks=pytest.mark.slow), Case("cnn", "below", "momentum", 1)],

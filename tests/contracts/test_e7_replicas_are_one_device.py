@@ -81,11 +81,9 @@ def test_two_devices_are_one_cached_too_and_where_one_has_no_example() -> None:
     check(measure("mirrored:2", QUICK))
 
 
-@pytest.mark.parametrize(
-    "cases", [QUICK[2:], pytest.param(QUICK[:2], marks=pytest.mark.slow)], ids=["cached", "images"]
-)
-def test_two_workers_are_one_device(cases: tuple[Case, ...]) -> None:
-    check(measure("multiworker:2", cases))
+@pytest.mark.slow  # in `make test`, two workers make a whole run: tests/recipes/test_finetune_distributed.py
+def test_two_workers_are_one_device() -> None:
+    check(measure("multiworker:2", QUICK))
 
 
 @pytest.mark.slow

@@ -47,7 +47,9 @@ def values(selection: Selection) -> np.ndarray:
     return joined([entry.variable for entry in selection.trained])
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] * (case != "one head by its loss")) for case in CASES]
+)
 @pytest.mark.usefixtures("deterministic_ops")
 def test_what_is_frozen_keeps_every_bit_and_what_trains_moves(case: str) -> None:
     step, selection = make_step(tf.float32, *CASES[case], ema=0.9, micro_batch_size=3)

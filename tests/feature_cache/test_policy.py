@@ -190,6 +190,7 @@ def test_caches_are_made_ahead_for_several_phases_but_not_across_training(ahead:
     assert "phase 1 (27 rows), 2 (27 rows)" in ahead("three", "@head", LOWER, f"{LOWER} blocks/0/mlp/down/.*")
 
 
+@pytest.mark.slow
 def test_a_pass_that_was_stopped_goes_on_with_what_is_missing(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,6 +343,7 @@ def targets(rng: Any, count: int) -> np.ndarray:
     return np.stack([rng.integers(0, 3, count), rng.integers(-1, 4, count)], axis=1).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_several_heads_train_together_or_one_after_the_other_from_one_cache(tmp_path: pathlib.Path) -> None:
     def trained(filters: list[str], *, kept: bool) -> tuple[list[np.ndarray], list[int]]:
         model, computed = TwoTasks(), []

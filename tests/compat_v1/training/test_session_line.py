@@ -176,6 +176,7 @@ def test_fed_equals_unfed_in_all_other_cases(name: str, method: str, size: int |
     fifty_steps(CASES[name], method, micro_batch_size=size)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("deterministic_ops")
 def test_fed_equals_unfed_with_weights_in_micro_batches() -> None:
     options: dict[str, Any] = {"weight": True, "micro_batch_size": 3}
@@ -585,6 +586,7 @@ def test_a_cache_is_filled_by_a_session_and_trained_from(tmp_path: pathlib.Path)
     np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_phase_with_a_higher_line_goes_on_from_the_lower_ones_tensors(tmp_path: pathlib.Path) -> None:
     train = TrainBatches(part_of(), batch_size=EXAMPLES, seed=5)
     low, high = (

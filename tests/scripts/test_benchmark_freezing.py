@@ -130,16 +130,16 @@ def study(done: dict[str, Any], name: str) -> dict[str, Any]:
 
 def test_a_small_study_is_whole_and_continued(run_each: Any, small_data: pathlib.Path, tmp_path: pathlib.Path) -> None:
     main = [
-        f"--data=npz:{small_data}", *CNN, "--strategies=head", "--runners=engine,engine_cached,v1_var_list",
+        f"--data=npz:{small_data}", *CNN, "--strategies=head", "--runners=engine,engine_cached",
         f"--out={tmp_path / 'main'}",
     ]  # fmt: skip
     answers = run_each("scripts.benchmark_freezing", [main, main, [*main, "--batch_size=4"]])
     (code, printed, error), (code_again, printed_again, error_again), (code_other, _, error_other) = answers
     assert code == 0, error
-    assert "[3/3] head, " in printed
+    assert "[2/2] head, " in printed
     found = study({"out": tmp_path}, "main")
     rows = {row["runner"]: row for row in found["results"]}
-    assert set(rows) == {"engine", "engine_cached", "v1_var_list"}
+    assert set(rows) == {"engine", "engine_cached"}
     for row in rows.values():
         assert set(row) == ROW
         assert row["freeze_verified"]
@@ -148,7 +148,7 @@ def test_a_small_study_is_whole_and_continued(run_each: Any, small_data: pathlib
     assert rows["engine_cached"]["cache"]["used"]
     assert "<html" in (tmp_path / "main/report.html").read_text(encoding="utf-8")
     assert code_again == 0, error_again
-    assert "3 of them already finished" in printed_again
+    assert "2 of them already finished" in printed_again
     assert code_other == 2
     assert "batch_size: 8 in" in error_other
 

@@ -98,6 +98,7 @@ print(json.dumps([[r.to_json() | {"failed": r.failed} for r in found], said, cam
 """
 
 
+@pytest.mark.slow
 def test_each_planted_fault_is_found_and_a_stopped_campaign_goes_on(programs: Any, tmp_path: pathlib.Path) -> None:
     done = programs.run(["-c", PLANTED, str(tmp_path)])
     assert done.returncode == 0, done.stderr

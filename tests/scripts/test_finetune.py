@@ -330,6 +330,7 @@ def test_resume_with_all_checkpoints_damaged_is_an_error(
     assert "none of the 1 checkpoints can be used" in err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("curves")
 def test_a_loss_that_explodes_fails_with_a_hint(call: Any, small_data: pathlib.Path, tmp_path: pathlib.Path) -> None:
     code, printed, _ = call(

@@ -104,6 +104,7 @@ def test_phases_are_cut_each_at_its_own_line(run: Any, tmp_path: pathlib.Path) -
     assert kept["freeze_proof"]["verified"]
 
 
+@pytest.mark.slow
 def test_phases_with_the_same_line_share_a_cache(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decision, "_PREPARING", 0.0)
     phases = [f"--phase=name={name} steps=12 train=@head learning_rate={rate}" for name, rate in (("a", 1), ("b", 2))]
@@ -189,6 +190,7 @@ def test_stopped_while_it_writes_and_resumed_it_ends_with_the_same_bits(
         np.testing.assert_array_equal(value, weights(tmp_path / "whole")[path])
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_is_named_and_computed_again(run: Any, tmp_path: pathlib.Path) -> None:
     run("first", "--cache=require", "--steps=2")
     shard = next(path for path in (tmp_path / "feature_cache").rglob("shard-*"))

@@ -79,6 +79,7 @@ def test_the_default_models_grey_weights_are_refused_for_photos_with_the_ways_ou
     assert call(*flags, "--weights=none", "--train=@head", "--dry_run")[0] == 0
 
 
+@pytest.mark.slow
 def test_two_classes_train_with_one_sigmoid_output(call: Call, photos: pathlib.Path, tmp_path: pathlib.Path) -> None:
     folder = two_classes(photos, tmp_path / "two")
     (folder / "train").mkdir()
@@ -112,6 +113,7 @@ def test_image_size_reaches_the_model(call: Call, photos: pathlib.Path, tmp_path
     assert result(tmp_path / "c")["data"]["image_shape"] == [20, 20, 1], "the embedded set is resized too"
 
 
+@pytest.mark.slow
 def test_a_saved_model_gets_photos_of_the_size_of_its_input(
     call: Call, photos: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
@@ -253,6 +255,7 @@ def test_with_every_feature_cached_few_photos_are_decoded(
         assert all(np.array_equal(one.read(name), two.read(name)) for name in one.names())
 
 
+@pytest.mark.slow
 def test_damaged_photos_are_named_together_before_the_run_begins(
     call: Call, photos: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

@@ -54,10 +54,10 @@ def test_where_it_begins_anew_it_says_why(call: Any, small_data: pathlib.Path, t
         assert code == 0, err
         return out
 
-    assert "slots: " not in told("--train=@all", "--slots=fresh")
+    assert "slots: " not in told("--train=@head", "--slots=fresh")
     assert (
         "has the slots m, v, but momentum keeps momentum: it starts from zeros; adam or adamw could continue from them"
-        in told("--train=@all", "--optimizer=momentum")
+        in told("--train=@head", "--optimizer=momentum")
     )
     assert "adamw continues from m, v of 2 of 2 trained variables (t = 2); the slots of 22 others are dropped" in told(
         "--train=@head"

@@ -153,6 +153,7 @@ def test_each_precision_trains_and_metrics_hold_the_loss_scale(
 # ---- averages
 
 
+@pytest.mark.slow
 def test_averages_are_written_and_evaluated(run: Any, whole: pathlib.Path, tmp_path: pathlib.Path) -> None:
     run("ema", ALL, "--steps=3", "--ema=0.9")
     trained, averaged = arrays(tmp_path / "ema/trained.npz"), arrays(tmp_path / "ema/ema.npz")
@@ -188,6 +189,7 @@ def test_a_dry_run_prints_tables_and_memory_and_writes_nothing(run: Any, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_an_impossible_budget_names_the_smallest(run: Any, impossible: str, tmp_path: pathlib.Path) -> None:
     found = re.search(
         r"memory_budget=977 KiB: the smallest budget that would suffice is (\d+) MiB \(micro-batches of 1 example, remat=\w+\)",
@@ -278,6 +280,7 @@ def test_stop_fails_at_the_first_such_step_and_names_variables(run: Any, tmp_pat
     assert "gradients are not finite" in end["exit"]["reason"]
 
 
+@pytest.mark.slow
 def test_skip_counts_such_steps_and_fails_after_20_in_a_row(run: Any, tmp_path: pathlib.Path) -> None:
     printed = run("few", *OVERFLOW, "--steps=6", "--nonfinite=skip")
     end = facts(tmp_path / "few")

@@ -152,13 +152,6 @@ def test_a_small_study_is_whole_and_continued(run_each: Any, small_data: pathlib
     assert code_other == 2
     assert "batch_size: 8 in" in error_other
 
-    kept = json.loads((tmp_path / "main/job.json").read_text())
-    (tmp_path / "main/job.json").write_text(json.dumps({"version": 1} | {k: kept[k] for k in ("job", "command")}))
-    ((code, _, error),) = run_each("scripts.benchmark_freezing", [main])
-    assert code == 2
-    assert "job.json: the file has an older format, without a number; expected format 2" in error
-    assert "choose another out=" in error
-
 
 @pytest.mark.slow
 def test_a_study_is_the_same_from_python(run_each: Any, small_data: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -404,9 +397,13 @@ BAD = [
 ]
 
 
-def test_bad_input_is_refused_in_words(run_each: Any, small_data: pathlib.Path) -> None:
+def test_bad_input_is_refused_in_words(run_each: Any, small_data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "job.json").write_text(json.dumps({"version": 1, "job": {}, "command": "frostline"}))
+    older = "job.json: the file has an older format, without a number; expected format 2"
     bad = [
         *BAD,
+        ([f"--out={tmp_path}"], older),
+        ([f"--out={tmp_path}"], "choose another out="),
         ([f"--out={small_data.parent}"], "not the folder of a study"),
         ([f"--out={small_data}"], "expected a folder, but this is a file"),
     ]

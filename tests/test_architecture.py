@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import pathlib
 import subprocess
 import sys
@@ -47,6 +48,18 @@ def module_of(path: pathlib.Path) -> str:
 MODULES = {module_of(path): path for path in PATHS}
 
 
+@functools.cache
+def tree_of(path: pathlib.Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def nodes_of(path: pathlib.Path) -> tuple[ast.AST, ...]:
+    """The nodes of a file that one of the rules here looks at."""
+    looked_at = (ast.Import, ast.ImportFrom, ast.Attribute, ast.FunctionDef, ast.AsyncFunctionDef)
+    return tuple(node for node in ast.walk(tree_of(path)) if isinstance(node, looked_at))
+
+
 def room_of(module: str) -> str:
     """The room of a module: a package under engine/, the ground, or the whole of compat_v1 and scripts."""
     first, _, rest = module.partition(".")
@@ -60,7 +73,7 @@ def imported(path: pathlib.Path) -> set[str]:
     """The project's modules that a file imports, lazily or not; names are resolved to the modules that they are."""
     module = module_of(path)
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -114,7 +127,7 @@ def test_only_the_programs_know_flags() -> None:
     for path in PATHS:
         if path.is_relative_to(ROOT / "scripts"):
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes_of(path):
             names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
             names += [f"{node.module}.{name}" for name in names] if isinstance(node, ast.ImportFrom) else []
             assert "absl.flags" not in names, f"{path.relative_to(ROOT)} reads flags"
@@ -126,7 +139,7 @@ def test_only_the_selection_and_the_walk_ask_whether_a_variable_is_trainable() -
             continue
         asked = [
             node.lineno
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            for node in nodes_of(path)
             if isinstance(node, ast.Attribute)
             and node.attr in {"trainable", "trainable_variables", "trainable_weights"}
         ]
@@ -169,7 +182,7 @@ def test_private_names_of_tensorflow_and_keras_have_one_module_each() -> None:
     for path in PATHS:
         if path.name in {"tensorflow_private.py", "keras_private.py"}:
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes_of(path):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             for name in names:
@@ -178,7 +191,7 @@ def test_private_names_of_tensorflow_and_keras_have_one_module_each() -> None:
 
 def test_no_room_imports_keras_before_a_keras_model_is_asked_for() -> None:
     for path in (ROOT / "engine").rglob("*.py"):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        for node in tree_of(path).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not [name for name in names if name.split(".")[0] in {"keras", "h5py"}], path.name
@@ -189,7 +202,7 @@ def test_no_file_is_longer_than_400_lines_and_no_function_than_80(package: str) 
     for path in (ROOT / package).rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         assert len(text.splitlines()) <= 400, path.name
-        for node in ast.walk(ast.parse(text)):
+        for node in nodes_of(path):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 assert (node.end_lineno or 0) - node.lineno < 80, f"{path.name}: {node.name}"
 

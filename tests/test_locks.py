@@ -87,7 +87,14 @@ def test_what_the_scope_made_goes_if_it_is_empty_whatever_happens(tmp_path: path
     assert os.listdir(tmp_path / "a/b/c") == ["file"]
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"pid": "x", "host": 3}', b"\xff" * 5000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b'{"pid": "x", "host": 3}',
+        *(pytest.param(text, marks=pytest.mark.slow) for text in (b"{", b"[]", b"\xff" * 5000)),
+    ],
+)
 def test_a_holder_that_says_nothing_useful_is_another_process(tmp_path: pathlib.Path, text: bytes) -> None:
     with locks.hold_folder(tmp_path):
         (tmp_path / ".lock").write_bytes(text)

@@ -45,7 +45,7 @@ SIGNATURES: dict[str, str | None] = {
     "audit_graph": "(facts: 'GraphFacts', train_op: 'str | Sequence[str] | None' = None, *, expect_frozen: 'Filter | str | None' = None) -> 'Audit'",
     "audit_step": "(step: 'TrainStep', selection: 'Selection', batch: 'Mapping[str, Any]') -> 'Audit'",
     "blocks": None,
-    "build_model": "(spec: 'str', *, image_shape: 'tuple[int, ...]', outputs: 'int', outputs_of: 'OutputsOf | None' = 'example', head: 'str | None' = None, logits: 'bool | Collection[str]' = True, seed: 'int' = 0, dtype: 'Any' = tf.float32, compute: 'Any' = None, graph: 'Mapping[str, str] | None' = None, inputs: 'Mapping[str, ArraySpec] | None' = None, tasks: 'Mapping[str, int] | None' = None) -> 'Model'",
+    "build_model": "(spec: 'str', *, image_shape: 'tuple[int, ...]', outputs: 'int', head: 'str | None' = None, logits: 'bool | Collection[str]' = True, seed: 'int' = 0, dtype: 'Any' = tf.float32, compute: 'Any' = None, graph: 'Mapping[str, str] | None' = None, inputs: 'Mapping[str, ArraySpec] | None' = None, tasks: 'Mapping[str, int] | None' = None) -> 'Model'",
     "export_savedmodel": "(run: 'PathLike', out: 'PathLike', *, data: 'str | None' = None, ema: 'bool | None' = None, checkpoint: 'str | None' = None) -> 'ExportResult'",
     "finetune": "(config: 'FinetuneConfig', *, listener: 'Listener | None' = None) -> 'RunResult'",
     "group": "(name: 'str') -> 'Filter'",
@@ -91,7 +91,7 @@ def test_a_public_name_has_an_example(name: str) -> None:
 
 
 # Examples that train and then write a model or a file: in `make test`, tests of these functions do the same.
-LONG = {"engine.export.run", "engine.export.update", "engine.recipes.apply_delta"}
+LONG = {"engine.export.run", "engine.export.update", "engine.recipes.apply_delta", "engine.recipes.run_result"}
 
 
 @pytest.mark.parametrize("module", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in MODULES])

@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import pathlib
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from tensorflow.python.framework import config  # there is no public way to swit
 import engine
 from compat_v1.training import layers
 from engine import data
+from engine.runs import picture, records
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DOCUMENTS = [
@@ -53,6 +53,8 @@ def test_a_python_block_works_as_printed(
     document: str, number: int, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(records, "draw_curves", lambda *_: None)  # half the time of a short run
+    monkeypatch.setattr(picture, "draw", lambda *_: None)
     exec(python_blocks(document)[number], {"__name__": "example"})
     config.disable_op_determinism()  # finetune switches it on
 
@@ -142,17 +144,19 @@ def test_the_tf1_example_works_as_printed() -> None:
 # ---- commands and flags
 
 
-@functools.cache
-def flags_of(program: str) -> frozenset[str]:
+@pytest.fixture(scope="module")
+def flags_of(programs: Any) -> Callable[[str], frozenset[str]]:
     """The flags that a program's own help lists."""
-    assert (ROOT / f"scripts/{program}.py").is_file(), f"there is no program {program}"
-    command = [sys.executable, "-m", f"scripts.{program}", "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
-    return frozenset(re.findall(r"^  --(?:\[no\])?(\w+)", done.stdout, re.MULTILINE)) | {
-        "help",
-        "helpfull",
-        "flagfile",
-    }  # of absl
+
+    @functools.cache
+    def find(program: str) -> frozenset[str]:
+        assert (ROOT / f"scripts/{program}.py").is_file(), f"there is no program {program}"
+        done = programs.run(["-m", f"scripts.{program}", "--help"], seconds=120)
+        assert done.returncode == 0, done.stderr
+        named = frozenset(re.findall(r"^  --(?:\[no\])?(\w+)", done.stdout, re.MULTILINE))
+        return named | {"help", "helpfull", "flagfile"}  # of absl
+
+    return find
 
 
 def commands(document: str) -> list[tuple[str, str]]:
@@ -166,7 +170,7 @@ def commands(document: str) -> list[tuple[str, str]]:
     ]
 
 
-def test_every_command_uses_flags_that_exist() -> None:
+def test_every_command_uses_flags_that_exist(flags_of: Callable[[str], frozenset[str]]) -> None:
     found = [(document, *command) for document in TEXTS for command in commands(document)]
     assert len(found) > 30
     for document, program, words in found:
@@ -180,7 +184,7 @@ def test_every_line_that_looks_like_a_command_is_one() -> None:
             assert (ROOT / f"scripts/{name.replace('-', '_')}.py").is_file(), f"{document}: frostline {name}"
 
 
-def test_every_flag_that_is_named_exists() -> None:
+def test_every_flag_that_is_named_exists(flags_of: Callable[[str], frozenset[str]]) -> None:
     programs = {program for document in TEXTS for program, _ in commands(document)}
     every = frozenset().union(*map(flags_of, programs))
     for document, text in TEXTS.items():

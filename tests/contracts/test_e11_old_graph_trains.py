@@ -132,7 +132,8 @@ def test_batch_norm_in_training_mode_trains_as_in_a_session(tmp_path: pathlib.Pa
     assert max(found.gradient, found.losses, found.weights) <= TRAJECTORY, found
 
 
-@pytest.mark.parametrize("switch", [True, pytest.param(False, marks=slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("switch", [True, False])
 def test_a_fused_batch_norm_trains_as_in_a_session(tmp_path: pathlib.Path, switch: bool) -> None:
     path = write_graph(
         tmp_path, normalised("fused", switch=switch), dtype=tf.float32, resource=False, optimizer="momentum"
@@ -301,6 +302,7 @@ def test_pnet_trains_as_in_a_session() -> None:
     assert max(found.gradient, found.losses, found.weights) <= TRAJECTORY, found
 
 
+@pytest.mark.slow
 @needs_shared
 def test_pnet_in_float32() -> None:
     found = train_both(PNET, "@all", Momentum(), faces(20, np.float32), dtype=tf.float32)

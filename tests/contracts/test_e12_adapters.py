@@ -114,7 +114,9 @@ def test_adapted_begins_as_the_base_and_merged_is_unmerged(name: str, text: str)
     assert bits(network) == base
 
 
-@pytest.mark.parametrize(("name", "text"), [("vit", "adapter"), ("cnn", "both"), ("keras", "both")])
+@pytest.mark.parametrize(
+    ("name", "text"), [pytest.param("vit", "adapter", marks=pytest.mark.slow), ("cnn", "both"), ("keras", "both")]
+)
 @pytest.mark.usefixtures("deterministic_ops")
 def test_training_moves_every_adapter_and_no_bit_of_the_base(name: str, text: str) -> None:
     network, images = MODELS[name](tf.float32), batch()

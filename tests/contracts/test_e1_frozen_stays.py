@@ -61,12 +61,12 @@ def train(step: TrainStep, selection: Selection, shape: tuple[int, int, int], st
 
 
 CASES = [
-    ("vit", "head/.*", "adamw"),
+    pytest.param("vit", "head/.*", "adamw", marks=pytest.mark.slow),
     ("vit", "@blocks[-1:] @head !@norm", "nesterov"),
-    ("vit", "patch/.* blocks/0/.*", "adam"),
+    pytest.param("vit", "patch/.* blocks/0/.*", "adam", marks=pytest.mark.slow),
     ("vit", "@norm @bias", "sgd"),
     ("cnn", "@head", "adamw"),
-    ("cnn", "stages/1/.* @head", "nesterov"),
+    pytest.param("cnn", "stages/1/.* @head", "nesterov", marks=pytest.mark.slow),
     ("cnn", "@all !@stats", "adam"),
     ("cnn", "stages/3/.* @head", "start"),
     pytest.param("mobilenet", "@head", "nesterov", marks=pytest.mark.slow),
@@ -117,7 +117,11 @@ def plant(inner: Any, write: Any, *, unseen: bool) -> Any:
     return planted
 
 
-PLANTED = [("vit", "blocks/1/norm2/beta"), ("mobilenet", "mobilenetv2_0.35_32/bn_Conv1/moving_mean")]
+PLANTED = [
+    ("vit", "blocks/1/norm2/beta"),
+    ("cnn", "stages/0/norm/moving_mean"),
+    pytest.param("mobilenet", "mobilenetv2_0.35_32/bn_Conv1/moving_mean", marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize(("name", "path"), PLANTED)

@@ -26,7 +26,8 @@ def train(step: TrainStep, selection: Any, model: Any, steps: int) -> list[float
     return [float(step(selection, batch, learning_rate=1e-3).loss) for _ in range(steps)]
 
 
-@pytest.mark.parametrize("name", ["MobileNetV2", pytest.param("ResNet50", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["MobileNetV2", "ResNet50"])
 @pytest.mark.usefixtures("deterministic_ops")
 def test_head_then_last_20_layers_with_statistics_still_unless_asked_for(name: str) -> None:
     model = build_model(SPECS[name], image_shape=(32, 32, 3), outputs=3)

@@ -161,13 +161,19 @@ def test_the_short_list_holds_every_optimizer_and_each_model_with_every_selectio
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[pytest.mark.slow] * (case.selection == "below")) for case in SHORT], ids=str
+    "case",
+    [
+        pytest.param(case, marks=[pytest.mark.slow] * (case.selection == "below" or case.model == "vit"))
+        for case in SHORT
+    ],
+    ids=str,
 )
 @pytest.mark.usefixtures("deterministic_ops")
 def test_fifty_steps_of_the_engine_are_those_of_each_tf1_method(case: Case) -> None:
     fifty_steps(case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [pytest.param(Case("vit", "below", "momentum", 4), marks=pytest.mark.slow), Case("cnn", "below", "momentum", 1)],

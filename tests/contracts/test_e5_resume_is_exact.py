@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -98,47 +99,63 @@ def assert_equal_runs(one: pathlib.Path, other: pathlib.Path) -> None:
         assert runs[0][key] == runs[1][key], key
 
 
-def check(run: Any, tmp_path: pathlib.Path, data: pathlib.Path, flags: list[str], *, kills: int, seed: int) -> None:
-    rng = random.Random(seed)
-    print(f"kill moments from seed {seed}")
-    run(command(tmp_path / "whole", data, flags))
-    steps = json.loads((tmp_path / "whole/run.json").read_text())["steps"]
+@pytest.fixture
+def whole(run: Any, small_data: pathlib.Path, shared: pathlib.Path) -> Callable[[list[str]], pathlib.Path]:
+    """The folder of the run with these flags that nothing interrupts, done once."""
+
+    def find(flags: list[str]) -> pathlib.Path:
+        out = shared / flags[0].removeprefix("--model=").partition(":")[0]
+        if not out.exists():
+            run(command(out, small_data, flags))
+        return out
+
+    return find
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return tmp_path_factory.mktemp("whole")
+
+
+def check(run: Any, whole: Any, tmp_path: pathlib.Path, data: pathlib.Path, flags: list[str], **given: int) -> None:
+    rng = random.Random(given["seed"])
+    print(f"kill moments from seed {given['seed']}")
+    steps = json.loads((whole(flags) / "run.json").read_text())["steps"]
     killed = tmp_path / "killed"
-    for _ in range(kills):
+    for _ in range(given["kills"]):
         run_and_kill(command(killed, data, flags, "--resume"), killed, rng, steps)
     run(command(killed, data, flags, "--resume"))
-    assert_equal_runs(tmp_path / "whole", killed)
+    assert_equal_runs(whole(flags), killed)
 
 
 @pytest.mark.slow
 def test_a_vit_run_killed_at_a_random_moment_ends_with_the_same_bits(
-    run: Any, tmp_path: pathlib.Path, small_data: pathlib.Path
+    run: Any, whole: Any, tmp_path: pathlib.Path, small_data: pathlib.Path
 ) -> None:
-    check(run, tmp_path, small_data, VIT, kills=1, seed=time.time_ns())
+    check(run, whole, tmp_path, small_data, VIT, kills=1, seed=time.time_ns())
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_batchnorm_run_killed_and_resumed_ends_with_the_same_bits(
-    run: Any, tmp_path: pathlib.Path, small_data: pathlib.Path, kills: int
+    run: Any, whole: Any, tmp_path: pathlib.Path, small_data: pathlib.Path, kills: int
 ) -> None:
-    check(run, tmp_path, small_data, CNN, kills=kills, seed=time.time_ns())
+    check(run, whole, tmp_path, small_data, CNN, kills=kills, seed=time.time_ns())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [VIT, CNN], ids=["vit", "cnn"])
 @pytest.mark.parametrize("seed", range(3))
 def test_many_kills_change_nothing(
-    run: Any, tmp_path: pathlib.Path, small_data: pathlib.Path, flags: list[str], seed: int
+    run: Any, whole: Any, tmp_path: pathlib.Path, small_data: pathlib.Path, flags: list[str], seed: int
 ) -> None:
-    check(run, tmp_path, small_data, flags, kills=5, seed=seed)
+    check(run, whole, tmp_path, small_data, flags, kills=5, seed=seed)
 
 
 def test_a_resume_after_the_newest_checkpoint_was_damaged_ends_with_the_same_bits(
-    run: Any, tmp_path: pathlib.Path, small_data: pathlib.Path
+    run: Any, whole: Any, tmp_path: pathlib.Path, small_data: pathlib.Path
 ) -> None:
-    whole, out = tmp_path / "whole", tmp_path / "damaged"
-    run(command(whole, small_data, CNN))
-    shutil.copytree(whole, out)
+    out = tmp_path / "damaged"
+    shutil.copytree(whole(CNN), out)
     newest = sorted((out / "checkpoints").glob("step-*.npz"))[-1]
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 16
@@ -146,7 +163,7 @@ def test_a_resume_after_the_newest_checkpoint_was_damaged_ends_with_the_same_bit
     printed = run(command(out, small_data, CNN, "--resume"))
     assert newest.name in printed
     assert "trying the one before it" in printed
-    assert_equal_runs(whole, out)
+    assert_equal_runs(whole(CNN), out)
 
 
 def test_checkpoints_hold_the_state_of_keras_seed_generators(tmp_path: pathlib.Path) -> None:

@@ -100,7 +100,7 @@ FIRST, TRAJECTORY = (tf.float32, 1, optimizers.Momentum()), (tf.float64, 10, ADA
 @pytest.mark.parametrize(
     ("text", "runs"),
     [
-        ("high/.* @head", (FIRST,)),
+        pytest.param("high/.* @head", (FIRST,), marks=pytest.mark.slow),
         *(pytest.param(text, (FIRST, TRAJECTORY), marks=pytest.mark.slow) for text in ("@head", "high/.* @head")),
     ],
 )

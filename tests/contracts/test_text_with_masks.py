@@ -100,6 +100,7 @@ def train_in_parts(
     return weights(selection), joined(slots), found
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("deterministic_ops")
 def test_e2_the_first_step_of_texts_in_micro_batches_is_that_of_one_batch() -> None:
     whole, parts = (train_in_parts(tf.float32, micro, 1, pairs=True, depth=1) for micro in (None, 3))
@@ -181,6 +182,7 @@ def arrays(path: pathlib.Path) -> dict[str, bytes]:
         return {name: npz.read(name).tobytes() for name in npz.names()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("phases", "killed"),
     [

@@ -47,7 +47,9 @@ def values(selection: Selection) -> np.ndarray:
     return joined([entry.variable for entry in selection.trained])
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] * (case != "one head by its loss")) for case in CASES]
+)
 @pytest.mark.usefixtures("deterministic_ops")
 def test_what_is_frozen_keeps_every_bit_and_what_trains_moves(case: str) -> None:
     step, selection = make_step(tf.float32, *CASES[case], ema=0.9, micro_batch_size=3)
@@ -86,7 +88,9 @@ def test_uneven_micro_batches_are_one_batch(case: str) -> None:
         assert steps == 1 or relative(parts, whole) < TRAJECTORY
 
 
-@pytest.mark.parametrize("case", ["both heads", pytest.param("one head by its loss", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow) for case in ("both heads", "one head by its loss")]
+)
 @pytest.mark.usefixtures("deterministic_ops")
 def test_a_step_from_features_is_one_from_images(case: str) -> None:
     for dtype, steps in ((tf.float32, 1), (tf.float64, 50)):

@@ -170,7 +170,7 @@ def test_a_size_that_would_not_fit_is_refused_before_memory_is_taken(
 
 
 def test_a_jpeg_of_40_megapixels_is_decoded_at_an_eighth(monkeypatch: pytest.MonkeyPatch) -> None:
-    y, x = np.mgrid[0:5464, 0:7304].astype(np.float32)
+    y, x = np.arange(5464, dtype=np.float32)[:, None], np.arange(7304, dtype=np.float32)
     big = Image.fromarray((127 + 60 * np.sin(x / 900) + 60 * np.cos(y / 700)).astype(np.uint8))
     data = encoded(big.convert("RGB"), "JPEG", quality=80)
     header = read_header(io.BytesIO(data))

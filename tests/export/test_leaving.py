@@ -101,10 +101,17 @@ EFFICIENT = ((1, 16, 1, 3), (6, 24, 2, 3), (6, 40, 2, 5), (6, 80, 3, 3), (6, 112
 @pytest.mark.parametrize(
     ("model", "names", "rules", "expected", "count"),
     [
-        ("keras:ResNet50", "timm", "resnet_timm", resnet50(), 320),
+        pytest.param("keras:ResNet50", "timm", "resnet_timm", resnet50(), 320, marks=pytest.mark.slow),
         pytest.param("keras:ResNet50", "hf", "resnet_hf", resnet50_hf(), 320, marks=pytest.mark.slow),
         ("keras:MobileNetV2", "timm", "mobilenetv2_timm", mobile(MOBILENET, squeeze=False), 314),
-        ("keras:EfficientNetB0", "timm", "efficientnet_timm", mobile(EFFICIENT, squeeze=True), 360),
+        pytest.param(
+            "keras:EfficientNetB0",
+            "timm",
+            "efficientnet_timm",
+            mobile(EFFICIENT, squeeze=True),
+            360,
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_networks_have_the_names_and_shapes_of_other_libraries(

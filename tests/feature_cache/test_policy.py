@@ -146,6 +146,7 @@ def test_one_pass_fills_the_caches_of_a_later_lower_line_with_the_bits_of_two(
     assert shards_of(tmp_path / "one") == shards_of(tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_a_pass_that_rounds_otherwise_is_not_shared(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filling, "_same_bits", lambda *_: False)
     job = Job(tmp_path)
@@ -189,6 +190,7 @@ def test_caches_are_made_ahead_for_several_phases_but_not_across_training(ahead:
     assert "phase 1 (27 rows), 2 (27 rows)" in ahead("three", "@head", LOWER, f"{LOWER} blocks/0/mlp/down/.*")
 
 
+@pytest.mark.slow
 def test_a_pass_that_was_stopped_goes_on_with_what_is_missing(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -341,6 +343,7 @@ def targets(rng: Any, count: int) -> np.ndarray:
     return np.stack([rng.integers(0, 3, count), rng.integers(-1, 4, count)], axis=1).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_several_heads_train_together_or_one_after_the_other_from_one_cache(tmp_path: pathlib.Path) -> None:
     def trained(filters: list[str], *, kept: bool) -> tuple[list[np.ndarray], list[int]]:
         model, computed = TwoTasks(), []

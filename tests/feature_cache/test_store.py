@@ -7,8 +7,6 @@ import json
 import os
 import pathlib
 import signal
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -177,11 +175,11 @@ run.features(pathlib.Path(sys.argv[1])).fill(batch_size=5)
 """
 
 
-def test_killed_while_writing_only_the_unfinished_shard_is_computed_again(tmp_path: pathlib.Path, run: Run) -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", KILLED, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=200, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+def test_killed_while_writing_only_the_unfinished_shard_is_computed_again(
+    tmp_path: pathlib.Path, programs: Any
+) -> None:
+    done = programs.run(["-c", KILLED, str(tmp_path)], seconds=200)
+    assert done.returncode == -signal.SIGKILL, done.stderr
     run = Run()
     made = run.features(tmp_path)
     assert (made.missing_rows, made.damaged) == (16, [])  # of 12, 12, 12 and 4 rows
@@ -317,6 +315,7 @@ def test_view_j_is_what_epoch_j_sees(tmp_path: pathlib.Path) -> None:
 # --- steps
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("deterministic_ops")
 def test_steps_of_features_are_the_steps_of_images(tmp_path: pathlib.Path) -> None:
     """Three epochs of 3 steps, the last of 8 examples; losses, weights and evaluation."""

@@ -57,7 +57,10 @@ def batch(seed: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("text", "below", "bytes_each"),
-    [("net/head", ["net/high", "net/low"], 16), ("net/hi.* net/head", ["net/low"], 256)],
+    [
+        pytest.param("net/head", ["net/high", "net/low"], 16, marks=pytest.mark.slow),
+        ("net/hi.* net/head", ["net/low"], 256),
+    ],
 )
 def test_the_line_lies_between_the_frozen_and_the_trained_part_of_one_function(
     folder: str, text: str, below: list[str], bytes_each: int

@@ -54,7 +54,12 @@ def forecaster(model: Any) -> Callable[..., Forecaster]:
 
 @pytest.mark.parametrize(
     ("optimizer", "slots"),
-    [(optimizers.SGD(), 0), (MOMENTUM, 1), (ADAMW, 2), (optimizers.AdamW(decay_toward="start"), 3)],
+    [
+        pytest.param(optimizers.SGD(), 0, marks=pytest.mark.slow),
+        pytest.param(MOMENTUM, 1, marks=pytest.mark.slow),
+        (ADAMW, 2),
+        (optimizers.AdamW(decay_toward="start"), 3),
+    ],
     ids=str,
 )
 def test_what_is_arithmetic_is_exact(model: Any, forecaster: Any, optimizer: Any, slots: int) -> None:

@@ -339,8 +339,8 @@ def test_a_compiled_pass_takes_any_number_of_images() -> None:
     ("shape", "said"),
     [
         ((3, 2, 8, 12), "[3, 2, 8, 12]; expected [None, 8, 12, 2] (height, width, channels); channels come last"),
-        ((3, 12, 8, 2), "[3, 12, 8, 2]; expected [None, 8, 12, 2]"),
-        ((6, 8, 12, 1), "[6, 8, 12, 1]; expected [None, 8, 12, 2]"),
+        pytest.param((3, 12, 8, 2), "[3, 12, 8, 2]; expected [None, 8, 12, 2]", marks=pytest.mark.slow),
+        pytest.param((6, 8, 12, 1), "[6, 8, 12, 1]; expected [None, 8, 12, 2]", marks=pytest.mark.slow),
         ((8, 12, 2), "[8, 12, 2]; expected [None, 8, 12, 2]"),
     ],
 )

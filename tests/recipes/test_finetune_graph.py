@@ -117,6 +117,7 @@ def losses(out: pathlib.Path) -> list[float]:
     return [row["loss"] for row in rows if row["kind"] == "train"]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_is_resumed_to_the_bit(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
     given = {"train": "@all @stats", "micro_batches": None}
     run(config(folder, tmp_path / "whole", **given))

@@ -141,6 +141,7 @@ class StopAfter(Listener):
         return self.left <= 0
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_and_resumed_ends_with_the_same_bits(run: pathlib.Path, folder: pathlib.Path) -> None:
     out = folder / "stopped"
     words = dict(word.removeprefix("--").split("=", 1) for word in (PY, *FLAGS))

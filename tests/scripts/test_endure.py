@@ -98,6 +98,7 @@ print(json.dumps([[r.to_json() | {"failed": r.failed} for r in found], said, cam
 """
 
 
+@pytest.mark.slow
 def test_each_planted_fault_is_found_and_a_stopped_campaign_goes_on(programs: Any, tmp_path: pathlib.Path) -> None:
     done = programs.run(["-c", PLANTED, str(tmp_path)])
     assert done.returncode == 0, done.stderr
@@ -180,6 +181,7 @@ def test_an_index_that_is_written_again_is_valid_with_other_values() -> None:
     assert aware.edit_index(content, random.Random(2)) != content
 
 
+@pytest.mark.slow
 def test_a_selection_for_each_call_leaves_a_step_of_constant_size() -> None:
     from scripts.endurance.long import Long
     from scripts.endurance.outcomes import Case

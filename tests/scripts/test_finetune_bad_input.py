@@ -43,7 +43,11 @@ def here(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Pat
     [
         (["--weights=other.h5"], "an HDF5 file, but not Keras weights; it holds x"),
         (["--weights=text.h5"], "not a weights file of a supported kind, or a truncated one"),
-        ([KERAS, "--image_size=32", "--weights=other.h5"], "an HDF5 file, but not Keras weights; it holds x"),
+        pytest.param(
+            [KERAS, "--image_size=32", "--weights=other.h5"],
+            "an HDF5 file, but not Keras weights; it holds x",
+            marks=pytest.mark.slow,
+        ),
         (["--model=file:other.h5"], "it is not a Keras model, or damaged: an HDF5 file, but not Keras"),
         (["--weights=/dev/zero"], "it is a device; expected a regular file"),
         (["--data=npz:/dev/zero"], "it is a device; expected a regular file"),
@@ -94,9 +98,9 @@ def _large(path: pathlib.Path) -> None:
     ("write", "reason"),
     [
         (_zero, "the file is empty"),
-        (_html, "not a JPEG, PNG, GIF or BMP; the file begins with"),
+        pytest.param(_html, "not a JPEG, PNG, GIF or BMP; the file begins with", marks=pytest.mark.slow),
         (_cmyk, ""),
-        (_large, ""),
+        pytest.param(_large, "", marks=pytest.mark.slow),
     ],
 )
 def test_a_bad_photo_is_named_or_skipped_and_counted_and_an_unusual_one_is_read(

@@ -79,6 +79,7 @@ def test_the_default_models_grey_weights_are_refused_for_photos_with_the_ways_ou
     assert call(*flags, "--weights=none", "--train=@head", "--dry_run")[0] == 0
 
 
+@pytest.mark.slow
 def test_two_classes_train_with_one_sigmoid_output(call: Call, photos: pathlib.Path, tmp_path: pathlib.Path) -> None:
     folder = two_classes(photos, tmp_path / "two")
     (folder / "train").mkdir()
@@ -112,6 +113,7 @@ def test_image_size_reaches_the_model(call: Call, photos: pathlib.Path, tmp_path
     assert result(tmp_path / "c")["data"]["image_shape"] == [20, 20, 1], "the embedded set is resized too"
 
 
+@pytest.mark.slow
 def test_a_saved_model_gets_photos_of_the_size_of_its_input(
     call: Call, photos: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
@@ -150,7 +152,7 @@ def test_a_bad_image_stops_the_run_by_name_or_is_skipped_and_counted(
             (folder / name / file.name).symlink_to(file)
     for number in range(25):
         (folder / f"bags/page{number:02}.jpg").write_bytes(b"<html>moved</html>")
-    with_bad = (*SMALL, f"--data=folder:{folder}", "--eval_fraction=0.2")
+    with_bad = (*SMALL, "--train=@head", f"--data=folder:{folder}", "--eval_fraction=0.2")
     code, _, error = call(*with_bad)
     assert code == 2
     assert "25 of 85 images cannot be read (--bad_images=skip leaves them out)" in error
@@ -185,7 +187,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_may_have_another_cache(
 
 def test_a_resume_on_changed_images_is_refused(call: Call, photos: pathlib.Path, tmp_path: pathlib.Path) -> None:
     folder = two_classes(photos, tmp_path / "two")
-    own = (*SMALL, "--steps=2", f"--data=folder:{folder}", f"--out={tmp_path / 'run'}")
+    own = (*SMALL, "--train=@head", "--steps=2", f"--data=folder:{folder}", f"--out={tmp_path / 'run'}")
     assert call(*own)[0] == 0
     (folder / "boots").unlink()
     (folder / "boots").symlink_to(photos / "bags")
@@ -204,7 +206,7 @@ def test_a_folder_in_use_and_contradictions_are_refused_before_anything_is_opene
     from engine.recipes import task
     from scripts import cli
 
-    own = (*SMALL, "--steps=1", f"--data=folder:{photos}", f"--out={tmp_path / 'run'}")
+    own = (*SMALL, "--train=@head", "--steps=1", f"--data=folder:{photos}", f"--out={tmp_path / 'run'}")
     assert call(*own)[0] == 0
     with monkeypatch.context() as patch:
         patch.setattr(task.sources, "open_data", forbidden)
@@ -253,6 +255,7 @@ def test_with_every_feature_cached_few_photos_are_decoded(
         assert all(np.array_equal(one.read(name), two.read(name)) for name in one.names())
 
 
+@pytest.mark.slow
 def test_damaged_photos_are_named_together_before_the_run_begins(
     call: Call, photos: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
@@ -265,7 +268,7 @@ def test_damaged_photos_are_named_together_before_the_run_begins(
             content = bytearray(path.read_bytes())
             content[200:240] = bytes(40)  # neither the header nor the end
             path.write_bytes(content)
-    own = (*SMALL, f"--data=folder:{folder}", "--eval_fraction=0.2", "--cache=off")
+    own = (*SMALL, "--train=@head", f"--data=folder:{folder}", "--eval_fraction=0.2", "--cache=off")
     code, _, error = call(*own, f"--out={tmp_path / 'run'}")
     assert code == 2
     assert "4 of 60 images cannot be read (--bad_images=skip leaves them out)" in error

@@ -70,6 +70,18 @@ def test_a_rate_for_all_is_the_learning_rate(call: Any, small_data: pathlib.Path
     assert rates_of(tmp_path / "b") == [rate / 2 for rate in rates_of(tmp_path / "a")]
 
 
+def test_decay_toward_the_start_keeps_it_in_slots(call: Any, small_data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    line = [*SMALL, f"--data=npz:{small_data}", "--train=@head", "--weight_decay=20", "--decay_toward=start"]
+    code, printed, err = call(*line, "--steps=2", f"--out={tmp_path / 'a'}")
+    assert code == 0, err
+    assert "decay:   toward the values that variables have when they begin to train" in printed
+    memory = json.loads((tmp_path / "a/run.json").read_text())["memory"]
+    with np.load(tmp_path / "a/checkpoints/step-00000002.npz") as last:
+        assert not np.array_equal(last["head/kernel"], last["optimizer/head/kernel/start"])
+        assert memory["slot_bytes"] == 3 * (last["head/kernel"].nbytes + last["head/bias"].nbytes)
+
+
+@pytest.mark.slow
 def test_decay_toward_the_start_is_kept_in_slots_resumed_and_gone_on_with(
     call: Any, small_data: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

@@ -132,7 +132,10 @@ def test_blocks_computed_again_give_the_same_losses(run: Any, whole: pathlib.Pat
 
 @pytest.mark.parametrize(
     ("precision", "scale"),
-    [("mixed_float16", 2.0**15), pytest.param("mixed_bfloat16", 1.0, marks=pytest.mark.slow), ("float64", 1.0)],
+    [
+        ("mixed_float16", 2.0**15),
+        *(pytest.param(name, 1.0, marks=pytest.mark.slow) for name in ("mixed_bfloat16", "float64")),
+    ],
 )
 def test_each_precision_trains_and_metrics_hold_the_loss_scale(
     run: Any, tmp_path: pathlib.Path, precision: str, scale: float
@@ -150,6 +153,7 @@ def test_each_precision_trains_and_metrics_hold_the_loss_scale(
 # ---- averages
 
 
+@pytest.mark.slow
 def test_averages_are_written_and_evaluated(run: Any, whole: pathlib.Path, tmp_path: pathlib.Path) -> None:
     run("ema", ALL, "--steps=3", "--ema=0.9")
     trained, averaged = arrays(tmp_path / "ema/trained.npz"), arrays(tmp_path / "ema/ema.npz")
@@ -163,7 +167,7 @@ def test_averages_are_written_and_evaluated(run: Any, whole: pathlib.Path, tmp_p
     assert ema["final"]["eval_loss"] != plain["final"]["eval_loss"]
     assert ema["memory"]["forecast_bytes"]["averages"] == ema["memory"]["forecast_bytes"]["slots"] // 2
     # the file is what was evaluated
-    run("from_ema", ALL, "--steps=1", f"--weights={tmp_path / 'ema/ema.npz'}")
+    run("from_ema", "--train=@head", "--steps=1", f"--weights={tmp_path / 'ema/ema.npz'}")
     assert rows(tmp_path / "from_ema", "eval")[0]["eval_loss"] == ema["final"]["eval_loss"]
 
 
@@ -185,6 +189,7 @@ def test_a_dry_run_prints_tables_and_memory_and_writes_nothing(run: Any, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_an_impossible_budget_names_the_smallest(run: Any, impossible: str, tmp_path: pathlib.Path) -> None:
     found = re.search(
         r"memory_budget=977 KiB: the smallest budget that would suffice is (\d+) MiB \(micro-batches of 1 example, remat=\w+\)",
@@ -275,6 +280,7 @@ def test_stop_fails_at_the_first_such_step_and_names_variables(run: Any, tmp_pat
     assert "gradients are not finite" in end["exit"]["reason"]
 
 
+@pytest.mark.slow
 def test_skip_counts_such_steps_and_fails_after_20_in_a_row(run: Any, tmp_path: pathlib.Path) -> None:
     printed = run("few", *OVERFLOW, "--steps=6", "--nonfinite=skip")
     end = facts(tmp_path / "few")
@@ -319,6 +325,7 @@ def test_a_resume_with_all_of_it_ends_with_the_same_bits(
     assert facts(tmp_path / "whole")["final"] == facts(tmp_path / "parts")["final"]
 
 
+@pytest.mark.slow
 def test_a_resume_counts_skipped_steps_on(run: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = (*OVERFLOW, "--steps=30", "--nonfinite=skip")
     stopped(run, monkeypatch, "run", *flags, after=8)

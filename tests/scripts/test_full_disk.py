@@ -17,6 +17,7 @@ Call = Callable[..., tuple[int, str, str]]
 FLAGS = (
     "--model=cnn:mini", "--weights=none", "--train_examples=48", "--eval_fraction=0.15", "--batch_size=16", "--steps=6",
     "--log_every=1", "--checkpoint_every=2", "--keep=2", "--keep_best", "--eval_every=3", "--optimizer=momentum",
+    "--train=@head stages/3/.*",
 )  # fmt: skip
 
 

@@ -41,7 +41,10 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_contracts, "_SIDE", 8)
 
 
-@pytest.mark.parametrize("contract", gpu_contracts.CONTRACTS)
+@pytest.mark.parametrize(
+    "contract",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in ("E3", "E5"))) for name in gpu_contracts.CONTRACTS],
+)
 @pytest.mark.usefixtures("tiny", "deterministic_ops")
 def test_a_contract_holds_on_the_cpu(contract: str) -> None:
     rows = gpu_contracts.CONTRACTS[contract](xla=False)

@@ -15,7 +15,7 @@ from engine import locks
 Call = Callable[..., tuple[int, str, str]]
 QUICK = ("--weights=none", "--train_examples=16", "--batch_size=16", "--steps=1", "--cache=off")
 PROGRAMS = {
-    "finetune": [*QUICK, "--data=npz:DATA"],
+    "finetune": [*QUICK, "--model=cnn:mini", "--train=@head", "--data=npz:DATA"],
     "benchmark_freezing": ["--quick", "--data=npz:DATA"],
 }
 FILES = {

@@ -62,8 +62,17 @@ def test_a_filter_says_what_trains_at_first(vit: ModelVariables, train: str, par
     assert check(vit, train) == parts
 
 
-@pytest.mark.parametrize("train", ["@all", "@all @stats", "@all !@norm"])
-@pytest.mark.parametrize("spec", ["cnn:mini", "keras:MobileNetV2,alpha=0.35"])
+@pytest.mark.parametrize(
+    ("spec", "train"),
+    [
+        *(("cnn:mini", train) for train in ("@all", "@all @stats", "@all !@norm")),
+        ("keras:MobileNetV2,alpha=0.35", "@all"),
+        *(
+            pytest.param("keras:MobileNetV2,alpha=0.35", t, marks=pytest.mark.slow)
+            for t in ("@all @stats", "@all !@norm")
+        ),
+    ],
+)
 def test_statistics_of_a_frozen_part_do_not_move(spec: str, train: str) -> None:
     model = models.build_model(spec, image_shape=(32, 32, 3), outputs=3)
     names = check(name_variables(model.network), train, model.statistics)

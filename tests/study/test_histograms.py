@@ -15,7 +15,7 @@ from engine.training import losses, optimizers
 from engine.training.step import TrainStep
 
 
-@pytest.mark.parametrize("micro_batch_size", [None, 3])
+@pytest.mark.parametrize("micro_batch_size", [None, pytest.param(3, marks=pytest.mark.slow)])
 def test_weights_and_gradients_are_collected_and_drawn(tmp_path: pathlib.Path, micro_batch_size: int | None) -> None:
     pytest.importorskip("tensorboard")
     pytest.importorskip("matplotlib")

@@ -57,6 +57,7 @@ def test_the_head_comes_first_and_everything_follows_at_a_lower_rate(run: Any) -
     assert not any(phase["changed"] for phase in runner.phases)
 
 
+@pytest.mark.slow
 def test_lower_layers_move_less_by_any_runner(plan: Plan, run: Any) -> None:
     start = {entry.path: entry.variable.numpy() for entry in plan.setting.task.variables}
     _, ours = run("layer_decay")

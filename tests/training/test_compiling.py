@@ -58,7 +58,7 @@ def moments(step: TrainStep) -> np.ndarray:
     return step.slots.values["kernel"]["m"].numpy().astype(np.float64)
 
 
-@pytest.mark.parametrize("size", [7, 2])
+@pytest.mark.parametrize("size", [7, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("deterministic_ops")
 def test_compiled_micro_batches_of_which_the_last_is_shorter_are_the_step_in_one_piece(size: int) -> None:
     """Also where the whole batch is shorter than a micro-batch, as the last one of an epoch may be."""

@@ -83,7 +83,7 @@ def test_there_is_no_frozen_output_when_everything_trains() -> None:
     assert evaluator(select(model, "@all"), batches([5])).frozen_output_norm is None
 
 
-@pytest.mark.parametrize(("count", "workers"), [(7, 2), (3, 3), (33, 2)])
+@pytest.mark.parametrize(("count", "workers"), [pytest.param(7, 2, marks=pytest.mark.slow), (3, 3), (33, 2)])
 def test_workers_that_share_an_evaluation_all_have_the_result_of_one(count: int, workers: int) -> None:
     """Batches of 3: with 3 examples and 3 workers, two have none; with 33, those that are watched lie on both."""
     model = build_model("vit:mini,depth=1", image_shape=(8, 8, 1), outputs=3).network

@@ -363,7 +363,10 @@ def test_layer_decay_counts_from_the_output_whatever_trains() -> None:
 
 @pytest.mark.parametrize(
     "optimizer",
-    [SGD(weight_decay=0.5, decay_toward="start"), AdamW(weight_decay=0.5, decay_toward="start", clip_norm=1.0)],
+    [
+        pytest.param(SGD(weight_decay=0.5, decay_toward="start"), marks=pytest.mark.slow),
+        AdamW(weight_decay=0.5, decay_toward="start", clip_norm=1.0),
+    ],
     ids=["sgd", "adamw"],
 )
 def test_decay_can_pull_to_the_values_from_which_a_variable_started(optimizer: Optimizer) -> None:
@@ -417,7 +420,12 @@ def test_a_pull_to_the_start_does_nothing_in_the_first_step_and_holds_back_later
 
 @pytest.mark.parametrize(
     "optimizer",
-    [SGD(), Momentum(), AdamW(), SGD(weight_decay=0.5, decay_toward="start")],
+    [
+        pytest.param(SGD(), marks=pytest.mark.slow),
+        pytest.param(Momentum(), marks=pytest.mark.slow),
+        AdamW(),
+        SGD(weight_decay=0.5, decay_toward="start"),
+    ],
     ids=lambda optimizer: type(optimizer).__name__.lower(),
 )
 def test_training_goes_on_after_a_restore_as_if_never_stopped(optimizer: Optimizer) -> None:

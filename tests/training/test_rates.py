@@ -90,7 +90,12 @@ class ByHand:
                 variable.assign_sub(gradient * number(rate))
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: type(optimizer).__name__.lower())
+# In `make test`, one without and one with slots; the others share their code, and test_optimizers.py holds their rules.
+@pytest.mark.parametrize(
+    "optimizer",
+    [pytest.param(each, marks=[pytest.mark.slow] * (number not in (1, 5))) for number, each in enumerate(OPTIMIZERS)],
+    ids=lambda optimizer: type(optimizer).__name__.lower(),
+)
 def test_rates_and_decays_equal_two_optimizers_in_a_loop_by_hand_to_the_bit(optimizer: Optimizer) -> None:
     ours, theirs = build(), build()
     if optimizer.weight_decay:

@@ -30,7 +30,7 @@ def batch(size: int = 6, seed: int = 0) -> dict[str, Any]:
 
 
 def test_going_back_to_an_old_selection_traces_nothing() -> None:
-    model = vit()
+    model = vit("depth=1")
     step = TrainStep(losses.supervised_loss(model), optimizers.AdamW())
     head, blocks = select(model, "@head"), select(model, "@head @blocks[-1:]")
     for selection in (head, blocks, head, select(model, "head/.*"), blocks):
@@ -159,7 +159,7 @@ def test_slots_exist_for_what_trains_alone() -> None:
 
 
 def test_freezing_drops_slots_and_frees_their_memory() -> None:
-    model = vit()
+    model = vit("depth=1")
     step = TrainStep(losses.supervised_loss(model), optimizers.Adam())
     step(select(model, "@all"), batch(), learning_rate=1e-3)
     slot = weakref.ref(step.slots.values["blocks/0/mlp/up/kernel"]["m"])
@@ -169,15 +169,15 @@ def test_freezing_drops_slots_and_frees_their_memory() -> None:
 
 
 def test_an_unfrozen_variable_starts_with_t_of_zero_and_steps_no_further_than_the_learning_rate() -> None:
-    model = vit()
+    model = vit("depth=1")
     step = TrainStep(losses.supervised_loss(model), optimizers.Adam())
     for number in range(30):
         step(select(model, "@head"), batch(seed=number), learning_rate=1e-3)
-    both = select(model, "@head blocks/2/mlp/down/kernel")
-    kernel = model.blocks[2].mlp.down.kernel
+    both = select(model, "@head blocks/0/mlp/down/kernel")
+    kernel = model.blocks[0].mlp.down.kernel
     before = kernel.numpy()
     step(both, batch(), learning_rate=1e-3)
-    assert step.slots.t == {"blocks/2/mlp/down/kernel": 1, "head/kernel": 31, "head/bias": 31}
+    assert step.slots.t == {"blocks/0/mlp/down/kernel": 1, "head/kernel": 31, "head/bias": 31}
     # Adam's first step is learning_rate * sign(gradient), up to epsilon and rounding
     assert np.abs(kernel.numpy() - before).max() <= 1e-3 * (1 + 1e-4)
 
@@ -219,7 +219,7 @@ def test_clipping_scales_by_the_selections_global_norm_alone() -> None:
 def test_a_gradient_below_the_clipping_norm_keeps_its_bits() -> None:
     results = []
     for clip in (None, 1e6):
-        model = vit()
+        model = vit("depth=1")
         step = TrainStep(losses.supervised_loss(model), optimizers.SGD(clip_norm=clip))
         step(select(model, "@all"), batch(), learning_rate=0.1)
         results.append(model.blocks[0].mlp.up.kernel.numpy())
@@ -227,7 +227,7 @@ def test_a_gradient_below_the_clipping_norm_keeps_its_bits() -> None:
 
 
 def test_another_optimizer_setting_keeps_the_slots() -> None:
-    model = vit()
+    model = vit("depth=1")
     base = optimizers.AdamW()
     step = TrainStep(losses.supervised_loss(model), base)
     selection = select(model, "@head")

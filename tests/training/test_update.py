@@ -177,8 +177,10 @@ def test_a_step_in_which_nothing_has_a_weight_moves_nothing(micro_batch_size: in
     assert (step.steps, step.skipped, step.left_out) == (2, 1, {"t": 1})
 
 
-@pytest.mark.parametrize("bad", [-1.0, np.nan])
-@pytest.mark.parametrize("micro_batch_size", [None, 2])
+@pytest.mark.parametrize(
+    ("micro_batch_size", "bad"),
+    [(None, np.nan), (2, -1.0), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((None, -1.0), (2, np.nan)))],
+)
 def test_a_negative_weight_is_an_error_that_changes_nothing(micro_batch_size: int | None, bad: float) -> None:
     model = build_model("cnn:mini", image_shape=(8, 8, 1), outputs=4).network
     selection = select(model, "stages/3/.*")

@@ -162,10 +162,14 @@ CASES: dict[str, tuple[Any, str]] = {
     "Ftrl": (lambda: v1.train.FtrlOptimizer(0.01, l1_regularization_strength=0.001), "ftrl,l1=0.001"),
 }
 # Two kinds of partitioned ones stand for all: slices and their slots are joined before any kind is looked at.
+VARIANTS = ("nesterov", "RMSProp", "RMSProp with momentum")  # of slots that another case holds
 PARTITIONED = [("Adam", 2), pytest.param("RMSProp centered", 2, marks=pytest.mark.slow)]
 
 
-@pytest.mark.parametrize(("name", "parts"), [*((name, 0) for name in CASES), *PARTITIONED])
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [*(pytest.param(name, 0, marks=[pytest.mark.slow] * (name in VARIANTS)) for name in CASES), *PARTITIONED],
+)
 def test_five_steps_after_the_port_are_five_more_steps_of_tensorflow_1(
     tmp_path: pathlib.Path, name: str, parts: int
 ) -> None:

@@ -176,6 +176,7 @@ def test_fed_equals_unfed_in_all_other_cases(name: str, method: str, size: int |
     fifty_steps(CASES[name], method, micro_batch_size=size)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("deterministic_ops")
 def test_fed_equals_unfed_with_weights_in_micro_batches() -> None:
     options: dict[str, Any] = {"weight": True, "micro_batch_size": 3}
@@ -349,8 +350,13 @@ def scaled(x: Any, *_: Any) -> Any:
     return deep(x) * scale + tf.zeros([tf.shape(x)[0], 5])
 
 
+# In `make test`, the method that needs no other graph: where the line lies does not depend on the method, as the test of
+# the engine's line shows for all three.
+FAST_METHODS = [pytest.param(name, marks=[pytest.mark.slow] * (name != "var_list")) for name in METHODS]
+
+
 @pytest.mark.parametrize("resource", [True, False])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FAST_METHODS)
 def test_reference_variables_as_resource_variables(method: str, resource: bool) -> None:
     def between(x: Any, *_: Any) -> Any:
         return deep(x * v1.get_variable("scale", [5], initializer=v1.ones_initializer(), use_resource=resource))
@@ -439,7 +445,7 @@ def test_batch_norm_in_training_mode_below_is_refused() -> None:
         assert "in inference mode, the line would be higher" in said
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FAST_METHODS)
 def test_everything_trained_is_refused(method: str) -> None:
     said = refused(Side(Case("cnn:mini", "@all"), tf.float32, method).loop)
     assert "no frozen tensor between the images and the trained part is cheaper to cache" in said
@@ -580,6 +586,7 @@ def test_a_cache_is_filled_by_a_session_and_trained_from(tmp_path: pathlib.Path)
     np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_phase_with_a_higher_line_goes_on_from_the_lower_ones_tensors(tmp_path: pathlib.Path) -> None:
     train = TrainBatches(part_of(), batch_size=EXAMPLES, seed=5)
     low, high = (

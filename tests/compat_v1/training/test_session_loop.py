@@ -55,7 +55,9 @@ def loop_of(
     return loop, network, selection
 
 
-@pytest.mark.parametrize(("spec", "compute"), [("vit:mini,depth=1", "bfloat16"), ("cnn:mini", "float16")])
+@pytest.mark.parametrize(
+    ("spec", "compute"), [pytest.param("vit:mini,depth=1", "bfloat16", marks=pytest.mark.slow), ("cnn:mini", "float16")]
+)
 def test_sixteen_bits_train_as_the_engine_does(spec: str, compute: str) -> None:
     scale = {"loss_scale": LossScale()} if compute == "float16" else {}
     loop, network, selection = loop_of(

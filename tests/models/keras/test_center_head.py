@@ -15,13 +15,14 @@ from engine.selection.variables import name_variables
 MOBILE = "keras:MobileNetV2,alpha=0.35"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "stride"),
     [
         (MOBILE, 4),
-        pytest.param(MOBILE, 8, marks=pytest.mark.slow),
-        pytest.param("keras:ResNet50", 4, marks=pytest.mark.slow),
-        pytest.param("keras:EfficientNetB0", 4, marks=pytest.mark.slow),
+        (MOBILE, 8),
+        ("keras:ResNet50", 4),
+        ("keras:EfficientNetB0", 4),
     ],
 )
 def test_it_makes_maps_of_the_stride(spec: str, stride: int) -> None:

@@ -105,12 +105,12 @@ def check(folder: pathlib.Path, k: Any, form: str, nesting: str, frozen: str, to
 
 QUICK = [
     (tf_keras, "h5", "nested", "part", "same", True),
-    (tf_keras, "h5", "twice", "part", "other", False),
+    pytest.param(tf_keras, "h5", "twice", "part", "other", False, marks=pytest.mark.slow),
     (tf_keras, "whole.h5", "flat", "all", "other", True),
-    (tf_keras, "keras", "nested", "part", "same", False),
+    pytest.param(tf_keras, "keras", "nested", "part", "same", False, marks=pytest.mark.slow),
     (tf_keras, "tf", "twice", "part", "none", False),
     (keras, "weights.h5", "nested", "part", "other", True),
-    (keras, "h5", "nested", "part", "same", False),
+    pytest.param(keras, "h5", "nested", "part", "same", False, marks=pytest.mark.slow),
 ]
 ALL = [
     (*case, number % 2 == 0)  # every second one has automatic names

@@ -154,7 +154,7 @@ def saved_as(policy: str, path: pathlib.Path) -> pathlib.Path:
     return path
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("policy", [pytest.param("mixed_bfloat16", marks=pytest.mark.slow), "mixed_float16"])
 def test_the_precision_asked_for_governs_every_layer_of_a_file(tmp_path: pathlib.Path, policy: str) -> None:
     path = saved_as(policy, tmp_path / "m.keras")
     plain = keras.saving.load_model(path)

@@ -497,6 +497,7 @@ def test_empty_tensors_scalars_and_duplicates_do_no_harm() -> None:
     assert len({line.source for line in proposal.lines}) == len(proposal.lines)
 
 
+@pytest.mark.slow
 def test_thousands_of_names_take_seconds_and_a_rule_file_keeps_its_limit() -> None:
     words = ("query", "key", "value", "output")
     source = {f"bert/encoder/layer_{i}/attention/{w}/kernel": (8, 8) for i in range(300) for w in words}

@@ -167,7 +167,9 @@ BERT = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("style", BERT)
+@pytest.mark.parametrize(
+    "style", [pytest.param(style, marks=[pytest.mark.slow] * (number % 2)) for number, style in enumerate(BERT)]
+)
 def test_bert(style: str) -> None:
     tables, block, parts, last = BERT[style]
     automatic = style == "automatic"

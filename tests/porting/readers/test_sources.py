@@ -405,7 +405,10 @@ def damaged(folder: pathlib.Path, kind: str, part: str) -> tuple[pathlib.Path, p
 PARTS = [("npz", ""), ("h5", ""), ("checkpoint", "index"), ("checkpoint", "data-00000-of-00001")]
 
 
-@pytest.mark.parametrize(("kind", "part"), PARTS)
+# In `make test`, checkpoints alone: test_files.py damages each byte of an .npz, and test_endure.py files of all kinds.
+@pytest.mark.parametrize(
+    ("kind", "part"), [pytest.param(*each, marks=[pytest.mark.slow] * (each[0] != "checkpoint")) for each in PARTS]
+)
 @given(data=st.data())
 @fuzzing
 def test_truncation_gives_an_error_or_the_right_data(
@@ -421,7 +424,13 @@ def test_truncation_gives_an_error_or_the_right_data(
         assert str(path) in str(error)  # noqa: PT017 any other exception comes through
 
 
-@pytest.mark.parametrize(("kind", "part"), [*PARTS, ("safetensors", "")])
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [
+        pytest.param(*each, marks=[pytest.mark.slow] * (each[0] in ("npz", "checkpoint")))
+        for each in (*PARTS, ("safetensors", ""))
+    ],
+)
 @given(data=st.data())
 @fuzzing
 def test_flipped_bits_give_an_error_or_arrays_of_the_shape_that_was_told(

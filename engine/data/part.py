@@ -248,6 +248,7 @@ class Source:
         columns: the names of the columns of [n, C] targets, where the data name them.
         tasks: where there are several labels for an example, what each is, by the name of its task; ``classes`` and
             ``columns`` are then those of the first.
+        texts: of texts, how they became tokens (engine.data.text_encoder.TextEncoder).
     """
 
     name: str
@@ -259,6 +260,7 @@ class Source:
     named: bool = True
     columns: tuple[str, ...] = ()
     tasks: tuple[Target, ...] = ()
+    texts: Any = None
 
     @property
     def image_shape(self) -> tuple[int, ...]:

@@ -107,7 +107,12 @@ def find_files(flag: str, say: Say) -> list[pathlib.Path]:
         return list_images(given, say=say)
     from engine.data.unlabelled import find_table, find_texts
 
-    return [find_texts(given).path if flag == "texts" else pathlib.Path(find_table(given).file)]
+    if flag == "table":
+        return [pathlib.Path(find_table(given).file)]
+    path, columns = find_texts(given).path, flags.FLAGS.text_columns
+    if columns is not None and (path.is_dir() or path.suffix.lower() == ".txt"):
+        raise InputError(f"text_columns={columns}: texts={given} has texts and no columns; leave it out")
+    return [path]
 
 
 def check_target(name: str, files: list[pathlib.Path]) -> None:

@@ -37,9 +37,9 @@ class TextFacts:
             raise TypeError("texts must have names of columns, 1 or 2 texts for an example, and a digest")
         return cls(columns=columns, count=count, tokenizer=tokenizer)
 
-    def check_tokenizer(self, tokenizer: Tokenizer, files: TokenizerFiles) -> None:
-        """Raises DataError unless a tokenizer makes the same tokens of a text as the source's did."""
-        if tokenizer.digest != self.tokenizer:
+    def check_tokenizer(self, digest: str, files: TokenizerFiles) -> None:
+        """Raises DataError unless a tokenizer of this digest makes the same tokens of a text as the source's did."""
+        if digest != self.tokenizer:
             raise DataError(
                 f"{files.folder}: the tokenizer is not the one that the run was trained with (its vocab.txt, or a setting such as "
                 "do_lower_case, differs), so texts would become other tokens; put the run's files back"
@@ -71,7 +71,7 @@ class TextEncoder:
         """The tokenizer; DataError if its files are missing or damaged, or have changed since the run."""
         found = Tokenizer(self.files, say=lambda line: None)
         if self.facts is not None:
-            self.facts.check_tokenizer(found, self.files)
+            self.facts.check_tokenizer(found.digest, self.files)
         return found
 
     def check(self) -> None:

@@ -162,8 +162,11 @@ def find_table(given: str) -> ManifestOptions:
         )
     path = pathlib.Path(options.file)
     _check_there("table", given, path)
-    if path.suffix.lower() == ".npz" and (asked := [n for n in ("features", "missing") if getattr(options, n)]):
-        raise DataError(f"table={given}: {asked[0]}: an .npz file has no columns; leave it out")
+    own = ("features", "missing", "delimiter", "encoding")
+    if path.suffix.lower() == ".npz" and (asked := [name for name in own if getattr(options, name)]):
+        raise DataError(
+            f"table={given}: {asked[0]}: it is about a table of text, and an .npz file is none; leave it out"
+        )
     return options
 
 

@@ -25,6 +25,12 @@ class VectorEncoder:
         moments: the mean and the deviation of each, float64 [2, D]; None leaves vectors as they are. A function is called
             for them when they are first needed.
         nan: what becomes of NaN: "stop" is an error, "zero" makes it 0 in what the network gets.
+
+    Example:
+        >>> moments = np.array([[5.0, 100.0], [1.0, 50.0]])
+        >>> encode = VectorEncoder(name="features", columns=("length", "mass"), count=2, moments=moments, nan="zero")
+        >>> encode([[6.0, 75.0], [4.5, np.nan]])["features"].tolist()
+        [[1.0, -0.5], [-0.5, 0.0]]
     """
 
     name: str

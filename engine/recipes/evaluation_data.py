@@ -129,7 +129,7 @@ def open_examples(
 def _check_texts(opened: OpenedRun, source: Source) -> None:
     """Raises DataError if texts became tokens by another tokenizer than those that the model was trained on."""
     if source.texts is not None and opened.data.texts is not None:
-        opened.data.texts.check_tokenizer(source.texts.tokenizer, source.texts.files)
+        opened.data.texts.check_tokenizer(source.texts.facts.tokenizer, source.texts.files)
 
 
 def _describe(name: str, *, own: bool) -> str:

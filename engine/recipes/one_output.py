@@ -69,10 +69,16 @@ _TAKES = {
 def check_given(opened: Any, flag: str) -> None:
     """Raises InputError unless an ``OpenedRun`` predicts from what a flag of predict gives: images, texts or table."""
     kind = find_kind(opened.config, opened.data)
+    about = f"{'model' if opened.path is None else 'run'}={opened.path or opened.config.model}"
+    if kind is None and len(opened.data.inputs) < 2:
+        inputs = {name: list(shape) for name, (shape, _) in opened.data.inputs.items()} or list(opened.image_shape)
+        raise InputError(
+            f"{about}: it takes examples of {inputs}, which are neither images nor texts nor vectors of numbers, and predict has no "
+            "file for them; evaluate takes such data, by --data=..."
+        )
     if kind is None:
         check_images(opened, "predict")
     if kind != flag:
-        about = f"{'model' if opened.path is None else 'run'}={opened.path or opened.config.model}"
         taken, right = _TAKES[str(kind)]
         raise InputError(f"{about}: its model takes {taken}, and --{flag} gives it {_TAKES[flag][0]}; use {right}")
 

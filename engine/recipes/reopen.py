@@ -110,7 +110,7 @@ class OpenedRun:
     def predictor(self, *, batch_size: int | None = None, inputs: Mapping[str, ArraySpec] | None = None) -> Predictor:
         """The model as a function of what it was trained on, in batches of at most ``batch_size`` (default: as the run evaluated).
 
-        That are images, a list of texts, or vectors (``Predictor.__call__``). ``inputs`` are those of data that are not one
+        Those are images, a list of texts or vectors (``Predictor.__call__``; docs/predict.md has examples). ``inputs`` are those of data that are not one
         image (``Part.input_specs``), if not the run's.
 
         Raises InputError if it has several outputs.

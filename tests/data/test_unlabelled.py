@@ -142,7 +142,7 @@ def test_tables_that_do_not_fit_are_refused(tmp_path: pathlib.Path) -> None:
         (f"{tmp_path}/a.npz", {}, "x has 3 columns; the model takes 2"),
         (f"{tmp_path}/b.npz", {}, "the file has no x; it has X"),
         (f"{tmp_path}/c.npz", {}, "x holds NaN or infinity; the model was trained without missing numbers"),
-        (f"{tmp_path}/a.npz,missing=NA", {}, "missing: an .npz file has no columns"),
+        (f"{tmp_path}/a.npz,missing=NA", {}, "missing: it is about a table of text, and an .npz file is none"),
         (tmp_path, {}, r"it is a folder; expected a file \.csv, \.tsv or \.npz"),
         (f"{tmp_path}/a.cvs", {}, r"there is no such file; nearest: a\.csv"),
     ):

@@ -157,7 +157,7 @@ def test_bad_input_is_answered_with_exit_code_2_and_nothing_is_written(
         (run, "--model=cnn:mini", new): "run, model: expected one of them",
         (run, "--classes=3", new): "classes=3: the run says it; leave it out",
         ("--model=cnn:mini", "--checkpoint=last", new): "checkpoint=last: it needs --run",
-        (run,): "images: expected a folder, a file or a pattern",
+        (run,): "images, texts, table: expected one of --images (a folder, a file or a pattern",
         (run, f"--images={tmp_path}/nwe"): "there is no such file or folder; nearest: new",
         (run, f"--images={tmp_path}/empty"): "there are no image files (.jpg,",
         (run, f"--images={tmp_path}/*.tiff"): "no file matches this pattern",

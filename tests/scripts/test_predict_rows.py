@@ -11,81 +11,35 @@ from typing import Any
 import made_bert
 import numpy as np
 import pytest
+import row_runs
 from tensorflow.python.framework import config  # there is no public way to switch op determinism off again
 
-from engine import FinetuneConfig, finetune
 from engine.data.batch_names import join_inputs
 from engine.recipes.evaluate import evaluate
 from engine.recipes.evaluation_data import open_examples
 from engine.recipes.finetune import RunResult
 from engine.recipes.joined import join_outputs, open_predictors
 from engine.recipes.reopen import OpenedRun, open_run
-from engine.runs import picture, records
 
 pytest.importorskip("tokenizers", reason="the extra text (package tokenizers) is not installed")
 RunEach = Callable[..., list[tuple[int, str, str]]]
-NAMES = ("height", "width", "depth")
-MLP = """
-import tensorflow as tf
-
-class Layer(tf.Module):
-    def __init__(self, size, outputs):
-        self.kernel = tf.Variable(tf.random.stateless_normal([size, outputs], [1, 2]))
-    def __call__(self, x):
-        return x @ self.kernel
-
-class Mlp(tf.Module):
-    def __init__(self, shape, outputs):
-        self.body, self.head = Layer(shape[0], 3), Layer(3, outputs)
-    def __call__(self, x, training=False):
-        return self.head(tf.nn.tanh(self.body(x)))
-"""
-
-
-def train(out: pathlib.Path, **fields: Any) -> RunResult:
-    given: dict[str, Any] = {"batch_size": 8, "steps": 4, "cache": "off", "deterministic": False, "learning_rate": 0.05}
-    result = finetune(FinetuneConfig(**given | fields, out=str(out)))
-    assert result.code == 0
-    return result
-
-
-def write_table(file: pathlib.Path, count: int = 24, *, order: tuple[int, ...] = (0, 1, 2), more: str = "") -> None:
-    rows = np.random.default_rng(3).normal(size=(count, 3)) * [1, 10, 100] + [0, 5, -50]
-    lines = [",".join([*(NAMES[at] for at in order), "label", "split", *([more] if more else [])])]
-    for number, row in enumerate(rows):
-        cells = ["" if number == 5 and at == 1 else f"{row[at]:.3f}" for at in order]
-        last = ["x"] if more else []
-        lines.append(",".join([*cells, "yes" if row[0] > 0 else "no", "val" if number % 3 == 2 else "train", *last]))
-    file.write_text("\n".join(lines))
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
-    """Runs on texts, on pairs of texts and on a table, each with the data that it was evaluated on."""
+    """Runs on texts, on pairs of texts and on a table, of one and of two outputs; each with its data."""
     place = tmp_path_factory.mktemp("rows")
-    made_bert.make_folder(place / "tiny")
-    for part, count, seed in (("train", 32, 0), ("val", 20, 1)):
-        made_bert.write_reviews(place / f"reviews/{part}.tsv", count, seed)
-        rows = [
-            f"{label}\t{text}\tgood film {n}" for n, (text, label) in enumerate(made_bert.make_reviews(count, seed))
-        ]
-        (place / "pairs").mkdir(exist_ok=True)
-        (place / f"pairs/{part}.tsv").write_text("\n".join(["gold\tpremise\tclaim", *rows]))
-    write_table(place / "table.csv")
-    (place / "rows_mlp.py").write_text(MLP)
-    text = {"model": f"bert:{place}/tiny", "train": "@head", "max_tokens": 12}
-    columns = "text=premise,text_b=claim,label=gold"
+    table = row_runs.write_table(place / "table.csv")
+    row_runs.write_pairs(place / "pairs")
+    (place / "row_networks.py").write_text(row_runs.NETWORKS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(records, "draw_curves", lambda *_: None)
-        patch.setattr(picture, "draw", lambda *_: None)
         patch.syspath_prepend(place)
-        train(place / "texts", data=f"text:{place}/reviews", **text)
-        train(place / "both", data=f"text:{place}/pairs,{columns}", **text)
-        numbers = {"model": "py:rows_mlp:Mlp", "weights": "none", "train": "@all", "nan": "zero"}
-        train(place / "vectors", data=f"table:{place}/table.csv,standardise", **numbers)
-        two = "label=label,label=height:number"
-        train(place / "tasks", data=f"table:{place}/table.csv,features=width,features=depth,{two}", **numbers | {
-            "model": "py:rows_mlp:Two", "loss": "label=softmax, height=mse"}) if False else None  # fmt: skip
+        row_runs.on_texts(place, f"text:{place}/reviews", out=place / "texts")
+        row_runs.on_texts(place, f"text:{place}/pairs,text=premise,text_b=claim,label=gold", out=place / "both")
+        row_runs.train(place / "vectors", data=f"table:{table},standardise", **row_runs.ON_TABLES)
+        two = {"model": "py:row_networks:Two", "loss": "label=softmax, height=mse"}
+        columns = "features=width,features=depth,label=label,label=height:number"
+        row_runs.train(place / "tasks", data=f"csv:{table},{columns}", **row_runs.ON_TABLES | two)
         yield place
     config.disable_op_determinism()
 
@@ -113,11 +67,11 @@ def only_val(file: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
     """The rows of the part val, without the columns of labels and parts."""
     with file.open() as opened, out.open("w") as written:
         rows = list(csv.DictReader(opened))
-        writer = csv.DictWriter(written, [*NAMES[::-1], "id"])
+        writer = csv.DictWriter(written, [*row_runs.NAMES[::-1], "id"])
         writer.writeheader()
         for row in rows:
             if row["split"] == "val":
-                writer.writerow({name: row[name] for name in NAMES} | {"id": "7"})
+                writer.writerow({name: row[name] for name in row_runs.NAMES} | {"id": "7"})
     return out
 
 
@@ -131,7 +85,7 @@ def test_predictions_are_those_of_the_evaluation_to_the_bit(
     if kind == "vectors":
         with (place / "table.csv").open() as file:
             rows = [row for row in csv.DictReader(file) if row["split"] == "val"]
-        examples: Any = np.array([[float(row[name] or "nan") for name in NAMES] for row in rows])
+        examples: Any = np.array([[float(row[name] or "nan") for name in row_runs.NAMES] for row in rows])
         assert np.isnan(examples).any()
     else:
         told = made_bert.make_reviews(20, seed=1)
@@ -197,15 +151,16 @@ def test_new_rows_of_a_table_get_a_line_each(
     monkeypatch.setenv("PYTHONPATH", str(place))
     new, run = only_val(place / "table.csv", tmp_path / "new.csv"), f"--run={place}/vectors"
     with new.open() as file:
-        x = np.array([[float(row[name] or "nan") for name in NAMES] for row in csv.DictReader(file)])
+        x = np.array([[float(row[name] or "nan") for name in row_runs.NAMES] for row in csv.DictReader(file)])
     np.savez(tmp_path / "new.npz", x=x, y=np.zeros(len(x)))
     asked = [
         [run, f"--table={new}", "--format=jsonl"],
         [run, f"--table={tmp_path}/new.npz", f"--out={tmp_path}/b.csv"],
         [run, f"--table={new}", f"--features={tmp_path}/f.npz"],
+        [f"--run={place}/tasks", f"--table={new}"],
     ]
-    objects, arrays, features = run_each("scripts.predict", asked)
-    assert [objects[0], arrays[0], features[0]] == [0, 0, 0], objects[2] + arrays[2] + features[2]
+    objects, arrays, features, tasks = run_each("scripts.predict", asked)
+    assert [objects[0], arrays[0], features[0], tasks[0]] == [0] * 4, objects[2] + arrays[2] + features[2] + tasks[2]
     wanted, _, _ = evaluated(open_run(place / "vectors"))
     told = [json.loads(line) for line in objects[1].splitlines()]
     assert [each["line"] for each in told] == list(range(2, len(x) + 2))
@@ -215,9 +170,17 @@ def test_new_rows_of_a_table_get_a_line_each(
         rows = list(csv.DictReader(file))
     assert [int(row["index"]) for row in rows] == list(range(len(x)))
     assert [float(row["probability"]) for row in rows] == [float(f"{row.max():.7g}") for row in wanted]
-    assert "the columns are taken in the order of the run" in arrays[1] or "taken in the order of the run" in arrays[1]
+    assert (
+        "table: x has no names, so its columns are taken in the order of the run: height, width and depth" in arrays[1]
+    )
     with np.load(tmp_path / "f.npz") as npz:
         assert npz["features"].shape == (len(x), 3)
+    several = open_run(place / "tasks")
+    label, height = (several.for_task(name).predictor()(x[:, 1:]) for name in ("label", "height"))
+    rows = list(csv.DictReader(tasks[1].splitlines()))
+    assert list(rows[0]) == ["line", "label", "label_probability", "height"]
+    assert [float(row["label_probability"]) for row in rows] == [float(f"{row.max():.7g}") for row in label]
+    assert [float(row["height"]) for row in rows] == [float(f"{row[0]:.7g}") for row in height]
 
 
 def test_what_a_run_is_not_for_is_refused_with_the_right_flag(
@@ -243,6 +206,7 @@ def test_what_a_run_is_not_for_is_refused_with_the_right_flag(
         (texts,): "images, texts, table: expected one of --images",
         (texts, f"--texts={lines}", f"--table={table}"): "texts, table: expected one of --images",
         (vectors, f"--table={table}", "--text_columns=a"): "text_columns=a: it is about --texts; leave it out",
+        (texts, f"--texts={lines}", "--text_columns=a"): "a.txt has texts and no columns; leave it out",
         (texts, f"--texts={lines}x"): "there is no such file; nearest: a.txt",
         (texts, f"--texts={lines}", f"--out={lines}"): "expected a name that ends in .csv or .jsonl",
         (vectors, f"--table={table}", f"--out={table}"): "it is one of the files that are read",

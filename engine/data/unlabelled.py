@@ -162,8 +162,8 @@ def find_table(given: str) -> ManifestOptions:
         )
     path = pathlib.Path(options.file)
     _check_there("table", given, path)
-    own = ("features", "missing", "delimiter", "encoding")
-    if path.suffix.lower() == ".npz" and (asked := [name for name in own if getattr(options, name)]):
+    of_rows = ("features", "missing", "delimiter", "encoding")
+    if path.suffix.lower() == ".npz" and (asked := [name for name in of_rows if getattr(options, name)]):
         raise DataError(
             f"table={given}: {asked[0]}: it is about a table of text, and an .npz file is none; leave it out"
         )

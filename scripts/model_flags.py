@@ -28,7 +28,7 @@ HELP = {
     "precision": "Without --run: float32, mixed_bfloat16, mixed_float16 or float64 (default: float32).",
     "head": "Without --run: the head of a keras: model, as for finetune.",
     "rules": "Without --run: the rules for --weights, as for finetune.",
-    "batch_size": "Images that are computed at once (default: as many as the run evaluated at once, or 64; fewer where memory is short).",
+    "batch_size": "Examples that are computed at once (default: as many as the run evaluated at once, or 64; fewer where memory is short).",
 }
 _OF_RUN = ("checkpoint", "ema")
 _WITHOUT_RUN = ("weights", "classes", "image_size", "loss", "precision", "head", "rules")

@@ -1,4 +1,4 @@
-"""What predict writes: a line of CSV or JSON for each image, or the arrays of an .npz file."""
+"""What predict writes: a line of CSV or JSON for each image, text or row, or the arrays of an .npz file."""
 
 from __future__ import annotations
 
@@ -31,11 +31,14 @@ class Lines:
     """Formats predictions. The heading comes first, where the format has one.
 
     Of classes, the ``top`` most probable ones are told with their probabilities. Of several labels, and of values, all are
-    told under their names unless ``top`` is given. Of one of several outputs, columns are called after ``task``.
+    told under their names unless ``top`` is given. Of one of several outputs, columns are called after ``task``. ``key`` is what
+    identifies an example, and the name of the first column.
     """
 
-    def __init__(self, predictor: Predictor, kind: str, *, top: int | None, outputs: int, task: str = "") -> None:
-        self._kind, self._loss, self._task = kind, predictor.loss, task
+    def __init__(
+        self, predictor: Predictor, kind: str, *, top: int | None, outputs: int, task: str = "", key: str = "file"
+    ) -> None:
+        self._kind, self._loss, self._task, self._key = kind, predictor.loss, task, key
         count = 2 if predictor.loss == "sigmoid" and outputs == 1 else outputs
         self._names = predictor.name_outputs(count)
         several = predictor.loss == "sigmoid" and outputs > 1
@@ -44,7 +47,7 @@ class Lines:
 
     @property
     def columns(self) -> list[str]:
-        """The names of the columns of a table behind that of the file."""
+        """The names of the columns of a table behind the first."""
         if self._all:
             if self._task and len(self._names) == 1:
                 return [self._task]
@@ -54,10 +57,10 @@ class Lines:
         return [chosen, chance, *more]
 
     def heading(self) -> str:
-        return _heading("file", *self.columns) if self._kind == "csv" else ""
+        return _heading(self._key, *self.columns) if self._kind == "csv" else ""
 
-    def format(self, files: Sequence[pathlib.Path], values: np.ndarray) -> str:
-        """The lines of some files; ``values`` are their probabilities or values, [n, names]."""
+    def format(self, files: Sequence[Any], values: np.ndarray) -> str:
+        """The lines of some files or rows; ``values`` are their probabilities or values, [n, names]."""
         return "".join(self._line(file, told) for file, told in zip(files, self.tell(values), strict=True))
 
     def tell(self, values: np.ndarray) -> list[list[tuple[str, float]]]:
@@ -69,28 +72,34 @@ class Lines:
         ]
 
     def cells(self, told: Sequence[tuple[str, float]]) -> list[Any]:
-        """What is told of an image, for ``columns``."""
+        """What is told of an example, for ``columns``."""
         return [number for _, number in told] if self._all else [word for pair in told for word in pair]
 
     def as_json(self, told: Sequence[tuple[str, float]]) -> dict[str, Any]:
-        """What is told of an image, as JSON values."""
+        """What is told of an example, as JSON values."""
         if self._all:
             return {"values" if self._loss == "mse" else "probabilities": dict(told)}
         return {"predictions": [{"class": name, "probability": number} for name, number in told]}
 
-    def _line(self, file: pathlib.Path, told: Sequence[tuple[str, float]]) -> str:
+    def _line(self, file: Any, told: Sequence[tuple[str, float]]) -> str:
         if self._kind == "csv":
             return _csv([printable(str(file)), *self.cells(told)])
-        return _json({"file": str(file)} | self.as_json(told))
+        return _json({self._key: _as_key(file)} | self.as_json(told))
 
 
 class TaskLines:
-    """Formats the predictions of several outputs: a line for each image, with the columns of each task under its name."""
+    """Formats the predictions of several outputs: a line for each example, with the columns of each task under its name."""
 
     def __init__(
-        self, predictors: Mapping[str, Predictor], kind: str, *, top: int | None, outputs: Sequence[int]
+        self,
+        predictors: Mapping[str, Predictor],
+        kind: str,
+        *,
+        top: int | None,
+        outputs: Sequence[int],
+        key: str = "file",
     ) -> None:
-        self._kind, self._predictors = kind, predictors
+        self._kind, self._predictors, self._key = kind, predictors, key
         self._lines = {
             task: Lines(predictor, kind, top=top, outputs=count, task=task)
             for (task, predictor), count in zip(predictors.items(), outputs, strict=True)
@@ -98,21 +107,21 @@ class TaskLines:
 
     def heading(self) -> str:
         columns = [column for lines in self._lines.values() for column in lines.columns]
-        return _heading("file", *columns) if self._kind == "csv" else ""
+        return _heading(self._key, *columns) if self._kind == "csv" else ""
 
-    def format(self, files: Sequence[pathlib.Path], outputs: Sequence[np.ndarray]) -> str:
-        """The lines of some files; ``outputs`` are those of the network by task, each [n, C]."""
+    def format(self, files: Sequence[Any], outputs: Sequence[np.ndarray]) -> str:
+        """The lines of some files or rows; ``outputs`` are those of the network by task, each [n, C]."""
         told = [
             self._lines[task].tell(predictor.probabilities(found))
             for (task, predictor), found in zip(self._predictors.items(), outputs, strict=True)
         ]
         return "".join(self._line(file, rows) for file, rows in zip(files, zip(*told, strict=True), strict=True))
 
-    def _line(self, file: pathlib.Path, rows: Sequence[Sequence[tuple[str, float]]]) -> str:
+    def _line(self, file: Any, rows: Sequence[Sequence[tuple[str, float]]]) -> str:
         each = zip(self._lines.items(), rows, strict=True)
         if self._kind == "csv":
             return _csv([printable(str(file)), *(cell for (_, lines), row in each for cell in lines.cells(row))])
-        return _json({"file": str(file), "outputs": {task: lines.as_json(row) for (task, lines), row in each}})
+        return _json({self._key: _as_key(file), "outputs": {task: lines.as_json(row) for (task, lines), row in each}})
 
 
 def _heading(*columns: str) -> str:
@@ -123,6 +132,11 @@ def _heading(*columns: str) -> str:
             "them apart (--out=FILE.jsonl, or --format=jsonl)"
         )
     return _csv(columns)
+
+
+def _as_key(key: Any) -> Any:
+    """What identifies an example, as a JSON value: the number of a row, or the path of a file."""
+    return key if isinstance(key, int) else str(key)
 
 
 def _csv(row: Iterable[Any]) -> str:
@@ -234,26 +248,30 @@ class MaskLines:
 class FeatureFile:
     """Collects rows of features in files without names, so that memory does not grow, and writes them as one .npz file."""
 
-    def __init__(self, folder: pathlib.Path, shapes: Sequence[tuple[tuple[int, ...], Any]]) -> None:
-        self._shapes = shapes
+    def __init__(
+        self, folder: pathlib.Path, shapes: Sequence[tuple[tuple[int, ...], Any]], *, key: str = "file"
+    ) -> None:
+        self._shapes, self._key = shapes, key
         self._rows = [tempfile.TemporaryFile(dir=folder) for _ in shapes]  # noqa: SIM115 (closed by close)
-        self.files: list[str] = []
+        self.keys: list[Any] = []
 
-    def add(self, files: Sequence[pathlib.Path], features: Sequence[np.ndarray]) -> None:
-        self.files += map(str, files)
+    def add(self, keys: Sequence[Any], features: Sequence[np.ndarray]) -> None:
+        self.keys += keys
         for file, rows in zip(self._rows, features, strict=True):
             file.write(np.ascontiguousarray(rows).data)
 
     def write(self, path: str) -> None:
-        """Writes ``files`` [n] and ``features`` [n, ...]; where there are several tensors, ``features_0``, ``features_1``, ..."""
+        """Writes ``files`` [n] (of rows ``lines`` or ``indices``) and ``features`` [n, ...]; where there are several tensors, ``features_0``, ``features_1``, ..."""
         names = ["features"] if len(self._rows) == 1 else [f"features_{number}" for number in range(len(self._rows))]
         arrays = []
         for name, file, (shape, dtype) in zip(names, self._rows, self._shapes, strict=True):
             file.flush()
-            arrays.append((name, np.memmap(file, dtype, "r", shape=(len(self.files), *shape))))
-        write_npz(
-            path, [("files", np.array([os.fsencode(name).decode("utf-8", "replace") for name in self.files])), *arrays]
+            arrays.append((name, np.memmap(file, dtype, "r", shape=(len(self.keys), *shape))))
+        name = {"file": "files", "line": "lines", "index": "indices"}[self._key]
+        keys: Any = (
+            [os.fsencode(key).decode("utf-8", "replace") for key in self.keys] if self._key == "file" else self.keys
         )
+        write_npz(path, [(name, np.array(keys)), *arrays])
 
     def close(self) -> None:
         for file in self._rows:

@@ -15,7 +15,7 @@ import tensorflow as tf
 from engine.data import order
 from engine.data.augment import augment, augment_masks
 from engine.data.augment_boxes import check_kinds, move_boxes
-from engine.data.part import DataError, Part, check_count
+from engine.data.part import DataError, Part
 from engine.distribution.shares import WHOLE, Share
 from engine.seeds import example_seeds
 
@@ -103,7 +103,7 @@ class TrainBatches:
         normalise: Normalise | None = None,
         share: Share = WHOLE,
     ) -> None:
-        check_count("batch_size", batch_size)
+        order.check_count("batch_size", batch_size)
         if not 1 <= batch_size <= len(part):
             raise DataError(f"batch_size={batch_size}: expected 1 to {len(part)}, the number of training examples")
         self.part = part
@@ -197,7 +197,7 @@ class EvalBatches:
     """The batches of an evaluation or test part, in its own order and without augmentation; can be iterated repeatedly."""
 
     def __init__(self, part: Part, *, batch_size: int, normalise: Normalise | None = None) -> None:
-        check_count("batch_size", batch_size)
+        order.check_count("batch_size", batch_size)
         if batch_size < 1:
             raise DataError(f"batch_size={batch_size}: expected at least 1")
         self.part = part

@@ -14,6 +14,8 @@ from engine.data.part import DataError, Part, Source
 from engine.text import join_words, nearest
 
 NAME = "features"  # the name of the input
+OF_TRAINING = "--nan=zero reads missing numbers as 0, which is their mean where they are standardised"
+OF_USE = "the model was trained without missing numbers (--nan=zero of finetune); fill them in, or leave these rows out"
 
 
 class Features:
@@ -46,6 +48,42 @@ class Features:
         """The vectors with their columns in another order."""
         moments = None if self.moments is None else self.moments[:, order]
         return Features(self.raw[:, order], [self.columns[at] for at in order], moments, named=self.named)
+
+
+def check_vectors(about: str, x: np.ndarray, nan: str, *, way_out: str = OF_TRAINING) -> np.ndarray:
+    """Vectors as float32 [n, D]; DataError for anything else, for infinity, and for NaN unless ``nan`` is "zero".
+
+    ``way_out`` says what may be done about NaN.
+    """
+    if x.ndim != 2 or 0 in x.shape or x.dtype.kind not in "fiu":
+        raise DataError(f"{about} is {x.dtype} {list(x.shape)}; expected numbers [n, D]")
+    with np.errstate(over="ignore"):
+        x = x.astype(np.float32)
+    if np.isinf(x).any() or (np.isnan(x).any() and nan == "stop"):
+        raise DataError(f"{about} holds NaN or infinity{'' if nan == 'zero' else f'; {way_out}'}")
+    return x
+
+
+def check_missing(
+    about: str,
+    names: Sequence[str],
+    lines: np.ndarray,
+    values: np.ndarray,
+    nan: str,
+    say: Callable[[str], None],
+    *,
+    way_out: str = OF_TRAINING,
+) -> None:
+    """Tells ``say`` of missing numbers, NaN in [n, D]; DataError, which names the first, unless ``nan`` is "zero".
+
+    ``way_out`` is that of ``check_vectors``.
+    """
+    lost = np.argwhere(np.isnan(values))
+    if len(lost) and nan == "stop":
+        row, column = lost[0]
+        raise DataError(f"{about}: line {lines[row]}: {names[column]} is empty ({len(lost):,} such cells); {way_out}")
+    if len(lost):
+        say(f"data: {len(lost):,} missing numbers are read as 0")
 
 
 def find_moments(rows: np.ndarray) -> np.ndarray:
@@ -114,6 +152,14 @@ def name_columns(source: Source) -> tuple[str, ...]:
     """The names of the columns of features, in their order; none if there are no features, or they have no names."""
     own = find_features(source.train)
     return own.columns if own is not None and own.named else ()
+
+
+def name_moments(source: Source) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """The mean and the deviation of each feature, by which they are standardised; None if they are not, or there are none."""
+    own = find_features(source.train)
+    if own is None or own.moments is None:
+        return None
+    return tuple(own.moments[0].tolist()), tuple(own.moments[1].tolist())
 
 
 def _replace(source: Source, make: Callable[[Features], Features]) -> Source:

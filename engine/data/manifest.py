@@ -143,15 +143,7 @@ def _check_paths(
 
 def _make_features(request: SourceRequest, columns: Sequence[str], roles: Roles, rows: Rows) -> Features:
     names = [columns[number] for number in roles.features]
-    lost = np.argwhere(np.isnan(rows.features))
-    if len(lost) and request.images.nan == "stop":
-        row, column = lost[0]
-        raise DataError(
-            f"{request.about}: line {rows.lines[row]}: {names[column]} is empty ({len(lost):,} such cells); --nan=zero reads "
-            "missing numbers as 0, which is their mean where they are standardised"
-        )
-    if len(lost):
-        request.say(f"data: {len(lost):,} missing numbers are read as 0")
+    vectors.check_missing(request.about, names, rows.lines, rows.features, request.images.nan, request.say)
     return Features(rows.features, names)
 
 

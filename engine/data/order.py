@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+
+from engine.data.part import DataError
 
 _FIXED = (0x46726F73, 0x746C696E)  # the key of permutations that do not depend on a seed
 
@@ -24,3 +28,9 @@ def permutation(seed: int, epoch: int, count: int, *, start: int = 0, stop: int 
 def fixed_permutation(count: int) -> np.ndarray:
     """Returns a permutation of range(count) that depends only on ``count``."""
     return permutation(_FIXED[0], _FIXED[1], count)
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raises DataError unless a value is a whole number."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise DataError(f"{name}={value!r}: expected a whole number")

@@ -248,6 +248,7 @@ class Source:
         columns: the names of the columns of [n, C] targets, where the data name them.
         tasks: where there are several labels for an example, what each is, by the name of its task; ``classes`` and
             ``columns`` are then those of the first.
+        texts: of texts, how they became tokens (engine.data.text_encoder.TextEncoder).
     """
 
     name: str
@@ -259,6 +260,7 @@ class Source:
     named: bool = True
     columns: tuple[str, ...] = ()
     tasks: tuple[Target, ...] = ()
+    texts: Any = None
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -371,12 +373,6 @@ def _check_input(name: str, given: Images) -> None:
         raise DataError(f"{name}: {dtype} {list(shape)}; expected [n, ...], of uint8, float32, int32, int64 or bool")
     if dtype == np.float32 and isinstance(given, np.ndarray) and given.size and not np.isfinite(given).all():
         raise DataError(f"{name}: float32 with values that are not finite; expected numbers")
-
-
-def check_count(name: str, value: Any) -> None:
-    """Raises DataError unless a value is a whole number."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise DataError(f"{name}={value!r}: expected a whole number")
 
 
 def check_labels(spec: str, name: str, labels: np.ndarray, classes: int) -> None:

@@ -24,7 +24,7 @@ from engine.data.manifest import open_manifest
 from engine.data.manifest_options import KINDS, parse_manifest
 from engine.data.mask_folder import has_masks, open_mask_folder
 from engine.data.mask_rule import parse_masks
-from engine.data.part import DataError, Images, Part, Source, check_count, check_labels
+from engine.data.part import DataError, Images, Part, Source, check_labels
 from engine.data.resize import Size, check_image_size
 from engine.data.source_request import SourceRequest, check_nan
 from engine.data.text_name import parse_text_name
@@ -117,7 +117,7 @@ def open_data(
     if uses_own_moments(spec):
         source = features.standardise(source, say=say)
     if train_examples is not None:
-        check_count("train_examples", train_examples)
+        order.check_count("train_examples", train_examples)
         if not 1 <= train_examples <= len(source.train):
             raise DataError(f"train_examples={train_examples}: expected 1 to {len(source.train)}, all that {spec} has")
         chosen = np.sort(order.fixed_permutation(len(source.train))[:train_examples])

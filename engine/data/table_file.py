@@ -93,11 +93,7 @@ def _may_lack_train(request: SourceRequest, names: Sequence[str]) -> bool:
 def _check(request: SourceRequest, prefix: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Vectors as float32 [n, D] and labels as int64 or float32."""
     about = f"{request.about}: {prefix}"
-    if x.ndim != 2 or 0 in x.shape or x.dtype.kind not in "fiu":
-        raise DataError(f"{about}x is {x.dtype} {list(x.shape)}; expected numbers [n, D]")
-    x = x.astype(np.float32)
-    if np.isinf(x).any() or (np.isnan(x).any() and request.images.nan == "stop"):
-        raise DataError(f"{about}x holds NaN or infinity; --nan=zero reads NaN as missing numbers, which become 0")
+    x = vectors.check_vectors(f"{about}x", x, request.images.nan)
     if y.ndim not in (1, 2) or len(y) != len(x) or 0 in y.shape or y.dtype.kind not in "fiub":
         raise DataError(
             f"{about}y is {y.dtype} {list(y.shape)} for {len(x)} vectors; expected classes [n], or numbers [n] or [n, C]"

@@ -6,7 +6,7 @@ import itertools
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from engine.data.delimited import DELIMITERS, Delimited, find_encoding
@@ -20,6 +20,7 @@ SEPARATED = {".tsv": DELIMITERS["tab"], ".tab": DELIMITERS["tab"], ".csv": DELIM
 LINES = (".jsonl", ".ndjson", ".json")
 OF_SEPARATED = ("header", "quotes", "delimiter")  # options that JSON Lines have no use for
 SUFFIXES = (*SEPARATED, *LINES)
+_OF_TEXT = ("text", "text_b")
 _MOST = 1 << 24  # characters of a line or a cell
 _TEXTS = ("text", "sentence", "message", "review", "content", "document", "comment", "tweet", "email", "body")
 _PAIRS = (("sentence1", "sentence2"), ("text_a", "text_b"), ("premise", "hypothesis"), ("question1", "question2"))
@@ -36,6 +37,8 @@ class Columns:
         header: whether the first line names the columns; None lets the file decide.
         quotes: whether fields may stand in double quotes; None means only in comma-separated values.
         delimiter: what separates fields; None means what the file's name says.
+        labelled: whether there is a class or a number to read; otherwise there are texts alone.
+        names: of a file that was opened, the names of the columns of text; none where they have no names of their own.
     """
 
     text: str | None = None
@@ -45,6 +48,8 @@ class Columns:
     header: bool | None = None
     quotes: bool | None = None
     delimiter: str | None = None
+    labelled: bool = True
+    names: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def given(self) -> dict[str, str]:
@@ -55,13 +60,17 @@ class Columns:
 
 @dataclass(frozen=True)
 class Row:
-    """An example, and where it stands; ``first`` says that it is the first line, which was taken for an example."""
+    """An example, and where it stands; ``first`` says that it is the first line, which was taken for an example.
+
+    ``line`` is the number of the line on which it begins, and ``label`` is empty where there is none.
+    """
 
     place: str
     text: str
     second: str | None
     label: str
     first: bool = False
+    line: int = 0
 
 
 def read_rows(path: pathlib.Path, columns: Columns) -> tuple[Columns, Iterator[Row]]:
@@ -76,6 +85,13 @@ def read_rows(path: pathlib.Path, columns: Columns) -> tuple[Columns, Iterator[R
             raise DataError(f"{path}: {given[0]} is about separated values, and the file has JSON Lines; leave it out")
         return _read_json_lines(path, _open(path).lines(), columns)
     return _read_separated(path, columns)
+
+
+def read_lines(path: pathlib.Path) -> Iterator[Row]:
+    """The lines of a file, each a text, but for empty ones; DataError if it cannot be read, or is not UTF-8."""
+    for number, line in enumerate(_open(path).lines(), 1):
+        if line.strip():
+            yield Row(f"{path}: line {number}", line.rstrip("\r\n"), None, "", line=number)
 
 
 def _open(path: pathlib.Path) -> Delimited:
@@ -116,6 +132,9 @@ def _read_separated(path: pathlib.Path, columns: Columns) -> tuple[Columns, Iter
     places = {option: _find(path, cells, option, column, columns) for option, column in columns.given.items()}
     _check_apart(path, places, columns.given)
     rest = records if columns.header else itertools.chain([first], records)
+    found = tuple(cells[places[option]] for option in _OF_TEXT if option in places) if columns.header else ()
+    lower = [cell.lower() for cell in cells]
+    columns = replace(columns, names=found if all(lower.count(name.lower()) == 1 and name for name in found) else ())
     return columns, _pick(file, rest, places, len(cells), named=bool(columns.header))
 
 
@@ -127,20 +146,33 @@ def _decide(path: pathlib.Path, cells: Sequence[str], columns: Columns) -> Colum
         text = bool({*_TEXTS, *itertools.chain(*_PAIRS)} & set(lower))
         label = bool(set(_LABELS) & set(lower))
         by_name = any(not column.isdecimal() for column in columns.given.values())
-        header = by_name or (text and label) or (not columns.given and (text or label))
+        header = by_name or (text and (label or not columns.labelled)) or (not columns.given and (text or label))
     found = _known(lower, columns) if header else columns.given
-    if not header and len(cells) == 2 and len(found) == 1 and (column := next(iter(found.values()))) in ("1", "2"):
+    if (
+        columns.labelled
+        and not header
+        and len(cells) == 2
+        and len(found) == 1
+        and (column := next(iter(found.values()))) in ("1", "2")
+    ):
         other = "text" if "text" not in found else "label"
         found = {**found, other: "2" if column == "1" else "1"}
-    if "text" not in found or not {"label", "target"} & found.keys():
-        _ask(path, cells, found, header=header)
+    if _lacks(found, columns):
+        _ask(path, cells, found, header=header, labelled=columns.labelled)
     decided: dict[str, Any] = {"header": header, **found}
     return replace(columns, **decided)
 
 
+def _lacks(found: dict[str, str], columns: Columns) -> bool:
+    """Whether a column that is needed is not known."""
+    return "text" not in found or (columns.labelled and not {"label", "target"} & found.keys())
+
+
 def _known(names: Sequence[str], columns: Columns) -> dict[str, str]:
-    """The columns that are given, and those that usual names give."""
+    """The columns that are given, and those that usual names give: of texts alone, the model's own data say which they are."""
     found = columns.given
+    if not columns.labelled:
+        return found
     if "text" not in found and "text_b" not in found:
         pairs = [pair for pair in _PAIRS if set(pair) <= set(names)]
         texts = [name for name in _TEXTS if name in names]
@@ -154,11 +186,18 @@ def _known(names: Sequence[str], columns: Columns) -> dict[str, str]:
     return found
 
 
-def _ask(path: pathlib.Path, cells: Sequence[str], found: dict[str, str], *, header: bool) -> NoReturn:
+def _ask(
+    path: pathlib.Path, cells: Sequence[str], found: dict[str, str], *, header: bool, labelled: bool = True
+) -> NoReturn:
     shown = ", ".join(f"{number}: {cut(cell, 30)!r}" for number, cell in enumerate(cells[:12], 1))
     wanted = "the text" if "text" not in found else "the label"
     names = list(cells) if header else [str(number + 1) for number in range(len(cells))]
     example = f",text={found.get('text', cut(names[-1], 40))},label={cut(names[0], 40)}"
+    if not labelled:
+        raise DataError(
+            f"{path}: which column is the text? The data that the model was trained on do not name it. The first line has {shown}; "
+            f"--text_columns={cut(names[-1], 40)} says which it is, and two columns with a comma a pair"
+        )
     alone = "; if fields are separated by something else, add delimiter=semicolon" if len(cells) == 1 else ""
     raise DataError(
         f"{path}: which column is {wanted}? The first line has {shown}. Add the columns to the name of the source, such as "
@@ -200,13 +239,14 @@ def _pick(
     file: Delimited, records: Iterator[Record], places: dict[str, int], count: int, *, named: bool
 ) -> Iterator[Row]:
     hint = "" if file.quotes else "; if its cells stand in double quotes, add quotes=yes to the name of the source"
-    label = places.get("label", places.get("target", 0))
+    label = places.get("label", places.get("target"))
     for position, record in enumerate(records):
         file.check_width(record, count, "the first line", hint)
         cells = record.cells
         second = cells[places["text_b"]] if "text_b" in places else None
         first = not named and position == 0
-        yield Row(f"{file.path}: line {record.line}", cells[places["text"]], second, cells[label].strip(), first=first)
+        said = "" if label is None else cells[label].strip()
+        yield Row(f"{file.path}: line {record.line}", cells[places["text"]], second, said, first, record.line)
 
 
 # ---- JSON Lines
@@ -219,10 +259,11 @@ def _read_json_lines(path: pathlib.Path, lines: Iterator[str], columns: Columns)
         raise DataError(f"{path}: the file is empty; expected an object in each line")
     keys = list(first[1])
     found = _known(keys, columns)
-    if "text" not in found or not {"label", "target"} & found.keys():
-        _ask(path, keys, found, header=True)
+    if _lacks(found, columns):
+        _ask(path, keys, found, header=True, labelled=columns.labelled)
     _check_apart(path, found, found)
     decided: dict[str, Any] = {"header": True, **found}
+    decided["names"] = tuple(found[option] for option in _OF_TEXT if option in found)
     return replace(columns, **decided), _pick_keys(path, itertools.chain([first], records), found)
 
 
@@ -236,9 +277,7 @@ def _objects(path: pathlib.Path, lines: Iterator[str]) -> Iterator[tuple[int, di
             hint = "; expected one object a line, not a list over several lines" if line.lstrip()[:1] == "[" else ""
             raise DataError(f"{path}: line {number} is not valid JSON ({error}){hint}") from None
         if not isinstance(found, dict):
-            raise DataError(
-                f"{path}: line {number} is {type(found).__name__}; expected an object with a text and a label"
-            )
+            raise DataError(f"{path}: line {number} is {type(found).__name__}; expected an object with a text")
         yield number, found
 
 
@@ -249,7 +288,7 @@ def _pick_keys(
         place = f"{path}: line {number}"
         values = {option: _as_text(place, record, key, flags=option == "label") for option, key in keys.items()}
         label = values.get("label", values.get("target", ""))
-        yield Row(place, values["text"], values.get("text_b"), label.strip())
+        yield Row(place, values["text"], values.get("text_b"), label.strip(), line=number)
 
 
 def _as_text(place: str, record: dict[str, Any], key: str, *, flags: bool) -> str:

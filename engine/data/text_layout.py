@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from engine.data.part import DataError
 from engine.data.part_names import PART_NAMES, PARTS
@@ -21,12 +22,16 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a part, the file or folder that they come from, and whether their labels are numbers to predict."""
+    """The rows of a part, the file or folder that they come from, and whether their labels are numbers to predict.
+
+    ``columns`` are the names of the columns of text; none where these have no names.
+    """
 
     place: pathlib.Path
     rows: Iterator[Row]
     numbers: bool = False
     guessed: bool = False  # that there is no line of names was not said
+    columns: tuple[str, ...] = ()
 
 
 def find_parts(spec: str, name: TextName, say: Say, *, to_train: bool = True) -> dict[str, Rows]:
@@ -77,7 +82,8 @@ def _options_for(file: pathlib.Path, columns: Columns, mixed: bool) -> Columns:
     """The options for a file of a part: those about separated values are for the others, if there are some."""
     if not mixed or file.suffix.lower() not in LINES:
         return columns
-    return replace(columns, **dict.fromkeys(OF_SEPARATED))
+    without: dict[str, Any] = dict.fromkeys(OF_SEPARATED)
+    return replace(columns, **without)
 
 
 def _choose(
@@ -108,7 +114,7 @@ def _open_file(spec: str, file: pathlib.Path, columns: Columns, say: Say) -> Row
         named = "" if file.suffix.lower() in LINES else f", {'with' if decided.header else 'without'} a line of names"
         say(f"text: {file.name}: {said}{named}")
     guessed = columns.header is None and not decided.header
-    return Rows(file, rows, decided.target is not None, guessed)
+    return Rows(file, rows, decided.target is not None, guessed, decided.names)
 
 
 def _texts(spec: str, root: pathlib.Path) -> Iterator[Row]:
@@ -118,11 +124,16 @@ def _texts(spec: str, root: pathlib.Path) -> Iterator[Row]:
         if not files:
             raise DataError(f"data={spec}: the class {folder.name} has no .txt file in {folder}")
         for file in files:
-            try:
-                yield Row(str(file), read_file(file, _LARGEST_TEXT).decode("utf-8-sig"), None, folder.name)
-            except FileError as error:
-                raise DataError(str(error)) from None
-            except OSError as error:
-                raise DataError(f"{file}: {error.strerror or error}") from None
-            except UnicodeDecodeError:
-                raise DataError(f"{file}: the file is not UTF-8 text (iconv -f latin1 -t utf-8 converts it)") from None
+            yield Row(str(file), read_text(file), None, folder.name)
+
+
+def read_text(file: pathlib.Path) -> str:
+    """The text in a .txt file; DataError if it cannot be read, or is not UTF-8."""
+    try:
+        return read_file(file, _LARGEST_TEXT).decode("utf-8-sig")
+    except FileError as error:
+        raise DataError(str(error)) from None
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{file}: the file is not UTF-8 text (iconv -f latin1 -t utf-8 converts it)") from None

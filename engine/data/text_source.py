@@ -23,6 +23,7 @@ import numpy as np
 
 from engine.data.divided import make_divided
 from engine.data.part import DataError, Part, Source
+from engine.data.text_encoder import TextEncoder, TextFacts, choose_files
 from engine.data.text_files import Row
 from engine.data.text_layout import Rows, Say, find_parts
 from engine.data.text_name import parse_text_name
@@ -47,11 +48,7 @@ def open_text(spec: str, *, tokenizer: TokenizerFiles | None = None, to_train: b
     that has token types. Raises DataError, with the place in a file.
     """
     name = parse_text_name(spec)
-    files = (
-        tokenizer
-        if name.tokenizer is None
-        else replace(tokenizer or TokenizerFiles(folder=name.tokenizer), folder=name.tokenizer)
-    )
+    files = choose_files(name, tokenizer)
     if files is None:
         raise DataError(
             f"data={spec}: the model brings no tokenizer; expected a model such as bert:DIR, or the option tokenizer=DIR, "
@@ -66,7 +63,9 @@ def open_text(spec: str, *, tokenizer: TokenizerFiles | None = None, to_train: b
     _describe(found, pieces, say)
     if "val" not in found:
         _tell_shared(found["train"], say)
-    return _build_source(spec, found, to_train=to_train)
+    source, first = _build_source(spec, found, to_train=to_train), next(iter(rows))
+    facts = TextFacts(columns=rows[first].columns, count=2 if len(found[first].alone) else 1, tokenizer=pieces.digest)
+    return replace(source, texts=TextEncoder(files=replace(files, max_tokens=pieces.max_tokens), facts=facts))
 
 
 @dataclass
@@ -99,11 +98,11 @@ def _encode(spec: str, given: Rows, pieces: Tokenizer) -> _Encoded:
         if not row.label:
             raise DataError(f"{row.place}: the label is empty; expected {'a number' if given.numbers else 'a class'}")
         encoded = pieces.encode(row.text, row.second)
-        padding = length - len(encoded.ids)
-        tokens.extend(encoded.ids + [pieces.pad] * padding)
+        own_tokens, own_types = pieces.fill(encoded)
+        tokens.extend(own_tokens)
         if row.second is not None:
             pairs = True
-            types.extend(encoded.types + [0] * padding)
+            types.extend(own_types)
             alone.extend((_digest(row.text), _digest(row.second)))
         labels.append(known.setdefault(row.label, row.label))
         places.append(row.place)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,6 +58,8 @@ class Tokenizer:
     pair, the longer text is cut first. Names of special tokens in a text are text. ``say`` is called with a line on what was
     decided.
 
+    ``digest`` is that of all that decides which tokens a text becomes, but for ``max_tokens``.
+
     Raises:
         DataError: the vocabulary is missing, lacks a special token or does not fit the model, ``max_tokens`` is out of
             range, or the package tokenizers is not installed.
@@ -83,6 +87,8 @@ class Tokenizer:
         self.types = files.types
         self.max_tokens = _choose_length(files.max_tokens, files.positions)
         lower, strip, chinese, why = _read_settings(files.folder, words)
+        decided = json.dumps([list(words.items()), lower, strip, chinese])
+        self.digest = hashlib.sha256(decided.encode()).hexdigest()
         self._pieces = _build(words, lower=lower, strip=strip, chinese=chinese)
         cased = "lower-cased" if lower else "with capitals"
         say(f"text: {len(words):,} word pieces, {cased} ({why}); at most {self.max_tokens} tokens for an example")
@@ -98,6 +104,11 @@ class Tokenizer:
             ids += [*part[:length], self._end]
             types += [number] * (length + 1)
         return Encoded(ids, types, whole)
+
+    def fill(self, encoded: Encoded) -> tuple[list[int], list[int]]:
+        """The ids and the types of a text as a row of ``max_tokens``, filled up with padding."""
+        padding = self.max_tokens - len(encoded.ids)
+        return encoded.ids + [self.pad] * padding, encoded.types + [0] * padding
 
 
 def _fit(lengths: list[int], room: int) -> list[int]:

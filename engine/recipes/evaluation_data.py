@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from engine import data as sources
-from engine.data import DataError, Part, Source
+from engine.data import Part, Source
 from engine.data.batch_names import label_name
 from engine.data.class_names import normal_form
 from engine.data.features import name_columns, order_columns
@@ -18,6 +17,7 @@ from engine.data.part import IGNORED, check_labels, number_classes
 from engine.data.source import OF_FILES, find_place, open_undivided, uses_own_moments
 from engine.data.tasks import view_part, view_task
 from engine.errors import InputError
+from engine.recipes.own_data import open_own
 from engine.recipes.predictor import as_grey
 from engine.recipes.reopen import OpenedRun
 from engine.recipes.task import find_tokenizer
@@ -94,6 +94,8 @@ def open_examples(
             f"data={spec}: the file has changed since the run, so its features would be standardised by another mean than those "
             "that the model was trained on; standardise=FILE names the data of the run"
         )
+    if source is not None:
+        _check_texts(opened, source)
     if own or data is None:
         assert source is not None
         for line in said:
@@ -106,6 +108,7 @@ def open_examples(
                 "trained on; standardise=FILE names these"
             )
         source = order_columns(open_undivided(spec, **given, to_train=False), opened.data.features, say=say)
+        _check_texts(opened, source)
         if opened.data.features is None and (columns := name_columns(source)):
             say(
                 "data:    the names of the features that the model was trained on are not recorded, so these are taken in their "
@@ -123,6 +126,12 @@ def open_examples(
     return Examples(source=source, part=fitted, name=name, own=own)
 
 
+def _check_texts(opened: OpenedRun, source: Source) -> None:
+    """Raises DataError if texts became tokens by another tokenizer than those that the model was trained on."""
+    if source.texts is not None and opened.data.texts is not None:
+        opened.data.texts.check_tokenizer(source.texts.facts.tokenizer, source.texts.files)
+
+
 def _describe(name: str, *, own: bool) -> str:
     what = "all of them" if name == "all" else {"eval": "evaluation"}.get(name, name) + " part"
     return f"{what}, of the run's own data" if own else what
@@ -130,22 +139,7 @@ def _describe(name: str, *, own: bool) -> str:
 
 def _open_own(opened: OpenedRun, asked: str | None, given: Mapping[str, Any]) -> Source | None:
     """The data divided as the run divided its own; None if those that are ``asked`` for cannot be the run's."""
-    config = opened.config
-    spec = asked or config.data
-    if opened.path is None or opened.data.fingerprint is None:
-        return None
-    if spec.partition(":")[0] != config.data.partition(":")[0]:
-        return None
-    try:
-        source = sources.open_data(
-            spec, eval_fraction=config.eval_fraction, train_examples=config.train_examples, **given
-        )
-        source = order_columns(source, opened.data.features, say=given["say"])
-    except DataError:
-        if asked is None:
-            raise
-        return None
-    return source.with_classes() if opened.loss == "softmax" and not opened.tasks else source
+    return None if opened.path is None else open_own(opened.config, opened.data, asked, given, kind=opened.loss)
 
 
 def _part(source: Source, name: str, *, divided: bool) -> Part:

@@ -23,6 +23,7 @@ from engine.frostline.watch import frozen_output_norms
 from engine.recipes.agreement import check_drift
 from engine.recipes.auto_freezing import AutoFreezing
 from engine.recipes.detections import draw_some as draw_boxes
+from engine.recipes.encoders import find_kind
 from engine.recipes.job import Job
 from engine.recipes.listener import Listener
 from engine.recipes.memory import forecast_job
@@ -336,6 +337,7 @@ def _facts(job: Job) -> dict[str, Any]:
             "classes": len(source.classes),
             "class_names": list(source.classes),
             "image_shape": list(source.image_shape),
+            "input_kind": find_kind(config, job.data_facts()),
             "skipped_images": len(source.skipped),
             "skipped": list(source.skipped[:20]),
             **_describe_tasks(job.task),

@@ -31,22 +31,23 @@ def build_features(predictor: Predictor, variables: ModelVariables, above: Filte
     with tracing.inlined():
         traced = predictor.compile(predictor.call)
     traced = tracing.inline_calls(traced)
-    graph, image = traced.graph, traced.graph.inputs[0]
+    graph, given = traced.graph, traced.graph.inputs[: max(1, len(predictor.inputs))]
     handles = dataflow.captured_handles(graph, [entry.variable for entry in variables if entry.path in paths])
     found = [
         tensor
-        for tensor in find_frontier(graph, varying=handles, inputs=[image])
-        if tensor.shape.rank and tensor.shape[0] is None and tensor is not image
+        for tensor in find_frontier(graph, varying=handles, inputs=given)
+        if tensor.shape.rank and tensor.shape[0] is None and not any(tensor is each for each in given)
     ]
     if not found:
         raise InputError(
-            f"features_below={str(above)!r}: the model computes nothing from the images without these variables; name "
+            f"features_below={str(above)!r}: the model computes nothing from its inputs without these variables; name "
             "variables further up, such as @head"
         )
     captured = dataflow.captured_tensors(graph)
 
     def compute(images: Any) -> list[Any]:
-        copied = dataflow.copy_tensors(found, captured | {id(image): images})
+        own = dict(zip(map(id, given), tf.nest.flatten(images), strict=True))
+        copied = dataflow.copy_tensors(found, captured | own)
         return [tf.cast(value, tf.float32) if value.dtype.size < 4 else value for value in copied]
 
     return predictor.compile(compute)

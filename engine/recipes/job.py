@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.data import TrainBatches
-from engine.data.features import name_columns
+from engine.data.features import name_columns, name_moments
 from engine.distribution.distribution import Distribution
 from engine.memory.forecast import Forecast, Forecaster
 from engine.memory.planner import Plan
@@ -119,6 +119,8 @@ class Job:
             class_weights=list_class_weights(outputs),
             inputs={name: (spec.shape, spec.dtype.name) for name, spec in (other_inputs(task.source) or {}).items()},
             features=name_columns(task.source),
+            moments=name_moments(task.source),
+            texts=None if task.source.texts is None else task.source.texts.facts,
         )
 
     def repeating_flags(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A trained model with several outputs, used for one of them; and what refuses one that has several, or takes no images."""
+"""A trained model with several outputs, used for one of them; and what refuses one that has several, or takes anything else."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from engine.errors import InputError
+from engine.recipes.encoders import find_kind
 from engine.text import join_words, nearest
 from engine.training.losses import accepted_keywords
 
@@ -58,10 +59,34 @@ def check_single(opened: Any, what: str) -> None:
         )
 
 
+_TAKES = {
+    "images": ("images", "--images=FOLDER"),
+    "texts": ("texts", "--texts=FILE (.txt, .tsv, .csv, .jsonl or a folder of .txt files)"),
+    "table": ("vectors of numbers", "--table=FILE (.csv, .tsv or .npz)"),
+}
+
+
+def check_given(opened: Any, flag: str) -> None:
+    """Raises InputError unless an ``OpenedRun`` predicts from what a flag of predict gives: images, texts or table."""
+    kind = find_kind(opened.config, opened.data)
+    about = f"{'model' if opened.path is None else 'run'}={opened.path or opened.config.model}"
+    if kind is None and len(opened.data.inputs) < 2:
+        inputs = {name: list(shape) for name, (shape, _) in opened.data.inputs.items()} or list(opened.image_shape)
+        raise InputError(
+            f"{about}: it takes examples of {inputs}, which are neither images nor texts nor vectors of numbers, and predict has no "
+            "file for them; evaluate takes such data, by --data=..."
+        )
+    if kind is None:
+        check_images(opened, "predict")
+    if kind != flag:
+        taken, right = _TAKES[str(kind)]
+        raise InputError(f"{about}: its model takes {taken}, and --{flag} gives it {_TAKES[flag][0]}; use {right}")
+
+
 def check_images(opened: Any, what: str) -> None:
     """Raises InputError if an ``OpenedRun`` does not take one image, which ``what`` gives it."""
     about = f"{'model' if opened.path is None else 'run'}={opened.path or opened.config.model}"
-    if len(opened.data.inputs) > 1:
+    if len(opened.data.inputs) > 1 and find_kind(opened.config, opened.data) != "texts":
         names = join_words(opened.data.inputs)
         raise InputError(
             f"{about}: it takes several inputs for an example ({names}), and {what} gives it one image alone, since files do not "

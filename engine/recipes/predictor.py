@@ -1,12 +1,13 @@
-"""What a trained model says of images: of arrays, and of many files within little memory."""
+"""What a trained model says of images, texts and vectors: in memory, and of many files or rows within little memory."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import functools
+import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import tensorflow as tf
 
 from engine import host
 from engine.data import DataError, Normalise
+from engine.data.batch_names import join_inputs
 from engine.data.batches import prefetch
 from engine.data.decode import LARGEST_DECODED
 from engine.data.header import BadImageError
@@ -23,6 +25,7 @@ from engine.data.image_options import ImageForm
 from engine.data.part import ArraySpec, number_classes
 from engine.errors import InputError, check_range
 from engine.memory.buffers import Buffers
+from engine.recipes.encoders import Encoder
 from engine.training.centers import find_boxes
 from engine.training.loss_names import CENTERS
 from engine.training.losses import accepted_keywords
@@ -38,22 +41,22 @@ class PredictionError(RuntimeError):
 
 
 class FileBatch(NamedTuple):
-    """What was computed for some files.
+    """What was computed for some files, or for some rows of one.
 
     Attributes:
-        files: the files that could be read, in order.
+        files: the files that could be read, in order; of rows, what identifies them (``engine.data.unlabelled.Unlabelled``).
         outputs: the tensors that the model computed for them, each [len(files), ...]: the outputs alone, or features.
         bad: the files that could not be read, each with the reason.
     """
 
-    files: list[pathlib.Path]
+    files: list[Any]
     outputs: list[np.ndarray]
     bad: list[tuple[pathlib.Path, str]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Predictor:
-    """A trained network as a function of images: made by ``RunResult.predictor`` and ``OpenedRun.predictor``.
+    """A trained network as a function of images, texts or vectors: made by ``RunResult.predictor`` and ``OpenedRun.predictor``.
 
     Attributes:
         network: ``network(images, training=False)`` -> outputs [B, C].
@@ -64,6 +67,7 @@ class Predictor:
         form: how image files are read, where that is not in the usual way, cropped and as 8-bit colour.
         inputs: the inputs by name where they are not one image; the network is then called with batches of them.
         most_boxes: the most boxes that are found in an image.
+        encoder: what turns examples that are not images into the inputs of the network: texts, or vectors.
     """
 
     network: Any
@@ -75,27 +79,32 @@ class Predictor:
     form: ImageForm | None = None
     inputs: Mapping[str, ArraySpec] = field(default_factory=dict)
     most_boxes: int = 100
+    encoder: Encoder | None = None
 
-    def __call__(self, images: Any) -> np.ndarray:
-        """Probabilities of images, float64 [n, classes]; for the loss "mse", the values themselves.
+    def __call__(self, examples: Any) -> np.ndarray:
+        """Probabilities of examples, float64 [n, classes]; for the loss "mse", the values themselves.
 
         Of a model with a class for each pixel, they are [n, height, width, classes].
         For the loss "centers", boxes, float64 [n, most, 6]: class (-1 is not a box), score, x1, y1, x2, y2, the best first, with
         edges as shares of the width and height of ``image_shape``.
 
         Args:
-            images: uint8, or float in [0, 1], [n, height, width, channels] of ``image_shape``.
+            examples: images, uint8 or float in [0, 1], [n, height, width, channels] of ``image_shape``; of a model of texts a
+                list of them, each a str or, where an example has two, a pair; of a model of vectors an array [n, D], in the
+                order of the run's columns and before it is standardised.
 
         Raises:
-            DataError: the images have another shape, dtype or range.
+            DataError: the examples are anything else, or images have another shape, dtype or range.
             PredictionError: an output is not finite.
         """
-        images = np.asarray(images)
+        if self.encoder is not None:
+            return self._predict_encoded(examples)
         if len(self.image_shape) != 3 or len(self.inputs) > 1:
             raise DataError(
-                "predictor: the model does not take images alone, so it cannot predict from an array of them; evaluate takes its "
-                "data, and its network can be called (OpenedRun.network)"
+                "predictor: the model takes neither images alone nor texts nor vectors, so it cannot predict from an array; evaluate "
+                "takes its data, and its network can be called (OpenedRun.network)"
             )
+        images = np.asarray(examples)
         if images.ndim != 4 or tuple(images.shape[1:]) != self.image_shape:
             raise DataError(
                 f"images: shape {list(images.shape)}; expected [n, {', '.join(map(str, self.image_shape))}]"
@@ -104,6 +113,43 @@ class Predictor:
         parts = [self.outputs(self.prepare(images[at : at + size])) for at in range(0, len(images), size)]
         outputs = np.concatenate(parts) if parts else np.zeros([0, *self.function.outputs[0].shape[1:]], np.float32)
         return self.probabilities(outputs)
+
+    def _predict_encoded(self, examples: Any) -> np.ndarray:
+        """Probabilities of texts or vectors."""
+        examples = examples if isinstance(examples, (str, bytes, list, tuple)) else np.asarray(examples)
+        if isinstance(examples, np.ndarray) and examples.dtype.kind in "USO":
+            examples = examples.tolist()
+        size = self.fit_batch_size()
+        starts = range(0, max(1, len(examples)), size)
+        parts = [
+            self.outputs(self._encode(examples if at == 0 and size >= len(examples) else examples[at : at + size]))
+            for at in starts
+        ]
+        return self.probabilities(np.concatenate(parts))
+
+    def _encode(self, examples: Any) -> Any:
+        """Texts or vectors as the network is called with them."""
+        assert self.encoder is not None
+        return join_inputs({name: tf.constant(value) for name, value in self.encoder(examples).items()})
+
+    def predict_rows(
+        self, rows: Iterable[tuple[Any, Any]], *, function: Any = None, size: int | None = None
+    ) -> Iterator[FileBatch]:
+        """Computes texts or vectors batch by batch, in order, while another thread encodes the next batches.
+
+        Each row is what identifies an example, and the example. Memory does not grow with their number. The other arguments are
+        those of ``predict_files``.
+        """
+        function = self.function if function is None else function
+        size = size or self.fit_batch_size(function)
+
+        def encode(some: list[tuple[Any, Any]]) -> tuple[list[Any], Any]:
+            return [key for key, _ in some], self._encode([example for _, example in some])
+
+        opened = iter(rows)
+        pieces = iter(lambda: list(itertools.islice(opened, size)), [])
+        for keys, inputs in prefetch(encode, pieces):
+            yield FileBatch(keys, [value.numpy() for value in function(inputs)], [])
 
     def prepare(self, images: np.ndarray) -> Any:
         """Images as the network takes them, with the bits of the run's own batches: ``normalise``, compiled.
@@ -142,7 +188,7 @@ class Predictor:
         """Outputs [n, C], or [n, height, width, C], as probabilities, or as values or boxes; PredictionError if one is not finite."""
         if len(wrong := np.flatnonzero(~np.isfinite(outputs).all(axis=tuple(range(1, outputs.ndim))))):
             raise PredictionError(
-                f"the model computes outputs that are not finite for {len(wrong)} of {len(outputs)} images, such as number "
+                f"the model computes outputs that are not finite for {len(wrong)} of {len(outputs)} examples, such as number "
                 f"{wrong[0] + 1} of a batch; its weights are damaged, or its precision is too low"
             )
         return outputs.astype(np.float64) if self.loss == CENTERS else as_probabilities(outputs, self.loss)
@@ -208,9 +254,9 @@ class Predictor:
         """
         check_range("batch_size", self.batch_size, 1)
         traced = self.function if function is None else function
-        inputs = traced.graph.inputs[:1]
+        inputs = traced.graph.inputs[: max(1, len(self.inputs))]
         buffers = Buffers(traced.graph, inputs, traced.outputs, kept=False)
-        image = 4 * int(np.prod(inputs[0].shape[1:]))
+        image = 4 * sum(int(np.prod(each.shape[1:])) for each in inputs)
         size, free = self.batch_size, _SHARE * host.memory_limit()
         while size > 1 and buffers.find_peak(size) + _HELD * size * image > free:
             size = -(-size // 2)

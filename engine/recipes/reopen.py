@@ -24,6 +24,7 @@ from engine.models.weights import LoadedWeights, load_as_it_is, load_for_classes
 from engine.porting.deltas.onto import FORCE
 from engine.reading import read_file
 from engine.recipes.config import FinetuneConfig
+from engine.recipes.encoders import find_encoder
 from engine.recipes.end_of_run import choose_checkpoint
 from engine.recipes.one_output import check_single, view_output
 from engine.recipes.predictor import Predictor
@@ -107,13 +108,15 @@ class OpenedRun:
         return self.model.normalise if images is None else models.images_as(images, self.image_shape)
 
     def predictor(self, *, batch_size: int | None = None, inputs: Mapping[str, ArraySpec] | None = None) -> Predictor:
-        """The model as a function of images, in batches of at most ``batch_size`` (default: as the run evaluated).
+        """The model as a function of what it was trained on, in batches of at most ``batch_size`` (default: as the run evaluated).
 
-        ``inputs`` are those of data that are not one image (``Part.input_specs``).
+        Those are images, a list of texts or vectors (``Predictor.__call__``; docs/predict.md has examples). ``inputs`` are those of data that are not one
+        image (``Part.input_specs``), if not the run's.
 
         Raises InputError if it has several outputs.
         """
         check_single(self, "a predictor")
+        encoder = find_encoder(self.path, self.config, self.data, self.loss)
         return Predictor(
             network=self.network,
             normalise=self.normalise,
@@ -122,7 +125,8 @@ class OpenedRun:
             class_names=self.class_names or self.data.columns,
             batch_size=self.data.eval_size if batch_size is None else batch_size,
             form=make_form(self.image_shape, self.data.image_dtype, self.config.image_options()),
-            inputs=inputs or {},
+            inputs=inputs or ({} if encoder is None else encoder.specs),
+            encoder=encoder,
         )
 
 

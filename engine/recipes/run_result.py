@@ -10,6 +10,7 @@ from typing import Any
 from engine.data.image_options import make_form
 from engine.distribution.distribution import ALONE, Distribution
 from engine.errors import InputError
+from engine.recipes.encoders import find_task_encoder
 from engine.recipes.predictor import Predictor
 from engine.recipes.task import Task
 from engine.selection.selection import Selection
@@ -54,7 +55,10 @@ class RunResult:
         return self.stages[-1].selection
 
     def predictor(self, *, batch_size: int = 64) -> Predictor:
-        """The trained model as a function of images, in batches of at most ``batch_size``.
+        """The trained model as a function of images, texts or vectors, in batches of at most ``batch_size``.
+
+        Images are those of the data, before they are normalised. Texts are a list, ``predictor(["a text", "another"])``, or one of
+        pairs; vectors are [n, D] in the order of the run's columns, as the file has them (``Predictor.__call__``).
 
         It uses the variables as they are now. ``engine.recipes.reopen.open_run(result.out).predictor()`` gives the same
         later, from the run directory.
@@ -76,6 +80,7 @@ class RunResult:
                 f"the network has several outputs ({join_words(output.name for output in task.outputs)}); "
                 "open_run(result.out).for_task(NAME).predictor() predicts one"
             )
+        encoder = find_task_encoder(task)
         return Predictor(
             network=self.network,
             normalise=task.normalise,
@@ -84,4 +89,6 @@ class RunResult:
             class_names=task.class_names or task.source.columns or None,
             batch_size=batch_size,
             form=make_form(task.source.image_shape, task.source.train.image_dtype, task.image_options),
+            inputs={} if encoder is None else encoder.specs,
+            encoder=encoder,
         )

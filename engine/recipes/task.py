@@ -18,6 +18,8 @@ from engine.data import augment as augmentation
 from engine.data.image_options import DEFAULT, ImageOptions
 from engine.data.part import ArraySpec, DataError, check_labels
 from engine.data.tasks import view_task
+from engine.data.text_encoder import choose_files
+from engine.data.text_name import parse_text_name
 from engine.data.tokens import TokenizerFiles
 from engine.distribution.shares import WHOLE, Share
 from engine.errors import InputError
@@ -336,12 +338,12 @@ def _open_source(
 
 
 def find_tokenizer(model: str, data: str, max_tokens: int | None) -> TokenizerFiles | None:
-    """The tokenizer for these data: the model's own, if it brings one; None for data that are not texts."""
+    """The tokenizer for these data: the one that they name, or the model's own; None if there is none, or they are no texts."""
     if not data.startswith("text:"):
         if max_tokens is not None:
             raise InputError(f"max_tokens={max_tokens}: it is about texts, and data={data} is not text:PATH")
         return None
-    found = models.find_tokenizer(model)
+    found = choose_files(parse_text_name(data), models.find_tokenizer(model))
     return None if found is None else dataclasses.replace(found, max_tokens=max_tokens)
 
 

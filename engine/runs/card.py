@@ -13,9 +13,15 @@ from engine.runs import records
 from engine.sizes import format_bytes
 from engine.text import join_words
 from engine.training.loop import Stage
+from engine.training.loss_names import CENTERS, parse_losses
 from engine.training.phases import Evaluation
 
 NAME = "card.md"
+_GIVEN = {
+    "images": ("images", "--images=FOLDER"),
+    "texts": ("texts", "--texts=FILE"),
+    "table": ("rows of a table", "--table=FILE"),
+}
 
 
 def write_card(
@@ -152,10 +158,18 @@ def _describe_use(out: pathlib.Path, run: Mapping[str, Any]) -> str:
     model = " ".join(
         f"--{name}={shlex.quote(flags[name])}" for name in ("model", "head", "adapt") if flags.get(name) is not None
     )
+    kind = run["data"]["input_kind"]
+    boxes = any(loss.kind == CENTERS for loss in parse_losses(flags["loss"]))
+    predict = (
+        [(f"predict {_GIVEN[kind][0]}", f"frostline predict --run={folder} {_GIVEN[kind][1]} --out=found.csv")]
+        if kind
+        else []
+    )
+    export = [("export", f"frostline export --run={folder} --format=savedmodel --out=FOLDER")]
     lines = [
-        ("predict images", f"frostline predict --run={folder} --images=FOLDER --out=found.csv"),
+        *predict,
         ("evaluate again", f"frostline evaluate --run={folder}"),
-        ("export", f"frostline export --run={folder} --format=savedmodel --out=FOLDER"),
+        *(export if kind == "images" and not boxes else []),  # the others are refused
         ("whole weights, in the format of the base", f"frostline apply-delta --base={shlex.quote(base)} --delta={folder}/trained.npz --out=FILE"),
         ("train on from here", f"frostline finetune {model} --weights={shlex.quote(base)}+{folder}/trained.npz --data=DATA"),
         ("repeat this run, to the same bits", f"frostline finetune --flagfile={folder}/flags.cfg --out=FOLDER"),

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from engine.data.class_names import Names
+from engine.data.text_encoder import TextFacts
 from engine.errors import InputError
 from engine.files import FileError, Npz, PathLike, write_json
 from engine.reading import read_file
@@ -79,6 +80,9 @@ class DataFacts:
         inputs: the shape of an example and the dtype of each input, where there are several, or one that is not an image.
         features: the names of the columns of features, in the order of the input; () if there are none, or they have no
             names, and None if the run did not record it.
+        moments: where features were standardised, the mean of each and its deviation; None if they were not, or the run did
+            not record it.
+        texts: how texts became tokens; None if there are none, or the run did not record it.
     """
 
     image_shape: tuple[int, ...]
@@ -95,6 +99,8 @@ class DataFacts:
     class_weights: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     inputs: Mapping[str, tuple[tuple[int, ...], str]] = field(default_factory=dict)
     features: tuple[str, ...] | None = None
+    moments: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    texts: TextFacts | None = None
 
     @property
     def output_names(self) -> Names | None:
@@ -134,7 +140,19 @@ class DataFacts:
                 for name, (shape, dtype) in given.get("inputs", {}).items()
             },
             features=_read_names({"features": None} | dict(given), "features"),
+            moments=_read_moments(given.get("moments")),
+            texts=None if given.get("texts") is None else TextFacts.read(given["texts"]),
         )
+
+
+def _read_moments(given: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """The moments from JSON values; raises ValueError or TypeError if they are anything else."""
+    if given is None:
+        return None
+    mean, deviation = (tuple(map(float, each)) for each in given)
+    if len(mean) != len(deviation):
+        raise ValueError("expected as many means as deviations")
+    return mean, deviation
 
 
 def _read_names(given: Mapping[str, Any], key: str) -> tuple[str, ...] | None:

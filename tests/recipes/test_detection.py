@@ -98,6 +98,12 @@ def opened(trained: RunResult) -> OpenedRun:
     return open_run(trained.out)
 
 
+def test_its_card_names_no_export_which_would_refuse_it(trained: RunResult) -> None:
+    card = (trained.out / "card.md").read_text()
+    assert f"frostline predict --run={trained.out} --images=FOLDER" in card
+    assert "frostline export" not in card
+
+
 def test_a_run_from_cached_views_of_augmented_images_leaves_a_picture(trained: RunResult) -> None:
     assert trained.code == 0
     assert trained.run["cache"]["used"]

@@ -187,7 +187,7 @@ def test_other_data_are_matched_by_the_names_of_their_classes(
             open_examples(opened, data=f"folder:{photos}", part=part)
     head = opened.variables.by_path()["head/bias"].variable
     head.assign([np.nan, 0.0, 0.0])
-    with pytest.raises(PredictionError, match="not finite for 21 of 21 images"):
+    with pytest.raises(PredictionError, match="not finite for 21 of 21 examples"):
         evaluate(opened, examples)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from run_figures import check_run_figures
 
+from engine.data import open_data
 from engine.errors import InputError
 from engine.export.config import ExportConfig
 from engine.export.opening import open_subject
@@ -20,7 +21,7 @@ from engine.recipes.evaluate import evaluate
 from engine.recipes.evaluation_data import open_examples
 from engine.recipes.opening import open_model
 from engine.recipes.reopen import open_run
-from engine.recipes.task import Task
+from engine.recipes.task import Task, find_tokenizer
 from engine.selection.variables import name_variables
 from engine.study.strategies import ModelStrategies
 from engine.training.optimizers import layer_factors
@@ -130,6 +131,13 @@ def test_a_tokenizer_that_does_not_fit_stops_before_training(
     assert "reads texts, but an example of these data has shape [28, 28, 1]; expected --data=text:PATH" in error
     with pytest.raises(InputError, match="max_tokens=9: it is about texts, and data=fashion_mnist_mini"):
         Task.open(data="fashion_mnist_mini", model="vit:mini", max_tokens=9)
+
+
+def test_the_length_is_also_that_of_a_tokenizer_that_the_data_name(place: pathlib.Path) -> None:
+    spec = f"text:{place}/reviews,tokenizer={place}/tiny"
+    for length, wanted in ((9, 9), (None, 128)):
+        source = open_data(spec, tokenizer=find_tokenizer("py:a:b", spec, length), say=lambda line: None)
+        assert source.image_shape == (wanted,)
 
 
 def test_classes_are_not_taken_for_numbers(place: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,11 @@ def test_two_inputs_share_a_trunk_whose_features_are_computed_once(
             found[cache] = npz.read("head/kernel"), run["final"]["eval_loss"]
     np.testing.assert_allclose(found["require"][0], found["off"][0], rtol=1e-5, atol=1e-7)
     assert found["require"][1] == pytest.approx(found["off"][1], rel=1e-6)
+    card = (tmp_path / "off/card.md").read_text()
+    assert "frostline evaluate" in card
+    assert not {"frostline predict", "frostline export"} & set(re.findall("frostline [a-z]+", card)), (
+        "they refuse the run"
+    )
     opened = open_run(tmp_path / "off")
     batch = pairs.eval.read(np.arange(6))
     outputs = opened.network({name: opened.normalise(batch[name]) for name in ("left", "right")})

@@ -157,7 +157,7 @@ def test_bad_input_is_answered_with_exit_code_2_and_nothing_is_written(
         (run, "--model=cnn:mini", new): "run, model: expected one of them",
         (run, "--classes=3", new): "classes=3: the run says it; leave it out",
         ("--model=cnn:mini", "--checkpoint=last", new): "checkpoint=last: it needs --run",
-        (run,): "images: expected a folder, a file or a pattern",
+        (run,): "images, texts, table: expected one of --images (a folder, a file or a pattern",
         (run, f"--images={tmp_path}/nwe"): "there is no such file or folder; nearest: new",
         (run, f"--images={tmp_path}/empty"): "there are no image files (.jpg,",
         (run, f"--images={tmp_path}/*.tiff"): "no file matches this pattern",
@@ -177,7 +177,7 @@ def test_bad_input_is_answered_with_exit_code_2_and_nothing_is_written(
         (run, new, f"--out={photo_run.out}/metrics.jsonl"): "it is a file of a run, and is not overwritten",
         (run, new, f"--features={tmp_path}/f.npz", "--top=1"): "--features writes features and no predictions",
         (run, new, "--features_below=@head"): "it needs --features=FILE.npz",
-        (run, new, f"--features={tmp_path}/f.npz", "--features_below=@all"): "computes nothing from the images without",
+        (run, new, f"--features={tmp_path}/f.npz", "--features_below=@all"): "computes nothing from its inputs without",
         (run, new, f"--features={tmp_path}/f.npz", "--features_below=haed"): "nearest: head",
         (run, new, "--checkpoint=best"): "the run kept none (--keep_best of finetune); the checkpoints of",
         (f"--run={tmp_path}/nowhere", new): "there is no such folder",
@@ -227,5 +227,5 @@ def test_what_outputs_mean_decides_what_is_told(
 
 def test_outputs_that_are_not_finite_are_refused_and_not_told() -> None:
     predictor = Predictor(network=None, normalise=Normalise(), image_shape=(4, 4, 1), loss="softmax", class_names=None)
-    with pytest.raises(PredictionError, match="not finite for 1 of 2 images, such as number 2"):
+    with pytest.raises(PredictionError, match="not finite for 1 of 2 examples, such as number 2"):
         predictor.probabilities(np.array([[0.0, 1.0], [np.nan, 0.0]]))

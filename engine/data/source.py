@@ -222,7 +222,12 @@ def uses_own_moments(spec: str) -> bool:
     Other data, which are evaluated with a model of that source, would then be scaled in another way than those that it
     was trained on.
     """
-    return spec.partition(":")[0] in KINDS and parse_manifest(spec).standardise == ""
+    return find_standardise(spec) == ""
+
+
+def find_standardise(spec: str) -> str | None:
+    """The file by whose training part the features of a source are standardised, "" for its own; None if they are not."""
+    return parse_manifest(spec).standardise if spec.partition(":")[0] in KINDS else None
 
 
 def find_place(spec: str) -> pathlib.Path | None:

@@ -12,9 +12,8 @@ import numpy as np
 
 from engine import models
 from engine.data.features import find_features, name_moments
-from engine.data.manifest_options import KINDS, parse_manifest
 from engine.data.part import ArraySpec, Source
-from engine.data.source import find_place
+from engine.data.source import find_place, find_standardise
 from engine.data.text_encoder import TextEncoder, choose_files
 from engine.data.text_name import parse_text_name
 from engine.data.vector_encoder import VectorEncoder
@@ -74,7 +73,7 @@ def find_encoder(path: pathlib.Path | None, config: FinetuneConfig, facts: DataF
     if kind != "table":
         return None
     moments: Any = None if facts.moments is None else np.array(facts.moments)
-    if moments is None and _standardises(config.data):
+    if moments is None and find_standardise(config.data) is not None:
         moments = functools.partial(_find_moments, path, config, facts, loss)
     return VectorEncoder(
         name=next(iter(facts.inputs), "features"),
@@ -101,10 +100,6 @@ def find_task_encoder(task: Task) -> Encoder | None:
         moments=None if moments is None else np.array(moments),
         nan=task.image_options.nan,
     )
-
-
-def _standardises(spec: str) -> bool:
-    return spec.partition(":")[0] in KINDS and parse_manifest(spec).standardise is not None
 
 
 def _find_moments(path: pathlib.Path | None, config: FinetuneConfig, facts: DataFacts, loss: str) -> np.ndarray:

@@ -12,9 +12,9 @@ import numpy as np
 from engine.data import Part, Source
 from engine.data.batch_names import label_name
 from engine.data.class_names import normal_form
-from engine.data.features import name_columns, order_columns
+from engine.data.features import name_columns, order_columns, standardise
 from engine.data.part import IGNORED, check_labels, number_classes
-from engine.data.source import OF_FILES, find_place, open_undivided, uses_own_moments
+from engine.data.source import OF_FILES, find_place, find_standardise, open_undivided, uses_own_moments
 from engine.data.tasks import view_part, view_task
 from engine.errors import InputError
 from engine.recipes.own_data import open_own
@@ -102,12 +102,8 @@ def open_examples(
             say(line)
         name, chosen = part or "eval", _part(source, part or "eval", divided=True)
     else:
-        if uses_own_moments(spec):
-            raise InputError(
-                f"data={spec}: its features would be standardised by its own mean, not by that of the data that the model was "
-                "trained on; standardise=FILE names these"
-            )
         source = order_columns(open_undivided(spec, **given, to_train=False), opened.data.features, say=say)
+        source = _standardise(opened, source, say)
         _check_texts(opened, source)
         if opened.data.features is None and (columns := name_columns(source)):
             say(
@@ -124,6 +120,25 @@ def open_examples(
     fit = _fit_tasks if opened.tasks else _fit_labels
     fitted = fit(opened, source, _fit_channels(opened, chosen), say)
     return Examples(source=source, part=fitted, name=name, own=own)
+
+
+def _standardise(opened: OpenedRun, source: Source, say: Callable[[str], None]) -> Source:
+    """Other data than the run's, with features scaled as those that the model was trained on; InputError if that is not known."""
+    if find_standardise(source.name):
+        return source  # by a file that the user names
+    if opened.data.moments is not None:
+        return standardise(source, say=say, moments=np.array(opened.data.moments))
+    if uses_own_moments(source.name):
+        raise InputError(
+            f"data={source.name}: its features would be standardised by its own mean, not by that of the data that the model was "
+            "trained on; standardise=FILE names these"
+        )
+    if find_standardise(opened.config.data) is not None:
+        raise InputError(
+            f"data={source.name}: the model was trained on standardised features, and an earlier version wrote the run, which did "
+            f"not record by which mean; {source.name},standardise=FILE names the file of the run's own data"
+        )
+    return source
 
 
 def _check_texts(opened: OpenedRun, source: Source) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import textwrap
 from collections.abc import Callable, Iterator
@@ -134,8 +135,16 @@ def test_a_network_of_vectors_trains_from_a_table_with_its_frozen_part_cached(ow
     np.testing.assert_allclose(result.run["final"]["eval_loss"], plain.run["final"]["eval_loss"], rtol=1e-6)
     np.testing.assert_allclose(eval_loss(opened), result.run["final"]["eval_loss"], rtol=1e-6)
     write_table(own / "new.csv", 1)
+    scaled = [eval_loss(opened, data=f"table:new.csv{how}") for how in ("", ",standardise", ",standardise=t.csv")]
+    assert scaled[0] == scaled[1] == scaled[2], "always by the mean of the data that the model was trained on"
+    early = dataclasses.replace(opened, data=dataclasses.replace(opened.data, moments=None))
     with pytest.raises(InputError, match=r"would be standardised by its own mean.* standardise=FILE names these"):
-        open_examples(opened, data="table:new.csv,standardise")
+        open_examples(early, data="table:new.csv,standardise")
+    with pytest.raises(
+        InputError, match=r"did not record by which mean; table:new\.csv,standardise=FILE names the file"
+    ):
+        open_examples(early, data="table:new.csv")
+    assert eval_loss(early, data="table:new.csv,standardise=t.csv") == scaled[0]
     same = eval_loss(opened, data="table:t.csv,standardise=t.csv", part="eval")
     np.testing.assert_allclose(same, result.run["final"]["eval_loss"], rtol=1e-6)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from engine.data.batch_names import WEIGHT
 from engine.data.decode import as_form
-from engine.data.divided import make_divided
+from engine.data.divided import make_divided, name_columns
 from engine.data.header import BadImageError
 from engine.data.idx import holds_idx, read_idx_folder
 from engine.data.image_files import Say, printable
@@ -186,12 +186,8 @@ def _source(
         if prefix in weights:
             own[WEIGHT] = check_weights(f"data={spec}: {prefix}_weights", weights[prefix], len(images))
         parts[prefix] = Part(fitted, labels, np.arange(len(images), dtype=np.int64), columns=own)
-    if given is not None and train_labels.ndim == 2 and len(given) != train_labels.shape[1]:
-        raise DataError(
-            f"data={spec}: class_names has {len(given)} names for labels of {train_labels.shape[1]} columns; expected one for each"
-        )
-    columns = given if given and train_labels.ndim == 2 and len(given) == train_labels.shape[1] else ()
-    return make_divided(spec, classes, parts, named=given is not None, columns=tuple(columns))
+    columns = name_columns(spec, given, train_labels)
+    return make_divided(spec, classes, parts, named=given is not None, columns=columns)
 
 
 def describe_empty_classes(source: Source) -> str | None:

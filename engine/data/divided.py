@@ -7,7 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from engine.data.part import Part, Source
+from engine.data.part import DataError, Part, Source
+
+
+def name_columns(spec: str, names: Sequence[str] | None, labels: np.ndarray) -> tuple[str, ...]:
+    """The names of the columns of labels [n, C], where a file names them; raises DataError if they are another number."""
+    if names is None or labels.ndim != 2:
+        return ()
+    if len(names) != labels.shape[1]:
+        raise DataError(
+            f"data={spec}: class_names has {len(names)} names for labels of {labels.shape[1]} columns; expected one for each"
+        )
+    return tuple(names)
 
 
 def make_divided(spec: str, classes: Sequence[str], parts: Mapping[str, Part], **more: Any) -> Source:

@@ -95,8 +95,8 @@ class ImageFiles:
         return len(self._kept)
 
     @property
-    def paths(self) -> Sequence[str]:
-        """The paths of all images in the folder, as the data name them."""
+    def paths(self) -> Sequence[str] | None:
+        """The paths of all images in the folder, as the data name them; None if they are not files."""
         return self._names
 
     def __getitem__(self, numbers: np.ndarray) -> np.ndarray:

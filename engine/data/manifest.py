@@ -190,8 +190,11 @@ def _read_moments(request: SourceRequest, options: ManifestOptions, source: Sour
     names = () if own is None else own.columns
     if path.suffix.lower() == ".npz":
         other = replace(request, spec=f"table:{path}", say=lambda line: None)
-        found = vectors.find_features(open_npz_table(other, parse_manifest(other.spec)).train)
+        train = open_npz_table(other, parse_manifest(other.spec)).train
+        found = vectors.find_features(train)
         assert found is not None
+        if not len(train):
+            raise DataError(f"{about}: standardise={path}: it has no x, the training part whose mean is asked for")
         if found.raw.shape[1] != len(names):
             raise DataError(f"{about}: standardise={path}: it has {found.raw.shape[1]} columns; expected {len(names)}")
         return vectors.find_moments(found.raw)

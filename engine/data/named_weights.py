@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from engine.data.batch_names import WEIGHT
 from engine.data.delimited import Delimited, Row
 from engine.data.image_files import ImageFiles, printable
 from engine.data.part import DataError, Part
@@ -43,7 +45,7 @@ def check_weights(about: str, weights: np.ndarray, count: int) -> np.ndarray:
 def read_named_weights(path: PathLike, *, about: str, named: str = "class") -> list[tuple[str, float]]:
     """Reads pairs of a name and its weight, in the order of the file: a JSON object {name: weight}, or CSV lines ``name,weight``.
 
-    A first CSV line whose weight is not a number, such as ``class,weight``, is a heading.
+    A first CSV line that calls its second column weight, such as ``class,weight``, is a heading.
 
     Args:
         path: a file that exists.
@@ -57,7 +59,13 @@ def read_named_weights(path: PathLike, *, about: str, named: str = "class") -> l
         text = read_file(path, _LARGEST).decode("utf-8-sig")
         rows = Delimited(about="CSV", path=pathlib.Path(path)).rows()
         found = _parse_json(text) if text.lstrip().startswith(("{", "[")) else _parse_rows(rows)
-    except (ValueError, RecursionError, FileError, DataError) as error:  # UnicodeDecodeError is a ValueError
+    except (
+        ValueError,
+        OverflowError,
+        RecursionError,
+        FileError,
+        DataError,
+    ) as error:  # UnicodeDecodeError is a ValueError
         raise InputError(
             f"{about}: expected a JSON object {{{named}: weight}} or CSV lines {named},weight ({cut(str(error))})"
         ) from None
@@ -86,7 +94,7 @@ def _parse_rows(rows: Iterable[Row]) -> list[tuple[str, float]]:
         if len(row.cells) != 2:
             raise ValueError(f"line {row.line} has {len(row.cells)} cells")
         value = parse_number(row.cells[1].strip())
-        if value is None and number:
+        if value is None and (number or WEIGHT not in row.cells[1].lower()):
             raise ValueError(f"line {row.line}: {row.cells[1]!r} is not a number")
         if value is not None:
             found.append((row.cells[0].strip(), value))
@@ -118,7 +126,8 @@ def read_sample_weights(path: PathLike, part: Part, *, about: str = "sample_weig
             f"{name}: there is no such file; expected a CSV file with lines example,weight, or a JSON file"
         )
     given = read_named_weights(path, about=name, named="example")
-    numbers = _number_images(part) if isinstance(part.images, ImageFiles) else None
+    paths = part.images.paths if isinstance(part.images, ImageFiles) else None
+    numbers = None if paths is None else _number_images(paths)
     by_number = np.full(part.images.shape[0], np.nan, np.float32)
     for example, weight in given:
         found = _find(name, example, len(by_number), numbers)
@@ -144,11 +153,10 @@ def read_sample_weights(path: PathLike, part: Part, *, about: str = "sample_weig
     return weights, text
 
 
-def _number_images(part: Part) -> dict[str, list[int]]:
+def _number_images(paths: Sequence[str]) -> dict[str, list[int]]:
     """The numbers of the images by the path that the data have of them; a manifest may name a file more than once."""
-    assert isinstance(part.images, ImageFiles)
     found: dict[str, list[int]] = {}
-    for number, path in enumerate(part.images.paths):
+    for number, path in enumerate(paths):
         found.setdefault(path, []).append(number)
     return found
 
@@ -156,6 +164,7 @@ def _number_images(part: Part) -> dict[str, list[int]]:
 def _find(about: str, example: str, count: int, numbers: dict[str, list[int]] | None) -> list[int]:
     """The numbers of the examples of this name; InputError if there are none."""
     if numbers is not None:
+        example = os.path.normpath(example)  # as manifests read paths
         if example not in numbers:
             close = nearest(example, list(numbers)) or f", such as {next(iter(numbers))}"
             raise InputError(

@@ -301,11 +301,6 @@ class Source:
             return len(self.classes)
         if labels.ndim == 2:
             return int(labels.shape[1])
-        if loss == "mse" and self.classes and self.named:
-            raise DataError(
-                f"data={self.name}: the loss mse needs numbers, but the labels are the classes {reprlib.repr(self.classes)}; "
-                "expected softmax, or labels that are read as numbers (label=COLUMN:number; of texts target=COLUMN)"
-            )
         if loss == "sigmoid" and self.classes and len(self.classes) > 2:
             raise DataError(
                 f"data={self.name}: the loss sigmoid needs labels 0 and 1, [n] or [n, C], but these are "

@@ -72,6 +72,8 @@ def open_tfds(request: SourceRequest) -> Source:
 class EncodedImages(ImageFiles):
     """Images that lie encoded in the records of several splits, numbered one split after the other."""
 
+    paths = None
+
     def __init__(
         self,
         request: SourceRequest,

@@ -102,6 +102,8 @@ def plan_outputs(
         view = view_task(source, loss.name) if loss.name else source
         kind = output_kind(loss, classes=bool(view.classes))
         count = view.outputs(kind)
+        if loss.kind == "mse":
+            _check_amounts(view)
         if loss.name:
             _check_labels(source, view, loss.name, say)
         numbers = kind == "mse"
@@ -120,6 +122,15 @@ def plan_outputs(
     if unused := [target.name for target in source.tasks if target.name not in named]:
         say(f"data:    no loss names {join_words(unused)}, so these labels are not used")
     return tuple(found)
+
+
+def _check_amounts(source: Source) -> None:
+    """Raises DataError if labels are classes with names, whose numbers are not amounts."""
+    if source.classes and source.named:
+        raise DataError(
+            f"data={source.name}: the loss mse needs numbers, but the labels are the classes {join_words(source.classes)}; expected "
+            "softmax, or labels that are read as numbers (label=COLUMN:number; of texts target=COLUMN)"
+        )
 
 
 def describe_outputs(source: Source, outputs: Sequence[Output]) -> dict[str, Any]:

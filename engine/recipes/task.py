@@ -146,7 +146,7 @@ class Task:
         given |= {"image_size": image_size, "masks": masks, "max_tokens": max_tokens}
         opening: dict[str, Any] = {"bad_images": bad_images, "image_cache": image_cache, "parts": parts, "say": say}
         source = fit_source(_open_source(data, model, given, **opening, images=image_options), asked)
-        weighed = find_weights(sample_weights, source.train, loss, say)
+        weighed = find_weights(sample_weights, source, loss, say)
         check_head(source, model, head, loss)
         planned = plan_outputs(source, asked, say=say)
         built = _build(source, model, planned, numbers, head=head, seed=seed, graph=graph)

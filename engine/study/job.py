@@ -15,6 +15,7 @@ import numpy as np
 from engine import data
 from engine.data import order
 from engine.data.batch_names import WEIGHT
+from engine.data.part import number_classes
 from engine.errors import InputError
 from engine.files import Npz, write_npz
 from engine.reading import read_file
@@ -184,7 +185,8 @@ def open_examples(job: Job, out: pathlib.Path) -> data.Source:
     """The examples of the study in a folder; raises as ``engine.open_data``."""
     if (out / _EXAMPLES).exists():
         source = data.open_data(f"npz:{out / _EXAMPLES}", say=lambda line: None)  # the study has told them
-        return dataclasses.replace(source, name=job.data)
+        named = source.classes != number_classes(len(source.classes))  # the file names classes in any case
+        return dataclasses.replace(source, name=job.data, named=named)
     source = data.open_data(
         job.data,
         eval_fraction=job.eval_fraction,

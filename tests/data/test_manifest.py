@@ -12,6 +12,8 @@ from PIL import Image
 
 from engine import data
 from engine.data.folder import share_of_name
+from engine.data.part import DataError
+from engine.data.source import open_undivided
 from engine.errors import InputError
 
 Write = Callable[..., str]
@@ -462,3 +464,23 @@ def test_arrays_of_vectors_are_read_from_an_npz_file(tmp_path: pathlib.Path) -> 
         np.savez(tmp_path / f"{name}.npz", **arrays)
         assert message in refused_vectors(f"table:{tmp_path / name}.npz")
     assert "an .npz file has no columns" in refused_vectors(f"table:{tmp_path / 't.npz'},label=y")
+
+
+def test_columns_of_labels_in_arrays_have_the_names_of_the_file(tmp_path: pathlib.Path) -> None:
+    arrays = {"x": np.ones([6, 2]), "y": np.eye(2)[np.arange(6) % 2] * 0.5}
+    np.savez(tmp_path / "t.npz", **arrays, class_names=np.array(["red", "blue"]))
+    source = data.open_data(f"table:{tmp_path}/t.npz", eval_fraction=0.5, say=lambda line: None)
+    assert source.class_names == source.columns == ("red", "blue")
+    np.savez(tmp_path / "t.npz", **arrays, class_names=np.array(["red", "blue", "green"]))
+    with pytest.raises(DataError, match="class_names has 3 names for labels of 2 columns; expected one for each"):
+        data.open_data(f"table:{tmp_path}/t.npz", say=lambda line: None)
+
+
+def test_moments_are_those_of_a_training_part_or_none(tmp_path: pathlib.Path) -> None:
+    np.savez(tmp_path / "old.npz", val_x=np.ones([6, 2]), val_y=np.arange(6) % 2)
+    np.savez(tmp_path / "new.npz", x=np.ones([6, 2]), y=np.arange(6) % 2)
+    given: dict[str, Any] = {"image_size": None, "bad_images": "stop", "image_cache": 0, "say": lambda line: None}
+    with pytest.raises(
+        DataError, match=r"standardise=.*old.npz: it has no x, the training part whose mean is asked for"
+    ):
+        open_undivided(f"table:{tmp_path}/new.npz,standardise={tmp_path}/old.npz", **given, to_train=False)

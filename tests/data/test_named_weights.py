@@ -99,8 +99,9 @@ def test_a_manifest_that_names_an_image_twice_weighs_both_rows(photos: pathlib.P
         "val/a/8.png,x,val",
     ]
     (photos / "m.csv").write_text("\n".join(rows))
-    weights, _ = read(tmp_path, f"csv:{photos}/m.csv", '{"train/a/0.png": 3}')
-    np.testing.assert_array_equal(weights, np.float32([3, 1, 3]))
+    for name in ("train/a/0.png", "./train/a/../a/0.png"):
+        weights, _ = read(tmp_path, f"csv:{photos}/m.csv", f'{{"{name}": 3}}')
+        np.testing.assert_array_equal(weights, np.float32([3, 1, 3]))
 
 
 def test_other_examples_are_named_by_numbers_which_what_is_held_out_does_not_move(tmp_path: pathlib.Path) -> None:
@@ -120,6 +121,8 @@ def test_other_examples_are_named_by_numbers_which_what_is_held_out_does_not_mov
         ("train/a/0.png,-1", "the weight of 'train/a/0.png' is -1; expected a number of at least 0"),
         ("train/a/0.png,1e39", "is 1e[+]39, which no float32 holds"),
         ("train/a/0.png", "line 1 has 1 cells"),
+        ("train/a/0.png,O.2\ntrain/a/2.png,1", "line 1: 'O.2' is not a number"),
+        ('{"train/a/0.png": 1' + "0" * 400 + "}", "expected a JSON object {example: weight}"),
         ("val/a/8.png,1", "it names none of the 8 training examples"),
         ("", "it names none of the 8 training examples"),
         ("\n".join(f"train/{'ab'[n % 2]}/{n}.png,0" for n in range(8)), "all training examples have the weight 0"),

@@ -157,17 +157,6 @@ def test_whole_number_labels_are_classes(tmp_path: pathlib.Path, dtype: Any) -> 
     assert source.classes == ("0", "1")
 
 
-def test_names_of_classes_are_not_amounts(tmp_path: pathlib.Path) -> None:
-    named = arrays(classes=3) | {"class_names": np.array(["cat", "dog", "emu"])}
-    with pytest.raises(
-        DataError, match=r"the loss mse needs numbers, but the labels are the classes \('cat', 'dog', 'emu'\)"
-    ):
-        opened(tmp_path, named).outputs("mse")
-    (tmp_path / "t.csv").write_text("x,kind,split\n1,low,train\n2,high,train\n3,low,val\n")
-    with pytest.raises(DataError, match="the loss mse needs numbers"):
-        open_data(f"table:{tmp_path}/t.csv,label=kind", say=lambda line: None).outputs("mse")
-
-
 def test_a_loss_gets_the_outputs_it_needs(tmp_path: pathlib.Path) -> None:
     assert opened(tmp_path, arrays(classes=3)).outputs("softmax") == 3
     assert opened(tmp_path, arrays(classes=2)).outputs("sigmoid") == 1

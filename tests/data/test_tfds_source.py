@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from engine import data
+from engine.data.named_weights import read_sample_weights
 from engine.data.tfds_options import parse_tfds
 from engine.errors import InputError
 
@@ -162,3 +163,11 @@ def test_two_splits_that_could_be_the_evaluation_part_are_asked_about() -> None:
     with pytest.raises(InputError, match="there is no split train; split= says what to train on: test"):
         choose("", "test")
     assert choose("", "test", to_train=False) == {"test": "test"}
+
+
+@needs_package
+def test_examples_are_numbered_for_their_weights(prepared: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    train = opened("toy", prepared).train
+    (tmp_path / "w.csv").write_text("0,2\n29,0.5")
+    weights, _ = read_sample_weights(tmp_path / "w.csv", train)
+    np.testing.assert_array_equal(weights, np.where(train.index == 0, 2, np.where(train.index == 29, 0.5, 1)))

@@ -162,3 +162,31 @@ def test_one_hot_labels_train_as_the_classes_that_they_are(tmp_path: pathlib.Pat
         (values, _) = task.loss_fn(task.train_batches().at(0), training=False, seeds=None).terms["softmax"]
         found.append(values.numpy())
     np.testing.assert_array_equal(*found)
+
+
+def test_names_of_classes_are_not_amounts(tmp_path: pathlib.Path) -> None:
+    given: dict[str, Any] = {"train_images": np.zeros((9, 8, 8), np.uint8), "train_labels": np.arange(9) % 3}
+    np.savez(tmp_path / "named.npz", **given, class_names=np.array(["cat", "dog", "emu"]))
+    np.savez(tmp_path / "numbers.npz", **given)
+    asked: dict[str, Any] = {"model": "cnn:mini", "weights": None, "loss": "mse", "batch_size": 4}
+    with pytest.raises(InputError, match="the loss mse needs numbers, but the labels are the classes cat, dog and emu"):
+        Task.open(data=f"npz:{tmp_path}/named.npz", **asked)
+    assert Task.open(data=f"npz:{tmp_path}/numbers.npz", **asked).model.outputs == 1
+
+
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_a_part_of_which_nothing_counts_is_refused(tmp_path: pathlib.Path, part: str) -> None:
+    given: dict[str, Any] = {}
+    for name in ("train", "val", "test"):
+        given |= {f"{name}_images": np.zeros((9, 4, 4), np.uint8), f"{name}_labels": np.arange(9) % 3}
+    np.savez(tmp_path / "d.npz", **given, **{f"{part}_weights": np.zeros(9)})
+    asked: dict[str, Any] = {"model": "cnn:mini", "weights": None, "batch_size": 4}
+    with pytest.raises(
+        InputError, match=r"all weights of the (train|eval|test) part are 0; expected an example that counts"
+    ):
+        Task.open(data=f"npz:{tmp_path}/d.npz", **asked)
+    half = np.arange(9) % 2
+    np.savez(tmp_path / "d.npz", **given, train_weights=half)
+    (tmp_path / "w.csv").write_text("\n".join(f"{number},{1 - value}" for number, value in enumerate(half)))
+    with pytest.raises(InputError, match="all weights of the train part are 0"):
+        Task.open(data=f"npz:{tmp_path}/d.npz", sample_weights=tmp_path / "w.csv", **asked)

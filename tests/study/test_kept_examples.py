@@ -35,6 +35,13 @@ def test_examples_are_kept_with_their_weights(tmp_path: pathlib.Path) -> None:
             np.testing.assert_array_equal(found[name], value)
 
 
+def test_numbers_of_classes_do_not_become_names(tmp_path: pathlib.Path) -> None:
+    for names, named in ((("0", "1"), False), (("a", "b"), True)):
+        keep_examples(tmp_path, Source("npz:n.npz", names, part(9), part(4), None, named=named))
+        kept = open_examples(SimpleNamespace(data="npz:n.npz"), tmp_path)  # type: ignore[arg-type]
+        assert (kept.classes, kept.named) == (names, named)
+
+
 @pytest.mark.parametrize(
     "given",
     [

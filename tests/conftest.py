@@ -22,6 +22,8 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as the programs do, whose
 # Tests run in parallel: more threads than cores only wait for one another.
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
+gc.disable()  # until the libraries and all tests are imported: a third of the time that collecting them takes
+
 Program = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -31,6 +33,7 @@ def libraries() -> None:
     import keras  # noqa: F401
     import tensorflow  # noqa: F401
 
+    gc.enable()
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)  # functions that are traced make very many objects, few of them garbage

@@ -89,7 +89,10 @@ def imported(path: pathlib.Path) -> set[str]:
     return {name for name in found if name.split(".")[0] in PACKAGES and name != module}
 
 
-IMPORTS = {module: imported(path) for module, path in MODULES.items()}
+@functools.cache
+def imports() -> dict[str, set[str]]:
+    """The project's modules that each one imports; not while tests are collected, which every worker does."""
+    return {module: imported(path) for module, path in MODULES.items()}
 
 
 def test_every_module_lies_in_a_room_and_there_are_at_most_twenty() -> None:
@@ -101,7 +104,7 @@ def test_every_module_lies_in_a_room_and_there_are_at_most_twenty() -> None:
 def test_no_room_imports_a_room_to_its_right() -> None:
     upward = [
         f"{module} ({room_of(module)}) imports {name} ({room_of(name)})"
-        for module, names in IMPORTS.items()
+        for module, names in imports().items()
         for name in sorted(names)
         if module != "engine" and ORDER.index(room_of(name)) > ORDER.index(room_of(module))
     ]
@@ -114,7 +117,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     def visit(module: str, way: tuple[str, ...]) -> None:
         assert module not in way, " -> ".join((*way[way.index(module) :], module))
         if module not in done:
-            for name in sorted(IMPORTS.get(module, ())):
+            for name in sorted(imports().get(module, ())):
                 if name in MODULES:
                     visit(name, (*way, module))
             done.add(module)

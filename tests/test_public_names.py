@@ -91,7 +91,13 @@ def test_a_public_name_has_an_example(name: str) -> None:
 
 
 # Examples that train and then write a model or a file: in `make test`, tests of these functions do the same.
-LONG = {"engine.export.run", "engine.export.update", "engine.recipes.apply_delta", "engine.recipes.run_result"}
+LONG = {
+    "engine.export.run",
+    "engine.export.update",
+    "engine.recipes.apply_delta",
+    "engine.recipes.finetune",
+    "engine.recipes.run_result",
+}
 
 
 @pytest.mark.parametrize("module", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in MODULES])

@@ -449,6 +449,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, small_data: pathlib.Path, fine
     return out
 
 
+@pytest.mark.slow
 def test_a_run_directory_is_audited_by_its_phases_and_checkpoints(run: pathlib.Path) -> None:
     found = audit_run(run)
     assert {row.path for row in found.variables if row.written} == {"head/kernel", "head/bias"}

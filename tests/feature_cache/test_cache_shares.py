@@ -128,6 +128,7 @@ def test_the_files_are_those_of_one_worker(
         assert all(own[step]["examples"] == len(batch["index"]) for own in shares)
 
 
+@pytest.mark.slow
 def test_shards_that_one_worker_finds_damaged_are_computed_again(
     tmp_path: pathlib.Path, alone: tuple[dict[str, bytes], list[int]]
 ) -> None:

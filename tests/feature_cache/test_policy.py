@@ -69,6 +69,7 @@ class Job:
         return list(self.caching.batches(at, 0, 3))
 
 
+@pytest.mark.slow
 def test_a_higher_line_is_made_from_the_tensors_of_a_lower_one(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +210,7 @@ def test_a_pass_that_was_stopped_goes_on_with_what_is_missing(
     assert shards_of(tmp_path / "cut") == shards_of(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_evaluations_read_the_cache_and_watch_images(tmp_path: pathlib.Path) -> None:
     job = Job(tmp_path)
     head = stage("head", select(job.model, "@head"))

@@ -125,6 +125,7 @@ def test_a_listener_hears_the_job_the_events_and_the_end(given: dict[str, Any]) 
     assert (job.total_steps, job.eval_every, job.eval_size) == (2, 6, 64)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_is_resumed_to_the_same_bits(given: dict[str, Any], tmp_path: pathlib.Path) -> None:
     whole = finetune(FinetuneConfig(**given | {"out": str(tmp_path / "whole")}))
     stopped = finetune(FinetuneConfig(**given), listener=Hearing(stop_after=2))

@@ -41,7 +41,7 @@ def test_a_network_is_traced_once_for_each_phase_and_its_evaluation(
     monkeypatch.setattr(vit.ViT, "__call__", counted)
     monkeypatch.setattr(batch_shapes, "_infer", inferring)
     config = FinetuneConfig(
-        model="vit:mini,depth=1",
+        model="vit:mini,depth=3",
         weights="none",
         data="fashion_mnist_mini",
         train_examples=32,

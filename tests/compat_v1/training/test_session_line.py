@@ -185,6 +185,7 @@ def test_fed_equals_unfed_with_weights_in_micro_batches() -> None:
     assert relative(fed.changes, plain.changes) < TRAJECTORY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compute", [pytest.param("bfloat16", marks=pytest.mark.slow), "float16"])
 @pytest.mark.usefixtures("deterministic_ops")
 def test_sixteen_bits_cross_as_they_are(compute: str) -> None:
@@ -564,6 +565,7 @@ def part_of(count: int = 20) -> Part:
     return Part(images, rng.integers(0, CLASSES, count), rng.permutation(count + 7)[:count])
 
 
+@pytest.mark.slow
 def test_a_cache_is_filled_by_a_session_and_trained_from(tmp_path: pathlib.Path) -> None:
     part = part_of()
     train, evaluated = TrainBatches(part, batch_size=EXAMPLES, seed=5), EvalBatches(part, batch_size=6)

@@ -40,7 +40,16 @@ def studies() -> dict[str, dict[str, Any]]:
 
 
 STUDIES = studies()
-PAGES = {name: report.build_page(study) for name, study in STUDIES.items()}
+
+
+class Pages(dict[str, str]):
+    """The page of each study, built when a test asks for it and not while tests are collected."""
+
+    def __missing__(self, name: str) -> str:
+        return self.setdefault(name, report.build_page(STUDIES[name]))
+
+
+PAGES = Pages()
 
 
 def view(name: str) -> View:

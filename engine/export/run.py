@@ -69,6 +69,7 @@ def export_run(config: ExportConfig, *, say: Say = lambda line: None) -> ExportR
     _check_adapters(subject, config)
     with new_folder(config.place) as folder:
         comparison, extra = make(subject, folder, config, say)
+        subject.inputs.write_files(folder)
         comparison = (
             replace(comparison, model_milliseconds=time_model(subject)) if comparison.milliseconds else comparison
         )
@@ -132,7 +133,6 @@ def export_savedmodel(
 
 def _describe(subject: Subject, config: ExportConfig) -> dict[str, Any]:
     """The entries of export.json that do not depend on the format; of several outputs, some have a value for each task."""
-    height, width, channels = subject.image_shape
     return {
         "kind": config.format,
         "quantize": config.quantize,
@@ -140,7 +140,7 @@ def _describe(subject: Subject, config: ExportConfig) -> dict[str, Any]:
         "averages": subject.averaged,
         "model": subject.model,
         "loss": subject.by_output(lambda output: output.loss),
-        "images": {"shape": [height, width, channels], "dtype": "float32", "range": [0.0, 1.0]},
+        **subject.inputs.describe(),
         "output": subject.by_output(lambda output: output.name),
         "class_names": subject.by_output(lambda output: output.names),
         "data_names": subject.data_names,

@@ -86,7 +86,8 @@ def _load_back(subject: Subject, path: pathlib.Path, rules: str) -> Callable[[np
     if other:
         raise ExportError(f"safetensors: {join_some(other)} came back with other bits; nothing is written")
 
-    def run(images: np.ndarray) -> np.ndarray:
-        return network(subject.normalise(tf.constant(images)), training=False).numpy()
+    def run(given: Any) -> np.ndarray:
+        named = {name: tf.constant(value) for name, value in subject.name_inputs(given).items()}
+        return network(subject.inputs.prepare(named), training=False).numpy()
 
     return run

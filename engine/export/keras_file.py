@@ -31,7 +31,7 @@ def save_keras(subject: Subject, path: pathlib.Path) -> tuple[Callable[[Any], An
     if not is_keras(subject.network):
         raise InputError(
             f"format=keras: {subject.model} did not come from Keras; savedmodel and tflite take any model, and safetensors "
-            "takes a ViT"
+            "takes a ViT or an encoder of texts (bert:)"
         )
     import keras
 

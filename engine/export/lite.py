@@ -14,6 +14,7 @@ from engine.data.order import fixed_permutation
 from engine.export.checking import ExportError
 from engine.export.savedmodel import OPTIONS, make_loader
 from engine.export.subject import Subject
+from engine.models.bert import Bert
 from engine.selection.variables import NamedVariable
 
 
@@ -67,9 +68,17 @@ def convert(
                 converter.target_spec.supported_ops = [built_in.TFLITE_BUILTINS_INT8, built_in.TFLITE_BUILTINS]
                 converter.representative_dataset = lambda: _calibration(subject, calibration_examples)
             return bytes(converter.convert())
-        except (RuntimeError, ValueError, TypeError, AssertionError, tf.errors.OpError) as error:
+        except Exception as error:  # the converter's own errors have no common class
             lines = [line for line in str(error).splitlines() if "rror:" in line] or str(error).splitlines() or [""]
-            raise ExportError(f"{subject.model}: TensorFlow cannot convert it to TFLite: {lines[0].strip()}") from error
+            why = lines[0].rpartition("rror:")[2].strip()
+            gelu = (
+                f" (the exact GELU; {subject.model},gelu=tanh trains a model that has none)"
+                if "'tf.Erf'" in why and isinstance(subject.network, Bert)
+                else ""
+            )
+            raise ExportError(
+                f"{subject.model}: TensorFlow cannot convert it to TFLite: {why}{gelu}; --format=savedmodel holds it"
+            ) from error
 
 
 def _calibration(subject: Subject, count: int) -> Iterator[list[np.ndarray]]:

@@ -187,6 +187,4 @@ def time_single(subject: Subject, run: Callable[[Any], Any]) -> float:
 def time_model(subject: Subject) -> float:
     """The median time in milliseconds in which the model itself answers for a batch of one example."""
     forward = _trace(subject)
-    return time_single(
-        subject, lambda given: [each.numpy() for each in forward(*_tensors(subject, given)).values()]
-    )
+    return time_single(subject, lambda given: [each.numpy() for each in forward(*_tensors(subject, given)).values()])

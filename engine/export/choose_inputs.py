@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from engine.data.features import NAME, find_features
-from engine.data.manifest_options import parse_manifest
+from engine.data.manifest_options import KINDS, parse_manifest
 from engine.data.part import ArraySpec
-from engine.data.source import KINDS
 from engine.data.text_name import parse_text_name
 from engine.data.tokens import Tokenizer, TokenizerFiles
 from engine.errors import InputError
@@ -61,7 +60,9 @@ def choose_inputs(opened: OpenedRun, examples: Examples) -> Inputs:
             f"{'not standardised, but ' if standardised else 'but '}those of the run ({data}) are{'' if standardised else ' not'}; "
             "give --data with the run's options"
         )
-    own_names = opened.data.features if opened.data.features is not None else features and features.named and features.columns
+    own_names = (
+        opened.data.features if opened.data.features is not None else features and features.named and features.columns
+    )
     return Vectors(
         name=next(iter(opened.data.inputs), NAME),
         size=opened.image_shape[0],

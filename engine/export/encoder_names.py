@@ -50,7 +50,9 @@ def write_encoder(subject: Subject, folder: pathlib.Path) -> dict[str, Any]:
     if not inside:
         head = Outward(_Some(values), head_rules())
         _write(folder / BESIDE, head, {"format": "pt", POOL: config.pool})
-    write_json(folder / "config.json", (_describe_distilled if distilled else _describe_bert)(config) | _labels(subject))
+    write_json(
+        folder / "config.json", (_describe_distilled if distilled else _describe_bert)(config) | _labels(subject)
+    )
     return {"names": rules.name, "head": {"file": TRUNK if inside else BESIDE, "reads": config.pool}}
 
 

@@ -231,7 +231,9 @@ class Vectors:
                 "shape": [self.size],
                 "dtype": "float32",
                 "columns": None if self.columns is None else list(self.columns),
-                "standardised": None if moments is None else dict(zip(("mean", "deviation"), moments.tolist(), strict=True)),
+                "standardised": None
+                if moments is None
+                else dict(zip(("mean", "deviation"), moments.tolist(), strict=True)),
                 "missing": "zero" if self.missing else "refused",
             }
         }

@@ -7,7 +7,6 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from engine import host
@@ -51,9 +50,7 @@ def save_onnx(subject: Subject, path: pathlib.Path) -> Callable[[Any], Any]:
     )
     try:
         with host.stderr_on_failure():
-            tf2onnx.convert.from_function(
-                serve, input_signature=subject.specs, opset=_OPSET, output_path=str(path)
-            )
+            tf2onnx.convert.from_function(serve, input_signature=subject.specs, opset=_OPSET, output_path=str(path))
             session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # tf2onnx raises whatever its handlers raise
         raise ExportError(f"{subject.model}: {_versions()} cannot convert it: {str(error)[:300]}") from error

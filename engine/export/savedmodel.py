@@ -12,9 +12,9 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from engine.export.checking import ExportError
 from engine.export.features import find_features
+from engine.export.inputs import Images, read_images
 from engine.export.outputs import name_arguments
 from engine.export.preparation import prepare_file
-from engine.export.inputs import Images, read_images
 from engine.export.subject import Subject, spread
 from engine.files import PathLike
 from engine.selection.variables import NamedVariable

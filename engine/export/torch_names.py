@@ -13,9 +13,9 @@ import tensorflow as tf
 from engine import porting
 from engine.errors import InputError
 from engine.export.checking import ExportError
-from engine.export.libraries import choose_names
 from engine.export.config import ENCODER
 from engine.export.encoder_names import load_encoder, write_encoder
+from engine.export.libraries import choose_names
 from engine.export.subject import Subject
 from engine.export.torch_configs import check_vit, hf_config, hf_preprocessor, timm_config
 from engine.files import write_json
@@ -67,7 +67,6 @@ def save_tensors(
     write_json(folder / "config.json", (timm_config if rules == "vit_timm" else hf_config)(subject))
     if rules == "vit_hf":
         write_json(folder / "preprocessor_config.json", hf_preprocessor(subject))
-
 
     def load(made: ViT) -> None:
         with porting.open_tensors(path) as source:

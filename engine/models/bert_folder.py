@@ -77,7 +77,14 @@ def build_bert(request: Request) -> Model:
         elif option == "dropout":
             settings["dropout"] = parse_number(request.spec, option, value, 0.0, 0.99)
         else:
-            known = [*(f"pool={pool}" for pool in bert.POOLS), "gelu=exact", "gelu=tanh", "head=own", "dropout=R", "classes=N"]
+            known = [
+                *(f"pool={pool}" for pool in bert.POOLS),
+                "gelu=exact",
+                "gelu=tanh",
+                "head=own",
+                "dropout=R",
+                "classes=N",
+            ]
             written = f"{option}={value}" if value else option
             raise ModelSpecError(
                 f"model={request.spec!r}: `{written}` is not an option of an encoder; expected one of {', '.join(known)}"

@@ -54,19 +54,18 @@ def choose_inputs(opened: OpenedRun, examples: Examples) -> Inputs:
             "the export, so it needs the run's own data, unchanged; --data says where they are now, with the run's options"
         )
     moments = None if features is None else features.moments
-    if (moments is not None) != standardised:
+    if moments is not None and not standardised:
         raise InputError(
-            f"data={examples.source.name}: these features are {'' if standardised else 'standardised, '}"
-            f"{'not standardised, but ' if standardised else 'but '}those of the run ({data}) are{'' if standardised else ' not'}; "
-            "give --data with the run's options"
+            f"data={examples.source.name}: these features are standardised, and those of the run ({data}) are not; give --data "
+            "without standardise"
         )
-    own_names = (
-        opened.data.features if opened.data.features is not None else features and features.named and features.columns
-    )
+    columns = opened.data.features
+    if columns is None and features is not None and features.named:  # a run that did not record them
+        columns = features.columns
     return Vectors(
         name=next(iter(opened.data.inputs), NAME),
         size=opened.image_shape[0],
-        columns=own_names or None,
+        columns=columns or None,
         moments=moments,
         missing=features is not None and opened.config.image_options().nan == "zero",
     )

@@ -282,6 +282,8 @@ def test_vectors_go_into_tflite_and_keras(
     run = train(
         model="py:export_mlp:dense", data=TABLE.format(place).replace(",standardise", ""), nan="zero", train="@all"
     )
+    with pytest.raises(InputError, match=r"these features are standardised, and those of the run .* are not"):
+        export(run, tmp_path / "keras", "keras", data=TABLE.format(place) + f"={place}/table.csv")
     prepare = export(run, tmp_path / "keras", "keras").record["prepare"]
     assert prepare == {"of": "features: nothing; then 0 in place of NaN, a missing number"}
 

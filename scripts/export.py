@@ -19,7 +19,7 @@ F = flags.FLAGS
 
 HELP = {
     "run": "The run directory, as finetune leaves it (its --out).",
-    "format": "savedmodel (serves without Frostline: takes images or JPEG and PNG files, knows the class names), tflite (phones), keras (.keras, for models that came from Keras), safetensors (a built-in ViT under the names of timm or Hugging Face), onnx (where tf2onnx is installed).",
+    "format": "savedmodel (serves without Frostline: takes images or JPEG and PNG files, tokens of texts, or vectors; knows the class names), tflite (phones), keras (.keras, for models that came from Keras), safetensors (a built-in ViT under the names of timm or Hugging Face, or an encoder of texts under those of transformers), onnx (where tf2onnx is installed).",
     "out": "Folder to create; it must not exist (default: RUN/export/FORMAT).",
     "ema": "Export the averages that the run kept (--ema of finetune), or with --noema the last values (default: the averages if the run kept some, because these are what it evaluated).",
     "checkpoint": "last, best, or a checkpoint of the run: export it in place of the end of the run, also if the run has not finished.",
@@ -28,7 +28,7 @@ HELP = {
     "calibration_examples": "Training examples from which --quantize=int8 takes the ranges of activations.",
     "max_accuracy_loss": "A quantised model that loses more accuracy (0.01 is one point in a hundred) is written only with --yes.",
     "yes": "Write a quantised model whatever accuracy it loses.",
-    "rules": "Names for --format=safetensors: vit_timm or vit_hf.",
+    "rules": "Names for --format=safetensors: vit_timm or vit_hf of a ViT, encoder_hf of an encoder of texts (default: vit_timm, or encoder_hf for bert:).",
     "updatable": "Filter, as for finetune's --train, of the variables of a TFLite model that a device can replace by load_delta, such as @head.",
     "delta_for": "The folder of an exported SavedModel: write only the variables that turn it into this run, a file for push-delta.",
 }
@@ -67,7 +67,13 @@ def _print(result: Any) -> None:
                 name = f"accuracy of {task}" if task else "accuracy"
                 rows.append((name, f"{each.model_accuracy:.4f}", f"{each.accuracy:.4f}"))
         if found.milliseconds is not None:
-            rows.append(("ms per image", f"{found.model_milliseconds:.2f}", f"{found.milliseconds:.2f}"))
+            rows.append(
+                (
+                    f"ms per {'image' if 'images' in record else 'example'}",
+                    f"{found.model_milliseconds:.2f}",
+                    f"{found.milliseconds:.2f}",
+                )
+            )
         print(table(rows, right={1, 2}))
         print(f"checked on {found.examples} examples:{'' if found.tasks else ' ' + _describe(found)}")
         for task, each in found.tasks.items():

@@ -11,10 +11,11 @@ from typing import Any
 
 from engine.data.part import DataError
 from engine.errors import FileError
+from engine.files import write_bytes, write_json
 from engine.reading import read_file, read_json
 from engine.text import join_words
 
-VOCABULARY, SETTINGS = "vocab.txt", "tokenizer_config.json"
+VOCABULARY, SETTINGS, WHOLE = "vocab.txt", "tokenizer_config.json", "tokenizer.json"
 DEFAULT_TOKENS = 128
 _PAD, _UNKNOWN, _START, _END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 _LARGEST = 1 << 26  # bytes of a vocabulary; that of multilingual BERT has 1 MB
@@ -65,6 +66,8 @@ class Tokenizer:
             range, or the package tokenizers is not installed.
     """
 
+    FILES = (VOCABULARY, SETTINGS, WHOLE)
+
     def __init__(self, files: TokenizerFiles, *, say: Callable[[str], None]) -> None:
         place = files.folder / VOCABULARY
         words = _read_vocabulary(place)
@@ -89,9 +92,29 @@ class Tokenizer:
         lower, strip, chinese, why = _read_settings(files.folder, words)
         decided = json.dumps([list(words.items()), lower, strip, chinese])
         self.digest = hashlib.sha256(decided.encode()).hexdigest()
+        self._folder, self._count = files.folder, len(words)
+        self.settings = {"do_lower_case": lower, "strip_accents": strip, "tokenize_chinese_chars": chinese}
         self._pieces = _build(words, lower=lower, strip=strip, chinese=chinese)
         cased = "lower-cased" if lower else "with capitals"
         say(f"text: {len(words):,} word pieces, {cased} ({why}); at most {self.max_tokens} tokens for an example")
+
+    def __len__(self) -> int:
+        """The number of word pieces."""
+        return self._count
+
+    def write_files(self, folder: pathlib.Path) -> None:
+        """Writes ``FILES``: with the last one, the package tokenizers makes the rows of tokens that ``encode`` means."""
+        import tokenizers
+
+        write_bytes(folder / VOCABULARY, read_file(self._folder / VOCABULARY, _LARGEST))
+        special = {"pad_token": _PAD, "unk_token": _UNKNOWN, "cls_token": _START, "sep_token": _END}
+        kept = {"tokenizer_class": "BertTokenizer", "model_max_length": self.max_tokens, **self.settings, **special}
+        write_json(folder / SETTINGS, kept)
+        whole = tokenizers.Tokenizer.from_str(self._pieces.to_str())
+        whole.post_processor = tokenizers.processors.BertProcessing((_END, self._end), (_START, self._start))
+        whole.enable_truncation(self.max_tokens)
+        whole.enable_padding(length=self.max_tokens, pad_id=self.pad, pad_token=_PAD)
+        write_bytes(folder / WHOLE, whole.to_str(pretty=True).encode())
 
     def encode(self, text: str, second: str | None = None) -> Encoded:
         """The tokens of a text or of a pair."""

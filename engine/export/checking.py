@@ -14,7 +14,7 @@ import tensorflow as tf
 from engine.data.part import IGNORED, Part
 from engine.data.tasks import has_label, view_part
 from engine.export.outputs import Output
-from engine.export.subject import Subject, batches, read_images, spread
+from engine.export.subject import Subject, batches, spread
 
 _TIMED = 30  # calls
 
@@ -33,7 +33,7 @@ class Comparison:
         scale: the largest absolute output of the model, or 1 if that is larger.
         agreement: the share of examples to which both give the same class, or of pixels; None without classes.
         accuracy, model_accuracy: the share of right classes of both, where there is a label that counts; None without classes.
-        milliseconds, model_milliseconds: the median time for a single image, by both, on this machine.
+        milliseconds, model_milliseconds: the median time for a single example, by both, on this machine.
         tasks: of several outputs, the comparison of each, and no agreement or accuracy of all together.
     """
 
@@ -122,7 +122,7 @@ def compare(
     """Runs an export beside the model on the examples; each output is compared by itself.
 
     Args:
-        run: float images [B, height, width, channels] in [0, 1] -> the only output, or each by its name.
+        run: a batch of what the model is given (``Subject.read``) -> the only output, or each by its name.
         most: the largest number of examples; None takes all.
         bound: the largest difference allowed, relative to ``Comparison.scale``; None allows any finite one.
         what: the export, for messages.
@@ -130,11 +130,11 @@ def compare(
     Raises ExportError if the outputs differ by more than that, are not finite where the model's are, have another shape, or
     one is missing.
     """
-    forward = tf.function(subject.forward, input_signature=[subject.image_spec], autograph=False)
+    expect = _expect(subject)
     tallies = {output.name: _Tally(output, subject.examples, what) for output in subject.outputs}
     positions = spread(len(subject.examples), len(subject.examples) if most is None else most)
-    for chosen, images in batches(subject.examples, positions):
-        expected, found = forward(tf.constant(images)), name_found(subject, run(images))
+    for chosen in batches(positions):
+        expected, found = expect(chosen), name_found(subject, run(subject.read(subject.examples, chosen)))
         if missing := expected.keys() - found.keys():
             raise ExportError(f"{what}: it has no output {sorted(missing)[0]!r}, only {', '.join(sorted(found))}")
         for name, tally in tallies.items():
@@ -146,24 +146,45 @@ def compare(
     return replace(worst, agreement=None, accuracy=None, model_accuracy=None, tasks=each)
 
 
+def _expect(subject: Subject) -> Callable[[np.ndarray], Mapping[str, Any]]:
+    """A function from positions to what the model gives for the examples, from the very arrays that the run's network took.
+
+    So what the export does to its inputs is compared too.
+    """
+    inputs, forward = subject.inputs, _trace(subject)
+    if not inputs.own:
+        return lambda chosen: forward(*_tensors(subject, subject.read(subject.examples, chosen)))
+    compute = tf.function(subject.compute, autograph=False, reduce_retracing=True)
+    return lambda chosen: compute(tf.nest.map_structure(tf.constant, inputs.read_own(subject.examples, chosen)))
+
+
+def _trace(subject: Subject) -> Any:
+    return tf.function(lambda *given: subject.forward(*given), input_signature=subject.specs, autograph=False)
+
+
+def _tensors(subject: Subject, given: Any) -> list[Any]:
+    named = subject.name_inputs(given)
+    return [tf.constant(named[name]) for name in subject.inputs.specs]
+
+
 def name_found(subject: Subject, found: Any) -> Mapping[str, Any]:
     """What an export gave, by the names of outputs."""
     return found if isinstance(found, Mapping) else {subject.outputs[0].name: found}
 
 
 def time_single(subject: Subject, run: Callable[[Any], Any]) -> float:
-    """The median time in milliseconds in which ``run`` answers for a batch of one image."""
-    image = read_images(subject.examples, np.arange(1))
-    run(image)
+    """The median time in milliseconds in which ``run`` answers for a batch of one example."""
+    given = subject.read(subject.examples, np.arange(1))
+    run(given)
     taken = []
     for _ in range(_TIMED):
         begun = time.perf_counter()
-        run(image)
+        run(given)
         taken.append(time.perf_counter() - begun)
     return 1e3 * statistics.median(taken)
 
 
 def time_model(subject: Subject) -> float:
-    """The median time in milliseconds in which the model itself answers for a batch of one image."""
-    forward = tf.function(subject.forward, input_signature=[subject.image_spec], autograph=False)
-    return time_single(subject, lambda image: [each.numpy() for each in forward(tf.constant(image)).values()])
+    """The median time in milliseconds in which the model itself answers for a batch of one example."""
+    forward = _trace(subject)
+    return time_single(subject, lambda given: [each.numpy() for each in forward(*_tensors(subject, given)).values()])

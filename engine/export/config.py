@@ -11,7 +11,8 @@ from engine.text import nearest
 
 FORMATS = ("savedmodel", "tflite", "keras", "safetensors", "onnx")
 QUANTIZE = ("none", "float16", "dynamic", "int8")
-NAMES = ("vit_timm", "vit_hf")  # rule files by whose names a ViT is written
+ENCODER = "encoder_hf"  # of an encoder of texts, BERT's or DistilBERT's
+NAMES = ("vit_timm", "vit_hf", ENCODER)  # by which safetensors are written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class ExportConfig:
         quantize: of a TFLite model: one of QUANTIZE.
         calibration_examples: the number of training examples from which int8 takes the ranges of activations.
         max_accuracy_loss: a quantised model that loses more accuracy, from 0 to 1, is written only with ``yes``.
-        rules: for safetensors: one of NAMES.
+        rules: for safetensors: one of NAMES; None takes vit_timm for a ViT, and encoder_hf for an encoder of texts.
         updatable: for TFLite: a filter of the variables that a device can replace.
         delta_for: an exported SavedModel: only the variables that change it into this run are written.
 
@@ -47,7 +48,7 @@ class ExportConfig:
     calibration_examples: int = 200
     max_accuracy_loss: float = 0.01
     yes: bool = False
-    rules: str = "vit_timm"
+    rules: str | None = None
     updatable: str | None = None
     delta_for: str | None = None
 
@@ -58,7 +59,7 @@ class ExportConfig:
                 object.__setattr__(self, name, os.fspath(value))
         for name, known in (("format", FORMATS), ("quantize", QUANTIZE), ("rules", NAMES)):
             value = getattr(self, name)
-            if value not in known:
+            if value not in known and (name, value) != ("rules", None):
                 raise InputError(f"{name}={value!r}: expected one of {', '.join(known)}{nearest(str(value), known)}")
         check_range("calibration_examples", self.calibration_examples, 1)
         check_range("max_accuracy_loss", self.max_accuracy_loss, 0.0, 1.0)
@@ -68,7 +69,7 @@ class ExportConfig:
                     raise InputError(
                         f"{name}={getattr(self, name)}: it applies to --format=tflite, not to {self.format}"
                     )
-        if self.rules != "vit_timm" and self.format != "safetensors":
+        if self.rules is not None and self.format != "safetensors":
             raise InputError(f"rules={self.rules}: it applies to --format=safetensors, not to {self.format}")
         if self.delta_for is not None and self.format != "savedmodel":
             raise InputError(f"delta_for={self.delta_for}: it applies to --format=savedmodel, not to {self.format}")
@@ -87,7 +88,7 @@ class ExportConfig:
             return pathlib.Path(self.run) / "export" / "delta.npz"
         kind = self.format if self.quantize == "none" else f"{self.format}-{self.quantize}"
         kind = kind if self.updatable is None else f"{kind}-updatable"
-        kind = kind if self.format != "safetensors" else f"{kind}-{self.rules.removeprefix('vit_')}"
+        kind = kind if self.format != "safetensors" else f"{kind}-{(self.rules or NAMES[0]).rpartition('_')[2]}"
         return pathlib.Path(self.run) / "export" / kind
 
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 from engine import host
 from engine.errors import InputError
 from engine.export.checking import ExportError
-from engine.export.subject import Subject, read_images
+from engine.export.subject import Subject
 from engine.selection.variables import NamedVariable
 
 
@@ -35,13 +35,17 @@ def open_model(content: bytes, *, threads: int = 1) -> Any:
     return found
 
 
-def open_runner(content: bytes) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """A TFLite model as a function from float images [B, height, width, channels] to outputs by name, an image at a time."""
+def open_runner(content: bytes) -> Callable[[Any], dict[str, np.ndarray]]:
+    """A TFLite model as a function from a batch of its only input, or of each by name, to outputs by name, an example at a time."""
     interpreter = open_model(content)
     serve = interpreter.get_signature_runner("serving_default")
 
-    def run(images: np.ndarray) -> dict[str, np.ndarray]:
-        found = [serve(images=image[None]) for image in images]
+    names = list(serve.get_input_details())
+
+    def run(given: Any) -> dict[str, np.ndarray]:
+        named = given if isinstance(given, Mapping) else {names[0]: given}
+        count = len(named[names[0]])
+        found = [serve(**{name: named[name][at : at + 1] for name in names}) for at in range(count)]
         return {name: np.concatenate([each[name] for each in found]) for name in found[0]}
 
     return run
@@ -58,17 +62,18 @@ def check_update(
     serve, load = (interpreter.get_signature_runner(name) for name in ("serving_default", "load_delta"))
     before = {entry.path: entry.variable.numpy() for entry in entries}
     others = {path: (value * np.float32(0.5)).astype(value.dtype) for path, value in before.items()}
-    image = read_images(subject.examples, np.arange(1))
+    given = subject.inputs.read(subject.examples, np.arange(1))
+    tensors = [tf.constant(given[name]) for name in subject.inputs.specs]
     load(**{arguments[path]: value for path, value in others.items()})
-    found = serve(images=image)
+    found = serve(**given)
     try:
         for entry in entries:
             entry.variable.assign(others[entry.path])
-        expected = subject.forward(tf.constant(image))
+        expected = subject.forward(*tensors)
     finally:
         for entry in entries:
             entry.variable.assign(before[entry.path])
-    original = subject.forward(tf.constant(image))
+    original = subject.forward(*tensors)
     for name, own in expected.items():
         error = float(np.abs(found[name] - own.numpy()).max())
         if not error <= 0.05 * max(float(np.abs(original[name].numpy() - own.numpy()).max()), 1e-3):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from engine.errors import InputError
@@ -21,18 +19,18 @@ _ACTIVATIONS = {"softmax": "softmax", "sigmoid": "sigmoid"}
 _NAME = "probabilities"
 
 
-def save_keras(subject: Subject, path: pathlib.Path) -> tuple[Callable[[np.ndarray], Any], dict[str, Any]]:
+def save_keras(subject: Subject, path: pathlib.Path) -> tuple[Callable[[Any], Any], dict[str, Any]]:
     """Writes the network as a Keras model that gives probabilities, and loads it again.
 
-    Images must be prepared outside, since a layer that did so would be one that the user's model never had: the record
-    says how. Several outputs stay a dict by task. Returns a function from float images to logits, computed by the loaded model, and entries of the record.
+    Inputs must be prepared outside, since a layer that did so would be one that the user's model never had: the record
+    says how. Several outputs stay a dict by task. Returns a function from inputs to logits, computed by the loaded model, and entries of the record.
 
     Raises InputError if Keras did not build the network, and ExportError if Keras cannot save or load it.
     """
     if not is_keras(subject.network):
         raise InputError(
             f"format=keras: {subject.model} did not come from Keras; savedmodel and tflite take any model, and safetensors "
-            "takes a ViT"
+            "takes a ViT or an encoder of texts (bert:)"
         )
     import keras
 
@@ -61,16 +59,16 @@ def save_keras(subject: Subject, path: pathlib.Path) -> tuple[Callable[[np.ndarr
                 for each in subject.outputs
             },
         )
-    images = asdict(subject.normalise) | {"of": "images in [0, 1]: (image - mean) / std, per channel"}
     said = subject.by_output(lambda each: "probabilities" if each.task in activated else each.name)
 
-    def run(images: np.ndarray) -> Any:
-        found = logits(subject.normalise(tf.constant(images)), training=False)
+    def run(given: Any) -> Any:
+        named = {name: tf.constant(value) for name, value in subject.name_inputs(given).items()}
+        found = logits(subject.inputs.prepare(named), training=False)
         if isinstance(found, Mapping) and not activated:  # by their tasks
             found = {each.name: found[each.task] for each in subject.outputs}
         return tf.nest.map_structure(lambda each: widen(each).numpy(), found)
 
-    return run, {"outputs_are": said, "prepare": images}
+    return run, {"outputs_are": said, "prepare": subject.inputs.describe_preparation()}
 
 
 def _name(output: Output) -> str:

@@ -13,7 +13,8 @@ from engine import host
 from engine.data.order import fixed_permutation
 from engine.export.checking import ExportError
 from engine.export.savedmodel import OPTIONS, make_loader
-from engine.export.subject import Subject, read_images
+from engine.export.subject import Subject
+from engine.models.bert import Bert
 from engine.selection.variables import NamedVariable
 
 
@@ -33,10 +34,10 @@ def convert(
     updatable: Sequence[NamedVariable] = (),
     arguments: Mapping[str, str] = {},
 ) -> bytes:
-    """Converts a network in float32 to a TFLite model for a batch of one image.
+    """Converts a network in float32 to a TFLite model for a batch of one example.
 
-    Its signature ``serving_default`` takes ``images``, float32 [1, height, width, channels] in [0, 1], which it normalises,
-    and gives ``logits`` (or ``outputs``, for the loss mse) [1, ..., outputs]; of several outputs, ``TASK_logits`` for each. With ``updatable`` variables there is also ``load_delta``, which takes their
+    Its signature ``serving_default`` takes what ``Subject.specs`` say, such as ``images``, float32
+    [1, height, width, channels] in [0, 1], which it normalises, and gives ``logits`` (or ``outputs``, for the loss mse) [1, ..., outputs]; of several outputs, ``TASK_logits`` for each. With ``updatable`` variables there is also ``load_delta``, which takes their
     values (``arguments``: path -> name of the argument) and gives ``updated``, their number.
 
     Args:
@@ -46,8 +47,8 @@ def convert(
     Raises ExportError if TensorFlow cannot convert the network.
     """
     holder = _Holder(subject)
-    spec = tf.TensorSpec([1, *subject.image_shape], tf.float32, name="images")
-    serve = tf.function(lambda images: subject.forward(images), input_signature=[spec], autograph=False)
+    specs = [tf.TensorSpec([1, *spec.shape[1:]], spec.dtype, name=spec.name) for spec in subject.specs]
+    serve = tf.function(lambda *given: subject.forward(*given), input_signature=specs, autograph=False)
     with host.stderr_on_failure(), tempfile.TemporaryDirectory() as folder:
         try:
             if updatable:
@@ -67,13 +68,22 @@ def convert(
                 converter.target_spec.supported_ops = [built_in.TFLITE_BUILTINS_INT8, built_in.TFLITE_BUILTINS]
                 converter.representative_dataset = lambda: _calibration(subject, calibration_examples)
             return bytes(converter.convert())
-        except (RuntimeError, ValueError, TypeError, AssertionError, tf.errors.OpError) as error:
+        except Exception as error:  # the converter's own errors have no common class
             lines = [line for line in str(error).splitlines() if "rror:" in line] or str(error).splitlines() or [""]
-            raise ExportError(f"{subject.model}: TensorFlow cannot convert it to TFLite: {lines[0].strip()}") from error
+            why = lines[0].rpartition("rror:")[2].strip()
+            gelu = (
+                f" (the exact GELU; {subject.model},gelu=tanh trains a model that has none)"
+                if "'tf.Erf'" in why and isinstance(subject.network, Bert)
+                else ""
+            )
+            raise ExportError(
+                f"{subject.model}: TensorFlow cannot convert it to TFLite: {why}{gelu}; --format=savedmodel holds it"
+            ) from error
 
 
 def _calibration(subject: Subject, count: int) -> Iterator[list[np.ndarray]]:
     """The first training examples of a fixed permutation, one at a time."""
     part = subject.training
     for position in fixed_permutation(len(part))[:count]:
-        yield [read_images(part, np.array([position]))]
+        given = subject.inputs.read(part, np.array([position]))
+        yield [given[name] for name in subject.inputs.specs]

@@ -7,7 +7,6 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from engine import host
@@ -36,31 +35,32 @@ def check_packages() -> None:
             raise InputError(f"format=onnx: {_versions()} do not fit together: {error}") from None
 
 
-def save_onnx(subject: Subject, path: pathlib.Path) -> Callable[[np.ndarray], Any]:
-    """Writes the network with its normalisation as ONNX; returns a function from float images to its outputs, by name if there are several.
+def save_onnx(subject: Subject, path: pathlib.Path) -> Callable[[Any], Any]:
+    """Writes the network with its normalisation as ONNX; returns a function from its inputs to its outputs, by name if there are several.
 
-    Its input ``images`` is float32 [B, height, width, channels] in [0, 1]. Raises ExportError if tf2onnx cannot convert it.
+    Its inputs are those of ``Subject.specs``, such as ``images``, float32 [B, height, width, channels] in [0, 1]. Raises ExportError if tf2onnx cannot convert it.
     """
     import onnxruntime
     import tf2onnx
 
     serve = tf.function(
-        lambda images: subject.forward(images),
-        input_signature=[subject.image_spec],
+        lambda *given: subject.forward(*given),
+        input_signature=subject.specs,
         autograph=False,
     )
     try:
         with host.stderr_on_failure():
-            tf2onnx.convert.from_function(
-                serve, input_signature=[subject.image_spec], opset=_OPSET, output_path=str(path)
-            )
+            tf2onnx.convert.from_function(serve, input_signature=subject.specs, opset=_OPSET, output_path=str(path))
             session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # tf2onnx raises whatever its handlers raise
         raise ExportError(f"{subject.model}: {_versions()} cannot convert it: {str(error)[:300]}") from error
-    given, names = session.get_inputs()[0].name, [each.name for each in session.get_outputs()]
+    taken, names = [each.name for each in session.get_inputs()], [each.name for each in session.get_outputs()]
 
-    def run(images: np.ndarray) -> Any:
-        found = dict(zip(names, session.run(None, {given: images}), strict=True))
+    def run(given: Any) -> Any:
+        named = subject.name_inputs(given)
+        # tf2onnx keeps the names of specs, as in "tokens" or "tokens:0"
+        fed = {name: named[name.partition(":")[0]] for name in taken} if len(taken) > 1 else {taken[0]: given}
+        found = dict(zip(names, session.run(None, fed), strict=True))
         return found if subject.several else found[names[0]]
 
     return run

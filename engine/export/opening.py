@@ -9,13 +9,14 @@ import tensorflow as tf
 
 from engine.data.image_options import DEFAULT
 from engine.errors import InputError
+from engine.export.choose_inputs import check_inputs, choose_inputs
+from engine.export.inputs import Images
 from engine.export.outputs import Output, name_arguments
 from engine.export.subject import Subject
 from engine.files import PathLike
 from engine.models.adapters.attach import attach_requested
 from engine.recipes.evaluation_data import open_examples
 from engine.recipes.merged import merge_run
-from engine.recipes.one_output import check_images
 from engine.recipes.reopen import OpenedRun, build_run_model, open_run
 from engine.runs.saved_flags import choose_averages
 from engine.selection.selection import select
@@ -37,7 +38,7 @@ def open_subject(
     Raises InputError if the run cannot be opened (engine.recipes.reopen), or data are missing or do not fit the model.
     """
     opened = open_run(run, averages=choose_averages(run, ema), checkpoint=checkpoint, say=say)
-    check_images(opened, "an export")
+    check_inputs(opened)
     outputs = describe_outputs(opened)
     if any(output.loss == CENTERS for output in outputs):
         raise InputError(
@@ -47,6 +48,7 @@ def open_subject(
     say(f"weights: {opened.weights}")
     found = open_examples(opened, data=data, say=say)
     trained = _trained(opened)
+    inputs = choose_inputs(opened, found)
     opened, merged = merge_run(opened, say=say)
     own = set(opened.variables.by_path())
     numbers = opened.numbers
@@ -56,8 +58,7 @@ def open_subject(
         model=opened.config.model,
         network=opened.network,
         variables=opened.variables,
-        normalise=opened.normalise,
-        image_shape=opened.image_shape,
+        inputs=inputs,
         outputs=outputs,
         averaged=opened.averaged,
         trained=tuple(path for path in dict.fromkeys((*merged, *trained)) if path in own),
@@ -65,7 +66,9 @@ def open_subject(
         rebuild=lambda: _rebuild(opened),
         examples=found.part,
         training=training,
-        reads_files=opened.config.image_options() == DEFAULT and opened.image_shape[-1] in (1, 3),
+        reads_files=isinstance(inputs, Images)
+        and opened.config.image_options() == DEFAULT
+        and opened.image_shape[-1] in (1, 3),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from engine.errors import InputError
 from engine.export import interpreter, lite, savedmodel
 from engine.export.checking import Comparison, ExportError, compare, time_model, time_single
-from engine.export.config import ExportConfig
+from engine.export.config import ENCODER, NAMES, ExportConfig
 from engine.export.folder import check_new, count_bytes, new_folder, write_record
 from engine.export.opening import open_subject
 from engine.export.outputs import name_arguments
@@ -18,6 +18,7 @@ from engine.export.subject import Subject
 from engine.export.update import describe_base, write_delta
 from engine.files import PathLike, write_bytes
 from engine.host import versions
+from engine.runs.saved_flags import read_flags
 from engine.selection.filters import FilterError, parse_filter
 from engine.selection.selection import matching_paths
 from engine.text import join_some
@@ -53,6 +54,9 @@ def export_run(config: ExportConfig, *, say: Say = lambda line: None) -> ExportR
             accuracy than ``max_accuracy_loss`` and ``yes`` is not set. Nothing is written.
         NoSpaceError: the disk is full. Nothing is written.
     """
+    if config.format == "safetensors" and config.rules is None:
+        model = str((read_flags(pathlib.Path(config.run)) or {}).get("model", ""))
+        config = replace(config, rules=ENCODER if model.startswith("bert:") else NAMES[0])
     check_new(config.place)
     if config.format == "tflite":
         interpreter.import_litert()
@@ -69,6 +73,7 @@ def export_run(config: ExportConfig, *, say: Say = lambda line: None) -> ExportR
     _check_adapters(subject, config)
     with new_folder(config.place) as folder:
         comparison, extra = make(subject, folder, config, say)
+        subject.inputs.write_files(folder)
         comparison = (
             replace(comparison, model_milliseconds=time_model(subject)) if comparison.milliseconds else comparison
         )
@@ -132,7 +137,6 @@ def export_savedmodel(
 
 def _describe(subject: Subject, config: ExportConfig) -> dict[str, Any]:
     """The entries of export.json that do not depend on the format; of several outputs, some have a value for each task."""
-    height, width, channels = subject.image_shape
     return {
         "kind": config.format,
         "quantize": config.quantize,
@@ -140,7 +144,7 @@ def _describe(subject: Subject, config: ExportConfig) -> dict[str, Any]:
         "averages": subject.averaged,
         "model": subject.model,
         "loss": subject.by_output(lambda output: output.loss),
-        "images": {"shape": [height, width, channels], "dtype": "float32", "range": [0.0, 1.0]},
+        **subject.inputs.describe(),
         "output": subject.by_output(lambda output: output.name),
         "class_names": subject.by_output(lambda output: output.names),
         "data_names": subject.data_names,
@@ -235,8 +239,9 @@ def _make_keras(subject: Subject, folder: pathlib.Path, config: ExportConfig, sa
 def _make_safetensors(subject: Subject, folder: pathlib.Path, config: ExportConfig, say: Say) -> Made:
     from engine.export.torch_names import save_tensors
 
-    run = save_tensors(subject, folder, config.rules)
-    return compare(subject, run, most=_CHECKED, bound=_SAME, what="safetensors"), {"file": "model.safetensors"}
+    run, extra = save_tensors(subject, folder, config.rules or NAMES[0])
+    found = compare(subject, run, most=_CHECKED, bound=_SAME, what="safetensors")
+    return found, {"file": "model.safetensors", **extra}
 
 
 def _make_onnx(subject: Subject, folder: pathlib.Path, config: ExportConfig, say: Say) -> Made:

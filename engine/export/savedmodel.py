@@ -12,9 +12,10 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from engine.export.checking import ExportError
 from engine.export.features import find_features
+from engine.export.inputs import Images, read_images
 from engine.export.outputs import name_arguments
 from engine.export.preparation import prepare_file
-from engine.export.subject import Subject, read_images, spread
+from engine.export.subject import Subject, spread
 from engine.files import PathLike
 from engine.selection.variables import NamedVariable
 
@@ -40,21 +41,22 @@ def save_model(subject: Subject, folder: PathLike) -> dict[str, str]:
 
     Its signatures:
 
-    * ``serving_default``: ``images``, float32 [B, height, width, channels] in [0, 1] -> ``logits`` and ``probabilities``
+    * ``serving_default``: ``images``, float32 [B, height, width, channels] in [0, 1], or ``tokens`` (and ``types``), or
+      ``features`` (engine.export.inputs) -> ``logits`` and ``probabilities``
       [B, outputs], and ``class`` (string [B]) where the outputs are classes; ``outputs`` alone for the loss mse. With a class
       for each pixel, logits and probabilities are [B, height, width, outputs], and ``mask`` has the numbers of classes. Of
       several outputs, these are ``TASK_logits`` and so on.
     * ``from_bytes``: ``encoded``, string [B], JPEG or PNG files of any size -> the same; not where the run read its images
       in another way (``Subject.reads_files``).
-    * ``features``: ``images`` -> ``features``, what the head reads; only where that is a single tensor.
+    * ``features``: the only input -> ``features``, what the head reads; only where that is a single tensor.
     * ``load_delta``: the trained variables -> ``updated``, how many it has replaced.
 
     Raises ExportError if the network uses something that a SavedModel cannot hold.
     """
     served = Served(subject)
 
-    def predict(images: Any) -> dict[str, Any]:
-        outputs, found = subject.forward(images), dict[str, Any]()
+    def predict(*given: Any) -> dict[str, Any]:
+        outputs, found = subject.forward(*given), dict[str, Any]()
         for output in subject.outputs:
             names = served.class_names[output.task] if subject.several else served.class_names
             found |= output.describe(outputs[output.name], names)
@@ -62,15 +64,15 @@ def save_model(subject: Subject, folder: PathLike) -> dict[str, str]:
 
     signatures = {
         "serving_default": tf.function(
-            lambda images: predict(_checked(images)), input_signature=[subject.image_spec], autograph=False
+            lambda *given: predict(*_check(subject, given).values()), input_signature=subject.specs, autograph=False
         ),
     }
-    if subject.reads_files:
-        signatures["from_bytes"] = _from_bytes(subject, predict)
+    if subject.reads_files and isinstance(subject.inputs, Images):
+        signatures["from_bytes"] = _from_bytes(subject.inputs.shape, predict)
     if (features := find_features(subject)) is not None:
         signatures["features"] = tf.function(
-            lambda images: {"features": features(_checked(images))},
-            input_signature=[subject.image_spec],
+            lambda *given: {"features": features(subject.inputs.prepare(_check(subject, given)))},
+            input_signature=subject.specs,
             autograph=False,
         )
     arguments: dict[str, str] = {}
@@ -96,19 +98,15 @@ def _drop_gradients(path: pathlib.Path) -> None:
     path.write_bytes(saved.SerializeToString(deterministic=True))
 
 
-def _checked(images: Any) -> Any:
-    """The images, if they have the range that they should: pixels from 0 to 255 would give nonsense without a word."""
-    low, high = tf.reduce_min(images), tf.reduce_max(images)
-    inside = (tf.size(images) == 0) | ((low >= -1e-3) & (high <= 1.0 + 1e-3))
-    text = "images: expected values from 0 to 1 (divide pixels by 255); they go from, to:"
-    with tf.control_dependencies([tf.debugging.Assert(inside, [text, low, high])]):
-        return tf.identity(images)
+def _check(subject: Subject, given: Sequence[Any]) -> Mapping[str, Any]:
+    """The inputs by name, in the order of ``Subject.specs``, if their values are those that they should be."""
+    return subject.inputs.check(dict(zip(subject.inputs.specs, given, strict=True)))
 
 
-def _from_bytes(subject: Subject, predict: Callable[[Any], dict[str, Any]]) -> Any:
+def _from_bytes(shape: tuple[int, ...], predict: Callable[[Any], dict[str, Any]]) -> Any:
     def run(encoded: Any) -> dict[str, Any]:
-        spec = tf.TensorSpec(subject.image_shape, tf.uint8)
-        images = tf.map_fn(lambda each: prepare_file(each, subject.image_shape), encoded, fn_output_signature=spec)
+        spec = tf.TensorSpec(shape, tf.uint8)
+        images = tf.map_fn(lambda each: prepare_file(each, shape), encoded, fn_output_signature=spec)
         return predict(tf.cast(images, tf.float32) / 255.0)
 
     return tf.function(run, input_signature=[tf.TensorSpec([None], tf.string, name="encoded")], autograph=False)
@@ -126,14 +124,14 @@ def make_loader(entries: Sequence[NamedVariable], arguments: Mapping[str, str]) 
     return tf.function(load, input_signature=specs, autograph=False)
 
 
-def open_saved(folder: PathLike, subject: Subject) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """Loads what ``save_model`` wrote, as a function from float images to outputs by name."""
+def open_saved(folder: PathLike, subject: Subject) -> Callable[[Any], dict[str, np.ndarray]]:
+    """Loads what ``save_model`` wrote, as a function from its only input, or each by name, to outputs by name."""
     loaded = tf.saved_model.load(str(folder))
     signature = loaded.signatures["serving_default"]
 
-    def run(images: np.ndarray) -> dict[str, np.ndarray]:
+    def run(given: Any) -> dict[str, np.ndarray]:
         assert loaded is not None  # its variables live as long as it does
-        found = signature(images=tf.constant(images))
+        found = signature(**{name: tf.constant(value) for name, value in subject.name_inputs(given).items()})
         return {output.name: found[output.name].numpy() for output in subject.outputs}
 
     return run

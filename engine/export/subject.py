@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from engine.data import Normalise, Part
+from engine.data import Part
+from engine.export.inputs import Inputs
 from engine.export.outputs import Output
 from engine.selection.variables import ModelVariables
 from engine.training.losses import accepted_keywords
@@ -26,8 +27,7 @@ class Subject:
     Attributes:
         model: the name of the model.
         network, variables: the network with its weights, and all its variables, named.
-        normalise: prepares images for the network.
-        image_shape: (height, width, channels) of the images that ``normalise`` takes.
+        inputs: what it is given, and how that is prepared for the network.
         outputs: what each output of the network means, by its task ("" for the only one).
         averaged: whether the weights are the averages of the run.
         trained: the paths of the variables that the run trained, statistics that moved included.
@@ -41,8 +41,7 @@ class Subject:
     model: str
     network: Any
     variables: ModelVariables
-    normalise: Normalise
-    image_shape: tuple[int, ...]
+    inputs: Inputs
     outputs: tuple[Output, ...]
     averaged: bool
     trained: tuple[str, ...]
@@ -53,9 +52,18 @@ class Subject:
     reads_files: bool = True
 
     @property
-    def image_spec(self) -> tf.TensorSpec:
-        """The spec of a batch of float images in [0, 1]."""
-        return tf.TensorSpec([None, *self.image_shape], tf.float32, name="images")
+    def specs(self) -> list[tf.TensorSpec]:
+        """The specs of a batch of each input, with their names."""
+        return list(self.inputs.specs.values())
+
+    def name_inputs(self, given: Any) -> Mapping[str, Any]:
+        """Inputs by name, given the only one, or each by its name already."""
+        return given if isinstance(given, Mapping) else {next(iter(self.inputs.specs)): given}
+
+    def read(self, part: Part, positions: np.ndarray) -> Any:
+        """What the model is given for the examples at these positions: the only input, or each by its name."""
+        found = self.inputs.read(part, positions)
+        return found if len(found) > 1 else next(iter(found.values()))
 
     @property
     def bytes(self) -> int:
@@ -78,38 +86,37 @@ class Subject:
         """What a function says of the only output, or of each by its task."""
         return {each.task: value(each) for each in self.outputs} if self.several else value(self.outputs[0])
 
-    def forward(self, images: Any) -> dict[str, Any]:
-        """Each output by its name [B, count], for float images in [0, 1], in inference mode and in at least float32.
+    def forward(self, *given: Any) -> dict[str, Any]:
+        """Each output by its name [B, count], for the inputs in the order of ``specs``, in inference mode and in at least float32.
 
         Of a class for each pixel, it is [B, height, width, count].
         """
+        return self.compute(self.inputs.prepare(dict(zip(self.inputs.specs, given, strict=True))))
+
+    def compute(self, prepared: Any) -> dict[str, Any]:
+        """The same for what the network takes."""
         given = {"training": False, "seeds": None}
         taken = accepted_keywords(self.network)
-        found = self.network(self.normalise(images), **{name: given[name] for name in taken})
+        found = self.network(prepared, **{name: given[name] for name in taken})
         return {each.name: widen(found[each.task] if self.several else found) for each in self.outputs}
 
     def in_float32(self) -> Subject:
         """The same weights in a network that computes in float32, which phones and other formats need."""
         if self.single_precision:
-            return self
+            return dataclasses.replace(self, inputs=self.inputs.in_float32())
         network, variables = self.rebuild()
         values = {entry.path: entry.variable.numpy() for entry in self.variables}
         for entry in variables:
             entry.variable.assign(values[entry.path].astype(entry.variable.dtype.as_numpy_dtype))
-        return dataclasses.replace(self, network=network, variables=variables, single_precision=True)
+        return dataclasses.replace(
+            self, network=network, variables=variables, inputs=self.inputs.in_float32(), single_precision=True
+        )
 
 
-def read_images(part: Part, positions: np.ndarray) -> np.ndarray:
-    """The images at these positions as float32 in [0, 1], as ``Normalise`` converts them."""
-    images = part.read(positions)["image"]
-    return images.astype(np.float32) / np.float32(255.0) if images.dtype == np.uint8 else images
-
-
-def batches(part: Part, positions: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields batches of positions, with their float images."""
+def batches(positions: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields batches of positions."""
     for start in range(0, len(positions), BATCH):
-        chosen = positions[start : start + BATCH]
-        yield chosen, read_images(part, chosen)
+        yield positions[start : start + BATCH]
 
 
 def spread(count: int, most: int) -> np.ndarray:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.errors import InputError
+from engine.export.inputs import Images
 from engine.export.subject import Subject
 from engine.models.vit import SIZES, Config
 from engine.text import join_some
@@ -113,8 +114,8 @@ def hf_vit(config: Config, *, labels: Sequence[str]) -> dict[str, Any]:
 
 def hf_preprocessor(subject: Subject) -> dict[str, Any]:
     """preprocessor_config.json: the scaling of images. (The run crops about the centre before; transformers only resizes.)"""
-    height, width, _ = subject.image_shape
-    mean, std = _scale(subject)
+    images = _images(subject)
+    (height, width, _), (mean, std) = images.shape, _scale(subject)
     return {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
@@ -130,6 +131,12 @@ def hf_preprocessor(subject: Subject) -> dict[str, Any]:
 
 def _scale(subject: Subject) -> tuple[list[float], list[float]]:
     """Mean and deviation of each channel."""
-    channels, normalise = subject.image_shape[2], subject.normalise
+    images = _images(subject)
+    channels, normalise = images.shape[2], images.normalise
     spread = [list(values) * (channels if len(values) == 1 else 1) for values in (normalise.mean, normalise.std)]
     return spread[0], spread[1]
+
+
+def _images(subject: Subject) -> Images:
+    assert isinstance(subject.inputs, Images)  # a ViT takes nothing else
+    return subject.inputs

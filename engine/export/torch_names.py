@@ -1,10 +1,11 @@
-"""A ViT under the names of PyTorch libraries: safetensors by the rule files read backwards, with their config.json."""
+"""A ViT or an encoder under the names of PyTorch libraries: safetensors by the rule files read backwards, with their config.json."""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -12,10 +13,13 @@ import tensorflow as tf
 from engine import porting
 from engine.errors import InputError
 from engine.export.checking import ExportError
+from engine.export.config import ENCODER
+from engine.export.encoder_names import load_encoder, write_encoder
 from engine.export.libraries import choose_names
 from engine.export.subject import Subject
 from engine.export.torch_configs import check_vit, hf_config, hf_preprocessor, timm_config
 from engine.files import write_json
+from engine.models.bert import Bert
 from engine.models.vit import ViT
 from engine.porting.errors import PortError
 from engine.porting.outward import Outward
@@ -27,11 +31,14 @@ from engine.porting.whole_file import VariablesAsTensors
 from engine.text import join_some, join_words
 
 
-def save_tensors(subject: Subject, folder: pathlib.Path, rules: str) -> Callable[[np.ndarray], np.ndarray]:
+def save_tensors(
+    subject: Subject, folder: pathlib.Path, rules: str
+) -> tuple[Callable[[Any], np.ndarray], dict[str, Any]]:
     """Writes model.safetensors and config.json, and loads them into a new network by the same rules.
 
-    Returns a function from float images to the outputs of that network. Raises InputError if the network is not a ViT, or
-    the other library has no such ViT; ExportError if a variable comes back with other bits.
+    Returns a function from inputs to the outputs of that network, and entries of the record. Raises InputError if the network
+    is neither a ViT nor an encoder, the rules are those of the other, or the other library has no such network; ExportError if a
+    variable comes back with other bits.
     """
     if subject.several:
         raise InputError(
@@ -39,13 +46,19 @@ def save_tensors(subject: Subject, folder: pathlib.Path, rules: str) -> Callable
             "of timm or Hugging Face has one; --format=savedmodel, tflite and onnx take them all"
         )
     network = subject.network
-    if not isinstance(network, ViT):
+    if not isinstance(network, (ViT, Bert)):
         raise InputError(
-            f"format=safetensors: {subject.model} is not one of the built-in ViTs, whose names timm and Hugging Face know; "
+            f"format=safetensors: {subject.model} is not one of the built-in ViTs or bert:, whose names timm and Hugging Face know; "
             "keras takes a model that came from Keras, savedmodel and tflite take any, and `frostline apply-delta --names` "
             "writes safetensors of other networks"
         )
+    if isinstance(network, Bert) != (rules == ENCODER):
+        own = ENCODER if isinstance(network, Bert) else "vit_timm or vit_hf"
+        raise InputError(f"rules={rules}: {subject.model} has other names; expected {own}")
     subject = subject.in_float32()
+    if isinstance(network, Bert):
+        extra = write_encoder(subject, folder)
+        return _check_back(subject, lambda made: load_encoder(made, folder)), extra
     check_vit(network.config, rules, model=subject.model)
     tensors = name_tensors(subject, rules)
     path = folder / "model.safetensors"
@@ -54,7 +67,12 @@ def save_tensors(subject: Subject, folder: pathlib.Path, rules: str) -> Callable
     write_json(folder / "config.json", (timm_config if rules == "vit_timm" else hf_config)(subject))
     if rules == "vit_hf":
         write_json(folder / "preprocessor_config.json", hf_preprocessor(subject))
-    return _load_back(subject, path, rules)
+
+    def load(made: ViT) -> None:
+        with porting.open_tensors(path) as source:
+            porting.load(made, source, _with_grid(detect.get_rules(rules), made.grid))
+
+    return _check_back(subject, load), {}
 
 
 def name_tensors(subject: Subject, rules: str) -> Outward:
@@ -77,16 +95,17 @@ def _with_grid(rules: Rules, grid: tuple[int, int]) -> Rules:
     return dataclasses.replace(rules, rules=tuple(map(state, rules.rules)))
 
 
-def _load_back(subject: Subject, path: pathlib.Path, rules: str) -> Callable[[np.ndarray], np.ndarray]:
+def _check_back(subject: Subject, load: Callable[[Any], None]) -> Callable[[Any], np.ndarray]:
+    """The outputs of a new network that ``load`` has filled, once every variable of it has the bits of the subject's."""
     network, variables = subject.rebuild()
-    with porting.open_tensors(path) as source:
-        porting.load(network, source, _with_grid(detect.get_rules(rules), network.grid))
+    load(network)
     wanted = {entry.path: entry.variable.numpy().tobytes() for entry in subject.variables}
     other = [entry.path for entry in variables if entry.variable.numpy().tobytes() != wanted[entry.path]]
     if other:
         raise ExportError(f"safetensors: {join_some(other)} came back with other bits; nothing is written")
 
-    def run(images: np.ndarray) -> np.ndarray:
-        return network(subject.normalise(tf.constant(images)), training=False).numpy()
+    def run(given: Any) -> np.ndarray:
+        named = {name: tf.constant(value) for name, value in subject.name_inputs(given).items()}
+        return network(subject.inputs.prepare(named), training=False).numpy()
 
     return run

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from engine.data.class_names import Names, normal_form, read_class_names, read_task_class_names
 from engine.data.class_names import as_texts as class_texts
+from engine.data.tokens import Tokenizer
 from engine.errors import InputError
 from engine.export.checking import ExportError
 from engine.export.folder import check_new, count_bytes, new_folder, read_record, write_record
@@ -27,7 +28,7 @@ from engine.selection.variables import ModelVariables, NamedVariable
 from engine.text import join_some, join_words, nearest
 
 _PREFIX = "weights/"  # of the names of variables in the checkpoint of an export
-_KEPT = ("saved_model.pb", "assets", "assets.extra")
+_KEPT = ("saved_model.pb", "assets", "assets.extra", *Tokenizer.FILES)
 
 Say = Callable[[str], None]
 

@@ -17,6 +17,7 @@ from engine.data import Normalise
 from engine.data.tokens import TokenizerFiles
 from engine.errors import FileError
 from engine.models import bert
+from engine.models.bert_head import find_own_head, load_with_head
 from engine.models.spec import Model, ModelSpecError, Request, parse_number
 from engine.porting.errors import PortError
 from engine.reading import check_memory, read_json
@@ -65,15 +66,25 @@ def build_bert(request: Request) -> Model:
     """Builds ``bert:DIR``; ModelSpecError for a folder, a config or an option that is not valid, or data that are not tokens."""
     folder = read_folder(request.spec, request.name)
     settings: dict[str, Any] = {"gelu": folder.gelu, **folder.sizes}
+    head: pathlib.Path | None = None
     for option, value in request.options.items():
         if option == "pool" and value in bert.POOLS:
             settings["pool"] = value
         elif option == "gelu" and value in ("exact", "tanh"):
             settings["gelu"] = value
+        elif (option, value) == ("head", "own"):
+            head, settings["pool"] = _own_head(request, folder.path)
         elif option == "dropout":
             settings["dropout"] = parse_number(request.spec, option, value, 0.0, 0.99)
         else:
-            known = [*(f"pool={pool}" for pool in bert.POOLS), "gelu=exact", "gelu=tanh", "dropout=R", "classes=N"]
+            known = [
+                *(f"pool={pool}" for pool in bert.POOLS),
+                "gelu=exact",
+                "gelu=tanh",
+                "head=own",
+                "dropout=R",
+                "classes=N",
+            ]
             written = f"{option}={value}" if value else option
             raise ModelSpecError(
                 f"model={request.spec!r}: `{written}` is not an option of an encoder; expected one of {', '.join(known)}"
@@ -99,7 +110,8 @@ def build_bert(request: Request) -> Model:
         shipped_weights=weights,
         shipped_for=f"the network that {folder.config} describes",
         notes=_describe(config, folder),
-        load=None if weights is not None else _refuse_auto(folder.path),
+        load=_choose_load(network, folder.path, weights, head),
+        own_file=None if head is None else str(folder.config),
         draw_inputs=lambda rng: tf.constant(rng.integers(0, config.vocabulary, (2, *request.image_shape)), tf.int32),
     )
 
@@ -202,6 +214,27 @@ def _find_weights(path: pathlib.Path) -> pathlib.Path | None:
         return file
     found = sorted(path.glob("*.index"))
     return found[0].with_suffix("") if len(found) == 1 else None
+
+
+def _own_head(request: Request, path: pathlib.Path) -> tuple[pathlib.Path, str]:
+    """The file with the folder's head, and what that reads; ModelSpecError if the option ``pool`` says otherwise."""
+    file, pool = find_own_head(request.spec, path)
+    if pool not in bert.POOLS:
+        raise ModelSpecError(f"model={request.spec!r}: {file} does not say what its head reads; expected {bert.POOLS}")
+    if request.options.get("pool", pool) != pool:
+        raise ModelSpecError(
+            f"model={request.spec!r}: the head in {file.name} was trained on pool={pool}; leave out pool, or head=own"
+        )
+    return file, pool
+
+
+def _choose_load(
+    network: Any, path: pathlib.Path, weights: pathlib.Path | None, head: pathlib.Path | None
+) -> Callable[[str], str | None] | None:
+    """What loads ``auto`` where the rules for the file do not do it alone."""
+    if weights is None:
+        return _refuse_auto(path)
+    return None if head is None else load_with_head(network, weights, head)
 
 
 def _refuse_auto(path: pathlib.Path) -> Callable[[str], str | None]:

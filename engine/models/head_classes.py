@@ -16,9 +16,12 @@ from engine.porting.class_order import WAY_OUT, ClassMatch, InClassOrder, match_
 from engine.porting.errors import PortError
 from engine.porting.ledger import Ledger
 from engine.porting.readers.source import TensorSource, open_tensors
+from engine.reading import read_json
 from engine.selection.variables import NamedVariable, name_variables
 from engine.text import join_words
 from engine.training.losses import accepted_keywords
+
+_LARGEST = 1 << 20  # bytes of a config
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +125,7 @@ def compare_own_classes(model: Model, wanted: Sequence[str]) -> str:
     """
     if model.own_file is None:
         return ""
-    given = read_class_names(model.own_file)
+    given = _read_own_names(pathlib.Path(model.own_file))
     name = pathlib.Path(model.own_file).name
     if given is None:
         names = (
@@ -133,12 +136,24 @@ def compare_own_classes(model: Model, wanted: Sequence[str]) -> str:
         return f"{name} does not name its classes, so its own head is taken {names}"
     if wanted and normal_form(given) != normal_form(wanted):
         raise PortError(
-            f"model={model.name!r}: its head is for {join_words(given)}, the data have {join_words(wanted)}; --head=gap "
-            "gives it a new head"
+            f"model={model.name!r}: its head is for {join_words(given)}, the data have {join_words(wanted)}; "
+            f"{'without head=own it starts anew' if model.own_file.endswith('.json') else '--head=gap gives it a new head'}"
         )
     return (
         "" if wanted else f"the data do not name their classes, so the head for {join_words(given)} is taken as it is"
     )
+
+
+def _read_own_names(file: pathlib.Path) -> tuple[str, ...] | None:
+    """The names of the classes of the model's own file; of a folder of an encoder, those in its config."""
+    if file.suffix != ".json":
+        return read_class_names(file)
+    found = read_json(file, _LARGEST)
+    named = found.get("id2label") if isinstance(found, dict) else None
+    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+        return None
+    names = tuple(named.get(str(number), "") for number in range(len(named)))
+    return None if names == tuple(f"LABEL_{number}" for number in range(len(names))) else names
 
 
 def decide_outputs(model: Model, entries: Sequence[NamedVariable], image_shape: tuple[int, ...]) -> bool:

@@ -47,7 +47,7 @@ def build_model(
             ``pool=token|mean``, ``class_token`` (to add one with pool=mean), ``fc_norm``, ``norm_epsilon=R``,
             ``gelu=exact|tanh``, ``layer_scale[=1e-5]``, ``dropout=R``, ``drop_path=R``, ``depth=N`` and
             ``preprocess=tf|torch|unit``; ``cnn:mini``; ``bert:DIR``, an encoder of texts with the options
-            ``pool=mean|cls|pooler``, ``gelu=exact|tanh`` and ``dropout=R``; ``keras:NAME`` of keras.applications with the options of its
+            ``pool=mean|cls|pooler``, ``gelu=exact|tanh``, ``head=own`` and ``dropout=R``; ``keras:NAME`` of keras.applications with the options of its
             function; ``file:X.keras`` or ``file:X.h5``; ``py:module:factory``; ``savedmodel:DIR`` and ``hub:HANDLE``
             with the options ``signature``, ``output`` and ``preprocess``; ``graph:PATH``, a graph of TensorFlow 1 (needs
             ``import compat_v1``). All of them accept ``classes=N``.

@@ -63,6 +63,6 @@ def exported(vit_run: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def snippets() -> list[str]:
-    """The Python snippets of docs/export.md: a server, a phone, a phone that takes a new head."""
+    """The Python snippets of docs/export.md: a server, a phone, a phone that takes a new head, texts."""
     page = pathlib.Path(__file__).resolve().parents[2] / "docs/export.md"
     return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)

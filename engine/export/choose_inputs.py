@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from engine.data.features import NAME, find_features
-from engine.data.manifest_options import KINDS, parse_manifest
 from engine.data.part import ArraySpec
+from engine.data.source import find_standardise
 from engine.data.text_name import parse_text_name
 from engine.data.tokens import Tokenizer, TokenizerFiles
 from engine.errors import InputError
@@ -46,19 +46,15 @@ def choose_inputs(opened: OpenedRun, examples: Examples) -> Inputs:
     if not _takes_vectors(opened):
         return Images(shape=opened.image_shape, normalise=opened.normalise)
     features = find_features(examples.part)
-    data = opened.config.data
-    standardised = data.partition(":")[0] in KINDS and parse_manifest(data).standardise is not None
-    if standardised and not examples.own:
-        raise InputError(
-            f"data={examples.source.name}: the run standardised its features ({data}), and the mean and the deviation belong into "
-            "the export, so it needs the run's own data, unchanged; --data says where they are now, with the run's options"
-        )
-    moments = None if features is None else features.moments
-    if moments is not None and not standardised:
-        raise InputError(
-            f"data={examples.source.name}: these features are standardised, and those of the run ({data}) are not; give --data "
-            "without standardise"
-        )
+    data: str = opened.config.data
+    moments: Any = opened.data.moments
+    if moments is None and find_standardise(data) is not None:  # an earlier version did not record them
+        if not examples.own:
+            raise InputError(
+                f"data={examples.source.name}: the run standardised its features ({data}), and the mean and the deviation belong "
+                "into the export, so it needs the run's own data, unchanged; --data says where they are now, with the run's options"
+            )
+        moments = None if features is None else features.moments
     columns = opened.data.features
     if columns is None and features is not None and features.named:  # a run that did not record them
         columns = features.columns
@@ -66,7 +62,7 @@ def choose_inputs(opened: OpenedRun, examples: Examples) -> Inputs:
         name=next(iter(opened.data.inputs), NAME),
         size=opened.image_shape[0],
         columns=columns or None,
-        moments=moments,
+        moments=None if moments is None else np.array(moments),
         missing=features is not None and opened.config.image_options().nan == "zero",
     )
 

@@ -13,6 +13,7 @@ from engine.data import Part, Source
 from engine.data.batch_names import label_name
 from engine.data.class_names import normal_form
 from engine.data.features import name_columns, order_columns, standardise
+from engine.data.manifest_options import KINDS
 from engine.data.part import IGNORED, check_labels, number_classes
 from engine.data.source import OF_FILES, find_place, find_standardise, open_undivided, uses_own_moments
 from engine.data.tasks import view_part, view_task
@@ -124,7 +125,12 @@ def open_examples(
 
 def _standardise(opened: OpenedRun, source: Source, say: Callable[[str], None]) -> Source:
     """Other data than the run's, with features scaled as those that the model was trained on; InputError if that is not known."""
-    if find_standardise(source.name):
+    trained, asked = opened.config.data, find_standardise(source.name)
+    if asked is not None and trained.partition(":")[0] in KINDS and find_standardise(trained) is None:
+        raise InputError(
+            f"data={source.name}: the model was trained on features as they are ({trained}); give --data without standardise"
+        )
+    if asked:
         return source  # by a file that the user names
     if opened.data.moments is not None:
         return standardise(source, say=say, moments=np.array(opened.data.moments))
@@ -133,7 +139,7 @@ def _standardise(opened: OpenedRun, source: Source, say: Callable[[str], None]) 
             f"data={source.name}: its features would be standardised by its own mean, not by that of the data that the model was "
             "trained on; standardise=FILE names these"
         )
-    if find_standardise(opened.config.data) is not None:
+    if find_standardise(trained) is not None:
         raise InputError(
             f"data={source.name}: the model was trained on standardised features, and an earlier version wrote the run, which did "
             f"not record by which mean; {source.name},standardise=FILE names the file of the run's own data"

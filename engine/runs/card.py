@@ -169,7 +169,7 @@ def _describe_use(out: pathlib.Path, run: Mapping[str, Any]) -> str:
     lines = [
         *predict,
         ("evaluate again", f"frostline evaluate --run={folder}"),
-        *(export if kind == "images" and not boxes else []),  # the others are refused
+        *(export if kind and not boxes else []),  # the others are refused
         ("whole weights, in the format of the base", f"frostline apply-delta --base={shlex.quote(base)} --delta={folder}/trained.npz --out=FILE"),
         ("train on from here", f"frostline finetune {model} --weights={shlex.quote(base)}+{folder}/trained.npz --data=DATA"),
         ("repeat this run, to the same bits", f"frostline finetune --flagfile={folder}/flags.cfg --out=FOLDER"),

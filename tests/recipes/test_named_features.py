@@ -215,3 +215,14 @@ def test_the_runs_own_file_may_have_become_one_that_is_only_evaluated() -> None:
     assert (examples.own, examples.name, len(examples.part)) == (False, "test", 16)
     with pytest.raises(InputError, match="no row is of the part train"):
         open_examples(opened)
+
+
+@pytest.mark.parametrize("scaled", [",standardise", ",standardise=a.csv"])
+def test_features_are_not_scaled_for_a_model_of_unscaled_ones(scaled: str) -> None:
+    write("a.csv")
+    opened = trained("table:a.csv")
+    write("c.csv", seed=1)
+    with pytest.raises(
+        InputError, match=r"was trained on features as they are \(table:a.csv\); give --data without standardise"
+    ):
+        open_examples(opened, data=f"table:c.csv{scaled}")

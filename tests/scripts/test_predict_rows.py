@@ -228,5 +228,5 @@ def test_a_card_names_the_command_that_works(place: pathlib.Path) -> None:
             f"{said[0].upper()}{said[1:]}:\n\n    frostline predict --run={place}/{kind} {flag}=FILE --out=found.csv"
             in card
         )
-        assert "frostline export" not in card
+        assert f"frostline export --run={place}/{kind} --format=savedmodel" in card
         assert "--images" not in card

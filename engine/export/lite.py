@@ -14,7 +14,6 @@ from engine.data.order import fixed_permutation
 from engine.export.checking import ExportError
 from engine.export.savedmodel import OPTIONS, make_loader
 from engine.export.subject import Subject
-from engine.models.bert import Bert
 from engine.selection.variables import NamedVariable
 
 
@@ -71,13 +70,8 @@ def convert(
         except Exception as error:  # the converter's own errors have no common class
             lines = [line for line in str(error).splitlines() if "rror:" in line] or str(error).splitlines() or [""]
             why = lines[0].rpartition("rror:")[2].strip()
-            gelu = (
-                f" (the exact GELU; {subject.model},gelu=tanh trains a model that has none)"
-                if "'tf.Erf'" in why and isinstance(subject.network, Bert)
-                else ""
-            )
             raise ExportError(
-                f"{subject.model}: TensorFlow cannot convert it to TFLite: {why}{gelu}; --format=savedmodel holds it"
+                f"{subject.model}: TensorFlow cannot convert it to TFLite: {why}; --format=savedmodel holds it"
             ) from error
 
 

@@ -213,10 +213,13 @@ def gelu(x: Any, *, approximate: bool) -> Any:
 
 
 def _gelu_erf(x: Any) -> tuple[Any, Any]:
-    """x P(x) with the normal distribution function P, and its derivative P(x) + x p(x) with the density p."""
-    below = 0.5 * (1.0 + tf.math.erf(x * tf.constant(math.sqrt(0.5), x.dtype)))
+    """x P(x) with the normal distribution function P, and its derivative P(x) + x p(x) with the density p.
+
+    Halves are exact, so their place changes no bit; where ``x`` has it, converters to TFLite know the whole as a GELU.
+    """
+    twice = 1.0 + tf.math.erf(x * tf.constant(math.sqrt(0.5), x.dtype))  # 2 P(x)
     density = tf.exp(-0.5 * tf.square(x)) * tf.constant(1.0 / math.sqrt(2.0 * math.pi), x.dtype)
-    return x * below, below + x * density
+    return 0.5 * x * twice, 0.5 * twice + x * density
 
 
 def _gelu_tanh(x: Any) -> tuple[Any, Any]:

@@ -143,9 +143,10 @@ def test_every_loss_and_precision_is_exported(
     images = arrays["test_images"][:3].astype(np.float32) / 255
     outputs = loaded.signatures["serving_default"](images=tf.constant(images))
     name = "outputs" if fields.get("loss") == "mse" else "logits"
-    np.testing.assert_allclose(
-        outputs[name], opened.network(opened.normalise(images), training=False).numpy(), atol=1e-5
-    )
+    # run op by op, bfloat16 rounds between operations that a graph fuses: by 2 of its last bits, of 8, at most
+    rounding = 2**-6 if "bfloat16" in fields.get("precision", "") else 1e-7
+    expected = opened.network(opened.normalise(images), training=False).numpy()
+    np.testing.assert_allclose(outputs[name], expected, rtol=rounding, atol=1e-5)
     assert found.comparison.largest_difference <= 1e-5
     assert ("class" in outputs) == (fields.get("loss") is None)
     if fields.get("loss") == "sigmoid":

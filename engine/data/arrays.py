@@ -12,7 +12,7 @@ import numpy as np
 
 from engine.data.batch_names import WEIGHT
 from engine.data.decode import as_form
-from engine.data.divided import make_divided, name_columns
+from engine.data.divided import make_divided, name_label_columns
 from engine.data.header import BadImageError
 from engine.data.idx import holds_idx, read_idx_folder
 from engine.data.image_files import Say, printable
@@ -186,7 +186,7 @@ def _source(
         if prefix in weights:
             own[WEIGHT] = check_weights(f"data={spec}: {prefix}_weights", weights[prefix], len(images))
         parts[prefix] = Part(fitted, labels, np.arange(len(images), dtype=np.int64), columns=own)
-    columns = name_columns(spec, given, train_labels)
+    columns = name_label_columns(spec, given, train_labels)
     return make_divided(spec, classes, parts, named=given is not None, columns=columns)
 
 

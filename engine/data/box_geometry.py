@@ -12,6 +12,7 @@ import numpy as np
 from engine.data.decode import find_reduction, undo_orientation
 from engine.data.header import Header
 from engine.data.image_options import ImageForm, Size
+from engine.data.resize import find_fit
 
 KEPT = 0.25  # the least share of a box's area that must remain inside of an image
 
@@ -19,22 +20,27 @@ KEPT = 0.25  # the least share of a box's area that must remain inside of an ima
 class Placement(NamedTuple):
     """Where ``engine.data.resize`` puts an image: a point p, in pixels from its upper left corner, goes to p * scale + offset.
 
-    ``scale`` is the same for both axes. ``area`` is the part of the resized image that the image fills: its first row and
+    ``scale`` is that of both axes, (down, across). They differ only where a thin image is squeezed. ``area`` is the part of the resized image that the image fills: its first row and
     column, and its height and width; all around it is padding.
     """
 
-    scale: float
+    scale: tuple[float, float]
     left: float
     top: float
     area: tuple[int, ...]
 
     def place(self, boxes: np.ndarray) -> np.ndarray:
         """Boxes of the image, in pixels of the resized one; they may reach over its edges."""
-        return boxes * self.scale + np.array([self.left, self.top, self.left, self.top])
+        return boxes * self._scales + np.array([self.left, self.top, self.left, self.top])
 
     def restore(self, boxes: np.ndarray) -> np.ndarray:
         """Boxes of the resized image, in pixels of the image."""
-        return (boxes - np.array([self.left, self.top, self.left, self.top])) / self.scale
+        return (boxes - np.array([self.left, self.top, self.left, self.top])) / self._scales
+
+    @property
+    def _scales(self) -> np.ndarray:
+        down, across = self.scale
+        return np.array([across, down, across, down])
 
 
 def find_placement(height: int, width: int, size: Size, *, ratio: int = 1, pad: bool = False) -> Placement:
@@ -44,15 +50,17 @@ def find_placement(height: int, width: int, size: Size, *, ratio: int = 1, pad: 
     wider than its share where the factor does not divide its sides.
     """
     sides = -(-height // ratio), -(-width // ratio)
-    if pad:  # as engine.data.resize.fit_within does
-        scale = min(size[0] / sides[0], size[1] / sides[1])
-        inner = [min(side, max(1, round(own * scale))) for side, own in zip(size, sides, strict=True)]
+    if pad:
+        inner, squeezed = find_fit(*sides, size)
         first = [(side - own) // 2 for side, own in zip(size, inner, strict=True)]
-        found = find_placement(height, width, (inner[0], inner[1]), ratio=ratio)
+        if squeezed:
+            down, across = (side / own / ratio for side, own in zip(inner, sides, strict=True))
+            return Placement((down, across), first[1], first[0], (*first, *inner))
+        found = find_placement(height, width, inner, ratio=ratio)
         return Placement(found.scale, found.left + first[1], found.top + first[0], (*first, *inner))
     scale = max(size[0] / sides[0], size[1] / sides[1])
     left, top = (size[1] - sides[1] * scale) / 2, (size[0] - sides[0] * scale) / 2
-    return Placement(scale / ratio, left, top, (0, 0, *size))
+    return Placement((scale / ratio, scale / ratio), left, top, (0, 0, *size))
 
 
 def place_boxes(boxes: np.ndarray, header: Header, form: ImageForm, *, stored: bool = False) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from engine.data.batch_names import LABEL, WEIGHT, is_input
-from engine.data.divided import make_divided
+from engine.data.divided import check_names, make_divided
 from engine.data.named_weights import check_weights
 from engine.data.part import IGNORED, DataError, Part, Source, Target, number_classes
 from engine.data.part_names import PARTS
@@ -179,10 +179,10 @@ def make_source(spec: str, given: Any, *, to_train: bool = True) -> Source:
         to_train: whether there must be a part "train"; data that are only evaluated need none.
 
     Raises:
-        DataError: it is something else, or its examples do not fit together.
+        DataError: it is something else, its examples do not fit together, or two names of classes or columns count as equal.
     """
     if isinstance(given, Source):
-        return given
+        return check_names(given)
     sets = dict(given) if isinstance(given, Mapping) else {"train": given}
     if unknown := [name for name in sets if name not in PARTS]:
         raise DataError(

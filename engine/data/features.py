@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.data.class_names import normal_form
+from engine.data.class_names import match_names, normal_form, same_names
 from engine.data.part import DataError, Part, Source
 from engine.text import join_words, nearest
 
@@ -117,7 +117,7 @@ def order_columns(source: Source, names: tuple[str, ...] | None, *, say: Callabl
         names: the names of the columns in that order (``name_columns``); None if they are not known, and () if they had
             none. Columns of which only one side is named are taken in their order.
 
-    Raises DataError, which lists them, if the columns have other names.
+    Raises DataError, which lists them, if the columns have other names, or two of them names that count as equal.
     """
     own = find_features(source.train)
     if own is None or names is None or not (names or own.named):
@@ -129,7 +129,7 @@ def order_columns(source: Source, names: tuple[str, ...] | None, *, say: Callabl
             "taken in their order"
         )
         return source
-    if given == wanted:
+    if same_names(own.columns, names):
         return source
     missing, other = [n for n in wanted if n not in given], [n for n in given if n not in wanted]
     if missing or other:
@@ -141,10 +141,10 @@ def order_columns(source: Source, names: tuple[str, ...] | None, *, say: Callabl
             f"{' and '.join(told)}{nearest(missing[0], other) if missing else ''}. Rename the columns of the file, or name "
             "those to read, each by features=COLUMN"
         )
+    order = match_names(f"data={source.name}", "features", names, own.columns)
     say(
         f"data:    the columns of features stand in another order; they are put into that of the run: {join_words(names)}"
     )
-    order = [given.index(name) for name in wanted]
     return _replace(source, lambda features: features.take_columns(order))
 
 

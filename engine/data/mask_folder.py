@@ -254,7 +254,7 @@ def _read_masks(
     labels = np.full((len(pairs), *size), IGNORED, np.uint8)
     wanted, bad = [number for number in range(len(pairs)) if number not in skip], {}
 
-    def read(number: int) -> np.ndarray | str:
+    def read(number: int) -> tuple[np.ndarray, int] | str:
         image, mask = pairs[number]
         try:
             stored = read_label_image(folder / mask)
@@ -271,7 +271,7 @@ def _read_masks(
                 if isinstance(found, str):
                     bad[number] = found
                 else:
-                    numbers.add(found)
+                    numbers.add(*found)
     return labels, bad
 
 

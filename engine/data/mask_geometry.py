@@ -11,6 +11,7 @@ from engine.data.decode import turn_pixels, undo_orientation
 from engine.data.header import Header
 from engine.data.image_options import ImageForm
 from engine.data.part import DataError
+from engine.data.resize import HALF
 
 _AT_ONCE = 1 << 22  # probabilities that are resized at once
 _MOST = np.iinfo(np.uint16).max
@@ -54,10 +55,10 @@ def restore_labels(chances: np.ndarray, header: Header, form: ImageForm) -> np.n
     dtype = choose_label_dtype(chances.shape[-1])
     placed, stored = place_file(header, form), turn_pixels(chances, undo_orientation(header.orientation))
     # Padding rounds the image to whole pixels: what that cuts is less than half of one, and lies beside a pixel that was seen.
-    margin = 0.5 if form.options.image_fit == "pad" else 0.0
+    margin = HALF if form.options.image_fit == "pad" else 0.0
     top, left, height, width = placed.area
-    rows = _find_places(header.height, placed.scale, placed.top, (top, height), margin)
-    columns = _find_places(header.width, placed.scale, placed.left, (left, width), margin)
+    rows = _find_places(header.height, placed.scale[0], placed.top, (top, height), margin)
+    columns = _find_places(header.width, placed.scale[1], placed.left, (left, width), margin)
     labels = np.full((header.height, header.width), np.iinfo(dtype).max, dtype)
     across = np.flatnonzero(columns.inside)
     low, high, share = columns.low[across], columns.high[across], columns.share[across, None]

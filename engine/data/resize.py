@@ -1,5 +1,5 @@
 """Resizes images to the size of a model's input: the shorter side is fitted and the longer one centre-cropped, or the
-longer side is fitted and the shorter one padded.
+longer side is fitted and the shorter one padded, so that nothing of the image is lost.
 
 The resampling is antialiased bilinear with half-pixel centres, as in ``tf.image.resize(antialias=True)``, but crops in
 the same pass.
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from engine.data.part import DataError
 
 Size = tuple[int, int]  # height, width
 LARGEST_SIDE = 8192
+HALF = 0.5  # of a pixel: less than that may lie beyond the edge of an array, beside a pixel that was seen
 _CHUNK = 256  # the number of images resized in one call
 
 
@@ -48,8 +50,6 @@ def resize(images: Any, size: Size) -> np.ndarray:
 
     They are uint8, or float32 in [0, 1]; an array or a tensor (which is not copied).
     """
-    import tensorflow as tf
-
     height, width = images.shape[1:3]
     if (height, width) == size:
         return np.asarray(images)
@@ -61,11 +61,18 @@ def resize(images: Any, size: Size) -> np.ndarray:
         images = images[:, top : height - top, left : width - left]
         height, width = images.shape[1:3]
     offset = [(size[0] - height * scale) / 2, (size[1] - width * scale) / 2]
+    return _translate(images, size, (scale, scale), offset)
+
+
+def _translate(images: Any, size: Size, scale: Sequence[float], offset: Sequence[float]) -> np.ndarray:
+    """Images scaled down and across, and moved, in [n, *size, channels] of the same dtype."""
+    import tensorflow as tf
+
     with tf.device("CPU:0"):
         floats = tf.raw_ops.ScaleAndTranslate(
             images=images,
             size=tf.constant(size, tf.int32),
-            scale=tf.constant([scale, scale], tf.float32),
+            scale=tf.constant(scale, tf.float32),
             translation=tf.constant(offset, tf.float32),
             kernel_type="triangle",
             antialias=True,
@@ -75,15 +82,42 @@ def resize(images: Any, size: Size) -> np.ndarray:
     return np.clip(floats, 0.0, 1.0)
 
 
+class Fit(NamedTuple):
+    """How an image fits within a size: the (height, width) that it fills, and whether its proportions change for that.
+
+    They change where whole pixels at its ends would be cropped otherwise, because its short side is rounded up to whole pixels.
+    """
+
+    inner: Size
+    squeezed: bool
+
+
+def find_fit(height: int, width: int, size: Size) -> Fit:
+    """How an image of this size fits within another one, (height, width), without a loss of half a pixel or more.
+
+    Example:
+        >>> find_fit(100, 200, (50, 50)), find_fit(3, 1000, (224, 224))
+        (Fit(inner=(25, 50), squeezed=False), Fit(inner=(1, 224), squeezed=True))
+    """
+    scale = min(size[0] / height, size[1] / width)
+    inner = [min(side, max(1, round(own * scale))) for side, own in zip(size, (height, width), strict=True)]
+    covering = max(side / own for side, own in zip(inner, (height, width), strict=True))
+    lost = max((own * covering - side) / 2 for side, own in zip(inner, (height, width), strict=True))
+    return Fit((inner[0], inner[1]), lost > HALF)
+
+
 def fit_within(images: Any, size: Size) -> np.ndarray:
     """Resizes images [n, height, width, channels] until they fit within the size, and pads them with zeros about them.
 
+    Nothing is cropped but what whole pixels leave over, less than half of one at either end (``find_fit``).
     Returns [n, *size, channels] of the same dtype: uint8, or float32 in [0, 1].
     """
     height, width = images.shape[1:3]
-    scale = min(size[0] / height, size[1] / width)
-    inner = tuple(min(side, max(1, round(own * scale))) for side, own in zip(size, (height, width), strict=True))
-    resized = resize(images, (inner[0], inner[1]))
+    inner, squeezed = find_fit(height, width, size)
+    if squeezed:
+        resized = _translate(images, inner, (inner[0] / height, inner[1] / width), (0.0, 0.0))
+    else:
+        resized = resize(images, inner)
     out = np.zeros((len(resized), *size, resized.shape[3]), resized.dtype)
     top, left = ((side - own) // 2 for side, own in zip(size, inner, strict=True))
     out[:, top : top + inner[0], left : left + inner[1]] = resized

@@ -10,7 +10,7 @@ import numpy as np
 from engine.data import features as vectors
 from engine.data.arrays import tell_unread
 from engine.data.batch_names import WEIGHT
-from engine.data.divided import make_divided, name_columns
+from engine.data.divided import make_divided, name_label_columns
 from engine.data.features import Features
 from engine.data.manifest_options import ManifestOptions
 from engine.data.named_weights import check_weights
@@ -82,7 +82,7 @@ def open_npz_table(request: SourceRequest, options: ManifestOptions) -> Source:
         if part in weights:
             columns[WEIGHT] = check_weights(f"{about}: {_PREFIXES[part]}{WEIGHT}", weights[part], len(labels))
         parts[part] = Part(vector, labels, np.arange(len(labels)), input_name=vectors.NAME, columns=columns)
-    columns_of_labels = name_columns(request.spec, named, y)
+    columns_of_labels = name_label_columns(request.spec, named, y)
     return make_divided(request.spec, classes, parts, named=bool(named and classes), columns=columns_of_labels)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from engine.data.arrays import tell_unread
-from engine.data.class_names import normal_form
+from engine.data.class_names import match_names, normal_form, same_names
 from engine.data.csv_file import CsvFile, find_column
 from engine.data.features import OF_USE, check_missing, check_vectors
 from engine.data.image_files import printable
@@ -248,6 +248,8 @@ def _find_features(
         raise DataError(
             f"{about}: features={named[0]}: the run names its features, which are found by them; leave it out"
         )
+    if same_names(given, wanted):
+        return list(range(len(given)))
     there, needed = normal_form(given), normal_form(wanted)
     if missing := [name for name in needed if there.count(name) != 1]:
         twice = [name for name in missing if name in there]
@@ -256,7 +258,7 @@ def _find_features(
             f"{about}: the model was trained on the features {join_words(wanted, most=20)}; the file {what}"
             f"{nearest(missing[0], [name for name in there if name and name not in needed])}"
         )
-    return [there.index(name) for name in needed]
+    return match_names(about, "features", wanted, given)
 
 
 def _check_there(flag: str, given: str, path: pathlib.Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.data.class_names import normal_form
+from engine.data.class_names import normal_form, same_names
 from engine.porting.errors import PortError
 from engine.porting.readers.closing import Closing
 from engine.porting.readers.source import TensorSource
@@ -42,9 +42,9 @@ def match_classes(
     or more, of which the last have no names; these keep their places. Raises PortError if the names cannot decide.
     """
     before, after = outputs
-    given, wanted = normal_form(given), normal_form(wanted)
-    if given == wanted and before == after:
+    if same_names(given, wanted) and before == after:
         return None
+    given, wanted = normal_form(given), normal_form(wanted)
     for names, count, where in ((given, before, f"{path} names"), (wanted, after, "the data have")):
         if len(names) > count and (count, len(names)) != (1, 2):
             raise PortError(f"{path}: {where} {len(names)} classes, but the head has {count} outputs{WAY_OUT}")

@@ -11,10 +11,10 @@ import numpy as np
 
 from engine.data import Part, Source
 from engine.data.batch_names import label_name
-from engine.data.class_names import normal_form
+from engine.data.class_names import match_names, normal_form, same_names
 from engine.data.features import name_columns, order_columns, standardise
 from engine.data.manifest_options import KINDS
-from engine.data.part import IGNORED, check_labels, number_classes
+from engine.data.part import IGNORED, ArraySpec, check_labels, number_classes
 from engine.data.source import OF_FILES, find_place, find_standardise, open_undivided, uses_own_moments
 from engine.data.tasks import view_part, view_task
 from engine.errors import InputError
@@ -119,7 +119,7 @@ def open_examples(
         chosen, source = _part(whole, name, divided=name != "all"), whole
     say(f"data:    {source.name}, {len(chosen):,} examples ({_describe(name, own=own)})")
     fit = _fit_tasks if opened.tasks else _fit_labels
-    fitted = fit(opened, source, _fit_channels(opened, chosen), say)
+    fitted = fit(opened, source, _fit_inputs(opened, source.name, chosen), say)
     return Examples(source=source, part=fitted, name=name, own=own)
 
 
@@ -218,15 +218,15 @@ def _fit_labels(opened: OpenedRun, source: Source, part: Part, say: Callable[[st
             say("data:    only the model or the data name their classes, so these are taken in their order")
         check_labels(source.name, "labels", part.labels, classes)
         return part
-    given, known = normal_form(source.classes), normal_form(own)
-    if given == known:
+    if same_names(source.classes, own):
         return part
+    given, known = normal_form(source.classes), normal_form(own)
     if unknown := [name for name in given if name not in known]:
         raise InputError(
             f"data={source.name}: the model knows no class {join_words(unknown, most=20)}; its classes are {join_words(own, most=20)}"
         )
     say("data:    the classes are matched with those of the model by their names")
-    order = np.array([known.index(name) for name in given])
+    order = np.array(match_names(f"data={source.name}", "classes", given, known))
     if part.dense:
         table = np.full(256, IGNORED, np.uint8)
         table[: len(order)] = order
@@ -237,7 +237,7 @@ def _fit_labels(opened: OpenedRun, source: Source, part: Part, say: Callable[[st
 def _fit_columns(opened: OpenedRun, source: Source, part: Part, say: Callable[[str], None]) -> Part:
     """The part with the columns of its labels [m, C] in the order of the model's outputs, where both are named."""
     own, given = opened.class_names or opened.data.columns, source.columns
-    if not own or not given or normal_form(given) == normal_form(own):
+    if not own or not given or same_names(given, own):
         return part
     known, named = normal_form(own), normal_form(given)
     if sorted(known) != sorted(named):
@@ -245,43 +245,66 @@ def _fit_columns(opened: OpenedRun, source: Source, part: Part, say: Callable[[s
             f"data={source.name}: its columns of labels are {join_words(given, most=20)}, but the outputs of the model are "
             f"{join_words(own, most=20)}"
         )
+    order = match_names(f"data={source.name}", "columns of labels", own, given)
     say("data:    the columns of labels are matched with the outputs of the model by their names")
-    return dataclasses.replace(part, labels=part.labels[:, [named.index(name) for name in known]])
+    return dataclasses.replace(part, labels=part.labels[:, order])
 
 
 def _fit_boxes(opened: OpenedRun, source: Source, part: Part, say: Callable[[str], None]) -> Part:
     """The part with the classes of its boxes in the order of the model's."""
     source.outputs(opened.loss)  # which says what is wrong with labels that are no boxes
-    known, given = normal_form(opened.class_names or ()), normal_form(source.classes)
-    if given == known:
+    own = opened.class_names or ()
+    if same_names(source.classes, own):
         return part
+    known, given = normal_form(own), normal_form(source.classes)
     if unknown := [name for name in given if name not in known]:
         raise InputError(
             f"data={source.name}: the model finds no {join_words(unknown, most=20)}; its classes are {join_words(known, most=20)}"
         )
     say("data:    the classes are matched with those of the model by their names")
-    order = np.array([*(known.index(name) for name in given), -1], np.float32)  # the last one is not a box
+    order = np.array(
+        [*match_names(f"data={source.name}", "classes", given, known), -1], np.float32
+    )  # the last one is not a box
     labels = part.labels.copy()
     labels[..., 0] = order[part.labels[..., 0].astype(np.int64)]
     return dataclasses.replace(part, labels=labels)
 
 
-def _fit_channels(opened: OpenedRun, part: Part) -> Part:
-    """The part with images in colour or grey, as the model takes them; InputError if it has other inputs than the model."""
-    if opened.data.inputs and set(part.input_specs) != set(opened.data.inputs):
+def _fit_inputs(opened: OpenedRun, data: str, part: Part) -> Part:
+    """The part with its first images in colour or grey, as the model takes them; InputError if it has other inputs than the model."""
+    recorded = {name: ArraySpec(shape, np.dtype(dtype)) for name, (shape, dtype) in opened.data.inputs.items()}
+    taken = recorded or {part.input_name: ArraySpec(opened.image_shape, _image_dtype(opened, part))}
+    if set(part.input_specs) != set(taken):
         raise InputError(
-            f"data: an example has {join_words(sorted(part.input_specs))}, but the model takes {join_words(sorted(opened.data.inputs))}"
+            f"data={data}: an example has {join_words(sorted(part.input_specs))}, but the model takes {join_words(sorted(taken))}"
         )
-    if min(len(part.image_shape), len(opened.image_shape)) < 3 and part.image_shape != opened.image_shape:
-        raise InputError(
-            f"data: an example has shape {list(part.image_shape)}, but the model takes {list(opened.image_shape)}"
-        )
-    if len(part.image_shape) != 3 or part.image_shape[2] == opened.image_shape[2]:
+    for name, given in part.input_specs.items():
+        _check_input(data, name, given, taken[name], first=name == part.input_name)
+    if len(part.image_shape) != 3 or part.image_shape[2] == taken[part.input_name].shape[2]:
         return part
-    given, taken = part.image_shape[2], opened.image_shape[2]
-    if {given, taken} != {1, 3}:
-        raise InputError(f"data: the images have {given} channels, and the model takes {taken}")
-    return dataclasses.replace(part, images=_Recoloured(part.images, opened.image_shape[2]))
+    return dataclasses.replace(part, images=_Recoloured(part.images, taken[part.input_name].shape[2]))
+
+
+def _image_dtype(opened: OpenedRun, part: Part) -> np.dtype[Any]:
+    """The dtype of the only input of a run; that of the part where it is not an image, of which older runs recorded none."""
+    return np.dtype(opened.data.image_dtype) if len(opened.image_shape) == 3 else part.image_dtype
+
+
+def _check_input(data: str, name: str, given: ArraySpec, taken: ArraySpec, *, first: bool) -> None:
+    """Raises InputError unless the model can take an input as it is, or in another colour if it is the ``first``."""
+    about = f"data={data}: input {name}: an example has"
+    recoloured = first and given.is_image and taken.is_image
+    if given.shape[:2] != taken.shape[:2] or (given.shape != taken.shape and not recoloured):
+        way_out = f"; resize them to {taken.shape[0]}x{taken.shape[1]}" if given.is_image and taken.is_image else ""
+        raise InputError(f"{about} shape {list(given.shape)}, but the model takes {list(taken.shape)}{way_out}")
+    if given.shape != taken.shape and {given.shape[2], taken.shape[2]} != {1, 3}:
+        raise InputError(f"{about} {given.shape[2]} channels, and the model takes {taken.shape[2]}")
+    whole = (np.int32, np.int64)
+    alike = given.dtype == taken.dtype or (given.is_image and taken.is_image)
+    if not alike and not (given.dtype in whole and taken.dtype in whole):
+        raise InputError(
+            f"{about} {given.dtype}, but the model was trained on {taken.dtype}; expected the same (use astype)"
+        )
 
 
 class _Recoloured:

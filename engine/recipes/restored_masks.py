@@ -66,11 +66,14 @@ def draw_mask(path: PathLike, file: pathlib.Path, labels: np.ndarray, predictor:
 def name_masks(files: Sequence[pathlib.Path]) -> list[pathlib.Path]:
     """The names of label images: those of their files below the folder that holds all of them, with the suffix .png.
 
-    Where two would be equal, they keep the suffix of the file before it.
+    Where two would be equal, or one is the folder of another, they keep the suffix of the file before it, and .png is added until
+    none is.
 
     Example:
         >>> [str(name) for name in name_masks([pathlib.Path(name) for name in ("x/a.jpg", "x/a.png", "x/y/b.jpg")])]
         ['a.jpg.png', 'a.png.png', 'y/b.png']
+        >>> [str(name) for name in name_masks([pathlib.Path(name) for name in ("x/a.jpg", "x/a.png/b.jpg")])]
+        ['a.jpg.png', 'a.png/b.png']
     """
     places = [pathlib.Path(os.path.abspath(file)) for file in files]
     folder = os.path.commonpath([place.parent for place in places])
@@ -79,4 +82,14 @@ def name_masks(files: Sequence[pathlib.Path]) -> list[pathlib.Path]:
     long = [name.with_name(name.name + SUFFIX) for name in own]
     times = collections.Counter(short)
     found = [one if times[one] == 1 else other for one, other in zip(short, long, strict=True)]
-    return found if len(set(found)) == len(found) else long
+    chosen = found if len(set(found)) == len(found) else long
+    folders = {folder for name in own for folder in name.parents}
+    used = {name for name in chosen if name not in folders}
+    for number, name in enumerate(chosen):
+        if name in folders:
+            name = long[number]
+            while name in folders or name in used:
+                name = name.with_name(name.name + SUFFIX)
+            used.add(name)
+            chosen[number] = name
+    return chosen

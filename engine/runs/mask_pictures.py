@@ -15,7 +15,8 @@ from engine.selection.layer_groups import elide_middle
 
 NAME = "predictions.png"
 MOST = 6  # images
-_NAMED = 12  # classes up to which a legend names them
+_COLUMNS = 4  # of a legend
+_NAMED = 1000  # classes that a legend names at most
 _COLOURS = 9  # that are told apart
 _SCALE = 3  # a pixel of an image becomes so many, so that outlines are thin
 MOST_PIXELS = 1024  # of the longer side of an image that is drawn alone
@@ -58,8 +59,10 @@ def draw_masks(
     colours = _choose_colours()
     height, width = images.shape[1:3]
     across = 5.0
+    numbers = np.unique([truths, predictions])
+    below = max(1.0, 0.4 + _height(len(numbers)))  # inches for the legend and the titles
     figure = Figure(
-        figsize=(across, len(images) * across / 2 * height / width + 1.0), facecolor="white", layout="constrained"
+        figsize=(across, len(images) * across / 2 * height / width + below), facecolor="white", layout="constrained"
     )
     for row, (image, truth, prediction) in enumerate(zip(images, truths, predictions, strict=True)):
         for column, (labels, title) in enumerate(((truth, "truth"), (prediction, "prediction"))):
@@ -68,7 +71,7 @@ def draw_masks(
             axes.axis("off")
             if row == 0:
                 axes.set_title(title, fontsize=9, color="#1b2733")
-    _name_classes(figure, np.unique([truths, predictions]), names, colours)
+    _name_classes(figure, numbers, names, colours)
     _save(path, figure)
 
 
@@ -87,12 +90,20 @@ def draw_outlines(path: PathLike, image: np.ndarray, labels: np.ndarray, *, lost
 
 
 def draw_legend(path: PathLike, names: Sequence[str]) -> None:
-    """Draws the names of the classes beside the colours of their outlines; those of many classes repeat."""
+    """Draws the names of the classes beside the colours of their outlines; those of many classes repeat.
+
+    Of more than ``_NAMED`` classes, it says how many are left out.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.0, 0.4 + 0.2 * -(-min(len(names), _NAMED + 1) // 4)), facecolor="white")
-    _name_classes(figure, np.arange(min(len(names), _NAMED + 1)), names, _choose_colours(), place="center")
+    figure = Figure(figsize=(5.0, 0.4 + _height(len(names))), facecolor="white")
+    _name_classes(figure, np.arange(len(names)), names, _choose_colours(), place="center")
     _save(path, figure)
+
+
+def _height(count: int) -> float:
+    """The height of a legend of so many classes, in inches."""
+    return 0.2 * -(-min(count, _NAMED + 1) // _COLUMNS)
 
 
 def _choose_colours() -> Any:
@@ -104,14 +115,16 @@ def _choose_colours() -> Any:
 def _name_classes(
     figure: Any, numbers: np.ndarray, names: Sequence[str], colours: Any, *, place: str = "outside lower center"
 ) -> None:
-    """Adds the names of these classes in their colours, if they are few."""
+    """Adds the names of these classes in their colours; of very many, how many more there are."""
     from matplotlib.patches import Patch
 
     used = [number for number in numbers.tolist() if 0 < number < len(names)]
+    shown = [
+        Patch(color=colours((number - 1) % _COLOURS), label=elide_middle(names[number], 24)) for number in used[:_NAMED]
+    ]
     if len(used) > _NAMED:
-        return
-    shown = [Patch(color=colours((number - 1) % _COLOURS), label=elide_middle(names[number], 24)) for number in used]
-    legend = figure.legend(handles=shown, loc=place, ncols=4, fontsize=8, frameon=False)
+        shown.append(Patch(alpha=0.0, label=f"and {len(used) - _NAMED:,} more"))
+    legend = figure.legend(handles=shown, loc=place, ncols=_COLUMNS, fontsize=8, frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)  # names come from users: a $ in them does not begin a formula
 

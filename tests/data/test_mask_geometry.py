@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.data.box_geometry import place_file, restore_boxes
+from engine.data.box_geometry import place_boxes, place_file, restore_boxes
 from engine.data.decode import decode, turn_pixels, undo_orientation
 from engine.data.header import Header, read_header
 from engine.data.image_options import ImageForm, ImageOptions
@@ -41,7 +41,7 @@ def test_padding_has_no_say_and_no_pixel_is_lost() -> None:
     assert found.shape == (18, 36)
     assert set(np.unique(found)) == {0, 1}
     assert (found[1::3, 1::3] == chances[3:9].argmax(axis=-1)).all()  # the middle of each three by three pixels
-    for height, width in ((33, 100), (31, 97), (100, 33)):
+    for height, width in ((33, 100), (31, 97), (100, 33), (36, 100), (7, 1000), (1, 400)):
         found = restore_labels(np.ones([10, 10, 2]), of_png(height, width), ImageForm(size=(10, 10), options=PAD))
         assert (found == 0).all()
 
@@ -75,7 +75,8 @@ def test_a_photo_and_its_array_agree_on_every_place(
     upright = turn_pixels(bright, orientation)
     assert found.shape == upright.shape == header.upright
     known = found != 255
-    scale = place_file(header, form).scale
+    scale, across = place_file(header, form).scale
+    assert scale == across
     far = turn_pixels(np.abs(beyond) > 1.5 * (1 / height + 2 / width) * max(1, 1 / scale), orientation)
     assert (found == upright)[known & far].all()
     assert (known & far).sum() > 0.5 * known.sum()
@@ -89,6 +90,44 @@ def test_a_photo_and_its_array_agree_on_every_place(
     x1, y1, x2, y2 = np.clip(whole, 0, np.array([*header.upright[::-1]] * 2))
     shown = [x.min(), y.min(), x.max() + 1, y.max() + 1]
     np.testing.assert_allclose(shown, [x1, y1, x2, y2], rtol=0, atol=0.5 + 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize(("height", "width"), [(24, 1600), (3, 1000), (60, 1000), (1600, 24)])
+def test_masks_and_boxes_of_thin_images_lie_where_they_were_seen(
+    height: int, width: int, orientation: int, kind: str
+) -> None:
+    long, short = max(height, width), min(height, width)
+    bright = np.zeros((height, width), bool)
+    (bright if width == long else bright.T)[:, : long // 4] = True
+    exif = Image.Exif()
+    exif[274] = orientation
+    file = io.BytesIO()
+    Image.fromarray(np.uint8(bright * 255)).save(file, kind, exif=exif)
+    file.seek(0)
+    header, form = read_header(file), ImageForm(size=(32, 32), options=PAD)
+    white = decode(file.getvalue(), form)[..., 0] / 255.0
+    found = restore_labels(np.stack([1 - white, white], axis=-1), header, form)
+    upright = turn_pixels(bright, header.orientation)
+    assert found.shape == upright.shape
+    assert (found != 255).all(), "nothing is lost"
+    assert (found != upright).sum() <= short * long // 32
+    box = np.array([0.0, 0.0, *header.upright[::-1]])
+    placed = place_boxes(box, header, form)
+    y, x = np.nonzero(decode(_white(height, width, orientation, kind), form)[..., 0])
+    whole_blocks = kind == "PNG" or short % 8 == 0  # a decoder that reduces by 8 makes one row of 3, as of 8
+    np.testing.assert_allclose(
+        placed, [x.min(), y.min(), x.max() + 1, y.max() + 1], rtol=0, atol=0.51 if whole_blocks else 0.63
+    )
+    np.testing.assert_allclose(restore_boxes(placed, header, form), box, rtol=0, atol=1e-6)
+
+
+def _white(height: int, width: int, orientation: int, kind: str) -> bytes:
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[274] = orientation
+    Image.fromarray(np.full((height, width), 255, np.uint8)).save(file, kind, exif=exif)
+    return file.getvalue()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

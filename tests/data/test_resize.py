@@ -8,7 +8,7 @@ import tensorflow as tf
 from PIL import Image
 
 from engine import data
-from engine.data.resize import Resized, parse_image_size, resize, resize_all
+from engine.data.resize import Resized, find_fit, fit_within, parse_image_size, resize, resize_all
 
 
 @pytest.mark.parametrize(("text", "size"), [("224", (224, 224)), ("192x256", (192, 256)), (" 5X7 ", (5, 7))])
@@ -80,3 +80,49 @@ def test_image_size_applies_to_arrays_and_the_run_is_the_same_whatever_the_budge
         for name in ("image", "label", "index"):
             np.testing.assert_array_equal(one[name], other[name])
     assert data.open_data("fashion_mnist_mini").image_shape == (28, 28, 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "inner"),
+    [
+        ((3, 1000), (224, 224), (1, 224)),
+        ((1, 5000), (16, 16), (1, 16)),
+        ((40, 1000), (16, 16), (1, 16)),
+        ((7, 1000), (224, 224), (2, 224)),  # rounded up, so that 28% of it would be cropped
+        ((36, 100), (10, 10), (4, 10)),
+        ((1000, 3), (64, 224), (64, 1)),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_padding_loses_nothing_of_a_thin_image(
+    shape: tuple[int, int], size: tuple[int, int], inner: tuple[int, int], dtype: type
+) -> None:
+    most = 255 if dtype is np.uint8 else 1
+    image = np.full((1, *shape, 1), most, dtype)
+    along = int(np.argmax(shape))
+    ends = np.moveaxis(image, along + 1, 0)
+    reach = -(-shape[along] // size[along])  # a pixel of the result
+    ends[reach:-reach] = 0
+    fitted = fit_within(image, size)
+    assert (fitted.shape, fitted.dtype) == ((1, *size, 1), dtype)
+    assert find_fit(*shape, size) == (inner, True)
+    line = np.moveaxis(fitted, along + 1, 0).max(axis=(1, 2, 3)) / most
+    assert line[0] > 0.5
+    assert line[-1] > 0.5
+    assert line[2:-2].max() < 0.1
+    filled = np.argwhere(fit_within(np.full_like(image, most), size)[0, :, :, 0] > 0.99 * most)
+    assert tuple(filled.max(axis=0) - filled.min(axis=0) + 1) == inner
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [((90, 120), (32, 32)), ((33, 100), (10, 10)), ((31, 97), (10, 10)), ((667, 1000), (224, 224)), ((5, 4), (64, 48)), ((30, 20), (8, 40))]
+)  # fmt: skip
+def test_other_images_are_padded_to_the_same_bits_as_ever(shape: tuple[int, int], size: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (2, *shape, 3), np.uint8)
+    scale = min(size[0] / shape[0], size[1] / shape[1])
+    inner = round(shape[0] * scale), round(shape[1] * scale)
+    assert find_fit(*shape, size) == (inner, False)
+    top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
+    wanted = np.zeros((2, *size, 3), np.uint8)
+    wanted[:, top : top + inner[0], left : left + inner[1]] = resize(image, inner)
+    np.testing.assert_array_equal(fit_within(image, size), wanted)

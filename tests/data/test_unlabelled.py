@@ -112,6 +112,19 @@ def test_features_are_found_by_their_names_and_arrays_by_their_number(tmp_path: 
     assert table(f"{file},features=b,features=a", columns=())[1].tolist() == [[1.5, 2], [3, 4]]
 
 
+def test_a_column_is_used_once_also_where_two_features_of_the_run_have_equal_names(tmp_path: pathlib.Path) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    file = write(tmp_path / "a.csv", f"{composed},b,{decomposed}\n1,2,3\n")
+    assert table(str(file), columns=(composed, "b", decomposed))[1].tolist() == [[1, 2, 3]]
+    for columns, message in (
+        ((decomposed, "b", composed), "the file has .* twice"),
+        (("b", composed, "b"), "the file has .* twice"),
+        (("b", "b", "b"), "two features are called 'b' where the model or the data name them"),
+    ):
+        with pytest.raises(DataError, match=message):
+            table(str(file), columns=columns)
+
+
 def test_missing_numbers_are_what_they_were_in_the_run(tmp_path: pathlib.Path) -> None:
     file, said = write(tmp_path / "a.csv", "a,b\n1,NA\n,2\n"), list[str]()
     with pytest.raises(DataError, match=r"line 2: b is 'NA', which is not a number; missing=NA says"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -255,3 +256,82 @@ def test_an_export_is_calibrated_and_checked_on_what_there_is(
     pathlib.Path("other.csv").write_text("path,label,split\n3.png,cat,test\n4.png,cat,test\n")
     subject = open_subject("run", data="csv:other.csv")
     assert (len(subject.training), len(subject.examples)) == (2, 2)
+
+
+@pytest.mark.parametrize("name", ["valid", "validation", "dev", "Val", "Test", "testing", "eval"])
+def test_the_only_part_of_a_folder_may_have_any_name_of_a_part(
+    photos: pathlib.Path, opened: OpenedRun, name: str
+) -> None:
+    spec = write_folder(photos)
+    (photos / "d/test").rename(photos / f"d/{name}")
+    said: list[str] = []
+    examples = open_examples(opened, data=spec, say=said.append)
+    part = "test" if name.lower().startswith("test") else "eval"
+    assert (examples.name, len(examples.part), sorted(set(examples.part.labels))) == (part, 3, [0, 2])
+    assert f"data: the folder {name} is the part {'val' if part == 'eval' else part}" in said
+    spec = write_masks(photos)
+    (photos / "s/test").rename(photos / f"s/{name}")
+    source = undivided(spec, image_size=8, to_train=False)
+    assert [len(found) for found in (source.train, source.eval, source.test or ())] == (
+        [0, 0, 3] if part == "test" else [0, 3, 0]
+    )
+
+
+def test_no_way_out_is_a_flag_that_the_program_has_not(photos: pathlib.Path) -> None:
+    for number, name in enumerate(("valid", "test", "training")):
+        (photos / f"flat/{name}").mkdir(parents=True)
+        Image.fromarray(images(1)[0]).save(photos / f"flat/{name}/{number}.png")
+    (photos / "mixed/val/a").mkdir(parents=True)
+    (photos / "mixed/other").mkdir(parents=True)
+    for place in ("mixed/val/a", "mixed/other"):
+        Image.fromarray(images(1)[0]).save(photos / f"{place}/0.png")
+    for folder in ("flat", "mixed"):
+        for to_train in (True, False):
+            with pytest.raises(InputError) as caught:
+                undivided(f"folder:{photos}/{folder}", image_size=8, to_train=to_train)
+            assert ("--parts=off" in str(caught.value)) == to_train
+
+
+def masks_of(folder: pathlib.Path, *numbers: np.ndarray, names: str | None = None) -> str:
+    """A folder of images whose masks have these numbers, to be evaluated."""
+    shutil.rmtree(folder / "one", ignore_errors=True)
+    for kind in ("images", "masks"):
+        (folder / "one" / kind).mkdir(parents=True)
+    for number, mask in enumerate(numbers):
+        Image.fromarray(images(1)[0]).save(folder / f"one/images/{number}.png")
+        Image.fromarray(mask.astype(np.uint8)).save(folder / f"one/masks/{number}.png")
+    if names is not None:
+        (folder / "one/classes.txt").write_text(names)
+    return f"folder:{folder}/one"
+
+
+@pytest.mark.parametrize("number", [0, 1, 7, 40])
+def test_masks_of_one_class_are_evaluated_and_trained_on_only_where_names_settle_it(
+    tmp_path: pathlib.Path, number: int
+) -> None:
+    flat = np.full((8, 8), number)
+    spec = masks_of(tmp_path, flat, flat)
+    source = undivided(spec, image_size=8, to_train=False)
+    assert set(np.unique(source.train.labels)) == {number}
+    with pytest.raises(InputError, match=f"all pixels that count are {number}"):
+        undivided(spec, image_size=8)
+    spec = masks_of(tmp_path, flat, flat, names="".join(f"class {each}\n" for each in range(41)))
+    assert len(undivided(spec, image_size=8).classes) == 41
+
+
+def test_masks_whose_numbers_cannot_be_known_are_refused_with_a_way_out_that_there_is(tmp_path: pathlib.Path) -> None:
+    object_255 = 255 * np.eye(8)
+    objects = np.arange(64).reshape(8, 8)
+    for masks in ((object_255,), (objects % 3, objects % 5, objects % 7)):
+        spec = masks_of(tmp_path, *masks)
+        with pytest.raises(InputError) as caught:
+            undivided(spec, image_size=8, to_train=False)
+        assert "name the classes in classes.txt" in str(caught.value)
+        assert "--masks=" not in str(caught.value)
+        spec = masks_of(tmp_path, *masks, names="".join(f"class {each}\n" for each in range(8)))
+        assert len(undivided(spec, image_size=8, to_train=False).classes) == 8
+    with pytest.raises(InputError, match=r"all pixels that count are 0 \(255 is ignored\)"):
+        undivided(masks_of(tmp_path, object_255, names="ground\nobject"), image_size=8)
+    spec = masks_of(tmp_path, np.full((8, 8), 255))
+    with pytest.raises(InputError, match="every pixel of the masks is ignored, as the run read its own"):
+        undivided(spec, image_size=8, to_train=False)

@@ -17,7 +17,7 @@ from pixel_scenes import SIZE, write_scenes
 from engine import FinetuneConfig, finetune
 from engine.data.label_images import read_label_image
 from engine.recipes.reopen import open_run
-from engine.recipes.restored_masks import restore_mask
+from engine.recipes.restored_masks import name_masks, restore_mask
 from engine.recipes.run_result import RunResult
 from engine.runs import picture, records
 
@@ -150,3 +150,40 @@ def test_a_padded_run_loses_nothing(
     for number in range(3):
         assert (labels[:, 16 * number + 3 : 16 * number + 13] == number).all()
     assert SIZE == 16
+
+
+def test_no_label_image_has_the_name_of_a_folder_of_others(
+    run_each: RunEach, pixel_run: RunResult, images: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    shutil.move(images / "more", images / "a.png.png")
+    (images / "c.png").unlink()
+    (found,) = run_each(
+        "scripts.predict", [[f"--run={pixel_run.out}", f"--images={images}", f"--out={tmp_path}/f.csv"]]
+    )
+    assert found[0] == 0, found
+    rows = list(csv.DictReader((tmp_path / "f.csv").open()))
+    told = {pathlib.Path(row["file"]).relative_to(images).as_posix(): row["mask"] for row in rows}
+    assert told == {
+        "a.bmp": "f_masks/labels/a.bmp.png",
+        "a.png": "f_masks/labels/a.png.png.png",
+        "a.png.png/b.png": "f_masks/labels/a.png.png/b.png",
+    }
+    assert all((tmp_path / mask).is_file() for mask in told.values())
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["a.jpg", "b/c.jpg"], ["a.png", "b/c.png"]),
+        (["a.jpg", "a.png/b.jpg"], ["a.jpg.png", "a.png/b.png"]),
+        (["a.jpg", "a.png/b.jpg", "a.jpg.png/c.jpg"], ["a.jpg.png.png", "a.png/b.png", "a.jpg.png/c.png"]),
+        (["a.jpg", "a.png/b.jpg", "a.jpg.bmp"], ["a.jpg.png.png", "a.png/b.png", "a.jpg.png"]),
+        (["a.jpg", "a.bmp", "a.jpg.png/b.jpg"], ["a.jpg.png.png", "a.bmp.png", "a.jpg.png/b.png"]),
+        (["d/e.jpg", "d/e.png/f.png/g.jpg", "d/e.png/f.jpg"], ["e.jpg.png", "e.png/f.png/g.png", "e.png/f.jpg.png"]),
+    ],
+)
+def test_names_of_label_images_differ_from_one_another_and_from_folders(files: list[str], names: list[str]) -> None:
+    found = name_masks([pathlib.Path(file) for file in files])
+    assert [name.as_posix() for name in found] == names
+    assert len(set(found)) == len(found)
+    assert not {folder for name in found for folder in name.parents} & set(found)

@@ -45,7 +45,7 @@ SIGNATURES: dict[str, str | None] = {
     "audit_graph": "(facts: 'GraphFacts', train_op: 'str | Sequence[str] | None' = None, *, expect_frozen: 'Filter | str | None' = None) -> 'Audit'",
     "audit_step": "(step: 'TrainStep', selection: 'Selection', batch: 'Mapping[str, Any]') -> 'Audit'",
     "blocks": None,
-    "build_model": "(spec: 'str', *, image_shape: 'tuple[int, ...]', outputs: 'int', head: 'str | None' = None, logits: 'bool | Collection[str]' = True, seed: 'int' = 0, dtype: 'Any' = tf.float32, compute: 'Any' = None, graph: 'Mapping[str, str] | None' = None, inputs: 'Mapping[str, ArraySpec] | None' = None, tasks: 'Mapping[str, int] | None' = None) -> 'Model'",
+    "build_model": "(spec: 'str', *, image_shape: 'tuple[int, ...]', outputs: 'int', outputs_of: 'OutputsOf | None' = 'example', head: 'str | None' = None, logits: 'bool | Collection[str]' = True, seed: 'int' = 0, dtype: 'Any' = tf.float32, compute: 'Any' = None, graph: 'Mapping[str, str] | None' = None, inputs: 'Mapping[str, ArraySpec] | None' = None, tasks: 'Mapping[str, int] | None' = None) -> 'Model'",
     "export_savedmodel": "(run: 'PathLike', out: 'PathLike', *, data: 'str | None' = None, ema: 'bool | None' = None, checkpoint: 'str | None' = None) -> 'ExportResult'",
     "finetune": "(config: 'FinetuneConfig', *, listener: 'Listener | None' = None) -> 'RunResult'",
     "group": "(name: 'str') -> 'Filter'",

@@ -49,7 +49,7 @@ MISTAKES: dict[str, list[tuple[str, str]]] = {
     "migrate": [("--tags=x", "old=None"), ("--checkpoint=x", "old=None")],
     "inspect_checkpoint": [("--merge_parts", "source=None"), ("--filter=(", "source=None")],
     "audit_graph": [("--train_op=x", "graph=None"), ("--out=x/y/z", "graph=None")],
-    "predict": [("--top=2", "run, model: expected one"), ("--run=x", "images: expected a folder")],
+    "predict": [("--top=2", "run, model: expected one"), ("--run=x", "--texts (a file or a folder of texts)")],
     "evaluate": [("--out=x", "run, model: expected one"), ("--model=vit:mini", "data: expected the name")],
     "pack_weights": [("--source=x", "out"), ("--out=x", "source")],
     "make_pretraining_set": [("--source=x", "out"), ("--classes=1", "out")],

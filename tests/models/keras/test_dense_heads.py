@@ -74,7 +74,7 @@ def build(spec: str, head: str | None, size: int = 16, outputs: int = 3, **given
         image_shape=(size, size, 3),
         outputs=outputs,
         head=head,
-        **given,
+        **{"outputs_of": "pixel"} | given,
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from engine.data.class_names import normal_form, read_class_names
+from engine.data.class_names import read_class_names, same_names
 from engine.files import FileError, PathLike
 from engine.models.spec import Model
 from engine.porting.class_order import WAY_OUT, ClassMatch, InClassOrder, match_classes
@@ -63,7 +63,7 @@ class HeadClasses:
             return f"the file does not name its classes, so its head is taken{names}"
         if not self.wanted:
             return f"the data do not name their classes, so the head for {join_words(self.given)} is taken as it is"
-        if normal_form(self.given) != normal_form(self.wanted):
+        if not same_names(self.given, self.wanted):
             raise PortError(
                 f"{file}: its head is for {join_words(self.given)}, the data have {join_words(self.wanted)}; with rules of "
                 "your own the two cannot be matched by name, so add the line `fresh head/.*`, which starts the head anew"
@@ -134,7 +134,7 @@ def compare_own_classes(model: Model, wanted: Sequence[str]) -> str:
             else "as it is"
         )
         return f"{name} does not name its classes, so its own head is taken {names}"
-    if wanted and normal_form(given) != normal_form(wanted):
+    if wanted and not same_names(given, wanted):
         raise PortError(
             f"model={model.name!r}: its head is for {join_words(given)}, the data have {join_words(wanted)}; "
             f"{'without head=own it starts anew' if model.own_file.endswith('.json') else '--head=gap gives it a new head'}"

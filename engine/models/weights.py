@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from engine import porting
 from engine.data import Normalise
-from engine.data.class_names import normal_form, read_class_names
+from engine.data.class_names import read_class_names, same_names
 from engine.errors import InputError
 from engine.files import Npz, PathLike
 from engine.models.adapters.attach import attach_requested, holds_requested
@@ -133,7 +133,7 @@ def load_in_order(model: Model, weights: PathLike, classes: Sequence[str], **giv
     loaded = load_as_it_is(model, weights, **given)
     holder = loaded.head_from
     found = read_class_names(holder) if holder is not None and pathlib.Path(holder).is_file() else None
-    if found is None or not classes or normal_form(found) == normal_form(classes) or len(found) != len(classes):
+    if found is None or not classes or same_names(found, classes) or len(found) != len(classes):
         return loaded
     raise porting.PortError(
         f"{holder}: its head is for {join_words(found)}, in this order, the data have {join_words(classes)}; its maps cannot be "

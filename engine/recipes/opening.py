@@ -10,7 +10,7 @@ import numpy as np
 
 from engine import data as sources
 from engine import models
-from engine.data.class_names import normal_form, read_class_names
+from engine.data.class_names import read_class_names, same_names
 from engine.digests import digest
 from engine.errors import InputError
 from engine.files import PathLike
@@ -118,7 +118,7 @@ def _choose_names(weights: PathLike, classes: Sequence[str] | int | None) -> tup
     names = tuple(classes)
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"classes: {doubled[0]!r} is named twice")
-    if given is not None and normal_form(given) != normal_form(names):
+    if given is not None and not same_names(given, names):
         raise InputError(
             f"classes={','.join(names)}: {file} has a head for {join_words(given)}, in this order; leave out --classes"
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.data.class_names import normal_form, read_task_class_names
+from engine.data.class_names import read_task_class_names, same_names
 from engine.data.class_pixels import count_pixels
 from engine.data.part import DataError, Part, Source, check_labels
 from engine.data.tasks import has_label, view_task
@@ -165,7 +165,7 @@ def check_task_classes(weights: PathLike, outputs: Sequence[Output]) -> None:
     for output in outputs:
         file, names = given.get(output.name, ("", ()))
         wanted = output.class_names or ()
-        if names and wanted and len(names) == len(wanted) and normal_form(names) != normal_form(wanted):
+        if names and wanted and len(names) == len(wanted) and not same_names(names, wanted):
             raise PortError(
                 f"{file}: its output {output.name!r} is for {join_words(names)}, in this order, and the data have "
                 f"{join_words(wanted)}. Heads of several tasks are not matched by the names of their classes; a rule file with "

@@ -13,7 +13,7 @@ import numpy as np
 
 from engine import models
 from engine.data import Normalise
-from engine.data.class_names import normal_form, read_class_names
+from engine.data.class_names import read_class_names, same_names
 from engine.data.image_options import make_form
 from engine.data.part import ArraySpec
 from engine.errors import InputError
@@ -315,7 +315,7 @@ def _load_checkpoint(opened: OpenedRun, file: pathlib.Path) -> OpenedRun:
 def _check_classes(opened: OpenedRun, file: pathlib.Path) -> None:
     """Raises InputError if a weights file names other classes than the run."""
     given, own = read_class_names(file), opened.class_names
-    if given is not None and own is not None and normal_form(given) != normal_form(own):
+    if given is not None and own is not None and not same_names(given, own):
         raise InputError(f"{file}: it is for {join_words(given)}, and the run for {join_words(own)}")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.data.class_names import match_names
+from engine.data.class_names import match_names, same_names
 from engine.data.examples import make_source
 from engine.data.features import Features, order_columns
 from engine.data.part import Part, Source, Target
@@ -225,3 +225,15 @@ def test_classes_that_repeat_in_a_run_are_refused_only_if_data_have_them(monkeyp
 def test_many_names_are_matched_at_once() -> None:
     names = [str(number) for number in range(50_000)]
     assert match_names("data=x", "features", names[::-1], names) == list(range(50_000))[::-1]
+
+
+def test_a_head_is_taken_as_it_is_only_if_equal_names_are_spelt_alike() -> None:
+    from engine.porting.class_order import match_classes
+    from engine.porting.errors import PortError
+
+    names, file = (COMPOSED, "b", DECOMPOSED), pathlib.Path("a.npz")
+    assert match_classes(file, names, names, outputs=(3, 3)) is None
+    assert match_classes(file, (COMPOSED, "b"), (DECOMPOSED, "b"), outputs=(2, 2)) is None
+    with pytest.raises(PortError, match="twice, so its outputs cannot be told apart"):
+        match_classes(file, names, names[::-1], outputs=(3, 3))
+    assert [same_names(names, each) for each in (names, names[::-1])] == [True, False]

@@ -15,7 +15,10 @@ from engine.selection.layer_groups import elide_middle
 
 NAME = "predictions.png"
 MOST = 6  # images
-_COLUMNS = 4  # of a legend
+_ACROSS = 5.0  # inches of a picture with a legend
+_COLUMNS = 4  # of a legend, at most
+_LONGEST = 24  # characters of a name in it
+_NARROW = frozenset("abcdefghijklnopqrstuvxyz0123456789 -_.,'/()")
 _NAMED = 1000  # classes that a legend names at most
 _COLOURS = 9  # that are told apart
 _SCALE = 3  # a pixel of an image becomes so many, so that outlines are thin
@@ -58,11 +61,11 @@ def draw_masks(
 
     colours = _choose_colours()
     height, width = images.shape[1:3]
-    across = 5.0
     numbers = np.unique([truths, predictions])
-    below = max(1.0, 0.4 + _height(len(numbers)))  # inches for the legend and the titles
+    used = [names[number] for number in numbers.tolist() if 0 < number < len(names)]
+    below = max(1.0, 0.4 + _height(used))  # inches for the legend and the titles
     figure = Figure(
-        figsize=(across, len(images) * across / 2 * height / width + below), facecolor="white", layout="constrained"
+        figsize=(_ACROSS, len(images) * _ACROSS / 2 * height / width + below), facecolor="white", layout="constrained"
     )
     for row, (image, truth, prediction) in enumerate(zip(images, truths, predictions, strict=True)):
         for column, (labels, title) in enumerate(((truth, "truth"), (prediction, "prediction"))):
@@ -96,14 +99,28 @@ def draw_legend(path: PathLike, names: Sequence[str]) -> None:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.0, 0.4 + _height(len(names))), facecolor="white")
+    figure = Figure(figsize=(_ACROSS, 0.4 + _height(names)), facecolor="white")
     _name_classes(figure, np.arange(len(names)), names, _choose_colours(), place="center")
     _save(path, figure)
 
 
-def _height(count: int) -> float:
-    """The height of a legend of so many classes, in inches."""
-    return 0.2 * -(-min(count, _NAMED + 1) // _COLUMNS)
+def _list_labels(names: Sequence[str]) -> list[str]:
+    """What a legend of these classes says: their names, and of very many how many more there are."""
+    more = len(names) - _NAMED
+    shown = [elide_middle(name, _LONGEST) for name in names[:_NAMED]]
+    return [*shown, f"and {more:,} more, named in the table"] if more > 0 else shown
+
+
+def _height(names: Sequence[str]) -> float:
+    """The height of a legend of these classes, in inches."""
+    labels = _list_labels(names)
+    return 0.2 * -(-len(labels) // _fit_columns(labels))
+
+
+def _fit_columns(labels: Sequence[str]) -> int:
+    """How many columns of these labels lie side by side in the width of a picture: capitals and other scripts are wide."""
+    longest = max((sum(1.0 if letter in _NARROW else 1.7 for letter in label) for label in labels), default=1)
+    return max(1, min(_COLUMNS, int(_ACROSS / (0.55 + 0.067 * longest))))
 
 
 def _choose_colours() -> Any:
@@ -119,12 +136,13 @@ def _name_classes(
     from matplotlib.patches import Patch
 
     used = [number for number in numbers.tolist() if 0 < number < len(names)]
+    labels = _list_labels([names[number] for number in used])
     shown = [
-        Patch(color=colours((number - 1) % _COLOURS), label=elide_middle(names[number], 24)) for number in used[:_NAMED]
+        Patch(color=colours((number - 1) % _COLOURS), label=label)
+        for number, label in zip(used[:_NAMED], labels, strict=False)
     ]
-    if len(used) > _NAMED:
-        shown.append(Patch(alpha=0.0, label=f"and {len(used) - _NAMED:,} more"))
-    legend = figure.legend(handles=shown, loc=place, ncols=_COLUMNS, fontsize=8, frameon=False)
+    shown += [Patch(alpha=0.0, label=label) for label in labels[len(shown) :]]
+    legend = figure.legend(handles=shown, loc=place, ncols=_fit_columns(labels), fontsize=8, frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)  # names come from users: a $ in them does not begin a formula
 

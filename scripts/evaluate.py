@@ -43,6 +43,7 @@ def main() -> int:
     from engine.data import corruptions
     from engine.data.source import check_source
     from engine.porting.deltas.interpolation import parse_ratios
+    from engine.runs.existing import check_no_run
     from engine.training.metric_names import parse_metrics
     from engine.writing import check_folder
 
@@ -60,6 +61,7 @@ def main() -> int:
             raise InputError(f"interpolate={given.interpolate}: only a --run says from which weights it began")
     if given.out is not None:
         check_folder(given.out)
+        check_no_run(given.out)
     tf = cli.import_tensorflow(keras=cli.needs_keras(model_flags.model_name()))
     from engine.recipes.evaluate import evaluate
     from engine.recipes.evaluation_data import open_examples

@@ -84,7 +84,7 @@ def _print(result: Any) -> None:
 def _describe(found: Any) -> str:
     """How far an output of the export is from the model's."""
     agreement = "" if found.agreement is None else f", the same class for {found.agreement:.2%}"
-    return f"the largest difference of an output is {found.largest_difference:.3g} (outputs up to {found.scale:.3g}){agreement}"
+    return f"the largest difference of an output is {found.largest_difference:.3g} ({'outputs up to ' if found.scale > 1 else 'outputs of at most '}{found.scale:.3g}){agreement}"
 
 
 def run() -> None:

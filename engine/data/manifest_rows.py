@@ -16,7 +16,7 @@ from engine.data.part import DataError
 from engine.data.part_names import PARTS, PartWords, suggest_part
 from engine.errors import FileError
 from engine.reading import check_memory
-from engine.text import join_words, parse_number
+from engine.text import parse_number
 
 _CHECKED = 1 << 22  # numbers between two looks at the memory
 _UNSURE = ("na", "n/a", "nan", "null", "none", "?", "-", "missing", "unknown")  # often written for a missing cell
@@ -112,6 +112,6 @@ def _find_part(about: str, words: PartWords, line: int, column: str, text: str) 
         raise DataError(f"{about}: line {line}: {column}: {error}") from None
     if part is None:
         raise DataError(
-            f"{about}: line {line}: {column} is {text[:60]!r}; expected {join_words(PARTS)}{suggest_part(text)}"
+            f"{about}: line {line}: {column} is {text[:60]!r}; expected {', '.join(PARTS[:-1])} or {PARTS[-1]}{suggest_part(text)}"
         )
     return PARTS.index(part)

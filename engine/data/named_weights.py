@@ -71,7 +71,7 @@ def read_named_weights(path: PathLike, *, about: str, named: str = "class") -> l
         ) from None
     for name, weight in found:
         if not (math.isfinite(weight) and weight >= 0):
-            raise InputError(f"{about}: the weight of {name!r} is {weight:g}; expected a number of at least 0")
+            raise InputError(f"{about}: the weight of {name!r} is {weight:g}; expected a finite number of at least 0")
     return found
 
 

@@ -180,11 +180,15 @@ def _read_settings(folder: pathlib.Path, words: dict[str, int]) -> tuple[bool, b
                 found = read_json(folder / name, _LARGEST)
             except FileError as error:
                 raise DataError(str(error)) from None
-            given |= {key: (value, name) for key, value in found.items()} if isinstance(found, dict) else {}
+            if not isinstance(found, dict):
+                raise DataError(f"{folder / name}: it has {type(found).__name__}; expected an object of settings")
+            given |= {key: (value, name) for key, value in found.items()}
 
     def flag(key: str) -> bool | None:
-        value = given.get(key, (None, ""))[0]
-        return value if isinstance(value, bool) else None
+        value, name = given.get(key, (None, ""))
+        if value is not None and not isinstance(value, bool):
+            raise DataError(f"{folder / name}: {key} is {value!r}; expected true or false")
+        return value
 
     strip, chinese = flag("strip_accents"), flag("tokenize_chinese_chars")
     lower, why = flag("do_lower_case"), given.get("do_lower_case", ("", ""))[1]

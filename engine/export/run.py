@@ -218,7 +218,7 @@ def _check_loss(found: Comparison, config: ExportConfig) -> None:
         if each.accuracy is None or each.model_accuracy is None:
             raise ExportError(
                 f"{about}there is no accuracy to compare; the largest difference of an output is "
-                f"{each.largest_difference:.3g}, of outputs up to {each.scale:.3g}. --yes writes the model; nothing is written"
+                f"{each.largest_difference:.3g}, of outputs up to {each.scale:.3g} (counted as 1 if less). --yes writes the model; nothing is written"
             )
         lost = each.model_accuracy - each.accuracy
         if lost > config.max_accuracy_loss:

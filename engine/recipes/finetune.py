@@ -8,6 +8,7 @@ import pathlib
 import tensorflow as tf
 
 from engine import part_times
+from engine.data.source import find_place
 from engine.devices import select_device
 from engine.distribution.distribution import Distribution, WorkerLostError
 from engine.distribution.start import start_distribution
@@ -88,6 +89,14 @@ def _introduce(distribution: Distribution) -> str | None:
     return None if distribution.kind == "none" else f"distribution: {replicas} in this process"
 
 
+def _find_folders(config: FinetuneConfig) -> dict[str, pathlib.Path | None]:
+    """The folders of data and model that a run reads, as ``existing.check_apart`` takes them."""
+    place = find_place(config.data) if config.data.partition(":")[0] in ("folder", "text") else None
+    model = pathlib.Path(config.model.partition(":")[2].partition(",")[0])
+    named = ":" in config.model and model.is_dir()
+    return {"data": place if place is not None and place.is_dir() else None, "model": model if named else None}
+
+
 def _finetune(config: FinetuneConfig, listener: Listener, distribution: Distribution) -> RunResult:
     with contextlib.ExitStack() as held:
 
@@ -95,6 +104,8 @@ def _finetune(config: FinetuneConfig, listener: Listener, distribution: Distribu
             if not distribution.is_chief:
                 return ""
             out = pathlib.Path(config.out) if config.out else existing.choose_out(config.model)
+            if not config.resume:
+                existing.check_apart(out, **_find_folders(config))
             holding = existing.hold_run(out, resume=config.resume, say=listener.say)
             if not config.dry_run:
                 held.enter_context(holding)

@@ -79,7 +79,7 @@ def _check_dense(source: Source, loss: TaskLoss) -> None:
     """Raises LossError if a loss of pixels meets labels of examples, or the other way round."""
     if source.train.dense and loss.kind not in ("softmax", *OF_PIXELS) and not loss.kind.startswith(PREFIX):
         raise LossError(
-            f"loss={loss.kind}: {source.name} has masks, a class for each pixel; expected softmax, {join_words(OF_PIXELS)} or "
+            f"loss={loss.kind}: {source.name} has masks, a class for each pixel; expected softmax, {', '.join(OF_PIXELS)} or "
             f"{PREFIX}module:name"
         )
     if loss.kind in OF_PIXELS and not source.train.dense:

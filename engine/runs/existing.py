@@ -43,6 +43,27 @@ def check_out(out: PathLike, *, resume: bool) -> None:
             writing.check_folder(folder / name)
 
 
+def check_apart(out: PathLike, *, data: PathLike | None, model: PathLike | None) -> None:
+    """Raises RunDirectoryError if a run would write among the files that it reads, or that the next run reads.
+
+    ``data`` is a folder all of whose folders are read, and ``model`` that of a model; None where there is none.
+    """
+    folder = pathlib.Path(os.path.realpath(out))
+    if data is not None and (place := pathlib.Path(os.path.realpath(data))) in (folder, *folder.parents):
+        raise RunDirectoryError(
+            f"out={out}: {'it is' if folder == place else 'it lies in'} the folder of the data, {data}, where the files of the run "
+            "would be taken for data; choose a folder outside"
+        )
+    if model is not None and folder == pathlib.Path(os.path.realpath(model)):
+        raise RunDirectoryError(f"out={out}: it is the folder of the model; choose another folder")
+
+
+def check_no_run(out: PathLike) -> None:
+    """Raises RunDirectoryError if a folder is that of a run, some of whose files would be replaced."""
+    if any((pathlib.Path(out) / each).exists() for each in ("run.json", "flags.json")):
+        raise RunDirectoryError(f"out={out}: it holds a run, whose files would be replaced; choose another folder")
+
+
 def check_not_of_run(path: PathLike, *, name: str) -> None:
     """Raises RunDirectoryError, which names the argument ``name``, if a path is that of a file of a run."""
     path = pathlib.Path(path)

@@ -190,7 +190,7 @@ BAD: dict[str, tuple[str, str, str]] = {
     "open quote": ('path,label\np/0.png,"a\np/1.png,b\n', "", "line 2 is not valid CSV (unexpected end of data)"),
     "missing files": (PARTS.replace("p/3", "q/3").replace("p/8", "q/8"), "", "2 of 12 files in the column path do not exist: q/3.png (line 5), q/8.png (line 10); paths are relative to"),
     "backslashes": (PARTS.replace("p/3", "p\\3"), "", "their names have \\ where / is expected"),
-    "part": (PARTS.replace("val", "vall"), "", "line 8: split is 'vall'; expected train, val and test; nearest: val"),
+    "part": (PARTS.replace("val", "vall"), "", "line 8: split is 'vall'; expected train, val or test; nearest: val"),
     "two words for a part": (PARTS.replace("val", "dev").replace("8.png,ant,dev", "8.png,ant,Val"), "", "line 10: split: 'Val' and 'dev' (line 8) both mean the part val; whether they are one part is not known"),
     "no train": (PARTS.replace("train", "test"), "", "no row is of the part train, by the column split"),
     "class of the test part": (PARTS + "p/0.png,fox,test\n", "", "line 14: label 'fox' appears only in the part test"),

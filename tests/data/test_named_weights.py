@@ -118,7 +118,7 @@ def test_other_examples_are_named_by_numbers_which_what_is_held_out_does_not_mov
     [
         ("train/a/0.png,1\ntrain/a/0.png,2", "'train/a/0.png' has two weights"),
         ("train/a/1.png,1", r"the data have no image 'train/a/1.png'; an image is named by its path.*nearest: train/"),
-        ("train/a/0.png,-1", "the weight of 'train/a/0.png' is -1; expected a number of at least 0"),
+        ("train/a/0.png,-1", "the weight of 'train/a/0.png' is -1; expected a finite number of at least 0"),
         ("train/a/0.png,1e39", "is 1e[+]39, which no float32 holds"),
         ("train/a/0.png", "line 1 has 1 cells"),
         ("train/a/0.png,O.2\ntrain/a/2.png,1", "line 1: 'O.2' is not a number"),

@@ -50,7 +50,7 @@ def test_a_class_that_weighs_nothing_is_told() -> None:
         ('{"cat": 1, "dog": 1}', "it has no weight for emu; expected one for each of 3 classes"),
         ('{"cat": 1, "dog": 1, "emu": 1, "eel": 1}', "the data have no class 'eel'; their classes are cat, dog, emu"),
         ('{"cat": 1, "cat": 2, "dog": 1, "emu": 1}', "class 'cat' has two weights"),
-        ("cat,1\ndog,1\nemu,-1", "the weight of 'emu' is -1; expected a number of at least 0"),
+        ("cat,1\ndog,1\nemu,-1", "the weight of 'emu' is -1; expected a finite number of at least 0"),
         ('{"cat": NaN, "dog": 1, "emu": 1}', "the weight of 'cat' is nan"),
         ('{"cat": Infinity, "dog": 1, "emu": 1}', "the weight of 'cat' is inf"),
         ('{"cat": "1", "dog": 1, "emu": 1}', "expected a JSON object.*the weight of 'cat' is '1'"),

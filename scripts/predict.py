@@ -122,7 +122,7 @@ def _check_masks(opened: OpenedRun) -> None:
     about = f"{'model' if opened.path is None else 'run'}={opened.path or opened.config.model}: it gives a class to each pixel"
     if flags.FLAGS.out is None:
         raise InputError(
-            f"out=None: {about}, and label images are files; --out=FILE.csv writes a table, and the folder FILE_masks "
+            f"out: {about}, and label images are files; --out=FILE.csv writes a table, and the folder FILE_masks "
             "beside it"
         )
     if flags.FLAGS.top is not None:

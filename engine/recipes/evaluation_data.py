@@ -74,6 +74,8 @@ def open_examples(
         raise InputError(
             f"run={opened.path}: the data of the run, {spec}, are not there; --data says where they are now, or names others"
         )
+    if kind == "text" and len(opened.image_shape) == 3:
+        raise InputError(f"data={spec}: these are texts, and the model takes images")
     given: dict[str, Any] = {
         "image_size": opened.image_shape[:2] if len(opened.image_shape) == 3 and kind != "py" else None,
         "bad_images": bad_images or (config.bad_images if kind in OF_FILES else "stop"),
@@ -118,6 +120,7 @@ def open_examples(
         whole = source.with_classes()
         chosen, source = _part(whole, name, divided=name != "all"), whole
     say(f"data:    {source.name}, {len(chosen):,} examples ({_describe(name, own=own)})")
+    _check_pixels(opened, chosen, source.name)
     fit = _fit_tasks if opened.tasks else _fit_labels
     fitted = fit(opened, source, _fit_inputs(opened, source.name, chosen), say)
     return Examples(source=source, part=fitted, name=name, own=own)
@@ -145,6 +148,14 @@ def _standardise(opened: OpenedRun, source: Source, say: Callable[[str], None]) 
             f"not record by which mean; {source.name},standardise=FILE names the file of the run's own data"
         )
     return source
+
+
+def _check_pixels(opened: OpenedRun, part: Part, name: str) -> None:
+    """Raises InputError if labels are those of pixels and the model's only output is not, or the other way round."""
+    if opened.data.outputs_of == "pixel" and not part.dense:
+        raise InputError(f"data={name}: the model gives a class to each pixel, and these data have no masks")
+    if opened.data.outputs_of == "example" and part.dense:
+        raise InputError(f"data={name}: these data have masks, and the model does not give a class to each pixel")
 
 
 def _check_texts(opened: OpenedRun, source: Source) -> None:
@@ -252,7 +263,7 @@ def _fit_columns(opened: OpenedRun, source: Source, part: Part, say: Callable[[s
 
 def _fit_boxes(opened: OpenedRun, source: Source, part: Part, say: Callable[[str], None]) -> Part:
     """The part with the classes of its boxes in the order of the model's."""
-    source.outputs(opened.loss)  # which says what is wrong with labels that are no boxes
+    source.outputs(opened.loss)  # which says what is wrong with labels that are not boxes
     own = opened.class_names or ()
     if same_names(source.classes, own):
         return part

@@ -338,7 +338,7 @@ def _open_source(
 
 
 def find_tokenizer(model: str, data: str, max_tokens: int | None) -> TokenizerFiles | None:
-    """The tokenizer for these data: the one that they name, or the model's own; None if there is none, or they are no texts."""
+    """The tokenizer for these data: the one that they name, or the model's own; None if there is none, or they are not texts."""
     if not data.startswith("text:"):
         if max_tokens is not None:
             raise InputError(f"max_tokens={max_tokens}: it is about texts, and data={data} is not text:PATH")

@@ -70,7 +70,7 @@ def draw_targets(boxes: Any, height: int, width: int, classes: int) -> Targets:
     bells = profile(row, height)[..., :, None] * profile(column, width)[..., None, :]
     batch, most = tf.shape(boxes)[0], tf.shape(boxes)[1]
     number = tf.cast(boxes[..., 0], tf.int32)
-    # one segment for each example and class; rows that are no box belong to none
+    # one segment for each example and class; rows that are not a box belong to none
     segments = tf.where(present, tf.range(batch)[:, None] * classes + number, -1)
     drawn = tf.math.unsorted_segment_max(
         tf.reshape(bells, [batch * most, height, width]), tf.reshape(segments, [-1]), batch * classes

@@ -237,3 +237,22 @@ def test_a_head_is_taken_as_it_is_only_if_equal_names_are_spelt_alike() -> None:
     with pytest.raises(PortError, match="twice, so its outputs cannot be told apart"):
         match_classes(file, names, names[::-1], outputs=(3, 3))
     assert [same_names(names, each) for each in (names, names[::-1])] == [True, False]
+
+
+def test_data_of_another_kind_are_refused_as_such(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "t.tsv").write_text("text\tlabel\nhello\ta\nbye\tb\n")
+    with pytest.raises(InputError, match="these are texts, and the model takes images"):
+        open_examples(opened(), data=f"text:{tmp_path}/t.tsv")
+    images = np.zeros((4, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "d.npz", train_images=images, train_labels=np.arange(4) % 2)
+    with pytest.raises(InputError, match="the model gives a class to each pixel, and these data have no masks"):
+        open_examples(opened(outputs_of="pixel"), data=f"npz:{tmp_path}/d.npz")
+    for kind in ("images", "masks"):
+        (tmp_path / "scenes" / kind).mkdir(parents=True)
+        for number in range(4):
+            pixels = images[0] if kind == "images" else np.eye(8, dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "scenes" / kind / f"{number}.png")
+    with pytest.raises(InputError, match="these data have masks, and the model does not give a class to each pixel"):
+        open_examples(opened(outputs_of="example"), data=f"folder:{tmp_path}/scenes")
+    with pytest.raises(InputError, match="these data have masks, and the model does not give a class to each pixel"):
+        open_examples(opened(outputs_of="example", class_names=("a", "b")), data=f"folder:{tmp_path}/scenes")

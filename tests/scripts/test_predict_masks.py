@@ -117,7 +117,7 @@ def test_what_masks_need_is_asked_for_and_nothing_is_half_written(
     (tmp_path / "part.gif").write_bytes(data)
     before = sorted(path.name for path in tmp_path.iterdir())
     asked = {
-        (run, new): "out=None: run=",
+        (run, new): "out: run=",
         (run, new, "--format=csv"): "--out=FILE.csv writes a table, and the folder FILE_masks beside it",
         (run, new, f"--out={tmp_path}/m.csv", "--top=2"): "the share of every class is told; leave it out",
         (run, f"--images={images}/c.png", f"--out={tmp_path}/m.csv"): "none of the 1 files can be read as an image",
